@@ -1,0 +1,96 @@
+"""Shared fixtures. Tiny random towers are saved to folders: the code path of a hub id, without network."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import string
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+VOCABULARY = """
+[PAD] [UNK] [CLS] [SEP] [MASK] the a an is are was of in on at to and or with without for from by no not there
+left right both upper lower mid lung lungs zone heart cardiac size normal clear enlarged mild moderate severe small
+large pleural effusion effusions pneumothorax consolidation opacity opacities cardiomegaly pneumonia edema
+atelectasis acute chest radiograph xray image view ap pa lateral findings impression evidence seen possible patient
+##s ##es ##ed ##ing 0 1 2 3 4 5 6 7 8 9 . , : ; - ( ) /
+"""
+
+
+@pytest.fixture(scope="session")
+def realbench() -> Path:
+    """Folder of real radiographs with metadata.csv, named by ADAPTOR_REALBENCH; skips without it."""
+    folder = os.environ.get("ADAPTOR_REALBENCH")
+    if not folder:
+        pytest.skip("set ADAPTOR_REALBENCH to the folder of real radiographs")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tiny_dinov2(tmp_path_factory) -> Path:
+    """Folder of a saved Dinov2Model (hidden 32, 2 layers, patch 14, image 28) with its BitImageProcessor."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    folder = tmp_path_factory.mktemp("tiny-dinov2")
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, mlp_ratio=2, image_size=28, patch_size=14
+    )
+    Dinov2Model(config).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 32},
+        crop_size={"height": 28, "width": 28},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory) -> Path:
+    """Folder of a saved BertModel with pooler (hidden 32, 2 layers, 128 positions) and a WordPiece tokenizer."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-bert")
+    tokens = VOCABULARY.split()
+    letters = [prefix + letter for prefix in ("", "##") for letter in string.ascii_lowercase]
+    tokens += [letter for letter in letters if letter not in tokens]
+    vocabulary = folder / "vocab.txt"
+    vocabulary.write_text("\n".join(tokens) + "\n", encoding="utf-8")
+    tokenizer = BertTokenizerFast(vocab=str(vocabulary), model_max_length=128)
+    assert len(tokenizer) == len(tokens)
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+    )
+    BertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def radiographs(tmp_path_factory) -> Path:
+    """Folder of six generated grey JPEG files, image_0.jpg to image_5.jpg, of different sizes and content."""
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("radiographs")
+    generator = np.random.default_rng(0)
+    for index, (height, width) in enumerate([(96, 80), (80, 96), (64, 64), (120, 90), (64, 100), (90, 90)]):
+        rows, columns = np.mgrid[0:height, 0:width]
+        centre_row, centre_column = generator.uniform(0.3, 0.7, size=2) * (height, width)
+        distance = np.hypot((rows - centre_row) / height, (columns - centre_column) / width)
+        pixels = 220 * np.exp(-4 * distance) + generator.normal(0, 8, (height, width)) + 5 * index
+        Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"image_{index}.jpg", quality=90)
+    return folder
