@@ -1,0 +1,38 @@
+"""Adaptor: light image-report alignment over frozen towers, native to Hugging Face Transformers."""
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForZeroShotImageClassification,
+    AutoProcessor,
+)
+
+from .configuration_adaptor import AdaptorConfig
+from .image_processing_adaptor import AdaptorImageProcessor
+from .modeling_adaptor import AdaptorModel, AdaptorOutput, AdaptorPreTrainedModel
+from .processing_adaptor import AdaptorProcessor
+from .towers import presets as _presets  # fills the table of tower names
+
+__version__ = "0.1.0"
+
+AutoConfig.register("adaptor", AdaptorConfig, exist_ok=True)
+AutoModel.register(AdaptorConfig, AdaptorModel, exist_ok=True)
+AutoModelForZeroShotImageClassification.register(AdaptorConfig, AdaptorModel, exist_ok=True)
+AutoImageProcessor.register(AdaptorConfig, slow_image_processor_class=AdaptorImageProcessor, exist_ok=True)
+AutoProcessor.register(AdaptorConfig, AdaptorProcessor, exist_ok=True)
+
+# Saved folders carry the code, so that they load where this package is not installed.
+AdaptorConfig.register_for_auto_class()
+AdaptorModel.register_for_auto_class("AutoModel")
+AdaptorImageProcessor.register_for_auto_class()
+AdaptorProcessor.register_for_auto_class()
+
+__all__ = [
+    "AdaptorConfig",
+    "AdaptorImageProcessor",
+    "AdaptorModel",
+    "AdaptorOutput",
+    "AdaptorPreTrainedModel",
+    "AdaptorProcessor",
+]

@@ -1,0 +1,124 @@
+"""Configuration of the Adaptor: a light Transformer between a frozen vision tower and a frozen text tower."""
+
+import difflib
+from dataclasses import fields
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class AdaptorConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`AdaptorModel`]. The defaults are those of "Freeze the backbones" (arXiv 2401.01179):
+    two post-norm Transformer layers of width 768, shared by both modalities.
+
+    Args:
+        vision_hidden_size (`int`, defaults to 768): Width of the image embeddings that enter the Adaptor.
+        text_hidden_size (`int`, defaults to 768): Width of the text embeddings that enter the Adaptor.
+        hidden_size (`int`, defaults to 768): Width of the Adaptor and of the embeddings it returns.
+        num_hidden_layers (`int`, defaults to 2): Number of shared layers. 0 leaves two linear projections (a control).
+        num_attention_heads (`int`, defaults to 12): Number of attention heads; must divide `hidden_size`.
+        intermediate_size (`int`, defaults to 2048): Width of the feed-forward layers.
+        hidden_act (`str`, defaults to `"relu"`): Activation of the feed-forward layers.
+        hidden_dropout_prob (`float`, defaults to 0.1): Dropout after attention, inside and after the feed-forward layer.
+        attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of the attention weights.
+        layer_norm_eps (`float`, defaults to 1e-5): Epsilon of the layer norms.
+        logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale, ln(1/0.07).
+        max_logit_scale (`float`, *optional*): Upper bound of the scale `exp(logit_scale)`. `None` is the reference
+            (no bound); CLIP uses 100.
+        image_to_text_weight (`float`, defaults to 0.75): Weight of the image-to-text direction of the loss, alpha in
+            equation (4) of the paper. The other direction gets `1 - image_to_text_weight`.
+        feature_source (`str`, defaults to `"adaptor"`): What heads read: `"adaptor"` or the raw `"tower"`.
+        towers_in_checkpoint (`bool`, defaults to `False`): Whether `save_pretrained` writes the towers' weights too.
+            By default a checkpoint holds the Adaptor alone and names its towers.
+        vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
+            or path, revision, pooling, image processing, pretraining data, licence. `None`: cached embeddings only.
+        text_tower (`dict`, *optional*): The same for the text tower.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Architecture of the vision tower. Stored only with
+            `towers_in_checkpoint=True`, where the towers are built from it.
+        text_config (`PreTrainedConfig` or `dict`, *optional*): The same for the text tower.
+
+    Raises:
+        ValueError: (as a strict dataclass error) if sizes, probabilities or weights are out of range.
+        TypeError: if an unknown argument looks like a misspelt field.
+
+    Example:
+
+    ```python
+    >>> from adaptor_hf import AdaptorConfig, AdaptorModel
+
+    >>> model = AdaptorModel(AdaptorConfig(vision_hidden_size=384))
+    >>> model.num_parameters()
+    11912705
+    ```"""
+
+    model_type = "adaptor"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(AutoConfig, model_type="dinov2", optional=True),
+        "text_config": SubConfigSpec(AutoConfig, model_type="bert", optional=True),
+    }
+    # Similarity matrices and token sequences are useless once concatenated over batches.
+    keys_to_ignore_at_inference = [
+        "logits_per_image",
+        "logits_per_text",
+        "image_last_hidden_state",
+        "text_last_hidden_state",
+        "attentions",
+    ]
+
+    vision_hidden_size: int = 768
+    text_hidden_size: int = 768
+    hidden_size: int = 768
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 12
+    intermediate_size: int = 2048
+    hidden_act: str = "relu"
+    hidden_dropout_prob: float | int = 0.1
+    attention_probs_dropout_prob: float | int = 0.1
+    layer_norm_eps: float = 1e-5
+    logit_scale_init_value: float | int = 2.6592
+    max_logit_scale: float | int | None = None
+    image_to_text_weight: float | int = 0.75
+    feature_source: str = "adaptor"
+    towers_in_checkpoint: bool = False
+    vision_tower: dict[str, Any] | None = None
+    text_tower: dict[str, Any] | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+
+    def __post_init__(self, **kwargs):
+        # PreTrainedConfig keeps unknown arguments silently: a typo would leave the default in force.
+        known = [field.name for field in fields(self)]
+        for name in kwargs:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            if close and not name.startswith("_"):
+                raise TypeError(f"AdaptorConfig got an unknown argument {name!r}. Did you mean {close[0]!r}?")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of strict validation: runs when a config is made and when it is saved."""
+        for name in ("vision_hidden_size", "text_hidden_size", "hidden_size", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_hidden_layers < 0:
+            raise ValueError(f"num_hidden_layers must be 0 or more, got {self.num_hidden_layers}.")
+        if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
+                f"({self.num_attention_heads}). Change one of them."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
+        if not 0 <= self.image_to_text_weight <= 1:
+            raise ValueError(f"image_to_text_weight must lie in [0, 1], got {self.image_to_text_weight}.")
+        if self.max_logit_scale is not None and self.max_logit_scale <= 0:
+            raise ValueError(f"max_logit_scale must be positive or None, got {self.max_logit_scale}.")
+        if self.feature_source not in ("adaptor", "tower"):
+            raise ValueError(f'feature_source must be "adaptor" or "tower", got {self.feature_source!r}.')
+
+
+__all__ = ["AdaptorConfig"]

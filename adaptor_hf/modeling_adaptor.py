@@ -1,0 +1,650 @@
+"""The Adaptor model: two shared Transformer layers between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_adaptor import AdaptorConfig
+from .loss_adaptor import contrastive_loss
+from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
+
+TOWER_NAMES = ("vision_model", "text_model")
+
+
+@dataclass
+class AdaptorOutput(ModelOutput):
+    """
+    Args:
+        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
+        image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised image embeddings.
+        text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised text embeddings.
+        image_last_hidden_state (`torch.Tensor` of shape `(num_images, N, hidden_size)`): Every image token after the
+            last layer, L2-normalised a token. Token 0 is `image_embeds`.
+        text_last_hidden_state (`torch.Tensor` of shape `(num_texts, L, hidden_size)`): The same for text.
+        attentions (`tuple`, *optional*, with `output_attentions=True`): One pair `(image, text)` a layer, each
+            `(batch, num_attention_heads, queries, keys)`, or `None` for a modality that was not given.
+    """
+
+    loss: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_last_hidden_state: torch.Tensor | None = None
+    text_last_hidden_state: torch.Tensor | None = None
+    attentions: tuple | None = None
+
+
+class ZeroGradient(torch.autograd.Function):
+    """Identity that gives `parameters` a gradient of zeros, which is what softmax over one key gives them."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, *parameters):
+        ctx.save_for_backward(*parameters)
+        return hidden_states.view_as(hidden_states)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        needed = ctx.needs_input_grad[1:]
+        zeros = (
+            torch.zeros_like(parameter) if need else None
+            for parameter, need in zip(ctx.saved_tensors, needed, strict=True)
+        )
+        return grad_output, *zeros
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    if attention_mask is not None:
+        attn_weights = attn_weights + attention_mask
+    attn_weights = nn.functional.softmax(attn_weights, dim=-1)
+    dropped = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
+    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), attn_weights
+
+
+class PackedLinear(nn.Linear):
+    """A query, key or value projection, initialised as a third of the reference's packed (3d, d) matrix."""
+
+
+class ZeroBiasLinear(nn.Linear):
+    """A linear layer whose bias starts at zero."""
+
+
+class AdaptorAttention(nn.Module):
+    """Multi-head attention whose queries may come from another sequence than its keys and values."""
+
+    def __init__(self, config: AdaptorConfig):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.dropout = config.attention_probs_dropout_prob
+        self.is_causal = False
+        self.q_proj = PackedLinear(config.hidden_size, config.hidden_size)
+        self.k_proj = PackedLinear(config.hidden_size, config.hidden_size)
+        self.v_proj = PackedLinear(config.hidden_size, config.hidden_size)
+        self.out_proj = ZeroBiasLinear(config.hidden_size, config.hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        query_states = hidden_states if query_states is None else query_states
+        one_token = hidden_states.shape[1] == 1 and query_states.shape[1] == 1
+        if one_token and attention_mask is None and not output_attentions:
+            return self.attend_to_one_key(hidden_states), None
+
+        def split_heads(states: torch.Tensor) -> torch.Tensor:
+            return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
+
+        # Only the eager form returns its weights.
+        attention_interface: Callable = eager_attention_forward
+        if not output_attentions:
+            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
+                self.config._attn_implementation, eager_attention_forward
+            )
+        attn_output, attn_weights = attention_interface(
+            self,
+            split_heads(self.q_proj(query_states)),
+            split_heads(self.k_proj(hidden_states)),
+            split_heads(self.v_proj(hidden_states)),
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            is_causal=False,
+        )
+        attn_output = attn_output.reshape(*query_states.shape[:2], -1)
+        return self.out_proj(attn_output), attn_weights
+
+    def attend_to_one_key(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        # Softmax over one key is 1 whatever the query: queries and keys need no product. What remains of attention is
+        # its dropout, which keeps or drops a whole head of a sample, drawn exactly as the general path draws it.
+        value = self.v_proj(hidden_states)
+        if self.training and self.dropout > 0:
+            weights = value.new_ones(value.shape[0], self.num_heads, 1, 1)
+            kept = nn.functional.dropout(weights, p=self.dropout)
+            value = (value.view(-1, self.num_heads, self.head_dim) * kept.squeeze(-1)).view_as(value)
+        unused = (self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias)
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in unused):
+            value = ZeroGradient.apply(value, *unused)
+        return self.out_proj(value)
+
+
+class AdaptorMLP(nn.Module):
+    def __init__(self, config: AdaptorConfig):
+        super().__init__()
+        self.activation_fn = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
+
+
+class AdaptorLayer(GradientCheckpointingLayer):
+    """One post-norm layer. Keys, values and residual are `hidden_states`; queries may be another modality's."""
+
+    def __init__(self, config: AdaptorConfig):
+        super().__init__()
+        self.self_attn = AdaptorAttention(config)
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = AdaptorMLP(config)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        query_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        attn_output, attn_weights = self.self_attn(hidden_states, query_states, attention_mask, output_attentions)
+        hidden_states = self.layer_norm1(hidden_states + self.dropout(attn_output))
+        hidden_states = self.layer_norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
+        return hidden_states, attn_weights
+
+
+class AdaptorPreTrainedModel(PreTrainedModel):
+    config: AdaptorConfig
+    base_model_prefix = "adaptor"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["AdaptorLayer"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The reference's: torch's defaults, but Xavier over the packed (3d, d) attention matrix and zero biases."""
+        # By class of layer: for custom code transformers passes no module here that only holds other modules.
+        if isinstance(module, PackedLinear):
+            bound = math.sqrt(6 / (module.in_features + 3 * module.out_features))
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if isinstance(module, ZeroBiasLinear):
+                init.zeros_(module.bias)
+            elif module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, AdaptorModel):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        else:
+            super()._init_weights(module)
+
+
+class AdaptorModel(AdaptorPreTrainedModel):
+    """
+    Image and text embeddings in one space, from cached embeddings of frozen towers or from raw inputs.
+
+    A model without towers (`load_towers=False`, or a config that names none) takes `image_embeds` and `text_embeds`.
+    With towers it also takes `pixel_values` and `input_ids`.
+
+    Input `(B, D)` means B samples of one token. A sequence `(B, N, D)` is always `[pooled, token_1, ..., token_N-1]`.
+    Each modality attends only to itself; with one token a side that is also exactly what the reference code computes.
+
+    Example:
+
+    ```python
+    >>> from adaptor_hf import AdaptorModel
+
+    >>> model = AdaptorModel.from_towers("dinov2-b", "biobert")
+    >>> model.save_pretrained("my-adaptor")  # the Adaptor and the towers' references, about 49 MB
+    ```
+    """
+
+    def __init__(self, config: AdaptorConfig):
+        super().__init__(config)
+        self.visual_projection = nn.Linear(config.vision_hidden_size, config.hidden_size, bias=False)
+        self.text_projection = nn.Linear(config.text_hidden_size, config.hidden_size, bias=False)
+        self.layers = nn.ModuleList(AdaptorLayer(config) for _ in range(config.num_hidden_layers))
+        self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        self.vision_model: VisionTower | None = None
+        self.text_model: TextTower | None = None
+        if config.towers_in_checkpoint:
+            if config.vision_config is not None:
+                self.vision_model = tower_from_config(config.vision_tower, config.vision_config)
+            if config.text_config is not None:
+                self.text_model = tower_from_config(config.text_tower, config.text_config)
+        self.post_init()
+
+    @classmethod
+    def from_towers(
+        cls,
+        vision_tower: str | dict | VisionTower | None = None,
+        text_tower: str | dict | TextTower | None = None,
+        **config_kwargs,
+    ) -> "AdaptorModel":
+        """
+        A new, untrained Adaptor on two frozen towers.
+
+        Args:
+            vision_tower (`str`, `dict` or `VisionTower`, *optional*): A preset's name, hub id, local folder,
+                `timm:NAME`, `xrv:NAME`, a tower reference or a loaded tower. `None`: that side takes embeddings only.
+            text_tower (`str`, `dict` or `TextTower`, *optional*): The same for text.
+            config_kwargs: Other arguments of [`AdaptorConfig`].
+
+        Raises:
+            OSError: if a tower's weights are not to be had; the message says how to put them in place.
+        """
+        if isinstance(vision_tower, (str, dict)):
+            vision_tower = load_vision_tower(vision_tower)
+        if isinstance(text_tower, (str, dict)):
+            text_tower = load_text_tower(text_tower)
+        for tower, side in ((vision_tower, "vision"), (text_tower, "text")):
+            if tower is not None:
+                config_kwargs[f"{side}_hidden_size"] = tower.hidden_size
+                config_kwargs[f"{side}_tower"] = tower.spec
+        # Built without towers first: initialisation must not touch their weights.
+        in_checkpoint = config_kwargs.pop("towers_in_checkpoint", False)
+        model = cls(AdaptorConfig(**config_kwargs))
+        model.attach_towers(vision_tower, text_tower)
+        model.config.towers_in_checkpoint = in_checkpoint
+        return model
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        load_towers: bool = True,
+        vision_model: VisionTower | None = None,
+        text_model: TextTower | None = None,
+        **kwargs,
+    ):
+        """
+        Load an Adaptor, then its towers by the references in its config.
+
+        Args:
+            pretrained_model_name_or_path (`str`): A folder or hub id, as everywhere in transformers.
+            load_towers (`bool`, defaults to `True`): `False` leaves the towers away (cached embeddings only).
+            vision_model (`VisionTower`, *optional*): A tower already in memory, used instead of loading it.
+            text_model (`TextTower`, *optional*): The same for text.
+            kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            OSError: if a tower is not to be had: the message names it, its revision and how to put it in place.
+        """
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.attach_towers(vision_model, text_model)
+        if load_towers:
+            download = {
+                name: kwargs[name]
+                for name in ("local_files_only", "cache_dir", "token", "trust_remote_code")
+                if kwargs.get(name) is not None
+            }
+            model.load_towers(**download)
+        elif model.config.towers_in_checkpoint:
+            model.vision_model = model.text_model = None
+        return loaded
+
+    def load_towers(self, **kwargs) -> None:
+        """Load and attach the towers that the config names and that are not attached yet. See `load_vision_tower`."""
+        placement = {"dtype": self.dtype, "device": self.device}
+        vision, text = self.config.vision_tower, self.config.text_tower
+        # Embeddings that were made elsewhere have no weights to load.
+        if self.vision_model is None and vision is not None and vision["library"] != "external":
+            self.attach_towers(vision_model=load_vision_tower(vision, **placement, **kwargs))
+        if self.text_model is None and text is not None and text["library"] != "external":
+            self.attach_towers(text_model=load_text_tower(text, **placement, **kwargs))
+
+    def attach_towers(self, vision_model: VisionTower | None = None, text_model: TextTower | None = None) -> None:
+        """
+        Put loaded towers in place, moved to the model's device and dtype.
+
+        Raises:
+            ValueError: if a tower's width is not the one that the Adaptor was built for.
+        """
+        for side, tower in (("vision", vision_model), ("text", text_model)):
+            if tower is None:
+                continue
+            expected = getattr(self.config, f"{side}_hidden_size")
+            if tower.hidden_size != expected:
+                raise ValueError(
+                    f"The {side} tower {tower.spec['name_or_path']!r} gives {tower.hidden_size}-d embeddings, this "
+                    f"Adaptor takes {expected}-d ones. Attach the tower it was trained with, or build a new Adaptor."
+                )
+            tower.to(device=self.device, dtype=self.dtype)
+            setattr(self, f"{side}_model", tower)
+            setattr(self.config, f"{side}_tower", tower.spec)
+        self.train(self.training)
+
+    def train(self, mode: bool = True):
+        super().train(mode)
+        # Dropout and batch statistics of a frozen tower must not move, whatever the Adaptor does.
+        for name in TOWER_NAMES:
+            if getattr(self, name, None) is not None:
+                getattr(self, name).eval()
+        return self
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):
+        """
+        Write config, code and weights. The towers are left out unless `config.towers_in_checkpoint`.
+
+        Raises:
+            ValueError: if a tower has trainable parameters that would be lost, or cannot be part of a checkpoint.
+        """
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        if self.config.towers_in_checkpoint:
+            self._put_tower_configs()
+        else:
+            self._refuse_to_lose_trained_towers()
+            state_dict = {
+                name: value
+                for name, value in state_dict.items()
+                if not name.startswith(tuple(f"{t}." for t in TOWER_NAMES))
+            }
+        if self._auto_class is not None:
+            # A class registers one Auto class; the zero-shot pipeline looks for a second one.
+            auto_map = dict(getattr(self.config, "auto_map", None) or {})
+            auto_map["AutoModelForZeroShotImageClassification"] = "modeling_adaptor.AdaptorModel"
+            self.config.auto_map = auto_map
+        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def _put_tower_configs(self) -> None:
+        for side in ("vision", "text"):
+            tower = getattr(self, f"{side}_model")
+            if tower is None:
+                continue
+            if tower.config is None:
+                raise ValueError(
+                    f"The {side} tower {tower.spec['name_or_path']!r} ({tower.spec['library']}) has no transformers "
+                    "configuration, so it cannot be rebuilt from a checkpoint. Save with towers_in_checkpoint=False."
+                )
+            setattr(self.config, f"{side}_config", tower.config)
+
+    def _refuse_to_lose_trained_towers(self) -> None:
+        for name in TOWER_NAMES:
+            tower = getattr(self, name)
+            if tower is not None and any(parameter.requires_grad for parameter in tower.parameters()):
+                raise ValueError(
+                    f"{name} has trainable parameters, which a checkpoint without towers would lose. Wrap the model "
+                    "with peft.get_peft_model and save that, or merge the adapter and set "
+                    "model.config.towers_in_checkpoint = True."
+                )
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(B, C, H, W)`, *optional*): Input of the vision tower.
+            image_embeds (`torch.Tensor` of shape `(B, D)` or `(B, N, D)`, *optional*): Embeddings of that tower.
+            image_attention_mask (`torch.Tensor` of shape `(B, N)`, *optional*): 1 for tokens, 0 for padding.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(B, hidden_size)` and `last_hidden_state`, L2-normalised.
+        """
+        outputs = self(pixel_values=pixel_values, image_embeds=image_embeds, image_attention_mask=image_attention_mask)
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.image_last_hidden_state, pooler_output=outputs.image_embeds
+        )
+
+    @can_return_tuple
+    def get_text_features(
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple | BaseModelOutputWithPooling:
+        """
+        Args:
+            input_ids, attention_mask, token_type_ids (`torch.Tensor` of shape `(B, L)`, *optional*): Tower input.
+            text_embeds (`torch.Tensor` of shape `(B, D)` or `(B, L, D)`, *optional*): Embeddings of that tower.
+            text_attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): Mask of `text_embeds` sequences.
+
+        Returns:
+            `BaseModelOutputWithPooling`: `pooler_output` `(B, hidden_size)` and `last_hidden_state`, L2-normalised.
+        """
+        outputs = self(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            text_embeds=text_embeds,
+            text_attention_mask=text_attention_mask,
+        )
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.text_last_hidden_state, pooler_output=outputs.text_embeds
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        text_embeds: torch.Tensor | None = None,
+        image_attention_mask: torch.Tensor | None = None,
+        text_attention_mask: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        return_logits: bool = True,
+        output_attentions: bool | None = None,
+        fuse_pairs: bool = False,
+        **kwargs,
+    ) -> tuple | AdaptorOutput:
+        """
+        Args:
+            input_ids (`torch.Tensor` of shape `(B, L)`, *optional*): Tokens for the text tower.
+            pixel_values (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): Images for the vision tower.
+            attention_mask, token_type_ids (`torch.Tensor` of shape `(B, L)`, *optional*): They go with `input_ids`.
+            image_embeds (`torch.Tensor` of shape `(M, D)` or `(M, N, D)`, *optional*): Cached vision embeddings.
+            text_embeds (`torch.Tensor` of shape `(B, D)` or `(B, L, D)`, *optional*): Cached text embeddings.
+            image_attention_mask, text_attention_mask (`torch.Tensor` of shape `(M, N)`, `(B, L)`, *optional*): 1 for
+                tokens, 0 for padding of a cached sequence. Token 0 must be 1.
+            return_loss (`bool`, *optional*): Compute the contrastive loss of this batch; needs as many texts as images.
+            return_logits (`bool`, defaults to `True`): `False` skips the similarity matrices.
+            output_attentions (`bool`, *optional*): Return attention weights (eager attention).
+            fuse_pairs (`bool`, defaults to `False`): Let row i of one modality query row i of the other, as the
+                reference code does with sequences. For heads that are not contrastive: before a contrastive loss it
+                leaks which rows belong together.
+
+        Raises:
+            ValueError: for missing or contradicting inputs, for `fuse_pairs` with `return_loss`, or for lengths that
+                cannot be fused.
+        """
+        if fuse_pairs and return_loss:
+            raise ValueError(
+                "fuse_pairs=True lets each image see its own text before the loss, so the loss falls without any "
+                "learning of what image and text share (32-way top-1 of 93 % on pure noise). Compute a contrastive "
+                "loss with fuse_pairs=False."
+            )
+        image = self._image_tokens(pixel_values, image_embeds)
+        text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds)
+        if image is None and text is None:
+            raise ValueError("Give pixel_values or image_embeds, input_ids or text_embeds, or one of each.")
+
+        masks = (self._expand_mask(image_attention_mask, image), self._expand_mask(text_attention_mask, text))
+        image, text, attentions = self._encode(image, text, *masks, bool(output_attentions), fuse_pairs)
+
+        image_tokens = None if image is None else nn.functional.normalize(image, dim=-1)
+        text_tokens = None if text is None else nn.functional.normalize(text, dim=-1)
+        image_embeds = None if image is None else image_tokens[:, 0]
+        text_embeds = None if text is None else text_tokens[:, 0]
+        both = image is not None and text is not None
+        if return_loss and not both:
+            raise ValueError("return_loss=True needs images and texts, got one modality.")
+        loss = logits_per_text = None
+        if both and return_logits:
+            logits_per_text = self._similarity(text_embeds, image_embeds)
+        if return_loss:
+            loss = contrastive_loss(
+                image_embeds,
+                text_embeds,
+                self.get_logit_scale(),
+                image_to_text_weight=self.config.image_to_text_weight,
+                normalize=False,
+            )
+        return AdaptorOutput(
+            loss=loss,
+            logits_per_image=None if logits_per_text is None else logits_per_text.T,
+            logits_per_text=logits_per_text,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            image_last_hidden_state=image_tokens,
+            text_last_hidden_state=text_tokens,
+            attentions=attentions,
+        )
+
+    def _similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
+        # A scale of 100 leaves half precision no digits.
+        dtype = torch.promote_types(image_embeds.dtype, torch.float32)
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            return self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+
+    def get_logit_scale(self) -> torch.Tensor:
+        """The logarithm of the similarity scale (scalar), bounded by `config.max_logit_scale` where one is set."""
+        if self.config.max_logit_scale is None:
+            return self.logit_scale
+        return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale))
+
+    def _image_tokens(self, pixel_values, image_embeds) -> torch.Tensor | None:
+        if pixel_values is not None:
+            if image_embeds is not None:
+                raise ValueError("Give pixel_values or image_embeds, not both.")
+            if self.vision_model is None:
+                raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
+            image_embeds = self.vision_model(pixel_values).pooler_output
+        return self._project(image_embeds, self.visual_projection, "image_embeds")
+
+    def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
+        if input_ids is not None:
+            if text_embeds is not None:
+                raise ValueError("Give input_ids or text_embeds, not both.")
+            if self.text_model is None:
+                raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
+            tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+            text_embeds = tower_output.pooler_output
+        return self._project(text_embeds, self.text_projection, "text_embeds")
+
+    def _no_tower_message(self, side: str, raw: str, cached: str) -> str:
+        spec = getattr(self.config, f"{side}_tower")
+        known = f"its config names {spec['name_or_path']!r}" if spec else "its config names none"
+        return (
+            f"{raw} needs the {side} tower, which is not attached ({known}). Call model.load_towers(), or pass "
+            f"{cached} computed by that tower."
+        )
+
+    def _project(self, embeds: torch.Tensor | None, projection: nn.Linear, name: str) -> torch.Tensor | None:
+        if embeds is None:
+            return None
+        if embeds.ndim not in (2, 3) or embeds.shape[-1] != projection.in_features:
+            raise ValueError(
+                f"{name} must be of shape (batch, {projection.in_features}) or (batch, tokens, "
+                f"{projection.in_features}), got {tuple(embeds.shape)}."
+            )
+        if embeds.ndim == 2:
+            embeds = embeds[:, None]
+        return nn.functional.normalize(projection(embeds.to(projection.weight.dtype)), dim=-1)
+
+    def _expand_mask(self, mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, N) of ones and zeros to an additive (B, 1, 1, N)."""
+        if mask is None:
+            return None
+        if tokens is None or mask.shape != tokens.shape[:2]:
+            expected = None if tokens is None else tuple(tokens.shape[:2])
+            raise ValueError(f"An embedding mask must be of shape {expected}, got {tuple(mask.shape)}.")
+        blocked = mask[:, None, None, :] == 0
+        return torch.zeros_like(blocked, dtype=tokens.dtype).masked_fill(blocked, torch.finfo(tokens.dtype).min)
+
+    def _encode(self, image, text, image_mask, text_mask, output_attentions, fuse_pairs):
+        attentions = []
+        if fuse_pairs:
+            self._check_fusable(image, text)
+            for layer in self.layers:
+                image, image_weights = layer(image, text, image_mask, output_attentions)
+                text, text_weights = layer(text, image, text_mask, output_attentions)
+                attentions.append((image_weights, text_weights))
+        elif (
+            image is not None
+            and text is not None
+            and image.shape[1] == text.shape[1]
+            and image_mask is None
+            and text_mask is None
+        ):
+            # The layers are shared: one pass over both modalities' rows costs half the kernel launches.
+            both, num_images = torch.cat([image, text]), len(image)
+            for layer in self.layers:
+                both, weights = layer(both, None, None, output_attentions)
+                attentions.append((None, None) if weights is None else (weights[:num_images], weights[num_images:]))
+            image, text = both[:num_images], both[num_images:]
+        else:
+            for layer in self.layers:
+                image_weights = text_weights = None
+                if image is not None:
+                    image, image_weights = layer(image, None, image_mask, output_attentions)
+                if text is not None:
+                    text, text_weights = layer(text, None, text_mask, output_attentions)
+                attentions.append((image_weights, text_weights))
+        return image, text, tuple(attentions) if output_attentions else None
+
+    @staticmethod
+    def _check_fusable(image: torch.Tensor | None, text: torch.Tensor | None) -> None:
+        if image is None or text is None or len(image) != len(text):
+            raise ValueError("fuse_pairs=True needs one text per image.")
+        lengths = image.shape[1], text.shape[1]
+        if lengths[0] != lengths[1] and 1 not in lengths:
+            raise ValueError(f"fuse_pairs=True needs equal lengths or one token on a side, got {lengths} tokens.")
+
+
+__all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

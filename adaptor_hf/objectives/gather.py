@@ -1,0 +1,93 @@
+"""The contrastive loss over all ranks: every rank's rows are negatives of every other's, with exact gradients."""
+
+import torch
+import torch.distributed as dist
+from torch.distributed.nn.functional import all_gather
+
+from ..loss_adaptor import directional_loss, prepare
+
+
+def gather_counts(count: int, device: torch.device) -> list[int]:
+    """Number of rows on every rank, in rank order."""
+    counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor([count], device=device))
+    return [int(value) for value in torch.cat(counts).tolist()]
+
+
+def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """
+    Concatenate the rows of all ranks, in rank order; gradients flow back to the rank that each row came from.
+
+    Args:
+        rows (`torch.Tensor` of shape `(counts[rank], ...)`): This rank's rows.
+        counts (`list[int]`): Rows on every rank. They may differ: short ranks are padded for the exchange.
+
+    Returns:
+        `torch.Tensor` of shape `(sum(counts), ...)`.
+    """
+    longest = max(counts)
+    if len(rows) < longest:
+        rows = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
+    if rows.is_floating_point():
+        parts = all_gather(rows.contiguous())
+    else:
+        parts = [torch.empty_like(rows) for _ in counts]
+        dist.all_gather(parts, rows.contiguous())
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def gathered_contrastive_loss(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    logit_scale: torch.Tensor | float,
+    image_to_text_weight: float = 0.75,
+    normalize: bool = True,
+    positives: torch.Tensor | None = None,
+    equal_counts: bool = False,
+) -> torch.Tensor:
+    """
+    [`contrastive_loss`] over the rows of all ranks: this rank's rows against every rank's.
+
+    The mean of the ranks' losses is the loss of the whole batch, and the mean of their gradients (what
+    DistributedDataParallel computes) is its gradient, also where ranks hold different numbers of rows.
+
+    Args:
+        image_embeds, text_embeds (`torch.Tensor` of shape `(B, D)`): This rank's matched rows.
+        logit_scale, image_to_text_weight, normalize: As in [`contrastive_loss`].
+        positives (`torch.Tensor` of shape `(B,)`, *optional*): Integer ids of this rank's rows, comparable over ranks.
+        equal_counts (`bool`, defaults to `False`): The caller vouches that all ranks hold B rows. That saves the
+            exchange of counts, which makes a GPU wait for the CPU.
+
+    Returns:
+        `torch.Tensor`: scalar. Without a process group it is `contrastive_loss` of the local rows.
+    """
+    image_embeds, text_embeds, scale = prepare(image_embeds, text_embeds, logit_scale, normalize)
+    if image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            f"A contrastive loss needs one text per image: got {tuple(image_embeds.shape)} image and "
+            f"{tuple(text_embeds.shape)} text embeddings."
+        )
+    if positives is not None and (positives.shape != (len(image_embeds),) or positives.dtype == torch.bool):
+        raise ValueError(
+            f"positives must be integer ids of shape ({len(image_embeds)},), got {tuple(positives.shape)}."
+        )
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    if world_size == 1:
+        counts, all_images, all_texts, all_ids = [len(image_embeds)], image_embeds, text_embeds, positives
+    else:
+        local = len(image_embeds)
+        counts = [local] * world_size if equal_counts else gather_counts(local, image_embeds.device)
+        all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
+        all_ids = None if positives is None else gather_rows(positives, counts)
+
+    start = sum(counts[:rank])
+    targets = torch.arange(start, start + counts[rank], device=image_embeds.device)
+    same = None if positives is None else positives[:, None] == all_ids[None, :]
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        image_to_text = directional_loss(image_embeds, all_texts, scale, targets, same).sum()
+        text_to_image = directional_loss(text_embeds, all_images, scale, targets, same).sum()
+    loss = image_to_text_weight * image_to_text + (1 - image_to_text_weight) * text_to_image
+    return loss * (world_size / sum(counts))
+
+
+__all__ = ["gathered_contrastive_loss"]
