@@ -1,0 +1,234 @@
+"""Read one radiograph from whatever it is stored in, by one defined path to 8-bit grey or RGB."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom, read_dicom
+
+MAX_PIXELS = 80_000_000
+"""Largest image that is decoded, in pixels; the header is checked before any pixel is. A mammogram has 30 million."""
+
+_DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+
+def read_image(
+    source: str | os.PathLike | bytes | BinaryIO | Image.Image | np.ndarray,
+    *,
+    mode: Literal["L", "RGB"] = "L",
+    min_size: int | None = None,
+    voi_lut: bool = False,
+    return_raw: bool = False,
+) -> Image.Image | np.ndarray:
+    """Read a radiograph (or any picture) into 8-bit grey or RGB.
+
+    How values become 8 bit:
+
+    * 8-bit files keep their values. Alpha and transparent palette entries are composited on black. EXIF orientation is
+      applied.
+    * Deeper non-negative integers (16-bit PNG, TIFF, arrays) are scaled, never clipped, from the smallest of 8, 10, 12,
+      14 or 16 bits that holds the image's maximum: 12-bit values in a 16-bit PNG do not come out black.
+    * Other numbers (signed, 32-bit, float) are scaled from their own minimum and maximum to 0-255.
+    * DICOM: stored values, then rescale slope and intercept (or the modality LUT). Unsigned 8-bit data without a
+      rescale keep their values, as their PNG export does; everything else is scaled from the image's minimum and
+      maximum, padding pixels aside. The window in the file is ignored unless `voi_lut=True`: it varies by vendor and by
+      the operator, and no published system of this family applies it. MONOCHROME1 is inverted, so bright is dense.
+
+    Args:
+        source: Path, encoded bytes, binary file object, PIL image, or array of shape (H, W), (H, W, 1), (H, W, 3) or
+            (H, W, 4).
+        mode: "L" (grey) or "RGB".
+        min_size: For a JPEG, decode at 1/2, 1/4 or 1/8 scale as long as the shorter side keeps at least this many
+            pixels. Pass three times the size you will resize to. Other formats ignore it.
+        voi_lut: Apply a DICOM file's VOI LUT or first window, if it has one. Other formats ignore it.
+        return_raw: Return numbers instead of a picture, before any window and before scaling to 8 bit.
+
+    Returns:
+        An 8-bit PIL image of `mode`; or with `return_raw` a float32 array, (H, W) for "L" and (H, W, 3) for "RGB", in
+        the file's own units (DICOM: after rescale, MONOCHROME1 mirrored within its own range so that bright is dense).
+
+    Raises:
+        FileNotFoundError: No such file.
+        OSError: The file cannot be read (rights, folder, device).
+        ValueError: Empty, truncated or damaged file, not an image, more than `MAX_PIXELS` pixels, several frames or
+            pages, a DICOM without a usable picture, NaN in an array. The message names the file.
+        ImportError: A compressed DICOM whose decoder is not installed; the message names the wheel.
+        TypeError: `source` is none of the above.
+    """
+    if mode not in ("L", "RGB"):
+        raise ValueError(f'mode must be "L" or "RGB", got {mode!r}.')
+    if min_size is not None and min_size < 1:
+        raise ValueError(f"min_size must be at least 1 pixel, got {min_size}.")
+    if isinstance(source, np.ndarray):
+        picture = _check_array(source)
+    elif isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or "PIL image"
+        _check_pixels(source.size, name)
+        with _damage_named(name):
+            picture = _flatten(source, mode)
+    else:
+        with _opened(source) as (stream, name), _damage_named(name):
+            picture = _decode(stream, name, mode, min_size, voi_lut, return_raw)
+    if return_raw:
+        return _with_channels(np.asarray(picture, dtype=np.float32), mode)
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(to_uint8(picture))
+    return picture if picture.mode == mode else picture.convert(mode)
+
+
+def to_uint8(array: np.ndarray) -> np.ndarray:
+    """Scale an array of any number type to uint8 by the rules of `read_image`.
+
+    Raises:
+        ValueError: The array has NaN or infinite values.
+    """
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    low, high = array.min(), array.max()
+    if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 65535:
+        bits = int(high).bit_length()
+        top = 2 ** max(8, bits + bits % 2) - 1
+        return np.rint(np.arange(int(high) + 1) * (255 / top)).astype(np.uint8)[array]
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("The image array has NaN or infinite values: replace them before reading it as an image.")
+    if high == low:
+        return np.zeros(array.shape, dtype=np.uint8)
+    scaled = (array.astype(np.float64) - float(low)) * (255.0 / (float(high) - float(low)))
+    return np.rint(scaled).astype(np.uint8)
+
+
+def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lut: bool, raw: bool):
+    """8-bit PIL image, or an array still to be scaled."""
+    head = stream.read(HEADER_BYTES)
+    stream.seek(0)
+    if not head:
+        raise ValueError(f"{name}: the file is empty (0 bytes). Copy or download it again, or leave the row out.")
+    if looks_like_dicom(head):
+        return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
+    try:
+        image = Image.open(stream)
+    except UnidentifiedImageError:
+        if Path(name).suffix.lower() in DICOM_SUFFIXES:
+            stream.seek(0)
+            return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
+        raise ValueError(
+            f"{name}: not an image that can be read. Expected JPEG, PNG, TIFF or another format of Pillow, or DICOM. "
+            "If it should be one, it is damaged: copy or download it again, or leave the row out."
+        ) from None
+    _check_pixels(image.size, name)
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        raise ValueError(f"{name}: has {frames} frames or pages, expected one picture. Export the one you want.")
+    if min_size is not None and image.format == "JPEG":
+        image.draft(mode, (min_size, min_size))
+    image.load()
+    return _flatten(image, mode)
+
+
+def _flatten(image: Image.Image, mode: str) -> Image.Image | np.ndarray:
+    """Upright and without alpha: an 8-bit image of `mode`, or the array of a deeper one."""
+    # Pillow inverts white-is-zero TIFFs (photometric 0) of 1 to 8 bits, but not of 16.
+    white_is_zero = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0
+    image = ImageOps.exif_transpose(image)
+    if image.mode in _DEEP_MODES:
+        return 65535 - np.asarray(image) if white_is_zero else np.asarray(image)
+    if image.has_transparency_data:
+        picture = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
+    return image.convert(mode)
+
+
+def _check_array(array: np.ndarray) -> np.ndarray:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.size == 0 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise ValueError(f"An image array has shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), got {array.shape}.")
+    if not (array.dtype == bool or np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
+        raise ValueError(f"An image array holds bool, integer or float values, got {array.dtype}.")
+    _check_pixels(array.shape[1::-1], "image array")
+    if array.ndim == 3 and array.shape[2] == 4:
+        if array.dtype != np.uint8:
+            raise ValueError(f"An image array with alpha must be uint8, got {array.dtype}: drop the alpha channel.")
+        return np.asarray(_flatten(Image.fromarray(array), "RGB"))
+    return array
+
+
+def _with_channels(array: np.ndarray, mode: str) -> np.ndarray:
+    if mode == "RGB" and array.ndim == 2:
+        return np.repeat(array[:, :, None], 3, axis=2)
+    if mode == "L" and array.ndim == 3:
+        return array @ _LUMA
+    return array
+
+
+def _check_pixels(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(
+            f"{name}: {size[0]} x {size[1]} pixels is over the limit of {MAX_PIXELS:,}, too large for a radiograph and a "
+            "risk for memory. Make it smaller, or raise adaptor_hf.data.images.MAX_PIXELS if you trust the file."
+        )
+
+
+@contextmanager
+def _opened(source) -> Iterator[tuple[BinaryIO, str]]:
+    """A seekable stream and a name for messages."""
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        yield BytesIO(source), "image bytes"
+    elif isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        try:
+            # A pipe or a device would block or never end.
+            if not stat.S_ISREG(os.stat(name).st_mode):
+                raise OSError(f"{name}: not a file. Expected the path of one image.")
+            stream = open(name, "rb")  # noqa: SIM115
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{name}: no such image file. Check the image column and the image root, or leave the row out."
+            ) from None
+        with stream:
+            yield stream, name
+    elif hasattr(source, "read"):
+        name = str(getattr(source, "name", "image stream"))
+        if hasattr(source, "seekable") and source.seekable():
+            source.seek(0)
+            yield source, name
+        else:
+            yield BytesIO(source.read()), name
+    else:
+        raise TypeError(
+            f"Cannot read an image from {type(source).__name__}: pass a path, bytes, a binary file, a PIL image or an "
+            "array."
+        )
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Decoders meet damaged files with every kind of exception: make each one a ValueError that names the file."""
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError(
+            f"{name}: over the limit of {MAX_PIXELS:,} pixels, too large to be a radiograph and a risk for memory."
+        ) from None
+    except Exception as error:
+        if str(error).startswith(f"{name}: "):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, f"{name}: {error.strerror}") from error
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0][:200]
+        raise ValueError(
+            f"{name}: cannot be decoded ({type(error).__name__}: {reason}). The file is truncated or damaged: copy or "
+            "download it again, or leave the row out."
+        ) from error
