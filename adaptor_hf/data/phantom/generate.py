@@ -1,0 +1,217 @@
+"""Records, files and contact sheets of phantoms."""
+
+import csv
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+from tqdm.auto import tqdm
+
+from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
+from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
+from .render import render
+from .reports import Study, write_report
+
+_STREAMS = {"patient": 1, "study": 2, "image": 3, "report": 4, "split": 5}
+# Of every ten patients in a row, so that each prefix of a set is split alike.
+_SPLIT_OF_TEN = ("train",) * 7 + ("validation",) + ("test",) * 2
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An image before it is drawn; all but the pixels."""
+
+    patient_index: int
+    study_index: int
+    image_index: int
+    split: str
+    patient: Patient
+    pose: Pose
+    findings: tuple[Finding, ...]
+    inspiration: float
+    text: str
+
+    @property
+    def study_id(self) -> str:
+        return f"p{self.patient_index:06d}-s{self.study_index + 1}"
+
+    def row(self) -> dict:
+        image_id = f"{self.study_id}-i{self.image_index + 1}"
+        return {
+            "image": f"images/{image_id}.png",
+            "image_id": image_id,
+            "patient_id": f"p{self.patient_index:06d}",
+            "study_id": self.study_id,
+            "view": self.pose.view,
+            "text": self.text,
+            "split": self.split,
+            **describe(self.findings),
+        }
+
+    def draw(self, image_size: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        rng = _stream("image", seed, self.patient_index, self.study_index, self.image_index)
+        return render(self.patient, self.pose, self.findings, rng, image_size=image_size, inspiration=self.inspiration)
+
+
+def _stream(purpose: str, seed: int, patient: int, study: int = 0, image: int = 0) -> np.random.Generator:
+    return np.random.default_rng((seed, patient, study, image, _STREAMS[purpose]))
+
+
+def _plan_patient(seed: int, index: int) -> Iterator[_Plan]:
+    rng = _stream("patient", seed, index)
+    patient = sample_patient(rng)
+    split = _SPLIT_OF_TEN[_stream("split", seed, index // 10).permutation(10)[index % 10]]
+    findings = None
+    for study in range(rng.choice((1, 2, 3), p=(0.6, 0.27, 0.13))):
+        rng = _stream("study", seed, index, study)
+        previous = findings
+        findings = sample_findings(rng) if previous is None else evolve_findings(rng, previous)
+        inspiration = float(np.clip(rng.normal(0.97, 0.07), 0.76, 1.06))
+        view = VIEWS[int(rng.random() < 0.35)]
+        views = [view, VIEWS[rng.integers(2)]] if rng.random() < 0.15 else [view]
+        poses = tuple(sample_pose(rng, patient, v) for v in views)
+        report = Study(patient, poses, findings, previous, inspiration)
+        text = write_report(report, _stream("report", seed, index, study))
+        for image, pose in enumerate(poses):
+            yield _Plan(index, study, image, split, patient, pose, findings, inspiration, text)
+
+
+def _plan(n: int, image_size: int, seed: int) -> Iterator[_Plan]:
+    for name, value, least in (("n", n, 1), ("image_size", image_size, 64), ("seed", seed, 0)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+    def endless() -> Iterator[_Plan]:
+        index = 0
+        while True:
+            yield from _plan_patient(int(seed), index)
+            index += 1
+
+    return (plan for plan, _ in zip(endless(), range(n), strict=False))
+
+
+def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterator[dict]:
+    """Chest-radiograph phantoms with reports, one image at a time.
+
+    A drawing with the geometry and the contrast physics of a radiograph, not a simulation of patients: good for tests
+    and demonstrations, and for nothing clinical. A record depends only on the seed and its patient, so the first 100 of
+    1,000 are the same as 100. Some studies have two images, which share the report; some patients have several studies.
+
+    Args:
+        n: number of images, at least 1.
+        image_size: side in pixels, at least 64. The anatomy is the same at every size.
+        seed: not negative.
+
+    Yields:
+        A dict with the columns of `write_phantoms`; `image` is an 8-bit grey `PIL.Image` of side `image_size`. As on a
+        radiograph, the patient's right lies on the left of the image.
+
+    Raises:
+        ValueError: at the call, where an argument is out of range.
+    """
+    plans = _plan(n, image_size, seed)
+
+    def records() -> Iterator[dict]:
+        for plan in plans:
+            yield {**plan.row(), "image": Image.fromarray(plan.draw(image_size, seed)[0])}
+
+    return records()
+
+
+def write_phantoms(
+    output_dir: str | Path, n: int, *, image_size: int = 256, seed: int = 0, num_workers: int = 2
+) -> Path:
+    """Writes phantoms as PNG files under `images/` and a table, `metadata.csv`.
+
+    Columns: image (path relative to `output_dir`), image_id, patient_id, study_id, view ("PA" or "AP"), text, split
+    ("train", "validation" or "test"; of every ten patients 7, 1 and 2), a 0/1 label for each of FINDINGS, then what the
+    text speaks of: `<finding>_side` ("right", "left", "bilateral"), consolidation_zone ("upper", "mid", "lower") and
+    `<finding>_size` ("small", "moderate", "large"; the larger one where both sides are affected), all "" where absent.
+
+    Args:
+        output_dir: a folder that does not exist or is empty. It appears only when everything is written.
+        n, image_size, seed: as for `generate_phantoms`. Equal values give equal bytes (same NumPy and Pillow).
+        num_workers: threads that draw (two save about a third of the time). It does not change the result.
+
+    Returns:
+        The path of `metadata.csv`.
+
+    Raises:
+        FileExistsError: `output_dir` has something in it.
+        ValueError: an argument is out of range.
+    """
+    output_dir = Path(output_dir)
+    plans = list(_plan(n, image_size, seed))
+    if num_workers < 0:
+        raise ValueError(f"num_workers must not be negative, got {num_workers}.")
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(
+            f"output_dir {str(output_dir)!r} already has content; give a new folder or empty this one."
+        )
+
+    aside = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
+    try:
+        (aside / "images").mkdir(parents=True)
+
+        def write_image(plan: _Plan) -> None:
+            picture = Image.fromarray(plan.draw(image_size, seed)[0])
+            picture.save(aside / plan.row()["image"], compress_level=3)
+
+        # Threads, not processes: NumPy and Pillow release the interpreter lock, and no start method has to be right.
+        with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+            list(tqdm(pool.map(write_image, plans), total=n, desc="Phantoms", unit="image"))
+        rows = [plan.row() for plan in plans]
+        with open(aside / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        if output_dir.exists():
+            output_dir.rmdir()
+        os.rename(aside, output_dir)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return output_dir / "metadata.csv"
+
+
+def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256) -> Image.Image:
+    """One picture of many phantoms, in order, each with its view and positive findings below.
+
+    Args:
+        records: as `generate_phantoms` gives them; `image` may also be a path.
+        columns: tiles in a row.
+        tile: side of a tile in pixels.
+
+    Returns:
+        An 8-bit grey image.
+
+    Raises:
+        ValueError: no records.
+    """
+    records = list(records)
+    if not records:
+        raise ValueError("contact_sheet needs at least one record.")
+    line = 28
+    rows = -(-len(records) // columns)
+    sheet = Image.new("L", (columns * tile, rows * (tile + line)))
+    draw = ImageDraw.Draw(sheet)
+    for index, record in enumerate(records):
+        x, y = index % columns * tile, index // columns * (tile + line)
+        picture = record["image"] if isinstance(record["image"], Image.Image) else Image.open(record["image"])
+        sheet.paste(picture.convert("L").resize((tile, tile)), (x, y))
+        draw.multiline_text((x + 4, y + tile), _caption(record, max(tile // 7, 8)), fill=220, spacing=1)
+    return sheet
+
+
+def _caption(record: dict, width: int) -> str:
+    words = []
+    for name in FINDINGS:
+        if int(record[name]):
+            side, zone = record.get(f"{name}_side", ""), record.get(f"{name}_zone", "")
+            words.append(" ".join(w for w in (record[f"{name}_size"], side, zone, name) if w))
+    return "\n".join(textwrap.wrap(f"{record['view']}: {'; '.join(words) or 'no finding'}", width)[:2])
