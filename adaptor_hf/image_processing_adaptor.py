@@ -1,0 +1,333 @@
+"""Image processor of every vision tower: resize, crop, rescale, normalise.
+
+This file is flat on purpose: it is copied beside a checkpoint as remote code.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    ChannelDimension,
+    PILImageResampling,
+    infer_channel_dimension_format,
+)
+from transformers.processing_utils import ImagesKwargs
+
+EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+READ_FIRST = "read it with adaptor_hf.data.images.read_image, which gives an 8-bit image"
+
+
+class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
+    """Options beyond those of every image processor.
+
+    do_grayscale (`bool`): give 1 channel (ITU-R 601 luma) in place of 3.
+    do_pad_to_square (`bool`): pad the shorter side with zeros, image centred, before resizing.
+    """
+
+    do_grayscale: bool | None
+    do_pad_to_square: bool | None
+
+
+class AdaptorImageProcessor(PilBackend):
+    """Turns images into the `pixel_values` a vision tower was trained on.
+
+    Order of the steps: channels, pad to square, resize, centre crop, rescale, normalise. Resizing is Pillow's, on
+    8 bits for 8-bit images and on float32 for float images; the result is deterministic and the same on every machine
+    with the same Pillow.
+
+    Images may be PIL images of 8-bit modes, paths, or numpy arrays and torch tensors of shape (H, W), (H, W, C) or
+    (C, H, W) with 1, 3 or 4 channels, one or a list or a batch; an alpha channel is dropped. Integer values are
+    0..255. Float values are 0..255 when `do_rescale` is on and 0..1 when it is off.
+
+    Args:
+        size (`dict`): `{"shortest_edge": n}` keeps the aspect ratio; `{"height": h, "width": w}` does not.
+        crop_size (`dict`): `{"height": h, "width": w}`; an image smaller than that is padded with zeros.
+        resample (`int`): a Pillow filter; 3 is bicubic, 2 is bilinear.
+        rescale_factor (`float`), image_mean, image_std: `(value * rescale_factor - mean) / std`. The range
+            [-1024, 1024] of torchxrayvision is mean 0.5 and standard deviation 0.5 / 1024.
+        do_grayscale (`bool`): give 1 channel in place of 3.
+        do_pad_to_square (`bool`): pad the shorter side with zeros first.
+
+    Returns:
+        `BatchFeature` with `pixel_values`: float32 (B, C, H, W) with `return_tensors="pt"` or `"np"`, else a list of
+        (C, H, W) arrays.
+
+    Raises:
+        ValueError: for 16-bit or other deep images, for values outside the range above, for NaN or infinity, and for
+            options that this processor does not have.
+    """
+
+    valid_kwargs = AdaptorImageProcessorKwargs
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (the name and type are the base class's)
+
+    do_resize = True
+    size = {"shortest_edge": 224}  # noqa: RUF012
+    default_to_square = False
+    resample = PILImageResampling.BICUBIC
+    do_center_crop = True
+    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    do_convert_rgb = True
+    do_grayscale = False
+    do_pad_to_square = False
+
+    def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_pad=None, do_convert_rgb=None, **kwargs):
+        super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
+        if do_pad:
+            raise ValueError("AdaptorImageProcessor has no do_pad; use do_pad_to_square=True to pad before resizing.")
+        if do_convert_rgb is False:
+            raise ValueError(
+                "AdaptorImageProcessor gives 3 channels always, or 1 with do_grayscale=True; leave do_convert_rgb out."
+            )
+        if do_resize and set(dict(size)) not in ({"shortest_edge"}, {"height", "width"}):
+            raise ValueError(
+                f"size must have the key 'shortest_edge' or the keys 'height' and 'width', got {dict(size)}."
+            )
+        channels = 1 if kwargs.get("do_grayscale") else 3
+        for name in ("image_mean", "image_std"):
+            value = kwargs.get(name)
+            if kwargs.get("do_normalize") and isinstance(value, tuple | list) and len(value) not in (1, channels):
+                raise ValueError(f"{name} has {len(value)} values but images have {channels} channels: {value}.")
+
+    def fetch_images(self, image_url_or_urls):
+        # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
+        if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:")):
+            with Image.open(image_url_or_urls) as image:
+                image.load()
+                return image
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(self, image, do_rescale=None, do_normalize=None, input_data_format=None, **kwargs):
+        """Checks one image and gives it as a list of Pillow planes: one "L" or "RGB" image, or "F" planes."""
+        if isinstance(image, Image.Image):
+            return [_eight_bit_image(image)]
+        if isinstance(image, torch.Tensor):
+            image = image.detach().to("cpu")
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        pixels = _channels_last(np.asarray(image), input_data_format)
+        _check_values(pixels, do_rescale, do_normalize)
+        if np.issubdtype(pixels.dtype, np.integer) and do_rescale:
+            pixels = pixels.astype(np.uint8)
+            return [Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)]
+        return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0).astype(np.float32)]
+
+    def _preprocess(
+        self,
+        images,
+        do_resize,
+        size,
+        resample,
+        do_center_crop,
+        crop_size,
+        do_rescale,
+        rescale_factor,
+        do_normalize,
+        image_mean,
+        image_std,
+        do_grayscale,
+        do_pad_to_square,
+        return_tensors,
+        **kwargs,
+    ) -> BatchFeature:
+        pixel_values = []
+        for planes in images:
+            if do_grayscale:
+                planes = _to_gray(planes)
+            if do_pad_to_square:
+                side = max(planes[0].size)
+                planes = [_crop_around_centre(plane, side, side) for plane in planes]
+            if do_resize:
+                width, height = _target_size(planes[0].size, size)
+                planes = [plane.resize((width, height), resample=_pillow_filter(resample)) for plane in planes]
+            if do_center_crop:
+                planes = [_crop_around_centre(plane, crop_size.width, crop_size.height) for plane in planes]
+            pixels = np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
+            if pixels.ndim == 4:
+                pixels = np.moveaxis(pixels[0], -1, 0)
+            if do_rescale:
+                pixels = pixels * np.float32(rescale_factor)
+            channels = 1 if do_grayscale else 3
+            if do_normalize:
+                pixels = (pixels - _per_channel(image_mean, channels)) / _per_channel(image_std, channels)
+            pixel_values.append(np.ascontiguousarray(np.broadcast_to(pixels, (channels, *pixels.shape[1:]))))
+        return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
+
+
+FIELDS = (
+    "do_resize",
+    "size",
+    "resample",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_grayscale",
+    "do_pad_to_square",
+)
+
+
+def image_processor_fields(processor: AdaptorImageProcessor) -> dict[str, Any]:
+    """The fields that determine the numbers, as plain JSON types; `AdaptorImageProcessor(**fields)` is its inverse."""
+    fields = {name: getattr(processor, name) for name in FIELDS}
+    for name in ("size", "crop_size"):
+        fields[name] = {key: int(value) for key, value in dict(fields[name]).items()}
+    for name in ("image_mean", "image_std"):
+        value = fields[name]
+        fields[name] = [float(item) for item in value] if isinstance(value, list | tuple) else float(value)
+    fields["resample"] = int(fields["resample"])
+    fields["rescale_factor"] = float(fields["rescale_factor"])
+    return fields
+
+
+def translate_image_processor(processor) -> dict[str, Any]:
+    """Writes a transformers image processor as fields of `AdaptorImageProcessor`.
+
+    Accepted: processors whose steps are the library's standard ones (CLIP, ViT, Bit, DeiT, SigLIP and their like), and
+    ConvNeXT's and DINOv3's. The library's torchvision variant may differ from Pillow by about one grey level.
+
+    Raises:
+        ValueError: the processor has a step that cannot be expressed, named in the message.
+    """
+    if isinstance(processor, AdaptorImageProcessor):
+        return image_processor_fields(processor)
+    name = type(processor).__name__.removesuffix("Fast").removesuffix("Pil")
+    get = {key: value for key, value in processor.to_dict().items() if value is not None}.get
+    size = {key: value for key, value in dict(get("size", {})).items() if value is not None}
+    fields = {
+        "do_resize": get("do_resize", False),
+        "size": size,
+        "resample": int(get("resample", PILImageResampling.BICUBIC)),
+        "do_center_crop": get("do_center_crop", False),
+        "crop_size": dict(get("crop_size", {})),
+        "do_rescale": get("do_rescale", False),
+        "rescale_factor": get("rescale_factor", 1 / 255),
+        "do_normalize": get("do_normalize", False),
+        "image_mean": get("image_mean", [0.0]),
+        "image_std": get("image_std", [1.0]),
+    }
+    if name == "ConvNextImageProcessor":
+        fields |= _convnext_resize(size["shortest_edge"], get("crop_pct", 224 / 256))
+    elif name != "DINOv3ViTImageProcessor":
+        _refuse_own_steps(processor, name)
+    if get("do_pad"):
+        raise ValueError(f"{name} pads images (do_pad=True), which AdaptorImageProcessor cannot express.")
+    if fields["do_resize"] and set(fields["size"]) not in ({"shortest_edge"}, {"height", "width"}):
+        raise ValueError(f"{name} resizes to {size}, which AdaptorImageProcessor cannot express.")
+    empty = {key for key in ("size", "crop_size") if not fields[key]}
+    return image_processor_fields(AdaptorImageProcessor(**{k: v for k, v in fields.items() if k not in empty}))
+
+
+def _refuse_own_steps(processor, name: str) -> None:
+    """Raises when the class changes a step of the library's standard pipeline."""
+    steps = ("preprocess", "_preprocess", "process_image", "resize", "center_crop", "rescale", "normalize", "pad")
+    for step in steps:
+        standard = [getattr(backend, step) for backend in (TorchvisionBackend, PilBackend)]
+        # Comparing the qualified name sees through thin overrides that only call the base class for its docstring.
+        if getattr(type(processor), step, None) not in standard and not _only_calls_base(type(processor), step):
+            raise ValueError(
+                f"{name} has its own {step} step, which AdaptorImageProcessor cannot express. "
+                "Write the tower spec's image_processor by hand if you know what the step does."
+            )
+
+
+def _only_calls_base(cls: type, step: str) -> bool:
+    """True when an overriding `preprocess` does nothing but forward to the base class."""
+    code = getattr(getattr(cls, step), "__code__", None)
+    return step == "preprocess" and code is not None and set(code.co_names) <= {"super", "preprocess"}
+
+
+def _convnext_resize(edge: int, crop_pct: float) -> dict[str, Any]:
+    """ConvNeXT's rule: below 384 px resize to edge / crop_pct and crop, otherwise squash to the square."""
+    square = {"height": edge, "width": edge}
+    if edge >= 384:
+        return {"size": square, "do_center_crop": False}
+    return {"size": {"shortest_edge": int(edge / crop_pct)}, "do_center_crop": True, "crop_size": square}
+
+
+def _eight_bit_image(image: Image.Image) -> Image.Image:
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"an image of mode {image.mode!r} has more than 8 bits a channel; {READ_FIRST}.")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+
+
+def _channels_last(pixels: np.ndarray, input_data_format) -> np.ndarray:
+    """Gives (H, W, C) with 1 or 3 channels."""
+    if pixels.ndim == 2:
+        return pixels[..., None]
+    if pixels.ndim != 3:
+        raise ValueError(f"an image must have 2 or 3 dimensions, got shape {pixels.shape}.")
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
+    if ChannelDimension(input_data_format) == ChannelDimension.FIRST:
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels[..., :3]
+
+
+def _check_values(pixels: np.ndarray, do_rescale: bool, do_normalize: bool) -> None:
+    """Refuses values that rescaling and normalising would turn into plausible nonsense."""
+    is_integer = np.issubdtype(pixels.dtype, np.integer)
+    if pixels.dtype == np.uint16 or not (is_integer or np.issubdtype(pixels.dtype, np.floating)):
+        raise ValueError(f"an image of type {pixels.dtype} is not 8-bit; {READ_FIRST}.")
+    if pixels.size == 0:
+        raise ValueError(f"an image has no pixels: shape {pixels.shape}.")
+    low, high = pixels.min(), pixels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("an image has NaN or infinite values.")
+    if do_rescale and (low < 0 or high > 255):
+        raise ValueError(f"image values must be 0..255, got {low}..{high}; {READ_FIRST}.")
+    if do_rescale and not is_integer and 0 < high <= 1:
+        raise ValueError(
+            f"a float image has values {low:.3g}..{high:.3g}: it seems to be rescaled already. "
+            "Pass do_rescale=False, or values of 0..255."
+        )
+    if not do_rescale and do_normalize and (low < 0 or high > 1):
+        raise ValueError(f"with do_rescale=False image values must be 0..1, got {low}..{high}.")
+
+
+def _to_gray(planes: list[Image.Image]) -> list[Image.Image]:
+    if len(planes) == 1:
+        return [planes[0].convert("L")] if planes[0].mode == "RGB" else planes
+    red, green, blue = (np.asarray(plane) for plane in planes)
+    return [Image.fromarray((0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32))]
+
+
+def _crop_around_centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Centre crop; where the image is smaller, Pillow fills with zeros."""
+    # Truncation towards zero is transformers' rounding on both sides of zero.
+    left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def _target_size(size: tuple[int, int], target) -> tuple[int, int]:
+    """(width, height) after resizing; the long side is truncated as in torchvision and transformers."""
+    if not target.shortest_edge:
+        return target.width, target.height
+    width, height = size
+    edge = target.shortest_edge
+    return (edge, int(edge * height / width)) if width <= height else (int(edge * width / height), edge)
+
+
+def _pillow_filter(resample) -> int:
+    # torchvision names its filters by strings; the values of Pillow's are integers.
+    names = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "hamming": 5}
+    value = getattr(resample, "value", resample)
+    return names[value] if isinstance(value, str) else int(value)
+
+
+def _per_channel(value: float | tuple[float, ...], channels: int) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, dtype=np.float32).reshape(-1, 1, 1), (channels, 1, 1))
