@@ -19,7 +19,7 @@ class Finding:
     """One lesion. A finding on both sides is two of them.
 
     `side` is the patient's; it lies on the other side of the image; None for cardiomegaly. `zone` belongs to
-    consolidation only. `extent` in [0, 1) places the lesion inside its size class. `shape_seed` fixes place and outline,
+    consolidation only. `extent` in [0, 1) places the lesion inside its size class. `shape_seed` fixes place and shape,
     so that a lesion looks the same in both images of a study and is recognised in a follow-up.
     """
 

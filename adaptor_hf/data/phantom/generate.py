@@ -196,7 +196,7 @@ def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256)
     records = list(records)
     if not records:
         raise ValueError("contact_sheet needs at least one record.")
-    line = 28
+    line = 40
     rows = -(-len(records) // columns)
     sheet = Image.new("L", (columns * tile, rows * (tile + line)))
     draw = ImageDraw.Draw(sheet)
@@ -204,7 +204,7 @@ def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256)
         x, y = index % columns * tile, index // columns * (tile + line)
         picture = record["image"] if isinstance(record["image"], Image.Image) else Image.open(record["image"])
         sheet.paste(picture.convert("L").resize((tile, tile)), (x, y))
-        draw.multiline_text((x + 4, y + tile), _caption(record, max(tile // 7, 8)), fill=220, spacing=1)
+        draw.multiline_text((x + 4, y + tile), _caption(record, max(tile // 6, 8)), fill=220, spacing=1)
     return sheet
 
 
@@ -214,4 +214,4 @@ def _caption(record: dict, width: int) -> str:
         if int(record[name]):
             side, zone = record.get(f"{name}_side", ""), record.get(f"{name}_zone", "")
             words.append(" ".join(w for w in (record[f"{name}_size"], side, zone, name) if w))
-    return "\n".join(textwrap.wrap(f"{record['view']}: {'; '.join(words) or 'no finding'}", width)[:2])
+    return "\n".join(textwrap.wrap(f"{record['view']}: {'; '.join(words) or 'no finding'}", width)[:3])

@@ -49,7 +49,8 @@ def paint_effusion(chest: Chest, finding: Finding, rng: np.random.Generator) -> 
     wave = 0.25 * smooth_noise(rng, chest.size, 5)
     surface = height * (1 - level) + 1.2 - climb + wave
     fluid = ramp(chest.y - surface, 1.4) * chest.half(finding.side)
-    cover = fluid * ramp(chest.air - 0.2, 0.4)
+    # Below the dome the little air of the recess goes without a trace on the picture.
+    cover = fluid * ramp(chest.air - 2.0, 1.0)
     chest.air *= 1 - 0.96 * fluid
     return cover
 
