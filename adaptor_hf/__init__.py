@@ -12,7 +12,7 @@ from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import AdaptorImageProcessor
 from .modeling_adaptor import AdaptorModel, AdaptorOutput, AdaptorPreTrainedModel
 from .processing_adaptor import AdaptorProcessor
-from .towers import presets as _presets  # fills the table of tower names
+from .towers import presets as _presets  # noqa: F401  (fills the table of tower names)
 
 __version__ = "0.1.0"
 

@@ -2,20 +2,17 @@
 
 import math
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_adaptor import AdaptorConfig
+from .layers_adaptor import AdaptorLayer, PackedLinear, ZeroBiasLinear
 from .loss_adaptor import contrastive_loss
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
@@ -46,150 +43,6 @@ class AdaptorOutput(ModelOutput):
     image_last_hidden_state: torch.Tensor | None = None
     text_last_hidden_state: torch.Tensor | None = None
     attentions: tuple | None = None
-
-
-class ZeroGradient(torch.autograd.Function):
-    """Identity that gives `parameters` a gradient of zeros, which is what softmax over one key gives them."""
-
-    @staticmethod
-    def forward(ctx, hidden_states, *parameters):
-        ctx.save_for_backward(*parameters)
-        return hidden_states.view_as(hidden_states)
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        needed = ctx.needs_input_grad[1:]
-        zeros = (
-            torch.zeros_like(parameter) if need else None
-            for parameter, need in zip(ctx.saved_tensors, needed, strict=True)
-        )
-        return grad_output, *zeros
-
-
-def eager_attention_forward(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    attn_weights = torch.matmul(query, key.transpose(-1, -2)) * scaling
-    if attention_mask is not None:
-        attn_weights = attn_weights + attention_mask
-    attn_weights = nn.functional.softmax(attn_weights, dim=-1)
-    dropped = nn.functional.dropout(attn_weights, p=dropout, training=module.training)
-    return torch.matmul(dropped, value).transpose(1, 2).contiguous(), attn_weights
-
-
-class PackedLinear(nn.Linear):
-    """A query, key or value projection, initialised as a third of the reference's packed (3d, d) matrix."""
-
-
-class ZeroBiasLinear(nn.Linear):
-    """A linear layer whose bias starts at zero."""
-
-
-class AdaptorAttention(nn.Module):
-    """Multi-head attention whose queries may come from another sequence than its keys and values."""
-
-    def __init__(self, config: AdaptorConfig):
-        super().__init__()
-        self.config = config
-        self.num_heads = config.num_attention_heads
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.dropout = config.attention_probs_dropout_prob
-        self.is_causal = False
-        self.q_proj = PackedLinear(config.hidden_size, config.hidden_size)
-        self.k_proj = PackedLinear(config.hidden_size, config.hidden_size)
-        self.v_proj = PackedLinear(config.hidden_size, config.hidden_size)
-        self.out_proj = ZeroBiasLinear(config.hidden_size, config.hidden_size)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        query_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        query_states = hidden_states if query_states is None else query_states
-        one_token = hidden_states.shape[1] == 1 and query_states.shape[1] == 1
-        if one_token and attention_mask is None and not output_attentions:
-            return self.attend_to_one_key(hidden_states), None
-
-        def split_heads(states: torch.Tensor) -> torch.Tensor:
-            return states.view(*states.shape[:2], self.num_heads, self.head_dim).transpose(1, 2)
-
-        # Only the eager form returns its weights.
-        attention_interface: Callable = eager_attention_forward
-        if not output_attentions:
-            attention_interface = ALL_ATTENTION_FUNCTIONS.get_interface(
-                self.config._attn_implementation, eager_attention_forward
-            )
-        attn_output, attn_weights = attention_interface(
-            self,
-            split_heads(self.q_proj(query_states)),
-            split_heads(self.k_proj(hidden_states)),
-            split_heads(self.v_proj(hidden_states)),
-            attention_mask,
-            scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
-            is_causal=False,
-        )
-        attn_output = attn_output.reshape(*query_states.shape[:2], -1)
-        return self.out_proj(attn_output), attn_weights
-
-    def attend_to_one_key(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        # Softmax over one key is 1 whatever the query: queries and keys need no product. What remains of attention is
-        # its dropout, which keeps or drops a whole head of a sample, drawn exactly as the general path draws it.
-        value = self.v_proj(hidden_states)
-        if self.training and self.dropout > 0:
-            weights = value.new_ones(value.shape[0], self.num_heads, 1, 1)
-            kept = nn.functional.dropout(weights, p=self.dropout)
-            value = (value.view(-1, self.num_heads, self.head_dim) * kept.squeeze(-1)).view_as(value)
-        unused = (self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias)
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in unused):
-            value = ZeroGradient.apply(value, *unused)
-        return self.out_proj(value)
-
-
-class AdaptorMLP(nn.Module):
-    def __init__(self, config: AdaptorConfig):
-        super().__init__()
-        self.activation_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.fc2(self.dropout(self.activation_fn(self.fc1(hidden_states))))
-
-
-class AdaptorLayer(GradientCheckpointingLayer):
-    """One post-norm layer. Keys, values and residual are `hidden_states`; queries may be another modality's."""
-
-    def __init__(self, config: AdaptorConfig):
-        super().__init__()
-        self.self_attn = AdaptorAttention(config)
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = AdaptorMLP(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        query_states: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attn_output, attn_weights = self.self_attn(hidden_states, query_states, attention_mask, output_attentions)
-        hidden_states = self.layer_norm1(hidden_states + self.dropout(attn_output))
-        hidden_states = self.layer_norm2(hidden_states + self.dropout(self.mlp(hidden_states)))
-        return hidden_states, attn_weights
 
 
 class AdaptorPreTrainedModel(PreTrainedModel):

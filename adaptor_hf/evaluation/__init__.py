@@ -1,0 +1,19 @@
+"""Metrics and statistics: plain functions on tensors and arrays."""
+
+from .retrieval import (
+    alignment_and_uniformity,
+    chance_recall,
+    retrieval_intervals,
+    retrieval_metrics,
+    retrieval_ranks,
+)
+from .statistics import bootstrap_interval
+
+__all__ = [
+    "alignment_and_uniformity",
+    "bootstrap_interval",
+    "chance_recall",
+    "retrieval_intervals",
+    "retrieval_metrics",
+    "retrieval_ranks",
+]

@@ -1,0 +1,160 @@
+"""Image-text retrieval: exact search in blocks, every copy of a text a positive, ties counted against us."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from .statistics import bootstrap_interval
+
+RECALL_AT = (1, 5, 10)
+# Similarities of one block: 64 MiB in float32.
+BLOCK_ELEMENTS = 2**24
+
+
+def retrieval_ranks(
+    queries: torch.Tensor, candidates: torch.Tensor, query_ids: torch.Tensor, candidate_ids: torch.Tensor
+) -> torch.Tensor:
+    """
+    Rank of each query's best positive among all candidates.
+
+    Args:
+        queries (`torch.Tensor` of shape `(Q, D)`): L2-normalised embeddings.
+        candidates (`torch.Tensor` of shape `(C, D)`): L2-normalised embeddings.
+        query_ids (`torch.Tensor` of shape `(Q,)`, int64): A candidate with an equal id is a positive.
+        candidate_ids (`torch.Tensor` of shape `(C,)`, int64): Ids of the candidates.
+
+    Returns:
+        `torch.Tensor` of shape `(Q,)`, int64: 1 is best. A wrong candidate with the same similarity as the best
+        positive ranks before it, so that constant embeddings score as they should.
+
+    Raises:
+        ValueError: if a query has no positive.
+    """
+    ranks = []
+    block = max(1, BLOCK_ELEMENTS // max(1, len(candidates)))
+    for start in range(0, len(queries), block):
+        similarity = queries[start : start + block] @ candidates.T
+        positive = query_ids[start : start + block, None] == candidate_ids[None, :]
+        if not positive.any(1).all():
+            row = start + int((~positive.any(1)).nonzero()[0])
+            raise ValueError(f"Query {row} has no positive among the {len(candidates)} candidates.")
+        best = similarity.masked_fill(~positive, float("-inf")).amax(1, keepdim=True)
+        ranks.append(1 + ((similarity >= best) & ~positive).sum(1))
+    return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long)
+
+
+def retrieval_metrics(
+    image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_ids: torch.Tensor
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """
+    Recall@{1, 5, 10} and median rank in both directions, between all images and all distinct texts.
+
+    Args:
+        image_embeds (`torch.Tensor` of shape `(N, D)`): L2-normalised; row i is an image.
+        text_embeds (`torch.Tensor` of shape `(N, D)`): L2-normalised; row i is that image's text.
+        text_ids (`torch.Tensor` of shape `(N,)`, int64): Equal for equal texts. Copies of a text are one candidate, and
+            all images that carry it are its positives.
+
+    Returns:
+        `tuple[dict[str, float], dict[str, torch.Tensor]]`: The metrics, `mean_recall` (the mean of the six recalls)
+        among them, each recall in [0, 1]; and the ranks `image_to_text` `(N,)` and `text_to_image` `(distinct texts,)`.
+    """
+    distinct, first = first_occurrences(text_ids)
+    texts = text_embeds[first]
+    ranks = {
+        "image_to_text": retrieval_ranks(image_embeds, texts, text_ids, distinct),
+        "text_to_image": retrieval_ranks(texts, image_embeds, distinct, text_ids),
+    }
+    metrics = {}
+    for direction, rank in ranks.items():
+        for k in RECALL_AT:
+            metrics[f"{direction}_recall@{k}"] = (rank <= k).double().mean().item()
+        metrics[f"{direction}_median_rank"] = rank.double().quantile(0.5).item()
+    recalls = [value for name, value in metrics.items() if "recall@" in name]
+    metrics["mean_recall"] = sum(recalls) / len(recalls)
+    return metrics, ranks
+
+
+def retrieval_intervals(
+    ranks: dict[str, torch.Tensor], text_ids: torch.Tensor, patients: np.ndarray, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """
+    95 % bootstrap intervals over patients of the recalls of [`retrieval_metrics`].
+
+    Args:
+        ranks (`dict[str, torch.Tensor]`): The ranks that `retrieval_metrics` returned.
+        text_ids (`torch.Tensor` of shape `(N,)`, int64): The same ids as there.
+        patients (`np.ndarray` of shape `(N,)`): Patient of each row. A text belongs to its first row's patient.
+        seed (`int`, defaults to 0): Seed of the resampling.
+
+    Returns:
+        `dict[str, tuple[float, float]]`: One interval for each recall and for `mean_recall`.
+    """
+    _, first = first_occurrences(text_ids)
+    groups = {"image_to_text": patients, "text_to_image": patients[first.cpu().numpy()]}
+    hits = {
+        f"{direction}_recall@{k}": (rank.cpu().numpy() <= k).astype(np.float64)
+        for direction, rank in ranks.items()
+        for k in RECALL_AT
+    }
+    intervals = {
+        name: bootstrap_interval(values, groups[name.split("_recall")[0]], seed=seed) for name, values in hits.items()
+    }
+    intervals["mean_recall"] = bootstrap_interval(
+        list(hits.values()), [groups[name.split("_recall")[0]] for name in hits], seed=seed
+    )
+    return intervals
+
+
+def chance_recall(text_ids: torch.Tensor) -> dict[str, float]:
+    """Expected recalls of a random ranking of the same images and texts, in the names of [`retrieval_metrics`]."""
+    distinct, copies = text_ids.cpu().unique(return_counts=True)
+    num_images = len(text_ids)
+    metrics = {f"image_to_text_recall@{k}": min(1.0, k / len(distinct)) for k in RECALL_AT}
+    for k in RECALL_AT:
+        # No positive among k drawn: the product over draws of (others left) / (images left).
+        draws = torch.arange(min(k, num_images), dtype=torch.float64)
+        others = (num_images - copies.double())[:, None] - draws
+        missed = (others.clamp_min(0) / (num_images - draws)).prod(1)
+        metrics[f"text_to_image_recall@{k}"] = (1 - missed).mean().item()
+    metrics["mean_recall"] = sum(metrics.values()) / len(metrics)
+    return metrics
+
+
+def first_occurrences(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distinct values of `ids` `(N,)` in ascending order, and the first row of each."""
+    distinct, inverse = ids.unique(return_inverse=True)
+    first = torch.full_like(distinct, len(ids)).scatter_reduce(
+        0, inverse, torch.arange(len(ids), device=ids.device), reduce="amin"
+    )
+    return distinct, first
+
+
+def alignment_and_uniformity(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> dict[str, float]:
+    """
+    Alignment and uniformity of Wang and Isola (arXiv 2005.10242), lower is better in both.
+
+    Args:
+        image_embeds, text_embeds (`torch.Tensor` of shape `(N, D)`): L2-normalised matched rows. Uniformity uses the
+            first 4,096 rows: it needs all pairs.
+
+    Returns:
+        `dict[str, float]`: `alignment` (mean squared distance of pairs), `image_uniformity` and `text_uniformity`
+        (log of the mean Gaussian potential of distinct rows, at least two).
+    """
+    metrics = {"alignment": (image_embeds - text_embeds).double().pow(2).sum(1).mean().item()}
+    for name, embeds in (("image", image_embeds), ("text", text_embeds)):
+        if len(embeds) > 1:
+            squared = nn.functional.pdist(embeds[:4096].float()).pow(2)
+            metrics[f"{name}_uniformity"] = squared.mul(-2).exp().mean().log().item()
+    return metrics
+
+
+__all__ = [
+    "alignment_and_uniformity",
+    "chance_recall",
+    "first_occurrences",
+    "retrieval_intervals",
+    "retrieval_metrics",
+    "retrieval_ranks",
+]

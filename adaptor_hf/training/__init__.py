@@ -1,0 +1,6 @@
+"""Pre-training with transformers' Trainer."""
+
+from .arguments import AdaptorTrainingArguments
+from .trainer import AdaptorTrainer
+
+__all__ = ["AdaptorTrainer", "AdaptorTrainingArguments"]

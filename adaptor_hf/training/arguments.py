@@ -1,0 +1,132 @@
+"""TrainingArguments with the paper's recipe as defaults."""
+
+import os
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+POSITIVES = ("text", "study", "pair")
+
+
+@dataclass
+class AdaptorTrainingArguments(TrainingArguments):
+    r"""
+    [`~transformers.TrainingArguments`] for contrastive pre-training on cached embeddings.
+
+    Defaults that differ from `TrainingArguments`, and why ("reference" is the code of arXiv 2401.01179):
+
+    | argument | default | why |
+    |---|---|---|
+    | `learning_rate` | 2e-5 | the reference's |
+    | `num_train_epochs` | 50 | the reference's |
+    | `weight_decay` | 0.01 | hard-coded in the reference |
+    | `warmup_steps` | 0.02 | a share of all steps: the reference's 2 % |
+    | `max_grad_norm` | 0.0 | the reference does not clip, and clipping costs a pass over all gradients |
+    | `per_device_train_batch_size` | from `global_batch_size` | negatives come from the global batch, so that is what counts |
+    | `per_device_eval_batch_size` | 1024 | evaluation embeds rows only |
+    | `eval_strategy`, `save_strategy`, `logging_strategy` | `"epoch"` | an epoch is seconds to minutes |
+    | `load_best_model_at_end`, `metric_for_best_model` | `True`, `"eval_mean_recall"` | the loss depends on the batch size, recall over the split does not |
+    | `save_total_limit` | 2 | the best and the last checkpoint |
+    | `remove_unused_columns` | `False` | the cache yields finished batches |
+    | `logging_nan_inf_filter` | `False` | a NaN must show |
+    | `ddp_find_unused_parameters` | `False` | every parameter gets a gradient, be it zero |
+    | `hub_strategy`, `hub_private_repo` | `"end"`, `True` | what was trained on reports stays private unless asked |
+    | `fp16` / `bf16` | by GPU | bf16 from compute capability 8.0, fp16 below (a T4 only emulates bf16), float32 on CPU; switch off with `auto_mixed_precision=False` |
+
+    Args:
+        global_batch_size (`int`, defaults to 1024): Pairs a step over all processes: the pool of negatives. Ignored if
+            `per_device_train_batch_size` is given.
+        per_device_train_batch_size (`int`, *optional*): Pairs a step on each process. The reference code uses 1024 on
+            each of two GPUs and does not share negatives between them.
+        positives (`str`, defaults to `"text"`): Which rows are no negatives of each other: those with the same `"text"`,
+            of the same `"study"`, or only the row's own `"pair"` (the paper's, with false negatives among repeated reports).
+        auto_mixed_precision (`bool`, defaults to `True`): Choose fp16 or bf16 by the GPU where neither was asked for.
+
+    Raises:
+        ValueError: if the global batch cannot be divided over the processes, or bf16 is asked of a GPU that lacks it.
+    """
+
+    learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
+    num_train_epochs: float = field(default=50.0, metadata={"help": "Number of passes over the pairs."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decoupled weight decay."})
+    warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, else steps."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
+    global_batch_size: int = field(
+        default=1024, metadata={"help": "Pairs a step over all processes: the pool of negatives."}
+    )
+    per_device_train_batch_size: int | None = field(
+        default=None, metadata={"help": "Pairs a step on each process; overrides global_batch_size."}
+    )
+    per_device_eval_batch_size: int = field(default=1024, metadata={"help": "Rows embedded at once in evaluation."})
+    positives: str = field(
+        default="text",
+        metadata={
+            "help": "Rows that are no negatives of each other: same text, same study, or the pair alone.",
+            "choices": POSITIVES,
+        },
+    )
+    auto_mixed_precision: bool = field(
+        default=True, metadata={"help": "Choose fp16 or bf16 by the GPU where neither is asked for."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps or epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch or best."})
+    logging_strategy: str = field(default="epoch", metadata={"help": "When to log: no, steps or epoch."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "End with the best checkpoint."})
+    metric_for_best_model: str = field(default="eval_mean_recall", metadata={"help": "What best means."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep, the best one included."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "The cache yields finished batches."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses in the log."})
+    ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
+    hub_strategy: str = field(default="end", metadata={"help": "Only the end is pushed, a fixed list of files."})
+    hub_private_repo: bool | None = field(default=True, metadata={"help": "Push to a private repository."})
+
+    def __post_init__(self):
+        if self.positives not in POSITIVES:
+            raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
+        if self.global_batch_size < 2:
+            raise ValueError(
+                f"global_batch_size must be at least 2, got {self.global_batch_size}: a pair needs another to contrast with."
+            )
+        self._choose_precision()
+        given = self.per_device_train_batch_size
+        self.per_device_train_batch_size = 1 if given is None else given
+        super().__post_init__()
+        if self._n_gpu > 1:
+            # One process on several GPUs would be DataParallel, which splits the pool of negatives.
+            logger.warning(f"Using one of {self._n_gpu} GPUs. For all of them: accelerate launch train_pretrain.py ...")
+            self._n_gpu = 1
+        if given is None:
+            if self.global_batch_size % self.world_size:
+                raise ValueError(
+                    f"global_batch_size ({self.global_batch_size}) is not divisible by the number of processes "
+                    f"({self.world_size}). Choose a multiple of it."
+                )
+            self.per_device_train_batch_size = self.global_batch_size // self.world_size
+        self.global_batch_size = self.per_device_train_batch_size * self.world_size
+
+    def _choose_precision(self) -> None:
+        if not torch.cuda.is_available() or self.use_cpu:
+            return
+        major, minor = torch.cuda.get_device_capability()
+        if self.bf16 and major < 8:
+            raise ValueError(
+                f"This GPU ({torch.cuda.get_device_name()}, compute capability {major}.{minor}) only emulates bf16. "
+                "Use --fp16, or neither: fp16 is then chosen."
+            )
+        # accelerate's own setting, from its config file or command line, counts as having been asked.
+        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if self.fp16 or self.bf16 or not self.auto_mixed_precision:
+            return
+        if launched in ("fp16", "bf16"):
+            setattr(self, launched, True)
+        elif major >= 8:
+            self.bf16 = True
+        else:
+            self.fp16 = True
+
+
+__all__ = ["AdaptorTrainingArguments"]

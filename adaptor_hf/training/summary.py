@@ -1,0 +1,119 @@
+"""What a run prints before it starts, and what the machine lacks."""
+
+import math
+import platform
+import warnings
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..modeling_adaptor import AdaptorModel
+from .arguments import AdaptorTrainingArguments
+
+if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
+
+# Under so few steps the paper's learning rate hardly moves the weights.
+FEW_STEPS = 2000
+
+
+def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
+    """
+    Args:
+        model (`AdaptorModel`): Counted without its towers.
+        tokens (`int`, defaults to 1): Tokens a side in training. With one, queries and keys get no gradient.
+
+    Returns:
+        `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for
+        downstream tasks).
+    """
+    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    unused = sum(
+        count for name, count in trainable.items() if tokens == 1 and (".q_proj." in name or ".k_proj." in name)
+    )
+    total = sum(trainable.values())
+    return {"trainable": total, "receiving_gradient": total - unused, "head": 0}
+
+
+def fit_batch_to_data(arguments: AdaptorTrainingArguments, num_pairs: int) -> None:
+    """Lower a global batch that is larger than the data to all of it, and say so."""
+    if arguments.global_batch_size <= num_pairs:
+        return
+    per_device = num_pairs // arguments.world_size
+    if per_device < 1:
+        raise ValueError(f"{num_pairs} training pairs cannot be shared by {arguments.world_size} processes. Use fewer.")
+    warnings.warn(
+        f"The global batch ({arguments.global_batch_size}) is larger than the training data ({num_pairs} pairs): "
+        f"using batches of {per_device * arguments.world_size}.",
+        stacklevel=2,
+    )
+    arguments.per_device_train_batch_size = per_device
+    arguments.global_batch_size = per_device * arguments.world_size
+
+
+def number_of_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
+    """Optimizer steps of the run."""
+    if arguments.max_steps > 0:
+        return arguments.max_steps
+    batches = num_pairs / arguments.global_batch_size
+    batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
+    return math.ceil(max(1, batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs)
+
+
+def describe_run(
+    model: AdaptorModel, arguments: AdaptorTrainingArguments, cache: "EmbeddingCache", views: dict[str, "EmbeddingCache"]
+) -> str:
+    """The lines a run prints before it starts: sizes, batches, steps, repeated texts, where the cache is."""
+    train = views["train"]
+    counts = parameter_counts(model)
+    steps = number_of_steps(arguments, len(train))
+    repeated = 1 - train.num_texts / len(train)
+    lines = [
+        f"Parameters: {counts['trainable']:,} trainable, {counts['receiving_gradient']:,} of them receive a gradient "
+        "(with one token a side, queries and keys do not); no head",
+        "Pairs: " + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
+        + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
+        f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows repeat another row's text "
+        f"(positives: {arguments.positives})",
+        f"Batch: {arguments.global_batch_size:,} pairs a step = {arguments.world_size} process(es) x "
+        f"{arguments.per_device_train_batch_size:,}",
+        f"Steps: {steps:,} ({arguments.num_train_epochs:g} epochs), peak learning rate {arguments.learning_rate:g}",
+        f"Cache: {cache.path}",
+    ]
+    if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
+        lines.append(
+            f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The paper "
+            "takes about 13,500. For small data see configs/recipes/small.yaml."
+        )
+    return "\n".join(lines)
+
+
+def environment_warnings() -> list[str]:
+    """What is wrong between this torch build and this machine's GPU, in words that say what to install."""
+    found = []
+    if torch.version.cuda and not torch.cuda.is_available() and platform.system() == "Linux":
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                torch.cuda.is_available()
+                torch._C._cuda_getDeviceCount()
+            reasons = [str(warning.message) for warning in caught]
+        except RuntimeError as error:
+            reasons = [str(error)]
+        if any("driver" in reason.lower() and "too old" in reason.lower() for reason in reasons):
+            found.append(
+                f"The NVIDIA driver is older than this torch build needs (CUDA {torch.version.cuda}), so the run uses "
+                "the CPU. Update the driver, or install a torch build for your CUDA version: see the README's table."
+            )
+    elif torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        built = torch.cuda.get_arch_list()
+        if built and not any(f"sm_{major}" in name or f"compute_{major}" in name for name in built):
+            found.append(
+                f"This torch build has no code for {torch.cuda.get_device_name()} (compute capability {major}.{minor}; "
+                f"it has {', '.join(built)}). Install another torch build: see the README's table."
+            )
+    return found
+
+
+__all__ = ["describe_run", "environment_warnings", "fit_batch_to_data", "number_of_steps", "parameter_counts"]

@@ -1,0 +1,221 @@
+"""A Trainer whose loss sees the negatives of every process, and whose evaluation is retrieval over the whole split."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.data import Dataset
+from transformers import Trainer
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import speed_metrics
+
+from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
+from ..modeling_adaptor import AdaptorModel
+from ..objectives import contrastive_loss, gathered_contrastive_loss
+from .arguments import AdaptorTrainingArguments
+
+# What a batch of the cache says about its rows, and what the model does not take.
+ROW_COLUMNS = ("text_row", "study", "row")
+POSITIVE_COLUMN = {"text": "text_row", "study": "study", "pair": None}
+
+
+def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Collator of datasets whose `__getitems__` returns a finished batch."""
+    return batch
+
+
+class AdaptorTrainer(Trainer):
+    """
+    [`~transformers.Trainer`] for [`AdaptorModel`] on an `EmbeddingCache`, or on any dataset of such batches.
+
+    A dataset's `__getitems__(rows)` returns a dictionary with `image_embeds` `(B, D)` and `text_embeds` `(B, D)`, and
+    with `text_row`, `study` and `row` `(B,)` int64: ids of the text, of the study and of the row itself. Datasets of
+    single examples need a `data_collator` that builds such a batch; raw inputs (`pixel_values`, `input_ids`) work too.
+
+    Args:
+        model (`AdaptorModel`): Without towers for cached embeddings.
+        args (`AdaptorTrainingArguments`): Arguments of the run.
+        kwargs: As for [`~transformers.Trainer`].
+
+    Raises:
+        ValueError: if the training data holds fewer than two different texts.
+    """
+
+    args: AdaptorTrainingArguments
+
+    def __init__(self, model: AdaptorModel, args: AdaptorTrainingArguments, **kwargs):
+        kwargs.setdefault("data_collator", keep_batch)
+        # The hub is written once, at the end, by our own fixed list.
+        super().__init__(model=model, args=args, **kwargs)
+        self.can_return_loss = True
+        self.label_names = []
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        """Nothing is made on the Hub before there is something to push."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if inputs.get("fuse_pairs"):
+            raise ValueError(
+                "AdaptorTrainer does not fuse pairs: each image would see its own text before the contrastive loss, "
+                "which then falls without any learning (32-way top-1 of 93 % on pure noise)."
+            )
+        rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
+        model_inputs = {name: value for name, value in inputs.items() if name not in rows}
+        outputs = model(**model_inputs, return_logits=False)
+        unwrapped = self.accelerator.unwrap_model(model)
+        column = POSITIVE_COLUMN[self.args.positives]
+        loss = gathered_contrastive_loss(
+            outputs.image_embeds,
+            outputs.text_embeds,
+            unwrapped.get_logit_scale(),
+            image_to_text_weight=unwrapped.config.image_to_text_weight,
+            normalize=False,
+            positives=rows.get(column) if column else None,
+            # accelerate fills up or drops an uneven last batch.
+            equal_counts=True,
+        )
+        # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
+        if loss.device.type == "cpu" and not torch.isfinite(loss):
+            raise FloatingPointError(describe_bad_batch(inputs, loss))
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        loss = logs.get("loss")
+        if loss is not None and not loss < float("inf"):
+            raise FloatingPointError(
+                f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
+                "with a lower learning_rate, in float32, or with max_logit_scale=100."
+            )
+        super().log(logs, start_time)
+
+    def evaluate(
+        self,
+        eval_dataset: Dataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """
+        Retrieval between all images and all distinct texts of a split, alignment, uniformity, and the loss.
+
+        The loss is a mean over batches of one fixed size (`loss_batch_size`, at most 1,024; a ragged rest is left out),
+        for it grows with the number of negatives.
+
+        Returns:
+            `dict[str, float]`: Metrics of [`~adaptor_hf.evaluation.retrieval_metrics`] and others, each name with
+            `metric_key_prefix` before it.
+        """
+        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(dataset, dict):
+            results = {}
+            for name, part in dataset.items():
+                results.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return results
+        start_time = time.time()
+        model = self.accelerator.unwrap_model(self.model)
+        embeds = embed_pairs(model, dataset, self.args.per_device_eval_batch_size)
+        metrics, _ = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
+        metrics |= alignment_and_uniformity(embeds["image_embeds"], embeds["text_embeds"])
+        metrics |= fixed_batch_loss(model, embeds, POSITIVE_COLUMN[self.args.positives])
+        metrics["num_pairs"] = len(dataset)
+        metrics["logit_scale"] = model.get_logit_scale().exp().item()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=len(dataset))
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save:
+            # The pickle of the arguments is no use to anyone; a readable copy is.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            write_aside(folder / "training_args.json", json.dumps(self.args.to_dict(), indent=2, default=str))
+
+    def push_to_hub(self, commit_message: str | None = "End of training", token: str | None = None, **kwargs) -> str:
+        """Push the fixed list of files of `hub.push_folder` from `output_dir`, to a private repository by default."""
+        from ..hub import push_folder
+
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return ""
+        return push_folder(
+            self.args.output_dir,
+            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            token=token or self.args.hub_token,
+            private=self.args.hub_private_repo is not False,
+            commit_message=commit_message or "End of training",
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Checkpoints stay on this machine, whatever `hub_strategy` says."""
+
+
+@torch.no_grad()
+def embed_pairs(model: AdaptorModel, dataset: Dataset, batch_size: int = 1024) -> dict[str, torch.Tensor]:
+    """
+    Embeddings of every pair of a dataset, in evaluation mode, on the model's device.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, and `text_row`, `study`,
+        `row` `(N,)` where the dataset gives them.
+    """
+    if len(dataset) == 0:
+        raise ValueError("The split to evaluate on is empty.")
+    was_training = model.training
+    model.eval()
+    batches = []
+    for start in range(0, len(dataset), batch_size):
+        batch = dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
+        batch = {name: value.to(model.device) for name, value in batch.items()}
+        rows = {name: batch.pop(name) for name in ROW_COLUMNS if name in batch}
+        output = model(**batch, return_logits=False)
+        batches.append({"image_embeds": output.image_embeds.float(), "text_embeds": output.text_embeds.float()} | rows)
+    model.train(was_training)
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def fixed_batch_loss(model: AdaptorModel, embeds: dict[str, torch.Tensor], column: str | None) -> dict[str, float]:
+    """Mean contrastive loss over batches of one size, in the dataset's order."""
+    size = min(1024, len(embeds["image_embeds"]))
+    losses = [
+        contrastive_loss(
+            embeds["image_embeds"][start : start + size],
+            embeds["text_embeds"][start : start + size],
+            model.get_logit_scale().detach(),
+            image_to_text_weight=model.config.image_to_text_weight,
+            normalize=False,
+            positives=embeds[column][start : start + size] if column in embeds else None,
+        )
+        for start in range(0, len(embeds["image_embeds"]) - size + 1, size)
+    ]
+    return {"loss": torch.stack(losses).mean().item(), "loss_batch_size": size}
+
+
+def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
+    """Which rows of a batch hold NaN or infinity, by their row in the split, without naming a patient."""
+    bad = []
+    for name in ("image_embeds", "text_embeds"):
+        if name in inputs:
+            finite = inputs[name].flatten(1).isfinite().all(1)
+            rows = inputs.get("row", torch.arange(len(finite)))[~finite].tolist()
+            if rows:
+                bad.append(f"{name} of rows {rows[:10]}{' and more' if len(rows) > 10 else ''}")
+    if bad:
+        return f"The loss is {loss.item()}: NaN or infinity in {'; '.join(bad)}. Rebuild or verify the embedding cache."
+    return (
+        f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
+        "learning_rate, in float32, or with max_logit_scale=100."
+    )
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a text file so that it is whole or absent."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+__all__ = ["AdaptorTrainer", "describe_bad_batch", "embed_pairs", "fixed_batch_loss", "keep_batch", "write_aside"]
