@@ -1,0 +1,32 @@
+"""The embedding cache: both frozen towers run once over a data set, training reads only what they gave."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .build import build_cache
+    from .importing import import_embeddings
+    from .reader import EmbeddingCache, ResidentCache, open_cache
+    from .verify import verify_cache
+
+_EXPORTS = {
+    "EmbeddingCache": "reader",
+    "ResidentCache": "reader",
+    "build_cache": "build",
+    "import_embeddings": "importing",
+    "open_cache": "reader",
+    "verify_cache": "verify",
+}
+
+__all__ = ["EmbeddingCache", "ResidentCache", "build_cache", "import_embeddings", "open_cache", "verify_cache"]
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_EXPORTS[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,189 @@
+"""Files of a cache: written aside and renamed when whole, memory-mapped without a copy, checked by SHA-256."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+FORMAT = "adaptor_hf.embeddings"
+CACHE_VERSION = 1
+MANIFEST = "cache.json"
+CHECKED = "checked.json"
+NUMPY_DTYPES = {"float16": np.float16, "float32": np.float32}
+KEY_DTYPE = np.dtype("S16")  # 128-bit digests, as fixed-length bytes numpy can sort
+
+
+def _write_aside(path: Path, write) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot write {path}: {error.strerror or error}. Nothing half-written was kept; finished parts of the "
+            "cache stay. Free space on (or allow writing to) this folder and run the same command again",
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_batch(path: Path, batch: pa.RecordBatch) -> None:
+    """Write one Arrow record batch as an Arrow stream file, the format that `datasets.Dataset.from_file` maps."""
+
+    def write(file) -> None:
+        with pa.ipc.new_stream(file, batch.schema) as writer:
+            writer.write_batch(batch)
+
+    _write_aside(path, write)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, aside and renamed."""
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    _write_aside(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, aside and renamed."""
+    _write_aside(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def read_manifest(folder: Path) -> dict:
+    """Read and check the manifest of a cache folder.
+
+    Raises:
+        FileNotFoundError: the folder has no manifest.
+        ValueError: the manifest is damaged, or of another format or version.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no embedding cache: {MANIFEST} is missing. Build it with build_cache")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Delete {folder} and build the cache again") from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of format {FORMAT!r}")
+    if manifest.get("version") != CACHE_VERSION:
+        raise ValueError(
+            f"{folder} was written by cache version {manifest.get('version')}, this package reads version "
+            f"{CACHE_VERSION}. Build the cache again, or install the version of adaptor_hf that wrote it"
+        )
+    return manifest
+
+
+def map_batch(path: Path) -> pa.RecordBatch:
+    """Memory-map an Arrow file of one record batch; its buffers point into the file.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is truncated, damaged, or has more than one record batch.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing from the cache. Copy it back, or delete {path.parent} and rebuild")
+    try:
+        with pa.memory_map(str(path)) as source:
+            batches = list(pa.ipc.open_stream(source))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{path} is truncated or damaged ({error}). Delete {path.parent} and rebuild") from error
+    if len(batches) != 1:
+        raise ValueError(f"{path} has {len(batches)} record batches, expected 1. Delete {path.parent} and rebuild")
+    return batches[0]
+
+
+def embedding_batch(
+    vectors: np.ndarray, columns: dict[str, np.ndarray | pa.Array], metadata: dict | None = None
+) -> pa.RecordBatch:
+    """Record batch with a fixed-size list column `embedding` from (n, D) vectors, beside further columns."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    arrays = {"embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
+    for name, values in columns.items():
+        arrays[name] = key_array(values) if getattr(values, "dtype", None) == KEY_DTYPE else pa.array(values)
+    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+    return batch.replace_schema_metadata({"adaptor": json.dumps(metadata)}) if metadata is not None else batch
+
+
+def batch_metadata(batch: pa.RecordBatch) -> dict:
+    """The JSON that `embedding_batch` stored beside the columns."""
+    return json.loads((batch.schema.metadata or {}).get(b"adaptor", b"{}"))
+
+
+def embedding_view(batch: pa.RecordBatch) -> np.ndarray:
+    """Read-only (n, D) view of the column `embedding`, in its storage dtype and without a copy."""
+    column = batch.column("embedding")
+    if not pa.types.is_fixed_size_list(column.type) or column.null_count:
+        raise ValueError(f"column 'embedding' must be fixed-size lists without nulls, got {column.type}")
+    width = column.type.list_size
+    dtype = column.type.value_type.to_pandas_dtype()
+    values = np.frombuffer(column.values.buffers()[1], dtype=dtype)
+    start = column.offset * width
+    return values[start : start + len(column) * width].reshape(len(column), width)
+
+
+def key_array(keys: np.ndarray) -> pa.Array:
+    """(n,) 16-byte keys as an Arrow fixed-size binary array."""
+    keys = np.ascontiguousarray(keys, dtype=KEY_DTYPE)
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(16), len(keys), [None, pa.py_buffer(keys.view(np.uint8))])
+
+
+def key_view(batch: pa.RecordBatch, column: str) -> np.ndarray:
+    """(n,) view of a column of 16-byte keys."""
+    array = batch.column(column)
+    return np.frombuffer(array.buffers()[1], dtype=KEY_DTYPE)[array.offset : array.offset + len(array)]
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_entry(path: Path, rows: int) -> dict:
+    """Manifest entry of a finished file: name, rows, size in bytes, SHA-256."""
+    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
+
+
+def check_files(folder: Path, entries: list[dict], *, force: bool = False) -> None:
+    """Compare the files of a folder with their manifest entries.
+
+    A file is hashed when its size or modification time differs from the last check (or always, with `force`).
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: size or SHA-256 differ.
+    """
+    memo_path = folder / CHECKED
+    try:
+        memo = json.loads(memo_path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        memo = {}
+    checked = {}
+    for entry in entries:
+        path = folder / entry["file"]
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"{path} is missing from the cache. Copy it back, or delete {folder} and build the cache again"
+            ) from None
+        state = [stat.st_size, stat.st_mtime_ns, entry["sha256"]]
+        if stat.st_size != entry["bytes"]:
+            raise ValueError(
+                f"{path} has {stat.st_size} bytes, the manifest says {entry['bytes']}: it is truncated or was "
+                f"replaced. Delete {folder} and build the cache again"
+            )
+        if (force or memo.get(entry["file"]) != state) and file_sha256(path) != entry["sha256"]:
+            raise ValueError(
+                f"{path} does not match its SHA-256: it is damaged. Delete {folder} and build the cache again"
+            )
+        checked[entry["file"]] = state
+    if checked != memo and os.access(folder, os.W_OK):
+        write_json(memo_path, checked)

@@ -1,0 +1,67 @@
+"""What a build needs of several processes: one that decides, all that compute, errors that reach every rank."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+
+class Ranks:
+    """This process among those of `accelerate launch` or `torchrun`; one process of one without them.
+
+    Attributes:
+        index: rank of this process, 0 decides and writes the manifests.
+        world: number of ranks.
+    """
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        ready = dist.is_available() and dist.is_initialized()
+        if ready or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from accelerate import PartialState
+
+            PartialState()
+            self.index, self.world = dist.get_rank(), dist.get_world_size()
+        else:
+            self.index, self.world = 0, 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """Run on rank 0 only; every rank gets the result, or raises what rank 0 raised."""
+        if self.world == 1:
+            return function()
+        import torch.distributed as dist
+
+        answer: list = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = function()
+            except Exception as error:
+                answer[1] = error
+        dist.broadcast_object_list(answer, src=0)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def together(self, function: Callable[[], None]) -> None:
+        """Run on every rank, then wait for all; when one rank fails, all raise instead of waiting for ever."""
+        if self.world == 1:
+            function()
+            return
+        import torch.distributed as dist
+
+        error: Exception | None = None
+        try:
+            function()
+        except Exception as raised:
+            error = raised
+        reasons: list = [None] * self.world
+        dist.all_gather_object(reasons, None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        for rank, reason in enumerate(reasons):
+            if reason is not None:
+                raise RuntimeError(f"rank {rank} failed while building the cache: {reason}")

@@ -1,0 +1,346 @@
+"""Reads a cache: memory-mapped shards, gathered into batches without copying what is not asked for."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from .faults import EXCLUDED
+from .files import NUMPY_DTYPES, check_files, embedding_view, map_batch, read_manifest
+from .pairs import LATEST, PAIRS_FILE, latest_pairs
+
+logger = logging.getLogger(__name__)
+
+
+class Vectors:
+    """Rows of all shards of one side, numbered through, in storage dtype.
+
+    Args:
+        folder: `images-<key>/` or `texts-<key>/`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        manifest = read_manifest(folder)
+        check_files(folder, manifest["shards"])
+        self.width = manifest["width"]
+        self.dtype = np.dtype(NUMPY_DTYPES[manifest["dtype"]])
+        self.shards = [embedding_view(map_batch(folder / shard["file"])) for shard in manifest["shards"]]
+        for shard, view in zip(manifest["shards"], self.shards, strict=True):
+            if view.shape != (shard["rows"], self.width) or view.dtype != self.dtype:
+                raise ValueError(
+                    f"{folder / shard['file']} holds {view.shape} {view.dtype}, the manifest says "
+                    f"{(shard['rows'], self.width)} {self.dtype}. Delete {folder} and build the cache again"
+                )
+        self.offsets = np.cumsum([0] + [len(shard) for shard in self.shards])
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    def take(self, rows: np.ndarray) -> torch.Tensor:
+        """(n, D) tensor of these rows; row -1 (there is none) gives NaN."""
+        absent = rows < 0
+        if absent.any():
+            out = np.full((len(rows), self.width), np.nan, dtype=self.dtype)
+            present = np.nonzero(~absent)[0]
+            out[present] = self.take(rows[present]).numpy()
+            return torch.from_numpy(out)
+        if len(self.shards) == 1:
+            return torch.from_numpy(self.shards[0].take(rows, axis=0))
+        out = np.empty((len(rows), self.width), dtype=self.dtype)
+        owner = np.searchsorted(self.offsets, rows, side="right") - 1
+        for index in np.unique(owner):
+            place = np.nonzero(owner == index)[0]
+            out[place] = self.shards[index][rows[place] - self.offsets[index]]
+        return torch.from_numpy(out)
+
+
+def open_cache(path: str | os.PathLike, split: str | None = None) -> "EmbeddingCache":
+    """Open a cache made by `build_cache` or `import_embeddings`.
+
+    All paths inside are relative: a cache may be moved or copied to another machine. Files whose size or time changed
+    since the last look are checked against their SHA-256.
+
+    Args:
+        path: cache folder (the pairs built last are opened), or one `pairs-<key>` folder in it.
+        split: "train", "validation" or "test"; None is all rows.
+
+    Raises:
+        FileNotFoundError: no cache there, or one of its files is missing (named).
+        ValueError: damaged file, other format or version, or no such split.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is no folder: build the cache first, with build_cache(..., cache_dir=...)")
+    if not folder.name.startswith("pairs-"):
+        latest = latest_pairs(folder)
+        if latest is None:
+            raise FileNotFoundError(
+                f"{folder} holds no finished embedding cache ({LATEST} is missing). Run build_cache; if it was "
+                "interrupted, it goes on from where it stopped"
+            )
+        folder = folder / latest
+    cache = EmbeddingCache(folder)
+    return cache if split is None else cache.split(split)
+
+
+class _Store:
+    """The opened files of one cache, shared by its views."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder)
+        check_files(folder, self.manifest["shards"])
+        batch = map_batch(folder / PAIRS_FILE)
+        self.table = pa.Table.from_batches([batch])
+        self.image_row = batch.column("image_row").to_numpy()
+        self.text_row = batch.column("text_row").to_numpy()
+        self.splits = batch.column("split").dictionary_encode()
+        self.study = _study_codes(batch)
+        self.vectors = {}
+        for side, rows in (("images", self.image_row), ("texts", self.text_row)):
+            if side in self.manifest:
+                vectors = Vectors(folder.parent / self.manifest[side])
+                if len(rows) and rows.max() >= len(vectors):
+                    raise ValueError(
+                        f"{folder / PAIRS_FILE} needs row {rows.max()} of {self.manifest[side]}, which has "
+                        f"{len(vectors)} rows. The folders do not belong together; build the cache again"
+                    )
+                self.vectors[side] = vectors
+
+
+def _study_codes(batch: pa.RecordBatch) -> np.ndarray:
+    """(n,) int64; rows of one study of one patient share a code, a row without study has one of its own."""
+    studies = batch.column("study_id").dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    patients = batch.column("patient_id").dictionary_encode().indices.to_numpy(zero_copy_only=False)
+    studies, patients = np.nan_to_num(studies, nan=-1), np.nan_to_num(patients, nan=-1)
+    codes = studies.astype(np.int64) * (len(batch) + 1) + patients.astype(np.int64) + 1
+    _, codes = np.unique(codes, return_inverse=True)
+    return np.where(studies < 0, len(batch) + np.arange(len(batch)), codes).astype(np.int64)
+
+
+class EmbeddingCache:
+    """Pairs of cached embeddings, in the order of the data set; a view of all rows, a split, or selected rows.
+
+    It serves a `torch.utils.data.DataLoader` or `Trainer`: `__getitems__` gathers a batch at once, so the collator
+    is the identity. It pickles as a path, so workers open the files themselves.
+
+    Batches have, as far as the sides exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
+    `text_row`, int64 (n,), equal for equal texts; `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole
+    cache. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive training.
+
+    Args:
+        folder: `pairs-<key>/` of a cache; use `open_cache`.
+        rows: pair rows of this view; None is all.
+    """
+
+    def __init__(self, folder: str | os.PathLike, rows: np.ndarray | None = None) -> None:
+        self._store = _Store(Path(folder))
+        self._rows = np.arange(self._store.table.num_rows) if rows is None else np.asarray(rows, dtype=np.int64)
+
+    def _view(self, rows: np.ndarray) -> "EmbeddingCache":
+        view = object.__new__(EmbeddingCache)
+        view._store = self._store
+        view._rows = rows
+        return view
+
+    def __reduce__(self):
+        everything = len(self._rows) == self._store.table.num_rows and (np.diff(self._rows) == 1).all()
+        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __repr__(self) -> str:
+        sides = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
+        return f"EmbeddingCache({len(self)} rows, {sides}, {self._store.folder})"
+
+    @property
+    def column_names(self) -> list[str]:
+        names = {"images": "image_embeds", "texts": "text_embeds"}
+        return [names[side] for side in self._store.vectors] + ["text_row", "study", "row"]
+
+    @property
+    def path(self) -> Path:
+        """The `pairs-<key>` folder."""
+        return self._store.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Key of the whole cache: towers, rows, ids and splits; views of it share it."""
+        return self._store.manifest["key"]
+
+    @property
+    def manifest(self) -> dict:
+        """What is stored about the cache: folders, tower specs, counts, share of cut texts."""
+        return self._store.manifest
+
+    @property
+    def vision_spec(self) -> dict | None:
+        return self._store.manifest.get("image_tower")
+
+    @property
+    def text_spec(self) -> dict | None:
+        return self._store.manifest.get("text_tower")
+
+    @property
+    def image_rows(self) -> np.ndarray:
+        """(n,) int64 image row of each pair row of this view, -1 without image."""
+        return self._store.image_row[self._rows]
+
+    @property
+    def text_rows(self) -> np.ndarray:
+        """(n,) int64 text row of each pair row of this view, -1 without text; equal for equal texts."""
+        return self._store.text_row[self._rows]
+
+    @property
+    def num_texts(self) -> int:
+        """Distinct texts of this view."""
+        rows = self.text_rows
+        return len(np.unique(rows[rows >= 0]))
+
+    @property
+    def num_image_only(self) -> int:
+        """Rows of this view without text."""
+        return int((self.text_rows < 0).sum())
+
+    @property
+    def pairs(self):
+        """datasets.Dataset of this view's pair rows: image_row, text_row, ids, split, source_row, targets."""
+        from datasets import Dataset
+
+        return Dataset.from_file(str(self._store.folder / PAIRS_FILE)).select(self._rows)
+
+    @property
+    def excluded(self) -> list[dict]:
+        """Rows left out of the cache: split, source_row, image_id, file, reason."""
+        import csv
+
+        with open(self._store.folder / EXCLUDED, encoding="utf-8", newline="") as file:
+            return [row | {"source_row": int(row["source_row"])} for row in csv.DictReader(file)]
+
+    def files(self) -> list[str]:
+        """The Arrow files this cache reads, relative to the cache folder."""
+        manifests = {self.path.name: self.manifest}
+        for side in self._store.vectors:
+            name = self.manifest[side]
+            manifests[name] = read_manifest(self.path.parent / name)
+        return [f"{name}/{shard['file']}" for name, manifest in manifests.items() for shard in manifest["shards"]]
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Rows of each split in this view."""
+        codes, counts = np.unique(self._store.splits.indices.to_numpy()[self._rows], return_counts=True)
+        names = self._store.splits.dictionary.to_pylist()
+        return {names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
+
+    def split(self, name: str) -> "EmbeddingCache":
+        """View of one split.
+
+        Raises:
+            ValueError: no row of this view is in that split.
+        """
+        names = self._store.splits.dictionary.to_pylist()
+        if name not in self.splits:
+            raise ValueError(f"no split {name!r} in {self._store.folder}; there are {sorted(self.splits)}")
+        codes = self._store.splits.indices.to_numpy()[self._rows]
+        return self._view(self._rows[codes == names.index(name)])
+
+    def select(self, indices: Sequence[int] | np.ndarray) -> "EmbeddingCache":
+        """View of these rows of this view, in this order."""
+        return self._view(self._rows[self._checked(indices)])
+
+    def paired(self) -> "EmbeddingCache":
+        """View of the rows that have both an image and a text: those for contrastive training."""
+        return self._view(self._rows[(self.image_rows >= 0) & (self.text_rows >= 0)])
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        indices = np.asarray(indices, dtype=np.int64)
+        if len(indices) and (indices.min() < -len(self) or indices.max() >= len(self)):
+            raise IndexError(f"row {indices.min()} to {indices.max()} of a cache view of {len(self)} rows")
+        return np.where(indices < 0, indices + len(self), indices) if (indices < 0).any() else indices
+
+    def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
+        rows = self._rows[self._checked(indices)]
+        store = self._store
+        text_row = store.text_row[rows]
+        batch = {}
+        if "images" in store.vectors:
+            batch["image_embeds"] = store.vectors["images"].take(store.image_row[rows])
+        if "texts" in store.vectors:
+            batch["text_embeds"] = store.vectors["texts"].take(text_row)
+        batch["text_row"] = torch.from_numpy(text_row)
+        batch["study"] = torch.from_numpy(store.study[rows])
+        batch["row"] = torch.from_numpy(rows)
+        return batch
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> dict[str, torch.Tensor]:
+        if isinstance(index, int | np.integer):
+            return {name: values[0] for name, values in self.__getitems__([index]).items()}
+        if isinstance(index, slice):
+            index = np.arange(len(self))[index]
+        return self.__getitems__(index)
+
+    def image_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
+        """(n, D) image embeddings in storage dtype of rows of this view; None is all of them."""
+        return self._side("images").take(self.image_rows if rows is None else self.image_rows[self._checked(rows)])
+
+    def text_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
+        """(n, D) text embeddings in storage dtype of rows of this view; None is all of them."""
+        return self._side("texts").take(self.text_rows if rows is None else self.text_rows[self._checked(rows)])
+
+    def distinct_text_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(m, D) embeddings of the distinct texts of this view, and their int64 (m,) text rows, ascending."""
+        rows = self.text_rows
+        rows = np.unique(rows[rows >= 0])
+        return self._side("texts").take(rows), torch.from_numpy(rows)
+
+    def _side(self, name: str) -> Vectors:
+        if name not in self._store.vectors:
+            raise ValueError(f"the cache {self._store.folder} was built without {name}")
+        return self._store.vectors[name]
+
+    def to_device(self, device: Any) -> "ResidentCache":
+        """This view's embeddings as tensors on a device, for training without a loader."""
+        return ResidentCache(self, device)
+
+
+class ResidentCache:
+    """A view of a cache held on one device: each distinct vector once, batches gathered there.
+
+    Args:
+        cache: view to load; the vectors that it uses must fit into the device's memory.
+        device: torch device.
+    """
+
+    def __init__(self, cache: EmbeddingCache, device: Any) -> None:
+        self.device = torch.device(device)
+        self.column_names = cache.column_names
+        self._columns = {"text_row": torch.from_numpy(cache.text_rows)}
+        self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
+        self._columns["row"] = torch.from_numpy(cache._rows)
+        self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
+        self._vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for name, side, rows in (
+            ("image_embeds", "images", cache.image_rows),
+            ("text_embeds", "texts", cache.text_rows),
+        ):
+            if side in cache._store.vectors:
+                used, place = np.unique(rows, return_inverse=True)
+                vectors = cache._side(side).take(used).to(self.device)
+                self._vectors[name] = (vectors, torch.from_numpy(place).to(self.device))
+
+    def __len__(self) -> int:
+        return len(self._columns["row"])
+
+    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
+        """Batch on the device; `indices` as an int64 tensor there costs no transfer."""
+        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        batch = {name: vectors[place[indices]] for name, (vectors, place) in self._vectors.items()}
+        return batch | {name: values[indices] for name, values in self._columns.items()}
+
+    __getitem__ = __getitems__

@@ -1,0 +1,209 @@
+"""One side's folder: committed shards of one record batch each, and the pieces of a build that is under way.
+
+A build is cut into pieces of a few thousand rows, planned once for all ranks. A piece is written aside and renamed
+when whole, so that a killed build computes at most one piece a rank again. When all are there they are merged into
+shards, and the manifest, renamed into place, commits them. Shards are only ever added: row numbers stay valid.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from .files import (
+    CACHE_VERSION,
+    CHECKED,
+    FORMAT,
+    KEY_DTYPE,
+    MANIFEST,
+    batch_metadata,
+    embedding_batch,
+    file_entry,
+    key_array,
+    key_view,
+    map_batch,
+    read_manifest,
+    write_batch,
+    write_json,
+)
+from .keys import json_key
+
+SHARD_ROWS = 65_536
+PIECE_ROWS = 1024
+_ALIASES = "aliases.arrow"
+
+
+def key_hex(keys: np.ndarray) -> list[str]:
+    """Hexadecimal form of 16-byte keys."""
+    raw = np.ascontiguousarray(keys, dtype=KEY_DTYPE).tobytes().hex()
+    return [raw[start : start + 32] for start in range(0, len(raw), 32)]
+
+
+def find_keys(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """(n,) positions of `keys` in `known`, -1 where absent; the first position if a key is there twice."""
+    if not len(known):
+        return np.full(len(keys), -1, dtype=np.int64)
+    order = np.argsort(known, kind="stable")
+    place = np.searchsorted(known, keys, sorter=order).clip(max=len(known) - 1)
+    found = order[place]
+    return np.where(known[found] == keys, found, -1)
+
+
+class SideFolder:
+    """`images-<key>/` or `texts-<key>/`: a row per distinct image or text.
+
+    Attributes:
+        path: the folder.
+        name: "images" or "texts".
+        manifest: rows, width, shards and faults that are committed.
+    """
+
+    def __init__(self, cache_dir: Path, name: str, key: str, header: dict) -> None:
+        self.name = name
+        self.path = cache_dir / f"{name}-{key}"
+        self._header = {"format": FORMAT, "version": CACHE_VERSION, "content": name, "key": key} | header
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the manifest as it is now on disk."""
+        if (self.path / MANIFEST).exists():
+            self.manifest = read_manifest(self.path)
+        else:
+            self.manifest = self._header | {"rows": 0, "shards": [], "faults": {}}
+
+    @property
+    def rows(self) -> int:
+        return self.manifest["rows"]
+
+    def batches(self) -> list[pa.RecordBatch]:
+        """The committed shards, memory-mapped."""
+        return [map_batch(self.path / shard["file"]) for shard in self.manifest["shards"]]
+
+    def keys(self, column: str) -> np.ndarray:
+        """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
+        parts = [key_view(batch, column) for batch in self.batches()]
+        return np.concatenate(parts) if parts else np.empty(0, dtype=KEY_DTYPE)
+
+    def lookup(self, keys: np.ndarray) -> np.ndarray:
+        """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
+        rows = find_keys(self.keys("source"), keys)
+        aliases = self.path / _ALIASES
+        if aliases.exists() and (rows < 0).any():
+            batch = map_batch(aliases)
+            place = find_keys(key_view(batch, "source"), keys)
+            target = find_keys(self.keys("digest"), key_view(batch, "digest"))
+            rows = np.where((rows < 0) & (place >= 0), target[place], rows)
+        return rows
+
+    def add_aliases(self, sources: np.ndarray, digests: np.ndarray) -> None:
+        """Remember further names (a moved or touched file) of rows that are there by content."""
+        path = self.path / _ALIASES
+        if path.exists():
+            batch = map_batch(path)
+            sources = np.concatenate([key_view(batch, "source"), sources])
+            digests = np.concatenate([key_view(batch, "digest"), digests])
+        arrays = [key_array(sources), key_array(digests)]
+        write_batch(path, pa.RecordBatch.from_arrays(arrays, names=["source", "digest"]))
+
+    def fault_reasons(self) -> dict[str, str]:
+        """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
+        return self.manifest["faults"]
+
+    def commit(self, shards: list[dict], width: int, faults: dict[str, str]) -> None:
+        """Add finished shard files and faults to the manifest."""
+        entries = self.manifest["shards"] + shards
+        self.manifest = self.manifest | {
+            "width": width,
+            "rows": sum(entry["rows"] for entry in entries),
+            "shards": entries,
+            "faults": self.manifest["faults"] | faults,
+        }
+        memo = {}
+        for entry in entries:
+            stat = (self.path / entry["file"]).stat()
+            memo[entry["file"]] = [stat.st_size, stat.st_mtime_ns, entry["sha256"]]
+        write_json(self.path / CHECKED, memo)
+        write_json(self.path / MANIFEST, self.manifest)
+
+    def remove_leftovers(self) -> None:
+        """Delete what a killed build left half-written; call with the lock held."""
+        for pattern in (".data-*.partial", "building-*/.piece-*.partial"):
+            for path in self.path.glob(pattern):
+                path.unlink()
+
+    def builds(self) -> list["Build"]:
+        """Builds that were begun and not committed."""
+        return [Build(self, path.name.removeprefix("building-")) for path in sorted(self.path.glob("building-*"))]
+
+    def write_shards(self, batches: list[pa.RecordBatch], shard_rows: int) -> list[dict]:
+        """Merge record batches into new shard files of one record batch each; returns their manifest entries."""
+        table = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches])
+        entries = []
+        for start in range(0, table.num_rows, shard_rows):
+            part = pa.concat_batches(table.slice(start, shard_rows).to_batches())
+            path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
+            write_batch(path, part)
+            entries.append(file_entry(path, part.num_rows))
+        return entries
+
+
+class Build:
+    """Pieces of one planned build, in `building-<plan>/` of a side's folder."""
+
+    def __init__(self, folder: SideFolder, plan: str) -> None:
+        self.folder = folder
+        self.plan = plan
+        self.path = folder.path / f"building-{plan}"
+
+    def piece_path(self, index: int) -> Path:
+        return self.path / f"piece-{index:06d}.arrow"
+
+    def is_done(self, index: int) -> bool:
+        """Whether a piece is there and whole."""
+        try:
+            map_batch(self.piece_path(index))
+        except (FileNotFoundError, ValueError):
+            return False
+        return True
+
+    def write_piece(
+        self, index: int, vectors: np.ndarray, columns: dict[str, np.ndarray], faults: dict[str, str]
+    ) -> None:
+        """Write one piece: (n, D) vectors with their columns, and the faults found on the way."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_batch(self.piece_path(index), embedding_batch(vectors, columns, {"faults": faults}))
+
+    def pieces(self) -> Iterator[pa.RecordBatch]:
+        for path in sorted(self.path.glob("piece-*.arrow")):
+            try:
+                yield map_batch(path)
+            except ValueError:
+                continue
+
+    def finish(self, shard_rows: int) -> None:
+        """Merge the pieces that are there, in their planned order, commit them, and remove them."""
+        batches = list(self.pieces())
+        faults = {key: why for batch in batches for key, why in batch_metadata(batch).get("faults", {}).items()}
+        # A build killed after its commit leaves pieces whose rows are there already.
+        fresh = [batch for batch in batches if (self.folder.lookup(key_view(batch, "source")) < 0).any()]
+        if batches:
+            width = batches[0].column("embedding").type.list_size
+            self.folder.commit(self.folder.write_shards(fresh, shard_rows) if fresh else [], width, faults)
+        shutil.rmtree(self.path)
+
+
+def cut(rows: int, batch_size: int, piece_rows: int) -> list[list[tuple[int, int]]]:
+    """Pieces of consecutive batches, each a (start, stop) of planned rows; the same for any number of ranks."""
+    per_piece = max(1, piece_rows // batch_size)
+    batches = [(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]
+    return [batches[start : start + per_piece] for start in range(0, len(batches), per_piece)]
+
+
+def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int) -> str:
+    """Name of a build: what is computed, in which order, in which batches."""
+    import hashlib
+
+    order = hashlib.blake2b(np.ascontiguousarray(keys).view(np.uint8), digest_size=16).hexdigest()
+    return json_key([order, batch_size, piece_rows])

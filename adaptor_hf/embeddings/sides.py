@@ -1,0 +1,227 @@
+"""One side of a build: which rows are wanted, what is missing, and computing it piece by piece."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from .compute import (
+    READ_ERROR,
+    ImageBatches,
+    TextBatches,
+    ahead,
+    digests_of,
+    forward,
+    image_batches,
+    storage_vectors,
+    vector_faults,
+)
+from .keys import content_key, side_key
+from .shards import Build, SideFolder, cut, find_keys, key_hex, plan_name
+from .source import TowerSource
+from .table import PairTable, image_reference, needed
+
+
+@dataclass
+class Settings:
+    """Arguments of `build_cache` that both sides need."""
+
+    batch_size: int
+    dtype: str
+    max_text_length: int
+    num_workers: int
+    piece_rows: int
+    shard_rows: int
+
+
+@dataclass
+class Plan:
+    """What is to be computed, the same on every rank.
+
+    Attributes:
+        name: of the build.
+        rows: (n,) row of the data set for each planned position.
+        keys: (n,) source keys.
+        lengths: (n,) tokens before truncation; None for images.
+        pieces: batches of each piece that is not there yet, by piece number.
+    """
+
+    name: str
+    rows: np.ndarray
+    keys: np.ndarray
+    lengths: np.ndarray | None
+    pieces: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+
+    @property
+    def todo(self) -> int:
+        return sum(stop - start for batches in self.pieces.values() for start, stop in batches)
+
+
+class Side:
+    """Images or texts of one build.
+
+    Attributes:
+        name: "images" or "texts".
+        folder: where this side's embeddings are.
+        spec: the tower's spec.
+        max_length: tokens a text is cut to; None for images.
+    """
+
+    def __init__(
+        self, name: str, source: TowerSource, identity: dict, spec: dict, cache_dir: Path, settings: Settings
+    ) -> None:
+        self.name = name
+        self.source = source
+        self.spec = spec
+        self.settings = settings
+        self.max_length = None
+        if name == "texts":
+            self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
+        header = {
+            "tower": self.spec,
+            "identity": identity,
+            "dtype": settings.dtype,
+            "width": identity["hidden_size"],
+            "max_text_length": self.max_length,
+        }
+        self.folder = SideFolder(cache_dir, name, side_key(identity, settings.dtype, self.max_length), header)
+
+    def keys(self, table: PairTable) -> np.ndarray:
+        return table.image_keys if self.name == "images" else table.text_keys
+
+    def rows(self, table: PairTable) -> np.ndarray:
+        """(n,) row of this side's folder for each row of the table, -1 where there is none."""
+        present = table.has_image if self.name == "images" else table.has_text
+        return np.where(present, self.folder.lookup(self.keys(table)), -1)
+
+    def missing(self, table: PairTable) -> np.ndarray:
+        """(m,) rows of the table, one for each distinct image or text that has no embedding, in order of appearance."""
+        keys = self.keys(table)
+        wanted = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
+        if not len(wanted):
+            return wanted
+        _, first = np.unique(keys[wanted], return_index=True)
+        rows = wanted[np.sort(first)]
+        reasons = self.folder.fault_reasons()
+        retry = [reasons.get(key, READ_ERROR).startswith(READ_ERROR) for key in key_hex(keys[rows])]
+        return rows[np.array(retry, dtype=bool)]
+
+    def plan(self, table: PairTable) -> Plan:
+        """Plan the build; call with the lock held, on rank 0."""
+        self.folder.reload()
+        self.folder.remove_leftovers()
+        rows = self.missing(table)
+        if self.name == "images" and self.folder.rows and len(rows):
+            rows = self._known_by_content(table, rows)
+        plan = self._arrange(table, rows)
+        others = [build for build in self.folder.builds() if build.plan != plan.name]
+        if others:
+            # Another data set's build was killed here: what it finished counts, and the rest is planned anew.
+            for build in others:
+                build.finish(self.settings.shard_rows)
+            return self.plan(table)
+        build = Build(self.folder, plan.name)
+        pieces = cut(len(plan.rows), self.settings.batch_size, self.settings.piece_rows)
+        plan.pieces = {index: batches for index, batches in enumerate(pieces) if not build.is_done(index)}
+        return plan
+
+    def _arrange(self, table: PairTable, rows: np.ndarray) -> Plan:
+        lengths = None
+        if self.name == "texts" and len(rows):
+            tokenizer = self.source.load().processor
+            lengths = TextBatches(table.dataset, tokenizer, self.max_length).lengths(rows)
+            # Equal lengths side by side: a batch is padded to its longest, so hardly at all.
+            order = np.argsort(lengths, kind="stable")
+            rows, lengths = rows[order], lengths[order]
+        keys = self.keys(table)[rows]
+        return Plan(plan_name(keys, self.settings.batch_size, self.settings.piece_rows), rows, keys, lengths)
+
+    def _known_by_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
+        """Leave out images that are there under another path or time; only a grown or moved data set pays for this."""
+        column = table.dataset.select_columns(["image"])
+        digests = []
+        for row in rows:
+            path, data = image_reference(column[[int(row)]].column("image")[0].as_py())
+            try:
+                digests.append(self.keys(table)[[row]].tobytes() if data is not None else content_key(path))
+            except OSError:
+                digests.append(b"\0" * 16)
+        digests = digests_of(b"".join(digests))
+        found = find_keys(self.folder.keys("digest"), digests) >= 0
+        if found.any():
+            self.folder.add_aliases(self.keys(table)[rows[found]], digests[found])
+        return rows[~found]
+
+    def compute(self, table: PairTable, plan: Plan, rank: int, world: int) -> None:
+        """Compute this rank's share of the pieces that are not there yet."""
+        mine = list(plan.pieces.items())[rank::world]
+        if not mine:
+            return
+        from tqdm import tqdm
+
+        tower = self.source.load()
+        build = Build(self.folder, plan.name)
+        total = sum(stop - start for _, batches in mine for start, stop in batches)
+        title = self.name if world == 1 else f"{self.name}, rank {rank} of {world}"
+        with tqdm(total=total, unit="rows", desc=title, disable=rank != 0, mininterval=1) as bar:
+            run = self._image_pieces if self.name == "images" else self._text_pieces
+            run(tower, table, plan, mine, build, bar)
+
+    def finish(self, plan: Plan) -> None:
+        """Commit the pieces of a plan; call with the lock held, on rank 0, when all ranks are done."""
+        build = Build(self.folder, plan.name)
+        if build.path.exists():
+            build.finish(self.settings.shard_rows)
+
+    def collect_faults(self, table: PairTable) -> None:
+        """Mark the rows of the table whose image or text gave no embedding."""
+        rows = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
+        reasons = self.folder.fault_reasons()
+        for row, key in zip(rows, key_hex(self.keys(table)[rows]), strict=True):
+            table.faults[int(row)] = reasons.get(key, "embedding is missing")
+
+    def _image_pieces(self, tower, table, plan, mine, build, bar) -> None:
+        batches = [batch for _, piece in mine for batch in piece]
+        loaded = image_batches(
+            ImageBatches(table.dataset, plan.rows, batches, tower.processor),
+            min(self.settings.num_workers, len(batches)),
+            next(tower.parameters()).device.type == "cuda",
+        )
+        for index, piece in mine:
+            vectors, digests, kept, faults = [], [], [], {}
+            for start, stop in piece:
+                batch = next(loaded)
+                if batch["kept"]:
+                    pooled = forward(tower, {"pixel_values": batch["pixel_values"]})
+                    vectors.append(storage_vectors(pooled, self.settings.dtype))
+                    kept += [start + offset for offset in batch["kept"]]
+                    digests.append(batch["digests"])
+                faults |= {start + offset: reason for offset, reason in batch["faults"].items()}
+                bar.update(stop - start)
+            self._write(build, index, plan, vectors, kept, {"digest": digests_of(b"".join(digests))}, faults)
+
+    def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
+        texts = TextBatches(table.dataset, tower.processor, self.max_length)
+        batches = [batch for _, piece in mine for batch in piece]
+        encoded = ahead(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
+        for index, piece in mine:
+            vectors = []
+            for start, stop in piece:
+                vectors.append(storage_vectors(forward(tower, next(encoded)), self.settings.dtype))
+                bar.update(stop - start)
+            kept = list(range(piece[0][0], piece[-1][1]))
+            columns = {"digest": plan.keys[kept], "num_tokens": plan.lengths[kept]}
+            self._write(build, index, plan, vectors, kept, columns, {})
+
+    def _write(self, build, index, plan, vectors, kept, columns, faults) -> None:
+        width = self.folder.manifest["width"]
+        dtype = np.dtype(self.settings.dtype)
+        stacked = np.concatenate(vectors) if vectors else np.empty((0, width), dtype)
+        bad = vector_faults(stacked)
+        faults = faults | {kept[row]: reason for row, reason in bad.items()}
+        good = np.setdiff1d(np.arange(len(stacked)), np.fromiter(bad, dtype=np.int64))
+        kept = np.asarray(kept, dtype=np.int64)[good]
+        columns = {"source": plan.keys[kept]} | {name: values[good] for name, values in columns.items()}
+        positions = np.fromiter(faults, dtype=np.int64)
+        named = dict(zip(key_hex(plan.keys[positions]), faults.values(), strict=True))
+        build.write_piece(index, stacked[good], columns, named)

@@ -1,0 +1,226 @@
+"""The rows of a data set as the cache sees them: ids, keys of image and text, and what is wrong with them."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .files import KEY_DTYPE
+from .keys import digest, file_key, key_vector, text_key
+
+BLOCK_ROWS = 2048
+IMAGE_BLOCK_ROWS = 128  # images may be stored as bytes
+ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
+SPLIT_ALIASES = {"val": "validation", "valid": "validation", "validate": "validation", "dev": "validation"}
+_NO_KEY = b"\0" * 16
+
+
+@dataclass
+class PairTable:
+    """Rows of one data set.
+
+    Attributes:
+        dataset: datasets.Dataset with the contract columns, all splits one after the other.
+        ids: Arrow table with image_id, patient_id, study_id, view, split, source_row and, with labels, targets.
+        image_keys, text_keys: (n,) keys of 16 bytes, or None for a side that is not built.
+        has_image, has_text: (n,) bool; False also where the row is faulty.
+        faults: row -> reason.
+    """
+
+    dataset: object
+    ids: pa.Table | None = None
+    image_keys: np.ndarray | None = None
+    text_keys: np.ndarray | None = None
+    has_image: np.ndarray | None = None
+    has_text: np.ndarray | None = None
+    faults: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.ids.num_rows
+
+
+def merge_splits(dataset):
+    """One datasets.Dataset with a column `split` from a Dataset or DatasetDict."""
+    import datasets
+
+    if isinstance(dataset, datasets.DatasetDict):
+        if not dataset:
+            raise ValueError("the DatasetDict is empty: expected at least one split")
+        names = {name: SPLIT_ALIASES.get(name, name) for name in dataset}
+        columns = set.intersection(*(set(part.column_names) for part in dataset.values()))
+        keep = [name for name in next(iter(dataset.values())).column_names if name in columns and name != "split"]
+        parts = [part.select_columns(keep) for part in dataset.values()]
+        merged = datasets.concatenate_datasets(parts) if len(parts) > 1 else parts[0]
+        splits = np.repeat(list(names.values()), [len(part) for part in dataset.values()])
+    elif isinstance(dataset, datasets.Dataset):
+        merged = dataset
+        splits = None
+    else:
+        raise TypeError(f"dataset must be a datasets.Dataset or DatasetDict, got {type(dataset).__name__}")
+    if len(merged) == 0:
+        raise ValueError("the data set has no rows")
+    return merged.with_format("arrow"), splits
+
+
+def read_table(dataset, *, images: bool, texts: bool) -> PairTable:
+    """Read ids and keys of all rows; find duplicate ids, missing image files and texts that are no text.
+
+    A missing image file costs one `stat`; files are opened only when their embedding is computed.
+
+    Raises:
+        TypeError: not a datasets.Dataset or DatasetDict.
+        ValueError: no rows, or a column that is needed is missing.
+    """
+    merged, splits = merge_splits(dataset)
+    for column, needed, side in (("image", images, "vision_tower"), ("text", texts, "text_tower")):
+        if needed and column not in merged.column_names:
+            raise ValueError(
+                f"{side} is given but the data set has no column {column!r} (columns: {merged.column_names}). "
+                "Rename the column, or read the file with adaptor_hf.data.tables.load_pairs"
+            )
+    table = PairTable(merged, read_ids(merged, splits))
+    find_duplicates(table)
+    if texts:
+        read_texts(table)
+    if images:
+        _read_images(table)
+    return table
+
+
+def _column(dataset, name: str) -> pa.ChunkedArray:
+    return dataset.select_columns([name])[:].column(name)
+
+
+def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
+    """Ids, view, split, source row and targets of each row; what is missing is made from the row number, or null."""
+    rows = len(dataset)
+    names = dataset.column_names
+    columns = {}
+    if "source_row" in names:
+        source_row = _column(dataset, "source_row").cast(pa.int64())
+    else:
+        _, starts, counts = np.unique(
+            np.zeros(rows) if splits is None else splits, return_index=True, return_counts=True
+        )
+        numbers = np.arange(rows) - np.repeat(np.sort(starts), counts[np.argsort(starts)])
+        source_row = pa.chunked_array([pa.array(numbers)])
+    if splits is not None:
+        split = pa.chunked_array([pa.array(splits)])
+    elif "split" in names:
+        split = _column(dataset, "split").cast(pa.string())
+        for alias, name in SPLIT_ALIASES.items():
+            split = pc.if_else(pc.equal(split, alias), name, split)
+        split = pc.fill_null(split, "train")
+    else:
+        split = pa.chunked_array([pa.repeat("train", rows)])
+    for name in ID_COLUMNS:
+        if name in names:
+            columns[name] = _column(dataset, name).cast(pa.string())
+        else:
+            columns[name] = pa.chunked_array([pa.nulls(rows, pa.string())])
+    generated = pc.binary_join_element_wise(split, source_row.cast(pa.string()), "-")
+    columns["image_id"] = pc.coalesce(columns["image_id"], generated)
+    columns |= {"split": split, "source_row": source_row}
+    if "labels" in names:
+        # `labels` would make Trainer take the batch for a labelled one.
+        columns["targets"] = _column(dataset, "labels")
+    return pa.table(columns)
+
+
+def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, list]]:
+    """Start row and Python values of a column, block by block, without decoding."""
+    part = dataset.select_columns([column])
+    for start in range(0, len(part), rows):
+        yield start, part[start : start + rows].column(column).to_pylist()
+
+
+def find_duplicates(table: PairTable) -> None:
+    """Mark every row whose image_id an earlier row has."""
+    digests = []
+    column = table.ids.column("image_id")
+    for start in range(0, len(column), BLOCK_ROWS):
+        digests.append(b"".join(text_key(value) for value in column.slice(start, BLOCK_ROWS).to_pylist()))
+    keys = np.frombuffer(b"".join(digests), dtype=KEY_DTYPE)
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    source_row = table.ids.column("source_row")
+    for row in np.nonzero(first[inverse] != np.arange(len(keys)))[0]:
+        original = source_row[int(first[inverse[row]])].as_py()
+        table.faults[int(row)] = f"duplicate image_id, first seen in source row {original}"
+
+
+def text_fault(text) -> str | None:
+    """What is wrong with a text that should be there; None when nothing is."""
+    if isinstance(text, float) and text != text:
+        return "text is NaN"
+    if not isinstance(text, str):
+        return f"text is {type(text).__name__}, expected str"
+    if not text.strip():
+        return "text is empty"
+    if text.strip().lower() == "nan":
+        return "text is the word 'nan'"
+    return None
+
+
+def read_texts(table: PairTable) -> None:
+    """Fill the keys of the texts; mark texts that are no text."""
+    digests: list[bytes] = []
+    for start, values in blocks(table.dataset, "text"):
+        for offset, text in enumerate(values):
+            fault = None if text is None else text_fault(text)
+            if fault is not None:
+                table.faults.setdefault(start + offset, fault)
+            digests.append(_NO_KEY if text is None or fault is not None else text_key(text))
+    table.text_keys = key_vector(digests)
+    table.has_text = table.text_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
+
+
+def image_reference(value) -> tuple[str | None, bytes | None]:
+    """Path and bytes of a stored image: a path, or the struct of datasets.Image and RadiographImage."""
+    if isinstance(value, dict):
+        return value.get("path"), value.get("bytes")
+    return (str(value), None) if value is not None else (None, None)
+
+
+def image_key(value) -> tuple[bytes, str | None]:
+    """Key of an image and None, or an empty key and what is wrong."""
+    path, data = image_reference(value)
+    if data is not None:
+        return digest(data), None
+    if not path:
+        return _NO_KEY, "no image"
+    try:
+        return file_key(path), None
+    except FileNotFoundError:
+        return _NO_KEY, "image file is missing"
+    except OSError as error:
+        return _NO_KEY, f"image file cannot be read: {error.strerror or type(error).__name__}"
+
+
+def image_name(value) -> str:
+    """File name of an image for the list of excluded rows."""
+    path, _ = image_reference(value)
+    return os.path.basename(path) if path else ""
+
+
+def _read_images(table: PairTable) -> None:
+    digests: list[bytes] = []
+    for start, values in blocks(table.dataset, "image", IMAGE_BLOCK_ROWS):
+        for offset, value in enumerate(values):
+            key, fault = image_key(value)
+            if fault is not None:
+                table.faults.setdefault(start + offset, fault)
+            digests.append(key)
+    table.image_keys = key_vector(digests)
+    table.has_image = table.image_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
+
+
+def needed(table: PairTable, side: str) -> np.ndarray:
+    """(n,) bool: rows whose image (or text) must have an embedding."""
+    present = table.has_image if side == "images" else table.has_text
+    wanted = present.copy()
+    if table.faults:
+        wanted[np.fromiter(table.faults, dtype=np.int64)] = False
+    return wanted
