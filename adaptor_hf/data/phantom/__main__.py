@@ -12,7 +12,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=1000, help="number of images")
     parser.add_argument("--image_size", type=int, default=256, help="side in pixels")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--num_workers", type=int, default=2, help="threads")
+    parser.add_argument("--num_workers", type=int, default=1, help="threads")
     parser.add_argument("--contact_sheet", type=Path, help="also save a picture of the first 16 here (.png)")
     args = parser.parse_args()
     same = {"image_size": args.image_size, "seed": args.seed}
