@@ -1,0 +1,1 @@
+"""Data sets, images, report text, splits and the phantom."""
