@@ -64,14 +64,14 @@ class AdaptorImageProcessor(PilBackend):
     """
 
     valid_kwargs = AdaptorImageProcessorKwargs
-    model_input_names = ["pixel_values"]  # noqa: RUF012  (the name and type are the base class's)
+    model_input_names = ["pixel_values"]
 
     do_resize = True
-    size = {"shortest_edge": 224}  # noqa: RUF012
+    size = {"shortest_edge": 224}
     default_to_square = False
     resample = PILImageResampling.BICUBIC
     do_center_crop = True
-    crop_size = {"height": 224, "width": 224}  # noqa: RUF012
+    crop_size = {"height": 224, "width": 224}
     do_rescale = True
     rescale_factor = 1 / 255
     do_normalize = True
@@ -106,6 +106,10 @@ class AdaptorImageProcessor(PilBackend):
                 image.load()
                 return image
         return super().fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images, expected_ndims=3):
+        # The base class takes a 2-D array for a broken image; here it is a grey one.
+        return super()._prepare_images_structure(_with_channel_axis(images), expected_ndims=expected_ndims)
 
     def process_image(self, image, do_rescale=None, do_normalize=None, input_data_format=None, **kwargs):
         """Checks one image and gives it as a list of Pillow planes: one "L" or "RGB" image, or "F" planes."""
@@ -154,6 +158,9 @@ class AdaptorImageProcessor(PilBackend):
             pixels = np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
             if pixels.ndim == 4:
                 pixels = np.moveaxis(pixels[0], -1, 0)
+            if do_rescale or do_normalize:
+                # Bicubic resizing overshoots at edges; 8-bit images are clipped by Pillow, float ones here.
+                pixels = np.clip(pixels, 0, 255 if do_rescale else 1)
             if do_rescale:
                 pixels = pixels * np.float32(rescale_factor)
             channels = 1 if do_grayscale else 3
@@ -265,12 +272,14 @@ def _eight_bit_image(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 
+def _with_channel_axis(images):
+    if isinstance(images, list | tuple):
+        return [_with_channel_axis(image) for image in images]
+    return images[None] if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 2 else images
+
+
 def _channels_last(pixels: np.ndarray, input_data_format) -> np.ndarray:
     """Gives (H, W, C) with 1 or 3 channels."""
-    if pixels.ndim == 2:
-        return pixels[..., None]
-    if pixels.ndim != 3:
-        raise ValueError(f"an image must have 2 or 3 dimensions, got shape {pixels.shape}.")
     if input_data_format is None:
         input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
     if ChannelDimension(input_data_format) == ChannelDimension.FIRST:
@@ -308,8 +317,8 @@ def _to_gray(planes: list[Image.Image]) -> list[Image.Image]:
 
 def _crop_around_centre(image: Image.Image, width: int, height: int) -> Image.Image:
     """Centre crop; where the image is smaller, Pillow fills with zeros."""
-    # Truncation towards zero is transformers' rounding on both sides of zero.
-    left, top = int((image.width - width) / 2), int((image.height - height) / 2)
+    # Rounding down is what the library's Pillow backend does, also where it pads.
+    left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 
 

@@ -271,8 +271,7 @@ def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[Pre
     with hub_errors(name, revision):
         weights = load_file(cached_file(name, "model.safetensors", revision=revision, **hub))
     pretrained = dict(config.get("pretrained_cfg") or {})
-    # These two belong to the classifier, which the wrapper leaves out.
-    arguments = {k: v for k, v in (config.get("model_args") or {}).items() if k not in ("num_classes", "global_pool")}
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     num_classes = config.get("num_classes", 0)
     if any(key.startswith("timm_model.") for key in weights):
         weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}

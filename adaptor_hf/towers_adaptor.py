@@ -9,6 +9,7 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 
 import copy
 import hashlib
+import inspect
 import os
 from typing import Any
 
@@ -90,6 +91,9 @@ class _Tower(nn.Module):
         """Stays in evaluation mode, whatever `mode` is: a frozen tower's dropout and batch statistics are off."""
         return super().train(False)
 
+    def _accepts(self, argument: str) -> bool:
+        return argument in inspect.signature(self.model.forward).parameters
+
     def _gradients(self, *inputs: torch.Tensor | None):
         """Records gradients only if something asks for them: LoRA weights in the tower, or an input (saliency)."""
         wanted = any(x is not None and x.requires_grad for x in inputs)
@@ -155,8 +159,7 @@ class VisionTower(_Tower):
         native = (size, size) if isinstance(size, int) else tuple(size or ())
         if self.spec["library"] != "transformers" or native in ((), (height, width)):
             return {}
-        takes_option = "interpolate_pos_encoding" in type(self.model).forward.__code__.co_varnames
-        return {"interpolate_pos_encoding": True} if takes_option else {}
+        return {"interpolate_pos_encoding": True} if self._accepts("interpolate_pos_encoding") else {}
 
     def _prefix_and_grid(self, length: int, height: int, width: int) -> tuple[int, list[int]]:
         """Number of class and register tokens in front of the grid, from the sequence's length and the patch size."""
@@ -259,7 +262,7 @@ class TextTower(_Tower):
             `pooler_output` (B, D): the text embedding by `spec["pooling"]`, not normalised.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        if token_type_ids is not None and "token_type_ids" in type(self.model).forward.__code__.co_varnames:
+        if token_type_ids is not None and self._accepts("token_type_ids"):
             inputs["token_type_ids"] = token_type_ids
         with self._gradients():
             output = self.model(**inputs)
