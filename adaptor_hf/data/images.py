@@ -176,8 +176,8 @@ def _with_channels(array: np.ndarray, mode: str) -> np.ndarray:
 def _check_pixels(size: tuple[int, int], name: str) -> None:
     if size[0] * size[1] > MAX_PIXELS:
         raise ValueError(
-            f"{name}: {size[0]} x {size[1]} pixels is over the limit of {MAX_PIXELS:,}, too large for a radiograph and a "
-            "risk for memory. Make it smaller, or raise adaptor_hf.data.images.MAX_PIXELS if you trust the file."
+            f"{name}: {size[0]} x {size[1]} pixels is over the limit of {MAX_PIXELS:,}, too large for a radiograph and "
+            "a risk for memory. Make it smaller, or raise adaptor_hf.data.images.MAX_PIXELS if you trust the file."
         )
 
 
@@ -193,6 +193,8 @@ def _opened(source) -> Iterator[tuple[BinaryIO, str]]:
             if not stat.S_ISREG(os.stat(name).st_mode):
                 raise OSError(f"{name}: not a file. Expected the path of one image.")
             stream = open(name, "rb")  # noqa: SIM115
+        except ValueError:
+            raise ValueError(f"{name!r}: not a path (it has a NUL character). Correct the image column.") from None
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{name}: no such image file. Check the image column and the image root, or leave the row out."

@@ -1,0 +1,58 @@
+"""`RadiographImage`, the lazy image column: what `datasets.Image` is, read by `read_image`, so DICOM works too.
+
+Import this module before `datasets.load_from_disk` opens a folder that has such a column in a fresh process.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import datasets
+from datasets.features.features import register_feature
+from PIL import Image
+
+from .images import read_image
+
+
+@dataclass
+class RadiographImage(datasets.Image):
+    """Feature of an image column that is decoded by `adaptor_hf.data.images.read_image` when a row is read.
+
+    Stored as `datasets.Image` is: struct{bytes: binary, path: string}. Images stay on disk as they are. A relative path
+    is relative to the working directory; `load_pairs` stores absolute ones.
+
+    Args:
+        mode: "L" or "RGB".
+        decode: With False rows give {"path", "bytes"}.
+        min_size: Decode large JPEGs at reduced scale, see `read_image`.
+        voi_lut: Apply a DICOM file's window, see `read_image`.
+
+    Rows decode to an 8-bit `PIL.Image.Image` and raise what `read_image` raises.
+    """
+
+    mode: str = "L"
+    decode: bool = True
+    min_size: int | None = None
+    voi_lut: bool = False
+    id: str | None = field(default=None, repr=False)
+    dtype: ClassVar[str] = "PIL.Image.Image"
+    _type: str = field(default="RadiographImage", init=False, repr=False)
+
+    def decode_example(self, value: dict | Image.Image, token_per_repo_id: dict | None = None) -> Image.Image:
+        """Picture of a stored value; a value that is already a picture is returned as it is."""
+        if not self.decode:
+            raise RuntimeError("Decoding is off for this column: cast it to RadiographImage() to read images.")
+        if not isinstance(value, dict):
+            return value
+        source = value["bytes"] if value["bytes"] is not None else value["path"]
+        if source is None:
+            raise ValueError("An image column's value has neither bytes nor path: the row has no image.")
+        return read_image(source, mode=self.mode, min_size=self.min_size, voi_lut=self.voi_lut)
+
+
+with warnings.catch_warnings():
+    # `datasets` calls registration experimental; users can do nothing about it.
+    warnings.simplefilter("ignore", UserWarning)
+    register_feature(RadiographImage, "RadiographImage")

@@ -1,0 +1,223 @@
+"""Splits by patient: assign them, thin the training part, name a split by its hash, and check that none overlap."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+SPLITS = ("train", "validation", "test")
+"""Names of splits in the order in which they must not be empty."""
+
+SPLIT_ALIASES = {
+    "train": "train",
+    "training": "train",
+    "val": "validation",
+    "valid": "validation",
+    "validate": "validation",
+    "validation": "validation",
+    "dev": "validation",
+    "test": "test",
+    "testing": "test",
+}
+"""Spellings of split names, in lower case."""
+
+
+def assign_splits(
+    dataset: Dataset, *, validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+) -> Dataset:
+    """Fill the column `split` by patient, unless the data set brings its own split.
+
+    A patient's split follows from a hash of its id and the seed alone, so it stays the same when rows are added, in any
+    row order, on any machine. The shares are therefore shares of patients, and approximate. A row without patient
+    goes by its study, and without study by its image; then leakage cannot be excluded, and a warning says so.
+    Where the hash leaves a split empty that has a share, it gets one patient of another split: train comes first,
+    validation second (from two patients on), test third (from three on).
+
+    Args:
+        dataset: With the columns of `load_pairs`.
+        validation_fraction: Share of patients in "validation", in [0, 1).
+        test_fraction: Share of patients in "test"; the two together stay under 1.
+        seed: Another seed is another split.
+
+    Returns:
+        The data set itself if every row has a split already, else one with a full column `split`.
+
+    Raises:
+        ValueError: Impossible fractions, no rows, or a split on some rows only.
+    """
+    import pyarrow as pa
+
+    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
+        raise ValueError(
+            "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
+            f"{validation_fraction} and {test_fraction}."
+        )
+    if len(dataset) == 0:
+        raise ValueError("Cannot split a data set without rows.")
+    given = _column(dataset, "split")
+    missing = sum(value is None for value in given)
+    if not missing:
+        return dataset
+    if missing < len(given):
+        raise ValueError(
+            f"{missing} of {len(given)} rows have no split. Fill the split column, or leave it out to split by patient."
+        )
+    groups = _groups(dataset)
+    place = {group: _uniform("split", seed, group) for group in set(groups)}
+    split_of = {
+        group: "test" if u < test_fraction else "validation" if u < test_fraction + validation_fraction else "train"
+        for group, u in place.items()
+    }
+    shares = {"train": 1, "validation": validation_fraction, "test": test_fraction}
+    _fill_empty_splits(split_of, place, [split for split in SPLITS if shares[split] > 0])
+    return _with_column(dataset, "split", pa.array([split_of[group] for group in groups], pa.string()))
+
+
+def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
+    """Keep a share of the training patients with all their rows; validation and test rows stay.
+
+    Nested: with one seed, the rows of 1 % are among those of 10 %, and those among 30 %. The number of patients is
+    `round(fraction * patients)`, at least one. If no row has a split, every row counts as training.
+
+    Args:
+        dataset: With the columns of `load_pairs`.
+        fraction: Share of training patients in (0, 1]; 1 returns the data set itself.
+        seed: Another seed is another choice of patients.
+
+    Raises:
+        ValueError: `fraction` is not in (0, 1], or there are no training rows.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is a share of the training patients in (0, 1], got {fraction}. For 30 % pass 0.3.")
+    if fraction == 1:
+        return dataset
+    splits, groups = _column(dataset, "split"), _groups(dataset)
+    unsplit = all(split is None for split in splits)
+    training = {group for group, split in zip(groups, splits, strict=True) if unsplit or split == "train"}
+    if not training:
+        raise ValueError("The data set has no training rows to take a fraction of.")
+    ranked = sorted(training, key=lambda group: (_uniform("fraction", seed, group), group))
+    kept = set(ranked[: max(1, round(fraction * len(ranked)))])
+    rows = [
+        row
+        for row, (group, split) in enumerate(zip(groups, splits, strict=True))
+        if group in kept or not (unsplit or split == "train")
+    ]
+    return dataset.select(rows)
+
+
+def split_hash(dataset: Dataset) -> str:
+    """Name of a split: 12 hex digits over the sorted pairs of image id (else patient id) and split.
+
+    The same for any row order, and different when a row moves to another split, comes in or goes. Results carry it, so
+    that two numbers can be told to come from the same rows.
+    """
+    digest = hashlib.sha256()
+    columns = [_column(dataset, name) for name in ("image_id", "patient_id", "split")]
+    pairs = (f"{image or patient or ''}\x1f{split or ''}\x1e" for image, patient, split in zip(*columns, strict=True))
+    for pair in sorted(pairs):
+        digest.update(pair.encode())
+    return digest.hexdigest()[:12]
+
+
+def check_disjoint(dataset: Dataset, *, allow_overlap: bool = False) -> dict[tuple[str, str], int]:
+    """Check that no patient is in two splits.
+
+    An error by default: a patient on both sides makes every held-out number too good, and a warning is read after the
+    number is published. Some published splits do overlap; to reproduce one on purpose, `allow_overlap=True` warns
+    with the same counts. Rows without patient cannot be checked; a warning counts them.
+
+    Returns:
+        Number of shared patients for each pair of splits that has any, such as {("train", "test"): 3}.
+
+    Raises:
+        ValueError: Patients in several splits. The message has counts, never ids.
+    """
+    patients: dict[str, set[str]] = {split: set() for split in SPLITS}
+    unknown = 0
+    for patient, split in zip(_column(dataset, "patient_id"), _column(dataset, "split"), strict=True):
+        if patient is None:
+            unknown += 1
+        elif split is not None:
+            patients.setdefault(split, set()).add(patient)
+    names = list(patients)
+    shared = {
+        (first, second): len(patients[first] & patients[second])
+        for i, first in enumerate(names)
+        for second in names[i + 1 :]
+        if patients[first] & patients[second]
+    }
+    if unknown:
+        logger.warning("%d of %d rows have no patient id: overlap of splits is not checked.", unknown, len(dataset))
+    if shared:
+        counts = ", ".join(f"{count} in both {first} and {second}" for (first, second), count in shared.items())
+        message = f"Patients are in several splits: {counts}. Held-out results would be too good."
+        if not allow_overlap:
+            raise ValueError(
+                f"{message} Leave the split column out to split by patient, or pass allow_overlap=True to reproduce a "
+                "published split as it is."
+            )
+        logger.warning("%s", message)
+    return shared
+
+
+def _groups(dataset: Dataset) -> list[str]:
+    """What may not be torn apart: a row's patient, else its study, else its image."""
+    columns = [_column(dataset, name) for name in ("patient_id", "study_id", "image_id")]
+    groups, without_patient = [], 0
+    for row, (patient, study, image) in enumerate(zip(*columns, strict=True)):
+        # The kind is part of the name: patient 7 and study 7 are not one group.
+        if patient is not None:
+            groups.append(f"patient:{patient}")
+            continue
+        without_patient += 1
+        groups.append(f"study:{study}" if study is not None else f"image:{image if image is not None else row}")
+    if without_patient:
+        logger.warning(
+            "%d of %d rows have no patient id and are grouped by study or image: one patient may be in several splits, "
+            "leakage cannot be excluded. Name the patient column if there is one.",
+            without_patient,
+            len(groups),
+        )
+    return groups
+
+
+def _fill_empty_splits(split_of: dict[str, str], place: dict[str, float], wanted: list[str]) -> None:
+    """Give each empty split, as far as the groups go, the first group of the fullest other one. Changes `split_of`."""
+    wanted = wanted[: len(split_of)]
+    for split in wanted:
+        members: dict[str, list[str]] = {}
+        for group, name in split_of.items():
+            members.setdefault(name, []).append(group)
+        if split in members:
+            continue
+        # A split beyond the number of groups has no claim to its members.
+        donor = max(members, key=lambda name: (name not in wanted, len(members[name]), name))
+        split_of[min(members[donor], key=lambda group: (place[group], group))] = split
+
+
+def _uniform(purpose: str, seed: int, group: str) -> float:
+    """Number in [0, 1) that depends on these three alone, on every machine."""
+    digest = hashlib.blake2b(f"{purpose}:{seed}:{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _column(dataset: Dataset, name: str) -> list:
+    """Values of a column, without decoding images; all None if there is no such column."""
+    if name not in dataset.column_names:
+        return [None] * len(dataset)
+    return dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+
+
+def _with_column(dataset: Dataset, name: str, values) -> Dataset:
+    """The data set with a column replaced, at its old position."""
+    order = dataset.column_names if name in dataset.column_names else [*dataset.column_names, name]
+    if name in dataset.column_names:
+        dataset = dataset.remove_columns(name)
+    return dataset.add_column(name, values).select_columns(order)

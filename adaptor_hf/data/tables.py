@@ -1,0 +1,295 @@
+"""`load_pairs`: a table of images and reports, from a file, a folder or the hub, into the column contract."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from .features import RadiographImage
+from .splits import SPLIT_ALIASES
+from .table_files import read_source
+
+logger = logging.getLogger(__name__)
+
+MISSING = ("", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None")
+"""Cells that mean "no value", after stripping whitespace."""
+
+_MISSING_CELL = r"^[\s\pZ]*(" + "|".join(MISSING) + r")[\s\pZ]*$"
+
+COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", "text", "split", "source_row")
+"""Columns of the result, in order."""
+
+
+def load_pairs(
+    source: str | os.PathLike | datasets.Dataset | datasets.DatasetDict,
+    *,
+    image_column: str = "image",
+    text_column: str | None = "text",
+    image_root: str | os.PathLike | None = None,
+    patient_column: str | None = None,
+    study_column: str | None = None,
+    split_column: str | None = None,
+    id_column: str | None = None,
+    view_column: str | None = None,
+    filters: Sequence[str] | None = None,
+    sep: str | None = None,
+) -> datasets.Dataset:
+    """Load image-text pairs with the columns of `COLUMNS`; no image is opened.
+
+    Values:
+
+    * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row.
+    * Ids are text: leading zeros stay. Where every id of a column is a whole number and some end in ".0" (an id that
+      passed through a float column), the ".0" goes, so that 7 and 7.0 are one patient.
+    * Splits: val, valid, validate, dev are "validation"; training, testing likewise; any case.
+    * `image_id` is the image's path relative to the root if there is no id column, and the row number if there is no
+      path. Rows that share an id but not the image, or that repeat image and text, are kept and reported with both
+      row numbers in a warning, for whoever builds on them can drop one and keep the rows' numbers.
+
+    Image paths are relative to `image_root`, by default the table's folder. A path with ".." or a URL is refused: a
+    table from elsewhere must not choose files outside. An absolute path is taken as it is, unless `image_root` is
+    given: then it must lie under it. Symbolic links are followed. Images embedded in a data set stay as they are.
+
+    Args:
+        source: One of
+            a CSV, TSV, JSON-lines or Parquet file (text tables also .gz);
+            an imagefolder, with metadata.csv, .tsv, .jsonl or .parquet in it or in its train/validation/test folders;
+            a folder written by `datasets.save_to_disk`; a `Dataset` or `DatasetDict`; a hub data set id owner/name.
+            The keys of a DatasetDict and the split folders are the split, if there is no split column.
+        image_column: Column of image paths or embedded images. "file_name" is taken if there is no column "image".
+        text_column: Column of reports; None for images alone.
+        image_root: Folder that image paths are relative to.
+        patient_column, study_column, split_column, id_column, view_column: Optional columns. None takes the column
+            that has the contract's name (patient_id, study_id, split, image_id, view), if there is one.
+        filters: "column=value" strings. Different columns must all match (AND); for one column given several times
+            any value matches (OR). Values are compared as text, stripped, in the table's own spelling.
+        sep: Separator of a text table; by default "," for .csv and a tab for .tsv and .txt.
+
+    Returns:
+        Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
+        the source, 0-based, header and blank lines not counted; several files count on in order of their names).
+
+    Raises:
+        FileNotFoundError: No such table.
+        ValueError: No such column (the message lists the columns and a close match), no rows, no rows after the
+            filters, a malformed table, bytes that are not UTF-8, an unknown split, or an image path outside the root.
+            The message names file and rows.
+    """
+    data = read_source(source, image_column, sep)
+    name = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
+    if len(data.table) == 0:
+        raise ValueError(f"{name}: the table has no rows. Expected a header and at least one row.")
+    names = [column.strip() for column in (data.images.column_names if data.images else data.table.column_names)]
+    if image_column == "image" and "image" not in names and "file_name" in names:
+        image_column = "file_name"
+    wanted = {
+        "image": _find(names, image_column, "image_column", name),
+        "text": text_column and _find(names, text_column, "text_column", name),
+        "image_id": _find_optional(names, id_column, "image_id", "id_column", name),
+        "patient_id": _find_optional(names, patient_column, "patient_id", "patient_column", name),
+        "study_id": _find_optional(names, study_column, "study_id", "study_column", name),
+        "view": _find_optional(names, view_column, "view", "view_column", name),
+        "split": _find_optional(names, split_column, "split", "split_column", name),
+    }
+    table = data.table.rename_columns([column.strip() for column in data.table.column_names])
+    embedded = wanted["image"] not in table.column_names
+    kept = _filter(table, names, filters or (), name)
+    rows = pa.array(range(len(table)), pa.int64()) if kept is None else pc.indices_nonzero(kept).cast(pa.int64())
+    if len(rows) == 0:
+        raise ValueError(f"{name}: none of its {len(table)} rows matches the filters {list(filters)}.")
+
+    def read(key: str, strip: bool = True) -> pa.ChunkedArray:
+        if wanted[key] is None:
+            return pa.chunked_array([pa.nulls(len(rows), pa.string())])
+        column = table[wanted[key]]
+        return _without_missing(_as_text(column if kept is None else column.filter(kept), wanted[key], name), strip)
+
+    values = {key: _without_float_suffix(read(key)) for key in ("image_id", "patient_id", "study_id")}
+    values |= {"view": read("view"), "text": read("text", strip=False), "split": read("split")}
+    if wanted["split"] is None and data.split is not None:
+        values["split"] = pa.chunked_array([data.split.take(rows)])
+    if wanted["split"] is not None or data.split is not None:
+        values["split"] = _canonical_splits(values["split"], rows, name)
+    paths = relative = pa.chunked_array([pa.nulls(len(rows), pa.string())])
+    if not embedded:
+        paths, relative = _resolve(read("image"), image_root, data.root, rows, name)
+    values["image_id"] = pc.coalesce(values["image_id"], relative, rows.cast(pa.string()))
+    _report(values, paths, rows)
+    values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
+    if embedded:
+        return _beside_images(values, data.images, wanted["image"])
+    return _with_paths(values, paths)
+
+
+def _find(names: list[str], wanted: str, option: str, source: str) -> str:
+    """The column's name, found after stripping whitespace."""
+    wanted = wanted.strip()
+    if names.count(wanted) == 1:
+        return wanted
+    if wanted in names:
+        raise ValueError(f"{source}: the column {wanted!r} is there {names.count(wanted)} times. Rename all but one.")
+    lower = {name.lower(): name for name in names}
+    close = difflib.get_close_matches(wanted.lower(), lower, n=1)
+    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
+        hint = " The header is a single column: pass the table's separator as sep."
+    raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(names)}.")
+
+
+def _find_optional(names: list[str], wanted: str | None, default: str, option: str, source: str) -> str | None:
+    if wanted is None:
+        return default if default in names else None
+    return _find(names, wanted, option, source)
+
+
+def _as_text(column: pa.ChunkedArray, column_name: str, source: str) -> pa.ChunkedArray:
+    """A column as text; whole floats (7.0) lose their point, as ids that passed through a float column need."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise ValueError(f"{source}: the column {column_name!r} holds {column.type}, expected text or numbers.")
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, None)
+        if pc.all(pc.equal(pc.floor(column), column), min_count=0).as_py():
+            column = column.cast(pa.int64())
+    return column.cast(pa.string())
+
+
+def _without_missing(column: pa.ChunkedArray, strip: bool) -> pa.ChunkedArray:
+    """None for cells without a value; the others exact, or stripped."""
+    if strip:
+        column = pc.utf8_trim_whitespace(column)
+    return pc.if_else(pc.match_substring_regex(column, _MISSING_CELL), None, column)
+
+
+def _without_float_suffix(ids: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pc.all(pc.match_substring_regex(ids, r"^[0-9]+(\.0)?$"), min_count=0).as_py():
+        return pc.replace_substring_regex(ids, r"\.0$", "")
+    return ids
+
+
+def _filter(table: pa.Table, names: list[str], filters: Sequence[str], source: str) -> pa.ChunkedArray | None:
+    """Mask of the rows that match, or None without filters."""
+    if isinstance(filters, str):
+        filters = [filters]
+    allowed: dict[str, list[str]] = {}
+    for item in filters:
+        column, equals, value = item.partition("=")
+        if not equals or not column.strip():
+            raise ValueError(f"Filter {item!r} is not of the form column=value.")
+        allowed.setdefault(_find(names, column, "filters", source), []).append(value.strip())
+    mask = None
+    for column, values in allowed.items():
+        if column not in table.column_names:
+            raise ValueError(f"{source}: cannot filter on {column!r}, it holds neither text nor numbers.")
+        cells = pc.utf8_trim_whitespace(pc.fill_null(_as_text(table[column], column, source), ""))
+        match = pc.is_in(cells, pa.array(values, pa.string()))
+        mask = match if mask is None else pc.and_(mask, match)
+    return mask
+
+
+def _canonical_splits(splits: pa.ChunkedArray, rows: pa.Array, source: str) -> pa.ChunkedArray:
+    lower = pc.utf8_lower(splits)
+    position = pc.index_in(lower, pa.array(SPLIT_ALIASES))
+    unknown = pc.is_null(position)
+    if pc.any(unknown).as_py():
+        found = pc.unique(splits.filter(unknown)).to_pylist()
+        shown = ", ".join("(empty)" if value is None else repr(value) for value in found[:5])
+        raise ValueError(
+            f"{source}: unknown split {shown} in {_name_rows(unknown, rows)}. Expected train, validation (val, valid, "
+            "validate, dev) or test. Correct the table, filter those rows out, or name another split_column."
+        )
+    return pa.chunked_array([pa.array(SPLIT_ALIASES.values()).take(position.combine_chunks())])
+
+
+def _resolve(
+    cells: pa.ChunkedArray, image_root: str | os.PathLike | None, table_folder: Path | None, rows: pa.Array, source: str
+) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Absolute image paths, and the same relative to the root where they lie under it."""
+    root = os.path.abspath(image_root if image_root is not None else table_folder or os.curdir)
+    prefix = os.path.join(root, "")
+    refused = {
+        'has ".."': pc.match_substring_regex(cells, r"(^|[\\/])\.\.([\\/]|$)"),
+        "is a URL": pc.match_substring_regex(cells, r"^[A-Za-z][A-Za-z0-9+.-]+:(//|/[^/])"),
+    }
+    absolute = pc.match_substring_regex(cells, r"^([\\/]|[A-Za-z]:[\\/])")
+    under = pc.starts_with(cells, prefix)
+    if image_root is not None:
+        refused["is absolute and not under the image root"] = pc.and_(absolute, pc.invert(under))
+    for reason, mask in refused.items():
+        if pc.any(mask).as_py():
+            raise ValueError(
+                f"{source}: an image path {reason} in {_name_rows(mask, rows)}. Paths are relative to {root} and stay "
+                "under it; set image_root to the folder that holds all images."
+            )
+    relative = pc.if_else(under, pc.utf8_slice_codeunits(cells, len(prefix)), cells)
+    return pc.if_else(absolute, cells, pc.binary_join_element_wise(prefix, cells, "")), relative
+
+
+def _name_rows(mask: pa.ChunkedArray, rows: pa.Array, limit: int = 5) -> str:
+    """Such as "data rows 3, 7 and 12 more" (0-based, header not counted)."""
+    found = rows.filter(pc.fill_null(mask, False).combine_chunks()).to_pylist()
+    more = f" and {len(found) - limit} more" if len(found) > limit else ""
+    return f"data row{'s' * (len(found) > 1)} {', '.join(map(str, found[:limit]))}{more} (0-based, header not counted)"
+
+
+def _report(values: dict[str, pa.ChunkedArray], paths: pa.ChunkedArray, rows: pa.Array) -> None:
+    """Log counts of rows without text, and rows that share an id. Row numbers only: no text, path or id in a log."""
+    logger.info("%d of %d rows have no text and are image-only.", values["text"].null_count, len(rows))
+    repeated_id = values["image_id"].to_pandas().duplicated(keep=False).to_numpy()
+    if not repeated_id.any():
+        return
+    table = pa.table({"id": values["image_id"], "path": paths, "text": values["text"], "row": rows})
+    frame = table.filter(pa.array(repeated_id)).to_pandas().fillna({"path": "", "text": ""})
+    by_id = frame.groupby("id", sort=False)
+    _warn_pairs(
+        "share an image id but name different images", frame["row"], by_id["row"].transform("first"),
+        frame["path"] != by_id["path"].transform("first"),
+    )  # fmt: skip
+    whole = ["id", "path", "text"]
+    first = frame.groupby(whole, sort=False)["row"].transform("first")
+    _warn_pairs("repeat the same image and text", frame["row"], first, frame.duplicated(whole))
+
+
+def _warn_pairs(what: str, row, first, mask, limit: int = 5) -> None:
+    if not mask.any():
+        return
+    pairs = [f"{a} and {b}" for a, b in zip(first[mask][:limit], row[mask][:limit], strict=True)]
+    more = f", and {int(mask.sum()) - limit} more" if mask.sum() > limit else ""
+    logger.warning("Data rows %s: %s%s (0-based, header not counted).", what, ", ".join(pairs), more)
+
+
+def _with_paths(values: dict, paths: pa.ChunkedArray) -> datasets.Dataset:
+    flat = paths.combine_chunks()
+    empty = pa.nulls(len(flat), pa.binary())
+    images = pa.StructArray.from_arrays([empty, flat], ["bytes", "path"], mask=flat.is_null())
+    return _dataset({"image": images} | values)
+
+
+def _beside_images(values: dict, images: datasets.Dataset, column: str) -> datasets.Dataset:
+    """The image column of a data set stays where it is, memory-mapped: the other columns are laid beside it."""
+    original = next(name for name in images.column_names if name.strip() == column)
+    images = images.select_columns([original])
+    images = images if original == "image" else images.rename_column(original, "image")
+    images = images.cast_column("image", RadiographImage())
+    rows = values["source_row"]
+    table = pa.table(values)
+    if len(rows) < len(images):
+        table = table.take(pc.index_in(pa.array(range(len(images)), pa.int64()), rows))
+    beside = datasets.concatenate_datasets([images, _dataset({key: table[key] for key in values})], axis=1)
+    return (beside.select(rows.to_pylist()) if len(rows) < len(images) else beside).select_columns(list(COLUMNS))
+
+
+def _dataset(columns: dict) -> datasets.Dataset:
+    kinds = {"image": RadiographImage(), "source_row": datasets.Value("int64")}
+    features = datasets.Features({name: kinds.get(name, datasets.Value("string")) for name in columns})
+    return datasets.Dataset(
+        datasets.table.InMemoryTable(pa.table(columns)), info=datasets.DatasetInfo(features=features)
+    )

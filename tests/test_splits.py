@@ -1,0 +1,199 @@
+"""Splits are by patient, stable, never empty when they can be otherwise, and carry a name."""
+
+import logging
+
+import datasets
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptor_hf.data.splits import SPLITS, assign_splits, check_disjoint, patient_fraction, split_hash
+from adaptor_hf.data.tables import load_pairs
+
+
+def pairs(patients, splits=None, studies=None, images=None):
+    """A data set with the columns that splitting reads."""
+    n = len(patients)
+    columns = {
+        "image_id": images or [f"i{i}" for i in range(n)],
+        "patient_id": patients,
+        "study_id": studies or [None] * n,
+        "split": splits or [None] * n,
+        "source_row": list(range(n)),
+    }
+    kinds = {"source_row": datasets.Value("int64")}
+    features = datasets.Features({name: kinds.get(name, datasets.Value("string")) for name in columns})
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def by_patient(data):
+    return dict(zip(data["patient_id"], data["split"], strict=True))
+
+
+patient_lists = st.lists(st.integers(0, 40).map(str), min_size=1, max_size=80)
+shares = st.floats(0, 0.45)
+few = settings(max_examples=60, deadline=None)
+
+
+class TestAssign:
+    @few
+    @given(patient_lists, shares, shares, st.integers(0, 5))
+    def test_each_patient_is_in_one_split_and_no_wanted_split_is_empty(self, patients, validation, test, seed):
+        data = assign_splits(pairs(patients), validation_fraction=validation, test_fraction=test, seed=seed)
+        assert data["source_row"][:] == list(range(len(patients)))
+        assert check_disjoint(data) == {}
+        wanted = [name for name, share in zip(SPLITS, (1, validation, test), strict=True) if share > 0]
+        found = set(data["split"])
+        assert set(wanted[: len(set(patients))]) <= found <= set(wanted)
+
+    @few
+    @given(patient_lists, st.randoms())
+    def test_row_order_does_not_matter(self, patients, random):
+        data = by_patient(assign_splits(pairs(patients)))
+        shuffled = random.sample(patients, len(patients))
+        assert by_patient(assign_splits(pairs(shuffled))) == data
+
+    def test_patients_keep_their_split_when_others_join(self):
+        old = by_patient(assign_splits(pairs([f"p{i}" for i in range(500)])))
+        new = by_patient(assign_splits(pairs([f"p{i}" for i in range(900)])))
+        assert {patient: new[patient] for patient in old} == old
+
+    def test_shares_are_met_and_seeds_differ(self):
+        data = pairs([f"p{i}" for i in range(5000)])
+        split = assign_splits(data, validation_fraction=0.1, test_fraction=0.2)["split"][:]
+        assert 400 < split.count("validation") < 600
+        assert 850 < split.count("test") < 1150
+        assert assign_splits(data, seed=1)["split"][:] != assign_splits(data)["split"][:]
+        assert "test" not in assign_splits(data, test_fraction=0)["split"][:]
+
+    def test_is_fixed_for_good(self):
+        """The same on every machine and in every process, which Python's own hash() would not be."""
+        assert (
+            "".join(s[1] for s in assign_splits(pairs(list("abcdefghij")), test_fraction=0.3)["split"]) == "errraereer"
+        )
+
+    def test_a_given_split_is_kept_and_half_a_split_refused(self):
+        data = pairs(["1", "2"], ["train", "test"])
+        assert assign_splits(data)["split"][:] == ["train", "test"]
+        with pytest.raises(ValueError, match="1 of 2 rows have no split"):
+            assign_splits(pairs(["1", "2"], ["train", None]))
+
+    def test_study_and_image_stand_in_for_a_missing_patient_with_a_warning(self, caplog):
+        n = 200
+        studies = [f"s{i // 4}" if i < 100 else None for i in range(n)]
+        data = pairs([None] * n, studies=studies, images=[f"i{i // 2}" for i in range(n)])
+        split = assign_splits(data, validation_fraction=0.4)["split"][:]
+        assert "200 of 200 rows have no patient id" in caplog.text
+        assert "leakage cannot be excluded" in caplog.text
+        assert all(len(set(split[i : i + 4])) == 1 for i in range(0, 100, 4))
+        assert all(len(set(split[i : i + 2])) == 1 for i in range(100, n, 2))
+        assert len(set(split)) == 3
+
+    def test_no_warning_when_every_row_has_a_patient(self, caplog):
+        assign_splits(pairs(["1", "2", "3"]))
+        assert caplog.text == ""
+
+    def test_the_other_columns_and_their_order_stay(self):
+        data = pairs(["1", "2", "3"]).select([2, 0])
+        split = assign_splits(data)
+        assert split.column_names == data.column_names
+        assert split.features == data.features
+        assert split["source_row"][:] == [2, 0]
+        assert assign_splits(data.remove_columns("split"))["split"][:] == split["split"][:]
+
+    @pytest.mark.parametrize(("validation", "test"), [(-0.1, 0.1), (0.5, 0.5), (1, 0), (float("nan"), 0)])
+    def test_impossible_shares(self, validation, test):
+        with pytest.raises(ValueError, match="shares of patients"):
+            assign_splits(pairs(["1"]), validation_fraction=validation, test_fraction=test)
+        with pytest.raises(ValueError, match="without rows"):
+            assign_splits(pairs(["1"]).select([]))
+
+
+class TestFraction:
+    @few
+    @given(patient_lists, st.floats(0.001, 1), st.floats(0.001, 1), st.integers(0, 5))
+    def test_nested_by_patient(self, patients, a, b, seed):
+        data = pairs(patients, ["train" if int(p) % 3 else "test" for p in patients])
+        if "train" not in data["split"]:
+            return
+        small, large = (patient_fraction(data, f, seed) for f in sorted((a, b)))
+        assert set(small["source_row"]) <= set(large["source_row"])
+        kept = set(small.filter(lambda s: s == "train", input_columns="split")["patient_id"])
+        whole = [i for i, p in enumerate(patients) if p in kept or int(p) % 3 == 0]
+        assert small["source_row"][:] == whole
+        n = len({p for p in patients if int(p) % 3})
+        assert len(kept) == max(1, round(min(a, b) * n))
+
+    def test_the_row_count_changes_and_only_in_train(self):
+        data = assign_splits(pairs([f"p{i // 2}" for i in range(2000)]))
+        before = {name: data["split"][:].count(name) for name in SPLITS}
+        third = patient_fraction(data, 0.3)["split"][:]
+        assert third.count("train") == pytest.approx(0.3 * before["train"], abs=2)
+        assert (third.count("validation"), third.count("test")) == (before["validation"], before["test"])
+        assert len(patient_fraction(data, 1)) == len(data)
+
+    def test_without_any_split_every_row_is_training(self):
+        assert len(patient_fraction(pairs([str(i) for i in range(100)]), 0.1)) == 10
+
+    def test_seeds_differ_and_the_choice_is_not_that_of_the_split(self):
+        data = pairs([f"p{i}" for i in range(100)])
+        assert patient_fraction(data, 0.1)["patient_id"][:] != patient_fraction(data, 0.1, seed=1)["patient_id"][:]
+        split = by_patient(assign_splits(data))
+        assert {split[p] for p in patient_fraction(data, 0.3)["patient_id"]} == set(SPLITS)
+
+    @pytest.mark.parametrize("fraction", [0, -0.1, 1.1, 30, float("nan")])
+    def test_impossible_fractions(self, fraction):
+        with pytest.raises(ValueError, match="0, 1"):
+            patient_fraction(pairs(["1"]), fraction)
+        with pytest.raises(ValueError, match="no training rows"):
+            patient_fraction(pairs(["1"], ["test"]), 0.5)
+
+
+class TestHash:
+    @few
+    @given(patient_lists, st.randoms())
+    def test_names_the_split_whatever_the_row_order(self, patients, random):
+        data = assign_splits(pairs(patients))
+        order = random.sample(range(len(patients)), len(patients))
+        name = split_hash(data)
+        assert split_hash(data.select(order)) == name
+        assert len(name) == 12
+        int(name, 16)
+
+    def test_changes_with_any_row(self):
+        names = {
+            split_hash(pairs(["1", "2"], ["train", "test"])),
+            split_hash(pairs(["1", "2"], ["test", "train"])),
+            split_hash(pairs(["1"], ["train"])),
+            split_hash(pairs(["1", "2"], ["train", "test"], images=["a", "b"])),
+        }
+        assert len(names) == 4
+
+    def test_is_fixed_for_good(self):
+        """Published results carry it: a change here needs a reason."""
+        assert split_hash(pairs(["1", "2"], ["train", "test"])) == "ac621a341c8f"
+
+
+class TestDisjoint:
+    def test_overlap_raises_with_counts_and_without_ids(self, caplog):
+        data = pairs(["secret", "b", "secret", "b", "b"], ["train", "train", "test", "validation", "test"])
+        with pytest.raises(ValueError, match="1 in both train and validation, 2 in both train and test") as caught:
+            check_disjoint(data)
+        assert "secret" not in str(caught.value)
+        expected = {("train", "validation"): 1, ("train", "test"): 2, ("validation", "test"): 1}
+        assert check_disjoint(data, allow_overlap=True) == expected
+        assert "2 in both train and test" in caplog.text
+        assert "secret" not in caplog.text
+
+    def test_rows_without_patient_are_counted(self, caplog):
+        assert check_disjoint(pairs([None, "1"], ["train", "test"])) == {}
+        assert "1 of 2 rows have no patient id" in caplog.text
+
+
+def test_real_split_is_disjoint_and_fractions_nest(realbench, caplog):
+    caplog.set_level(logging.WARNING)
+    data = load_pairs(realbench / "metadata.csv", filters=["dataset=covidcxr"])
+    assert check_disjoint(data) == {}
+    rows = [set(patient_fraction(data, fraction)["source_row"]) for fraction in (0.01, 0.1, 0.3, 1)]
+    assert rows[0] < rows[1] < rows[2] < rows[3]
+    assert caplog.text == ""
