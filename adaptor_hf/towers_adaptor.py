@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
@@ -241,7 +241,7 @@ class TextTower(_Tower):
     def processor(self):
         """The tokenizer of the tower's checkpoint."""
         if self._processor is None:
-            self._processor = _tokenizer(self.spec, {}, False)
+            self._processor = load_text_processor(self.spec)
         return self._processor
 
     def forward(
@@ -349,7 +349,7 @@ def load_text_tower(
     if model.config.model_type == "clip_text_model" and spec["pooling"] != "pooler":
         raise ValueError(f'tower {location!r} is CLIP\'s causal text model; its only pooling is "pooler".')
     spec["hidden_size"] = model.config.hidden_size
-    processor = _tokenizer(spec, hub, trust_remote_code)
+    processor = load_text_processor(spec, hub, trust_remote_code)
     limits = [spec["max_length"], processor.model_max_length, _positions(model.config)]
     spec["max_length"] = min(limit for limit in limits if limit is not None)
     processor.model_max_length = spec["max_length"]
@@ -482,8 +482,11 @@ def _load_vision_model(spec: dict[str, Any], hub: dict[str, Any], trust_remote_c
     return model
 
 
-def _tokenizer(spec: dict[str, Any], hub: dict[str, Any], trust_remote_code: bool):
-    tokenizer = load_tokenizer(_location(spec), spec["revision"], hub, trust_remote_code)
+def load_text_processor(
+    spec: dict[str, Any], hub: dict[str, Any] | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text tower's spec, without its weights; `hub` holds arguments of the download."""
+    tokenizer = load_tokenizer(_location(spec), spec["revision"], hub or {}, trust_remote_code)
     if spec["max_length"] is not None:
         tokenizer.model_max_length = spec["max_length"]
     return tokenizer

@@ -45,7 +45,9 @@ def bootstrap_interval(
     block = max(1, 2**22 // len(names))
     for start in range(0, num_resamples, block):
         drawn = generator.integers(len(names), size=(min(block, num_resamples - start), len(names)))
-        parts = [total[drawn].sum(1) / np.maximum(size[drawn].sum(1), 1) for total, size in zip(sums, sizes, strict=True)]
+        parts = [
+            total[drawn].sum(1) / np.maximum(size[drawn].sum(1), 1) for total, size in zip(sums, sizes, strict=True)
+        ]
         means.append(np.mean(parts, axis=0))
     tail = (1 - level) / 2
     lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail])

@@ -34,6 +34,7 @@ class AdaptorTrainingArguments(TrainingArguments):
     | `remove_unused_columns` | `False` | the cache yields finished batches |
     | `logging_nan_inf_filter` | `False` | a NaN must show |
     | `ddp_find_unused_parameters` | `False` | every parameter gets a gradient, be it zero |
+    | `dataloader_pin_memory` | where there is a GPU | it only warns elsewhere |
     | `hub_strategy`, `hub_private_repo` | `"end"`, `True` | what was trained on reports stays private unless asked |
     | `fp16` / `bf16` | by GPU | bf16 from compute capability 8.0, fp16 below (a T4 only emulates bf16), float32 on CPU; switch off with `auto_mixed_precision=False` |
 
@@ -81,6 +82,7 @@ class AdaptorTrainingArguments(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "The cache yields finished batches."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Hide NaN losses in the log."})
     ddp_find_unused_parameters: bool | None = field(default=False, metadata={"help": "Passed to DDP."})
+    dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
     hub_strategy: str = field(default="end", metadata={"help": "Only the end is pushed, a fixed list of files."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Push to a private repository."})
 
@@ -92,6 +94,8 @@ class AdaptorTrainingArguments(TrainingArguments):
                 f"global_batch_size must be at least 2, got {self.global_batch_size}: a pair needs another to contrast with."
             )
         self._choose_precision()
+        if self.dataloader_pin_memory is None:
+            self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
         given = self.per_device_train_batch_size
         self.per_device_train_batch_size = 1 if given is None else given
         super().__post_init__()

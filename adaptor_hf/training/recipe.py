@@ -19,7 +19,7 @@ class DataArguments:
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Table of pairs (CSV, TSV, Parquet, JSON lines), an imagefolder, a folder of `datasets` or a hub id."
+            "help": "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id."
         },
     )
     cache: str | None = field(

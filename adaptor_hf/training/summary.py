@@ -61,7 +61,10 @@ def number_of_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
 
 
 def describe_run(
-    model: AdaptorModel, arguments: AdaptorTrainingArguments, cache: "EmbeddingCache", views: dict[str, "EmbeddingCache"]
+    model: AdaptorModel,
+    arguments: AdaptorTrainingArguments,
+    cache: "EmbeddingCache",
+    views: dict[str, "EmbeddingCache"],
 ) -> str:
     """The lines a run prints before it starts: sizes, batches, steps, repeated texts, where the cache is."""
     train = views["train"]
@@ -71,7 +74,8 @@ def describe_run(
     lines = [
         f"Parameters: {counts['trainable']:,} trainable, {counts['receiving_gradient']:,} of them receive a gradient "
         "(with one token a side, queries and keys do not); no head",
-        "Pairs: " + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
+        "Pairs: "
+        + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
         + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
         f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows repeat another row's text "
         f"(positives: {arguments.positives})",
@@ -82,8 +86,8 @@ def describe_run(
     ]
     if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
         lines.append(
-            f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The paper "
-            "takes about 13,500. For small data see configs/recipes/small.yaml."
+            f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The "
+            "paper takes about 13,500. For small data see configs/recipes/small.yaml."
         )
     return "\n".join(lines)
 

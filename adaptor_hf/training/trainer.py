@@ -39,15 +39,14 @@ class AdaptorTrainer(Trainer):
         args (`AdaptorTrainingArguments`): Arguments of the run.
         kwargs: As for [`~transformers.Trainer`].
 
-    Raises:
-        ValueError: if the training data holds fewer than two different texts.
     """
 
     args: AdaptorTrainingArguments
 
     def __init__(self, model: AdaptorModel, args: AdaptorTrainingArguments, **kwargs):
         kwargs.setdefault("data_collator", keep_batch)
-        # The hub is written once, at the end, by our own fixed list.
+        # Trainer would copy the tokenizer's special tokens into the config; the processor only needs to be saved.
+        self.processor = kwargs.pop("processing_class", None)
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
@@ -130,6 +129,8 @@ class AdaptorTrainer(Trainer):
         super()._save(output_dir, state_dict)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         if self.args.should_save:
+            if self.processor is not None:
+                self.processor.save_pretrained(folder)
             # The pickle of the arguments is no use to anyone; a readable copy is.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             write_aside(folder / "training_args.json", json.dumps(self.args.to_dict(), indent=2, default=str))

@@ -1,0 +1,150 @@
+"""The model card: what was trained, on which towers, how it was measured, and what it is not for."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+if TYPE_CHECKING:
+    from ..training.controls import RetrievalResult
+
+TEMPLATE = Path(__file__).with_name("model_card_template.md")
+# From the least to the most restrictive; a licence that is not here cannot be ranked, and the card then names none.
+LICENSES = (
+    "cc0-1.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "apache-2.0",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "gpl-3.0",
+    "cc-by-nc-4.0",
+    "cc-by-nc-sa-4.0",
+)
+
+
+def strictest_license(towers: list[dict[str, Any]]) -> str | None:
+    """
+    The most restrictive licence among the towers, or `None` if one of them is unknown: a card never guesses.
+
+    Args:
+        towers (`list[dict]`): Tower references; `license` is an identifier of the Hub, in any case, or `None`.
+    """
+    names = [(tower.get("license") or "").lower() for tower in towers]
+    if not names or any(name not in LICENSES for name in names):
+        return None
+    return max(names, key=LICENSES.index)
+
+
+def describe_tower(side: str, tower: dict[str, Any] | None) -> str:
+    """One line of the card's table of towers."""
+    if tower is None:
+        return f"| {side} | ready-made embeddings | | | |"
+    name = tower.get("name_or_path") or "unknown"
+    # A folder's place on this machine is nobody's business.
+    name = Path(name).name if Path(name).is_absolute() else name
+    label = f"{tower['preset']} ({name})" if tower.get("preset") else name
+    data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
+    cells = [side, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
+    return "| " + " | ".join(cells) + " |"
+
+
+def write_model_card(
+    path: str | Path,
+    *,
+    model_name: str,
+    config: dict[str, Any],
+    num_parameters: int,
+    pairs: dict[str, int],
+    split_hash: str,
+    arguments: dict[str, Any],
+    result: "RetrievalResult",
+    evaluated_on: str,
+    dataset_name: str | None = None,
+    controls: str | None = None,
+    versions: dict[str, str] | None = None,
+) -> Path:
+    """
+    Write `README.md` of a model folder with the Hub's metadata.
+
+    The card holds numbers and names of towers; no report text, path or id of a patient.
+
+    Args:
+        path (`str` or `Path`): The model folder.
+        model_name (`str`): Title.
+        config (`dict`): The model's config as a dictionary.
+        num_parameters (`int`): Trainable parameters.
+        pairs (`dict[str, int]`): Pairs a split.
+        split_hash (`str`): Names the split, from `data.splits.split_hash`.
+        arguments (`dict`): Training arguments to list.
+        result (`RetrievalResult`): Retrieval with intervals.
+        evaluated_on (`str`): The split of `result`.
+        dataset_name (`str`, *optional*): As the user calls the data; never a path.
+        controls (`str`, *optional*): Table of the controls.
+        versions (`dict[str, str]`, *optional*): Versions of packages.
+
+    Returns:
+        `Path`: The card.
+    """
+    towers = [config.get("vision_tower"), config.get("text_tower")]
+    known = [tower for tower in towers if tower is not None]
+    license_name = strictest_license(known)
+    dataset = dataset_name or "unnamed image-report pairs"
+    recalls = {name: value for name, value in result.metrics.items() if "recall" in name}
+    data = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        license=license_name,
+        base_model=[tower["name_or_path"] for tower in known if is_hub_id(tower)] or None,
+        tags=["adaptor", "medical-imaging", "image-text-retrieval", "custom_code"],
+        model_name=model_name,
+        eval_results=[
+            EvalResult(
+                task_type="image-text-retrieval",
+                dataset_type=dataset.lower().replace(" ", "-"),
+                dataset_name=dataset,
+                dataset_split=evaluated_on,
+                metric_type=name,
+                metric_value=round(value, 4),
+            )
+            for name, value in recalls.items()
+        ],
+    )
+    rows = []
+    for name, value in result.metrics.items():
+        interval = result.intervals.get(name)
+        shown = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
+        rows.append(f"| {name} | {value:.3f} | {shown} | {pairs[evaluated_on]} |")
+    card = ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        model_name=model_name,
+        num_parameters=f"{num_parameters:,}",
+        towers="\n".join(describe_tower(side, tower) for side, tower in zip(("vision", "text"), towers, strict=True)),
+        license_note=(
+            f"`{license_name}`, the strictest of the towers' licences."
+            if license_name
+            else "Not stated: the licence of a tower is unknown or cannot be ranked. Check the towers before any use."
+        ),
+        dataset=dataset,
+        pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
+        split_hash=split_hash,
+        evaluated_on=evaluated_on,
+        metrics="\n".join(rows),
+        controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
+        arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),
+        versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
+    )
+    path = Path(path) / "README.md"
+    card.save(path)
+    return path
+
+
+def is_hub_id(tower: dict[str, Any]) -> bool:
+    """Whether a tower can be named as a base model: an owner/name on the Hub, no folder."""
+    name = tower.get("name_or_path") or ""
+    return tower.get("library") in ("transformers", "timm") and name.count("/") == 1 and not Path(name).exists()
+
+
+__all__ = ["strictest_license", "write_model_card"]

@@ -1,0 +1,102 @@
+"""Push a fixed list of files: weights, code, processor and card. Nothing else of a run ever leaves the machine."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+PUSHED_FILES = (
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "configuration_adaptor.py",
+    "image_processing_adaptor.py",
+    "layers_adaptor.py",
+    "loss_adaptor.py",
+    "modeling_adaptor.py",
+    "processing_adaptor.py",
+    "tower_sources_adaptor.py",
+    "towers_adaptor.py",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+ABSOLUTE_PATH = re.compile(r"^(~|/|[A-Za-z]:[\\/])")
+
+
+def files_to_push(folder: str | Path) -> dict[str, bytes]:
+    """
+    What `push_folder` sends: the files of the fixed list that exist, with local paths cut to their last part.
+
+    Raises:
+        FileNotFoundError: if there is no model in the folder.
+        ValueError: if the model names a tower by a folder of this machine and does not contain it: nobody else could
+            load it.
+    """
+    folder = Path(folder)
+    for needed in ("config.json", "model.safetensors"):
+        if not (folder / needed).is_file():
+            raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if not config.get("towers_in_checkpoint"):
+        for side in ("vision_tower", "text_tower"):
+            name = (config.get(side) or {}).get("name_or_path", "")
+            if ABSOLUTE_PATH.match(name) or Path(name).is_dir():
+                raise ValueError(
+                    f"The model names its {side.replace('_', ' ')} by a folder of this machine, which nobody else has. "
+                    "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
+                )
+    files = {}
+    for name in PUSHED_FILES:
+        path = folder / name
+        if path.is_file():
+            files[name] = path.read_bytes()
+            if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
+                cleaned = without_local_paths(json.loads(files[name]))
+                files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
+    return files
+
+
+def without_local_paths(value: Any) -> Any:
+    """Replace every string that is an absolute path by its last part, at any depth."""
+    if isinstance(value, dict):
+        return {name: without_local_paths(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [without_local_paths(item) for item in value]
+    if isinstance(value, str) and ABSOLUTE_PATH.match(value):
+        return re.split(r"[\\/]", value.rstrip("\\/"))[-1]
+    return value
+
+
+def push_folder(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    token: str | None = None,
+    private: bool = True,
+    commit_message: str = "Upload Adaptor",
+) -> str:
+    """
+    Push a saved model to the Hub: the files of `files_to_push`, to a private repository unless asked otherwise.
+
+    Returns:
+        `str`: Address of the commit.
+    """
+    from huggingface_hub import HfApi
+
+    files = files_to_push(folder)
+    api = HfApi(token=token)
+    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    with tempfile.TemporaryDirectory() as staging:
+        for name, content in files.items():
+            (Path(staging) / name).write_bytes(content)
+        return str(api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=commit_message))
+
+
+__all__ = ["PUSHED_FILES", "files_to_push", "push_folder"]

@@ -1,0 +1,201 @@
+"""Is it the Adaptor? The same training for two linear projections and for shuffled pairs, and an untrained Adaptor."""
+
+import copy
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from transformers import TrainerCallback, set_seed
+
+from ..configuration_adaptor import AdaptorConfig
+from ..evaluation.retrieval import chance_recall, retrieval_intervals, retrieval_metrics
+from ..modeling_adaptor import AdaptorModel
+from .arguments import AdaptorTrainingArguments
+from .trainer import AdaptorTrainer, embed_pairs
+
+if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
+
+
+@dataclass
+class RetrievalResult:
+    """
+    Retrieval of one variant on one split.
+
+    Args:
+        name (`str`): What was trained.
+        metrics (`dict[str, float]`): As of `retrieval_metrics`.
+        intervals (`dict[str, tuple[float, float]]`): 95 % bootstrap intervals over patients; empty for chance.
+        learning_rate (`float`, *optional*): The rate chosen on validation; `None` where nothing was trained.
+        validation_mean_recall (`float`, *optional*): What it was chosen by.
+    """
+
+    name: str
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    learning_rate: float | None = None
+    validation_mean_recall: float | None = None
+
+
+class ShuffledPairs(Dataset):
+    """The same images and texts, matched at random once: what is learned from it is not in the pairing."""
+
+    def __init__(self, pairs: "EmbeddingCache", seed: int):
+        self.pairs = pairs
+        self.partner = np.random.default_rng(seed).permutation(len(pairs))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        batch = self.pairs.__getitems__(rows)
+        other = self.pairs.__getitems__(self.partner[np.asarray(rows)])
+        return batch | {name: other[name] for name in ("text_embeds", "text_row")}
+
+
+class KeepBest(TrainerCallback):
+    """Keeps the weights of the best evaluation in memory."""
+
+    def __init__(self, metric: str = "eval_mean_recall"):
+        self.metric = metric
+        self.best = float("-inf")
+        self.state_dict = None
+
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        if metrics[self.metric] > self.best:
+            self.best = metrics[self.metric]
+            self.state_dict = copy.deepcopy(model.state_dict())
+
+
+def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) -> RetrievalResult:
+    """Retrieval on a split with intervals over its patients. Rows without patient count as one patient each."""
+    embeds = embed_pairs(model, pairs)
+    metrics, ranks = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
+    intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs))
+    return RetrievalResult(name, metrics, intervals)
+
+
+def patients_of(pairs: "EmbeddingCache") -> np.ndarray:
+    """(n,) integer code of each row's patient; a row without one is its own."""
+    known = pairs.pairs["patient_id"][:]
+    return np.unique(
+        [f"row {row}" if patient is None else f"patient {patient}" for row, patient in enumerate(known)],
+        return_inverse=True,
+    )[1]
+
+
+def train_variant(
+    config: AdaptorConfig,
+    train: Dataset,
+    validation: "EmbeddingCache",
+    arguments: AdaptorTrainingArguments,
+    learning_rates: Sequence[float],
+) -> tuple[AdaptorModel, float, float]:
+    """
+    Train once a learning rate and keep the best epoch of the best rate, both by mean recall on validation.
+
+    Returns:
+        `tuple[AdaptorModel, float, float]`: The model, its learning rate and its validation mean recall.
+    """
+    best: tuple[AdaptorModel, float, float] | None = None
+    for learning_rate in learning_rates:
+        set_seed(arguments.seed)
+        model = AdaptorModel(config)
+        keep = KeepBest()
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = AdaptorTrainer(
+                model=model,
+                args=replace(
+                    arguments,
+                    output_dir=folder,
+                    learning_rate=learning_rate,
+                    save_strategy="no",
+                    load_best_model_at_end=False,
+                    eval_strategy="epoch",
+                    resume_from_checkpoint=None,
+                    push_to_hub=False,
+                    report_to=[],
+                    disable_tqdm=True,
+                ),
+                train_dataset=train,
+                eval_dataset=validation,
+                callbacks=[keep],
+            )
+            trainer.log = lambda *_: None
+            trainer.train()
+        model.load_state_dict(keep.state_dict)
+        if best is None or keep.best > best[2]:
+            best = (model, learning_rate, keep.best)
+    return best
+
+
+def run_controls(
+    config: AdaptorConfig,
+    train: "EmbeddingCache",
+    validation: "EmbeddingCache",
+    test: "EmbeddingCache",
+    arguments: AdaptorTrainingArguments,
+    learning_rates: Sequence[float],
+) -> list[RetrievalResult]:
+    """
+    The Adaptor beside its controls on one cache: every trained variant gets the same learning rates, epochs, batch and
+    seed, and its rate and epoch are chosen on validation. The raw towers are no control of retrieval: their spaces are
+    not comparable.
+
+    Args:
+        config (`AdaptorConfig`): The Adaptor's.
+        train, validation, test (`EmbeddingCache`): Views with pairs only.
+        arguments (`AdaptorTrainingArguments`): Epochs, batch, seed and the rest of the run.
+        learning_rates (`Sequence[float]`): The shared grid.
+
+    Returns:
+        `list[RetrievalResult]`: Adaptor, linear projections, shuffled pairs, untrained Adaptor, chance; on `test`.
+    """
+    projections = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0})
+    variants = [
+        ("Adaptor", config, train),
+        ("two linear projections", projections, train),
+        ("Adaptor, shuffled pairs", config, ShuffledPairs(train, arguments.seed)),
+    ]
+    results = []
+    for name, shape, pairs in variants:
+        model, learning_rate, score = train_variant(shape, pairs, validation, arguments, learning_rates)
+        result = evaluate_retrieval(model.to(arguments.device), test, name)
+        results.append(replace(result, learning_rate=learning_rate, validation_mean_recall=score))
+    set_seed(arguments.seed)
+    results.append(evaluate_retrieval(AdaptorModel(config).to(arguments.device), test, "Adaptor, untrained"))
+    results.append(RetrievalResult("chance", chance_recall(torch.from_numpy(test.text_rows)), {}))
+    return results
+
+
+def format_table(results: list[RetrievalResult]) -> str:
+    """Markdown table of recalls, with 95 % intervals where there are any."""
+    columns = ["image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10"]
+    columns.append("mean_recall")
+    head = ["variant", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "learning rate"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for result in results:
+        cells = [result.name]
+        for column in columns:
+            cell = f"{result.metrics[column]:.3f}"
+            if column in result.intervals:
+                cell += " [{:.3f}, {:.3f}]".format(*result.intervals[column])
+            cells.append(cell)
+        cells.append("" if result.learning_rate is None else f"{result.learning_rate:g}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+__all__ = [
+    "RetrievalResult",
+    "ShuffledPairs",
+    "evaluate_retrieval",
+    "format_table",
+    "patients_of",
+    "run_controls",
+    "train_variant",
+]

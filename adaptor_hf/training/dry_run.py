@@ -1,0 +1,115 @@
+"""Measure a few rows on this machine and say what the whole run would take."""
+
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..modeling_adaptor import AdaptorModel
+from .arguments import AdaptorTrainingArguments
+from .recipe import DataArguments, ModelArguments
+from .summary import number_of_steps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ROWS = 32
+# Measured: bytes of activations that one pair keeps for the backward pass, in float32 and width 768.
+ACTIVATION_BYTES_A_PAIR = 200_000
+
+
+def estimate_run(
+    pairs: "Dataset", data: DataArguments, model_arguments: ModelArguments, arguments: AdaptorTrainingArguments
+) -> str:
+    """
+    Embed up to 32 rows with the real towers and take three optimizer steps of the real batch, then extrapolate.
+
+    Returns:
+        `str`: Hours, disk, RAM and GPU memory for extraction and for training, and what to change if that is too much.
+    """
+    from ..embeddings import build_cache
+    from ..towers import load_text_tower, load_vision_tower
+
+    device = arguments.device
+    start = time.perf_counter()
+    vision, text = load_vision_tower(model_arguments.vision_tower), load_text_tower(model_arguments.text_tower)
+    loading = time.perf_counter() - start
+
+    sample = pairs.select(range(min(ROWS, len(pairs))))
+    num_images, num_texts = len(pairs), len(set(pairs["text"][:]) - {None})
+    seconds = {}
+    for side, towers in (("images", {"vision_tower": vision}), ("texts", {"text_tower": text})):
+        with tempfile.TemporaryDirectory() as folder:
+            start = time.perf_counter()
+            build_cache(
+                sample,
+                **towers,
+                cache_dir=folder,
+                batch_size=min(data.extraction_batch_size, len(sample)),
+                max_text_length=data.max_text_length,
+                device=device,
+                num_workers=0,
+                max_fault_fraction=1.0,
+            )
+            seconds[side] = (time.perf_counter() - start) / len(sample)
+    tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text) for p in tower.parameters())
+    extraction = num_images * seconds["images"] + num_texts * seconds["texts"]
+    disk = 2 * (num_images * vision.hidden_size + num_texts * text.hidden_size)
+
+    model = AdaptorModel(
+        model_arguments.config(vision_hidden_size=vision.hidden_size, text_hidden_size=text.hidden_size)
+    ).to(device)
+    training_pairs = sum(split == "train" for split in pairs["split"][:])
+    batch = min(arguments.per_device_train_batch_size, max(2, training_pairs))
+    step = seconds_a_step(model, batch)
+    steps = number_of_steps(arguments, training_pairs)
+    parameter_bytes = 16 * model.num_parameters()
+    activations = batch * ACTIVATION_BYTES_A_PAIR * (model_arguments.hidden_size / 768)
+
+    lines = [
+        f"Dry run on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {len(sample)} rows:",
+        f"  extraction: {extraction / 3600:.2f} h ({1 / seconds['images']:.1f} images/s, {1 / seconds['texts']:.1f} "
+        f"texts/s in one process), {gigabytes(disk)} of disk, {gigabytes(tower_bytes)} of weights; towers load in "
+        f"{loading:.0f} s",
+        f"  training: {steps * step / 3600:.2f} h ({steps:,} steps of {batch:,} pairs a process, {step * 1000:.0f} ms "
+        f"each), {gigabytes(disk)} of RAM at most for the cache (memory-mapped), "
+        f"{gigabytes(parameter_bytes + activations)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
+        "optimizer and activations",
+    ]
+    if extraction > 6 * 3600:
+        lines.append(
+            "  To shorten extraction: a smaller tower (dinov2-s, lite0), a GPU, or several processes (accelerate launch)."
+        )
+    if steps * step > 6 * 3600:
+        lines.append("  To shorten training: fewer --num_train_epochs, a smaller --train_fraction, or a GPU.")
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        if parameter_bytes + activations > 0.9 * free:
+            lines.append(f"  Too much for this GPU ({gigabytes(free)} free): lower --global_batch_size.")
+    return "\n".join(lines)
+
+
+def seconds_a_step(model: AdaptorModel, batch: int, repeats: int = 3) -> float:
+    """Shortest of a few optimizer steps on random embeddings."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
+    image = torch.randn(batch, model.config.vision_hidden_size, device=model.device)
+    text = torch.randn(batch, model.config.text_hidden_size, device=model.device)
+    model.train()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        model(image_embeds=image, text_embeds=text, return_loss=True).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if model.device.type == "cuda":
+            torch.cuda.synchronize(model.device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+__all__ = ["estimate_run", "seconds_a_step"]

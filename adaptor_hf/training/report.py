@@ -1,0 +1,101 @@
+"""The end of a run: retrieval beside its controls, printed and written into the model card."""
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..configuration_adaptor import AdaptorConfig
+from ..data.splits import split_hash
+from ..hub import write_model_card
+from ..image_processing_adaptor import AdaptorImageProcessor
+from ..modeling_adaptor import AdaptorModel
+from ..processing_adaptor import AdaptorProcessor
+from ..towers_adaptor import load_text_processor
+from .arguments import AdaptorTrainingArguments
+from .controls import evaluate_retrieval, format_table, run_controls
+
+if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
+
+
+def report_run(
+    model: AdaptorModel,
+    arguments: AdaptorTrainingArguments,
+    cache: "EmbeddingCache",
+    views: dict[str, "EmbeddingCache"],
+    *,
+    dataset_name: str | None = None,
+    learning_rates: list[float] | None = None,
+) -> Path | None:
+    """
+    Score a trained model once, on the test split if there is one, print the table and write the model card.
+
+    Args:
+        model (`AdaptorModel`): The trained model.
+        arguments (`AdaptorTrainingArguments`): Its arguments.
+        cache (`EmbeddingCache`): The whole cache.
+        views (`dict[str, EmbeddingCache]`): Its splits, from `contrastive_splits`.
+        dataset_name (`str`, *optional*): What the card calls the data.
+        learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
+
+    Returns:
+        `Path | None`: The card, or `None` where there is no split to evaluate on.
+
+    Raises:
+        ValueError: if controls are asked for and there is no validation split to choose on.
+    """
+    evaluated_on = next((name for name in ("test", "validation") if name in views), None)
+    if learning_rates and "validation" not in views:
+        raise ValueError("--controls chooses on a validation split, and there is none.")
+    if evaluated_on is None:
+        return None
+    result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
+    results = [result]
+    if learning_rates:
+        results += run_controls(
+            model.config, views["train"], views["validation"], views[evaluated_on], arguments, learning_rates
+        )
+    table = format_table(results)
+    if evaluated_on == "validation":
+        table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
+    print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
+    return write_model_card(
+        arguments.output_dir,
+        model_name=Path(arguments.output_dir).resolve().name,
+        config=model.config.to_dict(),
+        num_parameters=model.num_parameters(only_trainable=True),
+        pairs={name: len(view) for name, view in views.items()},
+        split_hash=split_hash(cache.pairs),
+        arguments=card_arguments(arguments),
+        result=result,
+        evaluated_on=evaluated_on,
+        dataset_name=dataset_name,
+        controls=table if learning_rates else None,
+        versions=package_versions(),
+    )
+
+
+def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
+    """The arguments that a model card lists: those that determine the result, none that names a place."""
+    names = (
+        "learning_rate num_train_epochs max_steps global_batch_size world_size weight_decay warmup_steps "
+        "lr_scheduler_type max_grad_norm positives optim fp16 bf16 seed gradient_accumulation_steps"
+    )
+    return {name: str(getattr(arguments, name)) for name in names.split()}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a result depends on."""
+    return {name: version(name) for name in ("adaptor-hf", "torch", "transformers", "datasets", "accelerate", "timm")}
+
+
+def processor_of(config: AdaptorConfig) -> AdaptorProcessor | None:
+    """The towers' image processor and tokenizer in one, without the towers' weights; `None` for ready embeddings."""
+    if any(spec is None or spec["library"] == "external" for spec in (config.vision_tower, config.text_tower)):
+        return None
+    return AdaptorProcessor(
+        AdaptorImageProcessor(**config.vision_tower["image_processor"]), load_text_processor(config.text_tower)
+    )
+
+
+__all__ = ["card_arguments", "package_versions", "processor_of", "report_run"]

@@ -1,0 +1,96 @@
+"""
+Pre-train an Adaptor on image-report pairs: table -> embedding cache -> Trainer -> retrieval -> checkpoint and card.
+
+    python train_pretrain.py --vision_tower dinov2-b --text_tower biobert --train_file pairs.csv \
+        --image_column path --text_column report --patient_column subject_id --output_dir outputs/run
+    accelerate launch --config_file configs/accelerate/two_t4.yaml train_pretrain.py configs/recipes/paper.yaml ...
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import transformers
+from transformers import set_seed
+
+from adaptor_hf import AdaptorModel
+from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.training import AdaptorTrainer
+from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
+from adaptor_hf.training.recipe import parse_arguments
+from adaptor_hf.training.report import processor_of, report_run
+from adaptor_hf.training.summary import describe_run, environment_warnings, fit_batch_to_data
+
+logger = logging.getLogger("train_pretrain")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    data, model_arguments, run, training = parse_arguments(arguments)
+    logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING, format="%(message)s")
+    transformers.utils.logging.set_verbosity_warning()
+    for problem in environment_warnings():
+        logger.warning(problem)
+    set_seed(training.seed)
+
+    # Data: every image and report goes through its frozen tower once.
+    if data.cache:
+        cache = open_cache(data.cache)
+    else:
+        pairs = load_training_pairs(data, training.seed)
+        if run.dry_run:
+            from adaptor_hf.training.dry_run import estimate_run
+
+            print(estimate_run(pairs, data, model_arguments, training))
+            return
+        cache = build_cache(
+            pairs,
+            vision_tower=model_arguments.vision_tower,
+            text_tower=model_arguments.text_tower,
+            cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
+            batch_size=data.extraction_batch_size,
+            max_text_length=data.max_text_length,
+            device=training.device,
+        )
+    views = contrastive_splits(cache)
+    train, validation = views["train"], views.get("validation")
+    fit_batch_to_data(training, len(train))
+    if validation is None:
+        logger.warning("There is no validation split: no evaluation, and the last checkpoint is kept, not the best.")
+        training.eval_strategy, training.load_best_model_at_end = "no", False
+
+    # Model: the Adaptor alone; its config names the towers.
+    config = model_arguments.config(
+        vision_hidden_size=cache.vision_spec["hidden_size"],
+        text_hidden_size=cache.text_spec["hidden_size"],
+        vision_tower=cache.vision_spec,
+        text_tower=cache.text_spec,
+    )
+    model = AdaptorModel(config)
+    logger.info(describe_run(model, training, cache, views))
+
+    trainer = AdaptorTrainer(
+        model=model,
+        args=training,
+        train_dataset=train,
+        eval_dataset=validation,
+        processing_class=processor_of(config),
+    )
+    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    if not trainer.is_world_process_zero():
+        return
+
+    # Evaluation: once on the test split if there is one, beside the controls if asked.
+    rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
+    report_run(model, training, cache, views, dataset_name=data.dataset_name, learning_rates=rates)
+    print(f"Model: {training.output_dir}")
+    if training.push_to_hub:
+        print(f"Pushed: {trainer.push_to_hub()}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
