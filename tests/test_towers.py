@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -660,3 +661,12 @@ def test_flat_files_need_only_what_a_transformers_user_has(file):
     assert set(get_imports(path)) <= allowed | set(sys.stdlib_module_names)
     relative = re.findall(r"^\s*from\s+(\.\S*)\s+import", path.read_text(), re.M)
     assert set(relative) <= {".image_processing_adaptor", ".tower_sources_adaptor"}
+
+
+def test_importing_the_package_leaves_heavy_libraries_alone():
+    heavy = ["timm", "torchxrayvision", "datasets", "evaluate", "sklearn", "pandas", "matplotlib", "pydicom"]
+    heavy += ["transformers.trainer"]
+    code = f"import sys, adaptor_hf, adaptor_hf.towers; print([name for name in {heavy} if name in sys.modules])"
+    root = Path(towers_adaptor.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
