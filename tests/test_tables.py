@@ -13,6 +13,7 @@ import pytest
 from datasets.table import embed_table_storage
 from PIL import Image
 
+from adaptor_hf.data import table_files
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.tables import COLUMNS, load_pairs
 
@@ -220,6 +221,12 @@ class TestValues:
         lines = [{"image": "a", "text": "2020-01-01T00:00:00Z"}, {"image": "b", "text": "1e3"}]
         path = write(folder, "\n".join(map(json.dumps, lines)), "p.jsonl")
         assert load_pairs(path)["text"][:] == ["2020-01-01T00:00:00Z", "1e3"]
+
+    def test_line_breaks_inside_quotes_survive_the_readers_blocks(self, folder, monkeypatch):
+        monkeypatch.setattr(table_files, "_BLOCK_BYTES", 1000)
+        texts = [f"Findings {i}:\n\nclear,\n{'x' * (i % 50)}" for i in range(200)]
+        frame = pd.DataFrame({"image": [f"{i}.png" for i in range(200)], "text": texts})
+        assert load_pairs(save(frame, folder / "p.csv"))["text"][:] == texts
 
     def test_unknown_splits_name_their_rows(self, folder):
         path = write(folder, "image,text,split\na,x,train\nb,x,holdout\nc,x,\n")

@@ -44,10 +44,9 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
             pydicom meets in it.
     """
     import pydicom
-    from pydicom.config import disable_value_validation
 
     # pydicom's warnings quote values of the header, which can be a patient's.
-    with disable_value_validation(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         _set_transfer_syntax(header)
@@ -66,7 +65,6 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
 def _grey(dataset, stored: np.ndarray, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 
-    stored = _without_overlay_bits(dataset, stored)
     values = apply_modality_lut(stored, dataset).astype(np.float32)
     padding = _padding(dataset, stored)
     if not np.isfinite(values).all():
@@ -121,13 +119,6 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     if high <= low:
         return np.zeros(values.shape, dtype=np.uint8)
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
-
-
-def _without_overlay_bits(dataset, stored: np.ndarray) -> np.ndarray:
-    """Old CR files keep overlays in the bits above BitsStored; they are no part of the value."""
-    if dataset.PixelRepresentation == 0 and stored.dtype.kind == "u" and dataset.HighBit == dataset.BitsStored - 1:
-        return stored & np.array(2**dataset.BitsStored - 1, dtype=stored.dtype)
-    return stored
 
 
 def _padding(dataset, stored: np.ndarray) -> np.ndarray | None:

@@ -21,6 +21,9 @@ JSON_LINES = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet", ".pq")
 _METADATA = [f"metadata{suffix}" for suffix in (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet")]
 
+# A row must fit into one block; long reports do not fit into Arrow's default of 1 MB.
+_BLOCK_BYTES = 1 << 24
+
 
 @dataclass
 class Source:
@@ -119,8 +122,7 @@ def _read_csv(path: Path, sep: str) -> pa.Table:
         with pa.input_stream(str(path), compression="detect") as stream:
             return pyarrow.csv.read_csv(
                 stream,
-                # A block must hold a whole row; reports can be longer than the default block of 1 MB.
-                read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=1 << 24),
+                read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=_BLOCK_BYTES),
                 parse_options=pyarrow.csv.ParseOptions(delimiter=sep, newlines_in_values=True),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
             )
