@@ -15,6 +15,7 @@ import torch
 from adaptor_hf import towers_adaptor
 from adaptor_hf.data.images import read_image
 from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings.__main__ import main
 from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
 TEXTS = [
@@ -375,10 +376,37 @@ def test_a_write_that_fails_leaves_nothing_that_reads_as_whole(files, build, tmp
     assert len(build(make_dataset(files))) == 6
 
 
+def test_a_complete_cache_that_is_read_only_is_reused(files, build, tmp_path, monkeypatch):
+    first = build(make_dataset(files))
+
+    def refused(*args, **kwargs):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "fsync", refused)
+    assert build(make_dataset(files)).fingerprint == first.fingerprint
+
+
+def test_the_command_line_builds_from_a_table(files, tiny_dinov2, tiny_bert, tmp_path, capsys):
+    rows = [f"{path},{text or ''},{row % 3}" for row, (path, text) in enumerate(zip(files, TEXTS, strict=True))]
+    (tmp_path / "pairs.csv").write_text("\n".join(["file,note,group", *rows]) + "\n")
+    arguments = ["build", str(tmp_path / "pairs.csv"), "--cache_dir", str(tmp_path / "cache"), "--num_workers", "0"]
+    arguments += ["--image_column", "file", "--text_column", "note", "--patient_column", "group"]
+    arguments += ["--vision_tower", str(tiny_dinov2), "--text_tower", str(tiny_bert), "--max_text_length", "8"]
+    assert main(arguments) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert info["rows"] == 6
+    assert info["rows_without_text"] == 1
+    assert info["cut_texts"] == 3
+    assert main([*arguments, "--filter", "group=0"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    assert main(["build", str(tmp_path / "absent.csv"), "--cache_dir", str(tmp_path / "cache")]) == 1
+    assert "absent.csv" in capsys.readouterr().err
+
+
 def test_bad_arguments_are_named(files, build):
     with pytest.raises(ValueError, match="dtype"):
         build(make_dataset(files), dtype="bfloat16")
-    with pytest.raises(TypeError, match="datasets.Dataset"):
+    with pytest.raises(TypeError, match="Dataset or DatasetDict"):
         build([1, 2])
     with pytest.raises(ValueError, match="no rows"):
         build(make_dataset(files).select([]))

@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 def _build(arguments: argparse.Namespace) -> None:
     from ..data.tables import load_pairs
     from .build import build_cache
+    from .ranks import Ranks
 
     columns = {name: value for name, value in vars(arguments).items() if name.endswith("_column") and value}
     filters = arguments.filter or None
@@ -46,7 +47,10 @@ def _build(arguments: argparse.Namespace) -> None:
         arguments.cache_dir,
         **{name: getattr(arguments, name) for name in options},
     )
-    _print_info(cache.path)
+    ranks = Ranks()
+    if ranks.is_main:
+        _print_info(cache.path)
+    ranks.close()
 
 
 def _print_info(path: Path) -> None:

@@ -124,7 +124,8 @@ def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:
         cut, texts, tokens = (manifest[name] for name in ("truncated_texts", "distinct_texts", "max_text_length"))
         logger.warning("%d of %d distinct texts (%.1f %%) were cut to %d tokens", cut, texts, 100 * cut / texts, tokens)
     if table.has_text is not None and not table.has_text.all():
-        logger.info("%d rows have no text", int((~table.has_text).sum()) - len(table.faults))
+        without = sum(int(row) not in table.faults for row in (~table.has_text).nonzero()[0])
+        logger.info("%d rows have no text: they are cached, and left out of contrastive training", without)
     if table.faults:
         logger.warning(fault_summary(table, cache_dir))
 

@@ -91,7 +91,9 @@ def write_pairs_folder(
                 raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
-    write_text(cache_dir / EXCLUDED, listed)
+    # A cache that is complete may be read-only.
+    if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_text(encoding="utf-8") != listed:
+        write_text(cache_dir / EXCLUDED, listed)
     if latest_pairs(cache_dir) != folder.name:
         write_json(cache_dir / LATEST, {"format": FORMAT, "version": CACHE_VERSION, "pairs": folder.name})
     return folder

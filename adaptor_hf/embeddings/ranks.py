@@ -16,18 +16,25 @@ class Ranks:
     def __init__(self) -> None:
         import torch.distributed as dist
 
-        ready = dist.is_available() and dist.is_initialized()
-        if ready or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if not dist.is_available():
+            self.index, self.world = 0, 1
+            return
+        if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
             PartialState()
-            self.index, self.world = dist.get_rank(), dist.get_world_size()
-        else:
-            self.index, self.world = 0, 1
+        self.index, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     @property
     def is_main(self) -> bool:
         return self.index == 0
+
+    def close(self) -> None:
+        """Leave the process group, at the end of a program."""
+        if self.world > 1:
+            import torch.distributed as dist
+
+            dist.destroy_process_group()
 
     def on_main(self, function: Callable[[], Any]) -> Any:
         """Run on rank 0 only; every rank gets the result, or raises what rank 0 raised."""

@@ -1,6 +1,7 @@
 """The tower of one side: named or loaded. Its weights are read only when there is something to compute or to learn."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +60,7 @@ class TowerSource:
             return known["identity"], known["spec"]
         tower = self.load()
         identity, spec = tower_identity(tower), tower.spec
-        if files:
-            self._memo.parent.mkdir(parents=True, exist_ok=True)
+        if files and os.access(self._memo.parent, os.W_OK):
             write_json(self._memo, memo | {request: {"files": files, "identity": identity, "spec": spec}})
         return identity, spec
 
