@@ -19,7 +19,11 @@ __version__ = "0.1.0"
 AutoConfig.register("adaptor", AdaptorConfig, exist_ok=True)
 AutoModel.register(AdaptorConfig, AdaptorModel, exist_ok=True)
 AutoModelForZeroShotImageClassification.register(AdaptorConfig, AdaptorModel, exist_ok=True)
-AutoImageProcessor.register(AdaptorConfig, slow_image_processor_class=AdaptorImageProcessor, exist_ok=True)
+AutoImageProcessor.register(
+    AdaptorConfig,
+    image_processor_classes={"pil": AdaptorImageProcessor, "torchvision": AdaptorImageProcessor},
+    exist_ok=True,
+)
 AutoProcessor.register(AdaptorConfig, AdaptorProcessor, exist_ok=True)
 
 # Saved folders carry the code, so that they load where this package is not installed.

@@ -23,7 +23,7 @@ class AdaptorConfig(PreTrainedConfig):
         num_attention_heads (`int`, defaults to 12): Number of attention heads; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 2048): Width of the feed-forward layers.
         hidden_act (`str`, defaults to `"relu"`): Activation of the feed-forward layers.
-        hidden_dropout_prob (`float`, defaults to 0.1): Dropout after attention, inside and after the feed-forward layer.
+        hidden_dropout_prob (`float`, defaults to 0.1): Dropout after attention, in and after the feed-forward layer.
         attention_probs_dropout_prob (`float`, defaults to 0.1): Dropout of the attention weights.
         layer_norm_eps (`float`, defaults to 1e-5): Epsilon of the layer norms.
         logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale, ln(1/0.07).

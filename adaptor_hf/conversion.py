@@ -68,9 +68,9 @@ def convert_reference_state_dict(
         elif layer and layer[2] in ("attn.in_proj_weight", "attn.in_proj_bias"):
             kind = layer[2].removeprefix("attn.in_proj_")
             for projection, part in zip("qkv", tensor.chunk(3), strict=True):
-                converted[f"layers.{layer[1]}.self_attn.{projection}_proj.{kind}"] = part.clone()
+                converted[f"shared_encoder.layers.{layer[1]}.self_attn.{projection}_proj.{kind}"] = part.clone()
         elif layer and layer[2] in LAYER_NAMES:
-            converted[f"layers.{layer[1]}.{LAYER_NAMES[layer[2]]}"] = tensor
+            converted[f"shared_encoder.layers.{layer[1]}.{LAYER_NAMES[layer[2]]}"] = tensor
         else:
             raise ValueError(f"Unknown tensor {full_name!r} in a state dict of the reference Adaptor.")
 
@@ -92,8 +92,8 @@ def convert_reference_state_dict(
 def read_config(converted: dict[str, torch.Tensor]) -> AdaptorConfig:
     """Widths and number of layers from the shapes of converted tensors; 12 heads, as the reference has them."""
     hidden_size, vision_hidden_size = converted["visual_projection.weight"].shape
-    layers = {int(name.split(".")[1]) for name in converted if name.startswith("layers.")}
-    fc1 = converted.get("layers.0.mlp.fc1.weight")
+    layers = {int(name.split(".")[2]) for name in converted if name.startswith("shared_encoder.layers.")}
+    fc1 = converted.get("shared_encoder.layers.0.mlp.fc1.weight")
     return AdaptorConfig(
         hidden_size=hidden_size,
         vision_hidden_size=vision_hidden_size,
@@ -152,7 +152,7 @@ def main(arguments: list[str] | None = None) -> None:
     model.load_state_dict(state_dict)
     model.save_pretrained(options.output_dir)
     print(
-        f"Wrote {options.output_dir}: {model.num_parameters():,} parameters. It names no towers yet: it takes embeddings."
+        f"Wrote {options.output_dir}: {model.num_parameters():,} parameters. It names no towers: it takes embeddings."
     )
 
 

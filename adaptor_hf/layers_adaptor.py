@@ -155,4 +155,12 @@ class AdaptorLayer(GradientCheckpointingLayer):
         return hidden_states, attn_weights
 
 
-__all__ = ["AdaptorAttention", "AdaptorLayer", "PackedLinear", "ZeroBiasLinear"]
+class AdaptorEncoder(nn.Module):
+    """The layers, one set of weights for both modalities."""
+
+    def __init__(self, config: AdaptorConfig):
+        super().__init__()
+        self.layers = nn.ModuleList(AdaptorLayer(config) for _ in range(config.num_hidden_layers))
+
+
+__all__ = ["AdaptorAttention", "AdaptorEncoder", "AdaptorLayer", "PackedLinear", "ZeroBiasLinear"]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_adaptor import AdaptorConfig
-from .layers_adaptor import AdaptorLayer, PackedLinear, ZeroBiasLinear
+from .layers_adaptor import AdaptorEncoder, PackedLinear, ZeroBiasLinear
 from .loss_adaptor import contrastive_loss
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
@@ -100,7 +100,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         super().__init__(config)
         self.visual_projection = nn.Linear(config.vision_hidden_size, config.hidden_size, bias=False)
         self.text_projection = nn.Linear(config.text_hidden_size, config.hidden_size, bias=False)
-        self.layers = nn.ModuleList(AdaptorLayer(config) for _ in range(config.num_hidden_layers))
+        self.shared_encoder = AdaptorEncoder(config)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
         self.vision_model: VisionTower | None = None
         self.text_model: TextTower | None = None
@@ -170,6 +170,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         """
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_weights(model)
         model.attach_towers(vision_model, text_model)
         if load_towers:
             download = {
@@ -180,6 +181,10 @@ class AdaptorModel(AdaptorPreTrainedModel):
             model.load_towers(**download)
         elif model.config.towers_in_checkpoint:
             model.vision_model = model.text_model = None
+        # Loading makes parameters anew, with gradients on.
+        for name in TOWER_NAMES:
+            if getattr(model, name) is not None:
+                getattr(model, name).requires_grad_(False)
         return loaded
 
     def load_towers(self, **kwargs) -> None:
@@ -464,7 +469,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         attentions = []
         if fuse_pairs:
             self._check_fusable(image, text)
-            for layer in self.layers:
+            for layer in self.shared_encoder.layers:
                 image, image_weights = layer(image, text, image_mask, output_attentions)
                 text, text_weights = layer(text, image, text_mask, output_attentions)
                 attentions.append((image_weights, text_weights))
@@ -477,12 +482,12 @@ class AdaptorModel(AdaptorPreTrainedModel):
         ):
             # The layers are shared: one pass over both modalities' rows costs half the kernel launches.
             both, num_images = torch.cat([image, text]), len(image)
-            for layer in self.layers:
+            for layer in self.shared_encoder.layers:
                 both, weights = layer(both, None, None, output_attentions)
                 attentions.append((None, None) if weights is None else (weights[:num_images], weights[num_images:]))
             image, text = both[:num_images], both[num_images:]
         else:
-            for layer in self.layers:
+            for layer in self.shared_encoder.layers:
                 image_weights = text_weights = None
                 if image is not None:
                     image, image_weights = layer(image, None, image_mask, output_attentions)
@@ -498,6 +503,18 @@ class AdaptorModel(AdaptorPreTrainedModel):
         lengths = image.shape[1], text.shape[1]
         if lengths[0] != lengths[1] and 1 not in lengths:
             raise ValueError(f"fuse_pairs=True needs equal lengths or one token on a side, got {lengths} tokens.")
+
+
+def align_weights(model: nn.Module) -> None:
+    """
+    Copy weights whose address is off the 64-byte grid of fresh tensors.
+
+    Weights read from a file lie where the file has them, and there CPU kernels may sum in another order: the same
+    checkpoint would give other last bits than the model that was saved.
+    """
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone()
 
 
 __all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

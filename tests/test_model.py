@@ -46,7 +46,7 @@ def test_zero_layers_are_two_normalised_projections(pairs):
 
 def test_initialisation_is_xavier_over_the_packed_attention_matrix_and_torch_defaults_elsewhere():
     model = AdaptorModel(AdaptorConfig(num_hidden_layers=1))
-    layer = model.layers[0]
+    layer = model.shared_encoder.layers[0]
     uniform = math.sqrt(1 / 3)
     for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
         bound = math.sqrt(6 / (768 + 3 * 768))
@@ -77,7 +77,7 @@ class TestOneTokenFastPath:
                 [model._project(image, model.visual_projection, ""), model._project(text, model.text_projection, "")]
             )
             mask = torch.zeros(len(both), 1, 1, 1, dtype=both.dtype)
-            for layer in model.layers:
+            for layer in model.shared_encoder.layers:
                 both, _ = layer(both, None, mask)
             return nn.functional.normalize(both[:, 0], dim=-1)
         return output
@@ -124,17 +124,17 @@ class TestOneTokenFastPath:
                 continue
             assert (fast - states[1][name]).norm() <= 1e-12 * fast.norm(), name
         # AdamW still decays what gets no gradient, as in the reference.
-        start = small_model().double().state_dict()["layers.0.self_attn.q_proj.weight"]
-        decayed = states[0]["layers.0.self_attn.q_proj.weight"]
+        start = small_model().double().state_dict()["shared_encoder.layers.0.self_attn.q_proj.weight"]
+        decayed = states[0]["shared_encoder.layers.0.self_attn.q_proj.weight"]
         torch.testing.assert_close(decayed, start * (1 - 1e-3 * 0.01) ** 10, rtol=1e-12, atol=0)
 
     def test_frozen_queries_get_no_gradient(self, pairs):
         model = small_model().train()
-        for layer in model.layers:
+        for layer in model.shared_encoder.layers:
             layer.self_attn.q_proj.requires_grad_(False)
         self.run(model, pairs, "fast", 0).loss.backward()
-        assert model.layers[0].self_attn.q_proj.weight.grad is None
-        assert model.layers[0].self_attn.k_proj.weight.grad is not None
+        assert model.shared_encoder.layers[0].self_attn.q_proj.weight.grad is None
+        assert model.shared_encoder.layers[0].self_attn.k_proj.weight.grad is not None
 
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
     def test_cuda_agrees_and_keeps_heads_at_the_same_rate(self, pairs):
@@ -144,7 +144,7 @@ class TestOneTokenFastPath:
         fast = model(image_embeds=image, text_embeds=text)
         general = model(image_embeds=image, text_embeds=text, output_attentions=True)
         torch.testing.assert_close(fast.image_embeds, general.image_embeds, rtol=1e-5, atol=1e-5)
-        attention = model.layers[0].self_attn.train()
+        attention = model.shared_encoder.layers[0].self_attn.train()
         attention.dropout = 0.3
         attention.out_proj.weight.data.copy_(torch.eye(48))
         attention.v_proj.weight.data.zero_()

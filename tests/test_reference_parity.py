@@ -12,11 +12,11 @@ def reference_gradients(model) -> dict[str, torch.Tensor]:
     """Our gradients under the reference's names."""
     ours = {name: parameter.grad for name, parameter in model.named_parameters()}
     theirs = {name: ours[mapped] for name, mapped in TOP_NAMES.items()}
-    for index in range(len(model.layers)):
+    for index in range(len(model.shared_encoder.layers)):
         for name, mapped in LAYER_NAMES.items():
-            theirs[f"adaptor_module.encoder.{index}.{name}"] = ours[f"layers.{index}.{mapped}"]
+            theirs[f"adaptor_module.encoder.{index}.{name}"] = ours[f"shared_encoder.layers.{index}.{mapped}"]
         for kind in ("weight", "bias"):
-            parts = [ours[f"layers.{index}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
+            parts = [ours[f"shared_encoder.layers.{index}.self_attn.{p}_proj.{kind}"] for p in "qkv"]
             theirs[f"adaptor_module.encoder.{index}.attn.in_proj_{kind}"] = torch.cat(parts)
     return theirs
 
@@ -53,7 +53,7 @@ def test_queries_and_keys_get_exactly_zero_gradients_as_in_the_reference():
     ).loss.backward()
     zero = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
     assert zero == [
-        f"layers.{i}.self_attn.{p}_proj.{kind}" for i in range(2) for p in "qk" for kind in ("weight", "bias")
+        f"shared_encoder.layers.{i}.self_attn.{p}_proj.{kind}" for i in range(2) for p in "qk" for kind in ("weight", "bias")
     ]
     assert all(parameter.grad is not None for parameter in model.parameters())
 
