@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
 from .pairs import write_pairs
@@ -116,7 +118,10 @@ def build_cache(
         _report(table, read_manifest(pairs), cache_dir)
         return str(pairs)
 
-    return open_cache(ranks.on_main(finish))
+    pairs = ranks.on_main(finish)
+    del table, read
+    pa.default_memory_pool().release_unused()
+    return open_cache(pairs)
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:

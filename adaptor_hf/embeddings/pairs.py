@@ -51,7 +51,8 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
         manifest[f"{side.name[:-1]}_tower"] = side.spec
         if side.name == "texts":
             manifest |= _text_lengths(side, rows)
-    return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids.take(kept), excluded)
+    ids = table.ids.take(kept) if table.faults else table.ids
+    return write_pairs_folder(cache_dir, manifest, content, rows_of, ids, excluded)
 
 
 def write_pairs_folder(

@@ -121,8 +121,9 @@ def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
             columns[name] = _column(dataset, name).cast(pa.string())
         else:
             columns[name] = pa.chunked_array([pa.nulls(rows, pa.string())])
-    generated = pc.binary_join_element_wise(split, source_row.cast(pa.string()), "-")
-    columns["image_id"] = pc.coalesce(columns["image_id"], generated)
+    if columns["image_id"].null_count:
+        generated = pc.binary_join_element_wise(split, source_row.cast(pa.string()), "-")
+        columns["image_id"] = pc.coalesce(columns["image_id"], generated)
     columns |= {"split": split, "source_row": source_row}
     if "labels" in names:
         # `labels` would make Trainer take the batch for a labelled one.
@@ -166,13 +167,15 @@ def text_fault(text) -> str | None:
 
 def read_texts(table: PairTable) -> None:
     """Fill the keys of the texts; mark texts that are no text."""
-    digests: list[bytes] = []
+    digests: list[bytes] = []  # joined block by block: half a million small objects would stay in memory
     for start, values in blocks(table.dataset, "text"):
+        block = []
         for offset, text in enumerate(values):
             fault = None if text is None else text_fault(text)
             if fault is not None:
                 table.faults.setdefault(start + offset, fault)
-            digests.append(_NO_KEY if text is None or fault is not None else text_key(text))
+            block.append(_NO_KEY if text is None or fault is not None else text_key(text))
+        digests.append(b"".join(block))
     table.text_keys = key_vector(digests)
     table.has_text = table.text_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
 
@@ -208,11 +211,13 @@ def image_name(value) -> str:
 def _read_images(table: PairTable) -> None:
     digests: list[bytes] = []
     for start, values in blocks(table.dataset, "image", IMAGE_BLOCK_ROWS):
+        block = []
         for offset, value in enumerate(values):
             key, fault = image_key(value)
             if fault is not None:
                 table.faults.setdefault(start + offset, fault)
-            digests.append(key)
+            block.append(key)
+        digests.append(b"".join(block))
     table.image_keys = key_vector(digests)
     table.has_image = table.image_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
 
