@@ -1,0 +1,130 @@
+"""Negatives of every rank: the averaged gradients of several gloo ranks are those of one process with all rows."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distributed_worker import make_batch, make_encoders, run
+
+from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss
+
+ROOT = Path(__file__).parents[1]
+
+
+def ranks(counts: list[int], folder: Path) -> dict[str, torch.Tensor]:
+    torch.multiprocessing.spawn(run, args=(counts, str(folder)), nprocs=len(counts))
+    results = torch.load(folder / "results.pt", weights_only=True)
+    assert results["world_size"] == len(counts)
+    return results
+
+
+def one_process(rows: int, repeat: bool) -> dict[str, torch.Tensor]:
+    image, text, ids = make_batch(rows)
+    image_encoder, text_encoder, scale = make_encoders()
+    embeds = image_encoder(image), text_encoder(text)
+    loss = contrastive_loss(*embeds, scale, positives=ids if repeat else None)
+    loss.backward()
+    return {
+        "loss": loss.detach(),
+        "image": image_encoder.weight.grad,
+        "text": text_encoder.weight.grad,
+        "scale": scale.grad,
+    }
+
+
+def relative(actual, expected):
+    return ((actual - expected).norm() / expected.norm()).item()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    return ranks([6, 6], tmp_path_factory.mktemp("two"))
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_two_ranks_equal_one_process_in_loss_and_gradients(two_ranks, repeat):
+    kind = "gathered, texts repeat" if repeat else "gathered"
+    for name, expected in one_process(12, repeat).items():
+        assert relative(two_ranks[f"{kind}/{name}"], expected) < 1e-6, name
+
+
+def test_wrong_gathers_show_the_same_loss_and_other_gradients(two_ranks):
+    """A test of the loss alone would pass them."""
+    expected = one_process(12, False)
+    for kind in ("own rows kept", "no gradient"):
+        assert relative(two_ranks[f"{kind}/loss"], expected["loss"]) < 1e-6
+        assert relative(two_ranks[f"{kind}/image"], expected["image"]) > 0.2
+        assert relative(two_ranks[f"{kind}/text"], expected["text"]) > 0.2
+
+
+def test_the_references_local_loss_has_fewer_negatives_and_a_lower_value(two_ranks):
+    expected = one_process(12, False)
+    assert two_ranks["reference/loss"] < expected["loss"] - 0.2
+    assert relative(two_ranks["reference/image"], expected["image"]) > 0.02
+
+
+def test_three_ranks_with_uneven_rows_equal_one_process(tmp_path):
+    results = ranks([5, 2, 4], tmp_path)
+    for repeat, kind in ((False, "gathered"), (True, "gathered, texts repeat")):
+        for name, expected in one_process(11, repeat).items():
+            assert relative(results[f"{kind}/{name}"], expected) < 1e-6, (kind, name)
+
+
+def test_without_a_process_group_it_is_the_plain_loss():
+    image, text, ids = make_batch(8)
+    plain = contrastive_loss(image, text, 1.0, positives=ids)
+    assert (
+        torch.equal(gathered_contrastive_loss(image, text, 1.0, positives=ids), plain)
+        or relative(gathered_contrastive_loss(image, text, 1.0, positives=ids), plain) < 1e-12
+    )
+
+
+TRAIN = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from synthetic import synthetic_model
+from adaptor_hf.embeddings import open_cache
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.pairs import contrastive_splits
+views = contrastive_splits(open_cache(sys.argv[2]))
+arguments = AdaptorTrainingArguments(
+    output_dir=sys.argv[3], global_batch_size=20, num_train_epochs=2, learning_rate=1e-3, use_cpu=True,
+    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False, dataloader_drop_last=True)
+model = synthetic_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+trainer = AdaptorTrainer(model=model, args=arguments, train_dataset=views["train"], eval_dataset=views["validation"])
+trainer.train()
+if trainer.is_world_process_zero():
+    trainer.save_model()
+    Path(sys.argv[3], "facts.json").write_text(json.dumps({
+        "world_size": arguments.world_size, "batch": arguments.per_device_train_batch_size,
+        "steps": trainer.state.global_step}))
+"""
+
+
+def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
+    from safetensors.torch import load_file
+    from synthetic import synthetic_cache
+
+    synthetic_cache(tmp_path / "cache")
+    (tmp_path / "train.py").write_text(TRAIN)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    weights = {}
+    for world_size in (1, 2):
+        output = tmp_path / f"ranks-{world_size}"
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
+        command = [sys.executable, *(launch if world_size == 2 else []), str(tmp_path / "train.py")]
+        command += [str(Path(__file__).parent), str(tmp_path / "cache"), str(output)]
+        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert finished.returncode == 0, finished.stderr[-3000:]
+        facts = json.loads((output / "facts.json").read_text())
+        assert facts == {"world_size": world_size, "batch": 20 // world_size, "steps": facts["steps"]}
+        weights[world_size] = load_file(output / "model.safetensors")
+    for name, value in weights[1].items():
+        assert relative(weights[2][name], value) < 1e-5 or not value.any(), name
