@@ -63,7 +63,7 @@ class NaiveAdaptor(nn.Module):
         return unit(image), unit(text)
 
     def image_alone(self, image: torch.Tensor) -> torch.Tensor:
-        """Self-attention over whatever comes: a 2-D input is one sequence, as torch reads it and the reference uses it."""
+        """Self-attention over whatever comes: a 2-D input is one sequence, as torch reads it."""
         image = unit(self.visual_projection(image))
         for layer in self.layers:
             image = layer(image, image)

@@ -179,6 +179,8 @@ def test_200_steps_of_the_trainer_follow_the_naive_trajectory(tmp_path):
     trainer = AdaptorTrainer(model=ours, args=arguments, train_dataset=rows, optimizers=(optimizer, None))
     trainer.train()
     assert len(rows.batches) >= STEPS
+    first, second = (rows.batches[start : start + ROWS // BATCH] for start in (0, ROWS // BATCH))
+    assert first != second, "every epoch is shuffled anew"
     expected = train_naively(naive, map(rows.read, rows.batches[:STEPS]), lr=1e-3, total_steps=STEPS)
     logged = [line["loss"] for line in trainer.state.log_history if "loss" in line]
     assert logged == pytest.approx(expected, abs=1e-4)
