@@ -198,7 +198,7 @@ def test_a_rank_that_fails_ends_all_ranks_with_its_reason(setting, tmp_path):
     first, second = run_ranks(setting, tmp_path, 2, fail=True)
     assert "rank 1 failed while building the cache: OSError" in first[2]
     assert "No space left on device" in second[2]
-    (tmp_path / "store").unlink()
+    (tmp_path / "store").unlink(missing_ok=True)
     finish(setting.start(tmp_path))
     assert snapshot(tmp_path) == setting.expected
 

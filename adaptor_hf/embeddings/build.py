@@ -97,6 +97,20 @@ def build_cache(
     if text_tower is not None:
         sources["texts"] = TowerSource("text", text_tower, device, cache_dir)
 
+    pairs = _build(dataset, sources, cache_dir, settings, ranks, max_fault_fraction)
+    pa.default_memory_pool().release_unused()
+    return open_cache(pairs)
+
+
+def _build(
+    dataset: Any,
+    sources: dict[str, TowerSource],
+    cache_dir: Path,
+    settings: Settings,
+    ranks: Ranks,
+    max_fault_fraction: float,
+) -> str:
+    """Compute what is missing and write the pairs; returns the pairs folder."""
     ranks.on_main(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
     read: list[PairTable] = []
     ranks.on_main(lambda: read.append(read_table(dataset, images="images" in sources, texts="texts" in sources)))
@@ -118,10 +132,7 @@ def build_cache(
         _report(table, read_manifest(pairs), cache_dir)
         return str(pairs)
 
-    pairs = ranks.on_main(finish)
-    del table, read
-    pa.default_memory_pool().release_unused()
-    return open_cache(pairs)
+    return ranks.on_main(finish)
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:
