@@ -14,7 +14,7 @@ help:
 	@echo "make lint           ruff: rules and format"
 	@echo "make bench          all of benchmarks/"
 	@echo "make verify-towers  real weights of the tower presets; needs network (options: TOWERS='dinov2-s bert')"
-	@echo "make install        only the virtual environment (options: PYTHON=python3.12)"
+	@echo "make install        only the virtual environment (options: PYTHON=python3.12 TORCH='torch<2.11')"
 
 install: $(INSTALLED)
 
@@ -22,7 +22,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] + ". Try: make PYTHON=python3.12 ...")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' $(if $(TORCH),'$(TORCH)')
 	touch $@
 
 demo: $(INSTALLED)
