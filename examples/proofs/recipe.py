@@ -18,31 +18,28 @@ def final_share_of_peak(num_gpus: int) -> float:
     planned = math.ceil(PAIRS / BATCH) * EPOCHS
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
     schedule = get_linear_schedule_with_warmup(optimizer, int(0.02 * planned), planned)
-    taken = (math.ceil(PAIRS / num_gpus / BATCH) + 1) * EPOCHS
-    return schedule.lr_lambdas[0](taken)
+    return schedule.lr_lambdas[0]((math.ceil(PAIRS / num_gpus / BATCH) + 1) * EPOCHS)
 
 
 def least_head_learning_rate(steps_an_epoch: int = 100, epochs: int = 50) -> float:
     """Classification head: a cosine period of 0.4 of all training *steps*, stepped once an *epoch*."""
     optimizer = torch.optim.AdamW([torch.zeros(1, requires_grad=True)], lr=1.0)
-    schedule = CosineAnnealingWarmRestarts(optimizer, T_0=int(0.4 * steps_an_epoch * epochs), eta_min=1e-8)
-    for _ in range(epochs):
-        optimizer.step()
-        schedule.step()
+    schedule = CosineAnnealingWarmRestarts(optimizer, int(0.4 * steps_an_epoch * epochs), eta_min=1e-8)
+    schedule.step(epochs)
     return schedule.get_last_lr()[0]
 
 
 def undecayed_by_trainer() -> int:
     model = AdaptorModel(AdaptorConfig())
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model=model, args=TrainingArguments(folder, use_cpu=True, report_to=[]))
-    decayed = set(trainer.get_decay_parameter_names(model))
+        trainer = Trainer(model, TrainingArguments(folder, use_cpu=True, report_to=[]))
+        decayed = set(trainer.get_decay_parameter_names(model))
     return sum(value.numel() for name, value in model.named_parameters() if name not in decayed)
 
 
 def reference_text(report: str) -> str:
     """Split at "1." and at full stops, keep ASCII words in lower case, drop pieces of one word."""
-    pieces = [piece for part in re.split(r"[0-9]+\.", report.lower()) for piece in part.split(".")]
+    pieces = re.split(r"[0-9]+\.|\.", report.lower())
     words = [[word.encode("ascii", "ignore").decode() for word in re.findall(r"\w+", piece)] for piece in pieces]
     return " ".join(word for piece in words if len(piece) > 1 for word in piece if word)
 
@@ -55,8 +52,7 @@ def main() -> dict[str, object]:
         "parameters that Trainer does not decay": undecayed_by_trainer(),
         "text": reference_text("1. Nodule of 1.5 cm. Unchanged. No effusion."),
     }
-    for name, value in results.items():
-        print(f"{name}: {value}")
+    print("\n".join(f"{name}: {value}" for name, value in results.items()))
     return results
 
 
