@@ -47,6 +47,22 @@ def eager_attention_forward(
     return torch.matmul(dropped, value).transpose(1, 2).contiguous(), attn_weights
 
 
+class Dropout(nn.Dropout):
+    """
+    `nn.Dropout`; on a CPU, one random 64-bit integer decides on four elements, at half the cost of torch's draws.
+
+    The probability is rounded to a multiple of 2**-16 (0.1 becomes 0.100006), the scale of what is kept with it.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.p == 0 or hidden_states.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(hidden_states)
+        count, threshold = hidden_states.numel(), round(self.p * 65536)
+        words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = (words.view(torch.int16)[:count] >= threshold - 32768).view_as(hidden_states)
+        return hidden_states * kept.to(hidden_states.dtype).mul_(65536 / (65536 - threshold))
+
+
 class PackedLinear(nn.Linear):
     """A query, key or value projection, initialised as a third of the reference's packed (3d, d) matrix."""
 
@@ -123,7 +139,7 @@ class AdaptorMLP(nn.Module):
     def __init__(self, config: AdaptorConfig):
         super().__init__()
         self.activation_fn = ACT2FN[config.hidden_act]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
@@ -140,7 +156,7 @@ class AdaptorLayer(GradientCheckpointingLayer):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = AdaptorMLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(
         self,

@@ -35,19 +35,13 @@ def positive_mask(positives: torch.Tensor | None, num_images: int, num_texts: in
 
 
 def directional_loss(
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    scale: torch.Tensor,
-    targets: torch.Tensor,
-    positives: torch.Tensor | None = None,
+    logits: torch.Tensor, targets: torch.Tensor, positives: torch.Tensor | None = None
 ) -> torch.Tensor:
     """
     Cross-entropy of each query's own key among all keys.
 
     Args:
-        queries (`torch.Tensor` of shape `(B, D)`): L2-normalised embeddings.
-        keys (`torch.Tensor` of shape `(N, D)`): L2-normalised embeddings; N >= B when gathered over ranks.
-        scale (`torch.Tensor`, scalar): Multiplier of the cosine similarities, `exp(logit_scale)`.
+        logits (`torch.Tensor` of shape `(B, N)`): Scaled similarities of B queries and N keys; N >= B when gathered.
         targets (`torch.Tensor` of shape `(B,)`, int64): Index of each query's own key.
         positives (`torch.Tensor` of shape `(B, N)`, bool, *optional*): Keys that are no negatives of a query. They
             leave its denominator, its own key stays.
@@ -55,7 +49,6 @@ def directional_loss(
     Returns:
         `torch.Tensor` of shape `(B,)`: one loss a query.
     """
-    logits = scale * (queries @ keys.T)
     if positives is not None:
         others = positives.scatter(1, targets[:, None], False)
         logits = logits.masked_fill(others, float("-inf"))
@@ -100,10 +93,9 @@ def contrastive_loss(
     targets = torch.arange(len(image_embeds), device=image_embeds.device)
     mask = positive_mask(positives, len(image_embeds), len(text_embeds))
     with torch.autocast(image_embeds.device.type, enabled=False):
-        image_to_text = directional_loss(image_embeds, text_embeds, scale, targets, mask).mean()
-        text_to_image = directional_loss(
-            text_embeds, image_embeds, scale, targets, mask.T if mask is not None else None
-        ).mean()
+        logits = scale * (image_embeds @ text_embeds.T)
+        image_to_text = directional_loss(logits, targets, mask).mean()
+        text_to_image = directional_loss(logits.T, targets, None if mask is None else mask.T).mean()
     return image_to_text_weight * image_to_text + (1 - image_to_text_weight) * text_to_image
 
 

@@ -154,6 +154,35 @@ class TestOneTokenFastPath:
         assert kept == pytest.approx(0.7, abs=0.01)
 
 
+class TestDropout:
+    @pytest.mark.parametrize("p", [0.1, 0.5])
+    def test_drops_at_its_rate_keeps_the_mean_and_passes_the_same_gradient(self, p):
+        from adaptor_hf.layers_adaptor import Dropout
+
+        torch.manual_seed(0)
+        ones = torch.ones(1000, 1001, requires_grad=True)
+        dropped = Dropout(p).train()(ones)
+        assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=2e-3)
+        assert dropped.mean().item() == pytest.approx(1.0, abs=4e-3)
+        dropped.sum().backward()
+        assert torch.equal(ones.grad, dropped)
+        # Neighbours come from one random integer: they must still be independent.
+        kept = (dropped.detach().flatten()[:1_000_000] != 0).float().view(-1, 4)
+        assert torch.corrcoef(kept.T).fill_diagonal_(0).abs().max() < 0.01
+
+    def test_is_the_identity_in_evaluation_and_repeats_with_the_seed(self):
+        from adaptor_hf.layers_adaptor import Dropout
+
+        layer, value = Dropout(0.3), torch.randn(7, 5)
+        assert torch.equal(layer.eval()(value), value)
+        layer.train()
+        torch.manual_seed(1)
+        first = layer(value)
+        torch.manual_seed(1)
+        assert torch.equal(layer(value), first)
+        assert not torch.equal(layer(value), first)
+
+
 class TestScience:
     def test_an_image_embedding_does_not_change_when_its_paired_text_is_replaced(self, pairs):
         model = small_model().eval()

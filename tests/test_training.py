@@ -10,7 +10,13 @@ from transformers import TrainerCallback
 from adaptor_hf import AdaptorModel
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
-from adaptor_hf.training.controls import ShuffledPairs, evaluate_retrieval, format_table, run_controls
+from adaptor_hf.training.controls import (
+    ShuffledPairs,
+    compare_retrieval,
+    evaluate_retrieval,
+    format_table,
+    train_variants,
+)
 from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.summary import fit_batch_to_data, number_of_steps, parameter_counts
 
@@ -235,7 +241,8 @@ class TestControls:
     def test_the_adaptor_beats_shuffled_pairs_and_chance_on_correlated_data(self, tmp_path, views):
         arguments = make_arguments(tmp_path, num_train_epochs=10)
         config = synthetic_model().config
-        results = run_controls(config, views["train"], views["validation"], views["test"], arguments, [1e-3, 5e-3])
+        variants = train_variants(config, views["train"], views["validation"], arguments, [1e-3, 5e-3])
+        results = compare_retrieval(variants, views["test"])
         recall = {result.name: result.metrics["mean_recall"] for result in results}
         assert list(recall) == [
             "Adaptor",

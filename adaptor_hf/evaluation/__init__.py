@@ -7,10 +7,11 @@ from .retrieval import (
     retrieval_metrics,
     retrieval_ranks,
 )
-from .statistics import bootstrap_interval
+from .statistics import auroc_interval, bootstrap_interval
 
 __all__ = [
     "alignment_and_uniformity",
+    "auroc_interval",
     "bootstrap_interval",
     "chance_recall",
     "retrieval_intervals",

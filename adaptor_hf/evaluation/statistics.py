@@ -54,4 +54,44 @@ def bootstrap_interval(
     return float(lower), float(upper)
 
 
-__all__ = ["bootstrap_interval"]
+def auroc_interval(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """
+    Area under the ROC curve and its percentile bootstrap interval, resampling whole groups (patients).
+
+    Args:
+        scores (`np.ndarray` of shape `(N,)`): Higher means positive. Ties count half.
+        labels (`np.ndarray` of shape `(N,)`): 0 or 1, both present.
+        groups (`np.ndarray` of shape `(N,)`): Rows of one group are drawn together.
+        num_resamples, level, seed: As in [`bootstrap_interval`].
+
+    Returns:
+        `tuple[float, float, float]`: The area, the lower and the upper end. Resamples of one class alone are left out.
+
+    Raises:
+        ValueError: if only one class is present.
+    """
+    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    if labels.all() or not labels.any():
+        raise ValueError(f"The AUROC needs both classes, got {int(labels.sum())} positives among {len(labels)} rows.")
+    positive, negative = scores[labels], scores[~labels]
+    wins = (positive[:, None] > negative[None, :]) + 0.5 * (positive[:, None] == negative[None, :])
+    _, codes = np.unique(np.asarray(groups), return_inverse=True)
+    number = codes.max() + 1
+    drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=num_resamples)
+    of_positive, of_negative = drawn[:, codes[labels]], drawn[:, codes[~labels]]
+    pairs = of_positive.sum(1) * of_negative.sum(1)
+    areas = ((of_positive @ wins) * of_negative).sum(1)[pairs > 0] / pairs[pairs > 0]
+    tail = (1 - level) / 2
+    lower, upper = np.quantile(areas, [tail, 1 - tail])
+    return float(wins.mean()), float(lower), float(upper)
+
+
+__all__ = ["auroc_interval", "bootstrap_interval"]

@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
-from ..loss_adaptor import directional_loss, prepare
+from ..loss_adaptor import contrastive_loss, directional_loss, prepare
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:
@@ -73,19 +73,19 @@ def gathered_contrastive_loss(
         )
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     if world_size == 1:
-        counts, all_images, all_texts, all_ids = [len(image_embeds)], image_embeds, text_embeds, positives
-    else:
-        local = len(image_embeds)
-        counts = [local] * world_size if equal_counts else gather_counts(local, image_embeds.device)
-        all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
-        all_ids = None if positives is None else gather_rows(positives, counts)
+        # Both directions share one similarity matrix.
+        return contrastive_loss(image_embeds, text_embeds, logit_scale, image_to_text_weight, False, positives)
+    local = len(image_embeds)
+    counts = [local] * world_size if equal_counts else gather_counts(local, image_embeds.device)
+    all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
+    all_ids = None if positives is None else gather_rows(positives, counts)
 
     start = sum(counts[:rank])
     targets = torch.arange(start, start + counts[rank], device=image_embeds.device)
     same = None if positives is None else positives[:, None] == all_ids[None, :]
     with torch.autocast(image_embeds.device.type, enabled=False):
-        image_to_text = directional_loss(image_embeds, all_texts, scale, targets, same).sum()
-        text_to_image = directional_loss(text_embeds, all_images, scale, targets, same).sum()
+        image_to_text = directional_loss(scale * (image_embeds @ all_texts.T), targets, same).sum()
+        text_to_image = directional_loss(scale * (text_embeds @ all_images.T), targets, same).sum()
     loss = image_to_text_weight * image_to_text + (1 - image_to_text_weight) * text_to_image
     return loss * (world_size / sum(counts))
 

@@ -1,6 +1,7 @@
 """Is it the Adaptor? The same training for two linear projections and for shuffled pairs, and an untrained Adaptor."""
 
 import copy
+import logging
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ from .trainer import AdaptorTrainer, embed_pairs
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass
 class RetrievalResult:
@@ -37,6 +40,16 @@ class RetrievalResult:
     name: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    learning_rate: float | None = None
+    validation_mean_recall: float | None = None
+
+
+@dataclass
+class Variant:
+    """A trained (or untrained) model, with the learning rate and the validation recall that chose it."""
+
+    name: str
+    model: AdaptorModel
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
 
@@ -133,43 +146,54 @@ def train_variant(
     return best
 
 
-def run_controls(
+def train_variants(
     config: AdaptorConfig,
     train: "EmbeddingCache",
     validation: "EmbeddingCache",
-    test: "EmbeddingCache",
     arguments: AdaptorTrainingArguments,
     learning_rates: Sequence[float],
-) -> list[RetrievalResult]:
+) -> list[Variant]:
     """
-    The Adaptor beside its controls on one cache: every trained variant gets the same learning rates, epochs, batch and
-    seed, and its rate and epoch are chosen on validation. The raw towers are no control of retrieval: their spaces are
-    not comparable.
+    The Adaptor and its controls on one cache: every trained variant gets the same learning rates, epochs, batch and
+    seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses modalities:
+    their spaces are not comparable.
 
     Args:
         config (`AdaptorConfig`): The Adaptor's.
-        train, validation, test (`EmbeddingCache`): Views with pairs only.
+        train, validation (`EmbeddingCache`): Views with pairs only.
         arguments (`AdaptorTrainingArguments`): Epochs, batch, seed and the rest of the run.
         learning_rates (`Sequence[float]`): The shared grid.
 
     Returns:
-        `list[RetrievalResult]`: Adaptor, linear projections, shuffled pairs, untrained Adaptor, chance; on `test`.
+        `list[Variant]`: Adaptor, two linear projections, Adaptor on shuffled pairs, untrained Adaptor.
     """
     projections = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0})
-    variants = [
+    shapes = [
         ("Adaptor", config, train),
         ("two linear projections", projections, train),
         ("Adaptor, shuffled pairs", config, ShuffledPairs(train, arguments.seed)),
     ]
-    results = []
-    for name, shape, pairs in variants:
+    variants = []
+    for name, shape, pairs in shapes:
+        logger.info(f"Control: {name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
         model, learning_rate, score = train_variant(shape, pairs, validation, arguments, learning_rates)
-        result = evaluate_retrieval(model.to(arguments.device), test, name)
-        results.append(replace(result, learning_rate=learning_rate, validation_mean_recall=score))
+        variants.append(Variant(name, model.to(arguments.device).eval(), learning_rate, score))
     set_seed(arguments.seed)
-    results.append(evaluate_retrieval(AdaptorModel(config).to(arguments.device), test, "Adaptor, untrained"))
-    results.append(RetrievalResult("chance", chance_recall(torch.from_numpy(test.text_rows)), {}))
-    return results
+    variants.append(Variant("Adaptor, untrained", AdaptorModel(config).to(arguments.device).eval()))
+    return variants
+
+
+def compare_retrieval(variants: Sequence[Variant], test: "EmbeddingCache") -> list[RetrievalResult]:
+    """Retrieval of every variant on a split, and the chance level of that split."""
+    results = [
+        replace(
+            evaluate_retrieval(variant.model, test, variant.name),
+            learning_rate=variant.learning_rate,
+            validation_mean_recall=variant.validation_mean_recall,
+        )
+        for variant in variants
+    ]
+    return [*results, RetrievalResult("chance", chance_recall(torch.from_numpy(test.text_rows)), {})]
 
 
 def format_table(results: list[RetrievalResult]) -> str:
@@ -193,9 +217,11 @@ def format_table(results: list[RetrievalResult]) -> str:
 __all__ = [
     "RetrievalResult",
     "ShuffledPairs",
+    "Variant",
+    "compare_retrieval",
     "evaluate_retrieval",
     "format_table",
     "patients_of",
-    "run_controls",
     "train_variant",
+    "train_variants",
 ]

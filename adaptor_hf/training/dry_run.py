@@ -78,9 +78,7 @@ def estimate_run(
         "optimizer and activations",
     ]
     if extraction > 6 * 3600:
-        lines.append(
-            "  To shorten extraction: a smaller tower (dinov2-s, lite0), a GPU, or several processes."
-        )
+        lines.append("  To shorten extraction: a smaller tower (dinov2-s, lite0), a GPU, or several processes.")
     if steps * step > 6 * 3600:
         lines.append("  To shorten training: fewer --num_train_epochs, a smaller --train_fraction, or a GPU.")
     if device.type == "cuda":

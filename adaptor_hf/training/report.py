@@ -12,7 +12,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..processing_adaptor import AdaptorProcessor
 from ..towers_adaptor import load_text_processor
 from .arguments import AdaptorTrainingArguments
-from .controls import evaluate_retrieval, format_table, run_controls
+from .controls import compare_retrieval, evaluate_retrieval, format_table, train_variants
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -52,9 +52,8 @@ def report_run(
     result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
     results = [result]
     if learning_rates:
-        results += run_controls(
-            model.config, views["train"], views["validation"], views[evaluated_on], arguments, learning_rates
-        )
+        variants = train_variants(model.config, views["train"], views["validation"], arguments, learning_rates)
+        results += compare_retrieval(variants, views[evaluated_on])
     table = format_table(results)
     if evaluated_on == "validation":
         table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."

@@ -54,6 +54,10 @@ class AdaptorTrainer(Trainer):
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Nothing is made on the Hub before there is something to push."""
 
+    def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
+        """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
+        return [name for name, _ in model.named_parameters()]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs.get("fuse_pairs"):
             raise ValueError(
