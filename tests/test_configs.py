@@ -69,6 +69,7 @@ found = {
 }
 (folder / f"rank-{arguments.process_index}.json").write_text(json.dumps(found))
 if ready:
+    dist.barrier()  # a rank that leaves at once can cut off one that is still connecting
     dist.destroy_process_group()
 """
 
