@@ -397,10 +397,18 @@ def test_the_command_line_builds_from_a_table(files, tiny_dinov2, tiny_bert, tmp
     assert info["rows"] == 6
     assert info["rows_without_text"] == 1
     assert info["cut_texts"] == 3
-    assert main([*arguments, "--filter", "group=0"]) == 0
-    assert json.loads(capsys.readouterr().out)["rows"] == 2
+    assert set(info["splits"]) == {"train", "validation", "test"}
+    assert main([*arguments, "--filter", "group=0", "group=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 4
     assert main(["build", str(tmp_path / "absent.csv"), "--cache_dir", str(tmp_path / "cache")]) == 1
     assert "absent.csv" in capsys.readouterr().err
+
+
+def test_the_command_line_builds_images_of_a_table_without_texts(files, tiny_dinov2, tmp_path, capsys):
+    (tmp_path / "images.csv").write_text("\n".join(["image", *map(str, files)]) + "\n")
+    arguments = ["build", str(tmp_path / "images.csv"), "--cache_dir", str(tmp_path / "cache"), "--num_workers", "0"]
+    assert main([*arguments, "--vision_tower", str(tiny_dinov2)]) == 0
+    assert json.loads(capsys.readouterr().out)["folders"]["texts"] is None
 
 
 def test_bad_arguments_are_named(files, build):

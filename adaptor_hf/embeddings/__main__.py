@@ -15,10 +15,15 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--cache_dir", required=True, help="folder of the cache")
     build.add_argument("--vision_tower", help="name, hub id or folder; leave out to build texts alone")
     build.add_argument("--text_tower", help="name, hub id or folder; leave out to build images alone")
-    build.add_argument("--filter", action="append", default=[], metavar="COLUMN=VALUE", help="keep these rows only")
+    build.add_argument(
+        "--filter", action="extend", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep these rows"
+    )
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
+    build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
+    build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
+    build.add_argument("--seed", type=int, default=42, help="of the split by patient; train_pretrain.py takes 42 too")
     build.add_argument("--batch_size", type=int, help="rows in one forward pass")
     build.add_argument("--max_text_length", type=int, default=112, help="tokens a text is cut to")
     build.add_argument("--dtype", choices=["float16", "float32"], default="float16")
@@ -32,13 +37,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    from ..data.splits import assign_splits
     from ..data.tables import load_pairs
     from .build import build_cache
     from .ranks import Ranks
 
     columns = {name: value for name, value in vars(arguments).items() if name.endswith("_column") and value}
+    if arguments.text_tower is None:
+        columns["text_column"] = None
     filters = arguments.filter or None
     dataset = load_pairs(arguments.source, image_root=arguments.image_root, filters=filters, **columns)
+    shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
+    dataset = assign_splits(dataset, **shares, seed=arguments.seed)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
     cache = build_cache(
         dataset,
