@@ -45,6 +45,7 @@ def test_recipe():
     assert results["least learning rate of a head"] > 0.99
     assert results["text"] == "nodule of 5 cm no effusion"
     assert results["parameters that Trainer does not decay"] == 17_920
+    assert results["parameters that AdaptorTrainer does not decay"] == 0
 
 
 def test_every_proof_is_named_in_the_page_and_every_name_exists():

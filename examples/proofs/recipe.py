@@ -6,9 +6,10 @@ import tempfile
 
 import torch
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts
-from transformers import Trainer, TrainingArguments, get_linear_schedule_with_warmup
+from transformers import Trainer, get_linear_schedule_with_warmup
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 
 PAIRS, BATCH, EPOCHS = 277_110, 1024, 50
 
@@ -29,11 +30,11 @@ def least_head_learning_rate(steps_an_epoch: int = 100, epochs: int = 50) -> flo
     return schedule.get_last_lr()[0]
 
 
-def undecayed_by_trainer() -> int:
+def undecayed(trainer_class: type[Trainer]) -> int:
     model = AdaptorModel(AdaptorConfig())
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, TrainingArguments(folder, use_cpu=True, report_to=[]))
-        decayed = set(trainer.get_decay_parameter_names(model))
+        arguments = AdaptorTrainingArguments(folder, use_cpu=True, eval_strategy="no", load_best_model_at_end=False)
+        decayed = set(trainer_class(model, arguments).get_decay_parameter_names(model))
     return sum(value.numel() for name, value in model.named_parameters() if name not in decayed)
 
 
@@ -49,7 +50,8 @@ def main() -> dict[str, object]:
         "learning rate at the end, 1 GPU": final_share_of_peak(1),
         "learning rate at the end, 2 GPUs": final_share_of_peak(2),
         "least learning rate of a head": least_head_learning_rate(),
-        "parameters that Trainer does not decay": undecayed_by_trainer(),
+        "parameters that Trainer does not decay": undecayed(Trainer),
+        "parameters that AdaptorTrainer does not decay": undecayed(AdaptorTrainer),
         "text": reference_text("1. Nodule of 1.5 cm. Unchanged. No effusion."),
     }
     print("\n".join(f"{name}: {value}" for name, value in results.items()))
