@@ -21,9 +21,17 @@ def embed_prompts(model: AdaptorModel, text_tower: TextTower, prompts: Sequence[
 
     Returns:
         `torch.Tensor` of shape `(hidden_size,)`, L2-normalised.
+
+    Raises:
+        ValueError: if there is no prompt, or the model is in training mode.
+        TypeError: if `prompts` is one string: its letters would be the prompts.
     """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be a list of wordings, got one string. Pass [{prompts!r}].")
     if not prompts:
         raise ValueError("A class needs at least one prompt.")
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout changes every score. Call model.eval() first.")
     inputs = text_tower.processor(list(prompts), return_tensors="pt", padding=True, truncation=True)
     device = next(text_tower.parameters()).device
     pooled = text_tower(**{name: value.to(device) for name, value in inputs.items()}).pooler_output

@@ -9,6 +9,8 @@ from .statistics import bootstrap_interval
 RECALL_AT = (1, 5, 10)
 # Similarities of one block: 64 MiB in float32.
 BLOCK_ELEMENTS = 2**24
+# A matrix product rounds equal rows differently by their place in it; similarities this close are a tie.
+TIE_EPSILONS = 16
 
 
 def retrieval_ranks(
@@ -25,21 +27,25 @@ def retrieval_ranks(
 
     Returns:
         `torch.Tensor` of shape `(Q,)`, int64: 1 is best. A wrong candidate with the same similarity as the best
-        positive ranks before it, so that constant embeddings score as they should.
+        positive, up to rounding, ranks before it, so that constant embeddings score as they should.
 
     Raises:
-        ValueError: if a query has no positive.
+        ValueError: if a query has no positive, or a similarity is NaN (it would rank first).
     """
     ranks = []
     block = max(1, BLOCK_ELEMENTS // max(1, len(candidates)))
     for start in range(0, len(queries), block):
         similarity = queries[start : start + block] @ candidates.T
+        if similarity.isnan().any():
+            row = start + int(similarity.isnan().any(1).nonzero()[0])
+            raise ValueError(f"Query {row} has a NaN similarity: its embedding or a candidate's is NaN or infinite.")
         positive = query_ids[start : start + block, None] == candidate_ids[None, :]
         if not positive.any(1).all():
             row = start + int((~positive.any(1)).nonzero()[0])
             raise ValueError(f"Query {row} has no positive among the {len(candidates)} candidates.")
         best = similarity.masked_fill(~positive, float("-inf")).amax(1, keepdim=True)
-        ranks.append(1 + ((similarity >= best) & ~positive).sum(1))
+        tie = best - TIE_EPSILONS * torch.finfo(similarity.dtype).eps
+        ranks.append(1 + ((similarity >= tie) & ~positive).sum(1))
     return torch.cat(ranks) if ranks else torch.empty(0, dtype=torch.long)
 
 

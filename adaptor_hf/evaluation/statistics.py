@@ -18,7 +18,8 @@ def bootstrap_interval(
 
     Args:
         values (`np.ndarray` of shape `(N,)`, or several): One number a row, for instance 1 for a hit and 0 for a miss.
-            Of several arrays, the interval is that of the mean of their means, under the same resampled groups.
+            Of several arrays, the interval is that of the mean of their means, under the same resampled groups;
+            resamples that hold no row of one of them are left out.
         groups (`np.ndarray` of shape `(N,)`, or as many): Rows of one group are drawn together. Any dtype.
         num_resamples (`int`, defaults to 2000): Number of bootstrap samples.
         level (`float`, defaults to 0.95): Coverage, in (0, 1).
@@ -28,13 +29,15 @@ def bootstrap_interval(
         `tuple[float, float]`: Lower and upper end.
 
     Raises:
-        ValueError: if there is no row, or values and groups differ in length.
+        ValueError: if there is no row, a value is NaN or infinite, or values and groups differ in length.
     """
     if isinstance(values, np.ndarray):
         values, groups = [values], [groups]
     lengths = [(len(value), len(group)) for value, group in zip(values, groups, strict=True)]
     if any(count == 0 or count != members for count, members in lengths):
         raise ValueError(f"Need one group per value and at least one row, got (values, groups) of {lengths}.")
+    if not all(np.isfinite(value).all() for value in values):
+        raise ValueError("A value is NaN or infinite: the mean would be too.")
     names, codes = np.unique(np.concatenate(groups), return_inverse=True)
     codes = np.split(codes, np.cumsum([count for count, _ in lengths])[:-1])
     sums = [np.bincount(code, weights=value, minlength=len(names)) for code, value in zip(codes, values, strict=True)]
@@ -45,10 +48,9 @@ def bootstrap_interval(
     block = max(1, 2**22 // len(names))
     for start in range(0, num_resamples, block):
         drawn = generator.integers(len(names), size=(min(block, num_resamples - start), len(names)))
-        parts = [
-            total[drawn].sum(1) / np.maximum(size[drawn].sum(1), 1) for total, size in zip(sums, sizes, strict=True)
-        ]
-        means.append(np.mean(parts, axis=0))
+        totals, counts = (np.stack([part[drawn].sum(1) for part in parts]) for parts in (sums, sizes))
+        whole = (counts > 0).all(0)
+        means.append((totals[:, whole] / counts[:, whole]).mean(0))
     tail = (1 - level) / 2
     lower, upper = np.quantile(np.concatenate(means), [tail, 1 - tail])
     return float(lower), float(upper)
@@ -76,14 +78,19 @@ def auroc_interval(
         `tuple[float, float, float]`: The area, the lower and the upper end. Resamples of one class alone are left out.
 
     Raises:
-        ValueError: if only one class is present.
+        ValueError: if only one class is present, a label is neither 0 nor 1, a score is NaN, or the lengths differ.
     """
-    scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels).astype(bool)
+    scores, labels, groups = np.asarray(scores, dtype=np.float64), np.asarray(labels), np.asarray(groups)
+    if not len(scores) == len(labels) == len(groups):
+        raise ValueError(f"Got {len(scores)} scores, {len(labels)} labels and {len(groups)} groups.")
+    if np.isnan(scores).any() or not np.isin(labels, (0, 1)).all():
+        raise ValueError("Scores must not be NaN and labels must be 0 or 1: leave out uncertain and missing labels.")
+    labels = labels.astype(bool)
     if labels.all() or not labels.any():
         raise ValueError(f"The AUROC needs both classes, got {int(labels.sum())} positives among {len(labels)} rows.")
     positive, negative = scores[labels], scores[~labels]
     wins = (positive[:, None] > negative[None, :]) + 0.5 * (positive[:, None] == negative[None, :])
-    _, codes = np.unique(np.asarray(groups), return_inverse=True)
+    _, codes = np.unique(groups, return_inverse=True)
     number = codes.max() + 1
     drawn = np.random.default_rng(seed).multinomial(number, np.full(number, 1 / number), size=num_resamples)
     of_positive, of_negative = drawn[:, codes[labels]], drawn[:, codes[~labels]]

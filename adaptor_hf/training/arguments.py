@@ -89,10 +89,6 @@ class AdaptorTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.positives not in POSITIVES:
             raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
-        if self.global_batch_size < 2:
-            raise ValueError(
-                f"global_batch_size must be at least 2, got {self.global_batch_size}: a pair needs another to contrast with."
-            )
         self._choose_precision()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
@@ -111,6 +107,10 @@ class AdaptorTrainingArguments(TrainingArguments):
                 )
             self.per_device_train_batch_size = self.global_batch_size // self.world_size
         self.global_batch_size = self.per_device_train_batch_size * self.world_size
+        if self.global_batch_size < 2:
+            raise ValueError(
+                f"global_batch_size must be at least 2, got {self.global_batch_size}: a pair needs another to contrast with."
+            )
 
     def _choose_precision(self) -> None:
         if not torch.cuda.is_available() or self.use_cpu:

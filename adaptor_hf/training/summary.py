@@ -5,6 +5,7 @@ import platform
 import warnings
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from ..modeling_adaptor import AdaptorModel
@@ -57,7 +58,7 @@ def number_of_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
         return arguments.max_steps
     batches = num_pairs / arguments.global_batch_size
     batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
-    return math.ceil(max(1, batches // arguments.gradient_accumulation_steps) * arguments.num_train_epochs)
+    return math.ceil(max(1, math.ceil(batches / arguments.gradient_accumulation_steps)) * arguments.num_train_epochs)
 
 
 def describe_run(
@@ -70,14 +71,15 @@ def describe_run(
     train = views["train"]
     counts = parameter_counts(model)
     steps = number_of_steps(arguments, len(train))
-    repeated = 1 - train.num_texts / len(train)
+    _, text, copies = np.unique(train.text_rows, return_inverse=True, return_counts=True)
+    repeated = (copies[text] > 1).mean()
     lines = [
         f"Parameters: {counts['trainable']:,} trainable, {counts['receiving_gradient']:,} of them receive a gradient "
         "(with one token a side, queries and keys do not); no head",
         "Pairs: "
         + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
         + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
-        f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows repeat another row's text "
+        f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows share their text with another "
         f"(positives: {arguments.positives})",
         f"Batch: {arguments.global_batch_size:,} pairs a step = {arguments.world_size} process(es) x "
         f"{arguments.per_device_train_batch_size:,}",
@@ -96,15 +98,13 @@ def environment_warnings() -> list[str]:
     """What is wrong between this torch build and this machine's GPU, in words that say what to install."""
     found = []
     if torch.version.cuda and not torch.cuda.is_available() and platform.system() == "Linux":
+        # `is_available` says why not in a warning, once a process, which may have been before. This says it each time.
         try:
-            with warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always")
-                torch.cuda.is_available()
-                torch._C._cuda_getDeviceCount()
-            reasons = [str(warning.message) for warning in caught]
+            torch.cuda.init()
+            reason = ""
         except RuntimeError as error:
-            reasons = [str(error)]
-        if any("driver" in reason.lower() and "too old" in reason.lower() for reason in reasons):
+            reason = str(error).lower()
+        if "driver" in reason and "too old" in reason:
             found.append(
                 f"The NVIDIA driver is older than this torch build needs (CUDA {torch.version.cuda}), so the run uses "
                 "the CPU. Update the driver, or install a torch build for your CUDA version: see the README's table."
@@ -112,12 +112,25 @@ def environment_warnings() -> list[str]:
     elif torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         built = torch.cuda.get_arch_list()
-        if built and not any(f"sm_{major}" in name or f"compute_{major}" in name for name in built):
+        if built and not any(runs_on(name, major, minor) for name in built):
             found.append(
                 f"This torch build has no code for {torch.cuda.get_device_name()} (compute capability {major}.{minor}; "
                 f"it has {', '.join(built)}). Install another torch build: see the README's table."
             )
     return found
+
+
+def runs_on(architecture: str, major: int, minor: int) -> bool:
+    """
+    Whether code for an architecture of `torch.cuda.get_arch_list()` runs on a GPU of this compute capability: binary
+    code (sm_XY) on the same major version from its own minor one on, intermediate code (compute_XY) on all later ones.
+    """
+    kind, _, digits = architecture.partition("_")
+    digits = digits.rstrip("af")
+    if not digits.isdigit():
+        return False
+    built = int(digits[:-1]), int(digits[-1])
+    return built <= (major, minor) if kind == "compute" else built[0] == major and built[1] <= minor
 
 
 __all__ = ["describe_run", "environment_warnings", "fit_batch_to_data", "number_of_steps", "parameter_counts"]
