@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss
+from adaptor_hf.objectives import contrastive_loss, gather, gathered_contrastive_loss
 
 
 def make_batch(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -57,12 +57,13 @@ def run(rank: int, counts: list[int], folder: str) -> None:
     rows = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
     equal = len(set(counts)) == 1
     results = {"world_size": torch.tensor(dist.get_world_size())}
-    kinds = ["gathered", "gathered, texts repeat"]
+    kinds = ["gathered", "gathered, texts repeat", "gathered in blocks", "gathered in blocks, texts repeat"]
     kinds += ["own rows kept", "no gradient", "reference"] if equal else []
     for kind in kinds:
         image_encoder, text_encoder, scale = make_encoders()
         embeds = image_encoder(image[rows]), text_encoder(text[rows])
         if kind.startswith("gathered"):
+            gather.CHUNKED_FROM = 2 if "blocks" in kind else 4096
             positives = ids[rows] if "repeat" in kind else None
             loss = gathered_contrastive_loss(*embeds, scale, positives=positives, equal_counts=equal)
         elif kind == "reference":

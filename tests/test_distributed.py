@@ -45,9 +45,10 @@ def two_ranks(tmp_path_factory):
     return ranks([6, 6], tmp_path_factory.mktemp("two"))
 
 
+@pytest.mark.parametrize("form", ["gathered", "gathered in blocks"])
 @pytest.mark.parametrize("repeat", [False, True])
-def test_two_ranks_equal_one_process_in_loss_and_gradients(two_ranks, repeat):
-    kind = "gathered, texts repeat" if repeat else "gathered"
+def test_two_ranks_equal_one_process_in_loss_and_gradients(two_ranks, repeat, form):
+    kind = f"{form}, texts repeat" if repeat else form
     for name, expected in one_process(12, repeat).items():
         assert relative(two_ranks[f"{kind}/{name}"], expected) < 1e-6, name
 

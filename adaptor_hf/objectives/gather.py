@@ -5,6 +5,10 @@ import torch.distributed as dist
 from torch.distributed.nn.functional import all_gather
 
 from ..loss_adaptor import contrastive_loss, directional_loss, prepare
+from .chunked import chunked_cross_entropy
+
+# Rows of the global batch from which blocks cost no more time than the whole matrix (benchmarks/bench_loss.py).
+CHUNKED_FROM = 4096
 
 
 def gather_counts(count: int, device: torch.device) -> list[int]:
@@ -72,22 +76,45 @@ def gathered_contrastive_loss(
             f"positives must be integer ids of shape ({len(image_embeds)},), got {tuple(positives.shape)}."
         )
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    if world_size == 1:
-        # Both directions share one similarity matrix.
+    if world_size == 1 and len(image_embeds) < CHUNKED_FROM:
         return contrastive_loss(image_embeds, text_embeds, logit_scale, image_to_text_weight, False, positives)
+    if world_size == 1:
+        weights = image_to_text_weight / len(image_embeds), (1 - image_to_text_weight) / len(image_embeds)
+        with torch.autocast(image_embeds.device.type, enabled=False):
+            return chunked_cross_entropy(
+                image_embeds,
+                text_embeds,
+                scale,
+                row_weight=weights[0],
+                column_weight=weights[1],
+                query_ids=positives,
+                key_ids=positives,
+            )
     local = len(image_embeds)
     counts = [local] * world_size if equal_counts else gather_counts(local, image_embeds.device)
     all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
     all_ids = None if positives is None else gather_rows(positives, counts)
 
     start = sum(counts[:rank])
-    targets = torch.arange(start, start + counts[rank], device=image_embeds.device)
-    same = None if positives is None else positives[:, None] == all_ids[None, :]
+    # The mean over ranks of these is the mean over all rows.
+    share = world_size / sum(counts)
+    directions = (
+        (image_embeds, all_texts, image_to_text_weight * share),
+        (text_embeds, all_images, (1 - image_to_text_weight) * share),
+    )
     with torch.autocast(image_embeds.device.type, enabled=False):
-        image_to_text = directional_loss(scale * (image_embeds @ all_texts.T), targets, same).sum()
-        text_to_image = directional_loss(scale * (text_embeds @ all_images.T), targets, same).sum()
-    loss = image_to_text_weight * image_to_text + (1 - image_to_text_weight) * text_to_image
-    return loss * (world_size / sum(counts))
+        if len(all_images) >= CHUNKED_FROM:
+            ids = {"query_ids": positives, "key_ids": all_ids}
+            return sum(
+                chunked_cross_entropy(queries, keys, scale, start=start, row_weight=weight, **ids)
+                for queries, keys, weight in directions
+            )
+        targets = torch.arange(start, start + counts[rank], device=image_embeds.device)
+        same = None if positives is None else positives[:, None] == all_ids[None, :]
+        return sum(
+            weight * directional_loss(scale * (queries @ keys.T), targets, same).sum()
+            for queries, keys, weight in directions
+        )
 
 
 __all__ = ["gathered_contrastive_loss"]
