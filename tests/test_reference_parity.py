@@ -53,7 +53,10 @@ def test_queries_and_keys_get_exactly_zero_gradients_as_in_the_reference():
     ).loss.backward()
     zero = [name for name, p in model.named_parameters() if p.grad is not None and not p.grad.any()]
     assert zero == [
-        f"shared_encoder.layers.{i}.self_attn.{p}_proj.{kind}" for i in range(2) for p in "qk" for kind in ("weight", "bias")
+        f"shared_encoder.layers.{i}.self_attn.{p}_proj.{kind}"
+        for i in range(2)
+        for p in "qk"
+        for kind in ("weight", "bias")
     ]
     assert all(parameter.grad is not None for parameter in model.parameters())
 

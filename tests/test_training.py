@@ -1,6 +1,9 @@
 """AdaptorTrainer: it learns, resumes to the bit, refuses what would be silently wrong."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -186,6 +189,17 @@ class TestSizes:
     def test_per_device_size_overrides_the_global_one(self, tmp_path):
         arguments = make_arguments(tmp_path, per_device_train_batch_size=8)
         assert arguments.global_batch_size == 8
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the processes join by themselves")
+    def test_processes_that_did_not_join_are_refused(self, tmp_path):
+        code = "from adaptor_hf.training import AdaptorTrainingArguments as A; A(output_dir='x')"
+        launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
+        environment = os.environ | launched
+        finished = subprocess.run(
+            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert finished.returncode == 1
+        assert "did not join" in finished.stderr
 
     def test_steps_are_those_of_the_trainer(self, tmp_path, views):
         trainer = make_trainer(tmp_path, views, num_train_epochs=2)

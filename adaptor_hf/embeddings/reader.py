@@ -55,7 +55,7 @@ class Vectors:
         owner = np.searchsorted(self.offsets, rows, side="right") - 1
         for index in np.unique(owner):
             place = np.nonzero(owner == index)[0]
-            out[place] = self.shards[index][rows[place] - self.offsets[index]]
+            out[place] = self.shards[index].take(rows[place] - self.offsets[index], axis=0)
         return torch.from_numpy(out)
 
 

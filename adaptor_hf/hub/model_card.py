@@ -9,6 +9,14 @@ if TYPE_CHECKING:
     from ..training.controls import RetrievalResult
 
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
+EVALUATION = """\
+Retrieval on the `{split}` split, one seed. Copies of a text count as one candidate and all its images as
+positives; ties count against the model; intervals are 95 % bootstrap intervals over patients; n is the number of
+queries.
+
+| metric | value | 95 % interval | n |
+|---|---|---|---|
+{rows}"""
 # From the least to the most restrictive; a licence that is not here cannot be ranked, and the card then names none.
 LICENSES = (
     "cc0-1.0",
@@ -43,7 +51,7 @@ def describe_tower(side: str, tower: dict[str, Any] | None) -> str:
         return f"| {side} | ready-made embeddings | | | |"
     name = tower.get("name_or_path") or "unknown"
     # A folder's place on this machine is nobody's business.
-    name = Path(name).name if Path(name).is_absolute() else name
+    name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
     label = f"{tower['preset']} ({name})" if tower.get("preset") else name
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
     cells = [side, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
@@ -59,8 +67,8 @@ def write_model_card(
     pairs: dict[str, int],
     split_hash: str,
     arguments: dict[str, Any],
-    result: "RetrievalResult",
-    evaluated_on: str,
+    result: "RetrievalResult | None",
+    evaluated_on: str | None,
     dataset_name: str | None = None,
     controls: str | None = None,
     versions: dict[str, str] | None = None,
@@ -78,8 +86,8 @@ def write_model_card(
         pairs (`dict[str, int]`): Pairs a split.
         split_hash (`str`): Names the split, from `data.splits.split_hash`.
         arguments (`dict`): Training arguments to list.
-        result (`RetrievalResult`): Retrieval with intervals.
-        evaluated_on (`str`): The split of `result`.
+        result (`RetrievalResult`, *optional*): Retrieval with intervals; `None` if nothing was held out.
+        evaluated_on (`str`, *optional*): The split of `result`.
         dataset_name (`str`, *optional*): As the user calls the data; never a path.
         controls (`str`, *optional*): Table of the controls.
         versions (`dict[str, str]`, *optional*): Versions of packages.
@@ -91,7 +99,7 @@ def write_model_card(
     known = [tower for tower in towers if tower is not None]
     license_name = strictest_license(known)
     dataset = dataset_name or "unnamed image-report pairs"
-    recalls = {name: value for name, value in result.metrics.items() if "recall" in name}
+    metrics = [] if result is None else list_metrics(result, pairs[evaluated_on])
     data = ModelCardData(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
@@ -105,17 +113,16 @@ def write_model_card(
                 dataset_type=dataset.lower().replace(" ", "-"),
                 dataset_name=dataset,
                 dataset_split=evaluated_on,
+                dataset_args={"split_hash": split_hash},
                 metric_type=name,
                 metric_value=round(value, 4),
+                metric_args={"n": count, "interval_95": [round(end, 4) for end in interval]},
             )
-            for name, value in recalls.items()
-        ],
+            for name, value, interval, count in metrics
+            if interval is not None
+        ]
+        or None,
     )
-    rows = []
-    for name, value in result.metrics.items():
-        interval = result.intervals.get(name)
-        shown = "" if interval is None else f"[{interval[0]:.3f}, {interval[1]:.3f}]"
-        rows.append(f"| {name} | {value:.3f} | {shown} | {pairs[evaluated_on]} |")
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
@@ -130,8 +137,7 @@ def write_model_card(
         dataset=dataset,
         pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
         split_hash=split_hash,
-        evaluated_on=evaluated_on,
-        metrics="\n".join(rows),
+        evaluation=describe_evaluation(metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
         arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),
         versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
@@ -139,6 +145,25 @@ def write_model_card(
     path = Path(path) / "README.md"
     card.save(path)
     return path
+
+
+def list_metrics(result: "RetrievalResult", num_pairs: int) -> list[tuple[str, float, tuple[float, float] | None, int]]:
+    """Name, value, interval and number of queries of each metric."""
+    counts = {
+        name: next((count for way, count in result.num_queries.items() if name.startswith(way)), num_pairs)
+        for name in result.metrics
+    }
+    return [(name, value, result.intervals.get(name), counts[name]) for name, value in result.metrics.items()]
+
+
+def describe_evaluation(metrics: list[tuple], evaluated_on: str | None) -> str:
+    if not metrics:
+        return "Not evaluated: no pairs were held out. Nothing is known about how well it works."
+    rows = [
+        f"| {name} | {value:.3f} | {'' if interval is None else '[{:.3f}, {:.3f}]'.format(*interval)} | {count} |"
+        for name, value, interval, count in metrics
+    ]
+    return EVALUATION.format(split=evaluated_on, rows="\n".join(rows))
 
 
 def is_hub_id(tower: dict[str, Any]) -> bool:

@@ -27,7 +27,8 @@ PUSHED_FILES = (
     "vocab.json",
     "merges.txt",
 )
-ABSOLUTE_PATH = re.compile(r"^(~|/|[A-Za-z]:[\\/])")
+# Not a lone "/" or "~", which a tokenizer may have as a token.
+ABSOLUTE_PATH = re.compile(r"^(~[^\\/]*[\\/]|[\\/]+|[A-Za-z]:[\\/]|file:)[^\\/]")
 
 
 def files_to_push(folder: str | Path) -> dict[str, bytes]:
@@ -47,7 +48,7 @@ def files_to_push(folder: str | Path) -> dict[str, bytes]:
     if not config.get("towers_in_checkpoint"):
         for side in ("vision_tower", "text_tower"):
             name = (config.get(side) or {}).get("name_or_path", "")
-            if ABSOLUTE_PATH.match(name) or Path(name).is_dir():
+            if ABSOLUTE_PATH.match(name) or (name and Path(name).is_dir()):
                 raise ValueError(
                     f"The model names its {side.replace('_', ' ')} by a folder of this machine, which nobody else has. "
                     "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
@@ -87,12 +88,21 @@ def push_folder(
 
     Returns:
         `str`: Address of the commit.
+
+    Raises:
+        PermissionError: if the repository exists and is public while a private one was asked for.
     """
     from huggingface_hub import HfApi
 
     files = files_to_push(folder)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+    # Of a repository that exists already, create_repo leaves the visibility as it is.
+    if private and not api.repo_info(repo_id).private:
+        raise PermissionError(
+            f"{repo_id} is public, and nothing was pushed. Make it private, or ask for a public push (private=False, "
+            "--hub_private_repo False)."
+        )
     with tempfile.TemporaryDirectory() as staging:
         for name, content in files.items():
             (Path(staging) / name).write_bytes(content)

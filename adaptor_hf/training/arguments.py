@@ -91,7 +91,7 @@ class AdaptorTrainingArguments(TrainingArguments):
             raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
         self._choose_precision()
         if self.dataloader_pin_memory is None:
-            self.dataloader_pin_memory = torch.cuda.is_available() and not self.use_cpu
+            self.dataloader_pin_memory = self._wants_gpu()
         given = self.per_device_train_batch_size
         self.per_device_train_batch_size = 1 if given is None else given
         super().__post_init__()
@@ -99,6 +99,12 @@ class AdaptorTrainingArguments(TrainingArguments):
             # One process on several GPUs would be DataParallel, which splits the pool of negatives.
             logger.warning(f"Using one of {self._n_gpu} GPUs. For all of them: accelerate launch train_pretrain.py ...")
             self._n_gpu = 1
+        launched = int(os.environ.get("WORLD_SIZE", 1))
+        if launched > 1 and self.world_size == 1:
+            raise ValueError(
+                f"{launched} processes were launched but did not join: each would train alone and write to the same "
+                "folder. On CPUs pass --use_cpu, or set ACCELERATE_USE_CPU=true for accelerate launch."
+            )
         if given is None:
             if self.global_batch_size % self.world_size:
                 raise ValueError(
@@ -112,8 +118,12 @@ class AdaptorTrainingArguments(TrainingArguments):
                 f"global_batch_size must be at least 2, got {self.global_batch_size}: a pair needs another to contrast with."
             )
 
+    def _wants_gpu(self) -> bool:
+        on_cpu = self.use_cpu or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "on")
+        return torch.cuda.is_available() and not on_cpu
+
     def _choose_precision(self) -> None:
-        if not torch.cuda.is_available() or self.use_cpu:
+        if not self._wants_gpu():
             return
         major, minor = torch.cuda.get_device_capability()
         if self.bf16 and major < 8:
@@ -122,11 +132,11 @@ class AdaptorTrainingArguments(TrainingArguments):
                 "Use --fp16, or neither: fp16 is then chosen."
             )
         # accelerate's own setting, from its config file or command line, counts as having been asked.
-        launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
         if self.fp16 or self.bf16 or not self.auto_mixed_precision:
             return
-        if launched in ("fp16", "bf16"):
-            setattr(self, launched, True)
+        if asked in ("fp16", "bf16"):
+            setattr(self, asked, True)
         elif major >= 8:
             self.bf16 = True
         else:

@@ -4,7 +4,7 @@ import copy
 import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,6 +33,7 @@ class RetrievalResult:
         name (`str`): What was trained.
         metrics (`dict[str, float]`): As of `retrieval_metrics`.
         intervals (`dict[str, tuple[float, float]]`): 95 % bootstrap intervals over patients; empty for chance.
+        num_queries (`dict[str, int]`): Queries of each direction, `image_to_text` and `text_to_image`.
         learning_rate (`float`, *optional*): The rate chosen on validation; `None` where nothing was trained.
         validation_mean_recall (`float`, *optional*): What it was chosen by.
     """
@@ -40,6 +41,7 @@ class RetrievalResult:
     name: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    num_queries: dict[str, int] = field(default_factory=dict)
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
 
@@ -89,7 +91,7 @@ def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) 
     embeds = embed_pairs(model, pairs)
     metrics, ranks = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
     intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs))
-    return RetrievalResult(name, metrics, intervals)
+    return RetrievalResult(name, metrics, intervals, {way: len(rank) for way, rank in ranks.items()})
 
 
 def patients_of(pairs: "EmbeddingCache") -> np.ndarray:

@@ -27,48 +27,62 @@ def estimate_run(
 
     Returns:
         `str`: Hours, disk, RAM and GPU memory for extraction and for training, and what to change if that is too much.
+
+    Raises:
+        ValueError: if no row has a text.
     """
     from ..embeddings import build_cache
     from ..towers import load_text_tower, load_vision_tower
 
+    texts = pairs["text"][:]
+    first_rows = {text: row for row, text in reversed(list(enumerate(texts))) if text is not None}
+    if not first_rows:
+        raise ValueError(f"None of the {len(pairs)} rows has a text: nothing to train on. Check the text column.")
     device = arguments.device
     start = time.perf_counter()
-    vision, text = load_vision_tower(model_arguments.vision_tower), load_text_tower(model_arguments.text_tower)
+    vision = load_vision_tower(model_arguments.vision_tower)
+    text_tower = load_text_tower(model_arguments.text_tower)
     loading = time.perf_counter() - start
 
-    sample = pairs.select(range(min(ROWS, len(pairs))))
-    num_images, num_texts = len(pairs), len(set(pairs["text"][:]) - {None})
+    num_images, num_texts = len(pairs), len(first_rows)
     seconds = {}
-    for side, towers in (("images", {"vision_tower": vision}), ("texts", {"text_tower": text})):
+    for side, towers, rows in (
+        ("images", {"vision_tower": vision}, range(num_images)),
+        ("texts", {"text_tower": text_tower}, sorted(first_rows.values())),
+    ):
+        sample = pairs.select(rows[:ROWS])
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
             build_cache(
                 sample,
                 **towers,
                 cache_dir=folder,
-                batch_size=min(data.extraction_batch_size, len(sample)),
+                batch_size=data.extraction_batch_size,
                 max_text_length=data.max_text_length,
                 device=device,
                 num_workers=0,
                 max_fault_fraction=1.0,
             )
             seconds[side] = (time.perf_counter() - start) / len(sample)
-    tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text) for p in tower.parameters())
+    tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text_tower) for p in tower.parameters())
     extraction = num_images * seconds["images"] + num_texts * seconds["texts"]
-    disk = 2 * (num_images * vision.hidden_size + num_texts * text.hidden_size)
+    disk = 2 * (num_images * vision.hidden_size + num_texts * text_tower.hidden_size)
 
     model = AdaptorModel(
-        model_arguments.config(vision_hidden_size=vision.hidden_size, text_hidden_size=text.hidden_size)
+        model_arguments.config(vision_hidden_size=vision.hidden_size, text_hidden_size=text_tower.hidden_size)
     ).to(device)
-    training_pairs = sum(split == "train" for split in pairs["split"][:])
+    training_pairs = sum(
+        split == "train" and text is not None for split, text in zip(pairs["split"][:], texts, strict=True)
+    )
     batch = min(arguments.per_device_train_batch_size, max(2, training_pairs))
     step = seconds_a_step(model, batch)
     steps = number_of_steps(arguments, training_pairs)
     parameter_bytes = 16 * model.num_parameters()
     activations = batch * ACTIVATION_BYTES_A_PAIR * (model_arguments.hidden_size / 768)
 
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     lines = [
-        f"Dry run on {torch.cuda.get_device_name(device) if device.type == 'cuda' else 'CPU'}, {len(sample)} rows:",
+        f"Dry run on {name}, {min(ROWS, num_images)} rows:",
         f"  extraction: {extraction / 3600:.2f} h ({1 / seconds['images']:.1f} images/s, {1 / seconds['texts']:.1f} "
         f"texts/s in one process), {gigabytes(disk)} of disk, {gigabytes(tower_bytes)} of weights; towers load in "
         f"{loading:.0f} s",

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, field
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +44,17 @@ class DataArguments:
     test_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
     train_fraction: float = field(default=1.0, metadata={"help": "Share of training patients to use (nested, seeded)."})
     max_text_length: int = field(default=112, metadata={"help": "Tokens after which a report is cut (paper: 112)."})
-    extraction_batch_size: int = field(default=64, metadata={"help": "Images or texts a tower forward."})
+    extraction_batch_size: int | None = field(
+        default=None, metadata={"help": "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU."}
+    )
     dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
 
     def __post_init__(self):
         if (self.train_file is None) == (self.cache is None):
             raise ValueError("Give --train_file (a table of pairs) or --cache (ready embeddings), one of them.")
+        of_a_table = [option for option in fields(self) if option.name not in ("cache", "dataset_name")]
+        if self.cache is not None and (set_ := [o.name for o in of_a_table if getattr(self, o.name) != default_of(o)]):
+            raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
 
 
 @dataclass
@@ -90,6 +95,14 @@ class RunArguments:
         metadata={"help": "Learning rates that --controls tries for every trained variant, chosen on validation."},
     )
 
+    def __post_init__(self):
+        if self.learning_rate_grid and not self.controls:
+            raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
+
+
+def default_of(option: Field) -> Any:
+    return option.default if option.default_factory is MISSING else option.default_factory()
+
 
 def parse_arguments(
     arguments: list[str] | None = None,
@@ -98,35 +111,76 @@ def parse_arguments(
     Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe; later options override it.
 
     Raises:
-        ValueError: if the recipe has unknown keys or is no mapping.
-        SystemExit: for unknown options, as argparse does.
+        OSError: if the recipe cannot be read.
+        ValueError: for unknown options, unknown keys of the recipe, a recipe that is no mapping, or options that do not
+            go together.
+        SystemExit: for a value of the wrong type, as argparse does.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser([DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments])
+    groups = [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]
+    parser = HfArgumentParser(
+        groups, usage="python train_pretrain.py [RECIPE.yaml] --OPTION VALUE ... (--help lists the options)"
+    )
     if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
         recipe = read_recipe(Path(arguments.pop(0)))
-        known = {action.dest: action for action in parser._actions}
-        if unknown := sorted(recipe.keys() - known.keys()):
+        known = {option.name for group in groups for option in fields(group) if option.init}
+        if unknown := sorted(map(str, recipe.keys() - known)):
             raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See python train_pretrain.py --help.")
-        for name in recipe:
-            known[name].required = False
-        parser.set_defaults(**recipe)
+        # As if typed first: argparse then converts and checks the values, and later options win.
+        arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
     data, model, run, training = parser.parse_args_into_dataclasses(arguments)
+    if str(training.resume_from_checkpoint).lower() == "true":
+        training.resume_from_checkpoint = True
     return data, model, run, training
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a YAML or JSON mapping of option names to values."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".json":
-        recipe = json.loads(text)
-    else:
-        import yaml
+def as_option(name: str, value: Any) -> list[str]:
+    """An entry of a recipe as words of a command line; an empty one (null, []) is left at its default."""
+    if value is None or value == []:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
-        recipe = yaml.safe_load(text)
+
+def check_together(
+    data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
+) -> None:
+    """
+    Check what one group of arguments asks of another, before anything is computed.
+
+    Raises:
+        ValueError: naming the options.
+    """
+    towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
+    if data.cache is None and (missing := [name for name, value in towers.items() if value is None]):
+        raise ValueError(f"--train_file needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
+    if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
+        raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
+    if run.dry_run and data.cache is not None:
+        raise ValueError("--dry_run measures towers on a table: give --train_file and both towers instead of --cache.")
+    if run.dry_run and training.world_size > 1:
+        raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """
+    Read a YAML or JSON mapping of option names to values.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is malformed, naming the file and the place.
+    """
+    import yaml
+
+    text = path.read_text(encoding="utf-8")
+    try:
+        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values, got {type(recipe).__name__}.")
     return recipe
 
 
-__all__ = ["DataArguments", "ModelArguments", "RunArguments", "parse_arguments", "read_recipe"]
+__all__ = ["DataArguments", "ModelArguments", "RunArguments", "check_together", "parse_arguments", "read_recipe"]

@@ -1,5 +1,6 @@
 """The end of a run: retrieval beside its controls, printed and written into the model card."""
 
+import logging
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,8 @@ from .controls import compare_retrieval, evaluate_retrieval, format_table, train
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
+logger = logging.getLogger(__name__)
+
 
 def report_run(
     model: AdaptorModel,
@@ -30,6 +33,8 @@ def report_run(
     """
     Score a trained model once, on the test split if there is one, print the table and write the model card.
 
+    Every process must call it: all of them train the controls, the first one does the rest.
+
     Args:
         model (`AdaptorModel`): The trained model.
         arguments (`AdaptorTrainingArguments`): Its arguments.
@@ -39,7 +44,7 @@ def report_run(
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
 
     Returns:
-        `Path | None`: The card, or `None` where there is no split to evaluate on.
+        `Path | None`: The card; `None` on other processes than the first one.
 
     Raises:
         ValueError: if controls are asked for and there is no validation split to choose on.
@@ -47,17 +52,18 @@ def report_run(
     evaluated_on = next((name for name in ("test", "validation") if name in views), None)
     if learning_rates and "validation" not in views:
         raise ValueError("--controls chooses on a validation split, and there is none.")
-    if evaluated_on is None:
-        return None
-    result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
-    results = [result]
+    variants = []
     if learning_rates:
         variants = train_variants(model.config, views["train"], views["validation"], arguments, learning_rates)
-        results += compare_retrieval(variants, views[evaluated_on])
-    table = format_table(results)
-    if evaluated_on == "validation":
-        table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
-    print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
+    if arguments.process_index > 0:
+        return None
+    result = table = None
+    if evaluated_on is not None:
+        result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
+        table = format_table([result, *(compare_retrieval(variants, views[evaluated_on]) if variants else [])])
+        if evaluated_on == "validation":
+            table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
+        print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
     return write_model_card(
         arguments.output_dir,
         model_name=Path(arguments.output_dir).resolve().name,
@@ -89,12 +95,18 @@ def package_versions() -> dict[str, str]:
 
 
 def processor_of(config: AdaptorConfig) -> AdaptorProcessor | None:
-    """The towers' image processor and tokenizer in one, without the towers' weights; `None` for ready embeddings."""
+    """
+    The towers' image processor and tokenizer in one, without the towers' weights; `None` for ready embeddings, and,
+    with a warning, where the tokenizer is not on this machine.
+    """
     if any(spec is None or spec["library"] == "external" for spec in (config.vision_tower, config.text_tower)):
         return None
-    return AdaptorProcessor(
-        AdaptorImageProcessor(**config.vision_tower["image_processor"]), load_text_processor(config.text_tower)
-    )
+    try:
+        tokenizer = load_text_processor(config.text_tower)
+    except OSError as error:
+        logger.warning(f"The checkpoint gets no processor, training goes on: {error}")
+        return None
+    return AdaptorProcessor(AdaptorImageProcessor(**config.vision_tower["image_processor"]), tokenizer)
 
 
 __all__ = ["card_arguments", "package_versions", "processor_of", "report_run"]
