@@ -17,7 +17,7 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
-from adaptor_hf.training.recipe import parse_arguments
+from adaptor_hf.training.recipe import check_together, parse_arguments
 from adaptor_hf.training.report import processor_of, report_run
 from adaptor_hf.training.summary import describe_run, environment_warnings, fit_batch_to_data
 
@@ -26,10 +26,14 @@ logger = logging.getLogger("train_pretrain")
 
 def main(arguments: list[str] | None = None) -> None:
     data, model_arguments, run, training = parse_arguments(arguments)
-    logging.basicConfig(level=logging.INFO if training.should_log else logging.WARNING, format="%(message)s")
+    # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
+    logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
+    for name in ("adaptor_hf", logger.name):
+        logging.getLogger(name).setLevel(logging.INFO if training.should_log else logging.ERROR)
     transformers.utils.logging.set_verbosity_warning()
     for problem in environment_warnings():
         logger.warning(problem)
+    check_together(data, model_arguments, run, training)
     set_seed(training.seed)
 
     # Data: every image and report goes through its frozen tower once.
@@ -55,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     train, validation = views["train"], views.get("validation")
     fit_batch_to_data(training, len(train))
     if validation is None:
+        if run.controls:
+            raise ValueError("--controls chooses learning rates and epochs on a validation split, and there is none.")
         logger.warning("There is no validation split: no evaluation, and the last checkpoint is kept, not the best.")
         training.eval_strategy, training.load_best_model_at_end = "no", False
 
@@ -76,17 +82,16 @@ def main(arguments: list[str] | None = None) -> None:
         processing_class=processor_of(config),
     )
     trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    trainer.save_model()
+    # An internal call does not push: the card is not there yet.
+    trainer.save_model(_internal_call=True)
     trainer.save_state()
-    if not trainer.is_world_process_zero():
-        return
 
-    # Evaluation: once on the test split if there is one, beside the controls if asked.
+    # Evaluation: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
     report_run(model, training, cache, views, dataset_name=data.dataset_name, learning_rates=rates)
-    print(f"Model: {training.output_dir}")
-    if training.push_to_hub:
-        print(f"Pushed: {trainer.push_to_hub()}")
+    address = trainer.push_to_hub() if training.push_to_hub else None
+    if trainer.is_world_process_zero():
+        print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
 
 
 if __name__ == "__main__":
