@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -192,13 +193,14 @@ class TestSizes:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the processes join by themselves")
     def test_processes_that_did_not_join_are_refused(self, tmp_path):
-        code = "from adaptor_hf.training import AdaptorTrainingArguments as A; A(output_dir='x')"
-        launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
-        environment = os.environ | launched
-        finished = subprocess.run(
-            [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+        (tmp_path / "arguments.py").write_text(
+            "from adaptor_hf.training import AdaptorTrainingArguments\nAdaptorTrainingArguments(output_dir='x')\n"
         )
-        assert finished.returncode == 1
+        config = Path(__file__).parents[1] / "configs" / "accelerate" / "two_cpu.yaml"
+        command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "arguments.py"]
+        environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
+        finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert finished.returncode != 0
         assert "did not join" in finished.stderr
 
     def test_steps_are_those_of_the_trainer(self, tmp_path, views):
