@@ -1,0 +1,175 @@
+"""README and docs: Python blocks run, commands name options and files that exist, links lead somewhere."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOT_RUN = "<!-- not run -->"
+BLOCK = re.compile(r"(?P<marker>^<!--[^\n]*-->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+FOLDERS = ("adaptor_hf/", "benchmarks/", "configs/", "docs/", "examples/", "tests/")
+page_parameter = pytest.mark.parametrize("page", PAGES, ids=[page.name for page in PAGES])
+
+
+def blocks(page: Path, language: str, marked: bool = True) -> list[str]:
+    """Code of a page's fenced blocks of one language; without those marked as not run if `marked` is False."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [
+        match["code"]
+        for match in found
+        if match["language"] == language and (marked or (match["marker"] or "").strip() != NOT_RUN)
+    ]
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Words of every command in a page's bash blocks, without variables set before it."""
+    lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
+    found = [shlex.split(line, comments=True) for line in lines]
+    return [
+        [word for word in command if not re.match(r"[A-Z_]+=", word) or command[0] == "make"]
+        for command in found
+        if command
+    ]
+
+
+@pytest.fixture(scope="module")
+def demo_model(tmp_path_factory) -> Path:
+    """A folder like the one that `make demo` leaves, with an untrained model."""
+    from adaptor_hf import AdaptorModel, AdaptorProcessor
+
+    folder = tmp_path_factory.mktemp("demo") / "model"
+    model = AdaptorModel.from_towers("lite0", "minilm")
+    model.save_pretrained(folder)
+    AdaptorProcessor(model.vision_model.processor, model.text_model.processor).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page, "python", marked=False)], ids=lambda page: page.name
+)
+def test_python_blocks_run(page, request, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = blocks(page, "python", marked=False)
+    if any("demo-output/model" in block for block in code):
+        (tmp_path / "demo-output").mkdir()
+        (tmp_path / "demo-output" / "model").symlink_to(request.getfixturevalue("demo_model"))
+    namespace = {"__name__": "__main__"}
+    for number, block in enumerate(code, start=1):
+        exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
+
+
+@page_parameter
+def test_relative_links_lead_to_files_and_headings(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], (
+                target
+            )
+
+
+@page_parameter
+def test_files_of_the_project_that_are_named_exist(page):
+    text = page.read_text(encoding="utf-8")
+    words = {word for command in commands(page) for word in command} | set(re.findall(r"`([^`\s]+)`", text))
+    for word in words:
+        name = word.split("::")[0]
+        if name.startswith(FOLDERS) and not re.search(r"[*<{]", name) and " of that commit" not in name:
+            assert (ROOT / name).exists(), f"{page.name} names {name}"
+
+
+@page_parameter
+def test_commands_are_understood(page):
+    for command in commands(page):
+        check_command(command)
+
+
+@page_parameter
+def test_options_in_the_text_exist(page):
+    known = {option for parser in (training_parser(), cache_parser()) for option in parser._option_string_actions}
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    for span in re.findall(r"`([^`]*)`", text):
+        if not re.match(r"(pip|pytest|python|accelerate|make|[\w./]+\.py)\b", span) and "_loss" not in span:
+            for option in re.findall(r"(?<!\S)--\w+", span):
+                assert option in known, f"{page.name}: {option}"
+
+
+def test_presets_in_the_docs_are_those_of_the_package():
+    from adaptor_hf.towers import list_towers
+
+    rows = re.findall(r"^\| `([\w-]+)` \| (?:vision|text), .*$", (ROOT / "docs/towers.md").read_text(), re.MULTILINE)
+    assert rows == [tower["name"] for tower in list_towers()]
+    for tower in list_towers():
+        line = next(
+            line for line in (ROOT / "docs/towers.md").read_text().splitlines() if f"| `{tower['name']}` |" in line
+        )
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        data = ", ".join(tower["pretraining_data"])
+        side = f"{tower['kind']}, {tower['domain']}"
+        expected = [side, tower["source"], str(tower["hidden_size"]), tower["pooling"] or "auto"]
+        assert cells[1:] == [*expected, tower["license"] or "not stated", data, tower["tested"]]
+
+
+def training_parser():
+    from transformers import HfArgumentParser
+
+    from adaptor_hf.training import AdaptorTrainingArguments
+    from adaptor_hf.training.recipe import DataArguments, ModelArguments, RunArguments
+
+    return HfArgumentParser([DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments])
+
+
+def cache_parser():
+    from adaptor_hf.embeddings.__main__ import _parser
+
+    commands = next(action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
+    return commands.choices["build"]
+
+
+def check_command(command: list[str]) -> None:
+    """Fails where a command names an option, a target, an extra or a file that does not exist."""
+    if command[:2] == ["accelerate", "launch"]:
+        rest = command[2:]
+        if "--config_file" in rest:
+            assert (ROOT / rest[rest.index("--config_file") + 1]).is_file(), command
+        start = next(i for i, word in enumerate(rest) if word == "-m" or word.endswith(".py"))
+        command = ["python", *rest[start:]]
+    if command[0] == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        for word in command[1:]:
+            name, equals, _ = word.partition("=")
+            assert f"$({name})" in makefile if equals else f"\n{name}:" in makefile, command
+    elif command[:2] == ["python", "train_pretrain.py"]:
+        arguments = command[2:]
+        if arguments and arguments[0].endswith((".yaml", ".json")):
+            assert (ROOT / arguments.pop(0)).is_file(), command
+        parsed = training_parser().parse_args(arguments)
+        assert (parsed.train_file is None) != (parsed.cache is None), command
+        assert parsed.cache or (parsed.vision_tower and parsed.text_tower), command
+    elif command[:3] == ["python", "-m", "adaptor_hf.embeddings"]:
+        from adaptor_hf.embeddings.__main__ import _parser
+
+        _parser().parse_args(command[3:])
+    elif command[:2] == ["python", "-m"]:
+        source = ROOT / command[2].replace(".", "/")
+        text = (
+            source.with_suffix(".py") if source.with_suffix(".py").is_file() else source / "__main__.py"
+        ).read_text()
+        for word in command[3:]:
+            assert not word.startswith("--") or f'"{word}"' in text, command
+    elif command[:2] == ["pip", "install"]:
+        extras = (ROOT / "pyproject.toml").read_text().partition("[project.optional-dependencies]")[2]
+        for name in re.findall(r"\[(\w+)\]", " ".join(command)):
+            assert f"\n{name} = " in extras, command
+    elif command[0] == "python":
+        assert (ROOT / command[1]).is_file(), command
+    else:
+        assert command[0] in ("git", "cd", "hf", "nvidia-smi"), f"unknown command: {command}"
