@@ -31,6 +31,9 @@ def main(arguments: list[str] | None = None) -> None:
     for name in ("adaptor_hf", logger.name):
         logging.getLogger(name).setLevel(logging.INFO if training.should_log else logging.ERROR)
     transformers.utils.logging.set_verbosity_warning()
+    transformers.utils.logging.disable_progress_bar()
+    # A bar that cannot overwrite itself fills a log file with its copies.
+    training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
     for problem in environment_warnings():
         logger.warning(problem)
     check_together(data, model_arguments, run, training)

@@ -6,6 +6,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
@@ -147,11 +148,15 @@ def check_together(
     data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
 ) -> None:
     """
-    Check what one group of arguments asks of another, before anything is computed.
+    Check the Adaptor's shape and what one group of arguments asks of another, before anything is computed.
 
     Raises:
         ValueError: naming the options.
     """
+    try:
+        model.config()
+    except StrictDataclassError as error:
+        raise ValueError(str(error.__cause__ or error)) from error
     towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
     if data.cache is None and (missing := [name for name, value in towers.items() if value is None]):
         raise ValueError(f"--train_file needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")

@@ -1,6 +1,7 @@
 """The end of a run: retrieval beside its controls, printed and written into the model card."""
 
 import logging
+from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,7 +87,8 @@ def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
         "learning_rate num_train_epochs max_steps global_batch_size world_size weight_decay warmup_steps "
         "lr_scheduler_type max_grad_norm positives optim fp16 bf16 seed gradient_accumulation_steps"
     )
-    return {name: str(getattr(arguments, name)) for name in names.split()}
+    values = {name: getattr(arguments, name) for name in names.split()}
+    return {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
 
 
 def package_versions() -> dict[str, str]:

@@ -1,0 +1,490 @@
+"""train_pretrain.py from a table of files to a checkpoint and a card, and what it answers to wrong input."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+import train_pretrain
+from adaptor_hf.training import summary
+
+ROOT = Path(__file__).parent.parent
+ROWS = 40
+FINDINGS = ("effusion", "pneumothorax", "consolidation", "cardiomegaly", "edema")
+SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64, "num_train_epochs": 2}
+
+
+def write_table(folder: Path, rows: list[dict], name: str = "pairs.csv") -> Path:
+    with open(folder / name, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / name
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[dict]:
+    """40 rows of 20 patients with 40 different images and 35 different reports, paths absolute."""
+    folder = tmp_path_factory.mktemp("images")
+    generator = np.random.default_rng(0)
+    table = []
+    for index in range(ROWS):
+        path = folder / f"image_{index}.png"
+        Image.fromarray(generator.integers(0, 255, (40, 36)).astype(np.uint8)).save(path)
+        text = f"small {FINDINGS[index % 5]} on the left, size {index % 35}"
+        table.append({"path": str(path), "report": text, "subject": f"subject-{index // 2:02}", "part": ""})
+    return table
+
+
+@pytest.fixture(scope="module")
+def options(rows, tiny_dinov2, tiny_bert, tmp_path_factory) -> dict:
+    """Options of a small run; all runs share one folder of embeddings."""
+    folder = tmp_path_factory.mktemp("run")
+    plain = [{name: row[name] for name in ("path", "report", "subject")} for row in rows]
+    return {
+        "train_file": write_table(folder, plain),
+        "image_column": "path",
+        "text_column": "report",
+        "patient_column": "subject",
+        "vision_tower": tiny_dinov2,
+        "text_tower": tiny_bert,
+        "cache_dir": folder / "embeddings",
+        "validation_fraction": 0.2,
+        "test_fraction": 0.2,
+        "global_batch_size": 8,
+        "learning_rate": 1e-3,
+        "use_cpu": True,
+        **SMALL,
+    }
+
+
+def words(options: dict) -> list[str]:
+    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [word for name, values in listed.items() for word in (f"--{name}", *map(str, values)) if values != [None]]
+
+
+def main(output: Path, options: dict, *first: str, **changes) -> None:
+    """Run in this process. `None` drops an option."""
+    train_pretrain.main([*first, *words({**options, "output_dir": output, **changes})])
+
+
+def launch(command: list[str], **variables) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=ROOT,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    """A whole run in its own process, with controls, TensorBoard and output into a pipe."""
+    output = tmp_path_factory.mktemp("finished") / "model"
+    changes = {"output_dir": output, "controls": True, "report_to": "tensorboard", "dataset_name": "toy pairs"}
+    return output, launch([sys.executable, "train_pretrain.py", *words({**options, **changes})])
+
+
+class TestFinishedRun:
+    def test_it_exits_with_0_and_says_what_it_did(self, finished):
+        output, process = finished
+        assert process.returncode == 0, process.stderr
+        said = process.stderr
+        assert re.search(r"Parameters: [\d,]+ trainable, [\d,]+ of them receive a gradient", said)
+        assert re.search(r"Pairs: \d+ train, \d+ validation, \d+ test; 0 rows without text and 0 faulty", said)
+        assert re.search(r"Texts: \d+ distinct in training; [\d.]+% of rows share their text", said)
+        assert re.search(r"Steps: \d+ \(2 epochs\)", said)
+        assert re.search(r"Cache: .*embeddings.pairs-", said)
+        assert "Retrieval on the test split" in process.stdout
+        assert process.stdout.strip().endswith(f"Model: {output}")
+
+    def test_output_into_a_pipe_has_no_control_characters_and_no_bar_of_the_trainer(self, finished):
+        _, process = finished
+        assert "\x1b" not in process.stdout + process.stderr
+        assert "\r" not in process.stdout
+        assert "it/s" not in process.stderr
+        assert "Traceback" not in process.stderr
+
+    def test_the_folder_loads_with_auto_classes_and_runs_on_images_and_text(self, finished, rows):
+        model = AutoModel.from_pretrained(finished[0]).eval()
+        processor = AutoProcessor.from_pretrained(finished[0])
+        image = Image.open(rows[0]["path"])
+        with torch.no_grad():
+            output = model(**processor(images=image, text=["effusion", "no edema"], return_tensors="pt", padding=True))
+        assert output.logits_per_image.shape == (1, 2)
+        assert output.logits_per_image.isfinite().all()
+
+    def test_the_card_has_metadata_numbers_and_no_licence_by_default(self, finished):
+        card = (finished[0] / "README.md").read_text(encoding="utf-8")
+        metadata = yaml.safe_load(card.split("---")[1])
+        assert "license" not in metadata
+        assert "base_model" not in metadata
+        result = metadata["model-index"][0]["results"][0]
+        assert result["dataset"] == {
+            "name": "toy pairs",
+            "type": "toy-pairs",
+            "split": "test",
+            "args": {"split_hash": re.search(r"Split hash `([0-9a-f]{12})`", card)[1]},
+        }
+        metrics = {metric["type"]: metric for metric in result["metrics"]}
+        assert len(metrics) == 7
+        low, high = metrics["image_to_text_recall@5"]["args"]["interval_95"]
+        assert 0 <= low <= metrics["image_to_text_recall@5"]["value"] <= high <= 1
+        assert "| learning_rate | 0.001 |" in card
+        assert "| lr_scheduler_type | linear |" in card
+
+    def test_controls_are_printed_and_in_the_card(self, finished):
+        card = (finished[0] / "README.md").read_text(encoding="utf-8")
+        for text in (finished[1].stdout, card):
+            variants = re.findall(r"^\| ([A-Za-z, ]+) \| \d", text, flags=re.MULTILINE)
+            assert variants == [
+                "Adaptor, this run",
+                "Adaptor",
+                "two linear projections",
+                "Adaptor, shuffled pairs",
+                "Adaptor, untrained",
+                "chance",
+            ]
+
+    def test_best_and_last_checkpoint_and_tensorboard_events_are_there(self, finished):
+        names = {path.name for path in finished[0].glob("checkpoint-*")}
+        assert 1 <= len(names) <= 2
+        assert json.loads((finished[0] / "trainer_state.json").read_text())["best_model_checkpoint"]
+        assert list(finished[0].rglob("events.out.tfevents.*"))
+
+    def test_no_report_path_or_patient_leaves_the_cache(self, finished, rows):
+        written = [path for path in finished[0].rglob("*") if path.is_file() and path.suffix != ".py"]
+        assert len(written) > 15
+        for path in written:
+            content = path.read_bytes()
+            for canary in (b"subject-", b"small effusion", rows[0]["path"].encode()):
+                assert canary not in content, path
+        said = finished[1].stdout + finished[1].stderr
+        assert "subject-" not in said
+        assert "small effusion" not in said
+
+
+def test_a_second_run_reads_no_image_and_a_fraction_has_fewer_rows(options, finished, rows, tmp_path, capsys, caplog):
+    assert finished[1].returncode == 0
+    counts, kept = {}, {}
+    with caplog.at_level("INFO"):
+        for fraction in (1.0, 0.3):
+            main(tmp_path / str(fraction), options, train_fraction=fraction, num_train_epochs=1)
+            counts[fraction] = [
+                int(n) for n in re.findall(r"Pairs: (\d+) train, (\d+) validation, (\d+) test", caplog.text)[-1]
+            ]
+            kept[fraction] = (tmp_path / str(fraction) / "README.md").read_text(encoding="utf-8")
+    assert "images:" not in capsys.readouterr().err  # the progress bar of reading images
+    assert counts[1.0][1:] == counts[0.3][1:]
+    assert 0.15 * counts[1.0][0] < counts[0.3][0] < 0.45 * counts[1.0][0]
+    assert f"{counts[0.3][0]} train" in kept[0.3]
+
+
+def test_the_first_run_shows_its_progress(options, tmp_path, capsys):
+    main(tmp_path, options, cache_dir=tmp_path / "embeddings", num_train_epochs=1)
+    assert "40/40" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["yaml", "json"])
+def test_a_recipe_is_the_same_as_options_and_later_options_win(options, finished, kind, tmp_path, caplog):
+    recipe = {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    recipe |= {"output_dir": str(tmp_path / "unused"), "learning_rate": 0.002, "num_train_epochs": 9, "filter": []}
+    path = tmp_path / f"recipe.{kind}"
+    path.write_text(yaml.safe_dump(recipe) if kind == "yaml" else json.dumps(recipe), encoding="utf-8")
+    with caplog.at_level("INFO"):
+        train_pretrain.main([str(path), "--output_dir", str(tmp_path / "model"), "--num_train_epochs", "1"])
+    assert "(1 epochs), peak learning rate 0.002" in caplog.text
+    assert not (tmp_path / "unused").exists()
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_recipe_spells_numbers_and_lists_as_yaml_does(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "train_file: pairs.csv\nlearning_rate: 5e-4\ncontrols: true\nlearning_rate_grid: [1e-4, 3e-4]\n"
+        "filter: view=AP\nmax_logit_scale: null\nauto_mixed_precision: false\nresume_from_checkpoint: true\n"
+    )
+    data, model, run, training = train_pretrain.parse_arguments([str(recipe), "--output_dir", str(tmp_path)])
+    assert training.learning_rate == 5e-4
+    assert run.learning_rate_grid == [1e-4, 3e-4]
+    assert data.filter == ["view=AP"]
+    assert model.max_logit_scale is None
+    assert training.auto_mixed_precision is False
+    assert training.resume_from_checkpoint is True
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.yaml", "train_file: x\nlerning_rate: 1\nconfig: 2\n", "Unknown keys in the recipe: config, lerning_rate"),
+        ("a.yaml", "- a\n- b\n", "must hold a mapping"),
+        ("a.yaml", "a: [1\nb: 2", "a.yaml is not valid YAML: .*line 2"),
+        ("a.json", '{"a": 1,}', "a.json is not valid JSON: .*line 1"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        train_pretrain.main([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("how", ["true", "path"])
+def test_resuming_goes_on_where_the_run_stopped(options, finished, how, tmp_path):
+    main(tmp_path, options, num_train_epochs=1)
+    first = json.loads((tmp_path / "trainer_state.json").read_text())
+    checkpoint = tmp_path / f"checkpoint-{first['global_step']}"
+    main(tmp_path, options, num_train_epochs=3, resume_from_checkpoint="true" if how == "true" else checkpoint)
+    state = json.loads((tmp_path / "trainer_state.json").read_text())
+    assert state["global_step"] == 3 * first["global_step"]
+    assert [entry["epoch"] for entry in state["log_history"] if "eval_loss" in entry] == [1, 2, 3]
+
+
+def test_a_dry_run_says_hours_disk_and_memory_and_writes_nothing(options, tmp_path, capsys):
+    main(tmp_path / "model", options, dry_run=True, cache_dir=tmp_path / "embeddings")
+    said = capsys.readouterr().out
+    assert re.search(r"Dry run on CPU, 32 rows", said)
+    assert re.search(
+        r"extraction: [\d.]+ h \([\d.]+ images/s, [\d.]+ texts/s in one process\), [\d.]+ GB of disk", said
+    )
+    assert re.search(r"training: [\d.]+ h \(\d+ steps of 8 pairs", said)
+    assert re.search(r"[\d.]+ GB of RAM", said)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_ready_cache_is_enough_without_towers_and_table(options, tiny_dinov2, tiny_bert, tmp_path, caplog):
+    towers = {}
+    for name, folder in (("vision_tower", tiny_dinov2), ("text_tower", tiny_bert)):
+        towers[name] = tmp_path / name
+        shutil.copytree(folder, towers[name])
+    main(tmp_path / "built", options, **towers, num_train_epochs=1, cache_dir=tmp_path / "embeddings")
+    assert AutoProcessor.from_pretrained(tmp_path / "built")
+    for folder in towers.values():
+        shutil.rmtree(folder)
+    of_a_run = ("global_batch_size", "learning_rate", "use_cpu", *SMALL)
+    main(tmp_path / "model", {name: options[name] for name in of_a_run}, cache=tmp_path / "embeddings")
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+    assert "gets no processor" in caplog.text
+
+
+class TestSplits:
+    def table(self, rows, folder, parts) -> Path:
+        return write_table(folder, [row | {"part": parts[int(row["subject"][-2:])]} for row in rows])
+
+    def test_a_split_column_without_validation_part_gets_one_from_training_patients(
+        self, options, rows, tmp_path, caplog
+    ):
+        table = self.table(rows, tmp_path, ["train"] * 15 + ["test"] * 5)
+        with caplog.at_level("INFO"):
+            main(tmp_path / "model", options, train_file=table, split_column="part", num_train_epochs=1)
+        train, validation, test = map(
+            int, re.search(r"Pairs: (\d+) train, (\d+) val\w+, (\d+) test", caplog.text).groups()
+        )
+        assert (train + validation, test) == (30, 10)
+        assert validation > 0
+        assert "no validation split: taking one from its training patients" in caplog.text
+
+    def test_an_alias_makes_the_held_out_part_the_test_split(self, options, rows, tmp_path, caplog):
+        table = self.table(rows, tmp_path, ["train"] * 15 + ["val"] * 5)
+        changes = {"split_column": "part", "split_alias": "val=test", "num_train_epochs": 1}
+        with caplog.at_level("INFO"):
+            main(tmp_path / "model", options, train_file=table, **changes)
+        assert re.search(r"\d validation, 10 test", caplog.text)
+        with pytest.raises(ValueError, match="split_alias names splits that no row has: test"):
+            main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "test=train"})
+        with pytest.raises(ValueError, match="must read old=new"):
+            main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "val"})
+
+    def test_without_held_out_pairs_it_trains_says_so_and_writes_a_card_without_numbers(
+        self, options, rows, tmp_path, caplog
+    ):
+        held_out = {"validation_fraction": 0, "test_fraction": 0}
+        main(tmp_path, options, **held_out)
+        assert "There is no validation split: no evaluation" in caplog.text
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert "Not evaluated: no pairs were held out" in card
+        assert "model-index" not in card
+        with pytest.raises(ValueError, match="--controls chooses"):
+            main(tmp_path / "no", options, **held_out, controls=True)
+        assert not (tmp_path / "no").exists()
+
+    def test_without_test_split_the_table_says_what_chose_the_epoch(self, options, tmp_path, capsys):
+        main(tmp_path, options, test_fraction=0, num_train_epochs=1)
+        said = capsys.readouterr().out
+        assert "Retrieval on the validation split" in said
+        assert "these rows also chose the epoch" in said
+
+
+class TestUnusualData:
+    def test_image_only_rows_are_cached_and_left_out_of_training(self, options, rows, tmp_path, caplog):
+        table = write_table(tmp_path, [row | {"report": ""} if n % 4 == 0 else row for n, row in enumerate(rows)])
+        with caplog.at_level("INFO"):
+            main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
+        counts = re.search(r"Pairs: (\d+) train, (\d+) val\w+, (\d+) test; 10 rows without text", caplog.text)
+        assert sum(map(int, counts.groups())) == 30
+
+    def test_a_batch_larger_than_the_data_becomes_all_of_it(self, options, tmp_path, caplog):
+        with caplog.at_level("INFO"), pytest.warns(UserWarning, match=r"The global batch \(1024\) is larger"):
+            main(tmp_path, options, global_batch_size=1024, num_train_epochs=1)
+        train = re.search(r"Pairs: (\d+) train", caplog.text)[1]
+        assert f"Batch: {train} pairs a step" in caplog.text
+
+    @pytest.mark.parametrize("count", [1, 3])
+    def test_too_few_different_texts_are_refused_with_counts(self, options, rows, count, tmp_path):
+        table = write_table(tmp_path, [row | {"report": "clear lungs"} for row in rows[:count]])
+        with pytest.raises(ValueError, match="at least two pairs with different texts"):
+            main(tmp_path / "model", options, train_file=table, max_steps=1)
+
+    def test_a_missing_image_is_excluded_and_counted(self, options, rows, tmp_path, caplog):
+        table = write_table(tmp_path, [rows[0] | {"path": str(tmp_path / "gone.png")}, *rows[1:]])
+        with caplog.at_level("INFO"):
+            main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
+        assert "0 rows without text and 1 faulty rows left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"text_column": "raport"}, ValueError, r"no column 'raport' .*Did you mean 'report'\? Columns: path, report"),
+        ({"train_file": "nowhere.csv"}, OSError, "nowhere.csv"),
+        ({"vision_tower": "owner/absent"}, OSError, "owner/absent"),
+        ({"text_tower": "absent-folder"}, OSError, "absent-folder"),
+        ({"text_tower": None}, ValueError, "--train_file needs --text_tower"),
+        ({"train_file": None}, ValueError, "Give --train_file .* or --cache"),
+        ({"cache": "x"}, ValueError, "Give --train_file .* or --cache"),
+        ({"train_file": None, "cache": "x"}, ValueError, "--cache is trained on as it is: .*image_column"),
+        ({"validation_fraction": 1.5}, ValueError, "validation_fraction and test_fraction are shares"),
+        ({"train_fraction": 0}, ValueError, r"in \(0, 1\], got 0.0. For 30 % pass 0.3"),
+        ({"train_fraction": 30}, ValueError, r"in \(0, 1\], got 30"),
+        ({"filter": "subject"}, ValueError, "not of the form column=value"),
+        ({"filter": "subject=none"}, ValueError, "none of its 40 rows matches"),
+        ({"positives": "image"}, (ValueError, SystemExit), ""),
+        ({"per_device_train_batch_size": 1}, ValueError, "at least 2"),
+        ({"learning_rate_grid": [1e-3, 1e-4]}, ValueError, "give both"),
+        ({"nonsense": 1}, ValueError, "nonsense"),
+        ({"resume_from_checkpoint": "checkpoint-9"}, ValueError, "checkpoint-9"),
+        ({"resume_from_checkpoint": "true"}, ValueError, "No valid checkpoint found"),
+        ({"num_attention_heads": 5}, ValueError, "5"),
+        ({"extraction_batch_size": 0}, ValueError, "at least 1"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_wrong_input_raises_an_error_that_names_it(options, finished, changes, error, message, tmp_path):
+    with pytest.raises(error, match=message):
+        main(tmp_path / "model", options, **changes)
+    assert not (tmp_path / "model" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("changes", [{"vision_tower": "lite0"}, {"dry_run": True}])
+def test_a_cache_refuses_options_that_it_cannot_follow(changes, tmp_path):
+    with pytest.raises(ValueError, match=r"--cache brings its towers|--dry_run measures towers"):
+        train_pretrain.main(words({"cache": tmp_path, "output_dir": tmp_path / "model", **changes}))
+
+
+def test_an_error_is_one_line_and_exit_status_1():
+    process = launch([sys.executable, "train_pretrain.py"])
+    assert process.returncode == 1
+    assert process.stdout == ""
+    assert re.fullmatch(r"error: Give --train_file .* or --cache .*\n", process.stderr)
+
+
+def test_help_prints_every_option(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        train_pretrain.main(["--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    from dataclasses import fields
+
+    from adaptor_hf.training import AdaptorTrainingArguments, recipe
+
+    groups = (recipe.DataArguments, recipe.ModelArguments, recipe.RunArguments, AdaptorTrainingArguments)
+    for group in groups:
+        for option in fields(group):
+            if option.init:
+                assert f"--{option.name}" in shown
+    for option in (option for group in groups[:3] for option in fields(group)):
+        assert " ".join(option.metadata["help"].split())[:40] in " ".join(shown.split())
+
+
+def test_two_processes_train_together_with_controls(options, finished, tmp_path):
+    """As configs/accelerate/two_cpu.yaml says: gloo, one batch over both ranks, one writer."""
+    output = tmp_path / "model"
+    process = launch(
+        [sys.executable, "-m", "accelerate.commands.launch"]
+        + ["--config_file", "configs/accelerate/two_cpu.yaml", "train_pretrain.py"]
+        + words({**options, "output_dir": output, "use_cpu": None, "controls": True, "num_train_epochs": 1}),
+        ACCELERATE_USE_CPU="true",
+    )
+    assert process.returncode == 0, process.stderr
+    assert "Batch: 8 pairs a step = 2 process(es) x 4" in process.stderr
+    assert process.stderr.count("Batch: ") == 1
+    assert process.stdout.count("Retrieval on the test split") == 1
+    assert process.stdout.count(f"Model: {output}") == 1
+    assert "| world_size | 2 |" in (output / "README.md").read_text(encoding="utf-8")
+    assert AutoModel.from_pretrained(output)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("adaptor_hf.training.recipe.AdaptorTrainingArguments.world_size", 2)
+        with pytest.raises(ValueError, match="measures one process"):
+            main(tmp_path / "dry", options, dry_run=True)
+
+
+class TestEnvironment:
+    def test_nothing_is_wrong_with_this_machine(self):
+        assert summary.environment_warnings() == []
+
+    def simulate(self, monkeypatch, available: bool, **functions):
+        monkeypatch.setattr(torch.version, "cuda", "13.2")
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        for name, function in functions.items():
+            monkeypatch.setattr(torch.cuda, name, function)
+
+    def test_an_old_driver_is_named_with_the_way_out(self, monkeypatch):
+        def init():
+            raise RuntimeError("The NVIDIA driver on your system is too old (found version 12080).")
+
+        self.simulate(monkeypatch, False, init=init)
+        (warning,) = summary.environment_warnings()
+        assert "driver is older than this torch build needs (CUDA 13.2)" in warning
+        assert "README" in warning
+
+    def test_a_machine_without_gpu_is_no_problem(self, monkeypatch):
+        def init():
+            raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU.")
+
+        self.simulate(monkeypatch, False, init=init)
+        assert summary.environment_warnings() == []
+
+    @pytest.mark.parametrize(
+        ("capability", "built", "fits"),
+        [
+            ((7, 5), ["sm_75", "sm_80"], True),
+            ((7, 0), ["sm_75", "sm_80"], False),
+            ((8, 6), ["sm_80", "sm_90"], True),
+            ((12, 0), ["sm_90", "sm_100"], False),
+            ((12, 0), ["sm_90", "compute_90"], True),
+            ((9, 0), ["sm_90a"], True),
+        ],
+    )
+    def test_a_gpu_that_the_build_has_no_code_for_is_named(self, monkeypatch, capability, built, fits):
+        self.simulate(
+            monkeypatch,
+            True,
+            get_device_capability=lambda: capability,
+            get_arch_list=lambda: built,
+            get_device_name=lambda: "Some GPU",
+        )
+        found = summary.environment_warnings()
+        assert found == [] if fits else "no code for Some GPU" in found[0] and "README" in found[0]
