@@ -28,7 +28,7 @@ PUSHED_FILES = (
     "merges.txt",
 )
 # Not a lone "/" or "~", which a tokenizer may have as a token.
-ABSOLUTE_PATH = re.compile(r"^(~[^\\/]*[\\/]|[\\/]+|[A-Za-z]:[\\/]|file:)[^\\/]")
+ABSOLUTE_PATH = re.compile(r"^(~[^\\/]*[\\/]|[\\/]+|[A-Za-z]:[\\/]|file:[\\/]*)[^\\/]")
 
 
 def files_to_push(folder: str | Path) -> dict[str, bytes]:

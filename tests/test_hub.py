@@ -1,0 +1,334 @@
+"""What a model card says, and which bytes leave the machine."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from huggingface_hub import ModelCard
+from synthetic import synthetic_cache, synthetic_config
+
+from adaptor_hf import AdaptorModel, AdaptorProcessor
+from adaptor_hf.data.splits import split_hash
+from adaptor_hf.embeddings import build_cache
+from adaptor_hf.hub import push_folder, write_model_card
+from adaptor_hf.hub.model_card import LICENSES, strictest_license
+from adaptor_hf.hub.push import PUSHED_FILES, files_to_push, without_local_paths
+from adaptor_hf.towers import load_text_tower, load_vision_tower
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.controls import RetrievalResult
+from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.training.report import processor_of, report_run
+
+CANARIES = {"text": "canaryreport effusion", "patient_id": "canarypatient", "study_id": "canarystudy"}
+SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_dinov2, tiny_bert, radiographs, tmp_path_factory):
+    """A run with embeddings and logs inside its output folder, with private words in its table and its paths."""
+    folder = tmp_path_factory.mktemp("canaryfolder")
+    shutil.copytree(radiographs, folder / "images")
+    paths = sorted((folder / "images").glob("*.jpg"))
+    table = Dataset.from_dict(
+        {"image": [str(path) for path in paths], "image_id": [f"canaryimage-{n}" for n in range(len(paths))]}
+        | {name: [f"{word} {n}" for n in range(len(paths))] for name, word in CANARIES.items()}
+        | {"split": ["train"] * 3 + ["validation"] * 1 + ["test"] * 2}
+    )
+    output = folder / "model"
+    towers = {"vision_tower": str(tiny_dinov2), "text_tower": str(tiny_bert)}
+    cache = build_cache(table, **towers, cache_dir=output / "embeddings", num_workers=0)
+    views = contrastive_splits(cache)
+    config = synthetic_config(cache, vision_hidden_size=32, text_hidden_size=32)
+    arguments = AdaptorTrainingArguments(
+        output_dir=str(output), num_train_epochs=1, global_batch_size=3, use_cpu=True, disable_tqdm=True
+    )
+    trainer = AdaptorTrainer(
+        model=AdaptorModel(config),
+        args=arguments,
+        train_dataset=views["train"],
+        eval_dataset=views["validation"],
+        processing_class=processor_of(config),
+    )
+    trainer.train()
+    trainer.save_model()
+    trainer.save_state()
+    report_run(trainer.model, arguments, cache, views)
+    return trainer, folder
+
+
+@pytest.fixture
+def pushable(trained, tmp_path):
+    """The run's folder with its towers named by hub ids."""
+    folder = tmp_path / "model"
+    shutil.copytree(trained[1] / "model", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_tower"]["name_or_path"] = "owner/vision"
+    config["text_tower"]["name_or_path"] = "owner/text"
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """The Hub as this machine sees it: what was created, and the files of what was uploaded."""
+    calls = {"public": False}
+
+    def create_repo(self, repo_id, private=None, exist_ok=False, **kwargs):
+        calls["created"] = {"repo_id": repo_id, "private": private, "exist_ok": exist_ok}
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/owner/{repo_id.split('/')[-1]}")
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message=None, **kwargs):
+        files = {str(path.relative_to(folder_path)): path.read_bytes() for path in Path(folder_path).rglob("*")}
+        calls["uploaded"] = {"repo_id": repo_id, "files": files, "message": commit_message}
+        return f"https://huggingface.co/{repo_id}/commit/0"
+
+    def repo_info(self, repo_id, **kwargs):
+        return huggingface_hub.hf_api.ModelInfo(id=repo_id, private=not calls["public"])
+
+    for function in (create_repo, upload_folder, repo_info):
+        monkeypatch.setattr(huggingface_hub.HfApi, function.__name__, function)
+    return calls
+
+
+class TestFiles:
+    def test_only_the_fixed_list_goes_whatever_else_is_there(self, pushable):
+        for extra in ("notes.txt", "excluded.csv", "report.json", ".env", "optimizer.bin", "events.out.tfevents.1"):
+            (pushable / extra).write_text("private")
+        assert (pushable / "training_args.json").is_file()
+        assert (pushable / "embeddings" / "latest.json").is_file()
+        assert list(pushable.glob("checkpoint-*/optimizer.pt"))
+        names = set(files_to_push(pushable))
+        assert names <= set(PUSHED_FILES)
+        assert names >= {"README.md", "config.json", "model.safetensors", "processor_config.json", "tokenizer.json"}
+        unwanted = ("training_args", "trainer_state", "optimizer", "embeddings", "events", "excluded", ".csv", ".pt")
+        assert not [name for name in PUSHED_FILES if any(word in name for word in unwanted)]
+
+    def test_all_that_a_model_needs_is_on_the_list(self, pushable, tiny_dinov2, tiny_bert, tmp_path):
+        model = AdaptorModel.from_towers(load_vision_tower(str(tiny_dinov2)), load_text_tower(str(tiny_bert)), **SMALL)
+        model.save_pretrained(tmp_path / "plain")
+        AdaptorProcessor(model.vision_model.processor, model.text_model.processor).save_pretrained(tmp_path / "plain")
+        written = {path.name for path in (tmp_path / "plain").iterdir()}
+        assert written <= set(PUSHED_FILES)
+
+    def test_no_report_path_or_id_is_in_a_file_or_in_the_card(self, trained, pushable):
+        for name, content in files_to_push(pushable).items():
+            assert b"canary" not in content, name
+        assert "canary" not in (trained[1] / "model" / "README.md").read_text(encoding="utf-8")
+
+    def test_local_paths_are_cut_at_any_depth(self, pushable):
+        config = json.loads((pushable / "config.json").read_text())
+        config["vision_config"] = {"_name_or_path": "/home/canary/model", "more": [{"path": "C:\\Users\\canary\\x"}]}
+        (pushable / "config.json").write_text(json.dumps(config))
+        pushed = json.loads(files_to_push(pushable)["config.json"])
+        assert pushed["vision_config"] == {"_name_or_path": "model", "more": [{"path": "x"}]}
+        assert pushed["vision_tower"]["name_or_path"] == "owner/vision"
+
+    @pytest.mark.parametrize(
+        ("value", "expected"),
+        [
+            ("/home/someone/towers/bert/", "bert"),
+            ("~/towers/bert", "bert"),
+            ("~someone/bert", "bert"),
+            ("file:///home/someone/bert", "bert"),
+            ("\\\\server\\share\\bert", "bert"),
+            ("owner/bert", "owner/bert"),
+            # Tokens of a tokenizer, not paths.
+            ("/", "/"),
+            ("~", "~"),
+            ("</s>", "</s>"),
+        ],
+    )
+    def test_what_counts_as_a_local_path(self, value, expected):
+        assert without_local_paths({"a": [value]}) == {"a": [expected]}
+
+    @pytest.mark.parametrize("side", ["vision_tower", "text_tower"])
+    def test_a_tower_in_a_local_folder_is_refused_unless_it_is_in_the_checkpoint(self, pushable, side, tmp_path):
+        config = json.loads((pushable / "config.json").read_text())
+        config[side]["name_or_path"] = str(tmp_path)
+        (pushable / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=f"names its {side.replace('_', ' ')} by a folder of this machine"):
+            files_to_push(pushable)
+        config["towers_in_checkpoint"] = True
+        (pushable / "config.json").write_text(json.dumps(config))
+        assert str(tmp_path).encode() not in files_to_push(pushable)["config.json"]
+
+    def test_a_model_without_towers_can_be_pushed(self, tmp_path):
+        AdaptorModel(synthetic_config()).save_pretrained(tmp_path)
+        assert "model.safetensors" in files_to_push(tmp_path)
+
+    def test_a_folder_without_model_is_refused(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=r"no config.json: save the model there first"):
+            files_to_push(tmp_path)
+
+
+class TestPush:
+    def test_it_is_private_and_sends_the_list(self, pushable, hub):
+        assert push_folder(pushable, "name") == "https://huggingface.co/owner/name/commit/0"
+        assert hub["created"] == {"repo_id": "name", "private": True, "exist_ok": True}
+        assert hub["uploaded"]["repo_id"] == "owner/name"
+        assert hub["uploaded"]["files"] == files_to_push(pushable)
+
+    def test_a_repository_that_is_public_already_gets_nothing_unless_asked(self, pushable, hub):
+        hub["public"] = True
+        with pytest.raises(PermissionError, match="owner/name is public, and nothing was pushed"):
+            push_folder(pushable, "name")
+        assert "uploaded" not in hub
+        push_folder(pushable, "name", private=False)
+        assert hub["created"]["private"] is False
+        assert "uploaded" in hub
+
+    def test_the_trainer_pushes_the_same_files_privately(self, trained, pushable, hub, monkeypatch):
+        trainer = trained[0]
+        monkeypatch.setattr(trainer.args, "output_dir", str(pushable))
+        monkeypatch.setitem(trainer.model.config.vision_tower, "name_or_path", "owner/vision")
+        monkeypatch.setitem(trainer.model.config.text_tower, "name_or_path", "owner/text")
+        trainer.push_to_hub()
+        assert hub["created"] == {"repo_id": "model", "private": True, "exist_ok": True}
+        assert set(hub["uploaded"]["files"]) == set(files_to_push(pushable))
+        assert not any(b"canary" in content for content in hub["uploaded"]["files"].values())
+        monkeypatch.setattr(trainer.args, "hub_private_repo", False)
+        monkeypatch.setattr(trainer.args, "hub_model_id", "owner/other")
+        trainer.push_to_hub()
+        assert hub["created"] == {"repo_id": "owner/other", "private": False, "exist_ok": True}
+
+    def test_the_trainer_refuses_a_local_tower_before_anything_is_created(self, trained, hub):
+        with pytest.raises(ValueError, match="by a folder of this machine"):
+            trained[0].push_to_hub()
+        assert "created" not in hub
+
+
+TOWERS = {
+    "vision_tower": {
+        "library": "transformers",
+        "name_or_path": "facebook/dinov2-base",
+        "preset": "dinov2-b",
+        "revision": "abc123",
+        "license": "Apache-2.0",
+        "pretraining_data": ["LVD-142M"],
+    },
+    "text_tower": {"library": "transformers", "name_or_path": "owner/bert", "license": "cc-by-nc-4.0"},
+}
+
+
+def card_of(folder, **changes) -> tuple[dict, str]:
+    """Metadata and text of a card with known numbers."""
+    metrics = {"image_to_text_recall@1": 0.25, "image_to_text_median_rank": 4.0, "text_to_image_recall@1": 0.5}
+    intervals = {name: (value - 0.1, value + 0.1) for name, value in metrics.items() if "recall" in name}
+    known = {
+        "model_name": "toy",
+        "config": TOWERS,
+        "num_parameters": 12_345,
+        "pairs": {"train": 100, "test": 20},
+        "split_hash": "0123456789ab",
+        "arguments": {"learning_rate": "2e-05"},
+        "result": RetrievalResult("x", metrics, intervals, {"image_to_text": 20, "text_to_image": 17}),
+        "evaluated_on": "test",
+        "dataset_name": "Some: data | set",
+        "versions": {"torch": "2.0"},
+    }
+    path = write_model_card(folder, **known | changes)
+    text = path.read_text(encoding="utf-8")
+    return yaml.safe_load(text.split("---\n")[1]), text
+
+
+class TestCard:
+    def test_it_has_every_section_and_no_gap(self, tmp_path):
+        _, text = card_of(tmp_path)
+        sections = re.findall(r"^##+ (.*)$", text, flags=re.MULTILINE)
+        assert sections == ["Use", "Towers", "Data", "Evaluation", "Controls", "Training", "Limits"]
+        assert "{{" not in text
+        assert "For research only. Not a medical device" in text
+        assert "12,345 trainable parameters" in text
+        assert "| vision | dinov2-b (facebook/dinov2-base) | abc123 | Apache-2.0 | LVD-142M |" in text
+        assert "| text | owner/bert | not pinned | cc-by-nc-4.0 | unknown |" in text
+        assert "100 train, 20 test pairs. Split hash `0123456789ab`" in text
+        assert "| learning_rate | 2e-05 |" in text
+
+    def test_numbers_carry_n_interval_and_split(self, tmp_path):
+        metadata, text = card_of(tmp_path)
+        assert "| image_to_text_recall@1 | 0.250 | [0.150, 0.350] | 20 |" in text
+        assert "| text_to_image_recall@1 | 0.500 | [0.400, 0.600] | 17 |" in text
+        assert "| image_to_text_median_rank | 4.000 |  | 20 |" in text
+        (result,) = metadata["model-index"][0]["results"]
+        assert result["dataset"]["args"] == {"split_hash": "0123456789ab"}
+        assert result["dataset"]["split"] == "test"
+        assert [(m["type"], m["value"], m["args"]) for m in result["metrics"]] == [
+            ("image_to_text_recall@1", 0.25, {"n": 20, "interval_95": [0.15, 0.35]}),
+            ("text_to_image_recall@1", 0.5, {"n": 17, "interval_95": [0.4, 0.6]}),
+        ]
+
+    def test_the_hub_reads_it(self, tmp_path):
+        card_of(tmp_path)
+        data = ModelCard.load(tmp_path / "README.md").data
+        assert data.license == "cc-by-nc-4.0"
+        assert data.base_model == ["facebook/dinov2-base", "owner/bert"]
+        assert data.library_name == "transformers"
+        assert data.eval_results[0].dataset_name == "Some: data | set"
+
+    def test_an_unknown_licence_leaves_the_card_without_one(self, tmp_path):
+        config = {**TOWERS, "text_tower": {**TOWERS["text_tower"], "license": None}}
+        metadata, text = card_of(tmp_path, config=config)
+        assert "license" not in metadata
+        assert "Not stated: the licence of a tower is unknown" in text
+
+    def test_a_local_tower_shows_its_last_folder_only(self, tmp_path, monkeypatch):
+        (tmp_path / "secret" / "bert").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        for name in (str(tmp_path / "secret" / "bert"), "secret/bert", "./secret/bert"):
+            config = {**TOWERS, "text_tower": {**TOWERS["text_tower"], "name_or_path": name}}
+            metadata, text = card_of(tmp_path, config=config)
+            assert "secret" not in text
+            assert str(tmp_path) not in text
+            assert metadata["base_model"] == ["facebook/dinov2-base"]
+
+    def test_ready_made_embeddings_have_no_tower(self, tmp_path):
+        metadata, text = card_of(tmp_path, config={})
+        assert text.count("ready-made embeddings") == 2
+        assert not {"license", "base_model"} & metadata.keys()
+
+    def test_without_held_out_pairs_it_claims_nothing(self, tmp_path):
+        metadata, text = card_of(tmp_path, result=None, evaluated_on=None, pairs={"train": 100})
+        assert "model-index" not in metadata
+        assert "Not evaluated" in text
+
+
+class TestLicence:
+    @pytest.mark.parametrize(
+        ("licenses", "expected"),
+        [
+            (["mit", "apache-2.0"], "apache-2.0"),
+            (["Apache-2.0", "MIT"], "apache-2.0"),
+            (["cc-by-nc-4.0", "mit"], "cc-by-nc-4.0"),
+            (["gpl-3.0", "cc-by-nc-sa-4.0"], "cc-by-nc-sa-4.0"),
+            (["mit", None], None),
+            (["mit", "my-own"], None),
+            ([], None),
+        ],
+    )
+    def test_the_strictest_wins_and_an_unknown_one_silences(self, licenses, expected):
+        assert strictest_license([{"license": name} for name in licenses]) == expected
+
+    def test_non_commercial_ranks_above_all_others(self):
+        first = min(LICENSES.index(name) for name in LICENSES if "-nc-" in name)
+        assert all("-nc-" in name for name in LICENSES[first:])
+
+
+def test_ready_embeddings_give_a_card_of_the_split_they_came_with(tmp_path):
+    cache = synthetic_cache(tmp_path / "cache", num_rows=60, num_texts=45)
+    views = contrastive_splits(cache)
+    torch.manual_seed(0)
+    arguments = AdaptorTrainingArguments(output_dir=str(tmp_path / "model"), use_cpu=True)
+    card = report_run(AdaptorModel(synthetic_config(cache)).eval(), arguments, cache, views)
+    text = card.read_text(encoding="utf-8")
+    assert f"Split hash `{split_hash(cache.pairs)}`" in text
+    rows = re.findall(r"^\| (\w+_recall@1) \| .* \| (\d+) \|$", text, flags=re.MULTILINE)
+    assert dict(rows) == {
+        "image_to_text_recall@1": str(len(views["test"])),
+        "text_to_image_recall@1": str(views["test"].num_texts),
+    }
