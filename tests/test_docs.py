@@ -127,7 +127,7 @@ def training_parser():
     from adaptor_hf.training import AdaptorTrainingArguments
     from adaptor_hf.training.recipe import DataArguments, ModelArguments, RunArguments
 
-    return HfArgumentParser([DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments], allow_abbrev=False)
+    return HfArgumentParser([DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments])
 
 
 def cache_parser():
@@ -151,12 +151,12 @@ def check_command(command: list[str]) -> None:
             name, equals, _ = word.partition("=")
             assert f"$({name})" in makefile if equals else f"\n{name}:" in makefile, command
     elif command[:2] == ["python", "train_pretrain.py"]:
-        arguments = command[2:]
-        if arguments and arguments[0].endswith((".yaml", ".json")):
-            assert (ROOT / arguments.pop(0)).is_file(), command
-        parsed = training_parser().parse_args(arguments)
-        assert (parsed.train_file is None) != (parsed.cache is None), command
-        assert parsed.cache or (parsed.vision_tower and parsed.text_tower), command
+        from adaptor_hf.training.recipe import check_together, parse_arguments
+
+        known = training_parser()._option_string_actions
+        assert all(word.partition("=")[0] in known for word in command if word.startswith("--")), command
+        recipe = [str(ROOT / command[2])] if command[2].endswith((".yaml", ".json")) else []
+        check_together(*parse_arguments([*recipe, *command[2 + len(recipe) :]]))
     elif command[:3] == ["python", "-m", "adaptor_hf.embeddings"]:
         assert command[3] in ("build", "info", "verify")
         parser = cache_parser()
