@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_adaptor import AdaptorConfig
-from .layers_adaptor import AdaptorEncoder, PackedLinear, ZeroBiasLinear
+from .layers_adaptor import AdaptorEncoder, PackedLinear, ZeroBiasLinear, align_weights
 from .loss_adaptor import contrastive_loss
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
@@ -503,18 +503,6 @@ class AdaptorModel(AdaptorPreTrainedModel):
         lengths = image.shape[1], text.shape[1]
         if lengths[0] != lengths[1] and 1 not in lengths:
             raise ValueError(f"fuse_pairs=True needs equal lengths or one token on a side, got {lengths} tokens.")
-
-
-def align_weights(model: nn.Module) -> None:
-    """
-    Copy weights whose address is off the 64-byte grid of fresh tensors.
-
-    Weights read from a file lie where the file has them, and there CPU kernels may sum in another order: the same
-    checkpoint would give other last bits than the model that was saved.
-    """
-    for parameter in model.parameters():
-        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
-            parameter.data = parameter.data.clone()
 
 
 __all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

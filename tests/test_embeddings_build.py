@@ -293,6 +293,17 @@ def test_faults_are_listed_by_source_row_and_never_shift_rows(files, build, tmp_
     assert "image_1.jpg" not in caplog.text
 
 
+def test_one_image_may_have_several_texts_but_not_the_same_twice_nor_another_image(files, build):
+    rows = [files[0], files[0], files[0], files[1], files[2]]
+    texts = [TEXTS[0], TEXTS[1], TEXTS[0], TEXTS[2], TEXTS[3]]
+    ids = ["a", "a", "a", "b", "b"]
+    dataset = make_dataset(rows, texts=texts, image_id=ids, study_id=[None] * 5, split=["train"] * 5)
+    cache = build(dataset, max_fault_fraction=0.5)
+    assert [row - 10 for row in cache.pairs["source_row"][:]] == [0, 1, 3]
+    assert cache.image_rows[0] == cache.image_rows[1]
+    assert [row["source_row"] - 10 for row in cache.excluded] == [2, 4]
+
+
 def test_a_fault_that_is_mended_comes_back(files, build):
     whole = files[1].read_bytes()
     files[1].write_bytes(b"no image")

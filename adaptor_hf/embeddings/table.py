@@ -82,11 +82,11 @@ def read_table(dataset, *, images: bool, texts: bool) -> PairTable:
                 "Rename the column, or read the file with adaptor_hf.data.tables.load_pairs"
             )
     table = PairTable(merged, read_ids(merged, splits))
-    find_duplicates(table)
     if texts:
         read_texts(table)
     if images:
         _read_images(table)
+    find_duplicates(table)
     return table
 
 
@@ -139,17 +139,29 @@ def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, 
 
 
 def find_duplicates(table: PairTable) -> None:
-    """Mark every row whose image_id an earlier row has."""
+    """Mark rows whose image_id an earlier row has, but not an image that stands in several rows with other texts."""
     digests = []
     column = table.ids.column("image_id")
     for start in range(0, len(column), BLOCK_ROWS):
         digests.append(b"".join(text_key(value) for value in column.slice(start, BLOCK_ROWS).to_pylist()))
     keys = np.frombuffer(b"".join(digests), dtype=KEY_DTYPE)
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    first = _first_rows(keys)
+    repeated = first != np.arange(len(keys))
+    if table.image_keys is not None and table.text_keys is not None:
+        same_image = table.image_keys == table.image_keys[first]
+        pairs = np.empty(len(keys), dtype=[("id", KEY_DTYPE), ("text", KEY_DTYPE)])
+        pairs["id"], pairs["text"] = keys, table.text_keys
+        repeated &= ~same_image | (_first_rows(pairs) != np.arange(len(keys)))
     source_row = table.ids.column("source_row")
-    for row in np.nonzero(first[inverse] != np.arange(len(keys)))[0]:
-        original = source_row[int(first[inverse[row]])].as_py()
+    for row in np.nonzero(repeated)[0]:
+        original = source_row[int(first[row])].as_py()
         table.faults[int(row)] = f"duplicate image_id, first seen in source row {original}"
+
+
+def _first_rows(keys: np.ndarray) -> np.ndarray:
+    """(n,) row of the first equal key."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    return first[inverse]
 
 
 def text_fault(text) -> str | None:

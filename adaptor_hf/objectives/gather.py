@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from torch.distributed.nn.functional import all_gather
 
 from ..loss_adaptor import contrastive_loss, directional_loss, prepare
 from .chunked import chunked_cross_entropy
@@ -16,6 +15,22 @@ def gather_counts(count: int, device: torch.device) -> list[int]:
     counts = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor([count], device=device))
     return [int(value) for value in torch.cat(counts).tolist()]
+
+
+class GatherRows(torch.autograd.Function):
+    """Equally long rows of all ranks, concatenated; each rank's rows get the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, rows)
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        grad_output = grad_output.contiguous()
+        dist.all_reduce(grad_output)
+        return grad_output.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -32,11 +47,7 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     longest = max(counts)
     if len(rows) < longest:
         rows = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
-    if rows.is_floating_point():
-        parts = all_gather(rows.contiguous())
-    else:
-        parts = [torch.empty_like(rows) for _ in counts]
-        dist.all_gather(parts, rows.contiguous())
+    parts = GatherRows.apply(rows.contiguous()).chunk(len(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 

@@ -34,6 +34,8 @@ def load_training_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         patient_column=arguments.patient_column,
         study_column=arguments.study_column,
         split_column=arguments.split_column,
+        id_column=arguments.id_column,
+        view_column=arguments.view_column,
         filters=arguments.filter or None,
     )
     pairs = rename_splits(pairs, arguments.split_alias)

@@ -35,6 +35,8 @@ class DataArguments:
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
     study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})
+    id_column: str | None = field(default=None, metadata={"help": "Column of image ids; default: the image's path."})
+    view_column: str | None = field(default=None, metadata={"help": "Column of the view, such as PA."})
     split_column: str | None = field(default=None, metadata={"help": "Column of the split: train, validation, test."})
     split_alias: list[str] = field(
         default_factory=list,
