@@ -233,6 +233,9 @@ class AdaptorModel(AdaptorPreTrainedModel):
         Raises:
             ValueError: if a tower has trainable parameters that would be lost, or cannot be part of a checkpoint.
         """
+        if kwargs.get("push_to_hub"):
+            self._refuse_to_push_local_towers()
+            kwargs.setdefault("private", True)
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.config.towers_in_checkpoint:
             self._put_tower_configs()
@@ -249,6 +252,26 @@ class AdaptorModel(AdaptorPreTrainedModel):
             auto_map["AutoModelForZeroShotImageClassification"] = "modeling_adaptor.AdaptorModel"
             self.config.auto_map = auto_map
         return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """
+        As everywhere in transformers, but private unless asked otherwise: the model was trained on reports.
+
+        Raises:
+            ValueError: if the config names a tower by a folder of this machine.
+        """
+        self._refuse_to_push_local_towers()
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
+    def _refuse_to_push_local_towers(self) -> None:
+        for side in ("vision", "text"):
+            name = (getattr(self.config, f"{side}_tower") or {}).get("name_or_path") or ""
+            if os.path.isabs(name) or (name and os.path.isdir(name)):
+                raise ValueError(
+                    f"The config names the {side} tower by a folder of this machine: nobody else has it, and its path "
+                    "would be public. Push the tower first, or set towers_in_checkpoint and save; then "
+                    "adaptor_hf.hub.push_folder pushes the folder without local paths."
+                )
 
     def _put_tower_configs(self) -> None:
         for side in ("vision", "text"):

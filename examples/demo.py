@@ -10,6 +10,7 @@ import argparse
 import csv
 import logging
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -64,6 +65,8 @@ def main() -> None:
     views = contrastive_splits(cache)
 
     step(3, "Pre-training the Adaptor on the cache")
+    # Checkpoints of an earlier demo would be mixed with this one's.
+    shutil.rmtree(output / "model", ignore_errors=True)
     arguments = AdaptorTrainingArguments(
         output_dir=str(output / "model"),
         global_batch_size=min(128, len(views["train"])),

@@ -332,3 +332,21 @@ def test_ready_embeddings_give_a_card_of_the_split_they_came_with(tmp_path):
         "image_to_text_recall@1": str(len(views["test"])),
         "text_to_image_recall@1": str(views["test"].num_texts),
     }
+
+
+def test_the_models_own_push_is_private_and_refuses_towers_of_this_machine(tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+    from synthetic import synthetic_model
+
+    calls = []
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, *a, **k: calls.append(k) or (_ for _ in ()).throw(OSError))
+    model = synthetic_model()
+    with pytest.raises(OSError):  # noqa: PT011
+        model.push_to_hub("somebody/model")
+    assert calls[0]["private"] is True
+    model.config.vision_tower = {"library": "transformers", "name_or_path": str(tmp_path)}
+    with pytest.raises(ValueError, match="folder of this machine"):
+        model.push_to_hub("somebody/model")
+    with pytest.raises(ValueError, match="folder of this machine"):
+        model.save_pretrained(tmp_path / "out", push_to_hub=True)
+    assert len(calls) == 1

@@ -164,6 +164,12 @@ def check_together(
         raise ValueError(f"--train_file needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
+    checkpoints = sorted(Path(training.output_dir).glob("checkpoint-*"))
+    if checkpoints and not training.resume_from_checkpoint and not run.dry_run:
+        raise ValueError(
+            f"{training.output_dir} holds checkpoints of an earlier run, which would be mixed with this one's. Go on "
+            "with --resume_from_checkpoint True, or choose another --output_dir."
+        )
     if run.dry_run and data.cache is not None:
         raise ValueError("--dry_run measures towers on a table: give --train_file and both towers instead of --cache.")
     if run.dry_run and training.world_size > 1:
