@@ -96,9 +96,10 @@ def main() -> None:
 
     step(4, "Training the controls: two linear projections, shuffled pairs (same learning rates, epochs, seed)")
     variants = train_variants(config, views["train"], views["validation"], arguments, LEARNING_RATES)
-    results = compare_retrieval([Variant("Adaptor, saved model", model.eval(), LEARNING_RATES[0]), *variants], views["test"])
+    variants.insert(0, Variant("Adaptor, saved model", model.eval(), LEARNING_RATES[0]))
+    results = compare_retrieval(variants, views["test"])
     retrieval = format_table(results)
-    zero_shot = zero_shot_table([Variant("Adaptor, saved model", model), *variants], views["test"], table)
+    zero_shot = zero_shot_table(variants, views["test"], table)
 
     step(5, "Loading the saved model with AutoModel, as somebody else would")
     check_reloaded(arguments.output_dir, model, views["test"], folder)
