@@ -24,6 +24,7 @@ from transformers import AutoModel, pipeline, set_seed
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.data.phantom import ZERO_SHOT_PROMPTS, write_phantoms
+from adaptor_hf.data.splits import split_hash
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.downstream import zero_shot_scores
 from adaptor_hf.embeddings import build_cache
@@ -109,7 +110,7 @@ def main() -> None:
         config=config.to_dict(),
         num_parameters=model.num_parameters(),
         pairs={name: len(view) for name, view in views.items()},
-        split_hash=cache.fingerprint,
+        split_hash=split_hash(cache.pairs),
         arguments=card_arguments(arguments),
         result=results[0],
         evaluated_on="test",

@@ -13,7 +13,9 @@ from PIL import Image
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
+import adaptor_hf
 from adaptor_hf import AdaptorConfig, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
+from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
@@ -269,18 +271,10 @@ def test_remote_code_without_the_package_gives_bit_equal_outputs(towers, radiogr
         assert torch.equal(again(**inputs).logits_per_image, logits)
 
 
-def test_saved_code_is_the_flat_files_alone(saved):
-    code = sorted(path.name for path in saved.glob("*.py"))
-    assert code == [
-        "configuration_adaptor.py",
-        "image_processing_adaptor.py",
-        "layers_adaptor.py",
-        "loss_adaptor.py",
-        "modeling_adaptor.py",
-        "processing_adaptor.py",
-        "tower_sources_adaptor.py",
-        "towers_adaptor.py",
-    ]
+def test_saved_code_is_every_flat_file_and_all_of_it_is_pushed(saved):
+    code = {path.name for path in saved.glob("*.py")}
+    assert code == {path.name for path in Path(adaptor_hf.__file__).parent.glob("*_adaptor.py")}
+    assert code == {name for name in PUSHED_FILES if name.endswith(".py")}
     assert not list(saved.rglob("*.bin"))
 
 

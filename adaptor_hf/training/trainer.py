@@ -76,8 +76,8 @@ class AdaptorTrainer(Trainer):
             image_to_text_weight=unwrapped.config.image_to_text_weight,
             normalize=False,
             positives=rows.get(column) if column else None,
-            # accelerate fills up or drops an uneven last batch.
-            equal_counts=True,
+            # accelerate fills up an uneven last batch unless told otherwise.
+            equal_counts=self.accelerator.even_batches or self.args.dataloader_drop_last,
         )
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
