@@ -1,0 +1,111 @@
+"""What a loader of a public data set declares, is asked and returns; and the list of all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TASKS = ("pretraining", "classification", "detection", "segmentation")
+"""What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
+
+MODULES: dict[str, str] = {}
+"""Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a loader is asked for. It reads tables and texts; no image is opened."""
+
+    root: Path
+    """Folder of the data set, absolute."""
+    task: str
+    """One of the data set's tasks."""
+    split_scheme: str
+    """One of the data set's split schemes. A loader fills `split` for it, except for "patient"."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The data set's own options, all of them, defaults filled in."""
+    seed: int = 0
+
+
+@dataclass
+class Found:
+    """
+    What a loader found: a row per image (pairs, labels, boxes) with the columns of the data contract.
+
+    `rows` has `image` (path relative to the root, "/" as separator; or the struct {"path", "bytes"}) and any of `image_id`,
+    `patient_id`, `study_id`, `view`, `text`, `sections` (dict of str), `sentences` (list of str), `split`
+    ("train", "validation", "test" or None), `boxes` (float (n, 4) array, xyxy, pixels of the original image),
+    `box_labels` (list of int), `mask` (see `adaptor_hf.data.masks`), all text as str with None where missing, and
+    `sex`, `age` (years, float) where the tables have them. Labels are either one column `labels` with class numbers
+    (then `class_names` is given) or one float column a name of `label_names`, values 1, 0, -1 (uncertain) or NaN.
+    `source` says where a row came from, "file:row" with 1-based data rows, for messages.
+    """
+
+    rows: pd.DataFrame
+    class_names: list[str] | None = None
+    label_names: list[str] | None = None
+    box_class_names: list[str] | None = None
+    table_rows: int = 0
+    """Rows read from the tables, before any rule."""
+    dropped: dict[str, int] = field(default_factory=dict)
+    """Rows left out, by rule."""
+    faults: list[str] = field(default_factory=list)
+    """Tolerated faults, one sentence each, naming file and row. Too many of them stop the load."""
+    notes: list[str] = field(default_factory=list)
+    """What the user should know of this copy: a mirror's layout, a file that is absent but optional."""
+
+
+@dataclass(frozen=True)
+class PublicDataset:
+    """A data set that `load_local_dataset` loads from disk."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    """Of `TASKS`; the first is the default."""
+    expected_files: str
+    """The tree as users have it, a line a file."""
+    license: str
+    homepage: str
+    tested: str
+    """How far the loader was tested: "fixture", "real sample" or "real set"."""
+    read: Callable[[Request], Found] = field(repr=False)
+    split_schemes: tuple[str, ...] = ("patient",)
+    """The first is what `split_scheme="official"` means where the data set has no official split."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of `load_local_dataset` for this data set, with their defaults."""
+    option_help: dict[str, str] = field(default_factory=dict)
+    split_notes: dict[str, str] = field(default_factory=dict)
+    """By split scheme: what it is, with counts."""
+    leaks: dict[str, str] = field(default_factory=dict)
+    """By split scheme: what is known to leak between its parts. Printed when it is chosen; overlap is then allowed."""
+    label_policies: tuple[str, ...] = ("raw",)
+    traps: tuple[str, ...] = ()
+    """What goes wrong with this data set elsewhere, a sentence each, for its page of the documentation."""
+
+
+def get_dataset(name: str) -> PublicDataset:
+    """
+    The declaration of a data set.
+
+    Raises:
+        ValueError: if there is no such data set; the message lists the names.
+    """
+    if name not in MODULES:
+        raise ValueError(f"Unknown data set {name!r}. Choose one of: {', '.join(sorted(MODULES))}.")
+    module = import_module(f"adaptor_hf.data.public.{MODULES[name]}")
+    return next(dataset for dataset in module.DATASETS if dataset.name == name)
+
+
+def list_datasets() -> list[PublicDataset]:
+    """All data sets that `load_local_dataset` loads: name, tasks, expected files, licence, where to get it, how tested."""
+    return [get_dataset(name) for name in sorted(MODULES)]
+
+
+__all__ = ["TASKS", "Found", "PublicDataset", "Request", "get_dataset", "list_datasets"]
