@@ -38,8 +38,8 @@ class Found:
     """
     What a loader found: a row per image (pairs, labels, boxes) with the columns of the data contract.
 
-    `rows` has `image` (path relative to the root, "/" as separator; or the struct {"path", "bytes"}) and any of `image_id`,
-    `patient_id`, `study_id`, `view`, `text`, `sections` (dict of str), `sentences` (list of str), `split`
+    `rows` has `image` (path relative to the root, "/" as separator; or the struct {"path", "bytes"}) and any of
+    `image_id`, `patient_id`, `study_id`, `view`, `text`, `sections` (dict of str), `sentences` (list of str), `split`
     ("train", "validation", "test" or None), `boxes` (float (n, 4) array, xyxy, pixels of the original image),
     `box_labels` (list of int), `mask` (see `adaptor_hf.data.masks`), all text as str with None where missing, and
     `sex`, `age` (years, float) where the tables have them. Labels are either one column `labels` with class numbers
@@ -104,7 +104,7 @@ def get_dataset(name: str) -> PublicDataset:
 
 
 def list_datasets() -> list[PublicDataset]:
-    """All data sets that `load_local_dataset` loads: name, tasks, expected files, licence, where to get it, how tested."""
+    """All data sets that `load_local_dataset` loads: name, tasks, files, licence, where to get it, how tested."""
     return [get_dataset(name) for name in sorted(MODULES)]
 
 

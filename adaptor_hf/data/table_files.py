@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,23 +113,29 @@ def _read_file(path: Path, image_column: str, sep: str | None) -> Source:
         raise ValueError(
             f"{path}: a table's name ends in one of {known} (or .gz after it), or pass sep for text tables."
         )
-    return Source(_read_csv(path, sep or SEPARATORS[suffix]), path.parent)
+    return Source(read_delimited(path, sep or SEPARATORS[suffix]), path.parent)
 
 
-def _read_csv(path: Path, sep: str) -> pa.Table:
-    """Every cell as exact text: no numbers, no dates, no missing-value words."""
+def read_delimited(path: Path, sep: str, *, header: Sequence[str] | None = None, quoting: bool = True) -> pa.Table:
+    """Every cell as exact text: no numbers, no dates, no missing-value words.
+
+    `header` names the columns of a file without header line. Without `quoting` a quote is an ordinary character.
+    """
 
     def read(use_threads: bool) -> pa.Table:
+        options = {"column_names": list(header)} if header is not None else {}
         with pa.input_stream(str(path), compression="detect") as stream:
             return pyarrow.csv.read_csv(
                 stream,
-                read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=_BLOCK_BYTES),
-                parse_options=pyarrow.csv.ParseOptions(delimiter=sep, newlines_in_values=True),
+                read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=_BLOCK_BYTES, **options),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=sep, newlines_in_values=quoting, quote_char='"' if quoting else False
+                ),
                 convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
             )
 
     try:
-        names = _csv_header(path, sep)
+        names = header if header is not None else _csv_header(path, sep)
         return read(use_threads=True)
     except (UnicodeDecodeError, pa.ArrowInvalid):
         _text(path)
@@ -142,8 +149,8 @@ def _read_csv(path: Path, sep: str) -> pa.Table:
             raise ValueError(f"{path}: not a well-formed table. Check the quotes: one that opens must close.") from None
         row, expected, got = map(int, counts.groups())
         raise ValueError(
-            f"{path}, data row {row - 2} (0-based, header not counted): {got} cells, expected {expected}. Check for an "
-            f"unquoted {sep!r} or line break, or a quote that does not close."
+            f"{path}, data row {row - 1 - (header is None)} (0-based, header not counted): {got} cells, expected "
+            f"{expected}. Check for an unquoted {sep!r} or line break, or a quote that does not close."
         ) from None
 
 
