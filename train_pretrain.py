@@ -16,6 +16,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.training import AdaptorTrainer
+from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
 from adaptor_hf.training.recipe import check_together, parse_arguments
 from adaptor_hf.training.report import processor_of, report_run
@@ -84,10 +85,12 @@ def main(arguments: list[str] | None = None) -> None:
         eval_dataset=validation,
         processing_class=processor_of(config),
     )
-    trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
-    # An internal call does not push: the card is not there yet.
-    trainer.save_model(_internal_call=True)
-    trainer.save_state()
+    # A signal during the last save waits for its end.
+    with deferred_signals():
+        trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        # An internal call does not push: the card is not there yet.
+        trainer.save_model(_internal_call=True)
+        trainer.save_state()
 
     # Evaluation: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
@@ -98,7 +101,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

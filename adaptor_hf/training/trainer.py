@@ -1,20 +1,38 @@
 """A Trainer whose loss sees the negatives of every process, and whose evaluation is retrieval over the whole split."""
 
 import json
+import logging
 import os
+import shutil
+import tempfile
 import time
 from pathlib import Path
 
 import torch
 from torch.utils.data import Dataset
 from transformers import Trainer
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
 from .arguments import AdaptorTrainingArguments
+from .checkpoints import (
+    RESUME,
+    RunningLoss,
+    check_checkpoint,
+    checkpoint_steps,
+    find_checkpoint,
+    finish_checkpoint,
+    remove_unfinished,
+    rotate_checkpoints,
+    together,
+    unfinished,
+)
+from .interruption import StopOnSignal, deferred_signals
+
+logger = logging.getLogger(__name__)
 
 # What a batch of the cache says about its rows, and what the model does not take.
 ROW_COLUMNS = ("text_row", "study", "row")
@@ -84,6 +102,55 @@ class AdaptorTrainer(Trainer):
             raise FloatingPointError(describe_bad_batch(inputs, loss))
         return (loss, outputs) if return_outputs else loss
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        As `Trainer.train`, and SIGTERM or SIGUSR1 to any process saves a checkpoint at the end of the running step.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*): A checkpoint's folder, or `True` for the last whole
+                one; damaged ones are passed over with a warning.
+
+        Raises:
+            Interrupted: on all processes, after the checkpoint was saved for a signal.
+            FloatingPointError: if the loss or the weights became NaN or infinite.
+            OSError: if a checkpoint cannot be written.
+            ValueError: if there is no whole checkpoint to resume from.
+        """
+        output_dir = Path(self.args.output_dir)
+        checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
+        if self.args.save_strategy != "no":
+            # Now rather than after the first epoch.
+            together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
+        with deferred_signals() as signals:
+            callbacks = [RunningLoss(self, checkpoint), StopOnSignal(signals)]
+            for callback in callbacks:
+                self.add_callback(callback)
+            try:
+                return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
+            except KeyboardInterrupt as interruption:
+                saved = list(checkpoint_steps(output_dir).values())
+                go_on = "There is no checkpoint yet: the same command starts again."
+                if saved:
+                    go_on = f"The last checkpoint is {saved[-1]}. Go on with the same command and {RESUME}."
+                raise type(interruption)(go_on) from None
+            finally:
+                for callback in callbacks:
+                    self.remove_callback(callback)
+
+    def _init_training_state(self, max_steps: int, *args) -> tuple[int, int]:
+        position = super()._init_training_state(max_steps, *args)
+        # A resumed run's own intervals; Trainer takes those of the checkpoint.
+        self.state.compute_steps(self.args, max_steps)
+        try:
+            if self.state.best_model_checkpoint is not None:
+                check_checkpoint(Path(self.state.best_model_checkpoint))
+        except (OSError, ValueError) as error:
+            logger.warning(f"{error}. It was the best checkpoint so far: the best is now chosen from here on.")
+            self.state.best_model_checkpoint = None
+        if self.state.best_model_checkpoint is None:
+            self.state.best_metric = self.state.best_global_step = None
+        return position
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = logs.get("loss")
         if loss is not None and not loss < float("inf"):
@@ -128,6 +195,93 @@ class AdaptorTrainer(Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """
+        As `Trainer.save_model`; files that are replaced are replaced when all new ones are whole.
+
+        Raises:
+            FloatingPointError: if a weight is NaN or infinite.
+            OSError: if the folder cannot be written.
+        """
+        self._refuse_broken_weights()
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        aside = folder / "unfinished-model"
+
+        def write() -> None:
+            try:
+                super(AdaptorTrainer, self).save_model(str(aside), _internal_call=True)
+                for path in aside.iterdir() if self.args.should_save else ():
+                    os.replace(path, folder / path.name)
+            finally:
+                if self.args.should_save:
+                    shutil.rmtree(aside, ignore_errors=True)
+
+        together(write, folder / "model.safetensors")
+        if self.args.push_to_hub and not _internal_call:
+            self.push_to_hub(commit_message="Model save")
+
+    def _refuse_broken_weights(self) -> None:
+        broken = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        if broken:
+            raise FloatingPointError(
+                f"Weights became NaN or infinite before step {self.state.global_step} ({', '.join(broken[:3])}). They "
+                "are not saved. Go on from the last checkpoint with a lower learning_rate, in float32, or with "
+                "max_logit_scale=100."
+            )
+
+    def _save_checkpoint(self, model, trial=None) -> None:
+        """As Trainer's, but the folder gets its name when it is whole, and older ones are deleted after that."""
+        self._refuse_broken_weights()
+        self.store_flos()
+        step = self.state.global_step
+        checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if (best := self.state.best_global_step) is not None:
+            best_folder = checkpoint.with_name(f"checkpoint-{best}")
+            if best == step or best_folder.is_dir():
+                self.state.best_model_checkpoint = str(best_folder)
+        running_loss = RunningLoss.of(self)
+
+        def write() -> None:
+            folder = str(unfinished(checkpoint))
+            super(AdaptorTrainer, self).save_model(folder, _internal_call=True)
+            if not self.args.save_only_model:
+                self._save_optimizer_and_scheduler(folder)
+                self._save_scaler(folder)
+                self._save_rng_state(folder)
+            if self.args.should_save:
+                self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
+                RunningLoss.write(running_loss, unfinished(checkpoint))
+
+        def finish() -> None:
+            if self.args.should_save:
+                finish_checkpoint(checkpoint)
+
+        def clear() -> None:
+            if self.args.should_save:
+                remove_unfinished(checkpoint.parent)
+
+        # Each waits for all processes: one of them has removed old files before another writes, and so on.
+        together(clear, checkpoint)
+        try:
+            together(write, checkpoint)
+            together(finish, checkpoint)
+        except OSError:
+            clear()
+            raise
+        if self.args.should_save:
+            limit, best = self.args.save_total_limit, self.state.best_model_checkpoint
+            rotate_checkpoints(checkpoint.parent, checkpoint, best, limit)
+
+    def _load_best_model(self) -> None:
+        try:
+            check_checkpoint(Path(self.state.best_model_checkpoint))
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{error}. It was the best checkpoint. Copy it back and go on with {RESUME}; or add "
+                "--load_best_model_at_end False to that, to end with the last one."
+            ) from error
+        super()._load_best_model()
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -214,6 +368,13 @@ def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> s
         f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
         "learning_rate, in float32, or with max_logit_scale=100."
     )
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError if a folder cannot be made or written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_aside(path: Path, text: str) -> None:

@@ -1,0 +1,264 @@
+"""Checkpoints that are whole or absent: written aside, hashed into a manifest, renamed; checked before reading."""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint.json"
+VERSION = 1
+# A name that neither Trainer nor `find_checkpoint` takes for a checkpoint.
+UNFINISHED = "unfinished-"
+RESUME = "--resume_from_checkpoint True"
+
+
+def checkpoint_steps(output_dir: Path) -> dict[int, Path]:
+    """The folders `checkpoint-N` of a run by N, in ascending order, whole or not."""
+    found = {}
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if (match := re.fullmatch(r"checkpoint-(\d+)", folder.name)) and folder.is_dir():
+            found[int(match[1])] = folder
+    return dict(sorted(found.items()))
+
+
+def unfinished(checkpoint: Path) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return checkpoint.with_name(UNFINISHED + checkpoint.name)
+
+
+def remove_unfinished(output_dir: Path) -> None:
+    """Delete what a killed process left of a checkpoint that it was writing."""
+    for folder in Path(output_dir).glob(f"{UNFINISHED}checkpoint-*"):
+        shutil.rmtree(folder)
+
+
+def finish_checkpoint(checkpoint: Path) -> None:
+    """
+    Give a written checkpoint its manifest (sizes and SHA-256 of all files), make it durable, and rename it to its name.
+
+    Raises:
+        OSError: if the disk is full or cannot be written.
+    """
+    folder = unfinished(checkpoint)
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            # A rename may reach the disk before the data does; then a power cut leaves a named, empty file.
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
+        json.dump({"version": VERSION, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+    if checkpoint.exists():
+        # A damaged one that this run went around, or one of a later step than the run was resumed from.
+        shutil.rmtree(checkpoint)
+    os.replace(folder, checkpoint)
+    sync_folder(checkpoint.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the system can (Windows cannot)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def rotate_checkpoints(output_dir: Path, newest: Path, best: str | None, limit: int | None) -> None:
+    """
+    Delete checkpoints until `limit` are left: those without manifest first, then the oldest ones, never `newest` (just
+    written, so whole) nor `best`. Trainer's own rotation goes by modification time and may keep a damaged one instead.
+    """
+    if limit is None or limit <= 0:
+        return
+    folders = sorted(checkpoint_steps(output_dir).values(), key=lambda folder: (folder / MANIFEST).is_file())
+    kept = {newest.resolve()} | ({Path(best).resolve()} if best is not None else set())
+    extra = len(folders) - max(limit, len(kept))
+    for folder in [folder for folder in folders if folder.resolve() not in kept][: max(0, extra)]:
+        # Without its manifest it is no checkpoint any more, should the deletion be cut short.
+        (folder / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_checkpoint(folder: Path) -> None:
+    """
+    Compare every file of a checkpoint with its manifest.
+
+    Raises:
+        FileNotFoundError: if the folder, its manifest or a file is missing.
+        ValueError: if a file is truncated or damaged, or the manifest is of another version.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} does not exist: no checkpoint to resume from. Leave the option out to start")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {MANIFEST}: the checkpoint was not finished, or not written by AdaptorTrainer"
+        )
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version, files = manifest["version"], manifest["files"]
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error})") from error
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version}; this package reads version {VERSION}")
+    for name, (size, digest) in expected.items():
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing from the checkpoint")
+        if (found := file.stat().st_size) != size:
+            raise ValueError(f"{file} has {found:,} bytes, its manifest says {size:,}: it is truncated or was replaced")
+        with open(file, "rb") as opened:
+            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
+                raise ValueError(f"{file} does not match its SHA-256: it is damaged")
+
+
+def find_checkpoint(output_dir: str | os.PathLike, wanted: str | os.PathLike | bool) -> Path:
+    """
+    The checkpoint to resume from, checked.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): Folder of the run.
+        wanted (`str`, `os.PathLike` or `True`): A checkpoint's folder, or `True` for the last whole one of the run.
+            Damaged ones are passed over with a warning that names what is wrong.
+
+    Raises:
+        ValueError: if the wanted checkpoint is missing, incomplete or damaged, or the run has no whole one.
+    """
+    output_dir = Path(output_dir)
+    if wanted is not True:
+        try:
+            check_checkpoint(Path(wanted))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{error}. Copy it back, or go on from the last whole checkpoint: {RESUME}") from error
+        return Path(wanted)
+    for folder in sorted(output_dir.glob(f"{UNFINISHED}checkpoint-*")):
+        logger.warning(f"{folder} was not finished when the run ended: it is passed over")
+    problems = []
+    for folder in reversed(checkpoint_steps(output_dir).values()):
+        try:
+            check_checkpoint(folder)
+        except (OSError, ValueError) as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            logger.warning(f"{problem}. Going on from {folder} instead")
+        return folder
+    if problems:
+        raise ValueError(
+            f"No whole checkpoint in {output_dir}: {'; '.join(problems)}. Copy one back, or start anew in another "
+            "--output_dir."
+        )
+    raise ValueError(f"No valid checkpoint found in {output_dir}. Leave out --resume_from_checkpoint to start anew.")
+
+
+class RunningLoss(TrainerCallback):
+    """
+    Carries the loss summed since the last log line over a resume: Trainer starts from zero there, and the first line
+    would be a mean over fewer steps than in a run without interruption. Each process has its own sum.
+    """
+
+    FILE = "running_loss.json"
+
+    def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
+        self.trainer = trainer
+        self.checkpoint = checkpoint
+
+    @staticmethod
+    def of(trainer: Trainer) -> dict:
+        """The sums of all processes and the step of the last log line. All processes must call it together."""
+        own = trainer._tr_loss.item()
+        sums = [own]
+        if trainer.args.world_size > 1:
+            sums = [None] * trainer.args.world_size
+            torch.distributed.all_gather_object(sums, own)
+        return {"sums": sums, "last_logged": trainer._globalstep_last_logged}
+
+    @classmethod
+    def write(cls, state: dict, folder: Path) -> None:
+        (folder / cls.FILE).write_text(json.dumps(state), encoding="utf-8")
+
+    def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
+        if self.checkpoint is None:
+            return
+        state = json.loads((self.checkpoint / self.FILE).read_text(encoding="utf-8"))
+        sums = state["sums"]
+        # With another number of processes only the mean is what it was; that is what is logged.
+        own = sums[args.process_index] if len(sums) == args.world_size else sum(sums) / len(sums)
+        self.trainer._tr_loss.fill_(own)
+        self.trainer._globalstep_last_logged = state["last_logged"]
+        if len(sums) != args.world_size:
+            logger.warning(
+                f"{self.checkpoint} was written by {len(sums)} process(es), this run has {args.world_size}: random "
+                "numbers, such as dropout's, differ from those of a run without interruption"
+            )
+
+
+def together(write: Callable[[], None], folder: Path) -> None:
+    """
+    Write on every process, then wait for all. Where one fails, all raise, instead of waiting for it for ever.
+
+    Args:
+        write (`Callable`): Writes this process's files.
+        folder (`Path`): What the message names.
+
+    Raises:
+        OSError: if the disk is full or cannot be written, here or on another process.
+    """
+    dist = torch.distributed
+    failure: Exception | None = None
+    try:
+        write()
+    except Exception as error:
+        failure = error
+    reasons: list[str | None] = [None if failure is None else f"{type(failure).__name__}: {failure}"]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        reasons = [None] * dist.get_world_size()
+        dist.all_gather_object(reasons, None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None and not is_write_error(failure):
+        raise failure
+    if found := [reason for reason in reasons if reason is not None]:
+        raise OSError(
+            f"cannot write {folder}: {' '.join(found[0].split())}. Nothing half-written was kept, and earlier "
+            f"checkpoints are whole. Free space on (or allow writing to) {folder.parent}, then go on with the same "
+            f"command and {RESUME}, or without that if there is no checkpoint yet."
+        ) from failure
+
+
+def is_write_error(error: Exception) -> bool:
+    """Whether an error is a full or read-only disk; safetensors and torch.save have their own types and words."""
+    if isinstance(error, OSError | SafetensorError):
+        return True
+    words = ("PytorchStreamWriter", "file write failed", "iostream error", "Parent directory", "cannot be opened")
+    return type(error) is RuntimeError and any(word in str(error) for word in words)
+
+
+__all__ = [
+    "RESUME",
+    "RunningLoss",
+    "check_checkpoint",
+    "checkpoint_steps",
+    "find_checkpoint",
+    "finish_checkpoint",
+    "remove_unfinished",
+    "rotate_checkpoints",
+    "together",
+    "unfinished",
+]
