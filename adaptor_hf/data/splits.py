@@ -69,7 +69,7 @@ def assign_splits(
             f"{missing} of {len(given)} rows have no split. Fill the split column, or leave it out to split by patient."
         )
     groups = _groups(dataset)
-    place = {group: _uniform("split", seed, group) for group in set(groups)}
+    place = {group: uniform("split", seed, group) for group in set(groups)}
     split_of = {
         group: "test" if u < test_fraction else "validation" if u < test_fraction + validation_fraction else "train"
         for group, u in place.items()
@@ -102,7 +102,7 @@ def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0) -> Datase
     training = {group for group, split in zip(groups, splits, strict=True) if unsplit or split == "train"}
     if not training:
         raise ValueError("The data set has no training rows to take a fraction of.")
-    ranked = sorted(training, key=lambda group: (_uniform("fraction", seed, group), group))
+    ranked = sorted(training, key=lambda group: (uniform("fraction", seed, group), group))
     kept = set(ranked[: max(1, round(fraction * len(ranked)))])
     rows = [
         row
@@ -202,7 +202,7 @@ def _fill_empty_splits(split_of: dict[str, str], place: dict[str, float], wanted
         split_of[min(members[donor], key=lambda group: (place[group], group))] = split
 
 
-def _uniform(purpose: str, seed: int, group: str) -> float:
+def uniform(purpose: str, seed: int, group: str) -> float:
     """Number in [0, 1) that depends on these three alone, on every machine."""
     digest = hashlib.blake2b(f"{purpose}:{seed}:{group}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
