@@ -97,7 +97,8 @@ from adaptor_hf.training.pairs import contrastive_splits
 views = contrastive_splits(open_cache(sys.argv[2]))
 arguments = AdaptorTrainingArguments(
     output_dir=sys.argv[3], global_batch_size=20, num_train_epochs=2, learning_rate=1e-3, use_cpu=True,
-    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False, dataloader_drop_last=True)
+    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False, dataloader_drop_last=True,
+    grad_cache_batch_size=int(sys.argv[4]) or None)
 model = synthetic_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 trainer = AdaptorTrainer(model=model, args=arguments, train_dataset=views["train"], eval_dataset=views["validation"])
 trainer.train()
@@ -117,15 +118,16 @@ def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
     (tmp_path / "train.py").write_text(TRAIN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     weights = {}
-    for world_size in (1, 2):
-        output = tmp_path / f"ranks-{world_size}"
+    for world_size, part_size in ((1, 0), (2, 0), (2, 4)):
+        output = tmp_path / f"ranks-{world_size}-{part_size}"
         launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
         command = [sys.executable, *(launch if world_size == 2 else []), str(tmp_path / "train.py")]
-        command += [str(Path(__file__).parent), str(tmp_path / "cache"), str(output)]
+        command += [str(Path(__file__).parent), str(tmp_path / "cache"), str(output), str(part_size)]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert finished.returncode == 0, finished.stderr[-3000:]
         facts = json.loads((output / "facts.json").read_text())
         assert facts == {"world_size": world_size, "batch": 20 // world_size, "steps": facts["steps"]}
-        weights[world_size] = load_file(output / "model.safetensors")
-    for name, value in weights[1].items():
-        assert relative(weights[2][name], value) < 1e-5 or not value.any(), name
+        weights[world_size, part_size] = load_file(output / "model.safetensors")
+    for name, value in weights[1, 0].items():
+        for other in (weights[2, 0], weights[2, 4]):
+            assert relative(other[name], value) < 1e-5 or not value.any(), name

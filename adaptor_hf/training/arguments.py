@@ -45,6 +45,9 @@ class AdaptorTrainingArguments(TrainingArguments):
             each of two GPUs and does not share negatives between them.
         positives (`str`, defaults to `"text"`): Which rows are no negatives of each other: those with the same `"text"`,
             of the same `"study"`, or only the row's own `"pair"` (the paper's, with false negatives among repeated reports).
+        grad_cache_batch_size (`int`, *optional*): Embed each process's batch in parts of so many rows, when its
+            activations do not fit into memory (about 0.2 MB a pair). The loss and its negatives are the whole batch's,
+            the cost is one more forward pass. `gradient_accumulation_steps`, in contrast, adds no negatives.
         auto_mixed_precision (`bool`, defaults to `True`): Choose fp16 or bf16 by the GPU where neither was asked for.
 
     Raises:
@@ -70,6 +73,10 @@ class AdaptorTrainingArguments(TrainingArguments):
             "choices": POSITIVES,
         },
     )
+    grad_cache_batch_size: int | None = field(
+        default=None,
+        metadata={"help": "Rows whose activations are held at once; the gradients stay those of the whole batch."},
+    )
     auto_mixed_precision: bool = field(
         default=True, metadata={"help": "Choose fp16 or bf16 by the GPU where neither is asked for."}
     )
@@ -89,6 +96,8 @@ class AdaptorTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.positives not in POSITIVES:
             raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
+        if self.grad_cache_batch_size is not None and self.grad_cache_batch_size < 1:
+            raise ValueError(f"grad_cache_batch_size must be at least 1, got {self.grad_cache_batch_size}.")
         self._choose_precision()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self._wants_gpu()

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import DistributedType
 from torch.utils.data import Dataset
 from transformers import Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
@@ -30,6 +31,7 @@ from .checkpoints import (
     together,
     unfinished,
 )
+from .grad_cache import backward_in_parts
 from .interruption import StopOnSignal, deferred_signals
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,12 @@ POSITIVE_COLUMN = {"text": "text_row", "study": "study", "pair": None}
 def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collator of datasets whose `__getitems__` returns a finished batch."""
     return batch
+
+
+def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What a batch says about its rows, and what goes into the model."""
+    rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
+    return rows, {name: value for name, value in inputs.items() if name not in rows}
 
 
 class AdaptorTrainer(Trainer):
@@ -82,25 +90,69 @@ class AdaptorTrainer(Trainer):
                 "AdaptorTrainer does not fuse pairs: each image would see its own text before the contrastive loss, "
                 "which then falls without any learning (32-way top-1 of 93 % on pure noise)."
             )
-        rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
-        model_inputs = {name: value for name, value in inputs.items() if name not in rows}
+        rows, model_inputs = split_inputs(inputs)
         outputs = model(**model_inputs, return_logits=False)
-        unwrapped = self.accelerator.unwrap_model(model)
+        logit_scale = self.accelerator.unwrap_model(model).get_logit_scale()
+        loss = self._pair_loss(outputs.image_embeds, outputs.text_embeds, logit_scale, rows)
+        self._check_loss(loss, inputs)
+        return (loss, outputs) if return_outputs else loss
+
+    def _pair_loss(self, image_embeds, text_embeds, logit_scale, rows: dict[str, torch.Tensor]) -> torch.Tensor:
         column = POSITIVE_COLUMN[self.args.positives]
-        loss = gathered_contrastive_loss(
-            outputs.image_embeds,
-            outputs.text_embeds,
-            unwrapped.get_logit_scale(),
-            image_to_text_weight=unwrapped.config.image_to_text_weight,
+        return gathered_contrastive_loss(
+            image_embeds,
+            text_embeds,
+            logit_scale,
+            image_to_text_weight=self.accelerator.unwrap_model(self.model).config.image_to_text_weight,
             normalize=False,
             positives=rows.get(column) if column else None,
             # accelerate fills up an uneven last batch unless told otherwise.
             equal_counts=self.accelerator.even_batches or self.args.dataloader_drop_last,
         )
+
+    @staticmethod
+    def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(describe_bad_batch(inputs, loss))
-        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """As `Trainer.training_step`; with `grad_cache_batch_size` the batch's activations exist in parts."""
+        if self.args.grad_cache_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()
+        inputs = self._prepare_inputs(inputs)
+        rows, model_inputs = split_inputs(inputs)
+        unwrapped = self.accelerator.unwrap_model(model)
+
+        def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
+            with self.compute_loss_context_manager():
+                outputs = (model if torch.is_grad_enabled() else unwrapped)(**part, return_logits=False)
+            return outputs.image_embeds, outputs.text_embeds
+
+        loss = backward_in_parts(
+            model_inputs,
+            self.args.grad_cache_batch_size,
+            embed,
+            unwrapped.get_logit_scale,
+            lambda image, text, scale: self._pair_loss(image, text, scale, rows),
+            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            no_sync=lambda: self.accelerator.no_sync(model),
+        )
+        self._check_loss(loss, inputs)
+        return loss / self.current_gradient_accumulation_steps
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Trainer clips to infinity to learn the norm, which writes every gradient once more.
+        if grad_norm is None and self.accelerator.distributed_type in (
+            DistributedType.NO,
+            DistributedType.MULTI_CPU,
+            DistributedType.MULTI_GPU,
+        ):
+            self.accelerator.unscale_gradients()
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        return super()._get_grad_norm(model, grad_norm)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         """
