@@ -62,6 +62,18 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
         return _grey(dataset, stored, name, voi_lut, return_raw)
 
 
+def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, int]:
+    """Width and height in pixels from a DICOM stream's header. Raises as `read_dicom`."""
+    import pydicom
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
+        _set_transfer_syntax(header)
+        _check_header(header, name, max_pixels)
+        return int(header.Columns), int(header.Rows)
+
+
 def _grey(dataset, stored: np.ndarray, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
     from pydicom.pixels import apply_modality_lut
 

@@ -1,0 +1,82 @@
+"""Boxes: one form, converted on copies, none is (0, 4)."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from adaptor_hf.data.boxes import (
+    boxes_of,
+    clip_boxes,
+    group_boxes,
+    no_boxes,
+    usable_boxes,
+    xywh_to_xyxy,
+    xyxy_to_xywh,
+)
+
+WHOLE = st.integers(0, 2000)
+XYWH = st.lists(st.tuples(WHOLE, WHOLE, WHOLE, WHOLE), max_size=6)
+
+
+def test_a_real_rsna_box():
+    np.testing.assert_array_equal(xywh_to_xyxy([[264.0, 152.0, 213.0, 379.0]]), [[264, 152, 477, 531]])
+
+
+@given(XYWH)
+@settings(deadline=None)
+def test_the_two_forms_are_inverse_and_the_argument_is_left_alone(boxes):
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    before = boxes.copy()
+    converted = xywh_to_xyxy(boxes)
+    np.testing.assert_array_equal(xyxy_to_xywh(converted), before)
+    np.testing.assert_array_equal(boxes, before)
+    assert converted.shape == (len(before), 4)
+
+
+def test_no_boxes_has_four_columns_in_every_function():
+    for array in (no_boxes(), xywh_to_xyxy([]), xyxy_to_xywh(no_boxes()), clip_boxes([], 5, 5)):
+        assert array.shape == (0, 4)
+    assert usable_boxes(no_boxes()).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("box", "usable"),
+    [
+        ([0, 0, 1, 1], True),
+        ([90, 90, 130, 140], True),  # reaches out of the image
+        ([5, 5, 5, 9], False),  # no width
+        ([5, 9, 8, 5], False),  # corners swapped
+        ([0, 0, 0, 0], False),  # MGCA's box of an image without any
+        ([100, 0, 120, 10], False),  # beside the image
+        ([-9, -9, -1, -1], False),
+        ([0, 0, np.nan, 4], False),
+        ([0, 0, np.inf, 4], False),
+    ],
+)
+def test_usable_boxes(box, usable):
+    assert usable_boxes([box], 100, 120).tolist() == [usable]
+
+
+def test_clip_keeps_to_the_image():
+    np.testing.assert_array_equal(clip_boxes([[-3, 5, 130, 140]], 100, 120), [[0, 5, 100, 120]])
+
+
+def test_a_flat_list_is_refused():
+    with pytest.raises(ValueError, match=r"\(n, 4\), got \(4,\)"):
+        xywh_to_xyxy([1, 2, 3, 4])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcde"), WHOLE), max_size=12), st.lists(st.sampled_from("abcdefg")))
+@settings(deadline=None)
+def test_grouping_keeps_each_images_boxes_in_their_order(rows, wanted):
+    keys = pd.Series([key for key, _ in rows], dtype=object)
+    boxes = np.array([[x, 0, x + 1, 1] for _, x in rows], dtype=np.float64).reshape(-1, 4)
+    labels = np.arange(len(rows))
+    found = boxes_of(group_boxes(keys, boxes, labels), pd.Series(wanted, dtype=object))
+    for key, array, classes in zip(wanted, found["boxes"], found["box_labels"], strict=True):
+        mine = [position for position, (name, _) in enumerate(rows) if name == key]
+        assert classes == mine
+        assert array.dtype == np.float32
+        np.testing.assert_array_equal(array, boxes[mine])
