@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets.features.features import register_feature
 from PIL import Image
 
+from .archives import parse_member, read_member
 from .images import read_image
 
 
@@ -50,6 +53,19 @@ class RadiographImage(datasets.Image):
         if source is None:
             raise ValueError("An image column's value has neither bytes nor path: the row has no image.")
         return read_image(source, mode=self.mode, min_size=self.min_size, voi_lut=self.voi_lut)
+
+    def embed_storage(
+        self, storage: pa.StructArray, token_per_repo_id=None, local_files: bool = True, remote_files: bool = True
+    ) -> pa.StructArray:
+        """Put the bytes of the files into the column, as `datasets.Image` does; also those of members of archives."""
+        if local_files and pc.any(pc.match_substring(storage.field("path"), "::")).as_py():
+            storage = pa.array([_embedded(value) for value in storage.to_pylist()], storage.type)
+        return super().embed_storage(storage, token_per_repo_id, local_files, remote_files)
+
+
+def _embedded(value: dict | None) -> dict | None:
+    member = parse_member(value["path"]) if value and value["bytes"] is None and value["path"] else None
+    return value if member is None else {"bytes": read_member(member), "path": member.name}
 
 
 with warnings.catch_warnings():

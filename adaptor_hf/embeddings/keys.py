@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.archives import container, parse_member, read_bytes
 from .files import CACHE_VERSION, KEY_DTYPE
 
 # Fields that say where something came from, not what it computes.
@@ -39,17 +40,22 @@ def text_key(text: str) -> bytes:
 def file_key(path: str) -> bytes:
     """Key of an image file that costs one `stat`: the digest of absolute path, size and modification time.
 
+    For a member of an archive (`adaptor_hf.data.archives`) size and time are the archive's.
+
     Raises:
         OSError: the file is missing or not a regular file.
     """
-    stat = os.stat(path)
-    if os.path.isdir(path):
+    file = container(path)
+    stat = os.stat(file)
+    if os.path.isdir(file):
         raise IsADirectoryError(path)
     return digest(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
 
 
 def content_key(path: str) -> bytes:
-    """Key of a file's content."""
+    """Key of the content of a file, or of a member of an archive."""
+    if parse_member(path) is not None:
+        return digest(read_bytes(path))
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
