@@ -125,7 +125,6 @@ def _build(
 
     def finish() -> str:
         for side in sides:
-            side.folder.reload()
             side.collect_faults(table)
         check_faults(table, cache_dir, max_fault_fraction)
         pairs = write_pairs(cache_dir, table, sides)

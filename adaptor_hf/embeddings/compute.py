@@ -1,7 +1,7 @@
 """Runs a tower over planned batches: images decoded in workers while it runs, texts tokenised one batch ahead."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -67,26 +67,28 @@ class ImageBatches:
     Args:
         dataset: datasets.Dataset with the column `image`, formatted as Arrow.
         rows: (n,) row of the data set for each planned position.
-        batches: (start, stop) of planned positions.
+        starts: (m,) planned position at which each batch starts.
+        batch_size: positions of a batch; the last one may be smaller.
         processor: image processor of the tower.
     """
 
-    def __init__(self, dataset, rows: np.ndarray, batches: list[tuple[int, int]], processor: Any) -> None:
+    def __init__(self, dataset, rows: np.ndarray, starts: np.ndarray, batch_size: int, processor: Any) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
-        self.batches = batches
+        self.starts = starts
+        self.batch_size = batch_size
         self.processor = processor
         side = target_pixels(processor)
         self.min_size = 3 * side if side else None
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.starts)
 
     def __getitem__(self, index: int) -> dict:
         import torch
 
-        start, stop = self.batches[index]
-        values = self.dataset[self.rows[start:stop]].column("image").to_pylist()
+        start = self.starts[index]
+        values = self.dataset[self.rows[start : start + self.batch_size]].column("image").to_pylist()
         pixels, digests, kept, faults = [], [], [], {}
         for offset, value in enumerate(values):
             try:
@@ -136,7 +138,7 @@ def image_batches(batches: ImageBatches, num_workers: int, pin_memory: bool) -> 
     )
 
 
-def ahead(function: Callable[[Any], Any], items: list) -> Iterator[Any]:
+def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Results of `function` in order, computed one item ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
         future = None

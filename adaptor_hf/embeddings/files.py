@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +40,31 @@ def _write_aside(path: Path, write) -> None:
 
 def write_batch(path: Path, batch: pa.RecordBatch) -> None:
     """Write one Arrow record batch as an Arrow stream file, the format that `datasets.Dataset.from_file` maps."""
+    write_batches(path, batch.schema, [batch])
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
+    """Write record batches, as they come, as one Arrow stream file."""
 
     def write(file) -> None:
-        with pa.ipc.new_stream(file, batch.schema) as writer:
-            writer.write_batch(batch)
+        with pa.ipc.new_stream(file, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
 
     _write_aside(path, write)
+
+
+@contextmanager
+def merged(table: pa.Table, folder: Path) -> Iterator[pa.RecordBatch]:
+    """A table of embeddings as one record batch; its vectors lie in a temporary file in `folder`, not in memory."""
+    with tempfile.TemporaryFile(dir=folder, prefix=".merge-", suffix=".partial") as file:
+        for batch in table.to_batches():
+            view = embedding_view(batch)
+            file.write(view)
+        file.flush()
+        vectors = np.memmap(file, view.dtype, "r", shape=(table.num_rows, view.shape[1]))
+        columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names if name != "embedding"}
+        yield embedding_batch(vectors, columns)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -80,20 +102,30 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def map_batch(path: Path) -> pa.RecordBatch:
-    """Memory-map an Arrow file of one record batch; its buffers point into the file.
+def map_batches(path: Path) -> list[pa.RecordBatch]:
+    """Memory-map an Arrow file; the buffers of its record batches point into the file.
 
     Raises:
         FileNotFoundError: the file is missing.
-        ValueError: the file is truncated, damaged, or has more than one record batch.
+        ValueError: the file is truncated or damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing from the cache. Copy it back, or delete {path.parent} and rebuild")
     try:
         with pa.memory_map(str(path)) as source:
-            batches = list(pa.ipc.open_stream(source))
+            return list(pa.ipc.open_stream(source))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Delete {path.parent} and rebuild") from error
+
+
+def map_batch(path: Path) -> pa.RecordBatch:
+    """Memory-map an Arrow file of one record batch.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: the file is truncated, damaged, or has more than one record batch.
+    """
+    batches = map_batches(path)
     if len(batches) != 1:
         raise ValueError(f"{path} has {len(batches)} record batches, expected 1. Delete {path.parent} and rebuild")
     return batches[0]

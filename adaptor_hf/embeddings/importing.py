@@ -80,7 +80,7 @@ def import_embeddings(
         content.append(hashlib.blake2b(rows_of[side], digest_size=16).hexdigest())
     if rows.faults:
         logger.warning(fault_summary(rows, cache_dir))
-    return open_cache(write_pairs_folder(cache_dir, manifest, content, rows_of, rows.ids.take(kept), excluded))
+    return open_cache(write_pairs_folder(cache_dir, manifest, content, rows_of, rows.ids, kept, excluded))
 
 
 def _read_rows(table: Any, count: int) -> PairTable:

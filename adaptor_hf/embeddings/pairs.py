@@ -4,22 +4,26 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .faults import EXCLUDED, excluded_csv, excluded_rows
-from .files import CACHE_VERSION, FORMAT, KEY_DTYPE, MANIFEST, file_entry, write_batch, write_json, write_text
-from .keys import json_key
-from .table import BLOCK_ROWS, PairTable
+from .files import CACHE_VERSION, FORMAT, KEY_DTYPE, MANIFEST, file_entry, write_batches, write_json, write_text
+from .keys import json_key, key_vector, text_key
+from .lookup import first_rows
+from .table import PairTable
 
 if TYPE_CHECKING:
     from .sides import Side
 
 PAIRS_FILE = "pairs.arrow"
 LATEST = "latest.json"
+BATCH_ROWS = 65_536
 
 
 def kept_rows(table: PairTable) -> np.ndarray:
@@ -51,12 +55,17 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
         manifest[f"{side.name[:-1]}_tower"] = side.spec
         if side.name == "texts":
             manifest |= _text_lengths(side, rows)
-    ids = table.ids.take(kept) if table.faults else table.ids
-    return write_pairs_folder(cache_dir, manifest, content, rows_of, ids, excluded)
+    return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids, kept, excluded)
 
 
 def write_pairs_folder(
-    cache_dir: Path, manifest: dict, content: list[str], rows_of: dict[str, np.ndarray], ids: pa.Table, excluded: list
+    cache_dir: Path,
+    manifest: dict,
+    content: list[str],
+    rows_of: dict[str, np.ndarray],
+    ids: pa.Table,
+    kept: np.ndarray,
+    excluded: list[dict],
 ) -> Path:
     """Write `pairs-<key>/`; the key covers both sides' folders, the content of the pairs, their ids and splits.
 
@@ -64,28 +73,27 @@ def write_pairs_folder(
         manifest: folder names and specs of the sides.
         content: digests of what the image and text rows stand for.
         rows_of: (n,) row numbers by side, "images" and "texts".
-        ids: n rows of ids.
-        excluded: rows left out.
+        ids: ids of all rows of the table.
+        kept: (n,) rows of the table that are no faults.
+        excluded: the other rows.
     """
     listed = excluded_csv(excluded)
-    parts = [manifest.get("images"), manifest.get("texts"), content, _table_digest(ids), listed]
+    parts = [manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
     key = json_key(parts)
     folder = cache_dir / f"pairs-{key}"
     if not (folder / MANIFEST).exists():
-        none = np.full(ids.num_rows, -1, dtype=np.int64)
-        columns = {name: pa.array(rows_of.get(f"{name}s", none)) for name in ("image", "text")}
-        arrays = {f"{name}_row": rows for name, rows in columns.items()}
-        for name in ids.column_names:
-            arrays[name] = pa.concat_arrays(ids.column(name).chunks)
-        batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
+        none = np.full(len(kept), -1, dtype=np.int64)
+        numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
+        numbers["study"] = study_codes(ids, kept)
+        schema = pa.schema([(name, pa.int64()) for name in numbers] + list(ids.schema))
         aside = cache_dir / f".pairs-{key}.{os.getpid()}.partial"
         aside.mkdir(exist_ok=True)
         try:
-            write_batch(aside / PAIRS_FILE, batch)
+            write_batches(aside / PAIRS_FILE, schema, _pair_batches(schema, numbers, ids, kept))
             write_text(aside / EXCLUDED, listed)
             header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
-            files = [file_entry(aside / PAIRS_FILE, len(batch))]
-            write_json(aside / MANIFEST, header | manifest | {"rows": len(batch), "shards": files})
+            files = [file_entry(aside / PAIRS_FILE, len(kept))]
+            write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
             os.replace(aside, folder)
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
@@ -108,12 +116,50 @@ def latest_pairs(cache_dir: Path) -> str | None:
         return None
 
 
-def _table_digest(table: pa.Table) -> str:
-    state = hashlib.blake2b(",".join(table.column_names).encode(), digest_size=16)
-    for start in range(0, table.num_rows, BLOCK_ROWS):
-        for column in table.slice(start, BLOCK_ROWS).columns:
-            state.update(json.dumps(column.to_pylist(), default=str).encode())
+def _id_batches(ids: pa.Table, kept: np.ndarray) -> Iterator[pa.Table]:
+    # A part at a time, never a copy of all: the ids of a large table lie in mapped files.
+    for start in range(0, len(kept), BATCH_ROWS):
+        yield ids.take(kept[start : start + BATCH_ROWS])
+
+
+def _pair_batches(
+    schema: pa.Schema, numbers: dict[str, np.ndarray], ids: pa.Table, kept: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    start = 0
+    for part in _id_batches(ids, kept):
+        arrays = [pa.array(values[start : start + len(part)]) for values in numbers.values()]
+        arrays += [pa.concat_arrays(column.chunks) for column in part.columns]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        start += len(part)
+
+
+def _ids_digest(ids: pa.Table, kept: np.ndarray) -> str:
+    """Digest of the values, whatever chunks they lie in."""
+    state = hashlib.blake2b(",".join(ids.column_names).encode(), digest_size=16)
+    for part in _id_batches(ids, kept):
+        for column in part.columns:
+            if pa.types.is_string(column.type):
+                state.update(pc.binary_length(column).fill_null(-1).to_numpy())
+                for chunk in column.fill_null("").chunks:
+                    every = pa.ListArray.from_arrays([0, len(chunk)], chunk)
+                    state.update(pc.binary_join(every, "")[0].as_buffer())
+            else:
+                state.update(json.dumps(column.to_pylist(), default=str).encode())
     return state.hexdigest()
+
+
+def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
+    """(n,) int64; rows of one study of one patient share a code, a row without study has one of its own."""
+    if ids.column("study_id").null_count == len(ids):
+        return np.arange(len(kept))
+    digests, row = [], 0
+    for part in _id_batches(ids.select(["patient_id", "study_id"]), kept):
+        block = []
+        for patient, study in zip(part["patient_id"].to_pylist(), part["study_id"].to_pylist(), strict=True):
+            block.append(row.to_bytes(16) if study is None else text_key(f"{patient}\0{study}"))
+            row += 1
+        digests.append(b"".join(block))
+    return first_rows(key_vector(digests))
 
 
 def _text_lengths(side: "Side", rows: np.ndarray) -> dict:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import torch
 
 from .faults import EXCLUDED
-from .files import NUMPY_DTYPES, check_files, embedding_view, map_batch, read_manifest
+from .files import NUMPY_DTYPES, check_files, embedding_view, map_batch, map_batches, read_manifest
 from .pairs import LATEST, PAIRS_FILE, latest_pairs
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,17 @@ class _Store:
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest["shards"])
-        batch = map_batch(folder / PAIRS_FILE)
-        self.table = pa.Table.from_batches([batch])
-        self.image_row = batch.column("image_row").to_numpy()
-        self.text_row = batch.column("text_row").to_numpy()
-        self.splits = batch.column("split").dictionary_encode()
-        self.study = _study_codes(batch)
+        table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
+        if "study" not in table.column_names:
+            raise ValueError(
+                f"{folder} is of an early layout without study codes. Run the build of {folder.parent} again: what is "
+                "embedded stays, only the pairs are written anew"
+            )
+        self.rows = table.num_rows
+        self.image_row = table["image_row"].to_numpy()
+        self.text_row = table["text_row"].to_numpy()
+        self.study = table["study"].to_numpy()
+        self.splits = table["split"].dictionary_encode().combine_chunks()
         self.vectors = {}
         for side, rows in (("images", self.image_row), ("texts", self.text_row)):
             if side in self.manifest:
@@ -111,16 +116,6 @@ class _Store:
                         f"{len(vectors)} rows. The folders do not belong together; build the cache again"
                     )
                 self.vectors[side] = vectors
-
-
-def _study_codes(batch: pa.RecordBatch) -> np.ndarray:
-    """(n,) int64; rows of one study of one patient share a code, a row without study has one of its own."""
-    studies = batch.column("study_id").dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    patients = batch.column("patient_id").dictionary_encode().indices.to_numpy(zero_copy_only=False)
-    studies, patients = np.nan_to_num(studies, nan=-1), np.nan_to_num(patients, nan=-1)
-    codes = studies.astype(np.int64) * (len(batch) + 1) + patients.astype(np.int64) + 1
-    _, codes = np.unique(codes, return_inverse=True)
-    return np.where(studies < 0, len(batch) + np.arange(len(batch)), codes).astype(np.int64)
 
 
 class EmbeddingCache:
@@ -140,7 +135,7 @@ class EmbeddingCache:
 
     def __init__(self, folder: str | os.PathLike, rows: np.ndarray | None = None) -> None:
         self._store = _Store(Path(folder))
-        self._rows = np.arange(self._store.table.num_rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
 
     def _view(self, rows: np.ndarray) -> "EmbeddingCache":
         view = object.__new__(EmbeddingCache)
@@ -149,7 +144,7 @@ class EmbeddingCache:
         return view
 
     def __reduce__(self):
-        everything = len(self._rows) == self._store.table.num_rows and (np.diff(self._rows) == 1).all()
+        everything = len(self._rows) == self._store.rows and (np.diff(self._rows) == 1).all()
         return EmbeddingCache, (str(self._store.folder), None if everything else self._rows)
 
     def __len__(self) -> int:

@@ -24,11 +24,13 @@ from .files import (
     key_array,
     key_view,
     map_batch,
+    merged,
     read_manifest,
     write_batch,
     write_json,
 )
 from .keys import json_key
+from .lookup import find_keys
 
 SHARD_ROWS = 65_536
 PIECE_ROWS = 1024
@@ -41,16 +43,6 @@ def key_hex(keys: np.ndarray) -> list[str]:
     return [raw[start : start + 32] for start in range(0, len(raw), 32)]
 
 
-def find_keys(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """(n,) positions of `keys` in `known`, -1 where absent; the first position if a key is there twice."""
-    if not len(known):
-        return np.full(len(keys), -1, dtype=np.int64)
-    order = np.argsort(known, kind="stable")
-    place = np.searchsorted(known, keys, sorter=order).clip(max=len(known) - 1)
-    found = order[place]
-    return np.where(known[found] == keys, found, -1)
-
-
 class SideFolder:
     """`images-<key>/` or `texts-<key>/`: a row per distinct image or text.
 
@@ -58,16 +50,19 @@ class SideFolder:
         path: the folder.
         name: "images" or "texts".
         manifest: rows, width, shards and faults that are committed.
+        changes: counts what may have added a row or a name of one.
     """
 
     def __init__(self, cache_dir: Path, name: str, key: str, header: dict) -> None:
         self.name = name
         self.path = cache_dir / f"{name}-{key}"
+        self.changes = 0
         self._header = {"format": FORMAT, "version": CACHE_VERSION, "content": name, "key": key} | header
         self.reload()
 
     def reload(self) -> None:
         """Read the manifest as it is now on disk."""
+        self.changes += 1
         if (self.path / MANIFEST).exists():
             self.manifest = read_manifest(self.path)
         else:
@@ -99,6 +94,7 @@ class SideFolder:
 
     def add_aliases(self, sources: np.ndarray, digests: np.ndarray) -> None:
         """Remember further names (a moved or touched file) of rows that are there by content."""
+        self.changes += 1
         path = self.path / _ALIASES
         if path.exists():
             batch = map_batch(path)
@@ -113,6 +109,7 @@ class SideFolder:
 
     def commit(self, shards: list[dict], width: int, faults: dict[str, str]) -> None:
         """Add finished shard files and faults to the manifest."""
+        self.changes += 1
         entries = self.manifest["shards"] + shards
         self.manifest = self.manifest | {
             "width": width,
@@ -142,9 +139,10 @@ class SideFolder:
         table = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches])
         entries = []
         for start in range(0, table.num_rows, shard_rows):
-            part = pa.concat_batches(table.slice(start, shard_rows).to_batches())
+            part = table.slice(start, shard_rows)
             path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
-            write_batch(path, part)
+            with merged(part, self.path) as batch:
+                write_batch(path, batch)
             entries.append(file_entry(path, part.num_rows))
         return entries
 
@@ -194,11 +192,9 @@ class Build:
         shutil.rmtree(self.path)
 
 
-def cut(rows: int, batch_size: int, piece_rows: int) -> list[list[tuple[int, int]]]:
-    """Pieces of consecutive batches, each a (start, stop) of planned rows; the same for any number of ranks."""
-    per_piece = max(1, piece_rows // batch_size)
-    batches = [(start, min(start + batch_size, rows)) for start in range(0, rows, batch_size)]
-    return [batches[start : start + per_piece] for start in range(0, len(batches), per_piece)]
+def cut(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
+    """Consecutive (start, stop) of at most `size` rows, from row `first` to row `rows`."""
+    return [(start, min(start + size, rows)) for start in range(first, rows, size)]
 
 
 def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int) -> str:

@@ -16,8 +16,9 @@ from .compute import (
     storage_vectors,
     vector_faults,
 )
-from .keys import content_key, side_key
-from .shards import Build, SideFolder, cut, find_keys, key_hex, plan_name
+from .keys import content_key, key_vector, side_key
+from .lookup import find_keys
+from .shards import Build, SideFolder, cut, key_hex, plan_name
 from .source import TowerSource
 from .table import PairTable, image_reference, needed
 
@@ -43,18 +44,14 @@ class Plan:
         rows: (n,) row of the data set for each planned position.
         keys: (n,) source keys.
         lengths: (n,) tokens before truncation; None for images.
-        pieces: batches of each piece that is not there yet, by piece number.
+        pieces: first and last position + 1 of each piece that is not there yet, by piece number.
     """
 
     name: str
     rows: np.ndarray
     keys: np.ndarray
     lengths: np.ndarray | None
-    pieces: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-
-    @property
-    def todo(self) -> int:
-        return sum(stop - start for batches in self.pieces.values() for start, stop in batches)
+    pieces: dict[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class Side:
@@ -85,14 +82,19 @@ class Side:
             "max_text_length": self.max_length,
         }
         self.folder = SideFolder(cache_dir, name, side_key(identity, settings.dtype, self.max_length), header)
+        self._rows = np.empty(0, dtype=np.int64)
+        self._looked_up = 0  # never before
 
     def keys(self, table: PairTable) -> np.ndarray:
         return table.image_keys if self.name == "images" else table.text_keys
 
     def rows(self, table: PairTable) -> np.ndarray:
         """(n,) row of this side's folder for each row of the table, -1 where there is none."""
-        present = table.has_image if self.name == "images" else table.has_text
-        return np.where(present, self.folder.lookup(self.keys(table)), -1)
+        if self._looked_up != self.folder.changes:
+            present = table.has_image if self.name == "images" else table.has_text
+            self._rows = np.where(present, self.folder.lookup(self.keys(table)), -1)
+            self._looked_up = self.folder.changes
+        return self._rows
 
     def missing(self, table: PairTable) -> np.ndarray:
         """(m,) rows of the table, one for each distinct image or text that has no embedding, in order of appearance."""
@@ -102,9 +104,8 @@ class Side:
             return wanted
         _, first = np.unique(keys[wanted], return_index=True)
         rows = wanted[np.sort(first)]
-        reasons = self.folder.fault_reasons()
-        retry = [reasons.get(key, READ_ERROR).startswith(READ_ERROR) for key in key_hex(keys[rows])]
-        return rows[np.array(retry, dtype=bool)]
+        failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
+        return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
 
     def plan(self, table: PairTable) -> Plan:
         """Plan the build; call with the lock held, on rank 0."""
@@ -121,8 +122,9 @@ class Side:
                 build.finish(self.settings.shard_rows)
             return self.plan(table)
         build = Build(self.folder, plan.name)
-        pieces = cut(len(plan.rows), self.settings.batch_size, self.settings.piece_rows)
-        plan.pieces = {index: batches for index, batches in enumerate(pieces) if not build.is_done(index)}
+        size = self.settings.batch_size * max(1, self.settings.piece_rows // self.settings.batch_size)
+        pieces = enumerate(cut(len(plan.rows), size))
+        plan.pieces = {index: piece for index, piece in pieces if not build.is_done(index)}
         return plan
 
     def _arrange(self, table: PairTable, rows: np.ndarray) -> Plan:
@@ -161,7 +163,7 @@ class Side:
 
         tower = self.source.load()
         build = Build(self.folder, plan.name)
-        total = sum(stop - start for _, batches in mine for start, stop in batches)
+        total = sum(stop - start for _, (start, stop) in mine)
         title = self.name if world == 1 else f"{self.name}, rank {rank} of {world}"
         with tqdm(total=total, unit="rows", desc=title, disable=rank != 0, mininterval=1) as bar:
             run = self._image_pieces if self.name == "images" else self._text_pieces
@@ -181,15 +183,16 @@ class Side:
             table.faults[int(row)] = reasons.get(key, "embedding is missing")
 
     def _image_pieces(self, tower, table, plan, mine, build, bar) -> None:
-        batches = [batch for _, piece in mine for batch in piece]
+        size = self.settings.batch_size
+        starts = np.concatenate([np.arange(*piece, size) for _, piece in mine])
         loaded = image_batches(
-            ImageBatches(table.dataset, plan.rows, batches, tower.processor),
-            min(self.settings.num_workers, len(batches)),
+            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor),
+            min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )
         for index, piece in mine:
             vectors, digests, kept, faults = [], [], [], {}
-            for start, stop in piece:
+            for start, stop in cut(piece[1], size, piece[0]):
                 batch = next(loaded)
                 if batch["kept"]:
                     pooled = forward(tower, {"pixel_values": batch["pixel_values"]})
@@ -202,14 +205,15 @@ class Side:
 
     def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
         texts = TextBatches(table.dataset, tower.processor, self.max_length)
-        batches = [batch for _, piece in mine for batch in piece]
+        size = self.settings.batch_size
+        batches = (batch for _, piece in mine for batch in cut(piece[1], size, piece[0]))
         encoded = ahead(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for index, piece in mine:
             vectors = []
-            for start, stop in piece:
+            for start, stop in cut(piece[1], size, piece[0]):
                 vectors.append(storage_vectors(forward(tower, next(encoded)), self.settings.dtype))
                 bar.update(stop - start)
-            kept = list(range(piece[0][0], piece[-1][1]))
+            kept = np.arange(*piece)
             columns = {"digest": plan.keys[kept], "num_tokens": plan.lengths[kept]}
             self._write(build, index, plan, vectors, kept, columns, {})
 
@@ -218,7 +222,7 @@ class Side:
         dtype = np.dtype(self.settings.dtype)
         stacked = np.concatenate(vectors) if vectors else np.empty((0, width), dtype)
         bad = vector_faults(stacked)
-        faults = faults | {kept[row]: reason for row, reason in bad.items()}
+        faults = faults | {int(kept[row]): reason for row, reason in bad.items()}
         good = np.setdiff1d(np.arange(len(stacked)), np.fromiter(bad, dtype=np.int64))
         kept = np.asarray(kept, dtype=np.int64)[good]
         columns = {"source": plan.keys[kept]} | {name: values[good] for name, values in columns.items()}

@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from .files import KEY_DTYPE
 from .keys import digest, file_key, key_vector, text_key
+from .lookup import first_rows
 
 BLOCK_ROWS = 2048
 IMAGE_BLOCK_ROWS = 128  # images may be stored as bytes
@@ -140,28 +141,24 @@ def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, 
 
 def find_duplicates(table: PairTable) -> None:
     """Mark rows whose image_id an earlier row has, but not an image that stands in several rows with other texts."""
-    digests = []
     column = table.ids.column("image_id")
-    for start in range(0, len(column), BLOCK_ROWS):
-        digests.append(b"".join(text_key(value) for value in column.slice(start, BLOCK_ROWS).to_pylist()))
-    keys = np.frombuffer(b"".join(digests), dtype=KEY_DTYPE)
-    first = _first_rows(keys)
+    starts = range(0, len(column), BLOCK_ROWS)
+    hashes = [np.fromiter(map(hash, column.slice(start, BLOCK_ROWS).to_pylist()), dtype=np.int64) for start in starts]
+    if len(np.unique(np.concatenate(hashes))) == len(column):
+        return  # as nearly always, and five times as fast as digests
+    digests = [b"".join(map(text_key, column.slice(start, BLOCK_ROWS).to_pylist())) for start in starts]
+    keys = key_vector(digests)
+    first = first_rows(keys)
     repeated = first != np.arange(len(keys))
     if table.image_keys is not None and table.text_keys is not None:
         same_image = table.image_keys == table.image_keys[first]
         pairs = np.empty(len(keys), dtype=[("id", KEY_DTYPE), ("text", KEY_DTYPE)])
         pairs["id"], pairs["text"] = keys, table.text_keys
-        repeated &= ~same_image | (_first_rows(pairs) != np.arange(len(keys)))
+        repeated &= ~same_image | (first_rows(pairs) != np.arange(len(keys)))
     source_row = table.ids.column("source_row")
     for row in np.nonzero(repeated)[0]:
         original = source_row[int(first[row])].as_py()
         table.faults[int(row)] = f"duplicate image_id, first seen in source row {original}"
-
-
-def _first_rows(keys: np.ndarray) -> np.ndarray:
-    """(n,) row of the first equal key."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
 
 
 def text_fault(text) -> str | None:
@@ -222,7 +219,8 @@ def image_name(value) -> str:
 
 def _read_images(table: PairTable) -> None:
     digests: list[bytes] = []
-    for start, values in blocks(table.dataset, "image", IMAGE_BLOCK_ROWS):
+    stored = not pa.types.is_string(table.dataset.data.schema.field("image").type)
+    for start, values in blocks(table.dataset, "image", IMAGE_BLOCK_ROWS if stored else BLOCK_ROWS):
         block = []
         for offset, value in enumerate(values):
             key, fault = image_key(value)

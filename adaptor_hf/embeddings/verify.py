@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from .files import check_files, map_batch, read_manifest
+from .files import check_files, map_batches, read_manifest
 
 
 def verify_cache(path: str | os.PathLike) -> dict[str, int]:
@@ -27,7 +27,7 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
         manifest = read_manifest(folder)
         check_files(folder, manifest["shards"], force=True)
         for shard in manifest["shards"]:
-            map_batch(folder / shard["file"])
+            map_batches(folder / shard["file"])
         checked[folder.name] = manifest["rows"]
     if not checked:
         raise FileNotFoundError(f"{path} holds no embedding cache")
