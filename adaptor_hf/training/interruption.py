@@ -141,7 +141,8 @@ class StopOnSignal(TrainerCallback):
 OUT_OF_MEMORY = (
     "Out of memory{where}. Use a smaller --global_batch_size, or share the batch over more processes (accelerate "
     "launch); keep the batch and its negatives but embed it in parts with --grad_cache_batch_size; or use half "
-    "precision on a GPU (--bf16 or --fp16). While embeddings are built: --extraction_batch_size. The first line was: {message}"
+    "precision on a GPU (--bf16 or --fp16). While embeddings are built: --extraction_batch_size. The first line was: "
+    "{message}"
 )
 
 
