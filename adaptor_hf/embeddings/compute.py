@@ -104,12 +104,12 @@ class ImageBatches:
         return {"pixel_values": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults}
 
     def _read(self, value) -> tuple[Any, bytes]:
+        from ..data.archives import read_bytes
         from ..data.images import read_image
 
         path, data = image_reference(value)
         if data is None:
-            with open(path, "rb") as file:
-                data = file.read()
+            data = read_bytes(path)
         image = read_image(data, mode="L", min_size=self.min_size)
         return self.processor(images=[image], return_tensors="pt")["pixel_values"][0], digest(data)
 

@@ -1,8 +1,10 @@
 """Identity of what goes into a cache: images, texts, and everything in a tower that determines its numbers."""
 
+import errno
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -45,11 +47,10 @@ def file_key(path: str) -> bytes:
     Raises:
         OSError: the file is missing or not a regular file.
     """
-    file = container(path)
-    stat = os.stat(file)
-    if os.path.isdir(file):
-        raise IsADirectoryError(path)
-    return digest(f"{os.path.abspath(path)}\0{stat.st_size}\0{stat.st_mtime_ns}".encode("utf-8", "surrogateescape"))
+    found = os.stat(container(path))
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    return digest(f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
 
 
 def content_key(path: str) -> bytes:
@@ -129,4 +130,4 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
             return None
     found_files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
     stats = [(path, path.stat()) for path in found_files]
-    return [[str(path), stat.st_size, stat.st_mtime_ns] for path, stat in stats]
+    return [[str(path), found.st_size, found.st_mtime_ns] for path, found in stats]
