@@ -269,7 +269,11 @@ class AdaptorTrainer(Trainer):
                 if self.args.should_save:
                     shutil.rmtree(aside, ignore_errors=True)
 
-        together(write, folder / "model.safetensors")
+        if _internal_call:
+            together(write, folder / "model.safetensors")
+        else:
+            # Scripts may call this on one process only, so it waits for no other.
+            write()
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
