@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 TASKS = ("pretraining", "classification", "detection", "segmentation")
 """What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
 
-MODULES: dict[str, str] = {}
+MODULES: dict[str, str] = {
+    "chexpert": "chexpert",
+}
 """Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
 
 
@@ -31,6 +33,8 @@ class Request:
     options: dict[str, Any] = field(default_factory=dict)
     """The data set's own options, all of them, defaults filled in."""
     seed: int = 0
+    num_proc: int = 1
+    """Processes that a loader with many small files (reports) may read them with."""
 
 
 @dataclass
@@ -44,6 +48,9 @@ class Found:
     `box_labels` (list of int), `mask` (see `adaptor_hf.data.masks`), all text as str with None where missing, and
     `sex`, `age` (years, float) where the tables have them. Labels are either one column `labels` with class numbers
     (then `class_names` is given) or one float column a name of `label_names`, values 1, 0, -1 (uncertain) or NaN.
+    `stratum` (str) is what splits and fractions are stratified by where that is not the labels or the boxes; for
+    `fraction_rule="mgca_balanced"` it is "" or "negative" for negative rows. A row that stands in two parts of a
+    reference split is given twice, with different `split`. Columns may be of `pandas.ArrowDtype`.
     `source` says where a row came from, "file:row" with 1-based data rows, for messages.
     """
 
@@ -86,6 +93,8 @@ class PublicDataset:
     leaks: dict[str, str] = field(default_factory=dict)
     """By split scheme: what is known to leak between its parts. Printed when it is chosen; overlap is then allowed."""
     label_policies: tuple[str, ...] = ("raw",)
+    max_fault_share: float = 0.05
+    """Share of faulty rows (missing files, mostly) over which a load stops, unless the caller names another."""
     traps: tuple[str, ...] = ()
     """What goes wrong with this data set elsewhere, a sentence each, for its page of the documentation."""
 
