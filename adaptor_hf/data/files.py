@@ -20,13 +20,38 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".gif", ".bmp", ".t
 
 _OUTSIDE = r"(?:^|[\\/])\.\.(?:[\\/]|$)|^[\\/]|^[A-Za-z]:|^[A-Za-z][A-Za-z0-9+.-]+://|\x00"
 
-_inputs: ContextVar[set[Path] | None] = ContextVar("inputs", default=None)
+
+@dataclass
+class Inputs:
+    """Files and folders that a result was made from, absolute, and what they were like then."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    """`file_state` of each path when it was first read."""
+    scans: dict[tuple, FileIndex] = field(default_factory=dict)
+    """Scans of this result, so that loader and checks share one."""
+
+    def add(self, path: str | os.PathLike) -> None:
+        path = os.path.abspath(path)
+        if path not in self.states:
+            self.states[path] = file_state(path)
+
+
+_inputs: ContextVar[Inputs | None] = ContextVar("inputs", default=None)
+
+
+def file_state(path: str | os.PathLike) -> str:
+    """What changes when a file's content changes, or a folder's entries: time of change and size, or "absent"."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return "absent"
+    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 @contextmanager
-def recorded_inputs() -> Iterator[set[Path]]:
-    """Collect the files that are read meanwhile (`record_input`), so that a cached result knows what it came from."""
-    token = _inputs.set(set())
+def recorded_inputs() -> Iterator[Inputs]:
+    """Collect what is read meanwhile (`record_input`, `list_files`): a cached result knows what it came from."""
+    token = _inputs.set(Inputs())
     try:
         yield _inputs.get()
     finally:
@@ -34,10 +59,10 @@ def recorded_inputs() -> Iterator[set[Path]]:
 
 
 def record_input(path: Path) -> Path:
-    """Say that a result depends on this file. `find_file` does; a loader that opens a file it found otherwise must."""
+    """Say that a result depends on this file, before it is read. `find_file` does; others that open a file must."""
     inputs = _inputs.get()
     if inputs is not None:
-        inputs.add(Path(path))
+        inputs.add(path)
     return path
 
 
@@ -46,7 +71,9 @@ def find_file(root: Path, patterns: str | Sequence[str]) -> Path | None:
 
     Of several matches of one pattern the first in alphabetical order is taken. Patterns may have folders and "**".
     """
+    record_input(Path(root))
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        record_input(Path(root, *Path(pattern).parent.parts))
         other = pattern[:-3] if pattern.endswith(".gz") else pattern + ".gz"
         for name in (pattern, other):
             found = sorted(path for path in Path(root).glob(name) if path.is_file())
@@ -210,8 +237,6 @@ class FileIndex:
     root: Path
     sizes: dict[str, int] = field(default_factory=dict)
     """Bytes of each file, by path."""
-    folders: dict[str, int] = field(default_factory=dict)
-    """Time of the last change of each folder in ns, by path: it changes when a file comes in or goes."""
     _by_stem: dict[str, list[str]] | None = field(default=None, repr=False)
     _by_name: dict[str, list[str]] | None = field(default=None, repr=False)
 
@@ -255,17 +280,22 @@ def list_files(
             left out: macOS puts "._name.jpg" beside "name.jpg".
     """
     root = Path(root)
+    inputs = _inputs.get()
+    key = (root, tuple(sorted(folders)), suffixes and tuple(sorted(suffixes)))
+    if inputs is not None and key in inputs.scans:
+        return inputs.scans[key]
     index = FileIndex(root)
     wanted = tuple(suffixes) if suffixes is not None else None
     seen = set()
     stack = [os.path.normpath(folder) for folder in folders]
-    sizes, times = index.sizes, index.folders
+    sizes = index.sizes
     while stack:
         folder = stack.pop()
         full = os.path.join(root, folder)
         try:
+            # The state before the scan: a file that comes in between makes the next comparison fail.
+            record_input(full)
             state = os.stat(full)
-            # The scan comes after the stat: a file that comes in between is seen by the next comparison.
             entries = os.scandir(full)
         except (FileNotFoundError, NotADirectoryError):
             continue
@@ -274,7 +304,6 @@ def list_files(
             entries.close()
             continue
         seen.add((state.st_dev, state.st_ino))
-        times[prefix.rstrip("/") or "."] = state.st_mtime_ns
         with entries:
             for entry in entries:
                 name = entry.name
@@ -288,6 +317,8 @@ def list_files(
                     except FileNotFoundError:
                         # A link that leads nowhere is a missing file.
                         continue
+    if inputs is not None:
+        inputs.scans[key] = index
     return index
 
 
@@ -301,6 +332,8 @@ def _group(paths, key) -> dict[str, list[str]]:
 __all__ = [
     "IMAGE_SUFFIXES",
     "FileIndex",
+    "Inputs",
+    "file_state",
     "find_file",
     "list_files",
     "outside_root",

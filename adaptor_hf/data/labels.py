@@ -41,8 +41,8 @@ UNCERTAIN_MGCA = {
 
 LABEL_POLICIES = {
     "raw": "1 positive, 0 negative, -1 uncertain, NaN not mentioned: as in the table.",
-    "mgca": "Blank is 0; -1 is 1 for Atelectasis, Edema and Pleural Effusion, 0 for Cardiomegaly and Consolidation, and "
-    "unknown (NaN) for other labels, which MGCA and GLoRIA do not train on.",
+    "mgca": "Blank is 0; -1 is 1 for Atelectasis, Edema and Pleural Effusion, 0 for Cardiomegaly and Consolidation, "
+    "and unknown (NaN) for other labels, which MGCA and GLoRIA do not train on.",
     "ones": "Blank is 0, -1 is 1 (CheXpert's U-Ones; LoVT's U_pos).",
     "zeros": "Blank is 0, -1 is 0 (CheXpert's U-Zeros).",
     "ignore": "Blank is 0, -1 is unknown (NaN; CheXpert's U-Ignore).",

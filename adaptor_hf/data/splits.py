@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Iterable
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -118,9 +120,14 @@ def split_hash(dataset: Dataset) -> str:
     The same for any row order, and different when a row moves to another split, comes in or goes. Results carry it, so
     that two numbers can be told to come from the same rows.
     """
+    return hash_of_split(*(_column(dataset, name) for name in ("image_id", "patient_id", "split")))
+
+
+def hash_of_split(image_ids: Iterable, patient_ids: Iterable | None, splits: Iterable) -> str:
+    """`split_hash` of columns of text; None where there is no patient."""
     digest = hashlib.sha256()
-    columns = [_column(dataset, name) for name in ("image_id", "patient_id", "split")]
-    pairs = (f"{image or patient or ''}\x1f{split or ''}\x1e" for image, patient, split in zip(*columns, strict=True))
+    columns = (image_ids, repeat(None) if patient_ids is None else patient_ids, splits)
+    pairs = (f"{image or patient or ''}\x1f{split or ''}\x1e" for image, patient, split in zip(*columns, strict=False))
     for pair in sorted(pairs):
         digest.update(pair.encode())
     return digest.hexdigest()[:12]
