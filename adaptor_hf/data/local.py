@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
 
 from .catalog import Found, PublicDataset, Request, get_dataset
 from .files import recorded_inputs
@@ -235,9 +236,10 @@ def _thin_training(found: Found, strata, report: LoadReport) -> None:
         return
     rows = found.rows[training]
     kept = fraction_mask(rows, strata[training], report.fraction, report.fraction_rule, report.seed)
-    training[training] = ~kept
-    report.drop(f"not in the fraction of {report.fraction:g} of the training rows", training.sum())
-    found.rows = found.rows[~training]
+    dropped = np.zeros(len(training), bool)
+    dropped[training] = ~kept
+    report.drop(f"not in the fraction of {report.fraction:g} of the training rows", dropped.sum())
+    found.rows = found.rows[~dropped]
 
 
 def _tables(found: Found, split: str, features: datasets.Features, root: Path) -> Iterator[pa.Table]:

@@ -175,7 +175,7 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
         },
         label_policies=tuple(LABEL_POLICIES),
         traps=(
-            "Path starts with the archive's folder (CheXpert-v1.0-small/, CheXpert-v1.0/), whatever the root is called.",
+            "Path starts with the archive's folder (CheXpert-v1.0-small/ or the like), whatever the root's name.",
             "Among the frontal rows of train.csv 17 have LL or RL in AP/PA, and the view's number in the file name "
             "does not say what it shows.",
             "Blank is not negative: labels stay 1, 0, -1 and NaN until a policy is named.",
