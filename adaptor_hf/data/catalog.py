@@ -16,6 +16,10 @@ TASKS = ("pretraining", "classification", "detection", "segmentation")
 
 MODULES: dict[str, str] = {
     "chexpert": "chexpert",
+    "coco_captions": "coco_captions",
+    "openi": "openi",
+    "roco": "roco",
+    "roco_v2": "roco",
 }
 """Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
 
