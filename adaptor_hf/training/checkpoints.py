@@ -211,13 +211,14 @@ class RunningLoss(TrainerCallback):
             )
 
 
-def together(write: Callable[[], None], folder: Path) -> None:
+def together(write: Callable[[], None], folder: Path, wait: bool = True) -> None:
     """
     Write on every process, then wait for all. Where one fails, all raise, instead of waiting for it for ever.
 
     Args:
         write (`Callable`): Writes this process's files.
         folder (`Path`): What the message names.
+        wait (`bool`, defaults to `True`): `False` where one process alone writes, and the others do not call this.
 
     Raises:
         OSError: if the disk is full or cannot be written, here or on another process.
@@ -229,7 +230,7 @@ def together(write: Callable[[], None], folder: Path) -> None:
     except Exception as error:
         failure = error
     reasons: list[str | None] = [None if failure is None else f"{type(failure).__name__}: {failure}"]
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if wait and dist.is_initialized() and dist.get_world_size() > 1:
         reasons = [None] * dist.get_world_size()
         dist.all_gather_object(reasons, None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None and not is_write_error(failure):
@@ -246,7 +247,14 @@ def is_write_error(error: Exception) -> bool:
     """Whether an error is a full or read-only disk; safetensors and torch.save have their own types and words."""
     if isinstance(error, OSError | SafetensorError):
         return True
-    words = ("PytorchStreamWriter", "file write failed", "iostream error", "Parent directory", "cannot be opened")
+    words = (
+        "PytorchStreamWriter",
+        "inline_container",
+        "file write failed",
+        "iostream error",
+        "Parent directory",
+        "cannot be opened",
+    )
     return type(error) is RuntimeError and any(word in str(error) for word in words)
 
 
