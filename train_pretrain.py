@@ -8,6 +8,7 @@ Pre-train an Adaptor on image-report pairs: table -> embedding cache -> Trainer 
 
 import logging
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import transformers
@@ -16,16 +17,19 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.training import AdaptorTrainer
+from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
 from adaptor_hf.training.recipe import check_together, parse_arguments
 from adaptor_hf.training.report import processor_of, report_run
+from adaptor_hf.training.run_record import RunRecord, last_evaluation
 from adaptor_hf.training.summary import describe_run, environment_warnings, fit_batch_to_data
 
 logger = logging.getLogger("train_pretrain")
 
 
 def main(arguments: list[str] | None = None) -> None:
+    record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)
     # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
     logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
@@ -41,24 +45,22 @@ def main(arguments: list[str] | None = None) -> None:
     set_seed(training.seed)
 
     # Data: every image and report goes through its frozen tower once.
-    if data.cache:
-        cache = open_cache(data.cache)
-    else:
-        pairs = load_training_pairs(data, training.seed)
-        if run.dry_run:
-            from adaptor_hf.training.dry_run import estimate_run
-
-            print(estimate_run(pairs, data, model_arguments, training))
-            return
-        cache = build_cache(
-            pairs,
-            vision_tower=model_arguments.vision_tower,
-            text_tower=model_arguments.text_tower,
-            cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
-            batch_size=data.extraction_batch_size,
-            max_text_length=data.max_text_length,
-            device=training.device,
-        )
+    if run.dry_run:
+        print(estimate_run(load_training_pairs(data, training.seed), data, model_arguments, training))
+        return
+    with record.phase("cache"):
+        if data.cache:
+            cache = open_cache(data.cache)
+        else:
+            cache = build_cache(
+                load_training_pairs(data, training.seed),
+                vision_tower=model_arguments.vision_tower,
+                text_tower=model_arguments.text_tower,
+                cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
+                batch_size=data.extraction_batch_size,
+                max_text_length=data.max_text_length,
+                device=training.device,
+            )
     views = contrastive_splits(cache)
     train, validation = views["train"], views.get("validation")
     fit_batch_to_data(training, len(train))
@@ -86,7 +88,7 @@ def main(arguments: list[str] | None = None) -> None:
         processing_class=processor_of(config),
     )
     # A signal during the last save waits for its end.
-    with deferred_signals():
+    with deferred_signals(), record.phase("train"):
         trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
         # An internal call does not push: the card is not there yet.
         trainer.save_model(_internal_call=True)
@@ -94,9 +96,12 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Evaluation: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
-    report_run(model, training, cache, views, dataset_name=data.dataset_name, learning_rates=rates)
+    with record.phase("evaluate"):
+        report_run(model, training, cache, views, dataset_name=data.dataset_name, learning_rates=rates)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
+        options = asdict(data) | asdict(model_arguments) | asdict(run)
+        record.write(training, options, cache, model, last_evaluation(trainer.state.log_history))
         print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
 
 

@@ -199,6 +199,15 @@ class EmbeddingCache:
         return len(np.unique(rows[rows >= 0]))
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the distinct vectors of this view, in storage dtype."""
+        sides = {"images": self.image_rows, "texts": self.text_rows}
+        return sum(
+            len(np.unique(sides[name])) * vectors.width * vectors.dtype.itemsize
+            for name, vectors in self._store.vectors.items()
+        )
+
+    @property
     def num_image_only(self) -> int:
         """Rows of this view without text."""
         return int((self.text_rows < 0).sum())
@@ -218,13 +227,21 @@ class EmbeddingCache:
         with open(self._store.folder / EXCLUDED, encoding="utf-8", newline="") as file:
             return [row | {"source_row": int(row["source_row"])} for row in csv.DictReader(file)]
 
-    def files(self) -> list[str]:
-        """The Arrow files this cache reads, relative to the cache folder."""
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the Arrow files that this cache reads, by their names relative to the cache folder."""
         manifests = {self.path.name: self.manifest}
         for side in self._store.vectors:
             name = self.manifest[side]
             manifests[name] = read_manifest(self.path.parent / name)
-        return [f"{name}/{shard['file']}" for name, manifest in manifests.items() for shard in manifest["shards"]]
+        return {
+            f"{name}/{shard['file']}": shard["sha256"]
+            for name, manifest in manifests.items()
+            for shard in manifest["shards"]
+        }
+
+    def files(self) -> list[str]:
+        """The Arrow files this cache reads, relative to the cache folder."""
+        return list(self.digests())
 
     @property
     def splits(self) -> dict[str, int]:
@@ -334,7 +351,7 @@ class ResidentCache:
 
     def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
         """Batch on the device; `indices` as an int64 tensor there costs no transfer."""
-        indices = torch.as_tensor(indices, dtype=torch.int64, device=self.device)
+        indices = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
         batch = {name: vectors[place[indices]] for name, (vectors, place) in self._vectors.items()}
         return batch | {name: values[indices] for name, values in self._columns.items()}
 

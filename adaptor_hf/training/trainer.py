@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from torch.utils.data import Dataset
-from transformers import Trainer
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import speed_metrics
 
+from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
@@ -33,6 +34,7 @@ from .checkpoints import (
 )
 from .grad_cache import backward_in_parts
 from .interruption import StopOnSignal, deferred_signals
+from .progress import ProgressLines
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,33 @@ class AdaptorTrainer(Trainer):
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.add_callback(ProgressLines)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As Trainer's; with `resident_data` batches are gathered on the device."""
+        if not isinstance(self.train_dataset, EmbeddingCache) or not self._data_fits_on_device(self.train_dataset):
+            return super().get_train_dataloader()
+        if self.args.dataloader_num_workers:
+            raise ValueError("resident_data leaves workers nothing to do: give dataloader_num_workers=0, or not both.")
+        on_disk, pin_memory = self.train_dataset, self.args.dataloader_pin_memory
+        self.train_dataset, self.args.dataloader_pin_memory = on_disk.to_device(self.args.device), False
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.train_dataset, self.args.dataloader_pin_memory = on_disk, pin_memory
+
+    def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
+        if self.args.resident_data is not None:
+            return self.args.resident_data
+        if self.args.device.type != "cuda" or self.args.dataloader_num_workers:
+            return False
+        return cache.num_bytes < torch.cuda.mem_get_info(self.args.device)[0] / 2
+
+    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
+        """Not counted: it would walk all modules at every step."""
+        return 0
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Nothing is made on the Hub before there is something to push."""
@@ -210,6 +239,12 @@ class AdaptorTrainer(Trainer):
                 f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
                 "with a lower learning_rate, in float32, or with max_logit_scale=100."
             )
+        if loss == 0:
+            logger.warning(
+                f"The training loss is exactly 0 at step {self.state.global_step}: either every pair is told apart with "
+                f"certainty, or no row of a batch has a negative (positives={self.args.positives!r}) and nothing is "
+                "learned. Check the column that this option goes by."
+            )
         super().log(logs, start_time)
 
     def evaluate(
@@ -269,11 +304,8 @@ class AdaptorTrainer(Trainer):
                 if self.args.should_save:
                     shutil.rmtree(aside, ignore_errors=True)
 
-        if _internal_call:
-            together(write, folder / "model.safetensors")
-        else:
-            # Scripts may call this on one process only, so it waits for no other.
-            write()
+        # Scripts may call this on one process only, so it waits for no other.
+        together(write, folder / "model.safetensors", wait=_internal_call)
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
