@@ -13,7 +13,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom, read_dicom
+from .archives import parse_member, read_member
+from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, in pixels; the header is checked before any pixel is. A mammogram has 30 million."""
@@ -45,8 +46,8 @@ def read_image(
       the operator, and no published system of this family applies it. MONOCHROME1 is inverted, so bright is dense.
 
     Args:
-        source: Path, encoded bytes, binary file object, PIL image, or array of shape (H, W), (H, W, 1), (H, W, 3) or
-            (H, W, 4).
+        source: Path of a file or of a member of an archive (`adaptor_hf.data.archives`), encoded bytes, binary file
+            object, PIL image, or array of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
         mode: "L" (grey) or "RGB".
         min_size: For a JPEG, decode at 1/2, 1/4 or 1/8 scale as long as the shorter side keeps at least this many
             pixels. Pass three times the size you will resize to. Other formats ignore it.
@@ -84,6 +85,24 @@ def read_image(
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(to_uint8(picture))
     return picture if picture.mode == mode else picture.convert(mode)
+
+
+def image_size(source: str | os.PathLike | bytes | BinaryIO) -> tuple[int, int]:
+    """Width and height in pixels of what `read_image` returns, from the file's header: no pixel is decoded.
+
+    Raises:
+        FileNotFoundError, OSError, ValueError: As `read_image`, as far as the header shows it.
+    """
+    with _opened(source) as (stream, name), _damage_named(name):
+        head = stream.read(HEADER_BYTES)
+        stream.seek(0)
+        if looks_like_dicom(head) or Path(name).suffix.lower() in DICOM_SUFFIXES:
+            return dicom_size(stream, name, max_pixels=MAX_PIXELS)
+        image = Image.open(stream)
+        _check_pixels(image.size, name)
+        # Orientations 5 to 8 are on their side.
+        turned = image.getexif().get(Image.ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
 
 
 def to_uint8(array: np.ndarray) -> np.ndarray:
@@ -188,6 +207,10 @@ def _opened(source) -> Iterator[tuple[BinaryIO, str]]:
         yield BytesIO(source), "image bytes"
     elif isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
+        member = parse_member(name) if isinstance(name, str) else None
+        if member is not None:
+            yield BytesIO(read_member(member)), f"{member.archive}::{member.name}"
+            return
         try:
             # A pipe or a device would block or never end.
             if not stat.S_ISREG(os.stat(name).st_mode):
