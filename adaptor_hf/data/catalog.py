@@ -15,11 +15,15 @@ TASKS = ("pretraining", "classification", "detection", "segmentation")
 """What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
 
 MODULES: dict[str, str] = {
+    "cc12m": "conceptual_captions",
+    "cc3m": "conceptual_captions",
     "chexpert": "chexpert",
     "coco_captions": "coco_captions",
     "openi": "openi",
+    "redcaps": "redcaps",
     "roco": "roco",
     "roco_v2": "roco",
+    "yfcc15m": "yfcc15m",
 }
 """Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
 

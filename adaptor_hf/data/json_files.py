@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def load_json(path: Path, name: str, kind: type) -> Any:
+def load_json(path: Path, name: str, *kinds: type) -> Any:
     """
     A JSON file whose top is an object or a list.
 
@@ -21,8 +21,9 @@ def load_json(path: Path, name: str, kind: type) -> Any:
         content = json.loads(path.read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{name}: not readable JSON ({error}). Is it fully downloaded?") from None
-    if not isinstance(content, kind):
-        raise ValueError(f"{name}: a JSON {type(content).__name__}, expected {kind.__name__}.")
+    if not isinstance(content, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name}: a JSON {type(content).__name__}, expected {expected}.")
     return content
 
 

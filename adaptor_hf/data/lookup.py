@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,4 +46,11 @@ def locate(keys: pd.Series, found: dict[str, str], expected: pd.Series) -> pd.Se
     return keys.map(found).fillna(expected).astype(object)
 
 
-__all__ = ["locate", "paths_by_stem"]
+def likeliest_folder(root: Path, names: Sequence[str], folders: Sequence[str]) -> str:
+    """The folder, "" or ending in "/", that holds most of a sample of the names; the first where none holds any."""
+    sample = names[:: max(1, len(names) // 100)]
+    hits = {folder: sum(os.path.isfile(os.path.join(root, folder, name)) for name in sample) for folder in folders}
+    return max(folders, key=lambda folder: hits[folder])
+
+
+__all__ = ["likeliest_folder", "locate", "paths_by_stem"]
