@@ -15,14 +15,26 @@ TASKS = ("pretraining", "classification", "detection", "segmentation")
 """What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
 
 MODULES: dict[str, str] = {
+    "cbis_ddsm": "cbis_ddsm",
     "cc12m": "conceptual_captions",
     "cc3m": "conceptual_captions",
     "chexpert": "chexpert",
+    "chexpert_5x200": "chexpert_5x200",
     "coco_captions": "coco_captions",
+    "covid_rural": "covid_rural",
+    "covidx": "covidx",
+    "mimic_cxr": "mimic_cxr",
+    "montgomery": "shenzhen_montgomery",
+    "nih_chestxray14": "nih_chestxray14",
+    "object_cxr": "object_cxr",
     "openi": "openi",
     "redcaps": "redcaps",
     "roco": "roco",
     "roco_v2": "roco",
+    "rsna": "rsna",
+    "shenzhen": "shenzhen_montgomery",
+    "siim": "siim",
+    "slip_catalog": "slip_catalog",
     "yfcc15m": "yfcc15m",
 }
 """Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
