@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -166,9 +167,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
             kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`].
 
         Raises:
-            OSError: if a tower is not to be had: the message names it, its revision and how to put it in place.
+            OSError: if the weights are truncated or damaged, or a tower is not to be had: the message names it, its
+                revision and how to put it in place.
         """
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} are truncated or damaged ({error}). Copy or download "
+                "them again, or take another checkpoint."
+            ) from error
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         align_weights(model)
         model.attach_towers(vision_model, text_model)

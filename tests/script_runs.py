@@ -117,9 +117,8 @@ def differences(one: object, other: object, place: str = "") -> list[str]:
     if isinstance(one, list | tuple):
         if len(one) != len(other):
             return [f"{place}: {len(one)} and {len(other)}"]
-        return [
-            found for n, pair in enumerate(zip(one, other, strict=True)) for found in differences(*pair, f"{place}/{n}")
-        ]
+        pairs = enumerate(zip(one, other, strict=True))
+        return [found for number, pair in pairs for found in differences(*pair, f"{place}/{number}")]
     if isinstance(one, torch.Tensor):
         return [] if torch.equal(one, other) else [place]
     if isinstance(one, np.ndarray):

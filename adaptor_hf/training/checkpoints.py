@@ -247,14 +247,7 @@ def is_write_error(error: Exception) -> bool:
     """Whether an error is a full or read-only disk; safetensors and torch.save have their own types and words."""
     if isinstance(error, OSError | SafetensorError):
         return True
-    words = (
-        "PytorchStreamWriter",
-        "inline_container",
-        "file write failed",
-        "iostream error",
-        "Parent directory",
-        "cannot be opened",
-    )
+    words = ("inline_container", "PytorchStreamWriter", "iostream error", "Parent directory", "cannot be opened")
     return type(error) is RuntimeError and any(word in str(error) for word in words)
 
 

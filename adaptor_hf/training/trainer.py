@@ -121,7 +121,7 @@ class AdaptorTrainer(Trainer):
             )
         rows, model_inputs = split_inputs(inputs)
         outputs = model(**model_inputs, return_logits=False)
-        logit_scale = self.accelerator.unwrap_model(model).get_logit_scale()
+        logit_scale = self.model.get_logit_scale()
         loss = self._pair_loss(outputs.image_embeds, outputs.text_embeds, logit_scale, rows)
         self._check_loss(loss, inputs)
         return (loss, outputs) if return_outputs else loss
@@ -132,7 +132,7 @@ class AdaptorTrainer(Trainer):
             image_embeds,
             text_embeds,
             logit_scale,
-            image_to_text_weight=self.accelerator.unwrap_model(self.model).config.image_to_text_weight,
+            image_to_text_weight=self.model.config.image_to_text_weight,
             normalize=False,
             positives=rows.get(column) if column else None,
             # accelerate fills up an uneven last batch unless told otherwise.
@@ -152,7 +152,7 @@ class AdaptorTrainer(Trainer):
         model.train()
         inputs = self._prepare_inputs(inputs)
         rows, model_inputs = split_inputs(inputs)
-        unwrapped = self.accelerator.unwrap_model(model)
+        unwrapped = self.model
 
         def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
@@ -241,7 +241,7 @@ class AdaptorTrainer(Trainer):
             )
         if loss == 0:
             logger.warning(
-                f"The training loss is exactly 0 at step {self.state.global_step}: either every pair is told apart with "
+                f"The training loss is exactly 0 at step {self.state.global_step}: either all pairs are told apart with "
                 f"certainty, or no row of a batch has a negative (positives={self.args.positives!r}) and nothing is "
                 "learned. Check the column that this option goes by."
             )
@@ -270,7 +270,7 @@ class AdaptorTrainer(Trainer):
                 results.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
             return results
         start_time = time.time()
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.model
         embeds = embed_pairs(model, dataset, self.args.per_device_eval_batch_size)
         metrics, _ = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
         metrics |= alignment_and_uniformity(embeds["image_embeds"], embeds["text_embeds"])
