@@ -1,0 +1,120 @@
+"""Sentences of a report's sections: our rule, and the recipes of the reference codes by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+_WORDS = re.compile(r"\w+")
+_WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]+")
+_LIST_NUMBER = re.compile(r"[0-9]+\.")
+_LIST_NUMBER_MEDCLIP = re.compile(r"[0-9]+\.+[^0-9]")
+
+_BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
+_SPACE = re.compile(r"\s+")
+# "1. " and "2) " at the start of a line, or within one before a capital: the number of a list.
+_ITEM = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s+|(?<=[.:;])\s+\d{1,2}[.)]\s+(?=[A-ZÀ-ÖØ-Þ_])")
+# A full stop ends a sentence before white space; so "1.5" stays, and the abbreviations below.
+_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
+_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Dr|Drs|Mr|Mrs|Ms|Prof|St|vs|cf|approx|resp|incl|e\.g|i\.e|a\.m|p\.m|Nr)\.$")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def default_sentences(sections: Mapping[str, str]) -> list[str]:
+    """
+    Our rule: impression, then findings; where there is neither, the last paragraph.
+
+    Sentences keep their case, marks, decimals, negations and letters of any alphabet; list numbers go, and so do
+    fragments without any letter, such as a lone "___".
+    """
+    texts = [sections[name] for name in ("impression", "findings") if sections.get(name)]
+    if not texts:
+        texts = [sections.get("last_paragraph") or ""]
+    return [sentence for text in texts for sentence in split_sentences(text)]
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences of a text, white space collapsed. Blank lines, list numbers and closing marks separate them."""
+    found = []
+    for paragraph in _BLANK_LINE.split(text):
+        for item in _ITEM.split(paragraph):
+            pending = ""
+            for piece in _END.split(item):
+                pending = f"{pending} {piece}" if pending else piece
+                if not _ABBREVIATION.search(pending):
+                    found.append(pending)
+                    pending = ""
+            found.append(pending)
+    cleaned = (_SPACE.sub(" ", sentence).strip() for sentence in found)
+    return [sentence for sentence in cleaned if _LETTER.search(sentence)]
+
+
+def mgca_sentences(sections: Mapping[str, str]) -> list[str]:
+    """
+    MGCA: impression, then findings; split at list numbers and at every full stop; lower case; words only.
+
+    So "1.5 cm" becomes "5 cm", "___" stays, marks and letters outside ASCII go. A sentence has more than one word; a
+    report with fewer than three words has none.
+    """
+    text = f"{sections.get('impression') or ' '} {sections.get('findings') or ' '}".replace("\n", " ")
+    pieces = [piece for part in _LIST_NUMBER.split(text) for piece in part.split(".")]
+    sentences = [tokens for tokens in map(_word_tokens, pieces) if tokens]
+    return [" ".join(tokens) for tokens in sentences] if sum(map(len, sentences)) >= 3 else []
+
+
+def medclip_sentences(sections: Mapping[str, str]) -> list[str]:
+    """
+    MedCLIP: split at list numbers (and the character after them) and at ". "; lower case; words and marks as tokens;
+    sentences of more than four. Impression, then findings: its tables of reports are not published.
+    """
+    text = f"{sections.get('impression') or ''} {sections.get('findings') or ''}".replace("\n", " ")
+    pieces = [piece for part in _LIST_NUMBER_MEDCLIP.split(text) for piece in part.split(". ")]
+    tokens = (_ascii(_WORDS_AND_MARKS.findall(piece.replace("\ufffd\ufffd", " ").lower())) for piece in pieces)
+    return [" ".join(sentence) for sentence in tokens if len(sentence) > 4]
+
+
+def lovt_sentences(sections: Mapping[str, str]) -> list[str]:
+    """
+    LoVT: findings, then impression, white space collapsed; a report with fewer than three words has none.
+
+    LoVT splits sentences with a network (stanza); here `split_sentences` does, so single boundaries may differ.
+    """
+    sentences = [
+        sentence for name in ("findings", "impression") for sentence in split_sentences(sections.get(name) or "")
+    ]
+    return sentences if sum(len(_WORDS_AND_MARKS.findall(sentence)) for sentence in sentences) >= 3 else []
+
+
+RECIPES: dict[str, Callable[[Mapping[str, str]], list[str]]] = {
+    "default": default_sentences,
+    "mgca": mgca_sentences,
+    "lovt": lovt_sentences,
+    "medclip": medclip_sentences,
+}
+"""Recipes by name: from section texts (see `adaptor_hf.data.reports.section_texts`) to sentences."""
+
+
+def sentences_of(sections: Mapping[str, str], recipe: str = "default") -> list[str]:
+    """
+    Sentences of a report by a recipe of `RECIPES`; the report's text is these joined by blanks.
+
+    Raises:
+        ValueError: No such recipe.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"Unknown sentence recipe {recipe!r}. Choose one of: {', '.join(RECIPES)}.")
+    return RECIPES[recipe](sections)
+
+
+def _word_tokens(piece: str) -> list[str]:
+    tokens = _WORDS.findall(piece.replace("\ufffd\ufffd", " ").lower())
+    return _ascii(tokens) if len(tokens) > 1 else []
+
+
+def _ascii(tokens: list[str]) -> list[str]:
+    kept = (token.encode("ascii", "ignore").decode("ascii") for token in tokens)
+    return [token for token in kept if token]
+
+
+__all__ = ["RECIPES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentences_of",
+           "split_sentences"]  # fmt: skip

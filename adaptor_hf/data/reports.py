@@ -1,0 +1,120 @@
+"""Sections of a radiology report, found by their headings."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Headings:
+    """How the headings of a language look, and which section each opens."""
+
+    pattern: re.Pattern
+    """Finds a heading; group 1 is its words."""
+    names: dict[str, tuple[str, ...]]
+    """Section and the headings, in lower case, that open it; misspellings of real reports among them."""
+    within: tuple[str, ...]
+    """Sections that any other heading opens which holds their name; the first wins."""
+    findings: tuple[str, ...]
+    """Words of headings that describe the study, and so open the findings."""
+
+    def section(self, heading: str) -> str:
+        """Name of the section that a heading opens: itself if nothing else is known."""
+        heading = heading.lower().strip()
+        known = self._by_heading().get(heading)
+        if known is not None:
+            return known
+        for name in self.within:
+            if name in heading:
+                return name
+        return "findings" if any(words in heading for words in self.findings) else heading
+
+    def _by_heading(self) -> dict[str, str]:
+        if not hasattr(self, "_lookup"):
+            lookup = {heading: name for name, headings in self.names.items() for heading in headings}
+            object.__setattr__(self, "_lookup", lookup)
+        return self._lookup
+
+
+HEADINGS = {
+    # The names of the section parser of MIT-LCP (mimic-cxr), which MGCA and LoVT use too. "ndication" is in its list of
+    # impressions.
+    "en": Headings(
+        pattern=re.compile(r"\n ([A-Z ()/,-]+):\s"),
+        names={
+            "impression": (
+                "impression", "conclusion", "findings and impression", "findings/impression", "findings/ impression",
+                "ndication", "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion",
+                "imperssion", "mpression", "impession",
+            ),
+            "findings": (
+                "findings", "chest, two views", "finding", "findins", "findindgs", "findgings", "findngs", "findnings",
+                "finidngs", "reference findings",
+            ),
+            "comparison": (
+                "comparison", "comparisons", "reference exam", "comparison exam", "comparison film", "comparision",
+                "comparsion", "comparrison", "comparisions",
+            ),
+            "indication": (
+                "indication", "reason for examination", "reason for exam", "clinical indication", "idication",
+            ),
+            "history": ("history", "clinical history", "clinical information", "patient history", "pfi"),
+            "examination": ("examination", "exam", "type of examination"),
+            "recommendations": ("recommendations", "recommendation(s)", "recommendation"),
+            "wet read": ("wet read", "wetread"),
+            "technique": ("technique",),
+            "notification": ("notification",),
+            "addendum": ("addendum",),
+            "comment": ("comment",),
+            "date": ("date",),
+        },
+        within=("impression", "findings", "history", "comparison", "addendum"),
+        findings=(
+            "chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and",
+            "two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window",
+            "frontal upright", "frontal semi-upright", "ribs", "pa and lat",
+        ),
+    ),
+}  # fmt: skip
+"""Headings by language. Another language is another entry."""
+
+_PARAGRAPH = "\n \n"
+
+
+def parse_sections(report: str, language: str = "en") -> list[tuple[str, str]]:
+    """
+    Sections of a report in order, as (name, raw text), by the rules of MIT-LCP's parser for MIMIC-CXR.
+
+    What comes before the first heading is "preamble"; a report without heading is one "full report". A heading is not
+    looked for in the rest of the line that opens a section. Findings and impressions without text are left out; where
+    there is neither, what follows the first empty line of the last section is "last_paragraph".
+
+    Raises:
+        ValueError: No headings for this language.
+    """
+    if language not in HEADINGS:
+        raise ValueError(f"No headings for the language {language!r}. Known: {', '.join(HEADINGS)}.")
+    headings = HEADINGS[language]
+    report = report.replace("\r\n", "\n")
+    match = headings.pattern.search(report)
+    sections = [("full report", report) if match is None else ("preamble", report[: match.start(1)])]
+    while match is not None:
+        name, start = headings.section(match.group(1)), match.end()
+        match = headings.pattern.search(report, max(start, report.find("\n", start)))
+        sections.append((name, report[start : match.start() if match else len(report)]))
+    sections = [(name, text) for name, text in sections if name not in ("impression", "findings") or text.strip()]
+    if not {"impression", "findings"} & {name for name, _ in sections}:
+        name, text = sections[-1]
+        head, separator, tail = text.partition(_PARAGRAPH)
+        if separator:
+            sections[-1:] = [(name, head), ("last_paragraph", tail)]
+    return sections
+
+
+def section_texts(report: str, language: str = "en") -> dict[str, str]:
+    """Text of each section, outer white space removed. Of several sections of a name the last counts, as in MGCA."""
+    return {name: text.strip() for name, text in parse_sections(report, language)}
+
+
+__all__ = ["HEADINGS", "Headings", "parse_sections", "section_texts"]
