@@ -122,8 +122,8 @@ def read_delimited(path: Path, sep: str, *, header: Sequence[str] | None = None,
     `header` names the columns of a file without header line. Without `quoting` a quote is an ordinary character.
     """
 
-    def read(use_threads: bool) -> pa.Table:
-        options = {"column_names": list(header)} if header is not None else {}
+    def read(use_threads: bool, named: Sequence[str] | None = header, skip_rows: int = 0) -> pa.Table:
+        options = {"column_names": list(named), "skip_rows": skip_rows} if named is not None else {}
         with pa.input_stream(str(path), compression="detect") as stream:
             return pyarrow.csv.read_csv(
                 stream,
@@ -139,6 +139,13 @@ def read_delimited(path: Path, sep: str, *, header: Sequence[str] | None = None,
         return read(use_threads=True)
     except (UnicodeDecodeError, pa.ArrowInvalid):
         _text(path)
+    if header is None and names[-1].strip() == "":
+        # NIH's header ends in commas that its rows do not have.
+        last = max((place for place, name in enumerate(names) if name.strip()), default=0)
+        try:
+            return read(use_threads=True, named=names[: last + 1], skip_rows=1)
+        except pa.ArrowInvalid:
+            pass
     try:
         # One thread knows the number of the bad row.
         return read(use_threads=False)
