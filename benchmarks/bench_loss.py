@@ -1,4 +1,8 @@
-"""The contrastive loss, forward and backward: the whole similarity matrix against blocks of rows, by batch size."""
+"""The contrastive loss, forward and backward: the whole similarity matrix against blocks of rows, by batch size.
+
+python benchmarks/bench_loss.py
+python benchmarks/bench_loss.py --rows --blocks_alone 65536     (about five minutes)
+"""
 
 import os
 import resource
@@ -42,11 +46,22 @@ def extra_peak(form: str, rows: int) -> float:
 
 def main() -> None:
     parser = arguments(__doc__)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1024, 2048, 4096, 8192])
+    parser.add_argument(
+        "--blocks_alone",
+        type=int,
+        nargs="*",
+        default=[],
+        help="Rows at which only the memory of the blocks is measured.",
+    )
     options = parser.parse_args()
     one_thread()
+    for rows in options.blocks_alone:
+        print(f"{rows:,} rows in blocks: {extra_peak('blocks', rows):,.0f} MiB beyond the inputs and their gradients")
     forms = ("whole", "blocks")
     peaks = {(form, rows): extra_peak(form, rows) for rows in options.rows for form in forms}
+    if not options.rows:
+        return
     table = []
     for rows in options.rows:
         variants = {form: lambda form=form, rows=rows: run_loss(form, rows) for form in forms}
