@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--device", help="cpu, cuda, cuda:1; default: CUDA when there is one")
     build.add_argument("--num_workers", type=int, help="processes that decode images")
     build.add_argument("--max_fault_fraction", type=float, default=0.05, help="share of bad rows that is accepted")
+    build.add_argument("--image_store", help="folder that keeps resized images for the next tower")
+    build.add_argument("--image_store_size", type=int, default=256, help="shorter side of its images, in pixels")
     for name, text in (("info", "what a cache holds"), ("verify", "compute all checksums again")):
         command = commands.add_parser(name, help=text)
         command.add_argument("cache_dir")
@@ -50,6 +52,7 @@ def _build(arguments: argparse.Namespace) -> None:
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
+    options += ("image_store", "image_store_size")
     cache = build_cache(
         dataset,
         arguments.vision_tower,

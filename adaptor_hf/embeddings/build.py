@@ -1,7 +1,11 @@
 """Builds a cache: each tower runs once over each distinct image and text, whatever happens to the process."""
 
+import errno
 import logging
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +13,12 @@ import pyarrow as pa
 
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
+from .image_store import ImageStore
 from .pairs import write_pairs
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_cache
 from .shards import PIECE_ROWS, SHARD_ROWS
-from .sides import Settings, Side
+from .sides import Plan, Settings, Side
 from .source import TowerSource
 from .table import PairTable, merge_splits, read_table
 
@@ -34,6 +39,8 @@ def build_cache(
     device: Any = None,
     num_workers: int | None = None,
     max_fault_fraction: float = 0.05,
+    image_store: str | os.PathLike | None = None,
+    image_store_size: int = 256,
     piece_rows: int = PIECE_ROWS,
     shard_rows: int = SHARD_ROWS,
 ) -> EmbeddingCache:
@@ -64,6 +71,11 @@ def build_cache(
         device: where to run; None takes CUDA when there is one, and leaves a loaded tower where it is.
         num_workers: processes that decode images; None takes all cores but one for CUDA, half of them for the CPU.
         max_fault_fraction: largest share of excluded rows that is accepted.
+        image_store: folder that keeps resized images, so that another tower need not decode the files again. A tower
+            whose processor resizes to another size or with another filter than bicubic gets slightly other numbers, so
+            the key of the embeddings says that a store was used; see docs/cache.md.
+        image_store_size: shorter side of the stored images in pixels, at least what the tower resizes to; smaller
+            images are stored as they are.
         piece_rows: rows after which progress is safe from a kill.
         shard_rows: rows of one Arrow file.
 
@@ -80,7 +92,8 @@ def build_cache(
         raise ValueError("give vision_tower, text_tower, or both")
     if dtype not in NUMPY_DTYPES:
         raise ValueError(f"dtype must be one of {sorted(NUMPY_DTYPES)}, got {dtype!r}")
-    for name, value in (("batch_size", batch_size), ("max_text_length", max_text_length), ("shard_rows", shard_rows)):
+    sizes = {"batch_size": batch_size, "max_text_length": max_text_length, "shard_rows": shard_rows}
+    for name, value in (sizes | {"image_store_size": image_store_size}).items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     cache_dir = Path(cache_dir)
@@ -90,7 +103,8 @@ def build_cache(
     # EfficientNet-Lite0 at 64 images.
     batch_size = batch_size or (64 if on_cuda else 4)
     workers = num_workers if num_workers is not None else _worker_count(on_cuda)
-    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows)
+    store = ImageStore(image_store, image_store_size) if image_store is not None else None
+    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store)
     sources = {}
     if vision_tower is not None:
         sources["images"] = TowerSource("vision", vision_tower, device, cache_dir)
@@ -159,6 +173,23 @@ def _worker_count(on_cuda: bool) -> int:
     return max(0, min(16, cores - 1 if on_cuda else cores // 2))
 
 
+@contextmanager
+def _space_named(cache_dir: Path, side: Side, plan: Plan) -> Iterator[None]:
+    """Say how much space is needed when the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        free, needed = shutil.disk_usage(cache_dir).free, side.bytes_needed(plan)
+        raise OSError(
+            error.errno,
+            f"the disk of {cache_dir} is full: {free / 1e6:.1f} MB are free, and this build of {side.name} needs about "
+            f"{needed / 1e6:.1f} MB from its start to its end. Finished pieces are kept: free space, and the same call "
+            f"goes on from there ({error.strerror})",
+        ) from error
+
+
 def _build_missing(sides: list[Side], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
     from filelock import FileLock, Timeout
 
@@ -170,6 +201,12 @@ def _build_missing(sides: list[Side], table: PairTable, cache_dir: Path, ranks: 
             lock.acquire(timeout=30)
         except Timeout:
             return False
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{cache_dir} cannot be written ({error.strerror or error}), and there are rows to embed. Allow "
+                "writing to this folder, or give another cache_dir",
+            ) from error
         return True
 
     waited = False
@@ -180,9 +217,10 @@ def _build_missing(sides: list[Side], table: PairTable, cache_dir: Path, ranks: 
     try:
         for side in sides:
             plan = ranks.on_main(lambda side=side: side.plan(table))
-            if plan.pieces:
-                ranks.together(lambda side=side, plan=plan: side.compute(table, plan, ranks.index, ranks.world))
-            ranks.on_main(lambda side=side, plan=plan: side.finish(plan))
+            with _space_named(cache_dir, side, plan):
+                if plan.pieces:
+                    ranks.together(lambda side=side, plan=plan: side.compute(table, plan, ranks.index, ranks.world))
+                ranks.on_main(lambda side=side, plan=plan: side.finish(plan))
     except KeyboardInterrupt:
         logger.warning("interrupted: finished pieces are kept in %s, the same call goes on from there", cache_dir)
         raise

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .files import KEY_DTYPE, NUMPY_DTYPES
+from .image_store import ImageStore
 from .keys import digest, key_vector
 from .table import image_reference
 
@@ -70,16 +71,29 @@ class ImageBatches:
         starts: (m,) planned position at which each batch starts.
         batch_size: positions of a batch; the last one may be smaller.
         processor: image processor of the tower.
+        keys: (n,) source key of each planned position, for the store.
+        store: where resized images are kept, if at all.
     """
 
-    def __init__(self, dataset, rows: np.ndarray, starts: np.ndarray, batch_size: int, processor: Any) -> None:
+    def __init__(
+        self,
+        dataset,
+        rows: np.ndarray,
+        starts: np.ndarray,
+        batch_size: int,
+        processor: Any,
+        keys: np.ndarray,
+        store: ImageStore | None = None,
+    ) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
         self.starts = starts
         self.batch_size = batch_size
         self.processor = processor
+        self.keys = keys
+        self.store = store
         side = target_pixels(processor)
-        self.min_size = 3 * side if side else None
+        self.min_size = store.min_size if store else 3 * side if side else None
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -91,13 +105,17 @@ class ImageBatches:
         values = self.dataset[self.rows[start : start + self.batch_size]].column("image").to_pylist()
         pixels, digests, kept, faults = [], [], [], {}
         for offset, value in enumerate(values):
+            key = self.keys[[start + offset]].tobytes()
+            stored = self.store.read(key) if self.store else None
             try:
-                image, content = self._read(value)
+                image, content = stored or self._read(value)
+                pixels.append(self.processor(images=[image], return_tensors="pt")["pixel_values"][0])
             except Exception as error:
                 # Whatever a decoder raises on a damaged file, the fault is the file's and must not stop the build.
                 faults[offset] = _reason(error)
                 continue
-            pixels.append(image)
+            if self.store and stored is None:
+                self.store.write(key, image, content)
             digests.append(content)
             kept.append(offset)
         stacked = torch.stack(pixels) if pixels else None
@@ -111,7 +129,7 @@ class ImageBatches:
         if data is None:
             data = read_bytes(path)
         image = read_image(data, mode="L", min_size=self.min_size)
-        return self.processor(images=[image], return_tensors="pt")["pixel_values"][0], digest(data)
+        return self.store.shrink(image) if self.store else image, digest(data)
 
 
 def _reason(error: Exception) -> str:

@@ -20,13 +20,14 @@ NUMPY_DTYPES = {"float16": np.float16, "float32": np.float32}
 KEY_DTYPE = np.dtype("S16")  # 128-bit digests, as fixed-length bytes numpy can sort
 
 
-def _write_aside(path: Path, write) -> None:
+def _write_aside(path: Path, write, sync: bool = True) -> None:
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(aside, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         os.replace(aside, path)
     except OSError as error:
         raise OSError(
@@ -76,6 +77,11 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, aside and renamed."""
     _write_aside(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a small file aside and rename it, without waiting for the disk: for files that carry their own digest."""
+    _write_aside(path, lambda file: file.write(data), sync=False)
 
 
 def read_manifest(folder: Path) -> dict:

@@ -14,10 +14,13 @@ from .compute import (
     forward,
     image_batches,
     storage_vectors,
+    target_pixels,
     vector_faults,
 )
+from .image_store import ImageStore
 from .keys import content_key, key_vector, side_key
 from .lookup import find_keys
+from .progress import progress
 from .shards import Build, SideFolder, cut, key_hex, plan_name
 from .source import TowerSource
 from .table import PairTable, image_reference, needed
@@ -33,6 +36,7 @@ class Settings:
     num_workers: int
     piece_rows: int
     shard_rows: int
+    image_store: ImageStore | None = None
 
 
 @dataclass
@@ -74,6 +78,8 @@ class Side:
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
+        if name == "images" and settings.image_store is not None:
+            identity = identity | {"image_store": settings.image_store.identity}
         header = {
             "tower": self.spec,
             "identity": identity,
@@ -154,18 +160,22 @@ class Side:
             self.folder.add_aliases(self.keys(table)[rows[found]], digests[found])
         return rows[~found]
 
+    def bytes_needed(self, plan: Plan) -> int:
+        """Disk space that a plan still takes: its pieces, the shards they are merged into, and one shard in between."""
+        row = self.folder.manifest["width"] * np.dtype(self.settings.dtype).itemsize + 36
+        todo = sum(stop - start for start, stop in plan.pieces.values())
+        return row * (todo + len(plan.rows) + min(len(plan.rows), self.settings.shard_rows))
+
     def compute(self, table: PairTable, plan: Plan, rank: int, world: int) -> None:
         """Compute this rank's share of the pieces that are not there yet."""
         mine = list(plan.pieces.items())[rank::world]
         if not mine:
             return
-        from tqdm import tqdm
-
         tower = self.source.load()
         build = Build(self.folder, plan.name)
         total = sum(stop - start for _, (start, stop) in mine)
         title = self.name if world == 1 else f"{self.name}, rank {rank} of {world}"
-        with tqdm(total=total, unit="rows", desc=title, disable=rank != 0, mininterval=1) as bar:
+        with progress(total, title, shown=rank == 0) as bar:
             run = self._image_pieces if self.name == "images" else self._text_pieces
             run(tower, table, plan, mine, build, bar)
 
@@ -183,10 +193,12 @@ class Side:
             table.faults[int(row)] = reasons.get(key, "embedding is missing")
 
     def _image_pieces(self, tower, table, plan, mine, build, bar) -> None:
+        if self.settings.image_store is not None:
+            self.settings.image_store.check(target_pixels(tower.processor))
         size = self.settings.batch_size
         starts = np.concatenate([np.arange(*piece, size) for _, piece in mine])
         loaded = image_batches(
-            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor),
+            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor, plan.keys, self.settings.image_store),
             min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )
