@@ -33,7 +33,8 @@ OPTIONS = {
 LIMIT = 180  # seconds until a test gives a process up
 
 
-def command(cache: Path, output: Path, **changes) -> list[str]:
+def command(cache: Path | None, output: Path, **changes) -> list[str]:
+    """A command line of `OPTIONS` with changes; `None` leaves an option out."""
     options = {**OPTIONS, "cache": cache, "output_dir": output, **changes}
     words = [word for name, value in options.items() if value is not None for word in (f"--{name}", str(value))]
     return [sys.executable, "train_pretrain.py", *words]

@@ -222,6 +222,10 @@ class AdaptorTrainer(Trainer):
         position = super()._init_training_state(max_steps, *args)
         # A resumed run's own intervals; Trainer takes those of the checkpoint.
         self.state.compute_steps(self.args, max_steps)
+        here = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
+        if here.is_dir():
+            # The state has the path of the time; the run may have been moved or copied since.
+            self.state.best_model_checkpoint = str(here)
         try:
             if self.state.best_model_checkpoint is not None:
                 check_checkpoint(Path(self.state.best_model_checkpoint))
@@ -241,7 +245,7 @@ class AdaptorTrainer(Trainer):
             )
         if loss == 0:
             logger.warning(
-                f"The training loss is exactly 0 at step {self.state.global_step}: either all pairs are told apart with "
+                f"The training loss is exactly 0 at step {self.state.global_step}: all pairs are told apart with "
                 f"certainty, or no row of a batch has a negative (positives={self.args.positives!r}) and nothing is "
                 "learned. Check the column that this option goes by."
             )
