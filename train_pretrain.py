@@ -60,6 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
                 batch_size=data.extraction_batch_size,
                 max_text_length=data.max_text_length,
                 device=training.device,
+                image_store=data.image_store,
+                image_store_size=data.image_store_size,
             )
     views = contrastive_splits(cache)
     train, validation = views["train"], views.get("validation")

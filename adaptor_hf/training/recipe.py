@@ -51,6 +51,10 @@ class DataArguments:
     extraction_batch_size: int | None = field(
         default=None, metadata={"help": "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU."}
     )
+    image_store: str | None = field(
+        default=None, metadata={"help": "Folder that keeps resized images: the next tower need not decode."}
+    )
+    image_store_size: int = field(default=256, metadata={"help": "Shorter side of the stored images, in pixels."})
     dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
 
     def __post_init__(self):
