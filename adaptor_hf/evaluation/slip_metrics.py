@@ -4,19 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_METRICS = {
-    "aircraft": "mean_per_class",
-    "pets": "mean_per_class",
-    "caltech101": "mean_per_class",
-    "flowers": "mean_per_class",
-    "kinetics700_frames": "mean_top1_top5",
-    "hateful_memes": "roc_auc",
-}
-
-
-def metric_of(name: str) -> str:
-    """Name of the metric of a set: "top1", "mean_per_class", "mean_top1_top5" or "roc_auc"."""
-    return _METRICS.get(name, "top1")
+from ..data.public.slip_catalog import metric_of
 
 
 def slip_score(name: str, scores: np.ndarray, labels: np.ndarray) -> float:
@@ -55,4 +43,4 @@ def slip_score(name: str, scores: np.ndarray, labels: np.ndarray) -> float:
     return float((predicted == labels).mean())
 
 
-__all__ = ["metric_of", "slip_score"]
+__all__ = ["slip_score"]

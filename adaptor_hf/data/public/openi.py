@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..captions import clean_whitespace, term_labels
+from ..captions import term_labels
 from ..catalog import Found, PublicDataset, Request
 from ..files import find_file, list_files, read_table, record_input, require_file, row_sources
 from ..lookup import locate, paths_by_stem
+from ..report_sentences import RECIPES, sentences_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,25 +22,35 @@ TOKEN = "XXXX"
 UNINDEXED = ("No Indexing", "")
 """MeSH entries that say nothing of the image."""
 
+_BARE = re.compile(rf"(?:{TOKEN}|[\W_])*", re.IGNORECASE)
+
 _REPORTS = ("indiana_reports.csv", "*/indiana_reports.csv")
 _PROJECTIONS = ("indiana_projections.csv", "*/indiana_projections.csv")
 
 
 def read(request: Request) -> Found:
-    """Rows of one image each; images of a study share its report."""
-    if request.options["deidentified"] not in ("keep", "remove"):
-        raise ValueError(f'deidentified must be "keep" or "remove", got {request.options["deidentified"]!r}.')
-    if unknown := set(request.options["sections"]) - set(SECTIONS):
-        raise ValueError(f"No section {', '.join(sorted(unknown))}. Choose of: {', '.join(SECTIONS)}.")
-    if find_file(request.root, _REPORTS):
-        found, reports = _read_kaggle(request.root)
-    else:
-        found, reports = _read_nlm(request.root)
+    """
+    Rows of one image each; images of a study share its report.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_table`; also for an unknown option value.
+    """
+    for option, known in (("deidentified", ("keep", "remove")), ("views", ("all", "frontal")), ("recipe", RECIPES)):
+        if request.options[option] not in known:
+            raise ValueError(f"{option} must be one of {', '.join(known)}, got {request.options[option]!r}.")
+    kaggle = find_file(request.root, _REPORTS) is not None
+    found, reports = (_read_kaggle if kaggle else _read_nlm)(request.root)
     rows = found.rows.join(_texts(reports, request.options), on="study_id")
     rows["patient_id"] = rows["study_id"]
     found.rows = rows
     if request.task == "classification":
         _add_labels(found, reports["mesh"], request.options["label_min_count"])
+    if request.options["views"] == "frontal":
+        if not kaggle:
+            raise ValueError('views="frontal" needs indiana_projections.csv: the XML files do not say the view.')
+        frontal = found.rows["view"] == "Frontal"
+        found.dropped["lateral view"] = int((~frontal).sum())
+        found.rows = found.rows[frontal].reset_index(drop=True)
     return found
 
 
@@ -88,8 +99,8 @@ def _read_nlm(root: Path) -> tuple[Found, pd.DataFrame]:
             continue
         reports.append(report)
         images += [(report["uid"], name, file) for name in ids]
-    frame = pd.DataFrame(reports, columns=["uid", *SECTIONS, "mesh"]).astype(object).drop_duplicates("uid")
-    rows = pd.DataFrame(images, columns=["study_id", "name", "source"]).astype(object)
+    frame = pd.DataFrame(reports, columns=["uid", *SECTIONS, "mesh"], dtype=object).drop_duplicates("uid")
+    rows = pd.DataFrame(images, columns=["study_id", "name", "source"], dtype=object)
     imageless = int((~frame["uid"].isin(rows["study_id"])).sum())
     keys = rows["name"].map(image_key)
     repeated = int(keys.duplicated().sum())
@@ -124,22 +135,29 @@ def _read_xml(path: Path) -> tuple[dict, list[str]]:
 
 
 def _texts(reports: pd.DataFrame, options: dict) -> pd.DataFrame:
-    """Sections as they are, and the text of the chosen ones."""
+    """Sections as they are, and the sentences and text of a recipe."""
     import pandas as pd
 
     sections = [
         {name: value for name, value in zip(SECTIONS, values, strict=True) if value is not None}
         for values in zip(*(reports[name] for name in SECTIONS), strict=True)
     ]
-    parts = reports[list(options["sections"])].fillna("")
-    text = parts.agg(" ".join, axis=1) if len(parts) else pd.Series(dtype=object)
+    sentences = [_sentences(texts, options) for texts in sections]
+    texts = [" ".join(parts) or None for parts in sentences]
+    columns = {"text": texts, "sections": sections, "sentences": sentences}
+    return pd.DataFrame({name: pd.Series(cells, reports.index, dtype=object) for name, cells in columns.items()})
+
+
+def _sentences(sections: dict[str, str], options: dict) -> list[str]:
     if options["deidentified"] == "remove":
-        # A sentence keeps its end, a word loses the token and what hangs on it.
-        text = text.str.replace(rf"[^\s.,;:]*{TOKEN}[^\s.,;:]*", "", regex=True)
-        text = text.str.replace(r"\s+([.,;:])", r"\1", regex=True)
-    text = clean_whitespace(text)
-    bare = text.str.fullmatch(rf"(?:{TOKEN}|[\W_])*", na=False)
-    return pd.DataFrame({"text": text.mask(bare, None), "sections": pd.Series(sections, index=reports.index)})
+        sections = {name: _without_token(text) for name, text in sections.items()}
+    sentences = sentences_of(sections, options["recipe"])
+    return [sentence for sentence in sentences if not _BARE.fullmatch(sentence)]
+
+
+def _without_token(text: str) -> str:
+    """A word loses the token and what hangs on it, a sentence keeps its end."""
+    return re.sub(r"\s+([.,;:])", r"\1", re.sub(rf"[^\s.,;:]*{TOKEN}[^\s.,;:]*", "", text)).strip()
 
 
 def _add_labels(found: Found, mesh: pd.Series, min_count: int) -> None:
@@ -178,9 +196,10 @@ CXR1_1_IM-0001-4001.png (or .dcm; any folder)""",
         tested="real sample",
         read=read,
         split_schemes=("patient",),
-        options={"sections": ("findings", "impression"), "deidentified": "keep", "label_min_count": 50},
+        options={"recipe": "default", "deidentified": "keep", "views": "all", "label_min_count": 50},
         option_help={
-            "sections": f"sections of the text, in this order, of {', '.join(SECTIONS)}",
+            "recipe": f"how sentences are made of findings and impression: {', '.join(RECIPES)}",
+            "views": '"all", or "frontal": the 3,818 images that indiana_projections.csv calls frontal',
             "deidentified": f'"keep" or "remove" the token {TOKEN}, with the word it is part of',
             "label_min_count": "classification: a MeSH heading is a label if so many images have it",
         },

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 
 CATALOG, LABELS, TEMPLATES = "dataset_catalog.json", "labels.json", "templates.json"
 SPECIAL = ("cifar10", "cifar100", "stl10", "mnist")
+METRICS = {
+    "aircraft": "mean_per_class",
+    "pets": "mean_per_class",
+    "caltech101": "mean_per_class",
+    "flowers": "mean_per_class",
+    "kinetics700_frames": "mean_top1_top5",
+    "hateful_memes": "roc_auc",
+}
+"""Metric of the sets whose metric is not "top1"; `adaptor_hf.evaluation.slip_metrics` computes it."""
+
 CLEVR_CLASSES = ("count_10", "count_3", "count_4", "count_5", "count_6", "count_7", "count_8", "count_9")
 
 
@@ -44,11 +54,14 @@ def read(request: Request) -> Found:
         rows, classes = read_kind(request.root, folder, parts, name)
     if find_file(request.root, LABELS):
         _check_labels(class_texts(request.root, name), classes, name)
-    from ...evaluation.slip_metrics import metric_of
-
     rows["source"] = f"{CATALOG}:{name}"
     notes.append(f"SLIP's metric of {name} is {metric_of(name)}.")
     return Found(rows, class_names=classes, table_rows=len(rows), notes=notes)
+
+
+def metric_of(name: str) -> str:
+    """Name of the metric of a set: "top1", "mean_per_class", "mean_top1_top5" or "roc_auc"."""
+    return METRICS.get(name, "top1")
 
 
 def class_texts(root: str | os.PathLike, name: str) -> list[list[str]]:
@@ -262,11 +275,11 @@ dataset_catalog.json (of SLIP); labels.json and templates.json (of SLIP, optiona
             "that are in both are compared.",
             "clevr_counts has words as labels in a fixed order: count_10, count_3 ... count_9.",
             "fer2013 has several names a class (class_texts).",
-            "The metric differs: mean per class for aircraft, pets, caltech101 and flowers, the mean of top 1 and top 5 "
-            "for kinetics700_frames, ROC AUC for hateful_memes, else top 1 (adaptor_hf.evaluation.slip_metrics).",
+            "The metric differs: mean per class for aircraft, pets, caltech101 and flowers, the mean of top 1 and top "
+            "5 for kinetics700_frames, ROC AUC for hateful_memes, else top 1 (adaptor_hf.evaluation.slip_metrics).",
             "birdsnap and voc2007 have labels but no entry in the catalog.",
         ),
     ),
 )
 
-__all__ = ["DATASETS", "class_prompts", "class_texts", "read"]
+__all__ = ["DATASETS", "METRICS", "class_prompts", "class_texts", "metric_of", "read"]
