@@ -17,6 +17,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.training import AdaptorTrainer
+from adaptor_hf.training.checkpoints import find_checkpoint
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     for problem in environment_warnings():
         logger.warning(problem)
     check_together(data, model_arguments, run, training)
+    if training.resume_from_checkpoint:
+        # Now rather than after the extraction.
+        training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))
     set_seed(training.seed)
 
     # Data: every image and report goes through its frozen tower once.

@@ -40,11 +40,11 @@ def command(cache: Path | None, output: Path, **changes) -> list[str]:
     return [sys.executable, "train_pretrain.py", *words]
 
 
-def start(words: list[str], log: Path, **variables) -> subprocess.Popen:
+def start(words: list[str], log: Path, cwd: Path = ROOT, **variables) -> subprocess.Popen:
     """A process with its own process group, whose output is appended to a file."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "ACCELERATE_USE_CPU": "true", **variables}
     with open(log, "ab") as file:
-        return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=file, stderr=file, start_new_session=True)
+        return subprocess.Popen(words, cwd=cwd, env=environment, stdout=file, stderr=file, start_new_session=True)
 
 
 def start_ranks(words: list[str], log: Path) -> list[subprocess.Popen]:

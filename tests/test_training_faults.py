@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -263,7 +264,9 @@ class TestScript:
         last = said.strip().splitlines()[-1]
         assert re.fullmatch(rf"Stopped by Ctrl-C. The last checkpoint is {output}/checkpoint-\d+. Go on with .*", last)
 
-    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+    @pytest.mark.parametrize(
+        ("number", "status"), [(signal.SIGTERM, 75), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+    )
     def test_during_the_extraction_finished_parts_are_kept(self, tiny_dinov2, tiny_bert, tmp_path, number, status):
         generator = np.random.default_rng(0)
         lines = ["path,report,subject"]
@@ -286,6 +289,32 @@ class TestScript:
         assert "Traceback" not in said
         assert pieces()
         assert not list(output.glob("checkpoint-*"))
+
+    @pytest.mark.slow
+    def test_the_job_script_of_the_docs_requeues_and_goes_on(self, cache, tmp_path):
+        """With programs in the place of SLURM's: srun that runs its arguments, scontrol that writes them down."""
+        page = (Path(train_pretrain.__file__).parent / "docs" / "training.md").read_text(encoding="utf-8")
+        job = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)[1]
+        small = command(cache, tmp_path / "outputs" / "run", logging_steps=1)[2:]
+        job = job.replace("configs/recipes/small.yaml --cache embeddings", shlex.join(small))
+        (tmp_path / "job.sh").write_text(job.replace("python train_pretrain.py", f"{sys.executable} train_pretrain.py"))
+        for name, content in (("srun", 'exec "$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/scontrol.txt')):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
+            (tmp_path / name).chmod(0o755)
+        (tmp_path / "train_pretrain.py").symlink_to(train_pretrain.__file__)
+        variables = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "17"}
+        output, log = tmp_path / "outputs" / "run", tmp_path / "log"
+        job = start(["bash", str(tmp_path / "job.sh")], log, cwd=tmp_path, **variables)
+        wait_for(lambda: b"step 9 of" in log.read_bytes(), job, "step 9")
+        job.send_signal(signal.SIGUSR1)
+        assert job.wait(LIMIT) == 75, log.read_text()
+        assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
+        assert "Stopped by SIGUSR1" in log.read_text()
+        job = start(["bash", str(tmp_path / "job.sh")], log, cwd=tmp_path, **variables)
+        assert job.wait(LIMIT) == 0, log.read_text()
+        assert (tmp_path / "scontrol.txt").read_text() == "requeue 17\n"
+        assert log.read_text().count("step 3 of") == 1
+        assert (output / "README.md").is_file()
 
     def test_the_same_command_is_one_line_when_the_disk_is_full(self, cache, tmp_path, small_disk):
         process = start(command(cache, small_disk("200k") / "run"), tmp_path / "log")

@@ -105,7 +105,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} does not exist: no checkpoint to resume from. Leave the option out to start")
+        raise FileNotFoundError(f"{folder} does not exist")
     path = folder / MANIFEST
     if not path.is_file():
         raise FileNotFoundError(

@@ -11,7 +11,7 @@ from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
 from .arguments import AdaptorTrainingArguments
-from .checkpoints import checkpoint_steps, find_checkpoint
+from .checkpoints import checkpoint_steps
 
 
 @dataclass
@@ -169,9 +169,6 @@ def check_together(
         raise ValueError(f"--train_file needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
-    if training.resume_from_checkpoint:
-        # Before anything is computed, and by a name that all processes share.
-        training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))
     if checkpoint_steps(Path(training.output_dir)) and not training.resume_from_checkpoint and not run.dry_run:
         raise ValueError(
             f"{training.output_dir} holds checkpoints of an earlier run, which would be mixed with this one's. Go on "
