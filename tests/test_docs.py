@@ -28,11 +28,8 @@ def commands(page: Path) -> list[list[str]]:
     """Words of every command in a page's bash blocks, without variables set before it."""
     lines = "".join(blocks(page, "bash")).replace("\\\n", " ").splitlines()
     found = [shlex.split(line, comments=True) for line in lines]
-    return [
-        [word for word in command if not re.match(r"[A-Z_]+=", word) or command[0] == "make"]
-        for command in found
-        if command
-    ]
+    without = [[word for word in words if not re.match(r"[A-Z_]+=", word) or words[0] == "make"] for words in found]
+    return [command for command in without if command]
 
 
 @pytest.fixture(scope="module")
