@@ -448,3 +448,15 @@ def test_gzip_is_recognised_by_name_and_a_false_one_fails(folder):
     assert load_pairs(folder / "p.csv.gz")["text"][:] == ["x"]
     with pytest.raises((ValueError, OSError)):
         load_pairs(write(folder, data, "false.csv.gz"))
+
+
+@pytest.mark.parametrize("row", ["1,a", "1,a,,"])
+def test_a_header_may_end_in_commas_that_the_rows_do_not_have(tmp_path, row):
+    """As BBox_List_2017.csv of NIH ChestX-ray14 does."""
+    path = tmp_path / "t.csv"
+    path.write_text(f"id,name,,\n{row}\n")
+    table = table_files.read_delimited(path, ",")
+    assert table.slice(0, 1).to_pylist()[0]["name"] == "a"
+    path.write_text("id,name,,\n1,a,b\n")
+    with pytest.raises(ValueError, match="3 cells, expected 4"):
+        table_files.read_delimited(path, ",")

@@ -53,6 +53,10 @@ def _checked(table: pd.DataFrame, found: Found) -> pd.DataFrame:
     """Rows of the images whose rows all make sense."""
     import pandas as pd
 
+    repeated = table.duplicated()
+    if repeated.any():
+        found.dropped["the same row twice"] = int(repeated.sum())
+    table = table[~repeated]
     masks, empty = table["EncodedPixels"], table["EncodedPixels"] == "-1"
     reasons = masks[~empty].map(_malformed).reindex(table.index)
     reasons[table["ImageId"].isna()] = "no ImageId"
