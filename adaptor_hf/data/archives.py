@@ -41,6 +41,24 @@ def parse_member(path: str) -> Member | None:
     return match and Member(match[1], match[2], int(match[3]), int(match[4]))
 
 
+def stored_image(path: str) -> dict:
+    """
+    The struct of an image column for a path.
+
+    A member has empty bytes, not None: `datasets` looks up the size of the file of an image without bytes, and there is
+    no file of a member's name.
+    """
+    return {"bytes": b"" if parse_member(path) else None, "path": path}
+
+
+def image_source(value: dict) -> bytes | str | None:
+    """What an image column's struct is read from: its bytes, else its path; of a member the path."""
+    data, path = value.get("bytes"), value.get("path")
+    if data is None or (data == b"" and path and parse_member(path)):
+        return path
+    return data
+
+
 def container(path: str) -> str:
     """The file that must be there to read this path: the archive of a member, or the path itself."""
     member = parse_member(path)

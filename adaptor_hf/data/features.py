@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from datasets.features.features import register_feature
 from PIL import Image
 
-from .archives import parse_member, read_member
+from .archives import image_source, parse_member, read_member
 from .images import read_image
 
 
@@ -49,7 +49,7 @@ class RadiographImage(datasets.Image):
             raise RuntimeError("Decoding is off for this column: cast it to RadiographImage() to read images.")
         if not isinstance(value, dict):
             return value
-        source = value["bytes"] if value["bytes"] is not None else value["path"]
+        source = image_source(value)
         if source is None:
             raise ValueError("An image column's value has neither bytes nor path: the row has no image.")
         return read_image(source, mode=self.mode, min_size=self.min_size, voi_lut=self.voi_lut)
@@ -64,7 +64,7 @@ class RadiographImage(datasets.Image):
 
 
 def _embedded(value: dict | None) -> dict | None:
-    member = parse_member(value["path"]) if value and value["bytes"] is None and value["path"] else None
+    member = parse_member(value["path"]) if value and not value["bytes"] and value["path"] else None
     return value if member is None else {"bytes": read_member(member), "path": member.name}
 
 

@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 
+from .archives import stored_image
 from .catalog import Found
 from .features import RadiographImage
 from .target_features import BoxList, MultiLabel
@@ -27,11 +28,12 @@ def contract_features(found: Found) -> datasets.Features:
     rows = found.rows
     features = {"image": RadiographImage()}
     features |= {name: datasets.Value("string") for name in ("image_id", "patient_id", "study_id", "view")}
-    if "text" in rows:
+    present = {*rows.columns, *(found.shared.column_names if found.shared is not None else ())}
+    if "text" in present:
         features["text"] = datasets.Value("string")
-    if "sections" in rows:
-        features["sections"] = {name: datasets.Value("string") for name in _section_names(rows["sections"])}
-    if "sentences" in rows:
+    if "sections" in present:
+        features["sections"] = {name: datasets.Value("string") for name in _section_names(found)}
+    if "sentences" in present:
         features["sentences"] = datasets.List(datasets.Value("string"))
     if found.class_names is not None:
         features["labels"] = datasets.ClassLabel(names=list(found.class_names))
@@ -59,6 +61,7 @@ def contract_features(found: Found) -> datasets.Features:
 def contract_table(rows: pd.DataFrame, found: Found, features: datasets.Features, root: Path) -> pa.Table:
     """Some of the rows as a table of these features; paths become absolute."""
     columns = {}
+    shared = found.shared.take(pa.array(rows["shared"])) if found.shared is not None else None
     for name, feature in features.items():
         kind = datasets.Features({name: feature}).arrow_schema.field(name).type
         if name == "image":
@@ -75,6 +78,8 @@ def contract_table(rows: pd.DataFrame, found: Found, features: datasets.Features
             from .masks import with_root
 
             columns[name] = pa.array([with_root(value, root) for value in rows[name]], kind)
+        elif shared is not None and name in shared.column_names:
+            columns[name] = shared[name].combine_chunks().cast(kind)
         elif name in rows:
             columns[name] = _array(rows[name], kind)
         else:
@@ -87,7 +92,7 @@ def _images(cells: pd.Series, root: Path, kind: pa.DataType) -> pa.Array:
     values = [
         cell | {"path": cell.get("path"), "bytes": cell.get("bytes")}
         if isinstance(cell, dict)
-        else {"bytes": None, "path": prefix + cell}
+        else stored_image(prefix + cell)
         for cell in cells
     ]
     return pa.array(values, kind)
@@ -105,8 +110,11 @@ def _box_labels(rows: pd.DataFrame) -> list:
     return [None if boxes is None else [0] * len(boxes) for boxes in rows["boxes"]]
 
 
-def _section_names(sections: pd.Series) -> list[str]:
+def _section_names(found: Found) -> list[str]:
     """Names of all sections that any row has."""
+    if found.shared is not None:
+        return [field.name for field in found.shared.schema.field("sections").type]
+    sections = found.rows["sections"]
     if hasattr(sections.dtype, "pyarrow_dtype"):
         return [field.name for field in sections.dtype.pyarrow_dtype]
     return list(dict.fromkeys(name for value in sections if isinstance(value, dict) for name in value))

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.archives import image_source
 from .files import KEY_DTYPE
 from .keys import digest, file_key, key_vector, text_key
 from .lookup import first_rows
@@ -192,7 +193,8 @@ def read_texts(table: PairTable) -> None:
 def image_reference(value) -> tuple[str | None, bytes | None]:
     """Path and bytes of a stored image: a path, or the struct of datasets.Image and RadiographImage."""
     if isinstance(value, dict):
-        return value.get("path"), value.get("bytes")
+        source = image_source(value)
+        return value.get("path"), source if isinstance(source, bytes) else None
     return (str(value), None) if value is not None else (None, None)
 
 
