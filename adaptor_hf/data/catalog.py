@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 TASKS = ("pretraining", "classification", "detection", "segmentation")
 """What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
@@ -84,6 +85,9 @@ class Found:
     """Rows left out, by rule."""
     faults: list[str] = field(default_factory=list)
     """Tolerated faults, one sentence each, naming file and row. Too many of them stop the load."""
+    shared: pa.Table | None = None
+    """Columns `text`, `sections` and `sentences` that several rows share, such as the report of all views of a study: a
+    row each, and `rows["shared"]` is its number. In place of these columns of `rows`, where there are very many."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of this copy: a mirror's layout, a file that is absent but optional."""
 

@@ -42,10 +42,9 @@ _inputs: ContextVar[Inputs | None] = ContextVar("inputs", default=None)
 def file_state(path: str | os.PathLike) -> str:
     """What changes when a file's content changes, or a folder's entries: time of change and size, or "absent"."""
     try:
-        found = os.stat(path)
+        return _state_text(os.stat(path))
     except OSError:
         return "absent"
-    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 @contextmanager
@@ -287,27 +286,29 @@ def list_files(
     index = FileIndex(root)
     wanted = tuple(suffixes) if suffixes is not None else None
     seen = set()
+    base = os.path.abspath(root)
     stack = [os.path.normpath(folder) for folder in folders]
     sizes = index.sizes
     while stack:
         folder = stack.pop()
-        full = os.path.join(root, folder)
+        full = base if folder == "." else base + os.sep + folder
         try:
             # The state before the scan: a file that comes in between makes the next comparison fail.
-            record_input(full)
-            state = os.stat(full)
+            found = os.stat(full)
             entries = os.scandir(full)
         except (FileNotFoundError, NotADirectoryError):
             continue
-        prefix = "" if folder == "." else folder.replace(os.sep, "/") + "/"
-        if (state.st_dev, state.st_ino) in seen:
+        if (found.st_dev, found.st_ino) in seen:
             entries.close()
             continue
-        seen.add((state.st_dev, state.st_ino))
+        seen.add((found.st_dev, found.st_ino))
+        if inputs is not None:
+            inputs.states.setdefault(full, _state_text(found))
+        prefix = "" if folder == "." else folder.replace(os.sep, "/") + "/"
         with entries:
             for entry in entries:
                 name = entry.name
-                if name.startswith("."):
+                if name[0] == ".":
                     continue
                 if entry.is_dir():
                     stack.append(prefix + name)
@@ -320,6 +321,10 @@ def list_files(
     if inputs is not None:
         inputs.scans[key] = index
     return index
+
+
+def _state_text(found: os.stat_result) -> str:
+    return f"{found.st_mtime_ns} {found.st_size}"
 
 
 def _group(paths, key) -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +49,7 @@ def check_files(found: Found, root: Path, report: LoadReport) -> None:
             )
     names = [name for column in files for name in column.unique()]
     folders = sorted({name.partition("/")[0] if "/" in name else "." for name in names})
-    suffixes = {"." + name.rpartition(".")[2].lower() if "." in name.rpartition("/")[2] else "" for name in names}
+    suffixes = {os.path.splitext(name)[1].lower() for name in names}
     index = list_files(root, ["."] if "." in folders else folders, None if "" in suffixes else sorted(suffixes))
     report.files_found = len(index)
     faulty = np.zeros(len(rows), bool)
@@ -134,6 +135,8 @@ def check_task(found: Found, report: LoadReport, policy: str) -> None:
     Raises:
         ValueError: The loader gave no such column, a policy on classes, a malformed box, or no row is left.
     """
+    import pandas as pd
+
     rows, need = found.rows, NEEDS[report.task]
     if found.label_names is not None:
         # The loader may share the frame with others.
@@ -150,8 +153,10 @@ def check_task(found: Found, report: LoadReport, policy: str) -> None:
         if known is None:
             raise ValueError(f"{report.dataset}: the loader gave no labels for classification.")
         kept = known
-    else:
+    elif need in rows:
         kept = rows[need].notna()
+    else:
+        kept = pd.Series(found.shared[need].is_valid().to_numpy()[rows["shared"]], index=rows.index)
     if "boxes" in rows:
         _check_boxes(rows)
     report.drop({"labels": "no label", "text": "no text", "boxes": "not annotated", "mask": "not annotated"}[need],

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+
+import pyarrow as pa
 
 from .archives import Member, list_zip, read_bytes
 from .files import record_input
@@ -16,15 +18,6 @@ from .reports import section_texts
 
 _CHUNK = 2000
 _FEW = 4000
-
-
-class Report(NamedTuple):
-    """A report that was read. `problem` is None, "missing", "empty", "no findings or impression", "no sentence" or
-    "not UTF-8"; where it is one of these there are no sentences."""
-
-    sections: dict[str, str] | None
-    sentences: list[str] | None
-    problem: str | None
 
 
 def locate_reports(source: Path, names: Sequence[str]) -> list[str | None]:
@@ -41,53 +34,72 @@ def locate_reports(source: Path, names: Sequence[str]) -> list[str | None]:
     return [str(members[name]) if name in members else None for name in names]
 
 
-def read_reports(paths: Sequence[str | None], recipe: str, keep: Sequence[str], num_proc: int) -> list[Report]:
+def read_reports(paths: Sequence[str | None], recipe: str, keep: Sequence[str], num_proc: int) -> pa.Table:
     """
-    Read reports in order.
+    Read reports, a row each, in order.
 
     Args:
         paths: Of `locate_reports`.
         recipe: Of `adaptor_hf.data.report_sentences.RECIPES`.
         keep: Sections that are returned.
         num_proc: Processes; few reports are read by this one.
+
+    Returns:
+        Table of one chunk: `text` and `sentences` (null where there are none), `sections` (struct), `problem`: null, or
+        one of "missing", "empty", "not UTF-8", "no findings or impression", "no sentence".
     """
     read = partial(_read_chunk, recipe=recipe, keep=tuple(keep))
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    return [report for chunk in _mapped(read, chunks, 1 if len(paths) < _FEW else num_proc) for report in chunk]
+    batches = list(_mapped(read, chunks, 1 if len(paths) < _FEW else num_proc))
+    return pa.Table.from_batches(batches).combine_chunks()
 
 
-def _mapped(function, chunks: list, num_proc: int) -> Iterator[list[Report]]:
+def _mapped(function, chunks: list, num_proc: int) -> Iterator[pa.RecordBatch]:
     if num_proc <= 1:
         yield from map(function, chunks)
         return
     # Where fork is the custom, the user's script needs no main guard. The children open files and match text only.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with context.Pool(num_proc) as pool:
-        yield from pool.imap(function, chunks)
+    # A collection in a child would touch, and so copy, all memory of this process.
+    gc.freeze()
+    try:
+        with context.Pool(num_proc) as pool:
+            yield from pool.imap(function, chunks)
+    finally:
+        gc.unfreeze()
 
 
-def _read_chunk(paths: Sequence[str | None], recipe: str, keep: tuple[str, ...]) -> list[Report]:
-    return [_read_report(path, recipe, keep) for path in paths]
+def _read_chunk(paths: Sequence[str | None], recipe: str, keep: tuple[str, ...]) -> pa.RecordBatch:
+    reports = [_read_report(path, recipe) for path in paths]
+    sections = [{name: found.get(name) for name in keep} if found else None for found, _, _ in reports]
+    sentences = [sentences for _, sentences, _ in reports]
+    columns = {
+        "text": pa.array([" ".join(found) if found else None for found in sentences], pa.string()),
+        "sections": pa.array(sections, pa.struct({name: pa.string() for name in keep})),
+        "sentences": pa.array(sentences, pa.list_(pa.string())),
+        "problem": pa.array([problem for _, _, problem in reports], pa.string()),
+    }
+    return pa.RecordBatch.from_pydict(columns)
 
 
-def _read_report(path: str | None, recipe: str, keep: tuple[str, ...]) -> Report:
+def _read_report(path: str | None, recipe: str) -> tuple[dict[str, str] | None, list[str] | None, str | None]:
+    """Sections, sentences and problem of a report."""
     try:
         text = read_bytes(path).decode("utf-8-sig") if path is not None else None
     except FileNotFoundError:
         text = None
     except UnicodeDecodeError:
-        return Report(None, None, "not UTF-8")
+        return None, None, "not UTF-8"
     if text is None:
-        return Report(None, None, "missing")
+        return None, None, "missing"
     if not text.strip():
-        return Report(None, None, "empty")
-    found = section_texts(text)
-    sections = {name: found[name] for name in keep if name in found}
-    sentences = sentences_of(found, recipe)
-    if not sentences:
-        described = any(found.get(name) for name in ("findings", "impression"))
-        return Report(sections, None, "no sentence" if described else "no findings or impression")
-    return Report(sections, sentences, None)
+        return None, None, "empty"
+    sections = section_texts(text)
+    sentences = sentences_of(sections, recipe)
+    if sentences:
+        return sections, sentences, None
+    described = any(sections.get(name) for name in ("findings", "impression"))
+    return sections, None, "no sentence" if described else "no findings or impression"
 
 
-__all__ = ["Report", "locate_reports", "read_reports"]
+__all__ = ["locate_reports", "read_reports"]

@@ -11,12 +11,13 @@ _LIST_NUMBER = re.compile(r"[0-9]+\.")
 _LIST_NUMBER_MEDCLIP = re.compile(r"[0-9]+\.+[^0-9]")
 
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\n")
-_SPACE = re.compile(r"\s+")
 # "1. " and "2) " at the start of a line, or within one before a capital: the number of a list.
 _ITEM = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s+|(?<=[.:;])\s+\d{1,2}[.)]\s+(?=[A-ZÀ-ÖØ-Þ_])")
 # A full stop ends a sentence before white space; so "1.5" stays, and the abbreviations below.
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
-_ABBREVIATION = re.compile(r"(?:^|[\s(])(?:Dr|Drs|Mr|Mrs|Ms|Prof|St|vs|cf|approx|resp|incl|e\.g|i\.e|a\.m|p\.m|Nr)\.$")
+_ABBREVIATIONS = ("Dr.", "Drs.", "Mr.", "Mrs.", "Ms.", "Prof.", "St.", "vs.", "cf.", "approx.", "resp.", "incl.",
+                  "e.g.", "i.e.", "a.m.", "p.m.", "Nr.")  # fmt: skip
+_NUMBERED = re.compile(r"\d[.)]\s")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -37,15 +38,15 @@ def split_sentences(text: str) -> list[str]:
     """Sentences of a text, white space collapsed. Blank lines, list numbers and closing marks separate them."""
     found = []
     for paragraph in _BLANK_LINE.split(text):
-        for item in _ITEM.split(paragraph):
+        for item in _ITEM.split(paragraph) if _NUMBERED.search(paragraph) else (paragraph,):
             pending = ""
             for piece in _END.split(item):
                 pending = f"{pending} {piece}" if pending else piece
-                if not _ABBREVIATION.search(pending):
+                if not _ends_in_abbreviation(piece):
                     found.append(pending)
                     pending = ""
             found.append(pending)
-    cleaned = (_SPACE.sub(" ", sentence).strip() for sentence in found)
+    cleaned = (" ".join(sentence.split()) for sentence in found)
     return [sentence for sentence in cleaned if _LETTER.search(sentence)]
 
 
@@ -104,6 +105,11 @@ def sentences_of(sections: Mapping[str, str], recipe: str = "default") -> list[s
     if recipe not in RECIPES:
         raise ValueError(f"Unknown sentence recipe {recipe!r}. Choose one of: {', '.join(RECIPES)}.")
     return RECIPES[recipe](sections)
+
+
+def _ends_in_abbreviation(piece: str) -> bool:
+    # The first test is quick and rules out nearly all.
+    return piece.endswith(_ABBREVIATIONS) and piece.split()[-1].lstrip("(") in _ABBREVIATIONS
 
 
 def _word_tokens(piece: str) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,7 @@ _JPG_FOLDERS = ("", "*mimic-cxr-jpg*", "*mimic-cxr-jpg*/2.*", "physionet.org/fil
 _REPORT_FOLDERS = ("", "mimic-cxr-reports", "mimic-cxr[-_.]2*", "mimic-cxr", "mimic-cxr/2.*",
                    "physionet.org/files/mimic-cxr/2.*", "2.*")  # fmt: skip
 _SPLITS = {"train": "train", "validate": "validation", "test": "test"}
-_FAULTS = {"missing": "expected the report, found no such file", "not UTF-8": "the report is not UTF-8"}
+_FAULTS = {"missing": "expected a report of the study, found no such file", "not UTF-8": "the report is not UTF-8"}
 _RULES = {
     "empty": "empty report",
     "no findings or impression": "report without findings and impression",
@@ -102,28 +101,19 @@ def _add_reports(found: Found, request: Request, options: dict) -> None:
     rows = found.rows
     studies = rows.drop_duplicates("study_id")
     names = "files/p" + studies["patient_id"].str[:2] + "/p" + studies["patient_id"] + "/s" + studies["study_id"]
-    source = _report_source(request.root, options["reports"], (names + ".txt").tolist())
-    paths = locate_reports(source, (names + ".txt").tolist())
+    names = (names + ".txt").tolist()
+    paths = locate_reports(_report_source(request.root, options["reports"], names), names)
     reports = read_reports(paths, options["recipe"], SECTIONS, request.num_proc)
-    place = pd.Series(range(len(studies)), index=studies["study_id"])[rows["study_id"]].to_numpy()
-    problems = Counter()
-    kept = []
-    for row, study in enumerate(place):
-        problem = reports[study].problem
-        if problem is None:
-            kept.append(row)
-        elif problem in _FAULTS:
-            found.faults.append(f"{rows['source'].iloc[row]}: {_FAULTS[problem]} ({Path(names.iloc[study]).name}.txt)")
+    rows = rows.assign(shared=pd.Series(range(len(studies)), index=studies["study_id"])[rows["study_id"]].to_numpy())
+    problems = reports["problem"].to_pandas().astype(object)[rows["shared"]].set_axis(rows.index)
+    for problem, count in problems.value_counts().items():
+        if problem in _FAULTS:
+            sources = rows["source"][problems == problem]
+            found.faults += [f"{source}: {_FAULTS[problem]}" for source in sources]
         else:
-            problems[_RULES[problem]] += 1
-    found.dropped |= problems
-    rows, place = rows.iloc[kept].copy(), place[kept]
-    # All views of a study share the objects of its report: memory grows with studies.
-    texts = [" ".join(report.sentences) if report.sentences else None for report in reports]
-    rows["text"] = pd.Series([texts[study] for study in place], index=rows.index, dtype=object)
-    rows["sections"] = pd.Series([reports[study].sections for study in place], index=rows.index, dtype=object)
-    rows["sentences"] = pd.Series([reports[study].sentences for study in place], index=rows.index, dtype=object)
-    found.rows = rows
+            found.dropped[_RULES[problem]] = int(count)
+    found.rows = rows[problems.isna()]
+    found.shared = reports.drop_columns(["problem"])
 
 
 def _report_source(root: Path, option: str | None, names: list[str]) -> Path:
