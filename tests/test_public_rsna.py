@@ -8,6 +8,7 @@ from fixtures.real_tables import real_table
 from fixtures.rsna import NEGATIVE, POSITIVE, ROWS, patient, write_lovt_split, write_rsna
 
 from adaptor_hf.data.catalog import Request, get_dataset
+from adaptor_hf.data.fractions import fraction_mask
 from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.rsna import read_match
 
@@ -156,6 +157,16 @@ class TestRealTable:
         order = ["train", "validation", "test"]
         assert tuple(parts.size()[order]) == sizes
         assert tuple(parts.sum()[order]) == positives
+
+    @pytest.mark.parametrize(
+        ("task", "rule", "sizes"),
+        [("classification", "mgca", (187, 1868, 18678)), ("detection", "mgca_detection", (160, 1601, 16010))],
+    )
+    def test_the_fractions_of_mgca(self, real, task, rule, sizes):
+        rows = read(real, task, "mgca").rows
+        train = rows[rows["split"] == "train"]
+        kept = [fraction_mask(train, train["labels"].astype(str), share, rule, 0).sum() for share in (0.01, 0.1, 1)]
+        assert tuple(kept) == sizes
 
     def test_gloria_has_no_detection(self, real):
         with pytest.raises(ValueError, match="GLoRIA has no split"):

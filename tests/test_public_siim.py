@@ -7,6 +7,7 @@ from fixtures.rsna import write_lovt_split
 from fixtures.siim import OVERLAPPING, REAL_RUNS, ROWS, uid, write_siim
 
 from adaptor_hf.data.catalog import Request, get_dataset
+from adaptor_hf.data.fractions import fraction_mask
 from adaptor_hf.data.local import describe, load_local_dataset
 
 
@@ -102,6 +103,14 @@ class TestRealTable:
         # A part of an image's masks is on each side.
         masks = rows.groupby("image_id")["mask"].agg(lambda column: sum(len(mask["data"]) for mask in column))
         assert masks.sum() == 12954 - 9378
+
+    def test_the_balanced_fractions_of_mgca(self, real):
+        rows = read(real, scheme="mgca").rows
+        train = rows[rows["split"] == "train"]
+        strata = train["labels"].map({0: "negative", 1: "pneumothorax"})
+        kept = [fraction_mask(train, strata, share, "mgca_balanced", 0) for share in (0.01, 0.1, 1)]
+        assert [mask.sum() for mask in kept] == [40, 400, 4004]
+        assert train["labels"][kept[2]].sum() == 2002
 
 
 class TestSplits:
