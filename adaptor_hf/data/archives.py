@@ -107,7 +107,7 @@ def list_tar(path: str | os.PathLike) -> tuple[list[tuple[str, int, int]], str |
         ValueError: This is no uncompressed tar.
     """
     members: list[tuple[str, int, int]] = []
-    length = os.stat(path).st_size
+    length, end = os.stat(path).st_size, 0
     try:
         with tarfile.open(path, "r:") as tar:
             while (entry := tar.next()) is not None:
@@ -115,6 +115,7 @@ def list_tar(path: str | os.PathLike) -> tuple[list[tuple[str, int, int]], str |
                     return members, "the tar is cut short"
                 if entry.isreg():
                     members.append((entry.name, entry.offset_data, entry.size))
+                end = entry.offset_data + -(-entry.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
                 # The list that tarfile keeps of all it has seen grows without end.
                 tar.members = []
     except tarfile.ReadError as error:
@@ -124,7 +125,11 @@ def list_tar(path: str | os.PathLike) -> tuple[list[tuple[str, int, int]], str |
                 "unpack the compression (gunzip), or download the file again."
             ) from None
         return members, f"the tar is cut short ({error})"
-    return members, None
+    with open(path, "rb") as file:
+        file.seek(end)
+        # A whole tar ends with empty blocks; tarfile takes half a header for the end, too.
+        whole = file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
+    return members, None if whole else "the tar is cut short"
 
 
 def list_zip(path: str | os.PathLike) -> list[tuple[str, int, int]]:
