@@ -1,8 +1,14 @@
 """Shared fixtures. Tiny random towers are saved to folders: the code path of a hub id, without network."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# `load_local_dataset` keeps its results in the cache of `datasets`: in tests that is not the user's.
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="adaptor-hf-tests-")
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

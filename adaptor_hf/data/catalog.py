@@ -86,8 +86,9 @@ class Found:
     faults: list[str] = field(default_factory=list)
     """Tolerated faults, one sentence each, naming file and row. Too many of them stop the load."""
     shared: pa.Table | None = None
-    """Columns `text`, `sections` and `sentences` that several rows share, such as the report of all views of a study: a
-    row each, and `rows["shared"]` is its number. In place of these columns of `rows`, where there are very many."""
+    """Columns `sections` and `sentences` that several rows share, such as the report of all views of a study: a row
+    each, and `rows["shared"]` is its number. In place of these columns and `text`, the joined sentences, where rows are
+    very many."""
     notes: list[str] = field(default_factory=list)
     """What the user should know of this copy: a mirror's layout, a file that is absent but optional."""
 

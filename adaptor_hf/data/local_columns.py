@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from .archives import stored_image
 from .catalog import Found
@@ -28,7 +29,7 @@ def contract_features(found: Found) -> datasets.Features:
     rows = found.rows
     features = {"image": RadiographImage()}
     features |= {name: datasets.Value("string") for name in ("image_id", "patient_id", "study_id", "view")}
-    present = {*rows.columns, *(found.shared.column_names if found.shared is not None else ())}
+    present = {*rows.columns, *(("text", "sections", "sentences") if found.shared is not None else ())}
     if "text" in present:
         features["text"] = datasets.Value("string")
     if "sections" in present:
@@ -61,7 +62,7 @@ def contract_features(found: Found) -> datasets.Features:
 def contract_table(rows: pd.DataFrame, found: Found, features: datasets.Features, root: Path) -> pa.Table:
     """Some of the rows as a table of these features; paths become absolute."""
     columns = {}
-    shared = found.shared.take(pa.array(rows["shared"])) if found.shared is not None else None
+    shared = _take_shared(found.shared, rows["shared"].to_numpy()) if found.shared is not None else {}
     for name, feature in features.items():
         kind = datasets.Features({name: feature}).arrow_schema.field(name).type
         if name == "image":
@@ -78,8 +79,8 @@ def contract_table(rows: pd.DataFrame, found: Found, features: datasets.Features
             from .masks import with_root
 
             columns[name] = pa.array([with_root(value, root) for value in rows[name]], kind)
-        elif shared is not None and name in shared.column_names:
-            columns[name] = shared[name].combine_chunks().cast(kind)
+        elif name in shared:
+            columns[name] = shared[name].cast(kind)
         elif name in rows:
             columns[name] = _array(rows[name], kind)
         else:
@@ -96,6 +97,19 @@ def _images(cells: pd.Series, root: Path, kind: pa.DataType) -> pa.Array:
         for cell in cells
     ]
     return pa.array(values, kind)
+
+
+def _take_shared(table: pa.Table, numbers: np.ndarray) -> dict[str, pa.Array]:
+    """Rows of the shared table, and their text. Batch by batch: Arrow's own take would copy all of a column first."""
+    wanted, place = np.unique(numbers, return_inverse=True)
+    parts, start = [], 0
+    for batch in table.to_batches():
+        low, high = np.searchsorted(wanted, [start, start + batch.num_rows])
+        parts.append(batch.take(pa.array(wanted[low:high] - start)))
+        start += batch.num_rows
+    taken = pa.Table.from_batches(parts, table.schema).combine_chunks().take(pa.array(place))
+    columns = {name: taken[name].combine_chunks() for name in taken.column_names}
+    return columns | {"text": pc.binary_join(columns["sentences"], " ")}
 
 
 def _array(cells: pd.Series, kind: pa.DataType) -> pa.Array:

@@ -156,7 +156,7 @@ def check_task(found: Found, report: LoadReport, policy: str) -> None:
     elif need in rows:
         kept = rows[need].notna()
     else:
-        kept = pd.Series(found.shared[need].is_valid().to_numpy()[rows["shared"]], index=rows.index)
+        kept = pd.Series(found.shared["sentences"].is_valid().to_numpy()[rows["shared"]], index=rows.index)
     if "boxes" in rows:
         _check_boxes(rows)
     report.drop({"labels": "no label", "text": "no text", "boxes": "not annotated", "mask": "not annotated"}[need],

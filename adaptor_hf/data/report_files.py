@@ -45,13 +45,12 @@ def read_reports(paths: Sequence[str | None], recipe: str, keep: Sequence[str], 
         num_proc: Processes; few reports are read by this one.
 
     Returns:
-        Table of one chunk: `text` and `sentences` (null where there are none), `sections` (struct), `problem`: null, or
-        one of "missing", "empty", "not UTF-8", "no findings or impression", "no sentence".
+        Table of `sentences` (null where there are none), `sections` (struct) and `problem`: null, or one of "missing",
+        "empty", "not UTF-8", "no findings or impression", "no sentence".
     """
     read = partial(_read_chunk, recipe=recipe, keep=tuple(keep))
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    batches = list(_mapped(read, chunks, 1 if len(paths) < _FEW else num_proc))
-    return pa.Table.from_batches(batches).combine_chunks()
+    return pa.Table.from_batches(list(_mapped(read, chunks, 1 if len(paths) < _FEW else num_proc)))
 
 
 def _mapped(function, chunks: list, num_proc: int) -> Iterator[pa.RecordBatch]:
@@ -72,11 +71,9 @@ def _mapped(function, chunks: list, num_proc: int) -> Iterator[pa.RecordBatch]:
 def _read_chunk(paths: Sequence[str | None], recipe: str, keep: tuple[str, ...]) -> pa.RecordBatch:
     reports = [_read_report(path, recipe) for path in paths]
     sections = [{name: found.get(name) for name in keep} if found else None for found, _, _ in reports]
-    sentences = [sentences for _, sentences, _ in reports]
     columns = {
-        "text": pa.array([" ".join(found) if found else None for found in sentences], pa.string()),
         "sections": pa.array(sections, pa.struct({name: pa.string() for name in keep})),
-        "sentences": pa.array(sentences, pa.list_(pa.string())),
+        "sentences": pa.array([sentences for _, sentences, _ in reports], pa.list_(pa.string())),
         "problem": pa.array([problem for _, _, problem in reports], pa.string()),
     }
     return pa.RecordBatch.from_pydict(columns)
