@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
 from .image_store import ImageStore
+from .memory import release_memory
 from .pairs import write_pairs
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_cache
@@ -112,8 +111,9 @@ def build_cache(
         sources["texts"] = TowerSource("text", text_tower, device, cache_dir)
 
     pairs = _build(dataset, sources, cache_dir, settings, ranks, max_fault_fraction)
-    pa.default_memory_pool().release_unused()
-    return open_cache(pairs)
+    cache = open_cache(pairs)
+    release_memory()
+    return cache
 
 
 def _build(
@@ -130,6 +130,7 @@ def _build(
     ranks.on_main(lambda: read.append(read_table(dataset, images="images" in sources, texts="texts" in sources)))
     # Only rank 0 decides; the others need nothing but the rows of its plan.
     table = read[0] if read else PairTable(merge_splits(dataset)[0])
+    release_memory()
     ranks.on_main(lambda: check_faults(table, cache_dir, max_fault_fraction))
     sides = [
         Side(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
@@ -140,6 +141,8 @@ def _build(
     def finish() -> str:
         for side in sides:
             side.collect_faults(table)
+        table.image_keys = table.text_keys = None  # 32 bytes a row that nobody needs any more
+        release_memory()
         check_faults(table, cache_dir, max_fault_fraction)
         pairs = write_pairs(cache_dir, table, sides)
         _report(table, read_manifest(pairs), cache_dir)
@@ -218,6 +221,7 @@ def _build_missing(sides: list[Side], table: PairTable, cache_dir: Path, ranks: 
         for side in sides:
             plan = ranks.on_main(lambda side=side: side.plan(table))
             with _space_named(cache_dir, side, plan):
+                release_memory()
                 if plan.pieces:
                     ranks.together(lambda side=side, plan=plan: side.compute(table, plan, ranks.index, ranks.world))
                 ranks.on_main(lambda side=side, plan=plan: side.finish(plan))

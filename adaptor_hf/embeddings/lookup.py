@@ -5,8 +5,15 @@ import numpy as np
 
 def first_rows(keys: np.ndarray) -> np.ndarray:
     """(n,) row of the first equal key."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    return first[inverse]
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    starts = np.append(True, ordered[1:] != ordered[:-1])
+    del ordered
+    # In each run of equal keys the first row is the smallest, for the sort is stable.
+    first = order[starts]
+    rows = np.empty_like(order)
+    rows[order] = np.repeat(first, np.diff(np.append(np.nonzero(starts)[0], len(keys))))
+    return rows
 
 
 def find_keys(known: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import CACHE_VERSION, FORMAT, KEY_DTYPE, MANIFEST, file_entry, write_batches, write_json, write_text
 from .keys import json_key, key_vector, text_key
 from .lookup import first_rows
+from .memory import release_memory
 from .table import PairTable
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 PAIRS_FILE = "pairs.arrow"
 LATEST = "latest.json"
-BATCH_ROWS = 65_536
+BATCH_ROWS = 16_384
 
 
 def kept_rows(table: PairTable) -> np.ndarray:
@@ -49,13 +50,18 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
     content = []
     for side in sides:
         rows = rows_of[side.name]
-        digests = np.append(side.folder.keys("digest"), np.zeros(1, dtype=KEY_DTYPE))  # the last one stands for -1
-        content.append(hashlib.blake2b(digests[rows].view(np.uint8), digest_size=16).hexdigest())
+        content.append(_content_digest(side, rows))
         manifest[side.name] = side.folder.path.name
         manifest[f"{side.name[:-1]}_tower"] = side.spec
         if side.name == "texts":
             manifest |= _text_lengths(side, rows)
     return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids, kept, excluded)
+
+
+def _content_digest(side: "Side", rows: np.ndarray) -> str:
+    """Digest of what these rows of a side's folder stand for."""
+    digests = np.append(side.folder.keys("digest"), np.zeros(1, dtype=KEY_DTYPE))  # the last one stands for -1
+    return hashlib.blake2b(digests[rows].view(np.uint8), digest_size=16).hexdigest()
 
 
 def write_pairs_folder(
@@ -85,6 +91,7 @@ def write_pairs_folder(
         none = np.full(len(kept), -1, dtype=np.int64)
         numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
         numbers["study"] = study_codes(ids, kept)
+        release_memory()
         schema = pa.schema([(name, pa.int64()) for name in numbers] + list(ids.schema))
         aside = cache_dir / f".pairs-{key}.{os.getpid()}.partial"
         aside.mkdir(exist_ok=True)
@@ -118,8 +125,10 @@ def latest_pairs(cache_dir: Path) -> str | None:
 
 def _id_batches(ids: pa.Table, kept: np.ndarray) -> Iterator[pa.Table]:
     # A part at a time, never a copy of all: the ids of a large table lie in mapped files.
-    for start in range(0, len(kept), BATCH_ROWS):
-        yield ids.take(kept[start : start + BATCH_ROWS])
+    for start in range(0, len(ids), BATCH_ROWS):
+        part = ids.slice(start, BATCH_ROWS)
+        low, high = np.searchsorted(kept, [start, start + len(part)])
+        yield part if high - low == len(part) else part.take(kept[low:high] - start)
 
 
 def _pair_batches(
@@ -135,17 +144,19 @@ def _pair_batches(
 
 def _ids_digest(ids: pa.Table, kept: np.ndarray) -> str:
     """Digest of the values, whatever chunks they lie in."""
-    state = hashlib.blake2b(",".join(ids.column_names).encode(), digest_size=16)
+    states = [(hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)) for _ in ids.column_names]
     for part in _id_batches(ids, kept):
-        for column in part.columns:
+        for column, (values, lengths) in zip(part.columns, states, strict=True):
             if pa.types.is_string(column.type):
-                state.update(pc.binary_length(column).fill_null(-1).to_numpy())
+                lengths.update(pc.binary_length(column).fill_null(-1).to_numpy())
                 for chunk in column.fill_null("").chunks:
                     every = pa.ListArray.from_arrays([0, len(chunk)], chunk)
-                    state.update(pc.binary_join(every, "")[0].as_buffer())
+                    values.update(pc.binary_join(every, "")[0].as_buffer())
+            elif pa.types.is_integer(column.type) and not column.null_count:
+                values.update(column.to_numpy())
             else:
-                state.update(json.dumps(column.to_pylist(), default=str).encode())
-    return state.hexdigest()
+                values.update("".join(json.dumps(value, default=str) + ";" for value in column.to_pylist()).encode())
+    return json_key([ids.column_names, [state.hexdigest() for pair in states for state in pair]])
 
 
 def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
@@ -163,8 +174,12 @@ def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
 
 
 def _text_lengths(side: "Side", rows: np.ndarray) -> dict:
-    used = np.unique(rows[rows >= 0])
+    used = np.zeros(side.folder.rows, dtype=bool)
+    used[rows[rows >= 0]] = True
     parts = [batch.column("num_tokens").to_numpy() for batch in side.folder.batches()]
-    lengths = np.concatenate(parts)[used] if parts else np.empty(0, dtype=np.int32)
-    cut = int((lengths > side.max_length).sum())
-    return {"distinct_texts": len(used), "truncated_texts": cut, "max_text_length": side.max_length}
+    cut = used & (np.concatenate(parts) > side.max_length) if parts else used
+    return {
+        "distinct_texts": int(used.sum()),
+        "truncated_texts": int(cut.sum()),
+        "max_text_length": side.max_length,
+    }

@@ -144,9 +144,12 @@ def find_duplicates(table: PairTable) -> None:
     """Mark rows whose image_id an earlier row has, but not an image that stands in several rows with other texts."""
     column = table.ids.column("image_id")
     starts = range(0, len(column), BLOCK_ROWS)
-    hashes = [np.fromiter(map(hash, column.slice(start, BLOCK_ROWS).to_pylist()), dtype=np.int64) for start in starts]
-    if len(np.unique(np.concatenate(hashes))) == len(column):
-        return  # as nearly always, and five times as fast as digests
+    hashes = np.empty(len(column), dtype=np.int64)
+    for start in starts:
+        hashes[start : start + BLOCK_ROWS] = list(map(hash, column.slice(start, BLOCK_ROWS).to_pylist()))
+    hashes.sort()
+    if (hashes[1:] != hashes[:-1]).all():
+        return  # as nearly always, and faster than digests
     digests = [b"".join(map(text_key, column.slice(start, BLOCK_ROWS).to_pylist())) for start in starts]
     keys = key_vector(digests)
     first = first_rows(keys)
