@@ -294,7 +294,7 @@ class TestScript:
     def test_the_job_script_of_the_docs_requeues_and_goes_on(self, cache, tmp_path):
         """With programs in the place of SLURM's: srun that runs its arguments, scontrol that writes them down."""
         page = (Path(train_pretrain.__file__).parent / "docs" / "training.md").read_text(encoding="utf-8")
-        job = re.search(r"```bash\n(#!/bin/bash\n.*?)```", page, re.DOTALL)[1]
+        job = re.search(r"```(?:ba)?sh\n(#!/bin/bash\n.*?)```", page, re.DOTALL)[1]
         small = command(cache, tmp_path / "outputs" / "run", logging_steps=1)[2:]
         job = job.replace("configs/recipes/small.yaml --cache embeddings", shlex.join(small))
         (tmp_path / "job.sh").write_text(job.replace("python train_pretrain.py", f"{sys.executable} train_pretrain.py"))
