@@ -98,11 +98,9 @@ def _reading(text: str) -> dict:
     """Sex and age in years of a clinical reading; what is not there is left out."""
     # Montgomery: "Patient's Sex: F", "Patient's Age: 045Y"; Shenzhen: "male 45yrs", with many misspellings.
     found: dict = {}
-    sex = re.search(r"sex:\s*([MF])\b", text, re.IGNORECASE) or re.search(r"\b(fe?male)", text, re.IGNORECASE)
-    if re.search(r"\bfemal", text, re.IGNORECASE):
-        found["sex"] = "F"
-    elif sex or re.search(r"\bmale", text, re.IGNORECASE):
-        found["sex"] = sex[1][0].upper() if sex else "M"
+    sex = re.search(r"sex:\s*([FM])\b|\b(f)emal|\b(m)ale", text, re.IGNORECASE)
+    if sex:
+        found["sex"] = sex[sex.lastindex].upper()
     age = _AGE.search(text)
     if age:
         found["age"] = int(age[1]) * _YEARS[age[2][0].lower()]
