@@ -45,9 +45,8 @@ def check_dataset(
             except (OSError, ValueError) as error:
                 unreadable += 1
                 if len(examples) < _EXAMPLES:
-                    where = (
-                        columns.select_columns(["source"])[int(place)]["source"] if "source" in columns.features else ""
-                    )
+                    known = "source" in columns.column_names
+                    where = columns.select_columns(["source"])[int(place)]["source"] if known else f"row {place}"
                     examples.append(f"{where}: {error}")
     share = (report["faults"] + unreadable) / max(1, report["rows"] + report["faults"])
     return report | {

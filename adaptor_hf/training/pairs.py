@@ -23,6 +23,8 @@ def load_training_pairs(arguments: DataArguments, seed: int) -> "Dataset":
     Raises:
         ValueError: for anything wrong with the table; see `load_pairs`.
     """
+    if arguments.dataset is not None:
+        return load_dataset_pairs(arguments, seed)
     from ..data.splits import assign_splits, check_disjoint, patient_fraction
     from ..data.tables import load_pairs
 
@@ -48,6 +50,42 @@ def load_training_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         pairs = assign_splits(pairs, **shares, seed=seed)
     check_disjoint(pairs)
     return patient_fraction(pairs, arguments.train_fraction, seed=seed)
+
+
+def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
+    """
+    The pairs of a public data set, all splits in one table.
+
+    A reference split may have the same images in two parts: then the later part is left out, with a warning.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_local_dataset`.
+    """
+    import datasets
+
+    from ..data import describe, load_local_dataset
+    from ..data.__main__ import parse_options
+
+    parts = load_local_dataset(
+        arguments.dataset,
+        arguments.data_root,
+        "pretraining",
+        arguments.split_scheme,
+        arguments.train_fraction,
+        seed=seed,
+        validation_fraction=arguments.validation_fraction,
+        test_fraction=arguments.test_fraction,
+        **parse_options(arguments.dataset_option),
+    )
+    if describe(parts)["overlaps"]:
+        seen: set[str] = set()
+        for name in list(parts):
+            ids = set(parts[name]["image_id"][:])
+            if ids <= seen:
+                logger.warning("The images of %s are all in an earlier part of the split: it is left out.", name)
+                del parts[name]
+            seen |= ids
+    return datasets.concatenate_datasets(list(parts.values()))
 
 
 def rename_splits(pairs: "Dataset", aliases: list[str]) -> "Dataset":

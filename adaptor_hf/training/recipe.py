@@ -13,6 +13,10 @@ from ..configuration_adaptor import AdaptorConfig
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 
+_OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
+               "view_column", "split_column", "split_alias", "filter")  # fmt: skip
+_OF_A_DATASET = ("split_scheme", "dataset_option")
+
 
 @dataclass
 class DataArguments:
@@ -23,6 +27,15 @@ class DataArguments:
         metadata={
             "help": "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id."
         },
+    )
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A public data set by name (python -m adaptor_hf.data list), instead of --train_file."},
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
+    split_scheme: str = field(default="official", metadata={"help": "Split of --dataset: official, patient, mgca..."})
+    dataset_option: list[str] = field(
+        default_factory=list, metadata={"help": "Options of --dataset as name=value, such as recipe=mgca; repeatable."}
     )
     cache: str | None = field(
         default=None,
@@ -58,11 +71,24 @@ class DataArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
 
     def __post_init__(self):
-        if (self.train_file is None) == (self.cache is None):
-            raise ValueError("Give --train_file (a table of pairs) or --cache (ready embeddings), one of them.")
+        if sum(source is not None for source in (self.train_file, self.dataset, self.cache)) != 1:
+            raise ValueError(
+                "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
+                "one of them."
+            )
+        if (self.dataset is None) != (self.data_root is None):
+            raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
+        without_effect = _OF_A_TABLE if self.dataset is not None else _OF_A_DATASET
+        if set_ := [o.name for o in fields(self) if o.name in without_effect and self._is_set(o)]:
+            source = "with" if self.dataset is not None else "without"
+            raise ValueError(f"{', '.join(set_)} would have no effect {source} --dataset. Leave it out.")
+        self.dataset_name = self.dataset_name or self.dataset
         of_a_table = [option for option in fields(self) if option.name not in ("cache", "dataset_name")]
-        if self.cache is not None and (set_ := [o.name for o in of_a_table if getattr(self, o.name) != default_of(o)]):
+        if self.cache is not None and (set_ := [o.name for o in of_a_table if self._is_set(o)]):
             raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
+
+    def _is_set(self, option: Field) -> bool:
+        return getattr(self, option.name) != default_of(option)
 
 
 @dataclass
@@ -166,7 +192,8 @@ def check_together(
         raise ValueError(str(error.__cause__ or error)) from error
     towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
     if data.cache is None and (missing := [name for name, value in towers.items() if value is None]):
-        raise ValueError(f"--train_file needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
+        source = "--train_file" if data.train_file else "--dataset"
+        raise ValueError(f"{source} needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
     if checkpoint_steps(Path(training.output_dir)) and not training.resume_from_checkpoint and not run.dry_run:
@@ -175,7 +202,9 @@ def check_together(
             "with --resume_from_checkpoint True, or choose another --output_dir."
         )
     if run.dry_run and data.cache is not None:
-        raise ValueError("--dry_run measures towers on a table: give --train_file and both towers instead of --cache.")
+        raise ValueError(
+            "--dry_run measures towers on a table: give --train_file or --dataset and both towers instead of --cache."
+        )
     if run.dry_run and training.world_size > 1:
         raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
 
