@@ -71,6 +71,37 @@ def test_reading_allocates_no_arrow_memory(cache):
     assert pa.total_allocated_bytes() == before
 
 
+def test_pairs_written_in_parts_are_the_same_pairs(arrays, tmp_path, monkeypatch):
+    """Ids, codes of studies and the fingerprint do not depend on the size of the parts, also with rows left out."""
+    image = arrays[0].copy()
+    image[[3, 50, 51]] = np.nan
+    study = [None if row % 7 == 0 else "a" if row % 4 < 2 else "b" for row in range(ROWS)]
+
+    def build(part: int):
+        monkeypatch.setattr("adaptor_hf.embeddings.pairs.BATCH_ROWS", part)
+        folder = tmp_path / str(part)
+        return import_embeddings(image, arrays[1], table(study_id=study), folder, max_fault_fraction=0.1)
+
+    whole, parts = build(1000), build(7)
+    assert parts.fingerprint == whole.fingerprint
+    assert parts.pairs[:] == whole.pairs[:]
+    batch = parts[:]
+    for name, values in whole[:].items():
+        assert torch.equal(batch[name], values)
+    codes = {}
+    for patient, name, code in zip(*(whole.pairs[n][:] for n in ("patient_id", "study_id", "study")), strict=True):
+        codes.setdefault((patient, name) if name is not None else len(codes), set()).add(code)
+    assert all(len(found) == 1 for found in codes.values())
+    assert len(set().union(*codes.values())) == len(codes)
+    assert verify_cache(tmp_path / "7")
+    other = [*table()["patient_id"][:-1], "another"]
+    monkeypatch.setattr("adaptor_hf.embeddings.pairs.BATCH_ROWS", 7)
+    changed = import_embeddings(
+        image, arrays[1], table(study_id=study, patient_id=other), tmp_path / "7", max_fault_fraction=0.1
+    )
+    assert changed.fingerprint != whole.fingerprint
+
+
 def test_indexing_by_number_slice_list_and_from_the_end(cache, arrays):
     np.testing.assert_array_equal(cache[3]["image_embeds"].numpy(), arrays[0][3])
     np.testing.assert_array_equal(cache[-1]["image_embeds"].numpy(), arrays[0][-1])
