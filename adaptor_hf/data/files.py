@@ -280,7 +280,7 @@ def list_files(
     """
     root = Path(root)
     inputs = _inputs.get()
-    key = (root, tuple(sorted(folders)), suffixes and tuple(sorted(suffixes)))
+    key = (root, tuple(sorted(folders)), None if suffixes is None else tuple(sorted(suffixes)))
     if inputs is not None and key in inputs.scans:
         return inputs.scans[key]
     index = FileIndex(root)
