@@ -15,6 +15,7 @@ PUSHED_FILES = (
     "layers_adaptor.py",
     "loss_adaptor.py",
     "modeling_adaptor.py",
+    "pretrained_adaptor.py",
     "processing_adaptor.py",
     "tower_sources_adaptor.py",
     "towers_adaptor.py",

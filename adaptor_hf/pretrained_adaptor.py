@@ -1,0 +1,200 @@
+"""What all Adaptor models share: how weights start, and how towers are attached, loaded and kept out of checkpoints."""
+
+import math
+import os
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+
+from .configuration_adaptor import AdaptorConfig
+from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
+
+TOWER_NAMES = ("vision_model", "text_model")
+
+
+class AdaptorPreTrainedModel(PreTrainedModel):
+    config: AdaptorConfig
+    base_model_prefix = "adaptor"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _no_split_modules = ["AdaptorLayer"]
+    _supports_sdpa = True
+    # Heads over images need no text tower.
+    _tower_names = TOWER_NAMES
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        """The reference's: torch's defaults, but Xavier over the packed (3d, d) attention matrix and zero biases."""
+        # By class of layer: for custom code transformers passes no module here that only holds other modules.
+        if isinstance(module, PackedLinear):
+            bound = math.sqrt(6 / (module.in_features + 3 * module.out_features))
+            init.uniform_(module.weight, -bound, bound)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            if isinstance(module, ZeroBiasLinear):
+                init.zeros_(module.bias)
+            elif module.bias is not None:
+                bound = 1 / math.sqrt(module.in_features)
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(getattr(module, "logit_scale", None), nn.Parameter):
+            init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+        else:
+            super()._init_weights(module)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *model_args,
+        load_towers: bool = True,
+        vision_model: VisionTower | None = None,
+        text_model: TextTower | None = None,
+        **kwargs,
+    ):
+        """
+        Load an Adaptor, then its towers by the references in its config.
+
+        Args:
+            pretrained_model_name_or_path (`str`): A folder or hub id, as everywhere in transformers.
+            load_towers (`bool`, defaults to `True`): `False` leaves the towers away (cached embeddings only).
+            vision_model (`VisionTower`, *optional*): A tower already in memory, used instead of loading it.
+            text_model (`TextTower`, *optional*): The same for text.
+            kwargs: As for [`~transformers.PreTrainedModel.from_pretrained`].
+
+        Raises:
+            OSError: if the weights are truncated or damaged, or a tower is not to be had: the message names it, its
+                revision and how to put it in place.
+        """
+        try:
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights in {pretrained_model_name_or_path} are truncated or damaged ({error}). Copy or download "
+                "them again, or take another checkpoint."
+            ) from error
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        align_weights(model)
+        model.attach_towers(vision_model, text_model)
+        if load_towers:
+            download = {
+                name: kwargs[name]
+                for name in ("local_files_only", "cache_dir", "token", "trust_remote_code")
+                if kwargs.get(name) is not None
+            }
+            model.load_towers(**download)
+        elif model.config.towers_in_checkpoint:
+            model.base_model.vision_model = model.base_model.text_model = None
+        # Loading makes parameters anew, with gradients on.
+        for name in TOWER_NAMES:
+            if getattr(model.base_model, name) is not None:
+                getattr(model.base_model, name).requires_grad_(False)
+        return loaded
+
+    def load_towers(self, **kwargs) -> None:
+        """Load and attach the towers that the config names and that are not attached yet. See `load_vision_tower`."""
+        placement = {"dtype": self.dtype, "device": self.device}
+        loaders = {"vision_model": load_vision_tower, "text_model": load_text_tower}
+        for name in self._tower_names:
+            spec = getattr(self.config, name.replace("_model", "_tower"))
+            # Embeddings that were made elsewhere have no weights to load.
+            if getattr(self.base_model, name) is None and spec is not None and spec["library"] != "external":
+                self.attach_towers(**{name: loaders[name](spec, **placement, **kwargs)})
+
+    def attach_towers(self, vision_model: VisionTower | None = None, text_model: TextTower | None = None) -> None:
+        """
+        Put loaded towers in place, moved to the model's device and dtype.
+
+        Raises:
+            ValueError: if a tower's width is not the one that the Adaptor was built for.
+        """
+        for side, tower in (("vision", vision_model), ("text", text_model)):
+            if tower is None:
+                continue
+            expected = getattr(self.config, f"{side}_hidden_size")
+            if tower.hidden_size != expected:
+                raise ValueError(
+                    f"The {side} tower {tower.spec['name_or_path']!r} gives {tower.hidden_size}-d embeddings, this "
+                    f"Adaptor takes {expected}-d ones. Attach the tower it was trained with, or build a new Adaptor."
+                )
+            tower.to(device=self.device, dtype=self.dtype)
+            setattr(self.base_model, f"{side}_model", tower)
+            setattr(self.config, f"{side}_tower", tower.spec)
+        self.train(self.training)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):
+        """
+        Write config, code and weights. The towers are left out unless `config.towers_in_checkpoint`.
+
+        Raises:
+            ValueError: if a tower has trainable parameters that would be lost, or cannot be part of a checkpoint.
+        """
+        if kwargs.get("push_to_hub"):
+            self._refuse_to_push_local_towers()
+            kwargs.setdefault("private", True)
+        state_dict = self.state_dict() if state_dict is None else state_dict
+        if self.config.towers_in_checkpoint:
+            self._put_tower_configs()
+        else:
+            self._refuse_to_lose_trained_towers()
+            prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+            towers = tuple(f"{prefix}{name}." for name in TOWER_NAMES)
+            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(towers)}
+        if self._auto_class is not None:
+            # A class registers one Auto class; the zero-shot pipeline looks for a second one.
+            auto_map = dict(getattr(self.config, "auto_map", None) or {})
+            for name in ("AutoModel", "AutoModelForZeroShotImageClassification"):
+                auto_map[name] = "modeling_adaptor.AdaptorModel"
+            self.config.auto_map = auto_map
+        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+        """
+        As everywhere in transformers, but private unless asked otherwise: the model was trained on reports.
+
+        Raises:
+            ValueError: if the config names a tower by a folder of this machine.
+        """
+        self._refuse_to_push_local_towers()
+        return super().push_to_hub(repo_id, private=private, **kwargs)
+
+    def _refuse_to_push_local_towers(self) -> None:
+        for side in ("vision", "text"):
+            name = (getattr(self.config, f"{side}_tower") or {}).get("name_or_path") or ""
+            if os.path.isabs(name) or (name and os.path.isdir(name)):
+                raise ValueError(
+                    f"The config names the {side} tower by a folder of this machine: nobody else has it, and its path "
+                    "would be public. Push the tower first, or set towers_in_checkpoint and save; then "
+                    "adaptor_hf.hub.push_folder pushes the folder without local paths."
+                )
+
+    def _put_tower_configs(self) -> None:
+        for side in ("vision", "text"):
+            tower = getattr(self.base_model, f"{side}_model")
+            if tower is None:
+                continue
+            if tower.config is None:
+                raise ValueError(
+                    f"The {side} tower {tower.spec['name_or_path']!r} ({tower.spec['library']}) has no transformers "
+                    "configuration, so it cannot be rebuilt from a checkpoint. Save with towers_in_checkpoint=False."
+                )
+            setattr(self.config, f"{side}_config", tower.config)
+
+    def _refuse_to_lose_trained_towers(self) -> None:
+        for name in TOWER_NAMES:
+            tower = getattr(self.base_model, name)
+            if tower is not None and any(parameter.requires_grad for parameter in tower.parameters()):
+                raise ValueError(
+                    f"{name} has trainable parameters, which a checkpoint without towers would lose. Wrap the model "
+                    "with peft.get_peft_model and save that, or merge the adapter and set "
+                    "model.config.towers_in_checkpoint = True."
+                )
+
+
+__all__ = ["TOWER_NAMES", "AdaptorPreTrainedModel"]
