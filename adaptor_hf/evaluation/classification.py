@@ -1,0 +1,430 @@
+"""Classification metrics: binary, multi-class and multi-label, unknown labels left out, and their intervals."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from .statistics import interval_of, resampled_weights
+from .weighted import weighted_auroc, weighted_average_precision
+
+NUM_BINS = 15
+SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+class Metrics(dict[str, float]):
+    """A dictionary of metrics; `notes` says, in sentences, why a value is NaN or a class was left out of a mean."""
+
+    def __init__(self, values: Mapping[str, float] = (), notes: Sequence[str] = ()):
+        super().__init__(values)
+        self.notes = list(notes)
+
+
+def classification_metrics(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    problem_type: str,
+    class_names: Sequence[str] | None = None,
+    thresholds: float | Sequence[float] | None = None,
+    probabilities: bool = True,
+    operating_points: Mapping[str, Sequence[float]] | None = None,
+) -> Metrics:
+    """
+    All metrics of one set of predictions.
+
+    Args:
+        scores (`np.ndarray` of shape `(N, C)` or `(N,)`): Probabilities (after sigmoid or softmax), or any scores with
+            `probabilities=False`, higher for the class. One column is a binary problem.
+        labels (`np.ndarray`): Class numbers `(N,)` for `single_label_classification`; for `multi_label_classification`
+            and for one column 0, 1 or NaN (unknown), `(N, C)` or `(N,)`.
+        problem_type (`str`): As in a config of transformers. With one column both mean the same.
+        class_names (`Sequence[str]`, *optional*): Names for the metrics of each class; numbers by default.
+        thresholds (`float` or one a class, *optional*): A score above it says "positive"; 0.5 for probabilities.
+            Choose it on validation. Not for several exclusive classes: there the highest score wins.
+        probabilities (`bool`, defaults to `True`): Whether scores are probabilities. If not, there is no calibration
+            error and no Brier score, and without `thresholds` nothing that needs a decision.
+        operating_points (`Mapping[str, Sequence[float]]`, *optional*): Name of a point, such as "0.90", to a threshold
+            a class, from [`specificity_thresholds`] on validation. Adds `sensitivity@specificity0.90` and the
+            specificity that this threshold reaches on these rows.
+
+    Returns:
+        [`Metrics`]: `auroc`, `auprc`, `accuracy`, `balanced_accuracy`, `f1`, `precision`, `recall`, `specificity`,
+        `ece`, `brier`; with more than one class also `name/CLASS`, and then the plain name is the unweighted mean over
+        the classes for which it is defined. Accuracy of exclusive classes is top-1; of labels, the mean over labels.
+        Precision of a class that is never predicted counts 0. `ece` is the expected calibration error with 15 equal
+        bins (of the top class, or of each label's probability); `brier` sums squares over exclusive classes, and is the
+        mean of labels otherwise. A value that the rows do not determine is NaN, with a sentence in `notes`.
+
+    Raises:
+        ValueError: shapes that do not fit, no rows, a score that is NaN, infinite or no probability, a label out of
+            range.
+    """
+    task = _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
+    values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
+    return Metrics(values, task.notes)
+
+
+def classification_intervals(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    *,
+    problem_type: str,
+    class_names: Sequence[str] | None = None,
+    thresholds: float | Sequence[float] | None = None,
+    probabilities: bool = True,
+    operating_points: Mapping[str, Sequence[float]] | None = None,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """
+    Percentile bootstrap intervals over patients of all that [`classification_metrics`] gives, from its arguments.
+
+    Args:
+        patients (`np.ndarray` of shape `(N,)`): Images of one patient are drawn together.
+        num_resamples, level, seed: As in [`bootstrap_interval`].
+
+    Returns:
+        `dict[str, tuple[float, float]]`: A resample without one of the classes is left out of that class's intervals
+        and of the means; where that leaves half of the resamples or fewer, both ends are NaN.
+    """
+    task = _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
+    if len(patients) != task.num_rows:
+        raise ValueError(f"Got {len(patients)} patients for {task.num_rows} rows.")
+    draws: dict[str, list[np.ndarray]] = {}
+    for weights in resampled_weights(np.asarray(patients), num_resamples, seed):
+        for name, values in task.values(weights).items():
+            draws.setdefault(name, []).append(values)
+    return {name: interval_of(np.concatenate(values), level) for name, values in draws.items()}
+
+
+def specificity_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float) -> np.ndarray:
+    """
+    The lowest thresholds at which validation rows reach a specificity: scores above are called positive.
+
+    Args:
+        scores (`np.ndarray` of shape `(N,)` or `(N, C)`): Of validation rows.
+        labels (`np.ndarray`, same shape): 0, 1 or NaN (unknown).
+        specificity (`float`): Share of negatives to be called negative, in (0, 1].
+
+    Returns:
+        `np.ndarray` of shape `(C,)`: NaN for a label without negatives on validation.
+
+    Raises:
+        ValueError: if shapes differ, a score is NaN, or `specificity` is out of range.
+    """
+    if not 0 < specificity <= 1:
+        raise ValueError(f"specificity is a share in (0, 1], got {specificity}. For 90 % pass 0.9.")
+    scores, labels = (_columns(np.asarray(values, dtype=np.float64)) for values in (scores, labels))
+    if scores.shape != labels.shape or np.isnan(scores).any():
+        raise ValueError(f"Scores {scores.shape} and labels {labels.shape} need one shape, and scores must not be NaN.")
+    thresholds = np.full(scores.shape[1], np.nan)
+    for column in range(scores.shape[1]):
+        negatives = np.sort(scores[labels[:, column] == 0, column])
+        if len(negatives):
+            # Rounded: 0.9 * 10 must not become the eleventh value.
+            thresholds[column] = negatives[int(np.ceil(np.round(specificity * len(negatives), 9))) - 1]
+    return thresholds
+
+
+def sensitivity_at_specificity(
+    validation_scores: np.ndarray,
+    validation_labels: np.ndarray,
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    specificity: float = 0.9,
+) -> dict[str, float]:
+    """
+    Sensitivity on test rows at the threshold where validation rows reach a specificity; one label.
+
+    Returns:
+        `dict[str, float]`: `threshold`, `sensitivity` and `specificity` (both on the test rows).
+    """
+    threshold = specificity_thresholds(validation_scores, validation_labels, specificity)
+    name = f"{specificity:.2f}"
+    metrics = classification_metrics(
+        scores, labels, problem_type=MULTI, probabilities=False, operating_points={name: threshold}
+    )
+    return {
+        "threshold": float(threshold[0]),
+        "sensitivity": metrics[f"sensitivity@specificity{name}"],
+        "specificity": metrics[f"specificity@specificity{name}"],
+    }
+
+
+def f1_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """
+    Threshold of the highest F1 of each label on validation rows; scores above it are called positive.
+
+    Args:
+        scores, labels (`np.ndarray` of shape `(N,)` or `(N, C)`): As in [`specificity_thresholds`].
+
+    Returns:
+        `np.ndarray` of shape `(C,)`: NaN for a label without positives on validation.
+    """
+    from sklearn.metrics import precision_recall_curve
+
+    scores, labels = (_columns(np.asarray(values, dtype=np.float64)) for values in (scores, labels))
+    thresholds = np.full(scores.shape[1], np.nan)
+    for column in range(scores.shape[1]):
+        known = ~np.isnan(labels[:, column])
+        if (labels[known, column] == 1).any():
+            precision, recall, cuts = precision_recall_curve(labels[known, column], scores[known, column])
+            total = precision + recall
+            f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)[:-1]
+            # The curve calls "at least the cut" positive, we call "above" it.
+            thresholds[column] = np.nextafter(cuts[f1.argmax()], -np.inf)
+    return thresholds
+
+
+def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, np.ndarray]:
+    """
+    How often the event comes where a probability says it: one point for each of equal bins (lower, upper].
+
+    Args:
+        probabilities, labels (`np.ndarray` of shape `(N,)`): In [0, 1]; 0, 1 or NaN (left out).
+
+    Returns:
+        `dict[str, np.ndarray]`: `confidence` and `frequency` (means within a bin, NaN if empty) and `count`, each
+        `(num_bins,)`.
+    """
+    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
+    known = ~np.isnan(labels)
+    _check_probabilities(probabilities[:, None])
+    bins = _bin_of(probabilities[known], num_bins)
+    count = np.bincount(bins, minlength=num_bins)
+    sums = [np.bincount(bins, weights=part[known], minlength=num_bins) for part in (probabilities, labels)]
+    means = [np.divide(part, count, out=np.full(num_bins, np.nan), where=count > 0) for part in sums]
+    return {"confidence": means[0], "frequency": means[1], "count": count}
+
+
+class _Task:
+    """Checked predictions, ready to be scored under many weightings of their rows."""
+
+    def __init__(self, scores, labels, problem_type, class_names, thresholds, probabilities, operating_points):
+        self.scores = _columns(np.asarray(scores, dtype=np.float64))
+        self.num_rows, self.num_classes = self.scores.shape
+        if self.num_rows == 0:
+            raise ValueError("There is no row to score.")
+        if problem_type not in (SINGLE, MULTI):
+            raise ValueError(f"problem_type is {SINGLE!r} or {MULTI!r}, got {problem_type!r}.")
+        _check_finite(self.scores)
+        self.exclusive = problem_type == SINGLE and self.num_classes > 1
+        self.names = [str(name) for name in (range(self.num_classes) if class_names is None else class_names)]
+        if len(self.names) != self.num_classes or len(set(self.names)) != self.num_classes:
+            raise ValueError(f"Need {self.num_classes} different class names, got {self.names}.")
+        self.truth = _truth(np.asarray(labels), self.scores.shape, self.exclusive)
+        self.known = ~np.isnan(self.truth)
+        self.positive = self.truth == 1
+        self.probabilities = probabilities
+        if probabilities:
+            _check_probabilities(self.scores, self.exclusive)
+        self.notes = self._describe_classes()
+        self.predicted = self._decide(thresholds)
+        self.operating_points = {}
+        for name, point in (operating_points or {}).items():
+            if self.exclusive or len(point) != self.num_classes:
+                raise ValueError(f"Operating point {name} needs a threshold for each of {self.num_classes} labels.")
+            self.operating_points[name] = np.asarray(point, dtype=np.float64)
+
+    def _describe_classes(self) -> list[str]:
+        notes = []
+        for name, known, positive in zip(self.names, self.known.T, self.positive.T, strict=True):
+            what = f"Class {name!r}" if self.num_classes > 1 else "The label"
+            if not known.any():
+                notes.append(f"{what} has no known label here: its metrics are NaN and no part of a mean.")
+            elif not positive.any():
+                notes.append(
+                    f"{what} has no positive among {known.sum()} rows: its AUROC, AUPRC, F1, precision and "
+                    "recall are NaN and no part of a mean."
+                )
+            elif positive[known].all():
+                notes.append(
+                    f"{what} has no negative among {known.sum()} rows: its AUROC and specificity are NaN "
+                    "and no part of a mean."
+                )
+        return notes
+
+    def _decide(self, thresholds) -> np.ndarray | None:
+        if self.exclusive:
+            if thresholds is not None:
+                raise ValueError("thresholds are for labels that do not exclude each other; here the top score wins.")
+            return self.scores.argmax(1)[:, None] == np.arange(self.num_classes)
+        if thresholds is None:
+            if not self.probabilities:
+                self.notes.append("Scores without thresholds: accuracy, F1, precision and recall are NaN.")
+                return None
+            thresholds = 0.5
+        thresholds = np.asarray(thresholds, dtype=np.float64)
+        if thresholds.ndim and thresholds.shape != (self.num_classes,):
+            raise ValueError(f"Need one threshold or {self.num_classes}, got {thresholds.shape}.")
+        if np.isnan(thresholds).any():
+            raise ValueError("A threshold is NaN: validation had no such class to choose it on. Pass one for it.")
+        return self.scores > thresholds
+
+    def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Each metric, `(B,)`, under each row of weights `(B, N)`."""
+        columns = range(self.num_classes)
+        known = [weights * self.known[:, column] for column in columns]
+        per_class = {
+            "auroc": [weighted_auroc(self.scores[:, c], self.positive[:, c], known[c]) for c in columns],
+            "auprc": [weighted_average_precision(self.scores[:, c], self.positive[:, c], known[c]) for c in columns],
+        }
+        per_class = {name: np.stack(values, 1) for name, values in per_class.items()}
+        per_class |= self._decisions(weights, self.predicted)
+        if self.exclusive:
+            found = {"accuracy": weights @ (self.predicted & self.positive).any(1) / weights.sum(1)}
+            found["balanced_accuracy"] = self._mean(per_class["recall"], self.positive.any(0))
+            del per_class["accuracy"], per_class["balanced_accuracy"]
+        else:
+            found = {}
+        for point, thresholds in self.operating_points.items():
+            decided = np.where(np.isnan(thresholds), False, self.scores > thresholds)
+            rates = self._decisions(weights, decided)
+            for name, rate in (("sensitivity", "recall"), ("specificity", "specificity")):
+                values = np.where(np.isnan(thresholds), np.nan, rates[rate])
+                per_class[f"{name}@specificity{point}"] = values
+        calibration = self._calibration(weights, known)
+        if self.exclusive:
+            found |= calibration
+        else:
+            per_class |= calibration
+        for name, values in per_class.items():
+            found[name] = self._mean(values, self._defined(name))
+            if self.num_classes > 1:
+                found |= {f"{name}/{self.names[column]}": values[:, column] for column in columns}
+        return found
+
+    def _defined(self, name: str) -> np.ndarray:
+        """(C,) which classes a mean is over: decided by the rows themselves, never by a resample."""
+        has_positive, has_negative = self.positive.any(0), (self.known & ~self.positive).any(0)
+        if name in ("auroc", "balanced_accuracy"):
+            return has_positive & has_negative
+        if name in ("auprc", "f1", "precision", "recall") or name.startswith("sensitivity"):
+            return has_positive
+        return has_negative if name.startswith("specificity") else self.known.any(0)
+
+    def _mean(self, values: np.ndarray, defined: np.ndarray) -> np.ndarray:
+        return values[:, defined].mean(1) if defined.any() else np.full(len(values), np.nan)
+
+    def _decisions(self, weights: np.ndarray, predicted: np.ndarray | None) -> dict[str, np.ndarray]:
+        """Rates of right and wrong calls, `(B, C)` each."""
+        names = ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity")
+        if predicted is None:
+            return {name: np.full((len(weights), self.num_classes), np.nan) for name in names}
+        negative = self.known & ~self.positive
+        hits, misses = weights @ (predicted & self.positive), weights @ (~predicted & self.positive)
+        alarms, rejections = weights @ (predicted & negative), weights @ (~predicted & negative)
+        has_positive = hits + misses > 0
+        precision = _ratio(hits, hits + alarms, has_positive, empty=0.0)
+        recall = _ratio(hits, hits + misses, has_positive)
+        specificity = _ratio(rejections, rejections + alarms, rejections + alarms > 0)
+        rates = (
+            _ratio(hits + rejections, hits + misses + alarms + rejections, True),
+            (recall + specificity) / 2,
+            _ratio(2 * hits, 2 * hits + alarms + misses, has_positive),
+            precision,
+            recall,
+            specificity,
+        )
+        return dict(zip(names, rates, strict=True))
+
+    def _calibration(self, weights: np.ndarray, known: list[np.ndarray]) -> dict[str, np.ndarray]:
+        if not self.probabilities:
+            shape = len(weights) if self.exclusive else (len(weights), self.num_classes)
+            return {"ece": np.full(shape, np.nan), "brier": np.full(shape, np.nan)}
+        squares = (self.scores - np.where(self.known, self.truth, 0)) ** 2
+        if self.exclusive:
+            right = (self.predicted & self.positive).any(1)
+            ece = _calibration_error(self.scores.max(1), right, weights)
+            return {"ece": ece, "brier": weights @ squares.sum(1) / weights.sum(1)}
+        ece = [
+            _calibration_error(self.scores[:, column], self.positive[:, column], known[column])
+            for column in range(self.num_classes)
+        ]
+        totals = weights @ self.known
+        return {"ece": np.stack(ece, 1), "brier": _ratio(weights @ (squares * self.known), totals, totals > 0)}
+
+
+def _calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) mean distance between confidence and frequency over equal bins, weighted by their rows."""
+    members = _bin_of(confidence, NUM_BINS)[:, None] == np.arange(NUM_BINS)
+    distance = np.abs(weights @ (members * (confidence - right)[:, None])).sum(1)
+    total = weights.sum(1)
+    return _ratio(distance, total, total > 0)
+
+
+def _bin_of(probabilities: np.ndarray, num_bins: int) -> np.ndarray:
+    """Bin (lower, upper] of each probability; 0 is in the first."""
+    return np.clip(np.digitize(probabilities, np.linspace(0, 1, num_bins + 1), right=True) - 1, 0, num_bins - 1)
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray, defined: np.ndarray | bool, empty: float = np.nan) -> np.ndarray:
+    """Part of the whole; `empty` where the whole is 0, NaN where it is not defined."""
+    value = np.divide(part, whole, out=np.full(np.shape(part), empty, dtype=np.float64), where=whole > 0)
+    return np.where(defined, value, np.nan)
+
+
+def _columns(values: np.ndarray) -> np.ndarray:
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _truth(labels: np.ndarray, shape: tuple[int, int], exclusive: bool) -> np.ndarray:
+    """(N, C) of 0, 1 and NaN."""
+    if exclusive:
+        numbers = labels.astype(np.float64)
+        if labels.shape != shape[:1]:
+            raise ValueError(f"Scores {shape} need labels of shape ({shape[0]},), class numbers; got {labels.shape}.")
+        wrong = ~np.isin(numbers, np.arange(shape[1]))
+        if wrong.any():
+            row = int(wrong.argmax())
+            raise ValueError(f"Label of row {row} is {labels[row]}, expected a class number from 0 to {shape[1] - 1}.")
+        return (numbers[:, None] == np.arange(shape[1])).astype(np.float64)
+    truth = _columns(labels.astype(np.float64))
+    if truth.shape != shape:
+        raise ValueError(f"Scores {shape} need labels of the same shape, got {labels.shape}.")
+    wrong = ~(np.isin(truth, (0, 1)) | np.isnan(truth))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"Label of row {row}, column {column} is {truth[row, column]:g}, expected 0, 1 or NaN for unknown. "
+            "Map uncertain labels (-1) first."
+        )
+    return truth
+
+
+def _check_finite(scores: np.ndarray) -> None:
+    if scores.ndim != 2:
+        raise ValueError(f"Scores are (rows, classes), got shape {scores.shape}.")
+    wrong = ~np.isfinite(scores)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(f"Score of row {row}, column {column} is {scores[row, column]}. Did the model diverge?")
+
+
+def _check_probabilities(scores: np.ndarray, exclusive: bool = False) -> None:
+    wrong = (scores < -1e-6) | (scores > 1 + 1e-6)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"Score of row {row}, column {column} is {scores[row, column]:g}, no probability. Pass probabilities "
+            "(after sigmoid or softmax), or probabilities=False for other scores."
+        )
+    if exclusive and np.abs(scores.sum(1) - 1).max() > 1e-3:
+        row = int(np.abs(scores.sum(1) - 1).argmax())
+        raise ValueError(
+            f"Probabilities of row {row} sum to {scores[row].sum():g}, expected 1 over exclusive classes (softmax)."
+        )
+
+
+__all__ = [
+    "Metrics",
+    "classification_intervals",
+    "classification_metrics",
+    "f1_thresholds",
+    "reliability_curve",
+    "sensitivity_at_specificity",
+    "specificity_thresholds",
+]
