@@ -259,6 +259,11 @@ class TestFiles:
         paths = [save(tmp_path / f"{name}.png", array) for name, array in (("left", left), ("right", right))]
         np.testing.assert_array_equal(decoded(file_mask(paths, image)), BLOB)
 
+    def test_files_that_overlap_are_joined_with_or(self, tmp_path, image):
+        other = np.roll(BLOB, 10, axis=1)
+        paths = [save(tmp_path / f"{name}.png", array) for name, array in (("a", BLOB), ("b", other))]
+        np.testing.assert_array_equal(decoded(file_mask(paths, image)), BLOB | other)
+
     def test_a_smaller_mask_is_brought_to_the_image(self, tmp_path, image):
         path = save(tmp_path / "m.png", BLOB[::2, ::2])
         notes = Counter()
@@ -298,7 +303,7 @@ class TestRoi:
         np.testing.assert_array_equal(decoded(roi_mask([[crop, mask]], image)), BLOB)
 
     def test_of_two_masks_the_one_of_the_images_size(self, tmp_path, image):
-        small = save(tmp_path / "a.png", np.ones((20, 30), bool))
+        small = save(tmp_path / "a.png", ~BLOB[::2, ::2])
         mask = save(tmp_path / "b.png", BLOB)
         np.testing.assert_array_equal(decoded(roi_mask([[small, mask]], image)), BLOB)
 

@@ -5,6 +5,7 @@ import pytest
 from fixtures.cbis_ddsm import CASES, SIZE, region, write_cbis
 
 from adaptor_hf.data.catalog import Request, get_dataset
+from adaptor_hf.data.check import check_dataset, format_check
 from adaptor_hf.data.local import describe, load_local_dataset
 
 LAYOUTS = ["tcia", "tcia-new", "jpeg"]
@@ -77,6 +78,11 @@ class TestMasks:
         row = by_id(load(tree, task="segmentation"))["mass_P_00002_RIGHT_CC"]
         assert row["mask"].size == row["image"].size == SIZE
         assert (np.asarray(row["mask"]) > 0).sum() == pytest.approx(region(1).sum(), rel=0.1)
+
+    def test_the_check_counts_it(self, tree):
+        result = check_dataset("cbis_ddsm", tree, "segmentation", cache_dir=tree.parent / "check")
+        assert (result["masks_resized"], result["unreadable"], result["ok"]) == (1, 0, True)
+        assert "masks brought to the size of their image: 1" in format_check(result)
 
     def test_a_crop_where_the_mask_should_be_is_said(self, tmp_path):
         root = write_cbis(tmp_path / "cbis")

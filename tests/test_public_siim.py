@@ -1,5 +1,7 @@
 """SIIM: both layouts and markers, run lengths joined with OR, and the leaking split of MGCA and GLoRIA."""
 
+import shutil
+
 import numpy as np
 import pytest
 from fixtures.real_tables import real_table
@@ -64,9 +66,11 @@ def test_resized_copies_get_masks_of_their_size(tmp_path):
     from PIL import Image
 
     root = write_siim(tmp_path / "siim", stage=2)
-    for path in list((root / "stage_2_images").iterdir()):
-        path.unlink()
-        Image.new("L", (256, 256)).save(path.with_suffix(".png"))
+    # In a folder of their own name: without the published ones all are searched.
+    (root / "pngs").mkdir()
+    for path in (root / "stage_2_images").iterdir():
+        Image.new("L", (256, 256)).save(root / "pngs" / f"{path.stem}.png")
+    shutil.rmtree(root / "stage_2_images")
     row = by_id(load(root))[uid(2)]
     assert row["image"].size == row["mask"].size == (256, 256)
     assert np.asarray(row["mask"]).any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ def check_dataset(
 
     Returns:
         The report of the load (`adaptor_hf.data.local_report.LoadReport`) and `rows_read`, `unreadable`,
-        `unreadable_examples`, and `ok`: whether faults stay under the share that loading tolerates.
+        `unreadable_examples`, `masks_resized` (masks of another size than their image) and `ok`: whether faults stay under the
+        share that loading tolerates.
 
     Raises:
         FileNotFoundError, ValueError: as `load_local_dataset`, but for the share of faults.
@@ -35,13 +37,20 @@ def check_dataset(
     count = total if read is None else min(read, total)
     wanted = np.unique(np.linspace(0, total - 1, count).astype(int)) if count else np.zeros(0, int)
     unreadable, examples, start = 0, [], 0
+    notes: Counter = Counter()
     for part in parts.values():
         mine = wanted[(wanted >= start) & (wanted < start + len(part))] - start
         start += len(part)
         columns = part.select_columns([column for column in ("image", "mask", "source") if column in part.column_names])
+        if "mask" in columns.column_names:
+            from .masks import RadiographMask, read_mask
+
+            columns = columns.cast_column("mask", RadiographMask(decode=False))
         for place in mine:
             try:
-                columns[int(place)]
+                row = columns[int(place)]
+                if row.get("mask") is not None:
+                    read_mask(row["mask"], notes)
             except (OSError, ValueError) as error:
                 unreadable += 1
                 if len(examples) < _EXAMPLES:
@@ -53,6 +62,7 @@ def check_dataset(
         "rows_read": len(wanted),
         "unreadable": unreadable,
         "unreadable_examples": examples,
+        "masks_resized": notes["resized"],
         "ok": share <= get_dataset(name).max_fault_share,
     }
 
@@ -69,6 +79,7 @@ def format_check(result: dict[str, Any]) -> str:
         *(f"  {example}" for example in result["fault_examples"]),
         f"images and masks read: {result['rows_read']}, unreadable: {result['unreadable']}",
         *(f"  {example}" for example in result["unreadable_examples"]),
+        *([f"masks brought to the size of their image: {result['masks_resized']}"] if result["masks_resized"] else []),
         *(f"left out: {count} {rule}" for rule, count in result["dropped"].items()),
     ]
     for split, rows in result["rows_per_split"].items():
