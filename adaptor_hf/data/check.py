@@ -26,8 +26,8 @@ def check_dataset(
 
     Returns:
         The report of the load (`adaptor_hf.data.local_report.LoadReport`) and `rows_read`, `unreadable`,
-        `unreadable_examples`, `masks_resized` (masks of another size than their image) and `ok`: whether faults stay under the
-        share that loading tolerates.
+        `unreadable_examples`, `masks_resized` (masks of another size than their image) and `ok`: whether faults stay
+        under the share that loading tolerates.
 
     Raises:
         FileNotFoundError, ValueError: as `load_local_dataset`, but for the share of faults.

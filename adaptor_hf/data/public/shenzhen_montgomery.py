@@ -122,7 +122,7 @@ ClinicalReadings/CHNCXR_0001_0.txt
 mask/CHNCXR_0001_0_mask.png            for segmentation: masks of Stirenko et al., 566 images""",
         license="NLM: public for research, citation is asked for (Jaeger 2014); masks CC BY-NC-SA 4.0 (Stirenko 2018).",
         homepage="https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
-        tested="fixture",
+        tested="real sample",
         read=read_shenzhen,
         traps=(*_TRAPS, "About a hundred images have no mask: not annotated, not free of lungs."),
     ),
