@@ -169,3 +169,30 @@ def test_other_paths_are_files(path):
     assert parse_member(path) is None
     assert container(path) == path
     assert stored_image(path) == {"bytes": None, "path": path}
+
+
+def test_embeddings_of_members_are_those_of_the_files(tmp_path, tiny_dinov2):
+    """A cache of images in a zip and in a tar is bit for bit that of the unpacked files."""
+    from datasets import Dataset
+
+    from adaptor_hf.data.features import RadiographImage
+    from adaptor_hf.embeddings import build_cache
+
+    pictures = {f"{value}.png": picture_bytes(value) for value in (10, 120, 250)}
+    for name, data in pictures.items():
+        (tmp_path / name).write_bytes(data)
+    archive, tar = write_zip(tmp_path / "x.zip", pictures), write_tar(tmp_path / "x.tar", pictures)
+    sources = {
+        "files": [str(tmp_path / name) for name in pictures],
+        "zip": list(paths(archive, list_zip(archive)).values()),
+        "tar": list(paths(tar, list_tar(tar)[0]).values()),
+    }
+    embeddings = {}
+    for kind, names in sources.items():
+        columns = {"image": [stored_image(name) for name in names], "image_id": list(pictures)}
+        data = Dataset.from_dict(columns).cast_column("image", RadiographImage())
+        cache = build_cache(data, str(tiny_dinov2), None, tmp_path / kind, num_workers=0)
+        embeddings[kind] = np.stack([np.asarray(row["image_embeds"]) for row in cache])
+    assert embeddings["files"].shape == (3, 32)
+    np.testing.assert_array_equal(embeddings["zip"], embeddings["files"])
+    np.testing.assert_array_equal(embeddings["tar"], embeddings["files"])

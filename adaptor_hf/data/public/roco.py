@@ -193,7 +193,7 @@ data/{train,validation,test}/{radiology,non-radiology}/images/ROCO_00020.jpg""",
         },
         leaks={
             "official": "split by figure, not by article: of 42,471 articles 8,802 have radiology figures in several "
-            "parts, and 5,386 of the 8,179 test figures are from an article that is also in train"
+            "parts, and 5,386 of the 8,179 test figures are from an article that is also in train."
         },
         traps=(
             "Some articles were moved or withdrawn, so some images can never be fetched: captions without a file are "
