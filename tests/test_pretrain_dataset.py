@@ -3,9 +3,9 @@
 import json
 
 import pytest
-import train_pretrain
 from fixtures.mimic_cxr import IMAGES, REPORT, write_mimic_cxr
 
+import train_pretrain
 from adaptor_hf.training.pairs import load_training_pairs
 from adaptor_hf.training.recipe import DataArguments
 
@@ -48,7 +48,8 @@ def test_the_table_has_all_splits_and_the_options_text(mimic):
 def test_a_repeated_part_of_a_reference_split_is_left_out(mimic, caplog):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), split_scheme="mgca")
     pairs = load_training_pairs(arguments, seed=0)
-    assert sorted(set(pairs["split"][:])) == ["train", "validation"] and len(set(pairs["image_id"][:])) == len(pairs)
+    assert sorted(set(pairs["split"][:])) == ["train", "validation"]
+    assert len(set(pairs["image_id"][:])) == len(pairs)
     assert "images of test are all in an earlier part" in caplog.text
 
 

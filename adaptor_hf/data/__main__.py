@@ -1,7 +1,8 @@
-"""Lists the public data sets that can be loaded from disk, and checks a folder that holds one.
+"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages.
 
 python -m adaptor_hf.data list
 python -m adaptor_hf.data check NAME ROOT --json report.json
+python -m adaptor_hf.data pages docs/datasets
 """
 
 import argparse
@@ -37,6 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names, tasks and licences")
+    pages = commands.add_parser("pages", help="write the pages about the data sets")
+    pages.add_argument("folder", type=Path)
     check = commands.add_parser("check", help="count what a folder holds")
     check.add_argument("name", help="data set, see list")
     check.add_argument("root", help="its folder")
@@ -51,6 +54,12 @@ def main(arguments: list[str] | None = None) -> int:
     if args.command == "list":
         for dataset in list_datasets():
             print(f"{dataset.name}: {dataset.title}. {', '.join(dataset.tasks)}. {dataset.license}")
+        return 0
+
+    if args.command == "pages":
+        from .dataset_pages import write_pages
+
+        print(f"Wrote {len(write_pages(args.folder))} pages to {args.folder}.")
         return 0
 
     from .check import check_dataset, format_check
