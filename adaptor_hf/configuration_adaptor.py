@@ -32,6 +32,15 @@ class AdaptorConfig(PreTrainedConfig):
         image_to_text_weight (`float`, defaults to 0.75): Weight of the image-to-text direction of the loss, alpha in
             equation (4) of the paper. The other direction gets `1 - image_to_text_weight`.
         feature_source (`str`, defaults to `"adaptor"`): What heads read: `"adaptor"` or the raw `"tower"`.
+        classifier_hidden_size (`int`, *optional*): Width of the classification head's hidden layer; 512 is the paper's
+            head. `None`: one linear layer.
+        classifier_dropout (`float`, defaults to 0.1): Dropout before each linear layer of the classification head.
+        segmentation_decoder (`str`, *optional*): `"tokens"` (up-sampling of patch tokens) or `"unet"` (skips from a
+            convolutional tower). `None`: `"unet"` where `skip_channels` are known, else `"tokens"`.
+        skip_channels (`list[int]`, *optional*): Channels of the tower's feature maps at a half, a quarter, an eighth
+            and a sixteenth of the input size, 0 where there is none: the U-Net's skips. Found from the tower.
+        image_size (`int`, *optional*): Side of the images that the segmentation decoder is built for. `None`: that of
+            the tower's image processor.
         towers_in_checkpoint (`bool`, defaults to `False`): Whether `save_pretrained` writes the towers' weights too.
             By default a checkpoint holds the Adaptor alone and names its towers.
         vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
@@ -83,6 +92,11 @@ class AdaptorConfig(PreTrainedConfig):
     max_logit_scale: float | int | None = None
     image_to_text_weight: float | int = 0.75
     feature_source: str = "adaptor"
+    classifier_hidden_size: int | None = None
+    classifier_dropout: float | int = 0.1
+    segmentation_decoder: str | None = None
+    skip_channels: list[int] | None = None
+    image_size: int | None = None
     towers_in_checkpoint: bool = False
     vision_tower: dict[str, Any] | None = None
     text_tower: dict[str, Any] | None = None
@@ -110,7 +124,7 @@ class AdaptorConfig(PreTrainedConfig):
                 f"hidden_size ({self.hidden_size}) must be a multiple of num_attention_heads "
                 f"({self.num_attention_heads}). Change one of them."
             )
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}.")
         if not 0 <= self.image_to_text_weight <= 1:
@@ -119,6 +133,13 @@ class AdaptorConfig(PreTrainedConfig):
             raise ValueError(f"max_logit_scale must be positive or None, got {self.max_logit_scale}.")
         if self.feature_source not in ("adaptor", "tower"):
             raise ValueError(f'feature_source must be "adaptor" or "tower", got {self.feature_source!r}.')
+        for name in ("classifier_hidden_size", "image_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1 or None, got {getattr(self, name)}.")
+        if self.segmentation_decoder not in (None, "tokens", "unet"):
+            raise ValueError(f'segmentation_decoder must be "tokens" or "unet", got {self.segmentation_decoder!r}.')
+        if self.skip_channels is not None and (len(self.skip_channels) != 4 or min(self.skip_channels) < 0):
+            raise ValueError(f"skip_channels must be four numbers of 0 or more, got {self.skip_channels}.")
 
 
 __all__ = ["AdaptorConfig"]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
 from transformers.image_utils import (
@@ -54,6 +55,10 @@ class AdaptorImageProcessor(PilBackend):
         do_grayscale (`bool`): give 1 channel in place of 3.
         do_pad_to_square (`bool`): pad the shorter side with zeros first.
 
+    Called with `segmentation_maps`, one a image and of its size, it also gives `labels` (B, H, W) of integers, put
+    through the same steps without interpolation. Grey images are masks of 0 and 255 (or 0 and 1) and become 0 and 1;
+    integer arrays (H, W) are class numbers and stay as they are. What cropping adds is 0.
+
     Returns:
         `BatchFeature` with `pixel_values`: float32 (B, C, H, W) with `return_tensors="pt"` or `"np"`, else a list of
         (C, H, W) arrays.
@@ -98,6 +103,48 @@ class AdaptorImageProcessor(PilBackend):
             value = kwargs.get(name)
             if kwargs.get("do_normalize") and isinstance(value, tuple | list) and len(value) not in (1, channels):
                 raise ValueError(f"{name} has {len(value)} values but images have {channels} channels: {value}.")
+
+    def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        """See the class."""
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def _preprocess_image_like_inputs(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        planes = self._prepare_image_like_inputs(images, **kwargs)
+        features = self._preprocess(planes, **kwargs)
+        if segmentation_maps is not None:
+            maps = segmentation_maps if isinstance(segmentation_maps, list | tuple) else [segmentation_maps]
+            geometry = {name: kwargs[name] for name in GEOMETRY}
+            labels = [_label_map(item, number) for number, item in enumerate(maps)]
+            _check_sizes([item[0].size for item in planes], labels)
+            labels = [np.asarray(_place(Image.fromarray(item), geometry, 0), dtype=np.int64) for item in labels]
+            features.update(BatchFeature({"labels": labels}, tensor_type=kwargs.get("return_tensors")))
+        return features
+
+    def post_process_semantic_segmentation(
+        self, outputs, target_sizes: list[tuple[int, int]] | None = None, threshold: float = 0.5
+    ) -> list[torch.Tensor]:
+        """Logits to maps of class numbers, put back to where they belong in the original images.
+
+        Args:
+            outputs: has `logits` of shape (B, C, h, w). C = 1: sigmoid and `threshold`, giving 0 and 1; else argmax.
+            target_sizes: (height, width) of each original image; None leaves the size of the logits. Resizing, cropping
+                and padding of this processor are undone: what it cropped away is 0.
+
+        Returns:
+            One integer tensor (height, width) a image.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            return [_class_map(item, threshold) for item in logits]
+        if len(target_sizes) != len(logits):
+            raise ValueError(
+                f"got {len(target_sizes)} target sizes for {len(logits)} images; give one (height, width) each."
+            )
+        geometry = {name: getattr(self, name) for name in GEOMETRY}
+        return [
+            _original_map(item, (int(size[0]), int(size[1])), geometry, threshold)
+            for item, size in zip(logits, target_sizes, strict=True)
+        ]
 
     def fetch_images(self, image_url_or_urls):
         # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
@@ -147,14 +194,8 @@ class AdaptorImageProcessor(PilBackend):
         for planes in images:
             if do_grayscale:
                 planes = _to_gray(planes)
-            if do_pad_to_square:
-                side = max(planes[0].size)
-                planes = [_crop_around_centre(plane, side, side) for plane in planes]
-            if do_resize:
-                width, height = _target_size(planes[0].size, size)
-                planes = [plane.resize((width, height), resample=_pillow_filter(resample)) for plane in planes]
-            if do_center_crop:
-                planes = [_crop_around_centre(plane, crop_size.width, crop_size.height) for plane in planes]
+            geometry = dict(zip(GEOMETRY, (do_pad_to_square, do_resize, size, do_center_crop, crop_size), strict=True))
+            planes = [_place(plane, geometry, _pillow_filter(resample)) for plane in planes]
             pixels = np.stack([np.asarray(plane, dtype=np.float32) for plane in planes])
             if pixels.ndim == 4:
                 pixels = np.moveaxis(pixels[0], -1, 0)
@@ -170,6 +211,7 @@ class AdaptorImageProcessor(PilBackend):
         return BatchFeature(data={"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
+GEOMETRY = ("do_pad_to_square", "do_resize", "size", "do_center_crop", "crop_size")
 FIELDS = (
     "do_resize",
     "size",
@@ -340,3 +382,77 @@ def _pillow_filter(resample) -> int:
 
 def _per_channel(value: float | tuple[float, ...], channels: int) -> np.ndarray:
     return np.broadcast_to(np.asarray(value, dtype=np.float32).reshape(-1, 1, 1), (channels, 1, 1))
+
+
+def _place(plane: Image.Image, geometry: dict[str, Any], resample: int) -> Image.Image:
+    """Pads to the square, resizes and crops, as `geometry` says."""
+    if geometry["do_pad_to_square"]:
+        plane = _crop_around_centre(plane, max(plane.size), max(plane.size))
+    if geometry["do_resize"]:
+        plane = plane.resize(_target_size(plane.size, geometry["size"]), resample=resample)
+    if geometry["do_center_crop"]:
+        plane = _crop_around_centre(plane, geometry["crop_size"].width, geometry["crop_size"].height)
+    return plane
+
+
+def _label_map(item, number: int) -> np.ndarray:
+    """A mask or a map of class numbers as an int32 array (H, W)."""
+    is_mask = isinstance(item, Image.Image) and item.mode in ("1", "L")
+    values = np.asarray(item.cpu() if isinstance(item, torch.Tensor) else item)
+    if values.ndim != 2 or not (np.issubdtype(values.dtype, np.integer) or values.dtype == bool):
+        raise ValueError(
+            f"segmentation map {number} is of shape {values.shape} and type {values.dtype}; expected (height, width) "
+            "of integers, or a grey image of 0 and 255."
+        )
+    if is_mask and values.dtype != bool:
+        found = np.unique(values)
+        if not (np.isin(found, (0, 255)).all() or found.max() <= 1):
+            raise ValueError(
+                f"segmentation map {number} is a grey image with values {found[:5].tolist()}; a mask has 0 and 255. "
+                "Pass class numbers as an integer array."
+            )
+        values = values > 0
+    return values.astype(np.int32)
+
+
+def _check_sizes(sizes: list[tuple[int, int]], labels: list[np.ndarray]) -> None:
+    if len(sizes) != len(labels):
+        raise ValueError(f"got {len(labels)} segmentation maps for {len(sizes)} images; give one each.")
+    for number, ((width, height), label) in enumerate(zip(sizes, labels, strict=True)):
+        if label.shape != (height, width):
+            raise ValueError(
+                f"segmentation map {number} is {label.shape[1]}x{label.shape[0]} pixels, its image {width}x{height}. "
+                "Resize the map to its image first, without interpolation."
+            )
+
+
+def _class_map(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """(C, H, W) to class numbers (H, W)."""
+    return (logits[0].float().sigmoid() > threshold).long() if len(logits) == 1 else logits.argmax(dim=0)
+
+
+def _original_map(
+    logits: torch.Tensor, size: tuple[int, int], geometry: dict[str, Any], threshold: float
+) -> torch.Tensor:
+    """Class numbers (height, width) of an original image from the logits (C, h, w) of what the model saw of it."""
+    side = max(size)
+    full = (side, side) if geometry["do_pad_to_square"] else size
+    resized = _target_size(full[::-1], geometry["size"])[::-1] if geometry["do_resize"] else full
+    crop = geometry["crop_size"]
+    seen = (crop.height, crop.width) if geometry["do_center_crop"] else resized
+    logits = _bilinear(logits[None].float(), seen)
+    # As in _crop_around_centre; negative where the crop is larger than the image.
+    top, left = ((a - b) // 2 for a, b in zip(resized, seen, strict=True))
+    margins = (left, resized[1] - seen[1] - left, top, resized[0] - seen[0] - top)
+    covered = nn.functional.pad(torch.ones_like(logits[:, :1]), margins)
+    # Cutting first, and copying the border outwards, so that no resizing mixes in what was never seen.
+    logits = nn.functional.pad(logits, [min(margin, 0) for margin in margins])
+    logits = nn.functional.pad(logits, [max(margin, 0) for margin in margins], mode="replicate")
+    labels = _class_map(_bilinear(logits, full)[0], threshold)
+    labels = labels * (nn.functional.interpolate(covered, size=full, mode="nearest")[0, 0] > 0)
+    top, left = (-((a - b) // 2) for a, b in zip(size, full, strict=True))
+    return labels[top : top + size[0], left : left + size[1]]
+
+
+def _bilinear(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return maps if maps.shape[-2:] == size else nn.functional.interpolate(maps, size=size, mode="bilinear")

@@ -52,7 +52,7 @@ def mixed_loss(
         ValueError: if the shapes differ, which would broadcast, or a mask has values outside 0 to 1.
     """
     if logits.shape != masks.shape:
-        raise ValueError(f"Logits are of shape {tuple(logits.shape)}, masks of {tuple(masks.shape)}: give equal shapes.")
+        raise ValueError(f"Logits are of shape {tuple(logits.shape)}, masks {tuple(masks.shape)}: give equal shapes.")
     low, high = masks.min(), masks.max()
     if not (low >= 0 and high <= 1):
         raise ValueError(

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import inspect
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
+from .pyramids_adaptor import maps_by_stride, run_with_maps
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -101,6 +102,15 @@ class _Tower(nn.Module):
         return torch.set_grad_enabled(wanted and torch.is_grad_enabled())
 
 
+class VisionFeatures(NamedTuple):
+    """Tokens (B, N, D), image embedding (B, D), the tokens' grid [rows, columns], and maps at strides 2, 4, 8, 16."""
+
+    tokens: torch.Tensor
+    pooled: torch.Tensor
+    grid: list[int]
+    maps: list[torch.Tensor | None] | None
+
+
 class VisionTower(_Tower):
     """A frozen image encoder.
 
@@ -124,23 +134,39 @@ class VisionTower(_Tower):
             `last_hidden_state` (B, N, D): the spatial tokens, row by row, without class or register tokens.
             `pooler_output` (B, D): the image embedding by `spec["pooling"]`, not normalised.
         """
+        features = self.features(pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=features.tokens, pooler_output=features.pooled)
+
+    def features(self, pixel_values: torch.Tensor, with_maps: bool = False) -> VisionFeatures:
+        """As `forward`, with the tokens' grid for this input size and, if asked, the maps that are finer than it.
+
+        Raises:
+            ValueError: the input is no batch of images, or the network gives no maps and they are asked for.
+        """
         if pixel_values.ndim != 4:
             raise ValueError(f"pixel_values must be (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
         with self._gradients(pixel_values):
-            tokens, prefix, pooled, _ = self._encode(pixel_values)
-            return BaseModelOutputWithPooling(
-                last_hidden_state=tokens, pooler_output=self._pool(tokens, prefix, pooled, self.spec["pooling"])
-            )
+            tokens, prefix, pooled, grid, maps = self._encode(pixel_values, with_maps)
+            pooled = self._pool(tokens, prefix, pooled, self.spec["pooling"])
+            if with_maps:
+                maps = maps_by_stride(maps, tuple(pixel_values.shape[-2:]), grid)
+            return VisionFeatures(tokens, pooled, grid, maps)
 
-    def _encode(self, pixel_values: torch.Tensor):
-        """Spatial tokens (B, N, D), prefix tokens (B, P, D), the network's pooled output or None, grid [h, w]."""
+    def _encode(self, pixel_values: torch.Tensor, with_maps: bool = False):
+        """Spatial tokens (B, N, D), prefix tokens (B, P, D), the network's pooled output or None, grid [h, w], maps."""
         parameter = next(self.model.parameters())
         pixel_values = pixel_values.to(parameter.dtype)
         height, width = pixel_values.shape[-2:]
-        if self.spec["library"] == "torchxrayvision":
-            hidden, pooled = self.model(pixel_values), None
+        library, arguments, maps = self.spec["library"], self._interpolation(height, width), None
+        if with_maps:
+            output, maps = run_with_maps(self.model, library, pixel_values, **arguments)
+        elif library == "torchxrayvision":
+            output = self.model(pixel_values)
         else:
-            output = self.model(pixel_values=pixel_values, **self._interpolation(height, width))
+            output = self.model(pixel_values=pixel_values, **arguments)
+        if library == "torchxrayvision":
+            hidden, pooled = output, None
+        else:
             hidden, pooled = output.last_hidden_state, output.pooler_output if "pooler_output" in output else None
         if hidden.ndim == 4:
             if getattr(getattr(self.model, "timm_model", None), "output_fmt", "NCHW") == "NHWC":
@@ -151,7 +177,7 @@ class VisionTower(_Tower):
         else:
             count, grid = self._prefix_and_grid(hidden.shape[1], height, width)
             prefix, tokens = hidden[:, :count], hidden[:, count:]
-        return tokens, prefix, None if pooled is None else pooled.flatten(1), grid
+        return tokens, prefix, None if pooled is None else pooled.flatten(1), grid, maps
 
     def _interpolation(self, height: int, width: int) -> dict[str, bool]:
         """Asks transformers to interpolate position embeddings where the class has the option and the size differs."""
@@ -207,7 +233,7 @@ class VisionTower(_Tower):
         parameter = next(self.model.parameters())
         channels = 1 if processor.do_grayscale else 3
         image = torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
-        tokens, prefix, pooled, grid = self._encode(image)
+        tokens, prefix, pooled, grid, _ = self._encode(image)
         if spec["pooling"] is None:
             spec["pooling"] = self._default_pooling(prefix.shape[1] > 0)
         self._pool(tokens, prefix, pooled, spec["pooling"])
