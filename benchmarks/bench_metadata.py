@@ -83,8 +83,8 @@ def write_tree(root: Path) -> None:
 
 
 REPORT = (
-    "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  ___ year old man "
-    "with cough  // eval for pneumonia\n \n COMPARISON:  ___\n \n FINDINGS: \n \n {}\n \n IMPRESSION: \n \n {}\n"
+    "                                 FINAL REPORT\n EXAMINATION:  CHEST (PA AND LAT)\n \n INDICATION:  ___ year old "
+    "man with cough  // eval for pneumonia\n \n COMPARISON:  ___\n \n FINDINGS: \n \n {}\n \n IMPRESSION: \n \n {}\n"
 )
 METADATA = (
     "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,Rows,Columns,StudyDate,StudyTime,"
