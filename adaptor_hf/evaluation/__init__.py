@@ -8,13 +8,23 @@ from .classification import (
     sensitivity_at_specificity,
     specificity_thresholds,
 )
+from .predictions import (
+    Predictions,
+    classification_predictions,
+    load_predictions,
+    retrieval_predictions,
+    segmentation_predictions,
+)
+from .results import append_results, finished_runs, read_results, run_key, write_run
 from .retrieval import (
     alignment_and_uniformity,
     chance_recall,
+    precision_at_k,
     retrieval_intervals,
     retrieval_metrics,
     retrieval_ranks,
 )
+from .segmentation import metrics_of_counts, segmentation_counts, segmentation_intervals, segmentation_metrics
 from .statistics import (
     Difference,
     auroc_interval,
@@ -27,21 +37,36 @@ from .statistics import (
 
 __all__ = [
     "Difference",
+    "Predictions",
     "alignment_and_uniformity",
+    "append_results",
     "auroc_interval",
     "bootstrap_interval",
     "chance_recall",
     "classification_intervals",
     "classification_metrics",
+    "classification_predictions",
     "delong",
     "f1_thresholds",
+    "finished_runs",
     "holm",
+    "load_predictions",
+    "metrics_of_counts",
     "paired_bootstrap",
+    "precision_at_k",
+    "read_results",
     "reliability_curve",
     "retrieval_intervals",
     "retrieval_metrics",
+    "retrieval_predictions",
     "retrieval_ranks",
+    "run_key",
     "seed_interval",
+    "segmentation_counts",
+    "segmentation_intervals",
+    "segmentation_metrics",
+    "segmentation_predictions",
     "sensitivity_at_specificity",
     "specificity_thresholds",
+    "write_run",
 ]

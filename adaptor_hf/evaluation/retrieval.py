@@ -1,5 +1,7 @@
 """Image-text retrieval: exact search in blocks, every copy of a text a positive, ties counted against us."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -35,10 +37,7 @@ def retrieval_ranks(
     ranks = []
     block = max(1, BLOCK_ELEMENTS // max(1, len(candidates)))
     for start in range(0, len(queries), block):
-        similarity = queries[start : start + block] @ candidates.T
-        if similarity.isnan().any():
-            row = start + int(similarity.isnan().any(1).nonzero()[0])
-            raise ValueError(f"Query {row} has a NaN similarity: its embedding or a candidate's is NaN or infinite.")
+        similarity = _similarity(queries, candidates, start, block)
         positive = query_ids[start : start + block, None] == candidate_ids[None, :]
         if not positive.any(1).all():
             row = start + int((~positive.any(1)).nonzero()[0])
@@ -53,7 +52,7 @@ def retrieval_metrics(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_ids: torch.Tensor
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """
-    Recall@{1, 5, 10} and median rank in both directions, between all images and all distinct texts.
+    Recall@{1, 5, 10}, median and mean reciprocal rank in both directions, between all images and all distinct texts.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(N, D)`): L2-normalised; row i is an image.
@@ -76,9 +75,47 @@ def retrieval_metrics(
         for k in RECALL_AT:
             metrics[f"{direction}_recall@{k}"] = (rank <= k).double().mean().item()
         metrics[f"{direction}_median_rank"] = rank.double().quantile(0.5).item()
+        metrics[f"{direction}_mrr"] = rank.double().reciprocal().mean().item()
     recalls = [value for name, value in metrics.items() if "recall@" in name]
     metrics["mean_recall"] = sum(recalls) / len(recalls)
     return metrics, ranks
+
+
+def precision_at_k(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    query_classes: torch.Tensor,
+    candidate_classes: torch.Tensor,
+    ks: Sequence[int] = (1, 5, 10),
+) -> dict[int, torch.Tensor]:
+    """
+    Share of each query's first k candidates that are of its class (ConVIRT, GLoRIA, MedCLIP).
+
+    Args:
+        queries (`torch.Tensor` of shape `(Q, D)`): L2-normalised embeddings.
+        candidates (`torch.Tensor` of shape `(C, D)`): L2-normalised embeddings.
+        query_classes, candidate_classes (`torch.Tensor` of shape `(Q,)` and `(C,)`, int64): One class each.
+        ks (`Sequence[int]`): Numbers of candidates.
+
+    Returns:
+        `dict[int, torch.Tensor]`: Of each k, `(Q,)` float64. Where similarities tie, up to rounding, candidates of
+        another class come first.
+
+    Raises:
+        ValueError: fewer candidates than k, or a similarity that is NaN.
+    """
+    if not ks or min(ks) < 1 or max(ks) > len(candidates):
+        raise ValueError(f"k goes from 1 to {len(candidates)}, the number of candidates; got {tuple(ks)}.")
+    found = []
+    block = max(1, BLOCK_ELEMENTS // len(candidates))
+    for start in range(0, len(queries), block):
+        similarity = _similarity(queries, candidates, start, block)
+        same = query_classes[start : start + block, None] == candidate_classes[None, :]
+        similarity -= same * (TIE_EPSILONS * torch.finfo(similarity.dtype).eps)
+        first = similarity.topk(max(ks), dim=1).indices
+        found.append(same.gather(1, first))
+    hits = torch.cat(found).double() if found else torch.empty(0, max(ks), dtype=torch.double)
+    return {k: hits[:, :k].mean(1) for k in ks}
 
 
 def retrieval_intervals(
@@ -127,6 +164,14 @@ def chance_recall(text_ids: torch.Tensor) -> dict[str, float]:
     return metrics
 
 
+def _similarity(queries: torch.Tensor, candidates: torch.Tensor, start: int, block: int) -> torch.Tensor:
+    similarity = queries[start : start + block] @ candidates.T
+    if similarity.isnan().any():
+        row = start + int(similarity.isnan().any(1).nonzero()[0])
+        raise ValueError(f"Query {row} has a NaN similarity: its embedding or a candidate's is NaN or infinite.")
+    return similarity
+
+
 def first_occurrences(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Distinct values of `ids` `(N,)` in ascending order, and the first row of each."""
     distinct, inverse = ids.unique(return_inverse=True)
@@ -160,6 +205,7 @@ __all__ = [
     "alignment_and_uniformity",
     "chance_recall",
     "first_occurrences",
+    "precision_at_k",
     "retrieval_intervals",
     "retrieval_metrics",
     "retrieval_ranks",

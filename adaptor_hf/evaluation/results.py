@@ -1,0 +1,260 @@
+"""
+`results.jsonl`: one line a metric of a run, with all that is needed to know where the number comes from.
+
+A run is a folder with `predictions.parquet` and `results.jsonl`. The second is written last and whole, so a folder that
+has it is a finished run.
+"""
+
+import difflib
+import hashlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from .predictions import PREDICTIONS_FILE, Predictions, digest, save_predictions
+from .scoring import CI_METHOD, score_predictions
+
+logger = logging.getLogger(__name__)
+
+RESULTS_FILE = "results.jsonl"
+IDENTITY = (
+    "system", "module", "vision_tower", "text_tower", "checkpoint", "task", "dataset", "test_set", "split_hash",
+    "protocol", "recipe", "input_size", "fraction", "seed",
+)  # fmt: skip
+"""Fields that tell one run from another; known before it starts, so that a sweep can skip it."""
+
+OUTCOME = (
+    "n_train",
+    "head_params",
+    "trainable_params",
+    "total_params",
+    "lr",
+    "selected_on",
+    "tower_saw_dataset",
+    "commit",
+)
+REQUIRED = ("system", "task", "dataset", "split_hash", "protocol", "seed", "tower_saw_dataset")
+PROTOCOLS = ("frozen", "finetune", "lora", "linear", "mlp2", "zeroshot", "fewshot", "retrieval")
+NUMBERS = ("value", "ci_lo", "ci_hi", "trivial_baseline")
+
+
+@dataclass
+class ResultFiles:
+    """
+    What result files hold.
+
+    Args:
+        lines (`list[dict]`): One a metric of a run; NaN where a number is unknown.
+        faults (`list[str]`): What could not be used, with file and line. Files are never changed.
+    """
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+
+
+def run_key(fields: Mapping[str, Any]) -> str:
+    """16 hex digits that name a run: a digest of its `IDENTITY` fields. Fields that are absent count as None."""
+    check_fields(fields)
+    identity = {name: fields.get(name) for name in IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_fields(fields: Mapping[str, Any]) -> None:
+    """
+    Check the fields that describe a run.
+
+    Raises:
+        ValueError: a required field is missing, a name is unknown, or the test split selected something.
+    """
+    known = (*IDENTITY, *OUTCOME)
+    for name in fields:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(known)}."
+            raise ValueError(f"A run has no field {name!r}.{hint}")
+    missing = [name for name in REQUIRED if fields.get(name) is None]
+    if missing:
+        raise ValueError(f"A run needs {', '.join(missing)}.")
+    if fields["protocol"] not in PROTOCOLS:
+        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, got {fields['protocol']!r}.")
+    if fields["tower_saw_dataset"] not in ("yes", "no", "unknown"):
+        raise ValueError(f"tower_saw_dataset is yes, no or unknown, got {fields['tower_saw_dataset']!r}.")
+    if str(fields.get("selected_on", "")).startswith("test"):
+        raise ValueError("selected_on is the test split: nothing may be chosen there. Choose on validation.")
+
+
+def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """
+    Score a finished run, once, and write its `predictions.parquet` and `results.jsonl`.
+
+    Args:
+        folder (`str` or `PathLike`): Of the run.
+        predictions ([`Predictions`]): Of every test image.
+        fields (`Mapping`): `IDENTITY` and `OUTCOME` fields, those of `REQUIRED` at least.
+
+    Returns:
+        `list[dict]`: The lines.
+
+    Raises:
+        FileExistsError: the run was scored before. A test split is scored once.
+        ValueError: as of [`check_fields`].
+    """
+    folder = Path(folder)
+    key = run_key(fields)
+    path = folder / RESULTS_FILE
+    if path.exists():
+        raise FileExistsError(f"{path} exists: this run was scored before, and a test split is scored once.")
+    scores = score_predictions(predictions)
+    sha256 = digest(save_predictions(predictions, folder))
+    described = {name: fields.get(name) for name in (*IDENTITY, *OUTCOME)}
+    lines = [
+        {"run": key, "num_metrics": len(scores)}
+        | described
+        | {"n_test": len(predictions), "n_patients": len(set(predictions.patients.tolist()))}
+        | vars(score)
+        | {
+            "ci_method": CI_METHOD if not math.isnan(score.ci_lo) else None,
+            "predictions_sha256": sha256,
+            "versions": package_versions(),
+        }
+        for score in scores
+    ]
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_bytes(_encode(lines))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return lines
+
+
+def append_results(path: str | os.PathLike, lines: Iterable[Mapping[str, Any]]) -> None:
+    """
+    Append lines to a file that several processes may write: all of them or, after a crash, at most a part at the end.
+
+    A part line that a crash left behind stays as it is, on a line of its own, where [`read_results`] reports it.
+    """
+    from filelock import FileLock
+
+    data = _encode(lines)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "a+b") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                data = b"\n" + data
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_results(path: str | os.PathLike) -> ResultFiles:
+    """
+    Lines of a result file, or of all `results.jsonl` under a folder. What cannot be used is reported, and logged.
+
+    Raises:
+        FileNotFoundError: no such path, or no result file under it.
+    """
+    path = Path(path)
+    files = sorted(path.rglob(RESULTS_FILE)) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise FileNotFoundError(f"No {RESULTS_FILE} at {path}.")
+    found = ResultFiles()
+    seen: dict[tuple[str, str], dict] = {}
+    for file in files:
+        for number, data in enumerate(file.read_bytes().split(b"\n"), start=1):
+            if not data.strip():
+                continue
+            line = _decode(data)
+            if isinstance(line, str):
+                found.faults.append(f"{file}, line {number}: {line}")
+                continue
+            before = seen.setdefault((line["run"], line["metric"]), line)
+            if before is line:
+                line["folder"] = str(file.parent)
+                found.lines.append(line)
+            elif not _same(before["value"], line["value"]):
+                found.faults.append(
+                    f"{file}, line {number}: run {line['run']} has {line['metric']} {before['value']:g} before and "
+                    f"{line['value']:g} here. A run is scored once; the first is kept."
+                )
+    for fault in found.faults:
+        logger.warning(fault)
+    return found
+
+
+def finished_runs(lines: Iterable[Mapping[str, Any]]) -> set[str]:
+    """Keys of runs of which every metric is there; one that a crash cut short is not among them."""
+    counts: dict[str, int] = {}
+    announced: dict[str, int] = {}
+    for line in lines:
+        counts[line["run"]] = counts.get(line["run"], 0) + 1
+        announced[line["run"]] = line["num_metrics"]
+    return {key for key, count in counts.items() if count >= announced[key]}
+
+
+def package_versions() -> dict[str, str]:
+    """Versions that a downstream result depends on."""
+    found = {}
+    for name in ("adaptor-hf", "torch", "transformers", "timm", "scikit-learn", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _encode(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    """JSON has no NaN: an unknown number is null."""
+    plain = [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in line.items()}
+        for line in lines
+    ]
+    return "".join(json.dumps(line, allow_nan=False, ensure_ascii=False) + "\n" for line in plain).encode()
+
+
+def _decode(data: bytes) -> dict[str, Any] | str:
+    """One line, or what is wrong with it."""
+    try:
+        line = json.loads(data)
+    except (ValueError, UnicodeDecodeError) as error:
+        return f"no JSON ({error}): cut short by a crash, or damaged"
+    if not isinstance(line, dict):
+        return "no JSON object"
+    missing = [name for name in ("run", "num_metrics", "metric", *NUMBERS, *REQUIRED) if name not in line]
+    if missing:
+        return f"no {', '.join(missing)}"
+    for name in NUMBERS:
+        if line[name] is None:
+            line[name] = float("nan")
+        elif isinstance(line[name], bool) or not isinstance(line[name], int | float):
+            return f"{name} is {line[name]!r}, expected a number or null"
+    return line
+
+
+def _same(first: float, second: float) -> bool:
+    return first == second or (math.isnan(first) and math.isnan(second))
+
+
+__all__ = [
+    "IDENTITY",
+    "OUTCOME",
+    "PREDICTIONS_FILE",
+    "REQUIRED",
+    "RESULTS_FILE",
+    "ResultFiles",
+    "append_results",
+    "check_fields",
+    "finished_runs",
+    "package_versions",
+    "read_results",
+    "run_key",
+    "write_run",
+]
