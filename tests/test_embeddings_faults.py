@@ -98,7 +98,7 @@ def test_a_full_disk_and_a_read_only_one_are_named_and_the_build_goes_on_after(t
     assert f"{disk}/new" in said["read-only, new"]
 
 
-@pytest.mark.parametrize("failing", ["piece-000002", "data-00000", "cache.json", "pairs.arrow"])
+@pytest.mark.parametrize("failing", ["piece-000002", "data-00000", "cache.json", "rows.arrow", "pairs.arrow"])
 def test_a_disk_that_fills_up_at_any_write_leaves_nothing_that_reads_as_whole(
     tiny_bert, tmp_path, monkeypatch, failing
 ):

@@ -89,7 +89,8 @@ def test_pairs_written_in_parts_are_the_same_pairs(arrays, tmp_path, monkeypatch
     for name, values in whole[:].items():
         assert torch.equal(batch[name], values)
     codes = {}
-    for patient, name, code in zip(*(whole.pairs[n][:] for n in ("patient_id", "study_id", "study")), strict=True):
+    ids = zip(whole.pairs["patient_id"][:], whole.pairs["study_id"][:], batch["study"].tolist(), strict=True)
+    for patient, name, code in ids:
         codes.setdefault((patient, name) if name is not None else len(codes), set()).add(code)
     assert all(len(found) == 1 for found in codes.values())
     assert len(set().union(*codes.values())) == len(codes)

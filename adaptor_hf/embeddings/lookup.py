@@ -2,6 +2,8 @@
 
 import numpy as np
 
+BLOCK_ROWS = 16_384
+
 
 def first_rows(keys: np.ndarray) -> np.ndarray:
     """(n,) row of the first equal key."""
@@ -21,20 +23,22 @@ def find_keys(known: np.ndarray, keys: np.ndarray) -> np.ndarray:
     if not len(known):
         return np.full(len(keys), -1, dtype=np.int64)
     # Half of a digest as a number is compared three times as fast as its bytes.
-    halves, wanted = _halves(known), _halves(keys)
-    found = _search(halves, wanted)
-    same = known[found] == keys
-    if (halves[found[~same]] == wanted[~same]).any():
-        # Other keys with an equal half do not happen by chance, and must not go wrong.
-        found = _search(known, keys)
-        same = known[found] == keys
-    return np.where(same, found, -1)
-
-
-def _search(known: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """(n,) position in `known` of the first value that is not smaller; the last position if all are."""
-    order = np.argsort(known, kind="stable")
-    return order[np.searchsorted(known[order], values).clip(max=len(known) - 1)]
+    halves = _halves(known)
+    order = np.argsort(halves, kind="stable")
+    ordered = halves[order]
+    rows = np.empty(len(keys), dtype=np.int64)
+    for start in range(0, len(keys), BLOCK_ROWS):
+        block = keys[start : start + BLOCK_ROWS]
+        wanted = _halves(block)
+        found = order[np.searchsorted(ordered, wanted).clip(max=len(known) - 1)]
+        same = known[found] == block
+        if (halves[found[~same]] == wanted[~same]).any():
+            # Other keys with an equal half do not happen by chance, and must not go wrong.
+            exact = np.argsort(known, kind="stable")
+            found = exact[np.searchsorted(known, block, sorter=exact).clip(max=len(known) - 1)]
+            same = known[found] == block
+        rows[start : start + BLOCK_ROWS] = np.where(same, found, -1)
+    return rows
 
 
 def _halves(keys: np.ndarray) -> np.ndarray:

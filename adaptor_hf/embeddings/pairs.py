@@ -13,7 +13,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .faults import EXCLUDED, excluded_csv, excluded_rows
-from .files import CACHE_VERSION, FORMAT, KEY_DTYPE, MANIFEST, file_entry, write_batches, write_json, write_text
+from .files import (
+    CACHE_VERSION,
+    FORMAT,
+    KEY_DTYPE,
+    MANIFEST,
+    file_entry,
+    write_batch,
+    write_batches,
+    write_json,
+    write_text,
+)
 from .keys import json_key, key_vector, text_key
 from .lookup import first_rows
 from .memory import release_memory
@@ -22,6 +32,8 @@ from .table import PairTable
 if TYPE_CHECKING:
     from .sides import Side
 
+# Numbers in one record batch, so that they are read where they lie; ids in parts, so that no copy of all is made.
+ROWS_FILE = "rows.arrow"
 PAIRS_FILE = "pairs.arrow"
 LATEST = "latest.json"
 BATCH_ROWS = 16_384
@@ -84,7 +96,7 @@ def write_pairs_folder(
         excluded: the other rows.
     """
     listed = excluded_csv(excluded)
-    parts = [manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
+    parts = [ROWS_FILE, manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
     key = json_key(parts)
     folder = cache_dir / f"pairs-{key}"
     if not (folder / MANIFEST).exists():
@@ -92,14 +104,16 @@ def write_pairs_folder(
         numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
         numbers["study"] = study_codes(ids, kept)
         release_memory()
-        schema = pa.schema([(name, pa.int64()) for name in numbers] + list(ids.schema))
+        rows = pa.RecordBatch.from_pydict(numbers)
         aside = cache_dir / f".pairs-{key}.{os.getpid()}.partial"
         aside.mkdir(exist_ok=True)
         try:
-            write_batches(aside / PAIRS_FILE, schema, _pair_batches(schema, numbers, ids, kept))
+            write_batch(aside / ROWS_FILE, rows)
+            batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
+            write_batches(aside / PAIRS_FILE, ids.schema, batches)
             write_text(aside / EXCLUDED, listed)
             header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
-            files = [file_entry(aside / PAIRS_FILE, len(kept))]
+            files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
             write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
             os.replace(aside, folder)
         except OSError:
@@ -129,17 +143,6 @@ def _id_batches(ids: pa.Table, kept: np.ndarray) -> Iterator[pa.Table]:
         part = ids.slice(start, BATCH_ROWS)
         low, high = np.searchsorted(kept, [start, start + len(part)])
         yield part if high - low == len(part) else part.take(kept[low:high] - start)
-
-
-def _pair_batches(
-    schema: pa.Schema, numbers: dict[str, np.ndarray], ids: pa.Table, kept: np.ndarray
-) -> Iterator[pa.RecordBatch]:
-    start = 0
-    for part in _id_batches(ids, kept):
-        arrays = [pa.array(values[start : start + len(part)]) for values in numbers.values()]
-        arrays += [pa.concat_arrays(column.chunks) for column in part.columns]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-        start += len(part)
 
 
 def _ids_digest(ids: pa.Table, kept: np.ndarray) -> str:

@@ -12,7 +12,7 @@ import torch
 
 from .faults import EXCLUDED
 from .files import NUMPY_DTYPES, check_files, embedding_view, map_batch, map_batches, read_manifest
-from .pairs import LATEST, PAIRS_FILE, latest_pairs
+from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 
 logger = logging.getLogger(__name__)
 
@@ -95,16 +95,17 @@ class _Store:
         self.folder = folder
         self.manifest = read_manifest(folder)
         check_files(folder, self.manifest["shards"])
-        table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
-        if "study" not in table.column_names:
+        if not (folder / ROWS_FILE).is_file():
             raise ValueError(
-                f"{folder} is of an early layout without study codes. Run the build of {folder.parent} again: what is "
+                f"{folder} is of an early layout without {ROWS_FILE}. Run the build of {folder.parent} again: what is "
                 "embedded stays, only the pairs are written anew"
             )
-        self.rows = table.num_rows
-        self.image_row = table["image_row"].to_numpy()
-        self.text_row = table["text_row"].to_numpy()
-        self.study = table["study"].to_numpy()
+        batch = map_batch(folder / ROWS_FILE)
+        self.rows = len(batch)
+        self.image_row, self.text_row, self.study = (
+            batch.column(name).to_numpy() for name in ("image_row", "text_row", "study")
+        )
+        table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
         self.splits = table["split"].dictionary_encode().combine_chunks()
         self.vectors = {}
         for side, rows in (("images", self.image_row), ("texts", self.text_row)):
@@ -112,7 +113,7 @@ class _Store:
                 vectors = Vectors(folder.parent / self.manifest[side])
                 if len(rows) and rows.max() >= len(vectors):
                     raise ValueError(
-                        f"{folder / PAIRS_FILE} needs row {rows.max()} of {self.manifest[side]}, which has "
+                        f"{folder / ROWS_FILE} needs row {rows.max()} of {self.manifest[side]}, which has "
                         f"{len(vectors)} rows. The folders do not belong together; build the cache again"
                     )
                 self.vectors[side] = vectors
@@ -214,7 +215,7 @@ class EmbeddingCache:
 
     @property
     def pairs(self):
-        """datasets.Dataset of this view's pair rows: image_row, text_row, ids, split, source_row, targets."""
+        """datasets.Dataset of this view's rows: ids, view, split, source_row, targets."""
         from datasets import Dataset
 
         return Dataset.from_file(str(self._store.folder / PAIRS_FILE)).select(self._rows)
@@ -246,9 +247,9 @@ class EmbeddingCache:
     @property
     def splits(self) -> dict[str, int]:
         """Rows of each split in this view."""
-        codes, counts = np.unique(self._store.splits.indices.to_numpy()[self._rows], return_counts=True)
         names = self._store.splits.dictionary.to_pylist()
-        return {names[code]: int(count) for code, count in zip(codes, counts, strict=True)}
+        counts = np.bincount(self._store.splits.indices.to_numpy()[self._rows], minlength=len(names))
+        return {name: int(count) for name, count in zip(names, counts, strict=True) if count}
 
     def split(self, name: str) -> "EmbeddingCache":
         """View of one split.
