@@ -85,7 +85,7 @@ class UNetDecoder(nn.Module):
             nn.ConvTranspose2d(embedding_size, width, 3, bias=False),
             nn.ConvTranspose2d(width, width, 3, stride=2, bias=False),
         )
-        self.double = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False) if doublings else None
+        self.doubling = nn.ConvTranspose2d(width, width, 2, stride=2, bias=False) if doublings else None
         inputs = (width, *WIDTHS[:-1])
         self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 2, stride=2) for i, o in zip(inputs, WIDTHS, strict=True))
         self.merge = nn.ModuleList(
@@ -107,7 +107,7 @@ class UNetDecoder(nn.Module):
         """
         hidden = self.neck(embedding[:, :, None, None])
         for _ in range(self.doublings):
-            hidden = self.double(hidden)
+            hidden = self.doubling(hidden)
         strides = (16, 8, 4, 2)
         sizes = [
             tuple(math.ceil(side / stride) for side in size) if skip is None else tuple(skip.shape[-2:])

@@ -243,7 +243,7 @@ class AdaptorForImageClassification(AdaptorHead):
             ValueError: for missing or contradicting inputs, or labels that do not fit.
         """
         features = self.get_head_features(pixel_values, image_embeds)
-        logits = self.classifier(features.to(self.classifier[-1].weight.dtype))
+        logits = self.classifier(features.to(next(self.classifier.parameters()).dtype))
         loss = None
         if labels is not None:
             self._check_label_kind(labels)
@@ -412,12 +412,12 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         embedding = features.pooled
         if self._reads_adaptor:
             embedding = self.adaptor(image_embeds=embedding).image_embeds
-        return self.decoder(embedding.to(self.decoder.output.weight.dtype), features.maps, size)
+        return self.decoder(embedding.to(next(self.decoder.parameters()).dtype), features.maps, size)
 
     def _decode_tokens(self, sequence: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         if self._reads_adaptor:
             sequence = self.adaptor(image_embeds=sequence).image_last_hidden_state
-        return self.decoder(sequence[:, 1:].to(self.decoder.output.weight.dtype), grid, size)
+        return self.decoder(sequence[:, 1:].to(next(self.decoder.parameters()).dtype), grid, size)
 
     def _grid(self, image_embeds: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of cached tokens: the tower's grid, or a square at another size."""

@@ -273,8 +273,10 @@ def test_remote_code_without_the_package_gives_bit_equal_outputs(towers, radiogr
 
 def test_saved_code_is_every_flat_file_and_all_of_it_is_pushed(saved):
     code = {path.name for path in saved.glob("*.py")}
-    assert code == {path.name for path in Path(adaptor_hf.__file__).parent.glob("*_adaptor.py")}
-    assert code == {name for name in PUSHED_FILES if name.endswith(".py")}
+    flat = {path.name for path in Path(adaptor_hf.__file__).parent.glob("*_adaptor.py")}
+    # Code of heads goes with heads.
+    assert flat - code == {"decoders_adaptor.py", "heads_adaptor.py", "segmentation_loss_adaptor.py"}
+    assert flat == {name for name in PUSHED_FILES if name.endswith(".py")}
     assert not list(saved.rglob("*.bin"))
 
 
