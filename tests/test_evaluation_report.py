@@ -1,0 +1,224 @@
+"""Reports: published rows beside ours and marked, phantoms apart, nothing averaged that does not belong together."""
+
+import csv
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+
+from adaptor_hf.evaluation.__main__ import main
+from adaptor_hf.evaluation.predictions import classification_predictions, segmentation_predictions
+from adaptor_hf.evaluation.report import metric_tables, paper_tables, published, write_report
+from adaptor_hf.evaluation.results import RESULTS_FILE, read_results, write_run
+from adaptor_hf.evaluation.segmentation import segmentation_counts
+from adaptor_hf.evaluation.statistics import seed_interval
+from adaptor_hf.evaluation.tables import Table, aggregate, lovt_csv
+
+FIELDS = {
+    "system": "adaptor_hf",
+    "module": "adaptor",
+    "vision_tower": "dinov2-b",
+    "text_tower": "biobert",
+    "task": "classification",
+    "dataset": "rsna",
+    "split_hash": "0123456789ab",
+    "protocol": "linear",
+    "recipe": "rigorous",
+    "tower_saw_dataset": "no",
+    "selected_on": "validation",
+    "fraction": 0.1,
+    "trainable_params": 12207617,
+    "head_params": 769,
+}
+
+
+def write(folder, *, seed: int = 0, strength: float = 2.0, rows: int = 40, **fields) -> None:
+    generator = np.random.default_rng(seed)
+    labels = np.arange(rows) % 2
+    scores = 1 / (1 + np.exp(-strength * (labels - 0.5) - generator.normal(size=rows)))
+    predictions = classification_predictions(
+        map(str, range(rows)), [None] * rows, labels, scores, problem_type="single_label_classification",
+        num_resamples=50,
+    )  # fmt: skip
+    write_run(folder, predictions, FIELDS | {"seed": seed} | fields)
+
+
+def write_masks(folder, seed: int = 0, **fields) -> None:
+    generator = np.random.default_rng(seed)
+    targets = generator.random((9, 6, 6)) > 0.6
+    targets[:3] = False
+    predictions = segmentation_predictions(
+        map(str, range(9)), [None] * 9, segmentation_counts(generator.random(targets.shape), targets), num_resamples=50
+    )
+    write_run(folder, predictions, FIELDS | {"task": "segmentation", "protocol": "frozen", "seed": seed} | fields)
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for seed in range(3):
+        write(tmp_path / "runs" / f"rsna-{seed}", seed=seed)
+        write(tmp_path / "runs" / f"raw-{seed}", seed=seed, module="raw tower", strength=0.0, trainable_params=0)
+        write(tmp_path / "runs" / f"phantom-{seed}", seed=seed, dataset="phantom", vision_tower="lite0")
+    write_masks(tmp_path / "runs" / "masks")
+    return tmp_path / "runs"
+
+
+def rows_of(table: Table) -> dict[str, dict[str, str]]:
+    return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
+
+
+class TestAggregate:
+    def test_seeds_become_one_cell_with_both_kinds_of_interval(self, runs):
+        lines = [line for line in read_results(runs).lines if line["metric"] == "auroc"]
+        ours = [line for line in lines if line["module"] == "adaptor" and line["dataset"] == "rsna"]
+        (cell,) = aggregate(ours)
+        values = [line["value"] for line in ours]
+        assert cell.values == values
+        assert (cell.value, cell.seed_lo, cell.seed_hi) == pytest.approx(seed_interval(values))
+        assert cell.ci_lo == pytest.approx(np.mean([line["ci_lo"] for line in ours]))
+        assert cell.fields["head_params"] == 769
+
+    def test_other_splits_fractions_and_checkpoints_are_not_averaged(self, tmp_path):
+        changes = [{}, {"split_hash": "other"}, {"fraction": 1.0}, {"test_set": "siim"}]
+        for number, change in enumerate([*changes, {"checkpoint": "a"}, {"checkpoint": "b"}]):
+            write(tmp_path / str(number), **change)
+        cells = [cell for cell in aggregate(read_results(tmp_path).lines) if cell.metric == "auroc"]
+        assert len(cells) == 6
+        assert all(len(cell.values) == 1 for cell in cells)
+
+    def test_seeds_that_agree_to_the_last_bit_are_noted(self, tmp_path):
+        write(tmp_path / "a", seed=0)
+        text = (tmp_path / "a" / RESULTS_FILE).read_text()
+        (tmp_path / "b").mkdir()
+        lines = [json.loads(line) | {"seed": 1, "run": "f" * 16} for line in text.splitlines()]
+        (tmp_path / "b" / RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+        (cell,) = [cell for cell in aggregate(read_results(tmp_path).lines) if cell.metric == "auroc"]
+        assert "2 seeds gave 1 distinct values" in cell.notes[0]
+
+
+class TestPaperTables:
+    def test_ours_stand_beside_published_rows_that_are_marked(self, runs):
+        cells = aggregate(read_results(runs).lines)
+        tables = {table.name: table for table in paper_tables(cells)}
+        rows = rows_of(tables["table1_rsna_auroc"])
+        assert rows["biobert (published)"]["dinov2-b 1 %"] == "84.4"
+        (ours,) = [name for name in rows if "(ours" in name]
+        (cell,) = [c for c in cells if c.metric == "auroc" and c.fields["dataset"] == "rsna"
+                   and c.fields["module"] == "adaptor"]  # fmt: skip
+        assert rows[ours]["dinov2-b 10 %"].startswith(f"{100 * cell.value:.1f} [{100 * cell.ci_lo:.1f}, ")
+        assert rows[ours]["dinov2-b 1 %"] == ""
+        second = rows_of(tables["table2"])
+        assert second["MGCA R50 (published)"]["RSNA AUROC 100 %"] == "89.9"
+        assert sum("(ours)" in name for name in second) == 2
+        third = rows_of(tables["table3"])
+        assert third["all-empty mask (computed from the published splits)"]["RSNA Dice (empty counts 1) 1 %"] == "76.6"
+        assert any("(ours)" in name for name in third)
+        assert all(name.endswith((" (published)", "(ours)")) or name.startswith("all-empty") for name in third)
+
+    def test_phantoms_stand_in_none_of_them(self, tmp_path):
+        write(tmp_path, dataset="phantom-rsna", test_set="rsna")
+        tables = paper_tables(aggregate(read_results(tmp_path).lines))
+        assert not any("ours" in row[0] for table in tables for row in table.rows)
+
+    def test_two_runs_for_one_place_get_two_rows(self, tmp_path):
+        write(tmp_path / "a", input_size=224)
+        write(tmp_path / "b", input_size=448, strength=1.0)
+        (table,) = [t for t in paper_tables(aggregate(read_results(tmp_path).lines)) if t.name == "table1_rsna_auroc"]
+        assert sum("(ours" in row[0] for row in table.rows) == 2
+
+    def test_published_values_are_complete_and_plausible(self):
+        known = published()
+        for rows in known["towers"].values():
+            assert set(rows) == {"bert", "biobert", "clinicalbert", "pubmedbert", "cxrbert"}
+            assert all(set(row) == {"resnet-ae", "dinov2-s", "dinov2-b"} for row in rows.values())
+            assert all(len(values) == 3 for row in rows.values() for values in row.values())
+        # The row printed as the paper's result is the best text tower of each column.
+        best = [max(row["dinov2-b"][i] for row in known["towers"]["rsna/auroc"].values()) for i in range(3)]
+        (printed,) = [entry for entry in known["classification"] if entry["method"] == "Adaptor ViT-B"]
+        assert printed["results"]["rsna/auroc"] == best == [84.4, 85.6, 86.8]
+
+
+class TestMetricTables:
+    def test_a_value_that_is_not_shown_to_beat_the_trivial_baseline_is_marked(self, runs):
+        (table,) = [t for t in metric_tables(aggregate(read_results(runs).lines)) if t.title == "rsna: classification"]
+        rows = rows_of(table)
+        (raw,) = [name for name in rows if "raw tower" in name]
+        (adaptor,) = [name for name in rows if ", adaptor" in name]
+        assert rows[raw]["auroc"].endswith("†")
+        assert not rows[adaptor]["auroc"].endswith("†")
+        assert rows["trivial baseline"]["auroc"] == "0.500"
+        assert rows[adaptor]["seeds"] == "3"
+        assert rows[adaptor]["images (patients)"] == "40 (40)"
+        assert rows[adaptor]["tower saw it"] == "no"
+
+
+class TestFormats:
+    def test_lovt_columns_are_its_layout(self, runs):
+        files = lovt_csv(aggregate(read_results(runs).lines))
+        (row,) = [
+            row
+            for row in csv.DictReader(io.StringIO(files["downstream_rsna_classification_linear_0.1.csv"]))
+            if ", adaptor" in row["name"]
+        ]
+        prefix = "classification_test/auroc"
+        values = [float(value) for value in row[f"{prefix}_run_results"].split(";")]
+        assert len(values) == int(row[f"{prefix}_num_runs"]) == 3
+        assert float(row[f"{prefix}_mean"]) == pytest.approx(np.mean(values), abs=1e-5)
+        assert float(row[f"{prefix}_std"]) == pytest.approx(np.std(values, ddof=1), abs=1e-5)
+        assert float(row[f"{prefix}_95_interval"]) == pytest.approx(
+            1.96 * np.std(values, ddof=1) / np.sqrt(3), abs=1e-5
+        )
+
+    def test_markdown_latex_and_csv_escape_what_they_must(self):
+        table = Table("a_b", "A & B", ["x", "50 %"], [["p|q", "1_2 ±3 †"]], ["50 % & more"])
+        assert "| p\\|q | 1_2 ±3 † |" in table.markdown()
+        latex = table.latex()
+        assert r"1\_2 $\pm$3 $\dagger$ \\" in latex
+        assert r"\caption{A \& B. 50 \% \& more}" in latex
+        assert r"\label{tab:a-b}" in latex
+        assert table.csv() == "x,50 %\np|q,1_2 ±3 †\n"
+
+
+class TestCommand:
+    def test_report_writes_pages_tables_and_figures_with_phantoms_apart(self, runs, tmp_path, capsys):
+        assert main(["report", str(runs), "--output_dir", str(tmp_path / "out")]) == 0
+        out = tmp_path / "out"
+        assert capsys.readouterr().out.split() == [str(out / "phantom.md"), str(out / "report.md")]
+        report, phantom = (out / "report.md").read_text(), (out / "phantom.md").read_text()
+        assert "phantom" not in report.lower()
+        assert "no patients" in phantom
+        assert "published" not in phantom.lower()
+        assert "lite0" in phantom
+        for page, text in ((out, report), (out, phantom)):
+            for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+                assert (page / figure).read_bytes()[:4] == b"\x89PNG"
+        assert {"parameters_rsna_auroc.png", "reliability.png"} <= {p.name for p in (out / "figures").iterdir()}
+        for ending in ("md", "tex", "csv"):
+            assert (out / "tables" / f"table1_rsna_auroc.{ending}").is_file()
+        assert (out / "lovt" / "downstream_rsna_classification_linear_0.1.csv").is_file()
+
+    def test_a_damaged_line_is_in_the_report(self, runs, tmp_path):
+        path = runs / "rsna-0" / RESULTS_FILE
+        path.write_text(path.read_text()[:-50])
+        page = write_report(runs, tmp_path / "out", figures=False)[0].parent / "report.md"
+        assert "Lines that could not be used (1)" in page.read_text()
+        assert "rsna-0" in page.read_text()
+
+    def test_nothing_readable_is_said(self, tmp_path):
+        (tmp_path / RESULTS_FILE).write_text("{\n")
+        (page,) = write_report(tmp_path, tmp_path / "out", figures=False)
+        assert "No result could be read" in page.read_text()
+
+    def test_errors_are_one_line_and_status_one(self, tmp_path, capsys):
+        assert main(["report", str(tmp_path)]) == 1
+        assert capsys.readouterr().err.startswith("error: No results.jsonl at")
+
+    def test_verify_tells_each_run_and_fails_on_a_difference(self, runs, capsys):
+        assert main(["verify", str(runs)]) == 0
+        assert capsys.readouterr().out.count(": verified") == 10
+        path = runs / "masks" / RESULTS_FILE
+        path.write_text(path.read_text().replace('"n_test": 9', '"n_test": 90'))
+        assert main(["verify", str(runs / "masks")]) == 1
+        assert "n_test is 90, the predictions have 9" in capsys.readouterr().out
