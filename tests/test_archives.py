@@ -79,6 +79,16 @@ def test_members_of_a_zip_that_was_written_as_a_stream(tmp_path):
     assert {name: read_bytes(member) for name, member in paths(path, list_zip(path)).items()} == MEMBERS
 
 
+def test_members_of_a_zip_with_extra_fields(tmp_path):
+    """Local headers of 64-bit sizes, as archives that are written without knowing the size have them."""
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name, data in MEMBERS.items():
+            with archive.open(name, "w", force_zip64=True) as file:
+                file.write(data)
+    found = paths(tmp_path / "x.zip", list_zip(tmp_path / "x.zip"))
+    assert {name: read_bytes(path) for name, path in found.items()} == MEMBERS
+
+
 def test_a_picture_in_an_archive(tmp_path):
     tar = write_tar(tmp_path / "x.tar", {"a.png": picture_bytes(70), "b.jpg": picture_bytes(90, ".jpg")})
     found = paths(tar, list_tar(tar)[0])
@@ -127,6 +137,13 @@ class TestFaults:
         tar.write_bytes(tar.read_bytes()[:1000])
         with pytest.raises(ValueError, match="ends 1,512 bytes too early"):
             read_bytes(path)
+
+    def test_a_packed_member_that_ends_too_early(self, tmp_path):
+        data = bytes(range(256)) * 40
+        archive = write_zip(tmp_path / "x.zip", {"a.jpg": data}, compression=zipfile.ZIP_DEFLATED)
+        [(name, offset, size)] = list_zip(archive)
+        with pytest.raises(ValueError, match=r"x\.zip::a\.jpg: the member's data end too early"):
+            read_bytes(str(Member(str(archive), name, offset, size - 20)))
 
     def test_a_missing_archive(self, tmp_path):
         with pytest.raises(FileNotFoundError):

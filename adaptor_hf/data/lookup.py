@@ -35,9 +35,7 @@ def paths_by_stem(
     for name in zips:
         for member, offset, size in list_zip(record_input(Path(root) / name)):
             stem = member.rpartition("/")[2].rpartition(".")[0]
-            # macOS writes a second, hidden tree of what is no image.
-            if stem and not stem.startswith("."):
-                found.setdefault(key(stem) if key else stem, str(Member(name, member, offset, size)))
+            found.setdefault(key(stem) if key else stem, str(Member(name, member, offset, size)))
     return found
 
 
