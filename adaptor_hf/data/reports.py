@@ -101,7 +101,7 @@ def parse_sections(report: str, language: str = "en") -> list[tuple[str, str]]:
     sections = [("full report", report) if match is None else ("preamble", report[: match.start(1)])]
     while match is not None:
         name, start = headings.section(match.group(1)), match.end()
-        match = headings.pattern.search(report, max(start, report.find("\n", start)))
+        match = headings.pattern.search(report, start)
         sections.append((name, report[start : match.start() if match else len(report)]))
     sections = [(name, text) for name, text in sections if name not in ("impression", "findings") or text.strip()]
     if not {"impression", "findings"} & {name for name, _ in sections}:
