@@ -88,14 +88,18 @@ class TestAggregate:
         assert len(cells) == 6
         assert all(len(cell.values) == 1 for cell in cells)
 
-    def test_seeds_that_agree_to_the_last_bit_are_noted(self, tmp_path):
+    def test_seeds_with_the_same_predictions_are_noted_and_others_are_not(self, tmp_path):
         write(tmp_path / "a", seed=0)
         text = (tmp_path / "a" / RESULTS_FILE).read_text()
         (tmp_path / "b").mkdir()
         lines = [json.loads(line) | {"seed": 1, "run": "f" * 16} for line in text.splitlines()]
         (tmp_path / "b" / RESULTS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
         (cell,) = [cell for cell in aggregate(read_results(tmp_path).lines) if cell.metric == "auroc"]
-        assert "2 seeds gave 1 distinct values" in cell.notes[0]
+        assert "2 seeds gave 1 distinct predictions" in cell.notes[0]
+        write(tmp_path / "c", seed=2, fraction=1.0)
+        write(tmp_path / "d", seed=3, fraction=1.0)
+        others = [cell for cell in aggregate(read_results(tmp_path).lines) if cell.fields["fraction"] == 1.0]
+        assert all(cell.notes == [] for cell in others)
 
 
 class TestPaperTables:

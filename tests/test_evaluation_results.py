@@ -188,6 +188,23 @@ class TestScores:
         assert "no positive among 3" in found["auroc"].note
         assert found["accuracy"].note == ""
 
+    def test_constant_predictions_are_noted(self):
+        classes = np.tile([0.2, 0.5, 0.3], (4, 1))
+        cases = {
+            "same score": classification_predictions(
+                list("abcd"), [None] * 4, [0, 1, 1, 0], np.full(4, 0.3), problem_type="single_label_classification"
+            ),
+            "same class first": classification_predictions(
+                list("abcd"), [None] * 4, [0, 1, 2, 0], classes + np.array([[0, 0, 0], [0.1, 0, -0.1]] * 2),
+                problem_type="single_label_classification",
+            ),
+            "all-empty": segmentation_predictions(
+                list("ab"), [None] * 2, segmentation_counts(np.zeros((2, 3, 3)), np.eye(3)[None].repeat(2, 0))
+            ),
+        }  # fmt: skip
+        for words, predictions in cases.items():
+            assert all(words in score.note for score in score_predictions(predictions) if not np.isnan(score.value))
+
 
 class TestRuns:
     def test_a_line_has_all_that_tells_where_the_number_comes_from(self, tmp_path):

@@ -53,10 +53,19 @@ def _classification(predictions: Predictions) -> list[Score]:
     intervals = classification_intervals(scores, labels, predictions.patients, **options, **_resampling(predictions))
     trivial = _trivial_classification(predictions, options)
     notes = " ".join(values.notes)
+    constant = _constant_note(scores)
     return [
-        Score(name, value, *intervals[name], trivial.get(name, float("nan")), notes if np.isnan(value) else "")
+        Score(name, value, *intervals[name], trivial.get(name, float("nan")), notes if np.isnan(value) else constant)
         for name, value in values.items()
     ]
+
+
+def _constant_note(scores: np.ndarray) -> str:
+    if len(scores) > 1 and (scores == scores[:1]).all():
+        return "Every image has the same score."
+    if scores.ndim == 2 and scores.shape[1] > 1 and len(np.unique(scores.argmax(1))) == 1 and len(scores) > 1:
+        return "Every image has the same class first."
+    return ""
 
 
 def _trivial_classification(predictions: Predictions, options: dict) -> dict[str, float]:
@@ -89,8 +98,9 @@ def _segmentation(predictions: Predictions) -> list[Score]:
     values = metrics_of_counts(counts)
     intervals = segmentation_intervals(counts, predictions.patients, **_resampling(predictions))
     notes = " ".join(values.notes)
+    empty = "" if counts["predicted_pixels"].any() else "Nothing is predicted in any image: an all-empty mask."
     return [
-        Score(name, values[name], *interval, values[f"all_empty/{name}"], notes if np.isnan(values[name]) else "")
+        Score(name, values[name], *interval, values[f"all_empty/{name}"], notes if np.isnan(values[name]) else empty)
         for name, interval in intervals.items()
     ]
 

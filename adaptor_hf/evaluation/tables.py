@@ -12,6 +12,8 @@ import numpy as np
 from .results import IDENTITY, OUTCOME
 from .statistics import seed_interval
 
+# A trivial predictor is perfect in one of each pair: precision and recall, sensitivity and specificity, and so on.
+ONE_SIDED = ("precision", "recall", "specificity", "ece", "sensitivity_any_mask", "false_alarm_rate")
 ROW_FIELDS = tuple(name for name in IDENTITY if name not in ("seed", "checkpoint"))
 
 
@@ -47,12 +49,11 @@ class Cell:
 
     @property
     def beats_trivial(self) -> bool:
-        """Whether the interval lies wholly on the better side of the trivial baseline."""
-        if math.isnan(self.ci_lo) or math.isnan(self.trivial_baseline):
+        """Whether the interval lies wholly on the better side of the trivial baseline, where beating it means something."""
+        name = self.metric.split("/")[0]
+        if math.isnan(self.ci_lo) or math.isnan(self.trivial_baseline) or name in ONE_SIDED:
             return True
-        if self.metric.split("/")[0] in ("ece", "brier", "false_alarm_rate"):
-            return self.ci_hi < self.trivial_baseline
-        return self.ci_lo > self.trivial_baseline
+        return self.ci_hi < self.trivial_baseline if name == "brier" else self.ci_lo > self.trivial_baseline
 
 
 def aggregate(lines: Iterable[Mapping[str, Any]]) -> list[Cell]:
