@@ -93,9 +93,8 @@ class TestStudies:
         assert names.tolist() == ["a", "b", "c"]
         for row, rows in enumerate(([1, 4], [0, 2, 5], [3])):
             np.testing.assert_allclose(combined[row], getattr(scores[rows], how)(axis=0))
-        np.testing.assert_array_equal(
-            of_study, np.array([1, 0, 0]).reshape(3, *[1] * (len(shape) - 1)) * np.ones((3, *shape[1:]))
-        )
+        expected = np.array([1, 0, 0]) if len(shape) == 1 else np.array([[1, 1], [0, 0], [0, 0]])
+        np.testing.assert_array_equal(of_study, expected)
 
     def test_an_unknown_label_gives_way_to_a_known_one(self):
         labels = np.array([np.nan, 1, np.nan, np.nan])

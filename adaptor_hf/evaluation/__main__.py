@@ -30,8 +30,6 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         from .verify import verify_tree
 
-        # The faults of a run are among its differences.
-        logging.getLogger("adaptor_hf").setLevel(logging.ERROR)
         found = verify_tree(arguments.run)
         for folder, differences in found.items():
             print(f"{folder}: " + ("verified" if not differences else f"{len(differences)} differences"))

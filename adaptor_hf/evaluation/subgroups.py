@@ -128,9 +128,8 @@ def age_bands(ages: Sequence[float | None], edges: Sequence[float] = (18, 40, 60
         ages (`Sequence[float | None]`): In years.
         edges (`Sequence[float]`): Where a band ends and the next begins, ascending.
     """
-    names = [f"{low:02g}-{high - 1:02g}" for low, high in zip((0, *edges[:-1]), edges, strict=True)] + [
-        f"{edges[-1]:g}+"
-    ]
+    names = [f"{low:02g}-{high - 1:02g}" for low, high in zip((0, *edges[:-1]), edges, strict=True)]
+    names.append(f"{edges[-1]:g}+")
     known = [None if age is None or not 0 <= float(age) <= 120 else float(age) for age in ages]
     return [None if age is None else names[int(np.searchsorted(edges, age, side="right"))] for age in known]
 
@@ -148,8 +147,8 @@ def aggregate_rows(
         how (`str`, defaults to `"mean"`): `"mean"` or `"max"` of the scores.
 
     Returns:
-        `tuple`: Scores `(S, ...)`, labels `(S, ...)` and ids `(S,)`, in the order of the ids. NaN labels of a study give
-        way to known ones.
+        `tuple`: Scores `(S, ...)`, labels `(S, ...)` and ids `(S,)`, in the order of the ids. NaN labels of a study
+        give way to known ones.
 
     Raises:
         ValueError: if images of a study have different known labels: then it is no label of the study.

@@ -49,7 +49,7 @@ class Cell:
 
     @property
     def beats_trivial(self) -> bool:
-        """Whether the interval lies wholly on the better side of the trivial baseline, where beating it means something."""
+        """Whether the interval is on the better side of the trivial baseline, where beating that means something."""
         name = self.metric.split("/")[0]
         if math.isnan(self.ci_lo) or math.isnan(self.trivial_baseline) or name in ONE_SIDED:
             return True
@@ -88,8 +88,9 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
     notes = sorted({line["note"] for line in members if line.get("note")})
     if len(known) < len(values):
         notes.append(f"{len(values) - len(known)} of {len(values)} seeds have no value.")
-    if len(known) >= 2 and len(set(known)) < len(known) and members[0].get("protocol") != "zeroshot":
-        notes.append(f"{len(known)} seeds gave {len(set(known))} distinct values: were they seeds of the same thing?")
+    distinct = len({line.get("predictions_sha256") for line in members})
+    if distinct < len(members):
+        notes.append(f"{len(members)} seeds gave {distinct} distinct predictions: its ± is too small.")
     shared = {name: members[0].get(name) for name in (*ROW_FIELDS, *OUTCOME)}
     for name in OUTCOME:
         if any(line.get(name) != shared[name] for line in members):
