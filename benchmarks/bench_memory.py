@@ -31,7 +31,7 @@ def anonymous_megabytes() -> float:
 
 
 def watched(function: Callable[[], object]) -> dict[str, float]:
-    """Seconds of a call, and how far RssAnon rose during it (peak) and after it (end), in MB."""
+    """CPU-seconds of a call, and how far RssAnon rose during it (peak) and after it (end), in MB."""
     before = highest = anonymous_megabytes()
     done = threading.Event()
 
@@ -42,9 +42,9 @@ def watched(function: Callable[[], object]) -> dict[str, float]:
 
     thread = threading.Thread(target=watch)
     thread.start()
-    start = time.perf_counter()
+    start = time.process_time()
     kept = function()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     end = anonymous_megabytes()
     done.set()
     thread.join()
@@ -189,7 +189,7 @@ def main() -> None:
         table.append([call, f"{small['peak']:.0f}", f"{large['peak']:.0f}", rise, end, seconds])
     print(f"\n### RssAnon over that before the call, MB: {few} against {many} rows, each with a text of its own\n")
     columns = ["call", f"peak, {few} rows", f"peak, {many} rows", "growth of the peak", "growth at the end"]
-    print_table([*columns, f"seconds, {many} rows"], table)
+    print_table([*columns, f"CPU-seconds, {many} rows"], table)
 
 
 STEPS = {"build": build, "again": again, "train": train}

@@ -12,7 +12,7 @@ from adaptor_hf.data import images
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.__main__ import main
 from adaptor_hf.embeddings.image_store import ImageStore
-from adaptor_hf.embeddings.lookup import find_keys, first_rows
+from adaptor_hf.embeddings.lookup import distinct_rows, find_keys, first_rows
 from adaptor_hf.towers_adaptor import load_vision_tower
 
 
@@ -149,3 +149,13 @@ def test_keys_are_found_also_where_half_of_them_is_equal():
     assert find_keys(known, wanted).tolist() == expected
     assert find_keys(known[:0], wanted[:2]).tolist() == [-1, -1]
     assert first_rows(known).tolist() == [place[key] for key in keys]
+    assert distinct_rows(known).tolist() == sorted(set(place.values()))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 16_384, 16_385, 40_000])
+def test_runs_of_equal_keys_are_found_across_blocks(rows):
+    """Every key twice, and one key in a run longer than a block."""
+    keys = np.frombuffer(b"".join(b"%016d" % (row // 2 if row < rows // 2 else 0) for row in range(rows)), dtype="S16")
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    np.testing.assert_array_equal(first_rows(keys), first[inverse])
+    np.testing.assert_array_equal(distinct_rows(keys), np.sort(first))

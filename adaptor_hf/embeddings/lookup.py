@@ -7,15 +7,26 @@ BLOCK_ROWS = 16_384
 
 def first_rows(keys: np.ndarray) -> np.ndarray:
     """(n,) row of the first equal key."""
-    order = np.argsort(keys, kind="stable")
-    ordered = keys[order]
-    starts = np.append(True, ordered[1:] != ordered[:-1])
-    del ordered
-    # In each run of equal keys the first row is the smallest, for the sort is stable.
-    first = order[starts]
+    order, starts = _runs(keys)
     rows = np.empty_like(order)
-    rows[order] = np.repeat(first, np.diff(np.append(np.nonzero(starts)[0], len(keys))))
+    rows[order] = np.repeat(order[starts], np.diff(np.append(np.nonzero(starts)[0], len(keys))))
     return rows
+
+
+def distinct_rows(keys: np.ndarray) -> np.ndarray:
+    """(m,) rows at which a key stands for the first time, ascending."""
+    order, starts = _runs(keys)
+    return np.sort(order[starts])
+
+
+def _runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) order that sorts the keys, and (n,) bool where a run of equal ones starts; its first row is the smallest."""
+    order = np.argsort(keys, kind="stable")
+    starts = np.ones(len(keys), dtype=bool)
+    for start in range(1, len(keys), BLOCK_ROWS):  # in blocks: a sorted copy of all keys would be in memory too
+        part = keys[order[start - 1 : start + BLOCK_ROWS]]
+        starts[start : start + BLOCK_ROWS] = part[1:] != part[:-1]
+    return order, starts
 
 
 def find_keys(known: np.ndarray, keys: np.ndarray) -> np.ndarray:

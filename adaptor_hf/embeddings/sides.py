@@ -19,7 +19,7 @@ from .compute import (
 )
 from .image_store import ImageStore
 from .keys import content_key, key_vector, side_key
-from .lookup import find_keys
+from .lookup import distinct_rows, find_keys
 from .progress import progress
 from .shards import Build, SideFolder, cut, key_hex, plan_name
 from .source import TowerSource
@@ -108,8 +108,7 @@ class Side:
         wanted = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
         if not len(wanted):
             return wanted
-        _, first = np.unique(keys[wanted], return_index=True)
-        rows = wanted[np.sort(first)]
+        rows = wanted[distinct_rows(keys[wanted])]
         failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
         return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
 

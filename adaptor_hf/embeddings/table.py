@@ -113,9 +113,10 @@ def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
         split = pa.chunked_array([pa.array(splits)])
     elif "split" in names:
         split = _column(dataset, "split").cast(pa.string())
-        for alias, name in SPLIT_ALIASES.items():
-            split = pc.if_else(pc.equal(split, alias), name, split)
-        split = pc.fill_null(split, "train")
+        if split.null_count:
+            split = pc.fill_null(split, "train")
+        for alias in set(pc.unique(split).to_pylist()) & SPLIT_ALIASES.keys():
+            split = pc.if_else(pc.equal(split, alias), SPLIT_ALIASES[alias], split)
     else:
         split = pa.chunked_array([pa.repeat("train", rows)])
     for name in ID_COLUMNS:
