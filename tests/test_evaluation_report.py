@@ -226,3 +226,38 @@ class TestCommand:
         path.write_text(path.read_text().replace('"n_test": 9', '"n_test": 90'))
         assert main(["verify", str(runs / "masks")]) == 1
         assert "n_test is 90, the predictions have 9" in capsys.readouterr().out
+
+
+class TestCard:
+    def test_results_enter_the_metadata_and_come_back(self, runs, tmp_path):
+        from huggingface_hub import ModelCard
+
+        from adaptor_hf.evaluation.card import add_to_card
+
+        (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# Model\n\nText.\n")
+        lines = [line for line in read_results(runs).lines if line["folder"].endswith(("rsna-0", "rsna-1"))]
+        add_to_card(tmp_path, lines)
+        first = (tmp_path / "README.md").read_text()
+        card = ModelCard.load(tmp_path / "README.md")
+        (auroc,) = [result for result in card.data.eval_results if result.metric_type == "auroc"]
+        (cell,) = [cell for cell in aggregate(lines) if cell.metric == "auroc"]
+        assert auroc.metric_value == round(cell.value, 4)
+        assert auroc.task_type == "image-classification"
+        assert auroc.metric_args == {
+            "n": 40,
+            "patients": 40,
+            "seeds": 2,
+            "interval_95": [round(cell.ci_lo, 4), round(cell.ci_hi, 4)],
+            "trivial_baseline": 0.5,
+        }
+        assert auroc.dataset_args["split_hash"] == FIELDS["split_hash"]
+        assert auroc.dataset_args["tower_saw_dataset"] == "no"
+        assert "Text." in first
+        add_to_card(tmp_path, lines)
+        assert (tmp_path / "README.md").read_text() == first
+
+    def test_no_card_is_said(self, tmp_path):
+        from adaptor_hf.evaluation.card import add_to_card
+
+        with pytest.raises(FileNotFoundError, match="No model card"):
+            add_to_card(tmp_path, [])
