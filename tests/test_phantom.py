@@ -1,9 +1,8 @@
 """The phantom: deterministic, learnable, and its text speaks of what is drawn."""
 
 import csv
+import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -19,27 +18,43 @@ from adaptor_hf.data.phantom import (
     generate_phantoms,
     write_phantoms,
 )
-from adaptor_hf.data.phantom.findings import SIDES, SIZES, ZONES
-from adaptor_hf.data.phantom.generate import _plan
+from adaptor_hf.data.phantom.__main__ import main
+from adaptor_hf.data.phantom.findings import (
+    DEVICES,
+    SIDES,
+    SIZES,
+    WITH_SIDE,
+    WITH_SIZE,
+    WITH_ZONE,
+    ZONES,
+    nodule_diameter,
+    tube_height,
+)
+from adaptor_hf.data.phantom.generate import plan
 from adaptor_hf.data.phantom.reports import Study, write_report
+from adaptor_hf.data.phantom.targets import BOXED, MASKS
 
 MENTION = {
     "consolidation": r"consolidation|airspace (opacity|disease)|infiltrate|parenchymal opacity",
     "effusion": r"effusion|pleural fluid collection|costophrenic angle is blunted",
     "pneumothorax": r"pneumothorax|visceral pleural line",
     "cardiomegaly": r"cardiomegaly|cardiac enlargement|enlargement of the cardiac|exceeds half",
+    "nodule": r"nodule",
+    "atelectasis": r"atelecta|volume loss",
+    "edema": r"edema|congestion|perihilar haze|engorged|indistinct",
+    "device": r"tube|catheter|central line|pacemaker|device",
 }
 DENIAL = re.compile(
     r"^(no|neither|negative|there is no|both lungs are well|the lungs are clear|lungs are free|pleural spaces are free|"
     r"the pleural spaces are clear|the prior|interval resolution|the cardiac silhouette is not|the heart is not)\b"
-    r"|costophrenic (angle is|angles are) sharp|is clear\.$|are clear\.$",
+    r"|costophrenic (angle is|angles are) sharp|is clear\.$|are clear\.$|has been removed\.$|vasculature is normal",
     re.IGNORECASE,
 )
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return list(_plan(1500, 256, 0))
+    return list(plan(1500, 256, 0))
 
 
 @pytest.fixture(scope="module")
@@ -58,91 +73,184 @@ def affirmed(text):
 
 
 def test_text_mentions_exactly_the_findings_that_are_drawn(plans):
-    for plan in plans:
-        present = {f.name for f in plan.findings}
-        said = {name for name in FINDINGS for s in affirmed(plan.text) if re.search(MENTION[name], s, re.IGNORECASE)}
-        assert said == present, plan.text
+    for planned in plans:
+        present = {f.name for f in planned.findings}
+        found = affirmed(planned.report.text)
+        said = {name for name in FINDINGS for s in found if re.search(MENTION[name], s, re.IGNORECASE)}
+        assert said == present, planned.report.text
 
 
 def test_text_names_the_true_side_and_zone(plans):
     checked = Counter()
-    for plan in plans:
-        for name in ("consolidation", "effusion", "pneumothorax"):
-            found = [f for f in plan.findings if f.name == name]
-            said = [s.lower() for s in affirmed(plan.text) if re.search(MENTION[name], s, re.IGNORECASE)]
+    for planned in plans:
+        for name in WITH_SIDE:
+            found = [f for f in planned.findings if f.name == name]
+            said = [s.lower() for s in affirmed(planned.report.text) if re.search(MENTION[name], s, re.IGNORECASE)]
             for sentence in said:
                 # An unfinished comparison or a second finding must not lend its side to this one.
                 sides = {side for side in SIDES if re.search(rf"\b{side}\b", sentence)}
                 both = bool(re.search(r"bilateral|\bboth\b", sentence)) or len(sides) == 2
-                assert both == (len(found) == 2), plan.text
+                assert both == (len(found) == 2), planned.report.text
                 if not both:
-                    assert sides == {found[0].side}, plan.text
+                    assert sides == {found[0].side}, planned.report.text
                 checked[name] += 1
-                if name == "consolidation":
+                if name in WITH_ZONE and not re.search(r"hemidiaphragm|volume loss|follow-up", sentence):
                     zone = found[0].zone
                     words = {"upper": r"upper|apex", "mid": r"\bmid|midlung", "lower": r"lower|bas(e|al)"}
-                    assert [z for z in ZONES if re.search(words[z], sentence)] == [zone], plan.text
+                    assert [z for z in ZONES if re.search(words[z], sentence)] == [zone], planned.report.text
     assert min(checked.values()) > 100
 
 
 def test_text_is_well_formed(plans):
-    for plan in plans:
-        assert not re.search(r"[{}_]|\s{2}|\.\.|\ba [aeiou]|\ban [^aeiou]| ,|There is bilateral", plan.text), plan.text
-        assert plan.text.endswith(".")
+    for planned in plans:
+        text = planned.report.text
+        assert not re.search(r"[{}_]|\s{2}|\.\.|\ba [aeiou]|\ban [^aeiou]| ,|There is bilateral|None", text), text
+        assert text.endswith(".")
 
 
 def test_few_studies_share_a_text(plans):
-    texts = list({plan.study_id: plan.text for plan in plans}.values())
+    texts = list({planned.study_id: planned.report.text for planned in plans}.values())
     counts = Counter(texts)
     assert sum(counts[t] > 1 for t in texts) / len(texts) < 0.30
-    normal = [p.text for p in plans if not p.findings]
+    normal = [p.report.text for p in plans if not p.findings]
     assert Counter(normal).most_common(1)[0][1] >= 3
 
 
 def test_swapping_the_side_changes_only_the_side_in_the_text(plans):
-    plan = next(p for p in plans if not p.findings)
+    planned = next(p for p in plans if not p.findings)
     texts = []
     for side in SIDES:
-        study = Study(plan.patient, (plan.pose,), (Finding("effusion", side, None, "moderate", 0.5),), None, 1.0)
-        texts.append(write_report(study, np.random.default_rng(3)))
+        study = Study(planned.patient, (planned.pose,), (Finding("effusion", side, None, "moderate", 0.5),), None, 1.0)
+        texts.append(write_report(study, np.random.default_rng(3)).text)
     assert texts[0] != texts[1]
     swapped = re.sub(r"\b(right|left)\b", lambda m: SIDES[m[0] == "right"], texts[0])
     assert swapped == texts[1]
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", FINDINGS)
+@pytest.mark.parametrize("name", WITH_SIZE)
 def test_a_finding_shows_where_the_record_says(plans, name, size):
     healthy = [p for p in plans if not p.findings][:6]
-    for index, plan in enumerate(healthy):
-        side = SIDES[index % 2]
-        zone = ZONES[index // 2] if name == "consolidation" else None
-        finding = Finding(name, None if name == "cardiomegaly" else side, zone, size, 0.1, shape_seed=index)
-        without, _ = plan.draw(128, 0)
-        picture, extents = replace(plan, findings=(finding,)).draw(128, 0)
-        covered = extents[name] > 0.5
-        change = picture.astype(float) - without
+    for index, planned in enumerate(healthy):
+        side = SIDES[index % 2] if name in WITH_SIDE else None
+        zones = ZONES[1:] if name == "atelectasis" else ZONES
+        zone = zones[index // 2 % len(zones)] if name in WITH_ZONE else None
+        finding = Finding(name, side, zone, size, 0.1, shape_seed=index)
+        without = planned.draw(128, 0).picture
+        drawn = replace(planned, findings=(finding,)).draw(128, 0)
+        covered = drawn.covers[0] > 0.5
+        change = drawn.picture.astype(float) - without
         contrast = np.median(change[covered]) - np.median(change[~covered])
         sign = -1 if name == "pneumothorax" else 1
-        assert covered.sum() > 40
         if name == "cardiomegaly":
             # Most of the heart was white before; its rim is what changes.
             rim = covered & (without < np.percentile(without[covered], 25))
             assert change[rim].mean() > 15
             continue
+        assert covered.sum() > {"nodule": 3, "atelectasis": 15}.get(name, 40)
         assert sign * contrast > 8
         rows, columns = np.nonzero(covered)
-        assert (columns.mean() < 64) == (side == "right")
+        if side:
+            assert (columns.mean() < 64) == (side == "right")
         if zone:
-            assert (
-                {"upper": 0.10, "mid": 0.30, "lower": 0.48}[zone]
-                < rows.mean() / 128
-                < {
-                    "upper": 0.42,
-                    "mid": 0.60,
-                    "lower": 0.80,
-                }[zone]
-            )
+            lowest = {"upper": 0.10, "mid": 0.30, "lower": 0.44}[zone]
+            highest = {"upper": 0.42, "mid": 0.60, "lower": 0.86}[zone]
+            assert lowest < rows.mean() / 128 < highest
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_a_device_shows_where_the_record_says(plans, kind):
+    for index, planned in enumerate([p for p in plans if not p.findings][:4]):
+        side = SIDES[index % 2] if kind in ("central venous catheter", "pacemaker") else None
+        device = Finding("device", side, None, None, 0.5, index, kind)
+        drawn = replace(planned, findings=(device,)).draw(256, 0)
+        change = drawn.picture.astype(float) - planned.draw(256, 0).picture
+        covered = drawn.covers[0] > 0.5
+        # Over the spine, and over a neck that is white already, it shows less.
+        assert np.percentile(change[covered], 75) - np.median(change[~covered]) > 8
+        if kind == "pacemaker":
+            can = drawn.covers[0] > 0.99
+            assert (np.nonzero(can)[1].mean() < 128) == (side == "right")
+
+
+def test_a_tube_ends_as_far_above_the_carina_as_the_text_says(plans):
+    said = 0
+    for planned in plans:
+        heights = re.findall(r"(\d\.\d) cm above the carina", planned.report.text)
+        expected = [f"{tube_height(f):.1f}" for f in planned.findings if f.kind == "endotracheal tube"]
+        assert set(heights) <= set(expected)
+        said += len(heights)
+    assert said > 20
+    planned = next(p for p in plans if not p.findings)
+    tips = {}
+    for extent in (0.0, 0.9):
+        tube = Finding("device", None, None, None, extent, 0, "endotracheal tube")
+        drawn = replace(planned, findings=(tube,)).draw(512, 0)
+        tips[extent] = np.nonzero(drawn.covers[0] > 0.5)[0].max() * planned.pose.field_of_view / 512
+    assert tips[0.0] - tips[0.9] == pytest.approx(0.9 * 3, abs=0.25)
+
+
+def test_a_nodule_is_as_wide_as_the_text_says(plans):
+    said = 0
+    for planned in plans:
+        sizes = re.findall(r"(\d\.\d) cm (?:\w+ )?nodule", planned.report.text)
+        nodule = next((f for f in planned.findings if f.name == "nodule"), None)
+        assert set(sizes) <= ({f"{nodule_diameter(nodule):.1f}"} if nodule else set())
+        said += len(sizes)
+    assert said > 20
+    planned = next(p for p in plans if not p.findings)
+    for size in SIZES:
+        nodule = Finding("nodule", "right", "mid", size, 0.5, 1)
+        cover = replace(planned, findings=(nodule,)).draw(512, 0).covers[0]
+        area = cover.sum() * (planned.pose.field_of_view / 512) ** 2
+        assert 2 * np.sqrt(area / np.pi) == pytest.approx(nodule_diameter(nodule), rel=0.1)
+
+
+def test_the_mentions_of_a_report_follow_its_findings(plans):
+    for planned in plans:
+        present = {f.name for f in planned.findings}
+        for name, value in planned.report.mentions.items():
+            assert (value == 0) == (name not in present)
+        assert present <= planned.report.mentions.keys()
+        denied = {name for name, value in planned.report.mentions.items() if value == 0}
+        refused = [s for s in sentences(planned.report.text) if DENIAL.search(s)]
+        for name in denied - {"consolidation", "effusion", "pneumothorax", "cardiomegaly", "device"}:
+            assert any(re.search(MENTION[name] + "|pulmonary vasculature", s, re.IGNORECASE) for s in refused)
+    values = Counter(value for p in plans for value in p.report.mentions.values())
+    assert min(values[v] for v in (0.0, 1.0, -1.0)) > 15
+
+
+def test_masks_and_boxes_are_those_of_the_findings(pictures):
+    seen = Counter()
+    for record in pictures[:300]:
+        assert list(record["masks"]) == list(MASKS)
+        masks = {name: np.asarray(mask) for name, mask in record["masks"].items()}
+        assert record["boxes"].shape == (len(record["box_labels"]), 4)
+        assert record["boxes"].dtype == np.float32
+        assert set(np.unique(masks["lungs"])) == {0, 255}
+        for name in BOXED:
+            boxes = record["boxes"][[label == name for label in record["box_labels"]]]
+            assert bool(masks[name].any()) == bool(len(boxes)) == bool(record[name])
+            covered = np.zeros_like(masks[name], dtype=bool)
+            for x1, y1, x2, y2 in boxes.astype(int):
+                assert 0 <= x1 < x2 <= 64
+                assert 0 <= y1 < y2 <= 64
+                covered[y1:y2, x1:x2] = True
+                # As small as it can be: each edge has a pixel of the mask.
+                part = masks[name][y1:y2, x1:x2]
+                assert all(edge.any() for edge in (part[0], part[-1], part[:, 0], part[:, -1]))
+            assert not (masks[name].astype(bool) & ~covered).any()
+            seen[name] += len(boxes)
+    assert min(seen[name] for name in BOXED) > 15
+
+
+@pytest.mark.parametrize("name", ["consolidation", "effusion", "pneumothorax", "nodule", "atelectasis"])
+def test_a_mask_lies_in_the_lungs(plans, name):
+    """Of the lungs' mask of the same image, apart from their soft edge."""
+    for planned in [p for p in plans if any(f.name == name for f in p.findings)][:12]:
+        masks = {key: np.asarray(mask) > 0 for key, mask in planned.record(128, 0)["masks"].items()}
+        assert (masks[name] & masks["lungs"]).sum() > 0.8 * masks[name].sum()
+        assert 0.1 < masks["lungs"].mean() < 0.5
 
 
 def ridge_auroc(pictures, target, among=None):
@@ -160,7 +268,14 @@ def ridge_auroc(pictures, target, among=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "bound"), [("consolidation", 0.55), ("effusion", 0.68), ("pneumothorax", 0.65), ("cardiomegaly", 0.85)]
+    ("name", "bound"),
+    [
+        ("consolidation", 0.55),
+        ("effusion", 0.65),
+        ("pneumothorax", 0.58),
+        ("cardiomegaly", 0.8),
+        ("edema", 0.6),
+    ],
 )
 def test_coarse_pixels_tell_a_finding_from_none(pictures, name, bound):
     assert ridge_auroc(pictures, np.array([r[name] == 1 for r in pictures])) > bound
@@ -182,8 +297,8 @@ def test_labels_do_not_follow_the_view(plans):
 
 def test_patients_have_several_studies_and_one_split(plans):
     split, images, studies = {}, Counter(), {}
-    for plan in plans:
-        row = plan.row()
+    for planned in plans:
+        row = planned.row()
         assert split.setdefault(row["patient_id"], row["split"]) == row["split"]
         images[row["study_id"]] += 1
         studies.setdefault(row["patient_id"], set()).add(row["study_id"])
@@ -196,8 +311,9 @@ def test_patients_have_several_studies_and_one_split(plans):
 
 def test_images_of_one_study_share_text_and_findings(plans):
     seen = {}
-    for plan in plans:
-        assert seen.setdefault(plan.study_id, (plan.text, plan.findings)) == (plan.text, plan.findings)
+    for planned in plans:
+        study = (planned.report, planned.findings)
+        assert seen.setdefault(planned.study_id, study) == study
 
 
 def test_fewer_images_are_a_prefix_of_more_and_seeds_differ():
@@ -205,7 +321,10 @@ def test_fewer_images_are_a_prefix_of_more_and_seeds_differ():
     more = list(generate_phantoms(7, image_size=64, seed=2))
     for a, b in zip(few, more, strict=False):
         assert a["image"].tobytes() == b["image"].tobytes()
-        assert {k: v for k, v in a.items() if k != "image"} == {k: v for k, v in b.items() if k != "image"}
+        assert all(a["masks"][name].tobytes() == b["masks"][name].tobytes() for name in MASKS)
+        assert a["boxes"].tolist() == b["boxes"].tolist()
+        pictures = ("image", "masks", "boxes")
+        assert {k: v for k, v in a.items() if k not in pictures} == {k: v for k, v in b.items() if k not in pictures}
     other = next(generate_phantoms(1, image_size=64, seed=3))
     assert other["image"].tobytes() != few[0]["image"].tobytes()
 
@@ -218,11 +337,21 @@ def test_written_files_are_the_same_for_any_number_of_workers(tmp_path):
     with open(tables[0], newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     expected = list(generate_phantoms(6, image_size=64, seed=1))
-    assert list(rows[0])[:7] == ["image", "image_id", "patient_id", "study_id", "view", "text", "split"]
+    assert list(rows[0])[:9] == ["image", "image_id", "patient_id", "study_id", "view", "text", "split", "sex", "age"]
     for row, record in zip(rows, expected, strict=True):
         with Image.open(tables[0].parent / row["image"]) as image:
             assert image.mode == "L"
             assert image.tobytes() == record["image"].tobytes()
+        for name in MASKS:
+            file = row.pop(f"{name}_mask")
+            assert bool(file) == bool(record["masks"][name].getbbox())
+            if file:
+                with Image.open(tables[0].parent / file) as mask:
+                    assert mask.mode == "L"
+                    assert mask.tobytes() == record["masks"][name].tobytes()
+        assert json.loads(row.pop("boxes")) == record.pop("boxes").tolist()
+        assert json.loads(row.pop("box_labels")) == record.pop("box_labels")
+        record.pop("masks")
         assert {k: str(v) for k, v in record.items() if k != "image"} == {k: v for k, v in row.items() if k != "image"}
 
 
@@ -266,10 +395,18 @@ def test_prompts_cover_every_finding():
         assert not set(positive) & set(negative)
 
 
-def test_the_command_writes_a_table(tmp_path):
-    command = [sys.executable, "-m", "adaptor_hf.data.phantom", "--output_dir", str(tmp_path / "p"), "--n", "2"]
-    done = subprocess.run([*command, "--image_size", "64"], capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("metadata.csv")
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 2
-    assert "has content" in again.stderr
+def test_sex_and_age_belong_to_the_patient(plans):
+    people = {}
+    for planned in plans:
+        row = planned.row()
+        assert people.setdefault(row["patient_id"], (row["sex"], row["age"])) == (row["sex"], row["age"])
+    assert {sex for sex, _ in people.values()} == {"F", "M"}
+    assert all(18 <= age <= 92 for _, age in people.values())
+
+
+def test_the_command_writes_a_table(tmp_path, capsys):
+    main([str(tmp_path / "p"), "--n", "2", "--image_size", "64"])
+    assert capsys.readouterr().out.strip().endswith("metadata.csv")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "p"), "--n", "2", "--image_size", "64"])
+    assert "has content" in capsys.readouterr().err

@@ -26,6 +26,8 @@ class Patient:
     spine_curve: float  # sideways excursion
     gastric_gas: float  # largest gas path under the left dome, 0 for none
     texture_seed: int  # vessels and rib irregularities, the same in every study
+    sex: str  # "F" or "M"
+    age: int  # years
 
     @property
     def prominent_aorta(self) -> bool:
@@ -62,6 +64,7 @@ def sample_patient(rng: np.random.Generator) -> Patient:
     female = rng.random() < 0.5
     size = rng.normal(0.95 if female else 1.04, 0.05)
     obesity = rng.beta(1.6, 3.0)
+    aorta_radius = float(rng.uniform(1.5, 2.4))
     return Patient(
         thorax_half_width=float(np.clip(13.6 * size + 0.8 * obesity, 11.5, 15.8)),
         lung_height=float(np.clip(22.5 * size * rng.normal(1, 0.05) - 2 * obesity, 17, 26.5)),
@@ -70,7 +73,7 @@ def sample_patient(rng: np.random.Generator) -> Patient:
         breast=float(rng.uniform(1.0, 2.6) + 1.6 * obesity) if female else 0.0,
         heart_ratio=float(rng.uniform(0.39, 0.475)),
         heart_tilt=float(rng.uniform(0.45, 0.95)),
-        aorta_radius=float(rng.uniform(1.5, 2.4)),
+        aorta_radius=aorta_radius,
         dome_offset=float(rng.normal(1.0, 0.7)),
         rib_spacing=float(rng.uniform(2.35, 2.75)) * size,
         rib_drop=float(rng.uniform(7.5, 11.0)),
@@ -78,6 +81,9 @@ def sample_patient(rng: np.random.Generator) -> Patient:
         spine_curve=float(rng.normal(0, 0.35)),
         gastric_gas=float(rng.uniform(2.0, 6.0)) if rng.random() < 0.7 else 0.0,
         texture_seed=int(rng.integers(2**31)),
+        sex="F" if female else "M",
+        # The aorta widens with age.
+        age=int(np.clip(rng.normal(30 + 40 * (aorta_radius - 1.5) / 0.9, 12), 18, 92)),
     )
 
 

@@ -3,7 +3,7 @@
 Coordinates: x to the right of the image (the patient's left), 0 at the midline; y downwards, 0 at the lung apices.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -16,7 +16,7 @@ SIDE_SIGN = {"right": -1, "left": 1}  # the patient's right lies on the left of 
 
 @dataclass
 class Chest:
-    """Maps of one exposure, all float32 (size, size). Lesions change `air`, `soft` and `vessel_share` in place."""
+    """Maps of one exposure, all float32 (size, size). Lesions change `air`, `soft`, `metal` and `vessel_share`."""
 
     size: int
     patient: Patient
@@ -34,7 +34,7 @@ class Chest:
     hilum: dict[str, tuple[float, float]]
     mediastinal_shift: float
     vessel_share: np.ndarray | float = 1.0
-    extents: dict[str, np.ndarray] = field(default_factory=dict)
+    metal: np.ndarray | float = 0.0  # attenuation (natural logarithm) by devices
 
     def half(self, side: str) -> np.ndarray:
         """True on the half of the image where the patient's `side` lies."""
@@ -47,10 +47,19 @@ def thorax_half_width(patient: Patient, lung_height: float, y: np.ndarray) -> np
     return np.float32(patient.thorax_half_width) * np.sqrt(np.maximum(1 - top**2.3, 1e-4))
 
 
-def build_chest(patient: Patient, pose: Pose, size: int, inspiration: float, heart_ratio: float, shift: float) -> Chest:
+def build_chest(
+    patient: Patient,
+    pose: Pose,
+    size: int,
+    inspiration: float,
+    heart_ratio: float,
+    shift: float,
+    rise: dict[str, float] | None = None,
+) -> Chest:
     """Lungs, heart and diaphragm.
 
-    `inspiration` scales the lung height; `shift` moves the mediastinum (cm, to the image's right).
+    `inspiration` scales the lung height; `shift` moves the mediastinum (cm, to the image's right); `rise` lifts the
+    diaphragm of a side (cm).
     """
     pixel = pose.field_of_view / size
     axis = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(pixel)
@@ -68,7 +77,7 @@ def build_chest(patient: Patient, pose: Pose, size: int, inspiration: float, hea
 
     dome = {}
     for side, sign in SIDE_SIGN.items():
-        low = max(patient.dome_offset, -0.5) if side == "left" else 0.0
+        low = (max(patient.dome_offset, -0.5) if side == "left" else 0.0) - (rise or {}).get(side, 0.0)
         bend = (sign * x - 0.42 * patient.thorax_half_width) / (0.62 * patient.thorax_half_width)
         dome[side] = (height + low) + 5.5 * (1 - np.sqrt(np.maximum(1 - bend * bend, 0.03)))
     below = np.where(x < 0, dome["right"], dome["left"]) - y
@@ -144,12 +153,16 @@ def _body(patient, pose, x, y, height) -> np.ndarray:
     return body
 
 
+def carina_of(chest: Chest) -> tuple[float, float]:
+    """x and y where the trachea divides."""
+    return 0.35 * chest.pose.rotation + 0.8 * chest.mediastinal_shift - 0.3, 0.30 * chest.lung_height
+
+
 def airways_and_gas(chest: Chest) -> np.ndarray:
     """Gas outside the lungs (cm): trachea, main bronchi, stomach."""
-    x, y, height = chest.x, chest.y, chest.lung_height
-    centre = np.float32(0.35 * chest.pose.rotation + 0.8 * chest.mediastinal_shift - 0.3)
-    carina = 0.30 * height
-    xc = x - centre
+    x, y = chest.x, chest.y
+    centre, carina = carina_of(chest)
+    xc = x - np.float32(centre)
     tube = np.sqrt(np.maximum(0.85**2 - xc * xc, 0)) * 2 * ramp(carina - y, 1.0)
     arm = y - carina
     slope = np.where(xc < 0, np.float32(1.1), np.float32(0.75))

@@ -1,11 +1,13 @@
 """Records, files and contact sheets of phantoms."""
 
 import csv
+import json
 import os
 import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +17,9 @@ from tqdm.auto import tqdm
 
 from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
 from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
-from .render import render
-from .reports import Study, write_report
+from .render import Rendering, render
+from .reports import Report, Study, write_report
+from .targets import MASKS, boxes_of, masks_of
 
 _STREAMS = {"patient": 1, "study": 2, "image": 3, "report": 4, "split": 5}
 # Of every ten patients in a row, so that each prefix of a set is split alike.
@@ -24,7 +27,7 @@ _SPLIT_OF_TEN = ("train",) * 7 + ("validation",) + ("test",) * 2
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """An image before it is drawn; all but the pixels."""
 
     patient_index: int
@@ -35,7 +38,7 @@ class _Plan:
     pose: Pose
     findings: tuple[Finding, ...]
     inspiration: float
-    text: str
+    report: Report
 
     @property
     def study_id(self) -> str:
@@ -49,21 +52,31 @@ class _Plan:
             "patient_id": f"p{self.patient_index:06d}",
             "study_id": self.study_id,
             "view": self.pose.view,
-            "text": self.text,
+            "text": self.report.text,
             "split": self.split,
+            "sex": self.patient.sex,
+            "age": self.patient.age,
             **describe(self.findings),
         }
 
-    def draw(self, image_size: int, seed: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def draw(self, image_size: int, seed: int) -> Rendering:
         rng = _stream("image", seed, self.patient_index, self.study_index, self.image_index)
         return render(self.patient, self.pose, self.findings, rng, image_size=image_size, inspiration=self.inspiration)
+
+    def record(self, image_size: int, seed: int) -> dict:
+        """`row` with the picture, masks and boxes."""
+        drawn = self.draw(image_size, seed)
+        boxes, names = boxes_of(drawn, self.findings)
+        masks = {name: _mask_image(mask) for name, mask in masks_of(drawn, self.findings).items()}
+        picture = Image.fromarray(drawn.picture)
+        return {**self.row(), "image": picture, "boxes": boxes, "box_labels": names, "masks": masks}
 
 
 def _stream(purpose: str, seed: int, patient: int, study: int = 0, image: int = 0) -> np.random.Generator:
     return np.random.default_rng((seed, patient, study, image, _STREAMS[purpose]))
 
 
-def _plan_patient(seed: int, index: int) -> Iterator[_Plan]:
+def _plan_patient(seed: int, index: int) -> Iterator[Plan]:
     rng = _stream("patient", seed, index)
     patient = sample_patient(rng)
     split = _SPLIT_OF_TEN[_stream("split", seed, index // 10).permutation(10)[index % 10]]
@@ -76,24 +89,29 @@ def _plan_patient(seed: int, index: int) -> Iterator[_Plan]:
         view = VIEWS[int(rng.random() < 0.35)]
         views = [view, VIEWS[rng.integers(2)]] if rng.random() < 0.15 else [view]
         poses = tuple(sample_pose(rng, patient, v) for v in views)
-        report = Study(patient, poses, findings, previous, inspiration)
-        text = write_report(report, _stream("report", seed, index, study))
+        read = Study(patient, poses, findings, previous, inspiration)
+        report = write_report(read, _stream("report", seed, index, study))
         for image, pose in enumerate(poses):
-            yield _Plan(index, study, image, split, patient, pose, findings, inspiration, text)
+            yield Plan(index, study, image, split, patient, pose, findings, inspiration, report)
 
 
-def _plan(n: int, image_size: int, seed: int) -> Iterator[_Plan]:
+def _mask_image(mask: np.ndarray) -> Image.Image:
+    return Image.fromarray(mask.astype(np.uint8) * 255)
+
+
+def plan(n: int, image_size: int, seed: int) -> Iterator[Plan]:
+    """The first `n` images, not yet drawn. Raises ValueError where an argument is out of range."""
     for name, value, least in (("n", n, 1), ("image_size", image_size, 64), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
 
-    def endless() -> Iterator[_Plan]:
+    def endless() -> Iterator[Plan]:
         index = 0
         while True:
             yield from _plan_patient(int(seed), index)
             index += 1
 
-    return (plan for plan, _ in zip(endless(), range(n), strict=False))
+    return (planned for planned, _ in zip(endless(), range(n), strict=False))
 
 
 def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterator[dict]:
@@ -109,17 +127,20 @@ def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterat
         seed: not negative.
 
     Yields:
-        A dict with the columns of `write_phantoms`; `image` is an 8-bit grey `PIL.Image` of side `image_size`. As on a
-        radiograph, the patient's right lies on the left of the image.
+        A dict with the columns of `write_phantoms`, without those of mask files. `image` is an 8-bit grey `PIL.Image`
+        of side `image_size`; as on a radiograph, the patient's right lies on the left of the image. `boxes` is float32
+        (n, 4), xyxy in pixels, each the smallest around what is seen of a lesion or device, `box_labels` its finding.
+        `masks` has for "lungs", "consolidation", "effusion", "pneumothorax", "nodule", "atelectasis" and "device" an
+        8-bit image of the same size, 255 inside: lesions of both sides together, all 0 where there is none.
 
     Raises:
         ValueError: at the call, where an argument is out of range.
     """
-    plans = _plan(n, image_size, seed)
+    plans = plan(n, image_size, seed)
 
     def records() -> Iterator[dict]:
-        for plan in plans:
-            yield {**plan.row(), "image": Image.fromarray(plan.draw(image_size, seed)[0])}
+        for planned in plans:
+            yield planned.record(image_size, seed)
 
     return records()
 
@@ -127,12 +148,15 @@ def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterat
 def write_phantoms(
     output_dir: str | Path, n: int, *, image_size: int = 256, seed: int = 0, num_workers: int = 1
 ) -> Path:
-    """Writes phantoms as PNG files under `images/` and a table, `metadata.csv`.
+    """Writes phantoms as PNG files under `images/`, their masks under `masks/`, and a table, `metadata.csv`.
 
     Columns: image (path relative to `output_dir`), image_id, patient_id, study_id, view ("PA" or "AP"), text, split
-    ("train", "validation" or "test"; of every ten patients 7, 1 and 2), a 0/1 label for each of FINDINGS, then what the
-    text speaks of: `<finding>_side` ("right", "left", "bilateral"), consolidation_zone ("upper", "mid", "lower") and
-    `<finding>_size` ("small", "moderate", "large"; the larger one where both sides are affected), all "" where absent.
+    ("train", "validation" or "test"; of every ten patients 7, 1 and 2), sex ("F" or "M"), age (years), a 0/1 label for
+    each of FINDINGS, then what the text speaks of: `<finding>_side` ("right", "left", "bilateral"), `<finding>_zone`
+    ("upper", "mid", "lower"), `<finding>_size` ("small", "moderate", "large"; the larger one where both sides are
+    affected) and device_kinds (joined by ", "), all "" where absent. Last, what is where: boxes (JSON, a list of
+    [x1, y1, x2, y2] in pixels), box_labels (JSON, the finding of each), and for each of MASKS `<name>_mask`, the path
+    of an 8-bit PNG, 255 inside, or "" where there is none of it.
 
     Args:
         output_dir: a folder that does not exist or is empty. It appears only when everything is written.
@@ -147,36 +171,55 @@ def write_phantoms(
         ValueError: an argument is out of range.
     """
     output_dir = Path(output_dir)
-    plans = list(_plan(n, image_size, seed))
+    plans = list(plan(n, image_size, seed))
     if num_workers < 0:
         raise ValueError(f"num_workers must not be negative, got {num_workers}.")
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise FileExistsError(
-            f"output_dir {str(output_dir)!r} already has content; give a new folder or empty this one."
-        )
+    with empty_folder(output_dir) as aside:
+        for folder in ("images", "masks"):
+            (aside / folder).mkdir()
 
-    aside = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
-    try:
-        (aside / "images").mkdir(parents=True)
-
-        def write_image(plan: _Plan) -> None:
-            picture = Image.fromarray(plan.draw(image_size, seed)[0])
-            picture.save(aside / plan.row()["image"], compress_level=3)
+        def write_image(planned: Plan) -> dict:
+            record = planned.record(image_size, seed)
+            picture, masks, boxes = record.pop("image"), record.pop("masks"), record.pop("boxes")
+            row = {**planned.row(), "boxes": json.dumps(boxes.tolist()), "box_labels": json.dumps(record["box_labels"])}
+            picture.save(aside / row["image"], compress_level=3)
+            for name in MASKS:
+                row[f"{name}_mask"] = f"masks/{row['image_id']}-{name}.png" if masks[name].getbbox() else ""
+                if row[f"{name}_mask"]:
+                    masks[name].save(aside / row[f"{name}_mask"], compress_level=3)
+            return row
 
         # Threads, not processes: NumPy and Pillow release the interpreter lock, and no start method has to be right.
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-            list(tqdm(pool.map(write_image, plans), total=n, desc="Phantoms", unit="image"))
-        rows = [plan.row() for plan in plans]
+            rows = list(tqdm(pool.map(write_image, plans), total=n, desc="Phantoms", unit="image"))
         with open(aside / "metadata.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+    return output_dir / "metadata.csv"
+
+
+@contextmanager
+def empty_folder(output_dir: str | Path) -> Iterator[Path]:
+    """A new folder beside `output_dir` that takes its place at the end, or goes where an exception is raised.
+
+    Raises:
+        FileExistsError: `output_dir` has something in it.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(
+            f"output_dir {str(output_dir)!r} already has content; give a new folder or empty this one."
+        )
+    aside = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
         if output_dir.exists():
             output_dir.rmdir()
         os.rename(aside, output_dir)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return output_dir / "metadata.csv"
 
 
 def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256) -> Image.Image:
@@ -211,7 +254,8 @@ def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256)
 def _caption(record: dict, width: int) -> str:
     words = []
     for name in FINDINGS:
-        if int(record[name]):
+        if int(record[name]) and name != "device":
             side, zone = record.get(f"{name}_side", ""), record.get(f"{name}_zone", "")
             words.append(" ".join(w for w in (record[f"{name}_size"], side, zone, name) if w))
+    words += filter(None, record["device_kinds"].split(", "))
     return "\n".join(textwrap.wrap(f"{record['view']}: {'; '.join(words) or 'no finding'}", width)[:3])

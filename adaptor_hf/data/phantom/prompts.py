@@ -18,4 +18,24 @@ ZERO_SHOT_PROMPTS: dict[str, tuple[list[str], list[str]]] = {
         ["The heart is enlarged.", "Cardiomegaly.", "The cardiac silhouette is enlarged."],
         ["The heart size is normal.", "No cardiomegaly.", "The cardiac silhouette is within normal limits."],
     ),
+    "nodule": (
+        ["There is a pulmonary nodule.", "A nodule is seen in the lung.", "Lung nodule; follow-up CT is advised."],
+        ["No pulmonary nodule.", "There is no nodule or mass.", "No discrete lung nodule."],
+    ),
+    "atelectasis": (
+        [
+            "There is atelectasis.",
+            "Plate-like atelectasis at the lung base.",
+            "Volume loss, elevated diaphragm.",
+        ],
+        ["No atelectasis.", "There is no atelectasis.", "No evidence of volume loss."],
+    ),
+    "edema": (
+        ["There is pulmonary edema.", "Interstitial edema.", "The pulmonary vessels are engorged."],
+        ["No pulmonary edema.", "There is no pulmonary edema.", "The pulmonary vasculature is normal."],
+    ),
+    "device": (
+        ["An endotracheal tube is in place.", "A central venous catheter is present.", "A pacemaker is seen."],
+        ["No support devices are seen.", "No lines or tubes.", "There is no line, tube or pacemaker."],
+    ),
 }

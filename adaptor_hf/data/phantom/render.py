@@ -1,5 +1,7 @@
 """From path lengths to a picture: Beer-Lambert attenuation, scatter, photon noise, log display."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -7,13 +9,25 @@ from .anatomy import Patient, Pose
 from .chest import airways_and_gas, bones, build_chest, lung_markings
 from .fields import resize, smooth_noise, soften, wide_blur
 from .findings import Finding
-from .lesions import PAINTERS, enlarged_heart_ratio, mediastinal_shift
+from .lesions import PAINTERS, diaphragm_rise, enlarged_heart_ratio, mediastinal_shift
 
 # Linear attenuation near 70 keV, 1/cm. Bone counts on top of the soft tissue that it replaces.
 SOFT_ATTENUATION = 0.19
 BONE_EXCESS = 0.30
 # Inflated lung is about a quarter as dense as soft tissue.
 LUNG_GAS_SHARE = 0.74
+
+
+@dataclass
+class Rendering:
+    """A picture and what is where in it; all arrays (image_size, image_size)."""
+
+    picture: np.ndarray
+    """uint8."""
+    lungs: np.ndarray
+    """Share of each pixel that is lung, float32 in [0, 1], whatever lies in the lung."""
+    covers: list[np.ndarray]
+    """For each finding the share of each pixel that it covers, float32 in [0, 1]."""
 
 
 def render(
@@ -24,24 +38,21 @@ def render(
     *,
     image_size: int = 256,
     inspiration: float = 1.0,
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Draws one exposure.
-
-    Returns the picture, uint8 (image_size, image_size), and for each finding the share of each pixel that it covers,
-    float32 of the same shape with values in [0, 1]; findings on both sides are joined.
-    """
+) -> Rendering:
+    """Draws one exposure."""
     heart = next((f for f in findings if f.name == "cardiomegaly"), None)
     ratio = enlarged_heart_ratio(heart) if heart else patient.heart_ratio
     magnified = 1.05 if pose.view == "AP" else 1.0
     shift = mediastinal_shift(findings)
-    chest = build_chest(patient, pose, image_size, inspiration, ratio * magnified, shift)
-    extents: dict[str, np.ndarray] = {}
+    rise = diaphragm_rise(findings)
+    chest = build_chest(patient, pose, image_size, inspiration, ratio * magnified, shift, rise)
+    covers = []
     for finding in findings:
         if finding.name == "cardiomegaly":
             cover = np.minimum(chest.heart, 1)
         else:
             cover = PAINTERS[finding.name](chest, finding, np.random.default_rng(finding.shape_seed))
-        extents[finding.name] = np.maximum(extents.get(finding.name, np.float32(0)), cover).astype(np.float32)
+        covers.append(cover)
 
     fixed = np.random.default_rng(patient.texture_seed)
     bone = bones(chest, fixed)
@@ -52,7 +63,9 @@ def render(
     path = np.maximum(chest.soft - gas, 0)
     # Scatter washes bone out where the body is dense: below the diaphragm, over the heart, in fluid.
     bone = bone * np.clip(1.75 - 0.055 * path, 0.45, 1)
-    return _expose(pose, SOFT_ATTENUATION * path + BONE_EXCESS * bone, rng), extents
+    attenuation = SOFT_ATTENUATION * path + BONE_EXCESS * bone + chest.metal
+    shown = _exposed_area(pose, image_size)
+    return Rendering(_expose(pose, attenuation, rng), chest.lung * shown, [cover * shown for cover in covers])
 
 
 def _expose(pose: Pose, attenuation: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -78,16 +91,16 @@ def _expose(pose: Pose, attenuation: np.ndarray, rng: np.random.Generator) -> np
     # A soft shoulder instead of a hard cut keeps some detail in the white.
     shown = shown ** np.float32(pose.gamma)
     shown = np.where(shown > 0.8, 0.8 + 0.2 * np.tanh((shown - 0.8) / 0.24), shown)
-    shown = _collimate(shown, pose)
+    shown = np.maximum(shown * _exposed_area(pose, size), _marker(pose, size))
     return (shown * 250 + 2).astype(np.uint8)
 
 
-def _collimate(shown: np.ndarray, pose: Pose) -> np.ndarray:
-    size = shown.shape[0]
+def _exposed_area(pose: Pose, size: int) -> np.ndarray:
+    """1 inside the collimated borders, 0 on them, float32 (size, size)."""
     left, top, right, bottom = (round(share * size) for share in pose.collimation)
-    frame = np.zeros_like(shown)
-    frame[top : size - bottom, left : size - right] = shown[top : size - bottom, left : size - right]
-    return np.maximum(frame, _marker(pose, size))
+    frame = np.zeros((size, size), dtype=np.float32)
+    frame[top : size - bottom, left : size - right] = 1
+    return frame
 
 
 def _marker(pose: Pose, size: int) -> np.ndarray:

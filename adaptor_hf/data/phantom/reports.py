@@ -5,7 +5,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from .anatomy import Patient, Pose
-from .findings import FINDINGS, SIZES, Finding
+from .findings import FINDINGS, SIZES, WITH_ZONE, Finding, nodule_diameter, tube_height
+from .report_words import (
+    ATELECTASIS_NOUNS,
+    BOTH_PLACES,
+    CERTAIN,
+    CLEAR_LUNGS,
+    CONSOLIDATION_NOUNS,
+    DENIED,
+    DEVICE_PHRASES,
+    EDEMA_NOUNS,
+    NEGATIVE,
+    NO_FLUID_NO_AIR,
+    NO_OPACITY,
+    NODULE_NOUNS,
+    NORMAL_IMPRESSION,
+    SIZE_WORDS,
+    UNCERTAIN,
+    ZONE_PLACES,
+)
 
 Findings = tuple[Finding, ...]
 
@@ -27,138 +45,39 @@ class Study:
         return tuple(f for f in self.previous or () if f.name == name)
 
 
-_NEGATIVE = {
-    "consolidation": (
-        "No focal consolidation.",
-        "There is no focal airspace opacity.",
-        "No consolidation or infiltrate is identified.",
-        "No airspace disease to suggest pneumonia.",
-        "There is no evidence of pneumonia.",
-        "No confluent opacity.",
-    ),
-    "effusion": (
-        "No pleural effusion.",
-        "The costophrenic angles are sharp.",
-        "There is no pleural fluid.",
-        "No evidence of pleural effusion on either side.",
-        "Costophrenic sulci are clear.",
-        "No sizable effusion is seen.",
-        "Pleural spaces are free of fluid.",
-    ),
-    "pneumothorax": (
-        "No pneumothorax.",
-        "There is no evidence of pneumothorax.",
-        "No pneumothorax is identified.",
-        "No definite pneumothorax.",
-        "No pleural line to suggest pneumothorax.",
-        "Negative for pneumothorax.",
-    ),
-    "cardiomegaly": (
-        "The heart size is normal.",
-        "Heart size is within normal limits.",
-        "The cardiac silhouette is not enlarged.",
-        "Normal cardiac silhouette.",
-        "No cardiomegaly.",
-        "The heart is normal in size.",
-        "The heart is not enlarged.",
-    ),
-}
-# Only where the pleural spaces are free as well.
-_CLEAR_LUNGS = (
-    "The lungs are clear.",
-    "Both lungs are well aerated without consolidation.",
-    "Lungs are free of focal opacity.",
-    "Clear lungs.",
-)
-_NO_FLUID_NO_AIR = (
-    "No pleural effusion or pneumothorax.",
-    "There is no pneumothorax or pleural effusion.",
-    "Neither pleural effusion nor pneumothorax is seen.",
-    "The pleural spaces are clear, without effusion or pneumothorax.",
-    "No effusion. No pneumothorax.",
-)
-_NORMAL_IMPRESSION = (
-    "No acute cardiopulmonary process.",
-    "No acute cardiopulmonary abnormality.",
-    "No acute intrathoracic process.",
-    "No radiographic evidence of acute disease.",
-    "No acute findings.",
-)
-_SIZE_WORDS = {
-    "consolidation": (
-        ("small", "focal", "subtle", "patchy"),
-        ("moderate", "confluent"),
-        ("large", "extensive", "dense"),
-    ),
-    "effusion": (("small", "trace", "minimal"), ("moderate", "moderate-sized"), ("large", "massive")),
-    "pneumothorax": (("small", "tiny", "minimal"), ("moderate", "moderate-sized"), ("large", "sizeable")),
-    "cardiomegaly": (("mild", "borderline to mild"), ("moderate",), ("severe", "marked")),
-}
-_CONSOLIDATION_NOUNS = (
-    "consolidation",
-    "airspace opacity",
-    "airspace disease",
-    "infiltrate",
-    "parenchymal opacity",
-    "airspace consolidation",
-)
-_ZONE_PLACES = {
-    "upper": (
-        "in the {side} upper lobe",
-        "in the {side} upper zone",
-        "in the {side} upper lung",
-        "towards the {side} apex",
-    ),
-    "mid": ("in the {side} mid lung", "in the {side} mid zone", "in the {side} midlung zone"),
-    "lower": (
-        "in the {side} lower lobe",
-        "at the {side} lung base",
-        "in the {side} lower zone",
-        "in the {side} basal lung",
-    ),
-}
-_BOTH_PLACES = {
-    "upper": ("in both upper lobes", "in the upper zones bilaterally"),
-    "mid": ("in both mid lungs", "in the mid zones bilaterally"),
-    "lower": ("at both lung bases", "in the lower lobes bilaterally", "in both lower zones"),
-}
-_CERTAIN = (
-    "There is {a}.",
-    "{A} is seen.",
-    "{A} is present.",
-    "{A} is noted.",
-    "Findings include {a}.",
-    "{A} is again demonstrated.",
-)
-_UNCERTAIN = (
-    "There is possibly {a}.",
-    "Findings suggest {a}.",
-    "{A} is suspected.",
-    "Appearances are suspicious for {a}.",
-    "There may be {a}.",
-    "{A} is favoured.",
-    "There is probably {a}.",
-)
+@dataclass(frozen=True)
+class Report:
+    """The text, and for each finding that it speaks of how: 1 present, 0 absent, -1 uncertain."""
+
+    text: str
+    mentions: dict[str, float]
 
 
-def write_report(study: Study, rng: np.random.Generator) -> str:
-    """Report text of a study; the same study and generator state give the same text."""
+def write_report(study: Study, rng: np.random.Generator) -> Report:
+    """Report of a study; the same study and generator state give the same report."""
     writer = _Writer(rng)
     form = rng.choice(4, p=(0.5, 0.2, 0.15, 0.15))
     positive = [name for name in FINDINGS if study.of(name)]
     if form == 2:
-        return f"IMPRESSION: {writer.impression(study, positive)}"
-    body = writer.body(study)
-    if form == 1:
-        return body
-    if form == 3:
-        return f"{body} {writer.impression(study, positive)}"
-    return f"FINDINGS: {body} IMPRESSION: {writer.impression(study, positive)}"
+        text = f"IMPRESSION: {writer.impression(study, positive)}"
+    else:
+        text = writer.body(study)
+        if form == 3:
+            text = f"{text} {writer.impression(study, positive)}"
+        if form == 0:
+            text = f"FINDINGS: {text} IMPRESSION: {writer.impression(study, positive)}"
+    return Report(text, writer.mentions)
 
 
 class _Writer:
     def __init__(self, rng: np.random.Generator):
         self.rng = rng
+        self.mentions: dict[str, float] = {}
+
+    def say(self, name: str, value: float) -> None:
+        """Notes a mention; what is said to be there outweighs a doubt, and a doubt a denial."""
+        order = (0.0, -1.0, 1.0)
+        self.mentions[name] = max(self.mentions.get(name, 0.0), value, key=order.index)
 
     def pick(self, options: tuple[str, ...]) -> str:
         return options[self.rng.integers(len(options))]
@@ -167,15 +86,20 @@ class _Writer:
         return bool(self.rng.random() < probability)
 
     def body(self, study: Study) -> str:
-        lungs = self._finding(study, "consolidation")
+        lungs = [*self._finding(study, "consolidation"), *self._finding(study, "atelectasis")]
+        lungs += [*self._finding(study, "edema"), *self._finding(study, "nodule")]
         heart = self._finding(study, "cardiomegaly")
         if study.of("effusion") or study.of("pneumothorax") or self.chance(0.4):
             pleura = [*self._finding(study, "effusion"), *self._finding(study, "pneumothorax")]
         else:
-            pleura = [*self._healed(study, "effusion", "pneumothorax"), self.pick(_NO_FLUID_NO_AIR)]
+            pleura = [*self._healed(study, "effusion", "pneumothorax"), self.pick(NO_FLUID_NO_AIR)]
+            self.say("effusion", 0.0)
+            self.say("pneumothorax", 0.0)
+        devices = self._devices(study)
         parts = [lungs, pleura, heart, self._anatomy(study)]
         order = [0, 1, 2, 3] if self.chance(0.6) else [2, 0, 1, 3]
         sentences = [s for i in order for s in parts[i]]
+        sentences = [*devices, *sentences] if self.chance(0.7) else [*sentences, *devices]
         return " ".join([*self._technique(study), *sentences])
 
     def _technique(self, study: Study) -> list[str]:
@@ -202,7 +126,8 @@ class _Writer:
         out = []
         if study.patient.prominent_aorta and self.chance(0.7):
             out.append(self.pick(("The aortic knob is prominent.", "Prominent aortic arch.", "The aorta is unfolded.")))
-        if study.patient.dome_offset < 0 and not study.of("effusion") and self.chance(0.6):
+        level = not study.of("effusion") and not study.of("atelectasis")
+        if study.patient.dome_offset < 0 and level and self.chance(0.6):
             out.append(
                 self.pick(("The left hemidiaphragm is mildly elevated.", "Mild elevation of the left hemidiaphragm."))
             )
@@ -216,44 +141,83 @@ class _Writer:
             out.append(self.pick(tuple(options)))
         return out
 
+    def _negatives(self, study: Study, name: str) -> tuple[str, ...]:
+        """Sentences that deny a finding and hold for all else that is drawn."""
+        options = NEGATIVE[name]
+        if name == "consolidation" and not any(study.of(other) for other in ("nodule", "atelectasis", "edema")):
+            options += NO_OPACITY
+            if not study.of("effusion") and not study.of("pneumothorax"):
+                options += CLEAR_LUNGS
+        return options
+
     def _finding(self, study: Study, name: str) -> list[str]:
         found = study.of(name)
         if not found:
             healed = self._healed(study, name)
-            options = _NEGATIVE[name]
-            if name == "consolidation" and not study.of("effusion") and not study.of("pneumothorax"):
-                options += _CLEAR_LUNGS
-            return healed if healed and self.chance(0.5) else [*healed, self.pick(options)]
+            if (healed and self.chance(0.5)) or not self.chance(DENIED.get(name, 1.0)):
+                return healed
+            self.say(name, 0.0)
+            return [*healed, self.pick(self._negatives(study, name))]
         phrase = self._phrase(name, found)
         change = self._change(study, name)
         small = all(f.size == "small" for f in found)
         if small and change is None and self.chance(0.35):
-            sentence = self.pick(_UNCERTAIN)
+            sentence = self.pick(UNCERTAIN)
+            self.say(name, -1.0)
         else:
             known = change is not None and not change.startswith("new")
-            sentence = self.pick(_CERTAIN if known else _CERTAIN[:-1])
+            sentence = self.pick(CERTAIN if known else CERTAIN[:-1])
+            self.say(name, 1.0)
         text = _fill(sentence, phrase)
         if change is not None and self.chance(0.8):
             text = text[:-1] + f", {change}."
         return [text, *self._detail(study, name, found)]
 
+    def _devices(self, study: Study) -> list[str]:
+        """A sentence for each device, for some that were removed, and sometimes one that there is none."""
+        out = []
+        earlier = {f.kind for f in study.before("device")}
+        for device in study.of("device"):
+            known = device.kind in earlier
+            text = _fill(self.pick(CERTAIN if known else CERTAIN[:-1]), self._device_phrase(device))
+            if study.previous is not None and self.chance(0.3):
+                text = text[:-1] + (", unchanged." if known else ", new since the prior study.")
+            out.append(text)
+            self.say("device", 1.0)
+        gone = [f for f in study.before("device") if f.kind not in {d.kind for d in study.of("device")}]
+        for device in gone:
+            if self.chance(0.6):
+                out.append(f"The {device.side or 'prior'} {device.kind} has been removed.")
+        if not study.of("device") and self.chance(DENIED["device"]):
+            out.append(self.pick(NEGATIVE["device"]))
+            self.say("device", 0.0)
+        return out
+
+    def _device_phrase(self, device: Finding) -> str:
+        return self.pick(DEVICE_PHRASES[device.kind]).format(side=device.side, height=f"{tube_height(device):.1f}")
+
     def _phrase(self, name: str, found: Findings) -> str:
         """The finding as a noun phrase with article, size and place."""
-        words = [self.pick(_SIZE_WORDS[name][SIZES.index(f.size)]) for f in found]
+        words = [self.pick(SIZE_WORDS[name][SIZES.index(f.size)]) for f in found]
         if name == "cardiomegaly":
             noun = self.pick(("cardiomegaly", "enlargement of the cardiac silhouette", "cardiac enlargement"))
             return f"{words[0]} {noun}"
+        if name == "edema":
+            return f"{words[0]} {self.pick(EDEMA_NOUNS)}"
         both = len(found) == 2
         side = found[0].side
-        if name == "consolidation":
-            places = _BOTH_PLACES if both else _ZONE_PLACES
+        if name in WITH_ZONE:
+            places = BOTH_PLACES if both else ZONE_PLACES
             place = self.pick(places[found[0].zone]).format(side=side)
             size = f"{words[0]} " if (not both or found[0].size == found[1].size) and self.chance(0.8) else ""
-            noun = self.pick(_CONSOLIDATION_NOUNS)
+            if name == "nodule" and self.chance(0.4):
+                size = f"{nodule_diameter(found[0]):.1f} cm "
+            nouns = {"consolidation": CONSOLIDATION_NOUNS, "nodule": NODULE_NOUNS, "atelectasis": ATELECTASIS_NOUNS}
+            phrase = f"{size}{self.pick(nouns[name])}"
             return (
-                _article(f"{size}{noun} {place}")
-                if noun.endswith(("opacity", "infiltrate"))
-                else f"{size}{noun} {place}"
+                f"{_article(phrase)} {place}"
+                if phrase.endswith(("opacity", "infiltrate", "nodule"))
+                else f"{phrase} {place}"
             )
         noun = self.pick(("pleural effusion", "effusion", "pleural fluid collection")) if name == "effusion" else name
         if both and found[0].size == found[1].size:
@@ -268,6 +232,13 @@ class _Writer:
         """A second sentence that holds for what is drawn."""
         if not self.chance(0.4):
             return []
+        if name == "edema":
+            options = ("Perihilar haze is present bilaterally.", "The pulmonary vessels are engorged.")
+            return [self.pick((*options, "Vascular markings are indistinct."))]
+        if name == "cardiomegaly":
+            return [
+                self.pick(("The cardiothoracic ratio is increased.", "The heart exceeds half of the thoracic width."))
+            ]
         if len(found) == 2:
             severity = [f.severity for f in found]
             if name == "effusion" and abs(severity[0] - severity[1]) > 0.7:
@@ -280,19 +251,23 @@ class _Writer:
                 "Correlate clinically for infection.",
                 "Follow-up to resolution is advised.",
             )
-            if all(f.side != other for f in study.findings):
+            if all(f.side != other for f in study.findings) and not study.of("edema"):
                 options += (f"The {other} lung is clear.",)
             return [self.pick(options)]
+        if name == "nodule":
+            return [self.pick(("Follow-up CT is advised.", "Comparison with older images is recommended."))]
+        if name == "atelectasis":
+            if only.size == "small":
+                return []
+            return [self.pick((f"The {only.side} hemidiaphragm is elevated.", f"Volume loss on the {only.side}."))]
         if name == "effusion":
             if only.size == "small":
                 return [f"The {only.side} costophrenic angle is blunted."]
             return [
                 self.pick((f"The {only.side} hemidiaphragm is obscured.", f"The {other} costophrenic angle is sharp."))
             ]
-        if name == "pneumothorax":
-            line = f"A visceral pleural line is visible on the {only.side}."
-            return [self.pick((line, f"No pneumothorax on the {other}."))]
-        return [self.pick(("The cardiothoracic ratio is increased.", "The heart exceeds half of the thoracic width."))]
+        line = f"A visceral pleural line is visible on the {only.side}."
+        return [self.pick((line, f"No pneumothorax on the {other}."))]
 
     def _change(self, study: Study, name: str) -> str | None:
         """How a finding compares with the prior study; None on a first study, or where sides differ."""
@@ -318,25 +293,33 @@ class _Writer:
         for name in names:
             if study.before(name) and not study.of(name) and self.chance(0.7):
                 sides = {f.side for f in study.before(name)}
-                side = "bilateral" if len(sides) == 2 else sides.pop()
-                noun = {"effusion": "pleural effusion"}.get(name, name) + ("s" if side == "bilateral" else "")
-                have = "have" if side == "bilateral" else "has"
-                out.append(
-                    self.pick(
-                        (f"The prior {side} {noun} {have} resolved.", f"Interval resolution of the {side} {noun}.")
-                    )
-                )
+                side = "" if sides == {None} else f"{sides.pop()} " if len(sides) == 1 else "bilateral "
+                many = side == "bilateral " and name in ("effusion", "consolidation")
+                noun = {"effusion": "pleural effusion", "edema": "pulmonary edema"}.get(name, name) + "s" * many
+                self.say(name, 0.0)
+                resolved = f"The prior {side}{noun} {'have' if many else 'has'} resolved."
+                out.append(self.pick((resolved, f"Interval resolution of the {side}{noun}.")))
         return out
 
     def impression(self, study: Study, positive: list[str]) -> str:
         if not positive:
-            return self.pick(_NORMAL_IMPRESSION)
-        phrases = [_capital(self._phrase(name, study.of(name))) for name in positive]
+            return self.pick(NORMAL_IMPRESSION)
+        phrases = []
+        for name in positive:
+            if name == "device":
+                phrases += [self._device_phrase(device) for device in study.of(name)]
+            else:
+                phrases.append(self._phrase(name, study.of(name)))
+            self.say(name, 1.0)
+        phrases = [_capital(phrase) for phrase in phrases]
         order = self.rng.permutation(len(phrases))
         if len(phrases) > 1 and self.chance(0.3):
             return " ".join(f"{rank}. {phrases[i]}." for rank, i in enumerate(order, 1))
-        closing = [_NEGATIVE[name] for name in ("pneumothorax", "effusion", "consolidation") if name not in positive]
-        extra = [self.pick(closing[0])] if closing and self.chance(0.3) else []
+        absent = [name for name in ("pneumothorax", "effusion", "consolidation") if name not in positive]
+        extra = []
+        if absent and self.chance(0.3):
+            extra = [self.pick(self._negatives(study, absent[0]))]
+            self.say(absent[0], 0.0)
         return " ".join([*(f"{phrases[i]}." for i in order), *extra])
 
 
