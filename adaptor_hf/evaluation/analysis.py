@@ -60,7 +60,7 @@ def before_and_after(
     Returns:
         `dict[str, dict[str, float]]`: `image_before`, `image_after`, `text_before`, `text_after`, of
         [`embedding_statistics`]; `pairs_after` with `alignment`, the mean squared distance of pairs, and `shuffled`,
-        that of random pairs, without which the first means nothing. Before the Adaptor the two spaces are not comparable.
+        that of random pairs, without which the first means nothing. The spaces before the Adaptor do not compare.
     """
     if model.training:
         raise ValueError("The model is in training mode, where dropout changes embeddings. Call model.eval() first.")
