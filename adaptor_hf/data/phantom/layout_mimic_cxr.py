@@ -101,8 +101,12 @@ def report_file(planned: Plan, reason: str) -> str:
         lines += [f" {heading}:  {words}", " "]
     for heading, words in {"FINDINGS": findings.removeprefix("FINDINGS: "), "IMPRESSION": impression}.items():
         if words:
-            lines += [f" {heading}: ", " ", *textwrap.wrap(words, 78, initial_indent=" ", subsequent_indent=" "), " "]
+            lines += [f" {heading}: ", " ", *_wrapped(words), " "]
     return "\n".join(lines[:-1]) + "\n"
+
+
+def _wrapped(words: str) -> list[str]:
+    return textwrap.wrap(words, 78, initial_indent=" ", subsequent_indent=" ", break_on_hyphens=False)
 
 
 def _write(root: Path, name: str, header: tuple[str, ...], rows: list[tuple]) -> None:
