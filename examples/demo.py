@@ -55,7 +55,8 @@ def main() -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     step(1, f"Drawing {options.n} phantom radiographs with reports")
-    folder = output / f"phantom-{options.n}-{options.seed}"
+    # Named anew when the drawings change, so that an older demo's are not taken.
+    folder = output / f"phantom2-{options.n}-{options.seed}"
     table = folder / "metadata.csv"
     if not table.is_file():
         write_phantoms(folder, options.n, seed=options.seed)
