@@ -1,0 +1,153 @@
+"""Arguments of the downstream script, from the command line and from a YAML or JSON recipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
+
+
+@dataclass
+class DownstreamArguments:
+    """What to evaluate, on what, and how often."""
+
+    task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": list(TASKS)})
+    model: str | None = field(default=None, metadata={"help": "An Adaptor checkpoint: a folder or a hub id."})
+    output_dir: str = field(default="outputs/downstream", metadata={"help": "Where runs and their results go."})
+    dataset: str | None = field(
+        default=None, metadata={"help": "A public data set by name (python -m adaptor_hf.data list)."}
+    )
+    data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
+    split_scheme: str = field(default="official", metadata={"help": "Split of --dataset: official, patient, mgca..."})
+    dataset_option: list[str] = field(
+        default_factory=list, metadata={"help": "Options of --dataset as name=value; repeatable."}
+    )
+    table: str | None = field(
+        default=None, metadata={"help": "Instead of --dataset: a CSV, TSV, Parquet or JSON-lines file, or a folder."}
+    )
+    dataset_name: str | None = field(default=None, metadata={"help": "What results call the table."})
+    label_column: list[str] = field(
+        default_factory=list, metadata={"help": "Of the table: one column of classes, or columns of 0, 1, -1, empty."}
+    )
+    classes: list[str] = field(default_factory=list, metadata={"help": "Labels to use; default: all."})
+    label_policy: str = field(
+        default="raw", metadata={"help": "What blank and uncertain labels become: raw, ones, zeros, ignore, mgca, trx."}
+    )
+    mask_column: str | None = field(default=None, metadata={"help": "Of the table: column of mask files."})
+    text_column: str | None = field(default=None, metadata={"help": "Of the table: column of reports."})
+    image_column: str = field(default="image", metadata={"help": "Of the table: column of image paths."})
+    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    patient_column: str | None = field(default=None, metadata={"help": "Of the table: column of patient ids."})
+    split_column: str | None = field(default=None, metadata={"help": "Of the table: column of the split."})
+    split_alias: list[str] = field(
+        default_factory=list, metadata={"help": "Rename splits of the table, for example validation=test."}
+    )
+    id_column: str | None = field(default=None, metadata={"help": "Of the table: column of image ids."})
+    subgroup_column: list[str] = field(
+        default_factory=list, metadata={"help": "Of the table: columns kept for subgroups, beside view, sex and age."}
+    )
+    filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
+    validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
+    test_fraction: float = field(default=0.2, metadata={"help": "Share of patients, where no split is given."})
+    split_seed: int = field(default=0, metadata={"help": "Of splits by patient."})
+    external: list[str] = field(
+        default_factory=list,
+        metadata={"help": "More test sets: DATASET=ROOT, or NAME=TABLE with the columns of the table; repeatable."},
+    )
+    recipe: str = field(default="rigorous", metadata={"help": "rigorous, adaptor, mgca, gloria or slip."})
+    head: str | None = field(default=None, metadata={"help": "linear or mlp2, instead of the recipe's."})
+    fraction: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares of the training rows."})
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "One run each."})
+    controls: list[str] = field(
+        default_factory=lambda: ["tower", "untrained"],
+        metadata={"help": "Beside the Adaptor: tower, untrained, mlp; none leaves them out."},
+    )
+    control_model: list[str] = field(
+        default_factory=list,
+        metadata={"help": "projections=PATH or shuffled=PATH: trained on the same pairs."},
+    )
+    vision_tower: str | None = field(
+        default=None, metadata={"help": "Another place or preset of the checkpoint's vision tower."}
+    )
+    cache_dir: str | None = field(
+        default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
+    )
+    extraction_batch_size: int | None = field(default=None, metadata={"help": "Images a tower forward."})
+    device: str | None = field(default=None, metadata={"help": "cpu, cuda; default: CUDA where there is one."})
+    num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap over patients."})
+    do_predict: str | None = field(
+        default=None, metadata={"help": "A table without labels: write the scores of its images too."}
+    )
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ValueError(f"--task is one of {', '.join(TASKS)}, got {self.task!r}.")
+        if (self.dataset is None) == (self.table is None):
+            raise ValueError("Give --dataset (a public data set) or --table (your own), one of them.")
+        if (self.dataset is None) != (self.data_root is None):
+            raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
+        if self.model is None:
+            raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
+        if self.controls == ["none"]:
+            self.controls = []
+        for name in ("external", "control_model"):
+            if wrong := [item for item in getattr(self, name) if "=" not in item]:
+                raise ValueError(f"--{name} reads NAME=PLACE, got {wrong[0]!r}.")
+        wrong = [value for value in self.fraction if not 0 < value <= 1]
+        if wrong or not self.fraction:
+            raise ValueError(f"--fraction takes shares in (0, 1], got {self.fraction}. For 10 % pass 0.1.")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise ValueError(f"--seeds takes different whole numbers, got {self.seeds}.")
+
+    @property
+    def name(self) -> str:
+        """What results call the data set: a table's file or folder name where it is not named."""
+        return self.dataset_name or self.dataset or Path(self.table).name.partition(".")[0]
+
+
+def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
+    """
+    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe; later options override it.
+
+    Raises:
+        OSError: if the recipe cannot be read.
+        ValueError: for unknown options or keys, or options that do not go together.
+        SystemExit: for a value of the wrong type, as argparse does.
+    """
+    from transformers import HfArgumentParser
+
+    from ..training.recipe import as_option, read_recipe
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    parser = HfArgumentParser(
+        DownstreamArguments, usage="python train_downstream.py [RECIPE.yaml] --OPTION VALUE ... (--help lists them)"
+    )
+    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
+        recipe = read_recipe(Path(arguments.pop(0)))
+        known = {option.name for option in fields(DownstreamArguments)}
+        if unknown := sorted(map(str, recipe.keys() - known)):
+            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See train_downstream.py --help.")
+        arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
+    return parser.parse_args_into_dataclasses(arguments)[0]
+
+
+def pairs_of(items: list[str]) -> dict[str, str]:
+    """`NAME=PLACE` items as a mapping."""
+    return {name.strip(): place for name, _, place in (item.partition("=") for item in items)}
+
+
+def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
+    """What `load_table` is told."""
+    same = ("mask_column", "text_column", "image_column", "image_root", "patient_column", "split_column", "id_column")
+    options = {name: getattr(arguments, name) for name in same}
+    return options | {
+        "label_columns": arguments.label_column,
+        "extra_columns": arguments.subgroup_column,
+        "filters": arguments.filter or None,
+    }
+
+
+__all__ = ["TASKS", "DownstreamArguments", "pairs_of", "parse_arguments", "table_options"]

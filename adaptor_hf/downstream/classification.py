@@ -1,0 +1,224 @@
+"""Classification on frozen features: every module, fraction and seed, each scored once on each test set."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .data import LabelledData, align_classes, training_subset
+from .features import tower_features
+from .modules import Module
+from .probe import Probe, fit_probe
+from .provenance import input_size, tower_name, tower_saw
+from .recipes import ProbeRecipe
+
+logger = logging.getLogger(__name__)
+
+SPECIFICITIES = (0.9, 0.95)
+
+
+@dataclass
+class EmbeddedData:
+    """
+    Labelled data with the tower's features beside each part's rows. Rows whose image cannot be read are gone.
+
+    Args:
+        data (`LabelledData`): Labels and rows.
+        embeds (`dict[str, torch.Tensor]`): Of each part, `(n, D)` float32.
+        vision_spec (`dict`): The tower's.
+    """
+
+    data: LabelledData
+    embeds: dict[str, torch.Tensor]
+    vision_spec: dict[str, Any]
+
+
+def embed_labelled(
+    data: LabelledData, tower: Any, cache_dir: str | os.PathLike, *, batch_size: int | None = None, device: Any = None
+) -> EmbeddedData:
+    """Features of all parts of a data set; see `tower_features`."""
+    embeds, parts, labels, spec = {}, {}, {}, None
+    for part, dataset in data.parts.items():
+        embeds[part], kept, spec = tower_features(dataset, tower, cache_dir, batch_size=batch_size, device=device)
+        parts[part] = dataset if len(kept) == len(dataset) else dataset.select(kept)
+        labels[part] = data.labels[part][kept]
+    found = LabelledData(data.name, data.class_names, data.exclusive, parts, labels, data.split_hash)
+    return EmbeddedData(found, embeds, spec)
+
+
+@dataclass
+class RunList:
+    """
+    What a series of runs did.
+
+    Args:
+        lines (`list[dict]`): Result lines of all runs, those that were there before among them.
+        skipped (`int`): Runs that were finished before.
+        failed (`list[str]`): Runs that could not be made, and why.
+    """
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def run_classification(
+    embedded: EmbeddedData,
+    modules: Sequence[Module],
+    recipe: ProbeRecipe,
+    output_dir: str | os.PathLike,
+    *,
+    fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    external: Iterable[EmbeddedData] = (),
+    text_tower: str | None = None,
+    num_resamples: int = 1000,
+    device: Any = "cpu",
+) -> RunList:
+    """
+    Train a head for each module, fraction and seed, and score it once on the test part and on each external set.
+
+    Epoch, learning rate and thresholds come from the validation part. A run that is finished in `output_dir` is not
+    made again.
+
+    Args:
+        embedded ([`EmbeddedData`]): With `train`, `validation` and `test`.
+        modules (`Sequence[Module]`): From `load_modules`.
+        recipe ([`ProbeRecipe`]): How heads are trained.
+        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
+        fractions, seeds: Shares of the training rows; a seed is one of the subset too, where the recipe's rule has one.
+        external (`Iterable[EmbeddedData]`): Sets of which the `test` part is scored.
+        text_tower (`str`, *optional*): What results call the Adaptor's text tower.
+        num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
+        device (defaults to `"cpu"`): Where heads train.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    data = embedded.data
+    for part in ("train", "validation", "test"):
+        if part not in data.parts:
+            raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
+    tests = {data.name: embedded}
+    for other in external:
+        aligned = align_classes(other.data, data.class_names, data.exclusive)
+        tests[aligned.name] = EmbeddedData(aligned, other.embeds, other.vision_spec)
+    found = RunList()
+    for module in modules:
+        features = {part: module.features(embedded.embeds[part]) for part in ("train", "validation")}
+        test_features = {name: module.features(test.embeds["test"]) for name, test in tests.items()}
+        for fraction in fractions:
+            for seed in seeds:
+                fields = _fields(embedded, module, recipe, fraction, seed, text_tower)
+                runs = {name: _test_fields(fields, name, tests[name], data.name) for name in tests}
+                try:
+                    _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples,
+                         device)  # fmt: skip
+                except ValueError as error:
+                    reason = f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error}"
+                    logger.warning("Not run: %s", reason)
+                    found.failed.append(reason)
+    return found
+
+
+def _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples, device) -> None:
+    from ..evaluation.results import RESULTS_FILE, read_results, run_key, write_run
+
+    folders = {name: Path(output_dir) / "runs" / run_key(fields) for name, fields in runs.items()}
+    missing = []
+    for name, folder in folders.items():
+        if (folder / RESULTS_FILE).is_file():
+            found.lines += read_results(folder / RESULTS_FILE).lines
+            found.skipped += 1
+        else:
+            missing.append(name)
+    if not missing:
+        return
+    fields = runs[data.name]
+    rows = training_subset(data, fields["fraction"], recipe.fraction_rule, fields["seed"])
+    probe = fit_probe(
+        features["train"][rows], data.labels["train"][rows], features["validation"], data.labels["validation"], recipe,
+        num_logits=data.num_logits, exclusive=data.exclusive, seed=fields["seed"], hidden_size=module.hidden_size,
+        device=device,
+    )  # fmt: skip
+    outcome = {
+        "n_train": len(rows),
+        "head_params": probe.num_parameters,
+        "trainable_params": probe.num_parameters,
+        "lr": probe.learning_rate,
+        "selected_on": "validation",
+    }
+    settings = choose_on_validation(probe, features["validation"], data)
+    settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
+    for name in missing:
+        test = tests[name].data
+        predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)
+        found.lines += write_run(folders[name], predictions, runs[name] | outcome)
+
+
+def choose_on_validation(probe: Probe, features: torch.Tensor, data: LabelledData) -> dict[str, Any]:
+    """Thresholds (highest F1) and operating points (90 and 95 % specificity) of labels, chosen on validation."""
+    from ..evaluation import f1_thresholds, specificity_thresholds
+
+    if data.exclusive:
+        return {}
+    scores, labels = probe.predict(features), data.labels["validation"]
+    thresholds = f1_thresholds(scores, labels)
+    points = {f"{value:.2f}": specificity_thresholds(scores, labels, value) for value in SPECIFICITIES}
+    return {"thresholds": np.where(np.isnan(thresholds), 0.5, thresholds), "operating_points": points}
+
+
+def class_frequencies(labels: np.ndarray, data: LabelledData) -> list[float]:
+    """Share of each class among training labels."""
+    if data.exclusive:
+        return (np.bincount(labels, minlength=data.num_logits) / len(labels)).tolist()
+    known = ~np.isnan(labels)
+    return (np.where(known, labels, 0).sum(0) / np.maximum(known.sum(0), 1)).tolist()
+
+
+def predict(probe: Probe, features: torch.Tensor, data: LabelledData, **settings: Any) -> Any:
+    """`Predictions` of a data set's test part."""
+    from ..evaluation import classification_predictions
+    from ..evaluation.classification import MULTI, SINGLE
+
+    rows, labels = data.rows("test"), data.labels["test"]
+    columns = {name: rows[name].tolist() for name in rows if name not in ("image_id", "patient_id")}
+    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
+    return classification_predictions(
+        rows["image_id"], rows["patient_id"], labels, probe.predict(features),
+        problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names, columns=columns, **settings,
+    )  # fmt: skip
+
+
+def _fields(
+    embedded: EmbeddedData, module: Module, recipe: ProbeRecipe, fraction: float, seed: int, text_tower: str | None
+) -> dict[str, Any]:
+    spec = embedded.vision_spec
+    head = "mlp2" if module.hidden_size is not None else recipe.head
+    return module.fields() | {
+        "vision_tower": tower_name(spec),
+        "text_tower": text_tower if module.model is not None else None,
+        "task": "classification",
+        "dataset": embedded.data.name,
+        "split_hash": embedded.data.split_hash,
+        "protocol": head,
+        "recipe": recipe.name,
+        "input_size": input_size(spec),
+        "fraction": float(fraction),
+        "seed": int(seed),
+    }
+
+
+def _test_fields(fields: dict[str, Any], name: str, test: EmbeddedData, own: str) -> dict[str, Any]:
+    external = {"test_set": name, "split_hash": f"{fields['split_hash']}-{test.data.split_hash}"} if name != own else {}
+    return fields | external | {"tower_saw_dataset": tower_saw(test.vision_spec, name)}
+
+
+__all__ = ["EmbeddedData", "RunList", "choose_on_validation", "embed_labelled", "predict", "run_classification"]

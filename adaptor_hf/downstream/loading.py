@@ -1,0 +1,103 @@
+"""From the script's arguments to data sets and models."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..modeling_adaptor import AdaptorModel
+from .arguments import DownstreamArguments, pairs_of, table_options
+from .data import LabelledData, labelled_data, load_public, load_table, split_table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dataset], str]:
+    """
+    Parts of the data set or table, and the hash of their split.
+
+    Args:
+        arguments ([`DownstreamArguments`]): Of the script.
+        task (`str`): What a public data set is loaded for, see `load_local_dataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: as of the loaders.
+    """
+    if arguments.dataset is not None:
+        from ..data.__main__ import parse_options
+
+        options = parse_options(arguments.dataset_option)
+        return load_public(
+            arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
+            seed=arguments.split_seed, **options,
+        )  # fmt: skip
+    table = load_table(arguments.table, **table_options(arguments))
+    return split_table(
+        table,
+        split_alias=arguments.split_alias,
+        validation_fraction=arguments.validation_fraction,
+        test_fraction=arguments.test_fraction,
+        seed=arguments.split_seed,
+    )
+
+
+def load_classification(arguments: DownstreamArguments) -> LabelledData:
+    """The labelled data of `--dataset` or `--table`."""
+    parts, split_hash = load_parts(arguments, "classification")
+    return labelled_data(
+        arguments.name, parts, split_hash, classes=arguments.classes or None, label_policy=arguments.label_policy
+    )
+
+
+def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
+    """The test parts of `--external`; all rows of a table that brings no split."""
+    from ..data.catalog import MODULES
+    from ..data.splits import split_hash
+
+    found = []
+    for name, place in pairs_of(arguments.external).items():
+        if name in MODULES:
+            parts, hashed = load_public(name, place, "classification", seed=arguments.split_seed)
+        else:
+            table = load_table(place, **table_options(arguments))
+            parts, hashed = {"test": table}, split_hash(table)
+            if "test" in (splits := table["split"][:]):
+                parts = {"test": table.select([row for row, split in enumerate(splits) if split == "test"])}
+        if "test" not in parts:
+            raise ValueError(f"External set {name} has no test part; it has {', '.join(parts)}.")
+        policy = arguments.label_policy
+        found.append(labelled_data(name, {"test": parts["test"]}, hashed, label_policy=policy))
+    return found
+
+
+def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
+    """The checkpoint without towers: they are loaded when images are read."""
+    model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)
+    if model.config.vision_tower is None and arguments.vision_tower is None:
+        raise ValueError(
+            f"The config of {arguments.model} names no vision tower: say with --vision_tower which one it was."
+        )
+    return model.eval()
+
+
+def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
+    """What `build_cache` loads the vision tower from."""
+    return arguments.vision_tower or model.config.vision_tower
+
+
+def cache_dir_of(arguments: DownstreamArguments) -> Path:
+    return Path(arguments.cache_dir or Path(arguments.output_dir) / "embeddings")
+
+
+__all__ = [
+    "cache_dir_of",
+    "load_adaptor",
+    "load_classification",
+    "load_external",
+    "load_parts",
+    "vision_tower_of",
+]
