@@ -32,7 +32,7 @@ from adaptor_hf.data.phantom.findings import (
 )
 from adaptor_hf.data.phantom.generate import plan
 from adaptor_hf.data.phantom.reports import Study, write_report
-from adaptor_hf.data.phantom.targets import BOXED, MASKS
+from adaptor_hf.data.phantom.targets import BOXED, MASKS, masks_of
 
 MENTION = {
     "consolidation": r"consolidation|airspace (opacity|disease)|infiltrate|parenchymal opacity",
@@ -138,7 +138,7 @@ def test_a_finding_shows_where_the_record_says(plans, name, size):
         finding = Finding(name, side, zone, size, 0.1, shape_seed=index)
         without = planned.draw(128, 0).picture
         drawn = replace(planned, findings=(finding,)).draw(128, 0)
-        covered = drawn.covers[0] > 0.5
+        covered = masks_of(drawn, (finding,))[name] if name in BOXED else drawn.covers[0] > 0.5
         change = drawn.picture.astype(float) - without
         contrast = np.median(change[covered]) - np.median(change[~covered])
         sign = -1 if name == "pneumothorax" else 1

@@ -1,5 +1,6 @@
 """Phantoms in the trees of public data sets come back from `load_local_dataset` as they were drawn."""
 
+import csv
 import gzip
 import json
 import subprocess
@@ -91,12 +92,14 @@ def test_mimic_cxr_gives_labels_back(trees, plans, records):
 def test_the_mimic_cxr_tree_has_the_published_form(trees):
     root = trees["mimic_cxr"]
     tables = root / "mimic-cxr-jpg/2.0.0"
-    headers = {}
+    headers, dates = {}, {}
     for name in ("metadata", "split", "chexpert", "negbio"):
         with gzip.open(tables / f"mimic-cxr-2.0.0-{name}.csv.gz", "rt") as lines:
-            headers[name], first = lines.readline().strip().split(","), lines.readline().strip().split(",")
-        if name == "metadata":
-            assert 2100 < int(first[7][:4]) < 2250
+            headers[name], *table = csv.reader(lines)
+        for row in table if name == "metadata" else ():
+            assert 2100 < int(row[7][:4]) < 2250
+            # Two images of a study are of one day.
+            assert dates.setdefault(row[2], row[7]) == row[7]
     assert headers["metadata"][:5] == [
         "dicom_id", "subject_id", "study_id", "PerformedProcedureStepDescription", "ViewPosition"
     ]  # fmt: skip

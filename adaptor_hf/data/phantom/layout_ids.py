@@ -16,8 +16,8 @@ def digest(planned: Plan, seed: int) -> bytes:
 
 def mimic_ids(planned: Plan, seed: int) -> tuple[str, str, str]:
     """subject_id, study_id and dicom_id."""
-    subject = 10**7 + (planned.patient_index * _STRIDE + 32) % _COUNT
-    study = 5 * 10**7 + ((planned.patient_index * 3 + planned.study_index) * _STRIDE + 414267) % _COUNT
+    subject = 10**7 + (planned.patient_index * _STRIDE + 4999) % _COUNT
+    study = 5 * 10**7 + ((planned.patient_index * 3 + planned.study_index) * _STRIDE + 7049) % _COUNT
     code = digest(planned, seed).hex()
     return str(subject), str(study), "-".join(code[start : start + 8] for start in range(0, 40, 8))
 

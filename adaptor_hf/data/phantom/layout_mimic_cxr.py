@@ -49,9 +49,10 @@ def write_image(root: Path, planned: Plan, record: dict, seed: int) -> dict:
         report.write_text(report_file(planned, _REASONS[code[0] % len(_REASONS)]), encoding="utf-8")
     portable = planned.pose.view == "AP"
     procedure = "CHEST (PORTABLE AP)" if portable else "CHEST (PA AND LAT)"
-    date = f"{2110 + planned.patient_index % 80 + planned.study_index}{1 + code[1] % 12:02d}{1 + code[2] % 28:02d}"
+    year = 2110 + planned.patient_index % 80 + planned.study_index
+    date = f"{year}{1 + int(study) % 12:02d}{1 + int(study) % 28:02d}"
     # Hour, minute, second as one number, so without leading zero.
-    time = f"{code[3] % 24}{code[4] % 60:02d}{code[5] % 60:02d}.{code[6] * 3:03d}"
+    time = f"{int(study) % 24}{code[4] % 60:02d}{code[5] % 60:02d}.{code[6] * 3:03d}"
     height, width = record["image"].height, record["image"].width
     projection = ("antero-posterior", "Recumbent") if portable else ("postero-anterior", "Erect")
     return {
