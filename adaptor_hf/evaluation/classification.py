@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .statistics import interval_of, resampled_weights
-from .weighted import weighted_auroc, weighted_average_precision
+from .weighted import weighted_areas
 
 NUM_BINS = 15
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -267,12 +267,11 @@ class _Task:
     def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Each metric, `(B,)`, under each row of weights `(B, N)`."""
         columns = range(self.num_classes)
-        known = [weights * self.known[:, column] for column in columns]
-        per_class = {
-            "auroc": [weighted_auroc(self.scores[:, c], self.positive[:, c], known[c]) for c in columns],
-            "auprc": [weighted_average_precision(self.scores[:, c], self.positive[:, c], known[c]) for c in columns],
-        }
-        per_class = {name: np.stack(values, 1) for name, values in per_class.items()}
+        areas = [
+            weighted_areas(self.scores[:, column], self.positive[:, column], weights, self.known[:, column])
+            for column in columns
+        ]
+        per_class = {name: np.stack([pair[side] for pair in areas], 1) for side, name in enumerate(("auroc", "auprc"))}
         per_class |= self._decisions(weights, self.predicted)
         if self.exclusive:
             found = {"accuracy": weights @ (self.predicted & self.positive).any(1) / weights.sum(1)}
@@ -286,7 +285,7 @@ class _Task:
             for name, rate in (("sensitivity", "recall"), ("specificity", "specificity")):
                 values = np.where(np.isnan(thresholds), np.nan, rates[rate])
                 per_class[f"{name}@specificity{point}"] = values
-        calibration = self._calibration(weights, known)
+        calibration = self._calibration(weights)
         if self.exclusive:
             found |= calibration
         else:
@@ -331,28 +330,28 @@ class _Task:
         )
         return dict(zip(names, rates, strict=True))
 
-    def _calibration(self, weights: np.ndarray, known: list[np.ndarray]) -> dict[str, np.ndarray]:
+    def _calibration(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         if not self.probabilities:
             shape = len(weights) if self.exclusive else (len(weights), self.num_classes)
             return {"ece": np.full(shape, np.nan), "brier": np.full(shape, np.nan)}
         squares = (self.scores - np.where(self.known, self.truth, 0)) ** 2
         if self.exclusive:
             right = (self.predicted & self.positive).any(1)
-            ece = _calibration_error(self.scores.max(1), right, weights)
+            ece = _calibration_error(self.scores.max(1), right, np.ones(len(right), dtype=bool), weights)
             return {"ece": ece, "brier": weights @ squares.sum(1) / weights.sum(1)}
         ece = [
-            _calibration_error(self.scores[:, column], self.positive[:, column], known[column])
+            _calibration_error(self.scores[:, column], self.positive[:, column], self.known[:, column], weights)
             for column in range(self.num_classes)
         ]
         totals = weights @ self.known
         return {"ece": np.stack(ece, 1), "brier": _ratio(weights @ (squares * self.known), totals, totals > 0)}
 
 
-def _calibration_error(confidence: np.ndarray, right: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B,) mean distance between confidence and frequency over equal bins, weighted by their rows."""
+def _calibration_error(confidence: np.ndarray, right: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(B,) mean distance between confidence and frequency over equal bins, weighted by their known rows."""
     members = _bin_of(confidence, NUM_BINS)[:, None] == np.arange(NUM_BINS)
-    distance = np.abs(weights @ (members * (confidence - right)[:, None])).sum(1)
-    total = weights.sum(1)
+    distance = np.abs(weights @ (members * (known * (confidence - right))[:, None])).sum(1)
+    total = weights @ known
     return _ratio(distance, total, total > 0)
 
 

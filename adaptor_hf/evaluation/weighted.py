@@ -7,49 +7,56 @@ scikit-learn computes one weighted value a call; a thousand resamples of fourtee
 import numpy as np
 
 
-def _by_distinct_score(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weights of positives and of negatives, `(B, D)` each, at every distinct score in ascending order."""
-    order = np.argsort(scores, kind="stable")
-    ordered = scores[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    is_positive, drawn = positive[order], weights[:, order]
-    of_positive = np.add.reduceat(drawn * is_positive, starts, axis=1)
-    return of_positive, np.add.reduceat(drawn * ~is_positive, starts, axis=1)
-
-
-def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_areas(
+    scores: np.ndarray, positive: np.ndarray, weights: np.ndarray, known: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """
-    Area under the ROC curve under each row of weights; ties count half.
+    Area under the ROC curve and average precision under each row of weights.
 
     Args:
         scores (`np.ndarray` of shape `(N,)`): Higher means positive; no NaN.
         positive (`np.ndarray` of shape `(N,)`): True or 1 for positives.
         weights (`np.ndarray` of shape `(B, N)`): Not negative.
+        known (`np.ndarray` of shape `(N,)`, bool, *optional*): Rows that count; all by default.
 
     Returns:
-        `np.ndarray` of shape `(B,)`: NaN where the weighted rows have one class alone.
+        `tuple[np.ndarray, np.ndarray]`: `(B,)` each. The area counts ties half, and is NaN where the weighted rows have
+        one class alone. Average precision is scikit-learn's, without interpolation; NaN without positives.
     """
-    positive = np.asarray(positive).astype(bool)
-    of_positive, of_negative = _by_distinct_score(np.asarray(scores), positive, weights)
-    below = np.cumsum(of_negative, axis=1) - of_negative
-    wins = (of_positive * (below + 0.5 * of_negative)).sum(1)
-    pairs = of_positive.sum(1) * of_negative.sum(1)
-    return np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    scores, positive = np.asarray(scores), np.asarray(positive).astype(bool)
+    order = np.argsort(scores, kind="stable") if known is None else np.flatnonzero(known)
+    if known is not None:
+        order = order[np.argsort(scores[order], kind="stable")]
+    ordered = scores[order]
+    rows = np.flatnonzero(positive[order])
+    # Of each positive: where the rows with its score begin and end.
+    start, end = (np.searchsorted(ordered, ordered[rows], side=side) for side in ("left", "right"))
+    below = np.zeros((len(weights), len(order) + 1))
+    np.cumsum(np.take(weights, order, axis=1), axis=1, out=below[:, 1:])
+    own = np.take(weights, order[rows], axis=1)
+    lower, upper = np.take(below, start, axis=1), np.take(below, end, axis=1)
+    total, positives = below[:, -1], own.sum(1)
+    # Pairs of two positives, ties half, weigh half the square of their weight.
+    wins = (own * (lower + upper)).sum(1) / 2 - positives**2 / 2
+    pairs = positives * (total - positives)
+    area = np.divide(wins, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+    hits_below = np.zeros((len(weights), len(rows) + 1))
+    np.cumsum(own, axis=1, out=hits_below[:, 1:])
+    hits = positives[:, None] - np.take(hits_below, np.searchsorted(ordered[rows], ordered[rows]), axis=1)
+    called = total[:, None] - lower
+    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
+    average = np.divide((own * precision).sum(1), positives, out=np.full(len(weights), np.nan), where=positives > 0)
+    return area, average
+
+
+def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`(B,)` areas under the ROC curve: the first of [`weighted_areas`]."""
+    return weighted_areas(scores, positive, weights)[0]
 
 
 def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """
-    Average precision, the area under the precision-recall curve without interpolation (scikit-learn's definition).
-
-    Arguments as of [`weighted_auroc`]; NaN where the weighted rows have no positive.
-    """
-    positive = np.asarray(positive).astype(bool)
-    of_positive, of_negative = (part[:, ::-1] for part in _by_distinct_score(np.asarray(scores), positive, weights))
-    hits = np.cumsum(of_positive, axis=1)
-    called = hits + np.cumsum(of_negative, axis=1)
-    precision = np.divide(hits, called, out=np.zeros_like(hits), where=called > 0)
-    total = hits[:, -1]
-    return np.divide((of_positive * precision).sum(1), total, out=np.full(len(weights), np.nan), where=total > 0)
+    """`(B,)` average precisions: the second of [`weighted_areas`]."""
+    return weighted_areas(scores, positive, weights)[1]
 
 
-__all__ = ["weighted_auroc", "weighted_average_precision"]
+__all__ = ["weighted_areas", "weighted_auroc", "weighted_average_precision"]
