@@ -8,8 +8,9 @@ BLOCK_ROWS = 16_384
 def first_rows(keys: np.ndarray) -> np.ndarray:
     """(n,) row of the first equal key."""
     order, starts = _runs(keys)
+    counts = np.diff(np.flatnonzero(starts), append=len(keys))
     rows = np.empty_like(order)
-    rows[order] = np.repeat(order[starts], np.diff(np.append(np.nonzero(starts)[0], len(keys))))
+    rows[order] = np.repeat(order[starts], counts)
     return rows
 
 

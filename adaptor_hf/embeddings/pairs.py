@@ -24,7 +24,7 @@ from .files import (
     write_json,
     write_text,
 )
-from .keys import json_key, key_vector, text_key
+from .keys import json_key, text_key
 from .lookup import first_rows
 from .memory import release_memory
 from .table import PairTable
@@ -166,14 +166,12 @@ def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
     """(n,) int64; rows of one study of one patient share a code, a row without study has one of its own."""
     if ids.column("study_id").null_count == len(ids):
         return np.arange(len(kept))
-    digests, row = [], 0
+    keys, row = np.empty(len(kept), dtype=KEY_DTYPE), 0
     for part in _id_batches(ids.select(["patient_id", "study_id"]), kept):
-        block = []
         for patient, study in zip(part["patient_id"].to_pylist(), part["study_id"].to_pylist(), strict=True):
-            block.append(row.to_bytes(16) if study is None else text_key(f"{patient}\0{study}"))
+            keys[row] = row.to_bytes(16) if study is None else text_key(f"{patient}\0{study}")
             row += 1
-        digests.append(b"".join(block))
-    return first_rows(key_vector(digests))
+    return first_rows(keys)
 
 
 def _text_lengths(side: "Side", rows: np.ndarray) -> dict:
