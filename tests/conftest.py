@@ -12,6 +12,8 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import logging
+import signal
 import string
 from pathlib import Path
 
@@ -20,6 +22,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VOCABULARY = """
 [PAD] [UNK] [CLS] [SEP] [MASK] the a an is are was of in on at to and or with without for from by no not there
@@ -28,6 +32,19 @@ large pleural effusion effusions pneumothorax consolidation opacity opacities ca
 atelectasis acute chest radiograph xray image view ap pa lateral findings impression evidence seen possible patient
 ##s ##es ##ed ##ing 0 1 2 3 4 5 6 7 8 9 . , : ; - ( ) /
 """
+
+
+@pytest.fixture(autouse=True)
+def log_levels_restored():
+    """The scripts set levels for their whole process; a test that calls one must not silence the next."""
+    names = [None, *(name for name in logging.root.manager.loggerDict if name.startswith(("adaptor_hf", "train_")))]
+    levels = {name: logging.getLogger(name).level for name in names}
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith(("adaptor_hf", "train_")) and name not in levels:
+            logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

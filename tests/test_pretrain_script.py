@@ -197,7 +197,7 @@ def test_a_second_run_reads_no_image_and_a_fraction_has_fewer_rows(options, fini
 
 def test_the_first_run_shows_its_progress(options, tmp_path, capsys):
     main(tmp_path, options, cache_dir=tmp_path / "embeddings", num_train_epochs=1)
-    assert "40/40" in capsys.readouterr().err
+    assert "images: 40 of 40 rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["yaml", "json"])
