@@ -1,6 +1,6 @@
 """Classification metrics: binary, multi-class and multi-label, unknown labels left out, and their intervals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -97,6 +97,20 @@ def classification_intervals(
         for name, values in task.values(weights).items():
             draws.setdefault(name, []).append(values)
     return {name: interval_of(np.concatenate(values), level) for name, values in draws.items()}
+
+
+def metrics_under_weights(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    *,
+    problem_type: str,
+    class_names: Sequence[str] | None = None,
+    thresholds: float | Sequence[float] | None = None,
+    probabilities: bool = True,
+    operating_points: Mapping[str, Sequence[float]] | None = None,
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from weights of the rows `(B, N)` to each metric `(B,)`; arguments of [`classification_metrics`]."""
+    return _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points).values
 
 
 def specificity_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float) -> np.ndarray:
@@ -423,6 +437,7 @@ __all__ = [
     "classification_intervals",
     "classification_metrics",
     "f1_thresholds",
+    "metrics_under_weights",
     "reliability_curve",
     "sensitivity_at_specificity",
     "specificity_thresholds",

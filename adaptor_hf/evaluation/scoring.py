@@ -1,13 +1,14 @@
 """From predictions to numbers: value, interval over patients and trivial baseline of each metric."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from .classification import SINGLE, classification_intervals, classification_metrics
+from .classification import SINGLE, classification_intervals, classification_metrics, metrics_under_weights
 from .predictions import Predictions
 from .retrieval import RECALL_AT
-from .segmentation import COUNTS, metrics_of_counts, segmentation_intervals
+from .segmentation import COUNTS, counts_under_weights, metrics_of_counts, segmentation_intervals
 from .statistics import interval_of, resampled_weights
 
 CI_METHOD = "percentile bootstrap over patients"
@@ -106,26 +107,16 @@ def _segmentation(predictions: Predictions) -> list[Score]:
 
 
 def _retrieval(predictions: Predictions) -> list[Score]:
-    parts: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    ranks = predictions.columns["score"]
-    medians = []
-    for way in ("image_to_text", "text_to_image"):
-        rows = predictions.columns["direction"] == way
-        if not rows.any():
-            continue
-        for k in RECALL_AT:
-            parts[f"{way}_recall@{k}"] = (rows, ranks <= k, _chance(predictions, k))
-        parts[f"{way}_mrr"] = (rows, 1 / ranks, _chance_reciprocal(predictions))
-        for name, values in predictions.columns.items():
-            if name.startswith("precision@") and not np.isnan(values[rows]).any():
-                parts[f"{way}_{name}"] = (rows, np.where(rows, values, 0), np.full(len(rows), np.nan))
-        medians.append(Score(f"{way}_median_rank", float(np.median(ranks[rows]))))
+    parts = _retrieval_parts(predictions)
+    ranks, directions = predictions.columns["score"], predictions.columns["direction"]
+    medians = [
+        Score(f"{way}_median_rank", float(np.median(ranks[directions == way])))
+        for way in dict.fromkeys(directions.tolist())
+    ]
     draws: dict[str, list[np.ndarray]] = {}
     sampling = _resampling(predictions)
     for weights in resampled_weights(predictions.patients, sampling["num_resamples"], sampling["seed"]):
-        for name, (rows, values, _) in parts.items():
-            total = weights @ rows
-            draw = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
+        for name, draw in _weighted_means(parts, weights).items():
             draws.setdefault(name, []).append(draw)
     joined = {name: np.concatenate(values) for name, values in draws.items()}
     recalls = [name for name in parts if "_recall@" in name]
@@ -137,10 +128,48 @@ def _retrieval(predictions: Predictions) -> list[Score]:
     mean = Score(
         "mean_recall",
         float(np.mean([by_name[name].value for name in recalls])),
-        *interval_of(np.mean([joined[name] for name in recalls], axis=0)),
+        *interval_of(joined["mean_recall"]),
         float(np.mean([by_name[name].trivial_baseline for name in recalls])),
     )
     return [*scores, *medians, mean]
+
+
+def _retrieval_parts(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Of each metric that is a mean: its rows, their values, and what a random order gives, `(N,)` each."""
+    parts = {}
+    ranks = predictions.columns["score"]
+    for way in ("image_to_text", "text_to_image"):
+        rows = predictions.columns["direction"] == way
+        if not rows.any():
+            continue
+        for k in RECALL_AT:
+            parts[f"{way}_recall@{k}"] = (rows, ranks <= k, _chance(predictions, k))
+        parts[f"{way}_mrr"] = (rows, 1 / ranks, _chance_reciprocal(predictions))
+        for name, values in predictions.columns.items():
+            if name.startswith("precision@") and not np.isnan(values[rows]).any():
+                parts[f"{way}_{name}"] = (rows, np.where(rows, values, 0), np.full(len(rows), np.nan))
+    return parts
+
+
+def _weighted_means(parts: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
+    found = {}
+    for name, (rows, values, _) in parts.items():
+        total = weights @ rows
+        found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
+    found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
+    return found
+
+
+def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from weights of the rows `(B, N)` to each metric `(B,)` that has an interval."""
+    if predictions.kind == "classification":
+        options = {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+        return metrics_under_weights(predictions.columns["score"], predictions.columns["target"], **options)
+    if predictions.kind == "segmentation":
+        counts = {name: predictions.columns[name] for name in COUNTS}
+        return lambda weights: counts_under_weights(counts, weights)
+    parts = _retrieval_parts(predictions)
+    return lambda weights: _weighted_means(parts, weights)
 
 
 def _chance(predictions: Predictions, k: int) -> np.ndarray:
@@ -174,4 +203,4 @@ def _resampling(predictions: Predictions) -> dict[str, int]:
     return {"num_resamples": predictions.settings["num_resamples"], "seed": predictions.settings["bootstrap_seed"]}
 
 
-__all__ = ["CI_METHOD", "Score", "score_predictions"]
+__all__ = ["CI_METHOD", "Score", "score_predictions", "values_under_weights"]

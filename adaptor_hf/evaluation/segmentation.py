@@ -91,9 +91,9 @@ def metrics_of_counts(counts: Mapping[str, np.ndarray]) -> Metrics:
           shares of images with and without mask where anything is predicted;
         * `all_empty/...`: each of them for a model that predicts nothing.
     """
-    found, notes = _values(counts, np.ones((1, _num_images(counts)))), []
+    found, notes = counts_under_weights(counts, np.ones((1, _num_images(counts)))), []
     empty = {name: np.zeros_like(counts[name]) for name in COUNTS} | {"target_pixels": counts["target_pixels"]}
-    trivial = _values(empty, np.ones((1, _num_images(counts))))
+    trivial = counts_under_weights(empty, np.ones((1, _num_images(counts))))
     metrics = {name: float(value[0]) for name, value in found.items()}
     metrics |= {f"all_empty/{name}": float(value[0]) for name, value in trivial.items()}
     positives = int((counts["target_pixels"] > 0).sum())
@@ -119,7 +119,7 @@ def segmentation_intervals(
         raise ValueError(f"Got {len(patients)} patients for {_num_images(counts)} images.")
     draws: dict[str, list[np.ndarray]] = {}
     for weights in resampled_weights(np.asarray(patients), num_resamples, seed):
-        for name, values in _values(counts, weights).items():
+        for name, values in counts_under_weights(counts, weights).items():
             draws.setdefault(name, []).append(values)
     return {name: interval_of(np.concatenate(values), level) for name, values in draws.items()}
 
@@ -138,7 +138,7 @@ def _num_images(counts: Mapping[str, np.ndarray]) -> int:
     return lengths["score"]
 
 
-def _values(counts: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
+def counts_under_weights(counts: Mapping[str, np.ndarray], weights: np.ndarray) -> dict[str, np.ndarray]:
     """Each metric, `(B,)`, under each row of weights `(B, N)`."""
     shared, predicted, target = (np.asarray(counts[name], dtype=np.float64) for name in COUNTS[:3])
     positive = target > 0
@@ -166,6 +166,7 @@ def _divide(part: np.ndarray, whole: np.ndarray, needed: np.ndarray | None = Non
 
 __all__ = [
     "COUNTS",
+    "counts_under_weights",
     "image_dice",
     "metrics_of_counts",
     "segmentation_counts",

@@ -1,0 +1,92 @@
+"""Differences of two kinds of run over patients and seeds."""
+
+import numpy as np
+import pytest
+
+from adaptor_hf.evaluation.compare import compare_predictions
+from adaptor_hf.evaluation.predictions import Predictions, classification_predictions, segmentation_predictions
+from adaptor_hf.evaluation.segmentation import image_dice, segmentation_counts
+from adaptor_hf.evaluation.statistics import paired_bootstrap
+from adaptor_hf.evaluation.weighted import weighted_auroc
+
+
+def run(strength: float, seed: int, rows: int = 120, order=None) -> Predictions:
+    shared = np.random.default_rng(99).normal(size=rows)
+    labels = np.arange(rows) % 2
+    scores = strength * labels + shared + 0.4 * np.random.default_rng(seed).normal(size=rows)
+    order = np.arange(rows) if order is None else order
+    return classification_predictions(
+        [f"i{row}" for row in order], [f"p{row // 2}" for row in order], labels[order], scores[order],
+        problem_type="single_label_classification", probabilities=False,
+    )  # fmt: skip
+
+
+def test_one_seed_a_side_is_the_paired_bootstrap_whatever_the_order_of_rows():
+    first, second = run(1.5, 0), run(1.0, 1)
+    found = compare_predictions([first], [second], "auroc", num_resamples=300)
+    labels = first.columns["target"]
+    expected = paired_bootstrap(
+        (first.columns["score"], labels), (second.columns["score"], labels), first.patients, metric=weighted_auroc,
+        weighted=True, num_resamples=300,
+    )  # fmt: skip
+    for name in ("value", "ci_lo", "ci_hi", "p_value"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    shuffled = run(1.0, 1, order=np.random.default_rng(5).permutation(120))
+    assert compare_predictions([first], [shuffled], "auroc", num_resamples=300) == found
+
+
+def test_seeds_widen_the_interval_by_their_spread_and_the_value_is_the_difference_of_means():
+    first, second = [run(s, seed) for seed, s in enumerate((0.2, 1.0, 1.8))], [run(1.0, seed) for seed in (7, 8, 9)]
+    found = compare_predictions(first, second, "auroc", num_resamples=400)
+    areas = [
+        weighted_auroc(part.columns["score"], part.columns["target"], np.ones((1, 120)))[0]
+        for part in (*first, *second)
+    ]
+    assert found.value == pytest.approx(np.mean(areas[:3]) - np.mean(areas[3:]))
+    steady = compare_predictions([run(1.0, seed) for seed in (0, 1, 2)], second, "auroc", num_resamples=400)
+    assert found.ci_hi - found.ci_lo > 2 * (steady.ci_hi - steady.ci_lo)
+    assert found.ci_lo < found.value < found.ci_hi
+    assert found.method == "paired bootstrap over patients and seeds"
+
+
+def test_a_run_does_not_differ_from_itself_and_a_better_one_does():
+    same = compare_predictions([run(1.0, 0)], [run(1.0, 0)], "auroc", num_resamples=100)
+    assert (same.value, same.ci_lo, same.ci_hi, same.p_value) == (0, 0, 0, 1)
+    better = compare_predictions(
+        [run(3.0, s) for s in (0, 1)], [run(0.5, s) for s in (2, 3)], "auroc", num_resamples=200
+    )
+    assert better.ci_lo > 0
+    assert better.p_value == pytest.approx(2 / 201)
+
+
+def test_masks_are_compared_by_any_of_their_metrics():
+    generator = np.random.default_rng(0)
+    targets = generator.random((20, 6, 6)) > 0.6
+    runs = [
+        segmentation_predictions(
+            map(str, range(20)), [None] * 20,
+            segmentation_counts(np.clip(strength * targets + generator.random(targets.shape) * 0.6, 0, 1), targets),
+        )
+        for strength in (0.4, 0.1)
+    ]  # fmt: skip
+    found = compare_predictions([runs[0]], [runs[1]], "dice_reference", num_resamples=100)
+    expected = [image_dice(part.columns).mean() for part in runs]
+    assert found.value == pytest.approx(expected[0] - expected[1])
+    assert found.ci_lo > 0
+
+
+def test_other_images_targets_or_metrics_are_refused():
+    with pytest.raises(ValueError, match="differ in image_id"):
+        compare_predictions([run(1, 0)], [run(1, 0, rows=118)], "auroc")
+    other = run(1, 0)
+    other.columns["target"] = 1 - other.columns["target"]
+    with pytest.raises(ValueError, match="differ in target"):
+        compare_predictions([run(1, 0)], [other], "auroc")
+    with pytest.raises(ValueError, match="No metric 'auc' here"):
+        compare_predictions([run(1, 0)], [run(1, 1)], "auc")
+    with pytest.raises(ValueError, match="accuracy is not defined"):
+        compare_predictions([run(1, 0)], [run(1, 1)], "accuracy")
+    twice = run(1, 0)
+    twice.columns["image_id"][1] = "i0"
+    with pytest.raises(ValueError, match="more than once"):
+        compare_predictions([twice], [twice], "auroc")
