@@ -1,4 +1,4 @@
-"""What a trained Adaptor is used for."""
+"""What a trained Adaptor is used for: classification, zero-shot, retrieval, few-shot and text understanding."""
 
 from .zero_shot import embed_prompts, zero_shot_scores
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
+TASKS = ("classification", "zero_shot", "retrieval", "few_shot", "text_understanding")
 
 
 @dataclass
@@ -61,6 +61,16 @@ class DownstreamArguments:
     head: str | None = field(default=None, metadata={"help": "linear or mlp2, instead of the recipe's."})
     fraction: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares of the training rows."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "One run each."})
+    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "few_shot: images a class."})
+    episodes: int = field(default=20, metadata={"help": "few_shot: draws of them."})
+    prompts: str | None = field(
+        default=None,
+        metadata={"help": "zero_shot: chexpert, chexpert_5x200, covidx, phantom, rsna, siim, a JSON file, or SLIP's "
+                  "files as labels.json:templates.json:NAME."},
+    )  # fmt: skip
+    prompts_per_class: int | None = field(
+        default=None, metadata={"help": "zero_shot: draw so many prompts a class, anew for each seed; default: all."}
+    )
     controls: list[str] = field(
         default_factory=lambda: ["tower", "untrained"],
         metadata={"help": "Beside the Adaptor: tower, untrained, mlp; none leaves them out."},
@@ -72,15 +82,15 @@ class DownstreamArguments:
     vision_tower: str | None = field(
         default=None, metadata={"help": "Another place or preset of the checkpoint's vision tower."}
     )
+    text_tower: str | None = field(
+        default=None, metadata={"help": "Another place or preset of the checkpoint's text tower."}
+    )
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
     )
     extraction_batch_size: int | None = field(default=None, metadata={"help": "Images a tower forward."})
     device: str | None = field(default=None, metadata={"help": "cpu, cuda; default: CUDA where there is one."})
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap over patients."})
-    do_predict: str | None = field(
-        default=None, metadata={"help": "A table without labels: write the scores of its images too."}
-    )
 
     def __post_init__(self):
         if self.task not in TASKS:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from .modules import Module
 from .probe import Probe, fit_probe
 from .provenance import input_size, tower_name, tower_saw
 from .recipes import ProbeRecipe
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 logger = logging.getLogger(__name__)
 
@@ -189,12 +192,41 @@ def predict(probe: Probe, features: torch.Tensor, data: LabelledData, **settings
     from ..evaluation.classification import MULTI, SINGLE
 
     rows, labels = data.rows("test"), data.labels["test"]
-    columns = {name: rows[name].tolist() for name in rows if name not in ("image_id", "patient_id")}
-    columns = {name: values for name, values in columns.items() if any(value is not None for value in values)}
     return classification_predictions(
         rows["image_id"], rows["patient_id"], labels, probe.predict(features),
-        problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names, columns=columns, **settings,
+        problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
+        columns=subgroup_columns(rows), **settings,
     )  # fmt: skip
+
+
+def subgroup_columns(rows: pd.DataFrame) -> dict[str, list]:
+    """Columns of a part's rows that predictions keep for subgroups: those with a value anywhere, but ids."""
+    columns = {name: rows[name].tolist() for name in rows if name not in ("image_id", "patient_id")}
+    return {name: values for name, values in columns.items() if any(value is not None for value in values)}
+
+
+def finish_run(
+    found: RunList,
+    output_dir: Path,
+    fields: dict[str, Any],
+    score: Callable[[], Any],
+    outcome: dict[str, Any],
+) -> None:
+    """
+    Make a run that trains nothing, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
+
+    Args:
+        fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
+        outcome (`dict`): The rest of what its lines say.
+    """
+    from ..evaluation.results import RESULTS_FILE, read_results, run_key, write_run
+
+    folder = output_dir / "runs" / run_key(fields)
+    if (folder / RESULTS_FILE).is_file():
+        found.lines += read_results(folder / RESULTS_FILE).lines
+        found.skipped += 1
+    else:
+        found.lines += write_run(folder, score(), fields | outcome)
 
 
 def _fields(
@@ -221,4 +253,13 @@ def _test_fields(fields: dict[str, Any], name: str, test: EmbeddedData, own: str
     return fields | external | {"tower_saw_dataset": tower_saw(test.vision_spec, name)}
 
 
-__all__ = ["EmbeddedData", "RunList", "choose_on_validation", "embed_labelled", "predict", "run_classification"]
+__all__ = [
+    "EmbeddedData",
+    "RunList",
+    "choose_on_validation",
+    "embed_labelled",
+    "finish_run",
+    "predict",
+    "run_classification",
+    "subgroup_columns",
+]

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling_adaptor import AdaptorModel
+from ..towers_adaptor import TextTower, load_text_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
 
@@ -89,6 +90,16 @@ def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
     return arguments.vision_tower or model.config.vision_tower
 
 
+def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
+    """The checkpoint's text tower."""
+    reference = arguments.text_tower or model.config.text_tower
+    if reference is None:
+        raise ValueError(
+            f"The config of {arguments.model} names no text tower: say with --text_tower which one it was."
+        )
+    return load_text_tower(reference, device=device)
+
+
 def cache_dir_of(arguments: DownstreamArguments) -> Path:
     return Path(arguments.cache_dir or Path(arguments.output_dir) / "embeddings")
 
@@ -99,5 +110,6 @@ __all__ = [
     "load_classification",
     "load_external",
     "load_parts",
+    "load_text_side",
     "vision_tower_of",
 ]

@@ -32,24 +32,25 @@ def summarize(runs: RunList) -> str:
 
 
 def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One row a system, test set and fraction: mean and standard deviation over seeds, and the interval over patients
+    """One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients
     (mean of the seeds' intervals)."""
     metrics = HEADLINES.get(lines[0]["task"], ())
     rows: dict[tuple, dict[str, list]] = {}
     for line in lines:
         if line["metric"] in metrics:
-            key = (line["test_set"] or line["dataset"], line["fraction"], line["system"], line["protocol"])
+            key = (line["test_set"] or line["dataset"], line["fraction"], line["recipe"] or "", line["system"])
+            key = (*key, line["protocol"])
             rows.setdefault(key, {}).setdefault(line["metric"], []).append(line)
     shown = [metric for metric in metrics if any(metric in row for row in rows.values())]
-    head = ["test set", "fraction", "system", "protocol", "seeds", *shown]
+    head = ["test set", "fraction", "recipe", "system", "protocol", "seeds", *shown]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (test, fraction, system, protocol), found in rows.items():
+    for (test, fraction, recipe, system, protocol), found in rows.items():
         seeds = max(len(of_metric) for of_metric in found.values())
         share = "" if fraction is None else f"{100 * fraction:g} %"
-        cells = [test, share, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
+        cells = [test, share, recipe, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
         table.append("| " + " | ".join(cells) + " |")
     trivial = [_mean(line["trivial_baseline"] for line in lines if line["metric"] == metric) for metric in shown]
-    table.append("| " + " | ".join(["", "", "trivial baseline", "", "", *trivial]) + " |")
+    table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", *trivial]) + " |")
     return "\n".join(table)
 
 

@@ -1,15 +1,64 @@
 """Zero-shot classification: is an image closer to texts that name a finding than to texts that deny it?"""
 
-from collections.abc import Sequence
+from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 import torch
 from torch import nn
 
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
+from .prompts import PromptSet
+
+if TYPE_CHECKING:
+    from .classification import EmbeddedData, RunList
+    from .modules import Module
+
+logger = logging.getLogger(__name__)
+
+BATCH_TEXTS = 64
 
 
 @torch.no_grad()
+def embed_texts(model: AdaptorModel, text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+    """
+    Embeddings of texts, through the tower and the Adaptor.
+
+    Args:
+        model (`AdaptorModel`): In evaluation mode.
+        text_tower (`TextTower`): The tower that the model was trained with.
+        texts (`Sequence[str]`): As they are; what the tower cannot take is cut.
+
+    Returns:
+        `torch.Tensor` of shape `(len(texts), hidden_size)`, L2-normalised.
+
+    Raises:
+        ValueError: if the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout changes every score. Call model.eval() first.")
+    pooled = tower_text_features(text_tower, texts)
+    return model.get_text_features(text_embeds=pooled.to(model.device)).pooler_output
+
+
+@torch.no_grad()
+def tower_text_features(text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+    """`(len(texts), D)` pooled embeddings of a text tower alone."""
+    device = next(text_tower.parameters()).device
+    parts = []
+    for start in range(0, len(texts), BATCH_TEXTS):
+        chosen = list(texts[start : start + BATCH_TEXTS])
+        inputs = text_tower.processor(chosen, return_tensors="pt", padding=True, truncation=True)
+        parts.append(text_tower(**{name: value.to(device) for name, value in inputs.items()}).pooler_output)
+    return torch.cat(parts)
+
+
 def embed_prompts(model: AdaptorModel, text_tower: TextTower, prompts: Sequence[str]) -> torch.Tensor:
     """
     One class embedding from several wordings: the normalised mean of their normalised embeddings.
@@ -30,13 +79,7 @@ def embed_prompts(model: AdaptorModel, text_tower: TextTower, prompts: Sequence[
         raise TypeError(f"prompts must be a list of wordings, got one string. Pass [{prompts!r}].")
     if not prompts:
         raise ValueError("A class needs at least one prompt.")
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout changes every score. Call model.eval() first.")
-    inputs = text_tower.processor(list(prompts), return_tensors="pt", padding=True, truncation=True)
-    device = next(text_tower.parameters()).device
-    pooled = text_tower(**{name: value.to(device) for name, value in inputs.items()}).pooler_output
-    embeds = model.get_text_features(text_embeds=pooled.to(model.device)).pooler_output
-    return nn.functional.normalize(embeds.mean(0), dim=0)
+    return nn.functional.normalize(embed_texts(model, text_tower, prompts).mean(0), dim=0)
 
 
 @torch.no_grad()
@@ -64,4 +107,103 @@ def zero_shot_scores(
     return images @ (classes[0] - classes[1])
 
 
-__all__ = ["embed_prompts", "zero_shot_scores"]
+@torch.no_grad()
+def class_scores(
+    model: AdaptorModel, text_tower: TextTower, image_features: torch.Tensor, prompts: PromptSet
+) -> np.ndarray:
+    """
+    Scores of every class for images that went through the Adaptor.
+
+    Args:
+        image_features (`torch.Tensor` of shape `(N, hidden_size)`): From `adaptor_features`.
+        prompts ([`PromptSet`]): In the order of the classes.
+
+    Returns:
+        `np.ndarray` of shape `(N, C)`, float64: cosine to the class; minus that to its denial where there is one.
+    """
+    columns = []
+    for name, texts in prompts.positive.items():
+        weights = embed_prompts(model, text_tower, texts)
+        if name in prompts.negative:
+            weights = weights - embed_prompts(model, text_tower, prompts.negative[name])
+        columns.append(image_features.to(weights.device) @ weights)
+    return torch.stack(columns, dim=1).double().cpu().numpy()
+
+
+def run_zero_shot(
+    embedded: EmbeddedData,
+    modules: Sequence[Module],
+    text_tower: TextTower,
+    prompts: PromptSet,
+    output_dir: str | os.PathLike,
+    *,
+    prompts_per_class: int | None = None,
+    seeds: Sequence[int] = (0,),
+    num_resamples: int = 1000,
+) -> RunList:
+    """
+    Score the test part with the prompts, once a module and draw. Every image is scored alone, and nothing is chosen: a
+    label is there if its texts are closer than those of its denial.
+
+    Args:
+        embedded ([`EmbeddedData`]): With `test`.
+        modules (`Sequence[Module]`): With a model; others (the raw tower) have no common space and are left out.
+        text_tower (`TextTower`): The Adaptor's.
+        prompts ([`PromptSet`]): For the data set's classes.
+        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
+        prompts_per_class (`int`, *optional*): Draw so many, anew for each seed. By default all are used, in one run.
+        seeds (`Sequence[int]`): Of the draws.
+        num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
+
+    Raises:
+        ValueError: no test part, or a class without prompts.
+    """
+    from ..evaluation import classification_predictions
+    from ..evaluation.classification import MULTI, SINGLE
+    from .classification import RunList, finish_run, subgroup_columns
+    from .provenance import input_size, tower_name, tower_saw
+
+    data = embedded.data
+    if "test" not in data.parts:
+        raise ValueError(f"{data.name} has no test part; it has {', '.join(data.parts)}.")
+    prompts = prompts.for_classes(data.class_names, data.exclusive)
+    found, rows = RunList(), data.rows("test")
+    drawn = {"recipe": prompts.name if prompts_per_class is None else f"{prompts.name}, {prompts_per_class} a class"}
+    for module in (module for module in modules if module.model is not None):
+        features = module.features(embedded.embeds["test"])
+        for seed in seeds if prompts_per_class is not None else seeds[:1]:
+            chosen = prompts.draw(prompts_per_class, seed)
+            fields = module.fields() | drawn | {
+                "vision_tower": tower_name(embedded.vision_spec),
+                "text_tower": tower_name(text_tower.spec),
+                "task": "zero_shot",
+                "dataset": data.name,
+                "split_hash": data.split_hash,
+                "protocol": "zeroshot",
+                "input_size": input_size(embedded.vision_spec),
+                "seed": int(seed),
+                "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
+            }  # fmt: skip
+            fields["recipe"] = f"{fields['recipe']} ({chosen.digest})"
+
+            def score(module=module, features=features, chosen=chosen) -> Any:
+                scores = class_scores(module.model, text_tower, features, chosen)
+                return classification_predictions(
+                    rows["image_id"], rows["patient_id"], data.labels["test"], scores,
+                    problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
+                    probabilities=False, thresholds=None if data.exclusive else [0.0] * data.num_logits,
+                    columns=subgroup_columns(rows), num_resamples=num_resamples,
+                )  # fmt: skip
+
+            finish_run(found, Path(output_dir), fields, score, {"n_train": 0, "head_params": 0, "trainable_params": 0})
+    return found
+
+
+__all__ = [
+    "class_scores",
+    "embed_prompts",
+    "embed_texts",
+    "run_zero_shot",
+    "tower_text_features",
+    "zero_shot_scores",
+]

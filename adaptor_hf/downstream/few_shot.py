@@ -1,0 +1,164 @@
+"""Few-shot classification: logistic regression on k images a class, over many episodes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .probe import macro_auroc
+
+if TYPE_CHECKING:
+    from .classification import EmbeddedData, RunList
+    from .modules import Module
+
+logger = logging.getLogger(__name__)
+
+SHOTS = (1, 2, 4, 8, 16)
+EPISODES = 20
+STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Inverse regularisation strengths, C; chosen on validation."""
+
+
+def draw_episode(labels: np.ndarray, shots: int, seed: int) -> list[np.ndarray]:
+    """
+    Training rows of an episode: for each label `shots` positives and as many negatives; for exclusive classes one list
+    with `shots` rows a class.
+
+    Args:
+        labels (`np.ndarray`): `(n,)` int64 of exclusive classes, or `(n, C)` float32 of 0, 1 and NaN.
+        shots (`int`): Rows a class.
+        seed (`int`): Of the episode.
+
+    Raises:
+        ValueError: a class has fewer rows.
+    """
+    generator = np.random.default_rng([seed, shots])
+    columns = [labels] if labels.ndim == 1 else list(labels.T)
+    drawn = []
+    for number, column in enumerate(columns):
+        kinds = np.unique(column[~np.isnan(column)])
+        rows = []
+        for kind in kinds if labels.ndim == 1 else (0, 1):
+            places = np.flatnonzero(column == kind)
+            if len(places) < shots:
+                raise ValueError(
+                    f"Label number {number if labels.ndim == 2 else int(kind)} has {len(places)} training rows of "
+                    f"one kind, {shots} shots need {shots}."
+                )
+            rows.append(generator.choice(places, shots, replace=False))
+        drawn.append(np.concatenate(rows))
+    return drawn
+
+
+def few_shot_scores(
+    features: dict[str, np.ndarray], labels: dict[str, np.ndarray], episode: Sequence[np.ndarray]
+) -> tuple[np.ndarray, float]:
+    """
+    Probabilities of the test rows, and C: the one with the highest macro AUROC on validation, shared by all labels.
+
+    Args:
+        features (`dict[str, np.ndarray]`): `train`, `validation` and `test`, `(n, D)`, L2-normalised.
+        labels (`dict[str, np.ndarray]`): Of `train` and `validation`.
+        episode: From [`draw_episode`].
+    """
+    best: tuple[float, float, np.ndarray] | None = None
+    exclusive = labels["train"].ndim == 1
+    for strength in STRENGTHS:
+        validation, test = _fit(
+            features["train"], labels["train"], episode, strength, [features["validation"], features["test"]]
+        )
+        score = macro_auroc(validation, labels["validation"], exclusive)
+        score = -np.inf if np.isnan(score) else score
+        if best is None or score > best[0]:
+            best = (score, strength, test)
+    return best[2], best[1]
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, episode, strength: float, others: list) -> list[np.ndarray]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    outputs: list[list[np.ndarray]] = [[] for _ in others]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        for number, rows in enumerate(episode):
+            targets = labels[rows] if labels.ndim == 1 else labels[rows, number]
+            model = LogisticRegression(C=strength, max_iter=1000).fit(features[rows], targets)
+            for output, rows_of in zip(outputs, others, strict=True):
+                probabilities = model.predict_proba(rows_of)
+                output.append(probabilities if labels.ndim == 1 else probabilities[:, 1:])
+    return [np.concatenate(parts, 1) for parts in outputs]
+
+
+def run_few_shot(
+    embedded: EmbeddedData,
+    modules: Sequence[Module],
+    output_dir: str | os.PathLike,
+    *,
+    shots: Sequence[int] = SHOTS,
+    episodes: int = EPISODES,
+    text_tower: str | None = None,
+    num_resamples: int = 1000,
+) -> RunList:
+    """
+    Score each module, number of shots and episode on the test part; the same episodes for every module.
+
+    Args:
+        embedded ([`EmbeddedData`]): With `train`, `validation` and `test`.
+        modules (`Sequence[Module]`): From `load_modules`; the MLP, whose point is its size, is left out.
+        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
+        shots (`Sequence[int]`), episodes (`int`): Rows a class; draws of them, one seed each.
+        text_tower (`str`, *optional*), num_resamples (`int`): As in `run_classification`.
+
+    Raises:
+        ValueError: a part is missing.
+    """
+    from ..evaluation import classification_predictions
+    from ..evaluation.classification import MULTI, SINGLE
+    from .classification import RunList, _fields, finish_run, subgroup_columns
+    from .provenance import tower_saw
+    from .recipes import RECIPES
+
+    data = embedded.data
+    for part in ("train", "validation", "test"):
+        if part not in data.parts:
+            raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
+    found, rows = RunList(), data.rows("test")
+    for module in (module for module in modules if module.hidden_size is None):
+        features = {}
+        for part, embeds in embedded.embeds.items():
+            values = module.features(embeds).numpy().astype(np.float64)
+            features[part] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+        for count in shots:
+            for seed in range(episodes):
+                fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
+                fields |= {"task": "few_shot", "protocol": "fewshot", "recipe": f"{count} shots", "fraction": None}
+                fields["tower_saw_dataset"] = tower_saw(embedded.vision_spec, data.name)
+                try:
+                    episode = draw_episode(data.labels["train"], count, seed)
+                except ValueError as error:
+                    found.failed.append(f"{fields['system']}, {count} shots: {error}")
+                    break
+
+                def score(features=features, episode=episode) -> Any:
+                    probabilities, _ = few_shot_scores(features, data.labels, episode)
+                    return classification_predictions(
+                        rows["image_id"], rows["patient_id"], data.labels["test"], probabilities,
+                        problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
+                        columns=subgroup_columns(rows), num_resamples=num_resamples,
+                    )  # fmt: skip
+
+                parameters = (next(iter(features.values())).shape[1] + 1) * data.num_logits
+                outcome = {"n_train": len(np.unique(np.concatenate(episode))), "head_params": parameters,
+                           "trainable_params": parameters, "selected_on": "validation"}  # fmt: skip
+                finish_run(found, Path(output_dir), fields, score, outcome)
+    return found
+
+
+__all__ = ["EPISODES", "SHOTS", "draw_episode", "few_shot_scores", "run_few_shot"]

@@ -1,0 +1,155 @@
+"""Each task of the script: load, embed, run, and give back what to print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ..modeling_adaptor import AdaptorModel
+from .arguments import DownstreamArguments, pairs_of
+from .classification import EmbeddedData, embed_labelled, run_classification
+from .few_shot import run_few_shot
+from .loading import (
+    cache_dir_of,
+    load_adaptor,
+    load_classification,
+    load_external,
+    load_parts,
+    load_text_side,
+    vision_tower_of,
+)
+from .modules import Module, load_modules
+from .prompts import load_prompts
+from .provenance import tower_name
+from .recipes import get_recipe
+from .retrieval import embed_test_pairs, run_retrieval
+from .summary import summarize
+from .text_understanding import run_text_understanding, swap_table
+from .zero_shot import run_zero_shot
+
+
+def _modules(arguments: DownstreamArguments, model: AdaptorModel, device: str, num_logits: int = 1) -> list[Module]:
+    controls = pairs_of(arguments.control_model)
+    return load_modules(model, arguments.controls, controls, num_logits=num_logits, device=device)
+
+
+def _embedded(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> EmbeddedData:
+    options = {"batch_size": arguments.extraction_batch_size, "device": device}
+    tower = vision_tower_of(arguments, model)
+    return embed_labelled(load_classification(arguments), tower, cache_dir_of(arguments), **options)
+
+
+def classification(arguments: DownstreamArguments, device: str) -> str:
+    model = load_adaptor(arguments)
+    embedded = _embedded(arguments, model, device)
+    options = {"batch_size": arguments.extraction_batch_size, "device": device}
+    tower = vision_tower_of(arguments, model)
+    external = [embed_labelled(other, tower, cache_dir_of(arguments), **options) for other in load_external(arguments)]
+    runs = run_classification(
+        embedded,
+        _modules(arguments, model, device, embedded.data.num_logits),
+        get_recipe(arguments.recipe, arguments.dataset, arguments.head),
+        arguments.output_dir,
+        fractions=arguments.fraction,
+        seeds=arguments.seeds,
+        external=external,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+        device=device,
+    )
+    return summarize(runs)
+
+
+def few_shot(arguments: DownstreamArguments, device: str) -> str:
+    model = load_adaptor(arguments)
+    embedded = _embedded(arguments, model, device)
+    runs = run_few_shot(
+        embedded,
+        _modules(arguments, model, device),
+        arguments.output_dir,
+        shots=arguments.shots,
+        episodes=arguments.episodes,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
+def zero_shot(arguments: DownstreamArguments, device: str) -> str:
+    if arguments.prompts is None:
+        raise ValueError("--task zero_shot needs --prompts: chexpert, rsna, covidx, siim, phantom, or a JSON file.")
+    prompts = load_prompts(arguments.prompts)
+    model = load_adaptor(arguments)
+    embedded = _embedded(arguments, model, device)
+    runs = run_zero_shot(
+        embedded,
+        _modules(arguments, model, device),
+        load_text_side(arguments, model, device),
+        prompts,
+        arguments.output_dir,
+        prompts_per_class=arguments.prompts_per_class,
+        seeds=arguments.seeds,
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
+def _test_pairs(arguments: DownstreamArguments, model: AdaptorModel, device: str, text_tower: Any) -> tuple:
+    parts, split_hash = load_parts(arguments, "pretraining")
+    if "test" not in parts:
+        raise ValueError(f"{arguments.name} has no test part; it has {', '.join(parts)}.")
+    pairs = embed_test_pairs(
+        parts["test"], vision_tower_of(arguments, model), text_tower, cache_dir_of(arguments),
+        batch_size=arguments.extraction_batch_size, device=device,
+    )  # fmt: skip
+    rows = np.asarray(pairs.pairs["source_row"][:])
+    return parts["test"].select(rows), pairs, split_hash
+
+
+def retrieval(arguments: DownstreamArguments, device: str) -> str:
+    model = load_adaptor(arguments)
+    dataset, pairs, split_hash = _test_pairs(arguments, model, device, load_text_side(arguments, model, device))
+    classes = None
+    if "labels" in dataset.column_names and hasattr(dataset.features["labels"], "num_classes"):
+        classes = np.asarray(dataset["labels"][:], np.int64)
+    runs = run_retrieval(
+        pairs,
+        _modules(arguments, model, device),
+        arguments.output_dir,
+        dataset=arguments.name,
+        split_hash=split_hash,
+        classes=classes,
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
+def text_understanding(arguments: DownstreamArguments, device: str) -> str:
+    model = load_adaptor(arguments)
+    text_tower = load_text_side(arguments, model, device)
+    dataset, pairs, _ = _test_pairs(arguments, model, device, text_tower)
+    results = run_text_understanding(
+        dataset["text"][:],
+        [patient or f"row {row}" for row, patient in enumerate(pairs.pairs["patient_id"][:])],
+        pairs.image_embeddings().float(),
+        _modules(arguments, model, device),
+        text_tower,
+        arguments.output_dir,
+        dataset=arguments.name,
+        num_resamples=arguments.num_resamples,
+    )
+    return swap_table(results)
+
+
+TASK_FUNCTIONS: dict[str, Callable[[DownstreamArguments, str], str]] = {
+    "classification": classification,
+    "few_shot": few_shot,
+    "retrieval": retrieval,
+    "text_understanding": text_understanding,
+    "zero_shot": zero_shot,
+}
+"""What `--task` runs; each gives a text to print."""
+
+__all__ = ["TASK_FUNCTIONS"]
