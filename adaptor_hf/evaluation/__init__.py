@@ -8,6 +8,7 @@ from .classification import (
     sensitivity_at_specificity,
     specificity_thresholds,
 )
+from .compare import compare_predictions
 from .predictions import (
     Predictions,
     classification_predictions,
@@ -46,6 +47,7 @@ __all__ = [
     "classification_intervals",
     "classification_metrics",
     "classification_predictions",
+    "compare_predictions",
     "delong",
     "f1_thresholds",
     "finished_runs",
