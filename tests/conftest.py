@@ -8,7 +8,6 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 # `load_local_dataset` keeps its results in the cache of `datasets`: in tests that is not the user's.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="adaptor-hf-tests-")
-atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,6 +21,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 # A shell starts background jobs with SIGINT ignored, and children inherit that; tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

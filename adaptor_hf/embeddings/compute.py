@@ -1,6 +1,7 @@
 """Runs a tower over planned batches: images decoded in workers while it runs, texts tokenised one batch ahead."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -152,8 +153,14 @@ def image_batches(batches: ImageBatches, num_workers: int, pin_memory: bool) -> 
             prefetch_factor=2 if num_workers else None,
             # A generator of its own, so that building a cache does not shift the caller's random state.
             generator=torch.Generator(),
+            worker_init_fn=be_silent,
         )
     )
+
+
+def be_silent(worker: int) -> None:
+    """A worker sends its errors to the main process; what is left are threads whose peer has just been interrupted."""
+    sys.excepthook = lambda *error: None
 
 
 def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
