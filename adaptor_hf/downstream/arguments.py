@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-TASKS = ("classification", "zero_shot", "retrieval", "few_shot", "text_understanding")
+TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
 
 
 @dataclass
@@ -61,6 +61,10 @@ class DownstreamArguments:
     head: str | None = field(default=None, metadata={"help": "linear or mlp2, instead of the recipe's."})
     fraction: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares of the training rows."})
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "One run each."})
+    image_size: int | None = field(
+        default=None, metadata={"help": "segmentation: side of the images in pixels; default: the tower's."}
+    )
+    epochs: int | None = field(default=None, metadata={"help": "segmentation: instead of the recipe's."})
     shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "few_shot: images a class."})
     episodes: int = field(default=20, metadata={"help": "few_shot: draws of them."})
     prompts: str | None = field(

@@ -213,11 +213,11 @@ def finish_run(
     outcome: dict[str, Any],
 ) -> None:
     """
-    Make a run that trains nothing, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
+    Make a run, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
 
     Args:
         fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
-        outcome (`dict`): The rest of what its lines say.
+        outcome (`dict`): The rest of what its lines say; `score` may add to it.
     """
     from ..evaluation.results import RESULTS_FILE, read_results, run_key, write_run
 
@@ -226,7 +226,8 @@ def finish_run(
         found.lines += read_results(folder / RESULTS_FILE).lines
         found.skipped += 1
     else:
-        found.lines += write_run(folder, score(), fields | outcome)
+        predictions = score()
+        found.lines += write_run(folder, predictions, fields | outcome)
 
 
 def _fields(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling_adaptor import AdaptorModel
+from ..towers_adaptor import load_vision_tower
 from .arguments import DownstreamArguments, pairs_of
 from .classification import EmbeddedData, embed_labelled, run_classification
 from .few_shot import run_few_shot
@@ -22,7 +23,7 @@ from .loading import (
 )
 from .modules import Module, load_modules
 from .prompts import load_prompts
-from .provenance import tower_name
+from .provenance import input_size, tower_name
 from .recipes import get_recipe
 from .retrieval import embed_test_pairs, run_retrieval
 from .summary import summarize
@@ -96,6 +97,34 @@ def zero_shot(arguments: DownstreamArguments, device: str) -> str:
     return summarize(runs)
 
 
+def segmentation(arguments: DownstreamArguments, device: str) -> str:
+    from .segmentation import SEGMENTATION_RECIPES, run_segmentation
+
+    if arguments.recipe not in SEGMENTATION_RECIPES:
+        known = ", ".join(SEGMENTATION_RECIPES)
+        raise ValueError(f"--task segmentation has no recipe {arguments.recipe!r}. Choose one of: {known}.")
+    parts, split_hash = load_parts(arguments, "segmentation")
+    model = load_adaptor(arguments)
+    tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
+    runs = run_segmentation(
+        parts,
+        _modules(arguments, model, device),
+        tower,
+        SEGMENTATION_RECIPES[arguments.recipe],
+        arguments.output_dir,
+        dataset=arguments.name,
+        split_hash=split_hash,
+        size=arguments.image_size or input_size(tower.spec) or 224,
+        fractions=arguments.fraction,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+        device=device,
+    )
+    return summarize(runs)
+
+
 def _test_pairs(arguments: DownstreamArguments, model: AdaptorModel, device: str, text_tower: Any) -> tuple:
     parts, split_hash = load_parts(arguments, "pretraining")
     if "test" not in parts:
@@ -147,6 +176,7 @@ TASK_FUNCTIONS: dict[str, Callable[[DownstreamArguments, str], str]] = {
     "classification": classification,
     "few_shot": few_shot,
     "retrieval": retrieval,
+    "segmentation": segmentation,
     "text_understanding": text_understanding,
     "zero_shot": zero_shot,
 }

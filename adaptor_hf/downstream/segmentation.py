@@ -1,0 +1,322 @@
+"""Segmentation with a decoder on the frozen tower and Adaptor: training, and one score on the test part."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from ..heads_adaptor import AdaptorForSemanticSegmentation
+from ..modeling_adaptor import AdaptorModel
+from ..towers_adaptor import VisionTower
+from .data import plain_rows
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from .classification import RunList
+    from .modules import Module
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SegmentationRecipe:
+    """
+    Training of a decoder, with AdamW and the loss of MGCA (`mixed_loss`).
+
+    Args:
+        name (`str`): In results.
+        learning_rate, weight_decay (`float`): Of AdamW.
+        batch_size, epochs (`int`): Images a step; passes over the training images.
+        patience (`int`): Evaluations without a better `monitor` after which training stops; one an epoch.
+        monitor (`str`): Metric on validation that keeps the best epoch.
+        augment (`bool`): Rotation up to 10 degrees and scale up to 10 %, half of the time (MGCA, Adaptor).
+        fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
+    """
+
+    name: str
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    batch_size: int = 8
+    epochs: int = 50
+    patience: int = 10
+    monitor: str = "dice_pooled"
+    augment: bool = True
+    fraction_rule: str = "nested"
+
+
+SEGMENTATION_RECIPES = {
+    "rigorous": SegmentationRecipe("rigorous"),
+    "adaptor": SegmentationRecipe("adaptor", monitor="dice_reference", fraction_rule="mgca_detection"),
+    "mgca": SegmentationRecipe("mgca", 2e-4, 0.05, 16, monitor="loss", fraction_rule="mgca_detection"),
+}
+"""`rigorous` (ours), and the values of Adaptor and MGCA for RSNA; see docs/downstream.md."""
+
+
+class MaskCollator:
+    """
+    Images and masks as the tower sees them: the whole image, resized to a square.
+
+    Args:
+        processor (`AdaptorImageProcessor`): The tower's.
+        size (`int`): Side in pixels.
+        augment (`bool`): Turn and scale image and mask together at random.
+    """
+
+    def __init__(self, processor: Any, size: int, augment: bool):
+        self.processor, self.size, self.augment = processor, size, augment
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        images, masks = [row["image"] for row in rows], [row["mask"] for row in rows]
+        if self.augment:
+            images, masks = zip(*(augmented(*pair) for pair in zip(images, masks, strict=True)), strict=True)
+        return dict(
+            self.processor(
+                list(images), segmentation_maps=list(masks), size={"height": self.size, "width": self.size},
+                do_resize=True, do_center_crop=False, do_pad_to_square=False, return_tensors="pt",
+            )
+        )  # fmt: skip
+
+
+def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
+    """Image and mask turned and scaled alike, half of the time; black where there was nothing."""
+    from PIL import Image
+
+    chance, angle, scale = torch.rand(3).tolist()
+    if chance < 0.5:
+        return image, mask
+    angle, scale = np.deg2rad(20 * angle - 10), 1 / (0.9 + 0.2 * scale)
+    cosine, sine = scale * np.cos(angle), scale * np.sin(angle)
+    x, y = image.size[0] / 2, image.size[1] / 2
+    matrix = (cosine, sine, x - cosine * x - sine * y, -sine, cosine, y + sine * x - cosine * y)
+    return (
+        image.transform(image.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR),
+        mask.transform(mask.size, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST),
+    )
+
+
+class KeepBestDecoder(TrainerCallback):
+    """Keeps the decoder of the best evaluation in memory and stops after `patience` worse ones."""
+
+    def __init__(self, monitor: str, patience: int):
+        self.metric, self.sign = (f"eval_{monitor}", 1) if monitor != "loss" else ("eval_loss", -1)
+        self.patience, self.best, self.waited, self.state = patience, -np.inf, 0, None
+
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        score = self.sign * metrics[self.metric]
+        self.waited += 1
+        if score > self.best or self.state is None:
+            self.best, self.waited = score, 0
+            self.state = copy.deepcopy(model.decoder.state_dict())
+        if self.waited >= self.patience:
+            control.should_training_stop = True
+
+
+def masked_rows(dataset: Dataset, source: str) -> Dataset:
+    """Rows whose mask is known, empty ones among them; the others are counted in the log."""
+    if "mask" not in dataset.column_names:
+        raise ValueError(f"{source} has no masks (columns: {', '.join(dataset.column_names)}). Name their column with "
+                         "--mask_column.")  # fmt: skip
+    known = dataset.select_columns(["mask"]).with_format("arrow")[:]["mask"].is_valid().to_numpy()
+    if not known.all():
+        logger.info("%s: %d of %d rows have no known mask and are left out.", source, (~known).sum(), len(known))
+    return dataset if known.all() else dataset.select(np.flatnonzero(known))
+
+
+def mask_counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """`(B, 4)` float64 of the columns of `segmentation_counts`: what metrics need, in place of maps."""
+    logits = (logits[0] if isinstance(logits, tuple) else logits)[:, 0].float()
+    predicted, target = logits > 0, labels.reshape(logits.shape) > 0
+    counts = [(predicted & target), predicted, target]
+    columns = [values.flatten(1).sum(1).double() for values in counts]
+    return torch.stack([*columns, logits.flatten(1).amax(1).double().sigmoid()], dim=1)
+
+
+def counts_of(values: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of `mask_counts` by name."""
+    from ..evaluation.segmentation import COUNTS
+
+    return {
+        name: values[:, column] if name == "score" else values[:, column].round().astype(np.int64)
+        for column, name in enumerate(COUNTS)
+    }
+
+
+def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
+    """A new decoder on a module: on the tower's own tokens where the module has no model."""
+    set_seed(seed)
+    adaptor = module.model
+    if adaptor is None:
+        from ..configuration_adaptor import AdaptorConfig
+
+        # The weights of this Adaptor are never used: the decoder reads the tower.
+        adaptor = AdaptorModel(AdaptorConfig(vision_hidden_size=tower.hidden_size, vision_tower=tower.spec,
+                                             num_hidden_layers=0))  # fmt: skip
+    adaptor.attach_towers(tower, None)
+    source = "tower" if module.model is None else "adaptor"
+    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, num_labels=1, image_size=size, feature_source=source)
+
+
+def train_decoder(
+    model: AdaptorForSemanticSegmentation,
+    train: Dataset,
+    validation: Dataset,
+    collators: tuple[MaskCollator, MaskCollator],
+    recipe: SegmentationRecipe,
+    *,
+    seed: int,
+    epochs: int | None = None,
+    device: str = "cpu",
+) -> Trainer:
+    """Train the decoder; afterwards the model holds its best epoch on validation. Returns the trainer, to predict."""
+    from ..evaluation import metrics_of_counts
+
+    def metrics(prediction: Any) -> dict[str, float]:
+        return {
+            name: value
+            for name, value in metrics_of_counts(counts_of(prediction.predictions)).items()
+            if not np.isnan(value)
+        }
+
+    class TwoCollators(Trainer):
+        def get_eval_dataloader(self, *args, **kwargs):
+            return self._with(collators[1], super().get_eval_dataloader, *args, **kwargs)
+
+        def get_test_dataloader(self, *args, **kwargs):
+            return self._with(collators[1], super().get_test_dataloader, *args, **kwargs)
+
+        def _with(self, collator, make, *args, **kwargs):
+            before, self.data_collator = self.data_collator, collator
+            try:
+                return make(*args, **kwargs)
+            finally:
+                self.data_collator = before
+
+    keep = KeepBestDecoder(recipe.monitor, recipe.patience)
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
+            per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=recipe.batch_size,
+            num_train_epochs=epochs or recipe.epochs, lr_scheduler_type="constant", max_grad_norm=0, seed=seed,
+            eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
+            remove_unused_columns=False, label_names=["labels"], use_cpu=device == "cpu",
+        )  # fmt: skip
+        trainer = TwoCollators(
+            model=model, args=arguments, train_dataset=train, eval_dataset=validation, data_collator=collators[0],
+            compute_metrics=metrics, preprocess_logits_for_metrics=mask_counts, callbacks=[keep],
+        )  # fmt: skip
+        trainer.log = lambda *_, **__: None
+        trainer.train()
+    model.decoder.load_state_dict(keep.state)
+    return trainer
+
+
+def run_segmentation(
+    parts: dict[str, Dataset],
+    modules: Sequence[Module],
+    tower: VisionTower,
+    recipe: SegmentationRecipe,
+    output_dir: str | os.PathLike,
+    *,
+    dataset: str,
+    split_hash: str,
+    size: int,
+    fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    epochs: int | None = None,
+    text_tower: str | None = None,
+    num_resamples: int = 1000,
+    device: str = "cpu",
+) -> RunList:
+    """
+    Train a decoder for each module, fraction and seed, and score it once on the test part, in the frame that the model
+    sees: the whole image as a square of `size`, a threshold of 0.5.
+
+    Args:
+        parts (`dict[str, Dataset]`): `train`, `validation` and `test` with `image` and `mask`.
+        modules (`Sequence[Module]`): From `load_modules`; the MLP is left out.
+        tower (`VisionTower`): Frozen.
+        recipe ([`SegmentationRecipe`]), output_dir: How, and where each run is a folder under `runs`.
+        dataset, split_hash (`str`): For results.
+        size (`int`): Side of the images in pixels, any that the tower takes.
+        fractions, seeds, text_tower, num_resamples, device: As in `run_classification`.
+        epochs (`int`, *optional*): Instead of the recipe's.
+
+    Raises:
+        ValueError: a part is missing, or no training image has a mask.
+    """
+    import pandas as pd
+
+    from ..data.fractions import fraction_mask
+    from ..evaluation import segmentation_predictions
+    from .classification import RunList, finish_run, subgroup_columns
+    from .provenance import tower_name, tower_saw
+
+    for part in ("train", "validation", "test"):
+        if part not in parts:
+            raise ValueError(f"{dataset} has no {part} part; it has {', '.join(parts)}.")
+    parts = {part: masked_rows(rows, f"{dataset}, {part}") for part, rows in parts.items()}
+    if empty := [part for part, rows in parts.items() if not len(rows)]:
+        raise ValueError(f"{dataset}: no mask is known in {', '.join(empty)}.")
+    images = {part: rows.select_columns(["image", "mask"]) for part, rows in parts.items()}
+    filled = [bool(np.asarray(row["mask"]).any()) for row in images["train"].select_columns(["mask"])]
+    if not any(filled):
+        raise ValueError(f"{dataset}: all {len(filled)} masks of the training part are empty.")
+    strata = pd.Series(np.where(filled, "mask", "negative"), dtype=object)
+    rows, found = plain_rows(parts["test"]), RunList()
+    collators = (MaskCollator(tower.processor, size, recipe.augment), MaskCollator(tower.processor, size, False))
+    for module in (module for module in modules if module.hidden_size is None):
+        for fraction in fractions:
+            for seed in seeds:
+                kept = fraction_mask(plain_rows(parts["train"]), strata, fraction, recipe.fraction_rule, seed)
+                fields = module.fields() | {
+                    "vision_tower": tower_name(tower.spec),
+                    "text_tower": text_tower if module.model is not None else None,
+                    "task": "segmentation",
+                    "dataset": dataset,
+                    "split_hash": split_hash,
+                    "protocol": "frozen",
+                    "recipe": recipe.name if epochs is None else f"{recipe.name}, {epochs} epochs",
+                    "input_size": size,
+                    "fraction": float(fraction),
+                    "seed": int(seed),
+                    "tower_saw_dataset": tower_saw(tower.spec, dataset),
+                }
+                outcome = {"n_train": int(kept.sum()), "lr": recipe.learning_rate, "selected_on": "validation"}
+
+                def score(module=module, kept=kept, seed=seed, outcome=outcome) -> Any:
+                    model = segmentation_model(module, tower, size, seed)
+                    parameters = sum(value.numel() for value in model.decoder.parameters())
+                    outcome |= {"head_params": parameters, "trainable_params": parameters}
+                    train = images["train"].select(np.flatnonzero(kept))
+                    trainer = train_decoder(model, train, images["validation"], collators, recipe, seed=seed,
+                                            epochs=epochs, device=device)  # fmt: skip
+                    counts = counts_of(trainer.predict(images["test"]).predictions)
+                    return segmentation_predictions(
+                        rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows),
+                        num_resamples=num_resamples,
+                    )  # fmt: skip
+
+                finish_run(found, Path(output_dir), fields, score, outcome)
+    return found
+
+
+__all__ = [
+    "SEGMENTATION_RECIPES",
+    "MaskCollator",
+    "SegmentationRecipe",
+    "mask_counts",
+    "run_segmentation",
+    "segmentation_model",
+    "train_decoder",
+]

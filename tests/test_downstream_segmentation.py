@@ -1,0 +1,136 @@
+"""Segmentation from a table with masks to results: frozen parts that stay, counts that are exact, faults named."""
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from labelled_images import write_labelled_images
+from PIL import Image
+from synthetic import synthetic_config
+
+import train_downstream
+from adaptor_hf import AdaptorModel
+from adaptor_hf.downstream.modules import Module
+from adaptor_hf.downstream.segmentation import (
+    SEGMENTATION_RECIPES,
+    MaskCollator,
+    augmented,
+    counts_of,
+    mask_counts,
+    segmentation_model,
+    train_decoder,
+)
+from adaptor_hf.evaluation import read_results, segmentation_counts
+from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.towers import load_vision_tower
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return write_labelled_images(tmp_path_factory.mktemp("masks") / "set", 20)
+
+
+@pytest.fixture(scope="module")
+def tower(tiny_dinov2):
+    return load_vision_tower(str(tiny_dinov2))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory, tower):
+    torch.manual_seed(3)
+    config = synthetic_config(
+        vision_hidden_size=32, vision_tower=tower.spec, hidden_size=16, num_attention_heads=2, intermediate_size=16
+    )
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    AdaptorModel(config).save_pretrained(folder)
+    return folder
+
+
+def run(table, checkpoint, output, *more):
+    train_downstream.main(
+        ["--task", "segmentation", "--model", str(checkpoint), "--table", str(table), "--mask_column", "mask",
+         "--dataset_name", "phantom-boxes", "--output_dir", str(output), "--device", "cpu", "--num_resamples", "30",
+         "--seeds", "0", "--epochs", "1", *more]
+    )  # fmt: skip
+
+
+def test_each_module_is_a_run_beside_the_empty_mask(table, checkpoint, tmp_path):
+    run(table, checkpoint, tmp_path, "--controls", "tower")
+    lines = read_results(tmp_path / "runs").lines
+    assert {line["module"] for line in lines} == {"adaptor", "tower"}
+    by_metric = {line["metric"]: line for line in lines if line["module"] == "adaptor"}
+    with open(table, encoding="utf-8") as file:
+        negative = [row["effusion"] == "0" for row in csv.DictReader(file) if row["split"] == "test"]
+    assert by_metric["dice_reference"]["trivial_baseline"] == pytest.approx(np.mean(negative))
+    assert by_metric["dice_positive"]["trivial_baseline"] == 0
+    assert by_metric["dice_reference"]["selected_on"] == "validation"
+    assert by_metric["dice_reference"]["n_test"] == len(negative)
+    assert by_metric["dice_reference"]["head_params"] > 0
+    assert not any(verify_tree(tmp_path / "runs").values())
+
+
+def test_training_changes_the_decoder_and_no_bit_of_tower_and_adaptor(table, tower):
+    from adaptor_hf.downstream.data import load_table
+
+    torch.manual_seed(0)
+    config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    module = Module("adaptor", AdaptorModel(config))
+    model = segmentation_model(module, tower, 28, 0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"]).select(range(8))
+    collators = (MaskCollator(tower.processor, 28, True), MaskCollator(tower.processor, 28, False))
+    train_decoder(model, dataset, dataset, collators, SEGMENTATION_RECIPES["rigorous"], seed=0, epochs=1)
+    after = model.state_dict()
+    changed = {name for name in after if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert any(name.startswith("adaptor.vision_model.") for name in after)
+
+
+def test_counts_are_those_of_the_evaluation():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(5, 1, 6, 6, generator=generator) - 1
+    labels = (torch.rand(5, 6, 6, generator=generator) > 0.7).long()
+    labels[0] = 0
+    found = counts_of(mask_counts(logits, labels).numpy())
+    expected = segmentation_counts(logits[:, 0].sigmoid().numpy(), labels.numpy())
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6)
+
+
+def test_image_and_mask_are_turned_alike():
+    pixels = np.zeros((40, 60), np.uint8)
+    pixels[10:25, 20:45] = 255
+    image = Image.fromarray(pixels)
+    torch.manual_seed(0)
+    moved = 0
+    for _ in range(12):
+        turned, mask = (np.asarray(part) > 127 for part in augmented(image, image))
+        assert turned.shape == pixels.shape
+        assert (turned != mask).mean() < 0.03
+        moved += (mask != (pixels > 0)).any()
+    assert 2 < moved < 11
+
+
+def test_a_mask_of_another_size_is_resized_and_an_unknown_one_left_out(table, checkpoint, tmp_path, caplog):
+    with open(table, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        row["image"], row["mask"] = str(table.parent / row["image"]), str(table.parent / row["mask"])
+        row["mask"] = "" if number == 0 else row["mask"]
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "large.png")
+    rows[1]["mask"] = str(tmp_path / "large.png")
+    with open(tmp_path / "changed.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    with caplog.at_level("INFO"):
+        run(tmp_path / "changed.csv", checkpoint, tmp_path / "out", "--controls", "none")
+    assert "1 of 12 rows have no known mask" in caplog.text
+    assert {line["n_train"] for line in read_results(tmp_path / "out/runs").lines} == {11}
+
+
+def test_a_table_without_masks_says_what_to_name(table, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match="no column masks"):
+        run(table, checkpoint, tmp_path, "--mask_column", "masks")
