@@ -20,6 +20,7 @@ from .compute import (
 from .image_store import ImageStore
 from .keys import content_key, key_vector, side_key
 from .lookup import distinct_rows, find_keys
+from .memory import release_memory
 from .progress import progress
 from .shards import Build, SideFolder, cut, key_hex, plan_name
 from .source import TowerSource
@@ -117,8 +118,10 @@ class Side:
         self.folder.reload()
         self.folder.remove_leftovers()
         rows = self.missing(table)
+        self._rows, self._looked_up = self._rows[:0], 0  # what is computed now changes them
         if self.name == "images" and self.folder.rows and len(rows):
             rows = self._known_by_content(table, rows)
+        release_memory()
         plan = self._arrange(table, rows)
         others = [build for build in self.folder.builds() if build.plan != plan.name]
         if others:
