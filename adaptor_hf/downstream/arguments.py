@@ -64,7 +64,9 @@ class DownstreamArguments:
     image_size: int | None = field(
         default=None, metadata={"help": "segmentation: side of the images in pixels; default: the tower's."}
     )
-    epochs: int | None = field(default=None, metadata={"help": "segmentation: instead of the recipe's."})
+    epochs: int | None = field(
+        default=None, metadata={"help": "segmentation and --train_tower: instead of the recipe's."}
+    )
     shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "few_shot: images a class."})
     episodes: int = field(default=20, metadata={"help": "few_shot: draws of them."})
     prompts: str | None = field(
@@ -78,6 +80,9 @@ class DownstreamArguments:
     controls: list[str] = field(
         default_factory=lambda: ["tower", "untrained"],
         metadata={"help": "Beside the Adaptor: tower, untrained, mlp; none leaves them out."},
+    )
+    train_tower: list[str] = field(
+        default_factory=list, metadata={"help": "classification: also finetune (end to end) and lora (through peft)."}
     )
     control_model: list[str] = field(
         default_factory=list,

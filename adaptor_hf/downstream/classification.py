@@ -158,7 +158,7 @@ def _run(found, runs, tests, test_features, features, data, module, recipe, outp
         "lr": probe.learning_rate,
         "selected_on": "validation",
     }
-    settings = choose_on_validation(probe, features["validation"], data)
+    settings = decisions(probe.predict(features["validation"]), data)
     settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
     for name in missing:
         test = tests[name].data
@@ -166,13 +166,16 @@ def _run(found, runs, tests, test_features, features, data, module, recipe, outp
         found.lines += write_run(folders[name], predictions, runs[name] | outcome)
 
 
-def choose_on_validation(probe: Probe, features: torch.Tensor, data: LabelledData) -> dict[str, Any]:
-    """Thresholds (highest F1) and operating points (90 and 95 % specificity) of labels, chosen on validation."""
+def decisions(scores: np.ndarray, data: LabelledData) -> dict[str, Any]:
+    """
+    Thresholds (highest F1) and operating points (90 and 95 % specificity) of labels from the probabilities of the
+    validation part; nothing for exclusive classes, where the highest one wins.
+    """
     from ..evaluation import f1_thresholds, specificity_thresholds
 
     if data.exclusive:
         return {}
-    scores, labels = probe.predict(features), data.labels["validation"]
+    labels = data.labels["validation"]
     thresholds = f1_thresholds(scores, labels)
     points = {f"{value:.2f}": specificity_thresholds(scores, labels, value) for value in SPECIFICITIES}
     return {"thresholds": np.where(np.isnan(thresholds), 0.5, thresholds), "operating_points": points}
@@ -257,7 +260,8 @@ def _test_fields(fields: dict[str, Any], name: str, test: EmbeddedData, own: str
 __all__ = [
     "EmbeddedData",
     "RunList",
-    "choose_on_validation",
+    "class_frequencies",
+    "decisions",
     "embed_labelled",
     "finish_run",
     "predict",

@@ -12,6 +12,7 @@ from ..towers_adaptor import load_vision_tower
 from .arguments import DownstreamArguments, pairs_of
 from .classification import EmbeddedData, embed_labelled, run_classification
 from .few_shot import run_few_shot
+from .finetune import run_finetune
 from .loading import (
     cache_dir_of,
     load_adaptor,
@@ -60,6 +61,24 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
         num_resamples=arguments.num_resamples,
         device=device,
     )
+    for method in arguments.train_tower:
+        more = run_finetune(
+            embedded.data,
+            model,
+            load_vision_tower(tower, device=device),
+            method,
+            arguments.output_dir,
+            hidden_size=get_recipe(arguments.recipe, arguments.dataset, arguments.head).hidden_size,
+            fractions=arguments.fraction,
+            seeds=arguments.seeds,
+            epochs=arguments.epochs or 10,
+            text_tower=tower_name(model.config.text_tower),
+            num_resamples=arguments.num_resamples,
+            device=device,
+        )
+        runs.lines += more.lines
+        runs.skipped += more.skipped
+        runs.failed += more.failed
     return summarize(runs)
 
 
