@@ -7,12 +7,16 @@ Evaluate an Adaptor: data -> cached features -> heads or prompts -> predictions 
 """
 
 import logging
+import time
+from dataclasses import replace
 
 import datasets
 import torch
 import transformers
 
 from adaptor_hf.downstream.arguments import parse_arguments
+from adaptor_hf.downstream.compare import write_comparison
+from adaptor_hf.downstream.loading import cost_of
 from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
 from adaptor_hf.training.interruption import run_script
 
@@ -28,7 +32,15 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    print(TASK_FUNCTIONS[options.task](options, device))
+    costs = {}
+    for model in [options.model, *options.more_models]:
+        started = time.monotonic()
+        job = replace(options, model=model)
+        print(TASK_FUNCTIONS[options.task](job, device))
+        costs |= cost_of(job, time.monotonic() - started)
+    if options.compare:
+        fraction = max(options.fraction) if options.task in ("classification", "segmentation") else None
+        print(write_comparison(options.output_dir, task=options.task, fraction=fraction, costs=costs))
 
 
 if __name__ == "__main__":

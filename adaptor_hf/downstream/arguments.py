@@ -16,6 +16,12 @@ class DownstreamArguments:
 
     task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": list(TASKS)})
     model: str | None = field(default=None, metadata={"help": "An Adaptor checkpoint: a folder or a hub id."})
+    more_models: list[str] = field(
+        default_factory=list, metadata={"help": "More checkpoints, on other towers, evaluated in the same way."}
+    )
+    compare: bool = field(
+        default=False, metadata={"help": "Compare all runs of output_dir in pairs, and write comparison.md."}
+    )
     output_dir: str = field(default="outputs/downstream", metadata={"help": "Where runs and their results go."})
     dataset: str | None = field(
         default=None, metadata={"help": "A public data set by name (python -m adaptor_hf.data list)."}

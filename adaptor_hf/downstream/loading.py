@@ -100,12 +100,23 @@ def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: 
     return load_text_tower(reference, device=device)
 
 
+def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
+    """What a comparison says of the model's vision tower: licence, size of its embeddings, and the minutes it took."""
+    from .provenance import tower_name
+
+    spec = load_adaptor(arguments).config.vision_tower or {}
+    # Stored as float16.
+    gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
+    return {tower_name(spec): {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}}
+
+
 def cache_dir_of(arguments: DownstreamArguments) -> Path:
     return Path(arguments.cache_dir or Path(arguments.output_dir) / "embeddings")
 
 
 __all__ = [
     "cache_dir_of",
+    "cost_of",
     "load_adaptor",
     "load_classification",
     "load_external",

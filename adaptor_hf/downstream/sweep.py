@@ -1,0 +1,115 @@
+"""Many runs from one file: combinations of models, tasks and data sets, each as `train_downstream.py` makes it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from .arguments import parse_arguments
+
+logger = logging.getLogger(__name__)
+
+STATE_FILE = "sweep.json"
+
+
+def sweep_jobs(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """
+    Options of each job of a plan: {"common": {...}, "over": {"model": [...], "task": [...]}, "by_task": {TASK: {...}}}.
+
+    `common` are options of every job; `over` are lists of values of which every combination is a job, or of mappings of
+    options that go together; `by_task` adds options to the jobs of one task.
+
+    Raises:
+        ValueError: a plan of another form.
+    """
+    if not isinstance(plan, dict) or not isinstance(plan.get("over"), dict) or not plan["over"]:
+        raise ValueError('A sweep is a mapping with "over", a mapping of options to lists of values.')
+    if unknown := plan.keys() - {"common", "over", "by_task"}:
+        raise ValueError(f"A sweep has common, over and by_task, got also {', '.join(sorted(unknown))}.")
+    if wrong := [name for name, values in plan["over"].items() if not isinstance(values, list) or not values]:
+        raise ValueError(f"over: {wrong[0]} needs a list of values.")
+    for values in itertools.product(*plan["over"].values()):
+        job = dict(plan.get("common") or {})
+        for name, value in zip(plan["over"], values, strict=True):
+            job |= value if isinstance(value, dict) else {name: value}
+        yield job | (plan.get("by_task") or {}).get(job.get("task"), {})
+
+
+def run_sweep(
+    plan: dict[str, Any],
+    output_dir: str | os.PathLike,
+    start: Callable[[Any], str],
+    *,
+    dry_run: bool = False,
+) -> dict[str, str]:
+    """
+    Make the jobs of a plan that are not done. Interrupted, the same call goes on: finished jobs are skipped, and of an
+    unfinished job its finished runs. A job that fails is named, and the others go on.
+
+    Args:
+        plan (`dict`): See [`sweep_jobs`].
+        output_dir (`str` or `PathLike`): Of all jobs; their runs lie beside each other, and share their embeddings.
+        start (`Callable`): Makes one job from its `DownstreamArguments` and gives what to print.
+        dry_run (`bool`, defaults to `False`): Only say what is left.
+
+    Returns:
+        `dict[str, str]`: `done`, `left` or the error of each job, by its options.
+
+    Raises:
+        ValueError: a job whose options cannot be meant; before the first one starts.
+    """
+    from ..training.recipe import as_option
+
+    folder = Path(output_dir)
+    jobs = {}
+    for job in sweep_jobs(plan):
+        words = [word for name, value in job.items() for word in as_option(name, value)]
+        jobs[json.dumps(job, sort_keys=True)] = parse_arguments([*words, "--output_dir", str(folder)])
+    done = _read_state(folder / STATE_FILE) & jobs.keys()
+    print(f"{len(done)} of {len(jobs)} jobs are done, {len(jobs) - len(done)} are left:")
+    for name in jobs:
+        if name not in done:
+            print(f"  {name}")
+    status = dict.fromkeys(jobs, "left") | dict.fromkeys(done, "done")
+    for name, arguments in jobs.items():
+        if dry_run or name in done:
+            continue
+        try:
+            print(f"\n{name}\n{start(arguments)}")
+        except (ValueError, OSError, FloatingPointError) as error:
+            status[name] = str(error)
+            logger.warning("Failed: %s: %s", name, error)
+            continue
+        status[name] = "done"
+        done.add(name)
+        _write_state(folder / STATE_FILE, done)
+    failed = {name: why for name, why in status.items() if why not in ("done", "left")}
+    for name, why in failed.items():
+        print(f"Failed: {name}: {why}")
+    return status
+
+
+def _read_state(path: Path) -> set[str]:
+    """Finished jobs. A damaged file costs a look at each job's runs, and no result: those are in their own folders."""
+    if not path.is_file():
+        return set()
+    try:
+        return set(json.loads(path.read_text(encoding="utf-8"))["done"])
+    except (ValueError, KeyError, TypeError):
+        logger.warning("%s is damaged: every job is looked at again, its finished runs are kept.", path)
+        return set()
+
+
+def _write_state(path: Path, done: set[str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.write_text(json.dumps({"done": sorted(done)}, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+__all__ = ["STATE_FILE", "run_sweep", "sweep_jobs"]

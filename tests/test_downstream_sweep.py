@@ -1,0 +1,126 @@
+"""Sweeps go on where they stopped, comparisons pair what belongs together, and the page says "no difference"."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from adaptor_hf.downstream.arguments import parse_arguments
+from adaptor_hf.downstream.compare import candidates, compare_pairs, recommend, write_comparison
+from adaptor_hf.downstream.sweep import STATE_FILE, run_sweep, sweep_jobs
+from adaptor_hf.evaluation import classification_predictions, read_results, write_run
+
+CONFIGS = Path(__file__).parent.parent / "configs/recipes/downstream"
+PLAN = {
+    "common": {"table": "t.csv", "label_column": ["x"]},
+    "over": {"model": ["a", "b"], "data": [{"task": "classification"}, {"task": "few_shot"}]},
+    "by_task": {"few_shot": {"episodes": 2}},
+}
+
+
+def test_every_combination_is_a_job_and_tasks_have_their_own_options():
+    jobs = list(sweep_jobs(PLAN))
+    assert [(job["model"], job["task"], job.get("episodes")) for job in jobs] == [
+        ("a", "classification", None), ("a", "few_shot", 2), ("b", "classification", None), ("b", "few_shot", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_the_project_are_understood(path):
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if path.stem == "sweep":
+        status = run_sweep(content, "nowhere", lambda job: "", dry_run=True)
+        assert len(status) == 15 * 4
+        assert set(status.values()) == {"left"}
+    else:
+        options = parse_arguments([str(path), "--model", "m", "--data_root", "r", "--output_dir", "o"])
+        assert all(getattr(options, name) == value for name, value in content.items())
+
+
+def test_an_interrupted_sweep_goes_on_and_a_failed_job_is_named(tmp_path, capsys):
+    made = []
+
+    def start(job):
+        made.append((job.model, job.task))
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        if job.task == "few_shot" and job.model == "b":
+            raise ValueError("no such file")
+        return "table"
+
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(PLAN, tmp_path, start)
+    capsys.readouterr()
+    status = run_sweep(PLAN, tmp_path, start)
+    shown = capsys.readouterr().out
+    assert "1 of 4 jobs are done, 3 are left" in shown
+    assert made == [("a", "classification"), ("a", "few_shot"), ("a", "few_shot"), ("b", "classification"),
+                    ("b", "few_shot")]  # fmt: skip
+    assert sorted(status.values()) == ["done", "done", "done", "no such file"]
+    assert "Failed:" in shown
+    made.clear()
+    run_sweep(PLAN, tmp_path, start, dry_run=True)
+    assert made == []
+    assert "1 are left" in capsys.readouterr().out
+
+
+def test_a_damaged_state_is_reported_and_no_plan_starts_with_a_wrong_job(tmp_path, caplog):
+    (tmp_path / STATE_FILE).write_text("{")
+    run_sweep(PLAN, tmp_path, lambda job: "", dry_run=True)
+    assert "damaged" in caplog.text
+    started = []
+    with pytest.raises(ValueError, match="--fraction"):
+        run_sweep(PLAN | {"by_task": {"few_shot": {"fraction": [10]}}}, tmp_path, started.append)
+    assert not started
+    with pytest.raises(ValueError, match="over"):
+        list(sweep_jobs({"common": {}}))
+
+
+def written(folder, systems, rows=120, seeds=(0, 1)):
+    """Runs whose scores follow the label as strongly as `systems` says."""
+    labels = np.random.default_rng(0).integers(0, 2, rows).astype(float)
+    for number, (system, (strength, parameters)) in enumerate(systems.items()):
+        for seed in seeds:
+            noise = np.random.default_rng([number, seed]).normal(size=rows)
+            scores = 1 / (1 + np.exp(-(strength * (2 * labels - 1) + noise)))
+            predictions = classification_predictions(
+                [f"i{row}" for row in range(rows)], [f"p{row // 2}" for row in range(rows)], labels, scores,
+                problem_type="multi_label_classification", num_resamples=50,
+            )  # fmt: skip
+            fields = {
+                "system": system, "module": system, "task": "classification", "dataset": "set", "split_hash": "h",
+                "protocol": "linear", "seed": seed, "fraction": 1.0, "tower_saw_dataset": "no", "vision_tower": "v",
+                "trainable_params": parameters, "selected_on": "validation",
+            }  # fmt: skip
+            write_run(folder / "runs" / f"{number}-{seed}", predictions, fields)
+    return folder
+
+
+def test_a_better_candidate_is_recommended(tmp_path):
+    page = write_comparison(written(tmp_path, {"good": (2.0, 10), "poor": (0.0, 5)}), num_resamples=200)
+    assert "**Take good on v, linear**" in page
+    assert (tmp_path / "comparison.md").read_text() == page
+
+
+def test_no_difference_is_said_and_the_smaller_one_taken(tmp_path):
+    folder = written(tmp_path, {"large": (1.0, 1000), "small": (1.0, 10), "poor": (-1.0, 1)})
+    page = write_comparison(folder, num_resamples=200, costs={"v": {"license": "mit", "gigabytes": 0.5, "minutes": 2}})
+    assert "**No difference** between 2 of 3" in page
+    assert "small on v, linear (10)" in page
+    assert "| mit | 0.50 | 2.00 |" in page
+    found = candidates(read_results(folder / "runs").lines, "auroc", 1.0)
+    pairs = compare_pairs(found, "auroc", 200)
+    assert len(pairs) == 3
+    assert [len(one.values) for one in found] == [2, 2, 2]
+    assert "nothing to compare" in recommend(found[:1], [])
+
+
+def test_runs_on_several_data_sets_are_not_compared(tmp_path):
+    folder = written(tmp_path, {"one": (1.0, 10)})
+    path = folder / "runs/0-0/results.jsonl"
+    path.write_text(path.read_text().replace('"split_hash": "h"', '"split_hash": "other"'))
+    with pytest.raises(ValueError, match="several data sets or splits"):
+        write_comparison(folder)
+    with pytest.raises(ValueError, match="fractions"):
+        write_comparison(written(tmp_path / "b", {"one": (1.0, 10)}), fraction=0.1)
