@@ -33,6 +33,10 @@ class TestStatistics:
             "effective_rank"
         ] == pytest.approx(2, abs=1e-3)
 
+    def test_what_all_rows_share_is_no_direction(self):
+        rows = torch.nn.functional.normalize(torch.tensor([[5.0, 1, 0], [5, -1, 0]]).repeat(4, 1), dim=1)
+        assert embedding_statistics(rows)["effective_rank"] == pytest.approx(1)
+
     def test_collapse_is_seen(self):
         found = embedding_statistics(torch.ones(20, 8))
         assert found["channel_std"] == pytest.approx(0, abs=1e-6)

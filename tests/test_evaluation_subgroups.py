@@ -47,8 +47,10 @@ def test_unknown_small_and_one_class_groups_are_listed_but_no_part_of_the_gap():
     column[:4], column[4:8], column[8:12] = None, float("nan"), ""
     column[12:16] = "X"
     column[16:40] = np.where(labels[16:40] == 1, "positives", column[16:40])
+    scores[:12] = -labels[:12]  # the worst of all, were it a group
     found = subgroup_metrics(scores, labels, column, patients, num_resamples=50)
     assert [group.name for group in found.groups] == ["F", "M", "X", "positives", "unknown"]
+    assert found.groups[-1].value == 0
     assert found.groups[-1].rows == 12
     assert {found.worst, found.best} == {"F", "M"}
     assert any("X: 4 rows, fewer than 10" in note for note in found.notes)
