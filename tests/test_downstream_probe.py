@@ -79,6 +79,15 @@ def test_validation_chooses_the_learning_rate_whatever_the_order():
     assert fit(replace(QUICK, learning_rates=rates[::-1])).learning_rate == 1e-2
 
 
+def test_where_validation_cannot_tell_steps_apart_the_loss_does():
+    features = torch.tensor([[-1.0], [-0.9], [0.9], [1.0]])
+    labels = np.array([[0.0], [0], [1], [1]], np.float32)
+    recipe = replace(QUICK, max_steps=100, eval_steps=10)
+    probe = fit_probe(features, labels, features, labels, recipe, num_logits=1, exclusive=False, seed=0)
+    assert probe.score == 1
+    assert probe.step == 100
+
+
 def test_unknown_labels_are_as_if_the_row_had_none():
     features, labels = separable(labels=1)
     half = labels.copy()

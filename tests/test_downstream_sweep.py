@@ -107,13 +107,20 @@ def test_no_difference_is_said_and_the_smaller_one_taken(tmp_path):
     folder = written(tmp_path, {"large": (1.0, 1000), "small": (1.0, 10), "poor": (-1.0, 1)})
     page = write_comparison(folder, num_resamples=200, costs={"v": {"license": "mit", "gigabytes": 0.5, "minutes": 2}})
     assert "**No difference** between 2 of 3" in page
-    assert "small on v, linear (10)" in page
+    assert "Take the simplest of them: small on v, linear." in page
     assert "| mit | 0.50 | 2.00 |" in page
     found = candidates(read_results(folder / "runs").lines, "auroc", 1.0)
     pairs = compare_pairs(found, "auroc", 200)
     assert len(pairs) == 3
     assert [len(one.values) for one in found] == [2, 2, 2]
     assert "nothing to compare" in recommend(found[:1], [])
+
+
+def test_a_control_is_never_recommended(tmp_path):
+    page = write_comparison(written(tmp_path, {"untrained": (2.0, 10), "adaptor": (-1.0, 5)}), num_resamples=200)
+    assert "**Nothing to recommend**: untrained on v, linear is a control" in page
+    page = write_comparison(written(tmp_path / "b", {"untrained": (1.0, 1), "adaptor": (1.0, 5)}), num_resamples=200)
+    assert "Take the simplest of them: adaptor on v, linear." in page
 
 
 def test_runs_on_several_data_sets_are_not_compared(tmp_path):

@@ -20,6 +20,9 @@ METRIC = {
 }
 """What each task is compared by."""
 
+CONTROLS = ("untrained", "shuffled")
+SIMPLEST_FIRST = ("tower", "projections", "mlp", "adaptor", "lora", "finetune")
+
 
 @dataclass
 class Candidate:
@@ -87,22 +90,33 @@ def compare_pairs(found: Sequence[Candidate], metric: str, num_resamples: int = 
 
 def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]]) -> str:
     """
-    One paragraph: the best candidate if it is better than every other, else the one with the fewest trained parameters
-    among those that the test rows cannot tell from the best.
+    One paragraph: the best candidate if it is better than every other, else the simplest of those that the test rows
+    cannot tell from the best. Untrained and shuffled Adaptors are controls: they are compared, and never recommended.
     """
     if len(found) < 2:
         return "There is one candidate: nothing to compare."
     equal = [0] + [second for first, second, difference in pairs if first == 0 and difference.p_value >= 0.05]
-    if len(equal) == 1:
+    real = [found[number] for number in equal if found[number].line["module"] not in CONTROLS]
+    if len(equal) == 1 and real:
         return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
-    cheapest = min((found[number] for number in equal), key=lambda one: (one.trained, -one.value))
+    if not real:
+        return (
+            f"**Nothing to recommend**: {found[0].name} is a control, and better than all that is none. Look for a "
+            "fault in the pre-training, or in this evaluation."
+        )
     others = len(found) - len(equal)
     beaten = f" {others} other{'s are' if others > 1 else ' is'} worse." if others else ""
+    simplest = min(real, key=lambda one: (_simplicity(one), one.trained, -one.value))
     return (
         f"**No difference** between {len(equal)} of {len(found)} candidates on these test rows:"
-        f" {'; '.join(found[number].name for number in equal)}.{beaten} Take the one that trains the fewest parameters:"
-        f" {cheapest.name} ({cheapest.trained:,})."
+        f" {'; '.join(found[number].name for number in equal)}.{beaten} Take the simplest of them: {simplest.name}."
     )
+
+
+def _simplicity(candidate: Candidate) -> int:
+    """Place among the modules, the simplest first; what is not known comes last."""
+    module = candidate.line["module"]
+    return SIMPLEST_FIRST.index(module) if module in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
 
 
 def write_comparison(

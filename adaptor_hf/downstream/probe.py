@@ -88,7 +88,7 @@ def fit_probe(
         scale = torch.where(deviation > 1e-6 * deviation.max().clamp(min=1e-12), deviation, torch.ones_like(deviation))
     train = _on(device, (features - mean) / scale, labels)
     validation = _on(device, (validation_features - mean) / scale, validation_labels)
-    best: Probe | None = None
+    best, best_reached = None, None
     for rate in recipe.learning_rates:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -97,9 +97,9 @@ def fit_probe(
             if recipe.weight_std is not None:
                 nn.init.normal_(head[-1].weight, std=recipe.weight_std)
                 nn.init.zeros_(head[-1].bias)
-            found, step, score = _train(head.to(device), train, validation, recipe, rate, seed)
-        if best is None or score > best.score:
-            best = Probe(found, mean, scale, rate, step, score)
+            found, step, reached = _train(head.to(device), train, validation, recipe, rate, seed)
+        if best is None or reached > best_reached:
+            best, best_reached = Probe(found, mean, scale, rate, step, reached[0]), reached
     best.head = best.head.cpu().eval()
     return best
 
@@ -155,15 +155,15 @@ def _on(device: Any, features: torch.Tensor, labels: np.ndarray) -> tuple[torch.
 
 def _train(
     head: ClassificationHead, train: tuple, validation: tuple, recipe: ProbeRecipe, rate: float, seed: int
-) -> tuple[ClassificationHead, int, float]:
-    """The head at its best evaluation, the step and the score there."""
+) -> tuple[ClassificationHead, int, tuple[float, float]]:
+    """The head at its best evaluation, the step, and there the score and what breaks a tie."""
     features, labels, _ = train
     optimizer = _optimizer(head, recipe, rate)
     steps_an_epoch = len(features) // recipe.batch_size + (len(features) % recipe.batch_size > 1)
     total = recipe.max_steps or recipe.epochs * steps_an_epoch
     interval = recipe.eval_steps or steps_an_epoch
     scheduler = _scheduler(optimizer, recipe, total)
-    best_score, best_step, best_state, reference, waited = -math.inf, 0, None, -math.inf, 0
+    best, best_step, best_state, reference, waited = (-math.inf, -math.inf), 0, None, (-math.inf, -math.inf), 0
     batches = _batches(len(features), recipe, seed, features.device)
     head.train()
     for step in range(1, total + 1):
@@ -181,15 +181,17 @@ def _train(
             raise FloatingPointError(f"The loss on validation is {validation_loss} at step {step}, rate {rate:g}.")
         if recipe.schedule == "plateau":
             scheduler.step(validation_loss)
-        if score > best_score:
-            best_score, best_step, best_state = score, step, copy.deepcopy(head.state_dict())
+        # On a small validation part the first steps may already order it as well as can be: then the loss decides.
+        reached = (score, -validation_loss if recipe.monitor == "auroc" else 0.0)
+        if reached > best:
+            best, best_step, best_state = reached, step, copy.deepcopy(head.state_dict())
         waited += 1
-        if score > reference + recipe.min_delta:
-            reference, waited = score, 0
+        if reached > (reference[0] + recipe.min_delta, reference[1]):
+            reference, waited = reached, 0
         if recipe.patience is not None and waited >= recipe.patience:
             break
     head.load_state_dict(best_state)
-    return head, best_step, best_score
+    return head, best_step, best
 
 
 def _batches(count: int, recipe: ProbeRecipe, seed: int, device: Any) -> Iterator[torch.Tensor]:

@@ -21,8 +21,8 @@ class ProbeRecipe:
         eval_steps (`int`, *optional*): Steps between evaluations on validation; by default an epoch.
         patience (`int`, *optional*): Evaluations without improvement after which training stops.
         min_delta (`float`): What counts as an improvement.
-        monitor (`str`): `auroc` (macro), `metric` (AUROC; accuracy for exclusive classes) or `loss`, on validation. The
-            best evaluation is kept, and chooses the learning rate.
+        monitor (`str`): On validation: `auroc` (macro; of equal ones the lower loss), `metric` (AUROC; accuracy for
+            exclusive classes) or `loss`. The best evaluation is kept, and chooses the learning rate.
         schedule (`str`): `constant`, `cosine_restarts` (stepped once an epoch, as the reference code of Adaptor does),
             `cosine_epochs` or `plateau` (half after 5 evaluations without a lower loss).
         dropout (`float`): Before each linear layer.
@@ -56,7 +56,7 @@ class ProbeRecipe:
 
 
 RECIPES: dict[str, ProbeRecipe] = {
-    "rigorous": ProbeRecipe("rigorous", max_steps=500, eval_steps=10, standardize=True),
+    "rigorous": ProbeRecipe("rigorous", max_steps=300, eval_steps=20, patience=5, standardize=True),
     "adaptor": ProbeRecipe(
         "adaptor", "mlp2", (5e-5,), weight_decay=1e-4, batch_size=512, epochs=100, min_delta=1e-3, monitor="metric",
         schedule="cosine_restarts", dropout=0.1, fraction_rule="mgca",
