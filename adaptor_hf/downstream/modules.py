@@ -73,7 +73,7 @@ def load_modules(
         controls (`Sequence[str]`): Of `BUILT_IN`: the raw tower, an Adaptor with new weights, and a head of as many
             parameters as Adaptor and head together on the raw tower.
         control_models (`Mapping`, *optional*): `projections` and `shuffled` to a checkpoint that was trained on the
-            same pairs (`python train_pretrain.py --num_hidden_layers 0`, and `save_variants`).
+            same pairs (see `save_variants`).
         num_logits (`int`, defaults to 1): Of the head.
         seed (`int`, defaults to 0): Of the new weights.
         device (defaults to `"cpu"`): Where the models run.
