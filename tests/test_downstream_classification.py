@@ -10,7 +10,7 @@ from labelled_images import write_labelled_images
 from synthetic import synthetic_config
 
 import train_downstream
-from adaptor_hf import AdaptorModel
+from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.downstream.arguments import parse_arguments
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.verify import verify_tree
@@ -147,6 +147,29 @@ def test_one_class_in_the_test_part_gives_nan_with_a_sentence(table, checkpoint,
     assert np.isnan(lines["auroc/effusion"]["value"])
     assert "no negative" in lines["auroc/effusion"]["note"]
     assert np.isfinite(lines["auroc/edema"]["value"])
+
+
+def test_predictions_of_a_table_without_labels_are_those_of_the_scored_heads(table, checkpoint, tmp_path):
+    with open(table, encoding="utf-8") as file:
+        rows = [{"image": str(table.parent / row["image"])} for row in csv.DictReader(file) if row["split"] == "test"]
+    with open(tmp_path / "new.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["image"])
+        writer.writeheader()
+        writer.writerows(rows)
+    more = ["--controls", "none", "--seeds", "1", "--do_predict", str(tmp_path / "new.csv"), "--head", "mlp2"]
+    train_downstream.main(options(table, checkpoint, tmp_path / "out", *more))
+    with open(tmp_path / "out/predictions.csv", encoding="utf-8") as file:
+        written = [[float(row["effusion"]), float(row["edema"])] for row in csv.DictReader(file)]
+    scored = load_predictions(next((tmp_path / "out/runs").iterdir())).columns["score"]
+    np.testing.assert_allclose(written, scored, atol=1e-6)
+    # The checkpoint gives the same, from pixels.
+    from PIL import Image
+
+    model = AdaptorForImageClassification.from_pretrained(tmp_path / "out/model").eval()
+    assert model.config.id2label == {0: "effusion", 1: "edema"}
+    pixels = model.adaptor.vision_model.processor([Image.open(row["image"]) for row in rows], return_tensors="pt")
+    with torch.no_grad():
+        np.testing.assert_allclose(model(**pixels).logits.sigmoid(), scored, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,14 @@ class DownstreamArguments:
     device: str | None = field(default=None, metadata={"help": "cpu, cuda; default: CUDA where there is one."})
     num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap over patients."})
 
+    do_predict: str | None = field(
+        default=None,
+        metadata={"help": "classification: a table without labels; its images' scores go to predictions.csv."},
+    )
+    save_model: bool = field(
+        default=False, metadata={"help": "classification: save the first seed's head with the Adaptor, in `model`."}
+    )
+
     def __post_init__(self):
         if self.task not in TASKS:
             raise ValueError(f"--task is one of {', '.join(TASKS)}, got {self.task!r}.")
@@ -116,6 +124,8 @@ class DownstreamArguments:
             raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
         if self.model is None:
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
+        if self.task != "classification" and (self.do_predict or self.save_model or self.train_tower):
+            raise ValueError("--do_predict, --save_model and --train_tower are for --task classification.")
         if self.controls == ["none"]:
             self.controls = []
         for name in ("external", "control_model"):

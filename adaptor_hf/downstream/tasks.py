@@ -9,8 +9,9 @@ import numpy as np
 
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import load_vision_tower
-from .arguments import DownstreamArguments, pairs_of
+from .arguments import DownstreamArguments, pairs_of, table_options
 from .classification import EmbeddedData, embed_labelled, run_classification
+from .data import load_table
 from .few_shot import run_few_shot
 from .finetune import run_finetune
 from .loading import (
@@ -23,6 +24,7 @@ from .loading import (
     vision_tower_of,
 )
 from .modules import Module, load_modules
+from .predicting import take_away
 from .prompts import load_prompts
 from .provenance import input_size, tower_name
 from .recipes import get_recipe
@@ -79,7 +81,25 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
         runs.lines += more.lines
         runs.skipped += more.skipped
         runs.failed += more.failed
-    return summarize(runs)
+    said = summarize(runs)
+    if arguments.do_predict or arguments.save_model:
+        unlabelled = None
+        if arguments.do_predict:
+            columns = table_options(arguments) | {"label_columns": (), "extra_columns": (), "mask_column": None}
+            unlabelled = load_table(arguments.do_predict, **columns)
+        said += "\n\n" + take_away(
+            embedded,
+            model,
+            get_recipe(arguments.recipe, arguments.dataset, arguments.head),
+            fraction=max(arguments.fraction),
+            seeds=arguments.seeds,
+            tower=tower,
+            cache_dir=cache_dir_of(arguments),
+            output_dir=arguments.output_dir,
+            unlabelled=unlabelled,
+            device=device,
+        )
+    return said
 
 
 def few_shot(arguments: DownstreamArguments, device: str) -> str:
