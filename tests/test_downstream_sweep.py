@@ -123,6 +123,13 @@ def test_a_control_is_never_recommended(tmp_path):
     assert "Take the simplest of them: adaptor on v, linear." in page
 
 
+def test_external_test_sets_are_left_out_of_a_comparison(tmp_path):
+    folder = written(tmp_path, {"one": (1.0, 10), "two": (1.0, 5)})
+    lines = read_results(folder / "runs").lines
+    external = [line | {"test_set": "elsewhere"} for line in lines]
+    assert [len(one.folders) for one in candidates([*lines, *external], "auroc", 1.0)] == [2, 2]
+
+
 def test_runs_on_several_data_sets_are_not_compared(tmp_path):
     folder = written(tmp_path, {"one": (1.0, 10)})
     path = folder / "runs/0-0/results.jsonl"
