@@ -193,7 +193,7 @@ class TextBatches:
     def texts(self, rows: np.ndarray) -> list[str]:
         return self.dataset[rows].column("text").to_pylist()
 
-    def lengths(self, rows: np.ndarray, block: int = 2048) -> np.ndarray:
+    def lengths(self, rows: np.ndarray, block: int = 512) -> np.ndarray:
         """(n,) int32 token counts before truncation, special tokens included."""
         counts = np.empty(len(rows), dtype=np.int32)
         for start in range(0, len(rows), block):

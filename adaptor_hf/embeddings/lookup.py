@@ -17,7 +17,9 @@ def first_rows(keys: np.ndarray) -> np.ndarray:
 def distinct_rows(keys: np.ndarray) -> np.ndarray:
     """(m,) rows at which a key stands for the first time, ascending."""
     order, starts = _runs(keys)
-    return np.sort(order[starts])
+    order = order[starts]
+    order.sort()
+    return order
 
 
 def _runs(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -109,7 +109,8 @@ class Side:
         wanted = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
         if not len(wanted):
             return wanted
-        rows = wanted[distinct_rows(keys[wanted])]
+        # Mostly all are wanted: then a copy of the keys is saved.
+        rows = wanted[distinct_rows(keys if len(wanted) == len(keys) else keys[wanted])]
         failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
         return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
 
@@ -140,6 +141,7 @@ class Side:
         if self.name == "texts" and len(rows):
             tokenizer = self.source.load().processor
             lengths = TextBatches(table.dataset, tokenizer, self.max_length).lengths(rows)
+            release_memory()
             # Equal lengths side by side: a batch is padded to its longest, so hardly at all.
             order = np.argsort(lengths, kind="stable")
             rows, lengths = rows[order], lengths[order]
