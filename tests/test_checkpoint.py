@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+from without_package import WITHOUT_PACKAGE
 
 import adaptor_hf
 from adaptor_hf import AdaptorConfig, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
@@ -218,14 +219,9 @@ class TestPipelines:
         torch.testing.assert_close(torch.tensor(features), expected, atol=1e-5, rtol=0)
 
 
-REMOTE = """
-import builtins, sys
-real = builtins.__import__
-def guard(name, *args, **kwargs):
-    if name.split(".")[0] == "adaptor_hf":
-        raise ModuleNotFoundError(name)
-    return real(name, *args, **kwargs)
-builtins.__import__ = guard
+REMOTE = (
+    WITHOUT_PACKAGE
+    + """
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
@@ -241,6 +237,7 @@ assert "adaptor_hf" not in sys.modules
 model.save_pretrained(out + "/again")
 torch.save({"logits": logits, "scores": torch.tensor([s["score"] for s in scores])}, out + "/result.pt")
 """
+)
 
 
 @pytest.mark.parametrize("self_contained", [False, True])

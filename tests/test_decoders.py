@@ -15,6 +15,7 @@ from transformers import (
     SwinModel,
     pipeline,
 )
+from without_package import WITHOUT_PACKAGE
 
 from adaptor_hf import (
     AdaptorConfig,
@@ -413,14 +414,9 @@ def test_the_pipeline_gives_masks_of_the_size_of_the_image(dinov2, radiographs, 
     assert np.array_equal(np.asarray(results["background"]), 255 - expected.numpy() * 255)
 
 
-REMOTE = """
-import builtins, sys
-real = builtins.__import__
-def guard(name, *args, **kwargs):
-    if name.split(".")[0] == "adaptor_hf":
-        raise ModuleNotFoundError(name)
-    return real(name, *args, **kwargs)
-builtins.__import__ = guard
+REMOTE = (
+    WITHOUT_PACKAGE
+    + """
 import numpy, torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
@@ -434,6 +430,7 @@ assert "adaptor_hf" not in sys.modules
 masks = {item["label"]: torch.from_numpy(numpy.array(item["mask"])) for item in found}
 torch.save({"logits": logits, "masks": masks}, out + "/result.pt")
 """
+)
 
 
 @pytest.mark.parametrize("decoder", ["tokens", "unet"])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
+from without_package import WITHOUT_PACKAGE
 
 from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.heads_adaptor import ClassificationHead, classification_loss
@@ -302,14 +303,9 @@ class TestPipeline:
         assert [scores[name] for name in "abc"] == pytest.approx(logits.sigmoid().tolist(), abs=1e-6)
 
 
-REMOTE = """
-import builtins, sys
-real = builtins.__import__
-def guard(name, *args, **kwargs):
-    if name.split(".")[0] == "adaptor_hf":
-        raise ModuleNotFoundError(name)
-    return real(name, *args, **kwargs)
-builtins.__import__ = guard
+REMOTE = (
+    WITHOUT_PACKAGE
+    + """
 import torch
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -323,6 +319,7 @@ assert "adaptor_hf" not in sys.modules
 model.save_pretrained(out + "/again")
 torch.save({"logits": logits, "scores": torch.tensor([s["score"] for s in scores])}, out + "/result.pt")
 """
+)
 
 
 def run_remote(script: str, tmp_path, *arguments) -> dict:
