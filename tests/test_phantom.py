@@ -271,9 +271,9 @@ def ridge_auroc(pictures, target, among=None):
     ("name", "bound"),
     [
         ("consolidation", 0.55),
-        ("effusion", 0.65),
+        ("effusion", 0.68),
         ("pneumothorax", 0.58),
-        ("cardiomegaly", 0.8),
+        ("cardiomegaly", 0.85),
         ("edema", 0.6),
     ],
 )
