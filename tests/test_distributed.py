@@ -93,6 +93,7 @@ torch.set_num_threads(1)
 from synthetic import synthetic_model
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.interruption import leave_process_group
 from adaptor_hf.training.pairs import contrastive_splits
 views = contrastive_splits(open_cache(sys.argv[2]))
 arguments = AdaptorTrainingArguments(
@@ -107,6 +108,7 @@ if trainer.is_world_process_zero():
     Path(sys.argv[3], "facts.json").write_text(json.dumps({
         "world_size": arguments.world_size, "batch": arguments.per_device_train_batch_size,
         "steps": trainer.state.global_step}))
+leave_process_group()
 """
 
 

@@ -170,6 +170,16 @@ def say(text: str) -> None:
         print(text, file=sys.stderr)
 
 
+def leave_process_group() -> None:
+    """
+    Wait for the other processes and leave the group. A gloo process that ends inside its group now and then aborts at
+    the interpreter's exit, and the launcher then calls a finished run a failed one.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def run_script(main: Callable[[], None]) -> None:
     """
     Run a script's main function and exit as a job script expects: 0 when done, 75 (`EXIT_REQUEUE`) after SIGTERM or
@@ -178,6 +188,7 @@ def run_script(main: Callable[[], None]) -> None:
     with catch_signals() as signals:
         try:
             main()
+            leave_process_group()
             return
         except KeyboardInterrupt as interruption:
             stopped, go_on = signals.received, str(interruption) or GO_ON
@@ -201,6 +212,7 @@ __all__ = [
     "StopOnSignal",
     "catch_signals",
     "deferred_signals",
+    "leave_process_group",
     "out_of_memory",
     "run_script",
 ]
