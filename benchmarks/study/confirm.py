@@ -1,0 +1,273 @@
+"""
+The study that protocol.yaml fixes: pre-train on the real pairs, score every readout once, compare, correct.
+
+    ADAPTOR_REALBENCH=FOLDER python benchmarks/study/confirm.py --output_dir study-output
+
+Each model and run is kept in the output folder; the same command goes on where it was stopped. `--only` takes a part:
+pretraining, classification, retrieval, segmentation, report.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from sample import pairs_table, readout_parts
+from transformers import set_seed
+
+from adaptor_hf import AdaptorConfig, AdaptorModel
+from adaptor_hf.downstream.classification import EmbeddedData, embed_labelled, run_classification
+from adaptor_hf.downstream.data import LabelledData, labelled_data, plain_rows
+from adaptor_hf.downstream.modules import Module
+from adaptor_hf.downstream.recipes import RECIPES
+from adaptor_hf.downstream.retrieval import run_retrieval
+from adaptor_hf.downstream.segmentation import SEGMENTATION_RECIPES, MaskCollator, masked_rows, run_segmentation
+from adaptor_hf.embeddings import EmbeddingCache, build_cache
+from adaptor_hf.evaluation import (
+    Predictions,
+    compare_predictions,
+    holm,
+    load_predictions,
+    segmentation_counts,
+    segmentation_predictions,
+)
+from adaptor_hf.evaluation.results import RESULTS_FILE, read_results
+from adaptor_hf.evaluation.scoring import values_under_weights
+from adaptor_hf.evaluation.statistics import interval_of, resampled_weights
+from adaptor_hf.training import AdaptorTrainingArguments
+from adaptor_hf.training.controls import ShuffledPairs, train_variant
+from adaptor_hf.training.pairs import contrastive_splits
+
+PROTOCOL = Path(__file__).with_name("protocol.yaml")
+PARTS = ("pretraining", "classification", "retrieval", "segmentation", "report")
+PIXELS = 28
+NAMES = {
+    "adaptor": "Adaptor",
+    "tower": "raw tower",
+    "projections": "two linear projections",
+    "shuffled": "Adaptor, shuffled pairs",
+    "untrained": "Adaptor, untrained",
+    "pixels": "pixels, 28 x 28",
+    "mean_mask": "mean training mask",
+}
+
+
+class Pixels(Module):
+    """The control that has no network: its features are the image itself."""
+
+    def fields(self) -> dict:
+        return {"system": NAMES["pixels"], "module": "pixels", "checkpoint": None}
+
+
+def pair_cache(protocol: dict, output: Path) -> EmbeddingCache:
+    towers = protocol["towers"]
+    return build_cache(pairs_table(protocol), towers["vision"], towers["text"], output / "embeddings")
+
+
+def pretrain(protocol: dict, output: Path) -> None:
+    """Every variant and seed, saved; what is there already is left alone."""
+    settings, cache = protocol["pretraining"], pair_cache(protocol, output)
+    views = contrastive_splits(cache)
+    print({name: len(view) for name, view in views.items()}, "pairs", flush=True)
+    config = AdaptorConfig(
+        vision_hidden_size=cache.vision_spec["hidden_size"], text_hidden_size=cache.text_spec["hidden_size"],
+        vision_tower=cache.vision_spec, text_tower=cache.text_spec,
+    )  # fmt: skip
+    for seed in settings["seeds"]:
+        arguments = AdaptorTrainingArguments(
+            str(output / "unused"), num_train_epochs=settings["num_train_epochs"], seed=seed, use_cpu=True,
+            global_batch_size=settings["global_batch_size"], save_strategy="no", load_best_model_at_end=False,
+        )  # fmt: skip
+        for variant in settings["variants"]:
+            folder = output / "models" / f"{variant}-{seed}"
+            if (folder / "chosen.json").is_file():
+                continue
+            shape = (
+                AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0}) if variant == "projections" else config
+            )
+            chosen = {}
+            if variant == "untrained":
+                set_seed(seed)
+                model = AdaptorModel(shape)
+            else:
+                train = ShuffledPairs(views["train"], seed) if variant == "shuffled" else views["train"]
+                model, rate, recall = train_variant(
+                    shape, train, views["validation"], arguments, settings["learning_rates"]
+                )
+                chosen = {"learning_rate": rate, "validation_mean_recall": recall}
+            model.save_pretrained(folder)
+            (folder / "chosen.json").write_text(json.dumps(chosen) + "\n")
+            print(variant, seed, chosen, flush=True)
+
+
+def module_of(name: str, seed: int, output: Path) -> Module:
+    if name == "tower":
+        return Module("tower")
+    if name == "pixels":
+        return Pixels("pixels")
+    folder = output / "models" / f"{name}-{seed}"
+    return Module(name, AdaptorModel.from_pretrained(folder, load_towers=False).eval())
+
+
+def pixel_features(data: LabelledData) -> dict[str, torch.Tensor]:
+    """`(n, 784)` float32 of each part: the whole image in grey, resized."""
+    found = {}
+    for part, rows in data.parts.items():
+        images = (row["image"].convert("F").resize((PIXELS, PIXELS)) for row in rows.select_columns(["image"]))
+        found[part] = torch.stack([torch.from_numpy(np.asarray(image).reshape(-1)) for image in images]).float()
+    return found
+
+
+def classify(protocol: dict, output: Path) -> None:
+    settings = protocol["classification"]
+    for name, readout in settings["readouts"].items():
+        parts, split_hash = readout_parts(name, readout, protocol, output / "tables")
+        data = labelled_data(name, parts, split_hash)
+        embedded = embed_labelled(data, protocol["towers"]["vision"], output / "embeddings")
+        raw = EmbeddedData(embedded.data, pixel_features(embedded.data), embedded.vision_spec)
+        for seed in protocol["pretraining"]["seeds"]:
+            for system in settings["systems"]:
+                found = run_classification(
+                    raw if system == "pixels" else embedded, [module_of(system, seed, output)], RECIPES["rigorous"],
+                    output, seeds=[seed], text_tower=protocol["towers"]["text"],
+                )  # fmt: skip
+                assert not found.failed, found.failed
+        print(name, {part: len(rows) for part, rows in data.parts.items()}, flush=True)
+
+
+def retrieve(protocol: dict, output: Path) -> None:
+    from adaptor_hf.data.splits import split_hash
+
+    test = contrastive_splits(pair_cache(protocol, output))["test"]
+    hashed = split_hash(pairs_table(protocol))
+    for seed in protocol["pretraining"]["seeds"]:
+        modules = [module_of(name, seed, output) for name in protocol["retrieval"]["systems"]]
+        run_retrieval(test, modules, output, dataset=protocol["retrieval"]["dataset"], split_hash=hashed)
+    print("retrieval", len(test), "pairs,", test.num_texts, "texts", flush=True)
+
+
+def segment(protocol: dict, output: Path) -> None:
+    from adaptor_hf.towers import load_vision_tower
+
+    settings = protocol["segmentation"]
+    parts, split_hash = readout_parts("lungs", {"dataset": settings["dataset"]}, protocol, output / "tables")
+    tower = load_vision_tower(protocol["towers"]["vision"])
+    mean_mask(parts, tower, settings["image_size"], output)
+    for seed in settings["seeds"]:
+        for system in settings["systems"]:
+            run_segmentation(
+                parts, [module_of(system, seed, output)], tower, SEGMENTATION_RECIPES["rigorous"], output,
+                dataset="lungs", split_hash=split_hash, size=settings["image_size"], seeds=[seed],
+                epochs=settings["epochs"], text_tower=protocol["towers"]["text"],
+            )  # fmt: skip
+            print("segmentation", system, seed, flush=True)
+
+
+def mean_mask(parts: dict, tower, size: int, output: Path) -> None:
+    """The same answer for every image: the training masks' mean, cut at a half. Written as predictions of its own."""
+    from adaptor_hf.evaluation.predictions import save_predictions
+
+    collate = MaskCollator(tower.processor, size, augment=False)
+
+    def masks(part: str) -> np.ndarray:
+        rows = masked_rows(parts[part], part).select_columns(["image", "mask"])
+        return np.concatenate([collate([row])["labels"].numpy() > 0 for row in rows]).reshape(-1, size, size)
+
+    target = masks("test")
+    guess = masks("train").mean(0) > 0.5
+    rows = plain_rows(parts["test"])
+    counts = segmentation_counts([guess] * len(target), target)
+    save_predictions(segmentation_predictions(rows["image_id"], rows["patient_id"], counts), output / "mean_mask")
+
+
+def read_runs(output: Path) -> dict[tuple[str, str], list[Predictions]]:
+    """(readout, system) to the predictions of its seeds."""
+    found: dict[tuple[str, str], list[Predictions]] = {}
+    for path in sorted((output / "runs").glob(f"*/{RESULTS_FILE}")):
+        line = read_results(path).lines[0]
+        readout = "retrieval" if line["task"] == "retrieval" else line["dataset"]
+        found.setdefault((readout, line["module"]), []).append(load_predictions(path.parent))
+    return found
+
+
+def mean_and_interval(runs: list[Predictions], metric: str, num_resamples: int, level: float) -> list[float]:
+    """Mean over seeds, and the ends of its interval over patients and seeds."""
+    functions = [values_under_weights(run) for run in runs]
+    whole = np.ones((1, len(runs[0])))
+    points = [function(whole)[metric][0] for function in functions]
+    draws = np.concatenate([
+        np.stack([function(weights)[metric] for function in functions], axis=1)
+        for weights in resampled_weights(runs[0].patients, num_resamples, 0)
+    ])  # fmt: skip
+    seeds = np.random.default_rng(1).integers(draws.shape[1], size=draws.shape)
+    return [float(np.mean(points)), *interval_of(np.take_along_axis(draws, seeds, 1).mean(1), level)]
+
+
+def report(protocol: dict, output: Path) -> None:
+    """Tables of all readouts, and the thirteen comparisons with Holm's correction, as Markdown and JSON."""
+    runs, settings = read_runs(output), protocol["comparisons"]
+    resampling = {"num_resamples": settings["num_resamples"], "level": settings["level"]}
+    plan = [(name, "auroc", protocol["classification"]["systems"]) for name in protocol["classification"]["readouts"]]
+    plan += [("lungs", protocol["segmentation"]["metric"], protocol["segmentation"]["systems"])]
+    plan += [("retrieval", protocol["retrieval"]["metric"], protocol["retrieval"]["systems"])]
+    values, tests = [], []
+    for readout, metric, systems in plan:
+        for system in systems:
+            found = runs[readout, system]
+            value = mean_and_interval(found, metric, **resampling)
+            values.append({"readout": readout, "system": system, "metric": metric, "value": value[0],
+                           "interval": value[1:], "seeds": len(found), "n_test": len(found[0])})  # fmt: skip
+            if system in settings["against"]:
+                difference = compare_predictions(runs[readout, "adaptor"], found, metric, **resampling)
+                tests.append({"readout": readout, "against": system, **vars(difference)})
+    baseline = load_predictions(output / "mean_mask")
+    value = mean_and_interval([baseline], "dice_positive", **resampling)
+    values.append({"readout": "lungs", "system": "mean_mask", "metric": "dice_positive", "value": value[0],
+                   "interval": value[1:], "seeds": 1, "n_test": len(baseline)})  # fmt: skip
+    for test, adjusted in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
+        test["p_holm"] = float(adjusted)
+    chosen = {path.parent.name: json.loads(path.read_text()) for path in sorted(output.glob("models/*/chosen.json"))}
+    (output / "study.json").write_text(
+        json.dumps({"values": values, "tests": tests, "chosen": chosen}, indent=1) + "\n"
+    )
+    page = f"{values_page(values)}\n\n{tests_page(tests)}\n"
+    (output / "study.md").write_text(page)
+    print(page)
+
+
+def values_page(values: list[dict]) -> str:
+    systems = [name for name in NAMES if any(row["system"] == name for row in values)]
+    lines = ["| readout | n | " + " | ".join(NAMES[name] for name in systems) + " |", "|---" * (len(systems) + 2) + "|"]
+    for readout in dict.fromkeys(row["readout"] for row in values):
+        cells = {row["system"]: row for row in values if row["readout"] == readout}
+        texts = ["{:.3f} [{:.3f}, {:.3f}]".format(cells[name]["value"], *cells[name]["interval"]) if name in cells
+                 else "" for name in systems]  # fmt: skip
+        lines.append(f"| {readout} | {cells['adaptor']['n_test']} | " + " | ".join(texts) + " |")
+    return "\n".join(lines)
+
+
+def tests_page(tests: list[dict]) -> str:
+    lines = ["| readout | Adaptor minus | difference | p | p, Holm |", "|---|---|---|---|---|"]
+    for test in tests:
+        difference = f"{test['value']:+.3f} [{test['ci_lo']:+.3f}, {test['ci_hi']:+.3f}]"
+        lines.append(f"| {test['readout']} | {NAMES[test['against']]} | {difference} | {test['p_value']:.4f} | "
+                     f"{test['p_holm']:.4f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    options = parser.parse_args()
+    protocol = yaml.safe_load(PROTOCOL.read_text())
+    steps = (pretrain, classify, retrieve, segment, report)
+    for name, step in zip(PARTS, steps, strict=True):
+        if name in options.only:
+            step(protocol, options.output_dir)
+
+
+if __name__ == "__main__":
+    main()
