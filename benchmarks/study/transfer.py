@@ -3,8 +3,8 @@ Why: what a probe reads, scored by five folds on training patients. A residual t
 
     ADAPTOR_REALBENCH=FOLDER python benchmarks/study/transfer.py --output_dir study-output
 
-Needs the models that confirm.py trains; each fold uses those of another seed. The test part is never read. The images of
-`view` were in the pre-training pairs (without this label), also those of the held-out fold.
+Needs the models that confirm.py trains; each fold uses those of another seed. The test part is never read. The images
+of `view` were in the pre-training pairs (without this label), also those of the held-out fold.
 """
 
 import argparse
