@@ -28,6 +28,7 @@ from adaptor_hf.evaluation.weighted import weighted_auroc
 
 SYSTEMS = {
     "raw tower": ("tower",),
+    "raw tower, unit length": ("unit",),
     "Adaptor": ("adaptor",),
     "two linear projections": ("projections",),
     "Adaptor, untrained": ("untrained",),
@@ -54,8 +55,10 @@ def held_out(embeds: torch.Tensor, labels: np.ndarray, patients: np.ndarray, pro
         inside = np.flatnonzero(~outside)
         choosing = inner_split(patients[inside], protocol["data"]["validation_fraction"], seed)
         train, validation = inside[~choosing], inside[choosing]
-        parts = {name for names in SYSTEMS.values() for name in names}
+        parts = {name for names in SYSTEMS.values() for name in names} - {"unit"}
         features = {name: module_of(name, seed, output).features(embeds) for name in parts}
+        # What every module but the tower has: vectors of one length.
+        features["unit"] = torch.nn.functional.normalize(embeds, dim=-1)
         for system, names in SYSTEMS.items():
             both = torch.cat([features[name] for name in names], dim=1)
             probe = fit_probe(both[train], labels[train], both[validation], labels[validation], RECIPES["rigorous"],
