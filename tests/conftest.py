@@ -16,6 +16,7 @@ import signal
 import string
 from pathlib import Path
 
+import network_guard
 import numpy as np
 import pytest
 import torch
@@ -45,6 +46,14 @@ def log_levels_restored():
     for name in logging.root.manager.loggerDict:
         if name.startswith(("adaptor_hf", "train_")) and name not in levels:
             logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def no_connection_attempts():
+    """Fails the test in which this process or one of its children tried to reach another machine."""
+    yield
+    if attempts := network_guard.attempts():
+        pytest.fail("\n".join(["connection attempts:", *attempts]))
 
 
 @pytest.fixture(scope="session")
