@@ -172,11 +172,13 @@ def say(text: str) -> None:
 
 def leave_process_group() -> None:
     """
-    Wait for the other processes and leave the group. A gloo process that ends inside its group now and then aborts at
-    the interpreter's exit, and the launcher then calls a finished run a failed one.
+    Leave the group at the end. A gloo process that ends inside its group now and then aborts at the interpreter's exit,
+    and the launcher then calls a finished run a failed one.
     """
     if dist.is_available() and dist.is_initialized():
-        dist.barrier()
+        if dist.get_backend() == "gloo":
+            # One that leaves at once can cut off another that is still connecting.
+            dist.barrier()
         dist.destroy_process_group()
 
 
