@@ -33,6 +33,7 @@ from adaptor_hf.training.controls import patients_of
 from adaptor_hf.training.pairs import contrastive_splits
 
 NUM_RESAMPLES = 2000
+PHANTOM_FOLDS = 3
 
 
 @dataclass
@@ -276,15 +277,13 @@ def explore(name: str, todo: list[Setting], arrays: dict, text_rows: torch.Tenso
 
 def phantom_settings() -> list[Setting]:
     """What a recipe for few pairs may choose."""
-    found = [Setting(f"Adaptor, rate {value:g}", {}, rate(value)) for value in (3e-5, 1e-4, 3e-4, 1e-3)]
-    found += [Setting(f"projections, rate {value:g}", LINEAR, rate(value)) for value in (3e-4, 1e-3, 3e-3)]
-    found += [Setting("Adaptor, standardised inputs", {}, rate(1e-4), inputs="standardized")]
-    found += [Setting("projections, standardised inputs", LINEAR, rate(1e-3), inputs="standardized")]
-    return found
+    found = [Setting(f"Adaptor, rate {value:g}", {}, rate(value)) for value in (1e-4, 3e-4, 1e-3)]
+    found += [Setting(f"projections, rate {value:g}", LINEAR, rate(value)) for value in (1e-3, 3e-3)]
+    return [*found, Setting("Adaptor, 10 epochs, rate 3e-04", {}, rate(3e-4, num_train_epochs=10))]
 
 
 def explore_phantoms(sizes: list[int], protocol: dict, output: Path, folds: int) -> None:
-    """The same for drawn pairs: so many for training in each fold, which is why a quarter more are drawn."""
+    """The same for drawn pairs: so many for training in each fold, which is why half as many again are drawn."""
     from adaptor_hf.data.phantom import write_phantoms
     from adaptor_hf.data.tables import load_pairs
     from adaptor_hf.embeddings import build_cache
@@ -312,7 +311,7 @@ def main() -> None:
     protocol, output = yaml.safe_load(PROTOCOL.read_text()), options.output_dir
     folds, pretraining = protocol["exploration"]["folds"], protocol["pretraining"]
     if options.phantoms:
-        explore_phantoms(options.phantoms, protocol, output, folds)
+        explore_phantoms(options.phantoms, protocol, output, PHANTOM_FOLDS)
         return
     cache = real_pairs(protocol, output)
     explore("real", settings(), features(cache, protocol, output), torch.from_numpy(cache.text_rows),
