@@ -14,10 +14,12 @@ import datasets
 import torch
 import transformers
 
-from adaptor_hf.downstream.arguments import parse_arguments
+from adaptor_hf.audit.manifest import write_downstream_manifest
+from adaptor_hf.downstream.arguments import parse_arguments, places_of
 from adaptor_hf.downstream.compare import write_comparison
-from adaptor_hf.downstream.loading import cost_of
+from adaptor_hf.downstream.loading import cache_dir_of, cost_of
 from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
+from adaptor_hf.private_mode import start_private_mode
 from adaptor_hf.training.interruption import run_script
 
 logger = logging.getLogger("train_downstream")
@@ -25,6 +27,7 @@ logger = logging.getLogger("train_downstream")
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
+    start_private_mode(options, places_of(options))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
         logging.getLogger(name).setLevel(logging.INFO)
@@ -38,6 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
         job = replace(options, model=model)
         print(TASK_FUNCTIONS[options.task](job, device))
         costs |= cost_of(job, time.monotonic() - started)
+    write_downstream_manifest(
+        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
+    )
     if options.compare:
         fraction = max(options.fraction) if options.task in ("classification", "segmentation") else None
         print(write_comparison(options.output_dir, task=options.task, fraction=fraction, costs=costs))

@@ -15,13 +15,15 @@ import transformers
 from transformers import set_seed
 
 from adaptor_hf import AdaptorModel
+from adaptor_hf.audit.manifest import write_pretraining_manifest
 from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.private_mode import check_private_cache, start_private_mode
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.checkpoints import find_checkpoint
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
-from adaptor_hf.training.recipe import check_together, parse_arguments
+from adaptor_hf.training.recipe import check_together, parse_arguments, places_of
 from adaptor_hf.training.report import processor_of, report_run
 from adaptor_hf.training.run_record import RunRecord, last_evaluation
 from adaptor_hf.training.summary import describe_run, environment_warnings, fit_batch_to_data
@@ -32,6 +34,7 @@ logger = logging.getLogger("train_pretrain")
 def main(arguments: list[str] | None = None) -> None:
     record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)
+    start_private_mode(run, places_of(data, model_arguments, training))
     # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
     logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
@@ -50,14 +53,15 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Data: every image and report goes through its frozen tower once.
     if run.dry_run:
-        print(estimate_run(load_training_pairs(data, training.seed), data, model_arguments, training))
+        print(estimate_run(load_training_pairs(data, training.seed, run), data, model_arguments, training))
         return
     with record.phase("cache"):
         if data.cache:
             cache = open_cache(data.cache)
+            check_private_cache(cache.side_manifests().values())
         else:
             cache = build_cache(
-                load_training_pairs(data, training.seed),
+                load_training_pairs(data, training.seed, run),
                 vision_tower=model_arguments.vision_tower,
                 text_tower=model_arguments.text_tower,
                 cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
@@ -108,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     if trainer.is_world_process_zero():
         options = asdict(data) | asdict(model_arguments) | asdict(run)
         record.write(training, options, cache, model, last_evaluation(trainer.state.log_history))
+        write_pretraining_manifest(training.output_dir, cache, data.train_file)
         print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
 
 

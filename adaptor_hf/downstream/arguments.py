@@ -7,11 +7,13 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..private_mode import PrivacyArguments, is_private
+
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
 
 
 @dataclass
-class DownstreamArguments:
+class DownstreamArguments(PrivacyArguments):
     """What to evaluate, on what, and how often."""
 
     task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": list(TASKS)})
@@ -140,7 +142,8 @@ class DownstreamArguments:
     @property
     def name(self) -> str:
         """What results call the data set: a table's file or folder name where it is not named."""
-        return self.dataset_name or self.dataset or Path(self.table).name.partition(".")[0]
+        own = "private table" if is_private() else Path(self.table or "").name.partition(".")[0]
+        return self.dataset_name or self.dataset or own
 
 
 def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
@@ -174,6 +177,14 @@ def pairs_of(items: list[str]) -> dict[str, str]:
     return {name.strip(): place for name, _, place in (item.partition("=") for item in items)}
 
 
+def places_of(arguments: DownstreamArguments) -> list[str | None]:
+    """What among the arguments may be a path, for `start_private_mode`."""
+    more = [*pairs_of([*arguments.external, *arguments.control_model]).values(), *arguments.more_models]
+    towers = [name if name and Path(name).exists() else None for name in (arguments.vision_tower, arguments.text_tower)]
+    return [arguments.model, arguments.table, arguments.data_root, arguments.image_root, arguments.output_dir,
+            arguments.cache_dir, arguments.do_predict, *more, *towers]  # fmt: skip
+
+
 def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     """What `load_table` is told."""
     same = ("mask_column", "text_column", "image_column", "image_root", "patient_column", "split_column", "id_column")
@@ -185,4 +196,4 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     }
 
 
-__all__ = ["TASKS", "DownstreamArguments", "pairs_of", "parse_arguments", "table_options"]
+__all__ = ["TASKS", "DownstreamArguments", "pairs_of", "parse_arguments", "places_of", "table_options"]

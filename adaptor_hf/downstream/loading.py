@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import is_private, private_rows, refuse_identifying_columns
 from ..towers_adaptor import TextTower, load_text_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
@@ -32,18 +34,37 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
         from ..data.__main__ import parse_options
 
         options = parse_options(arguments.dataset_option)
-        return load_public(
+        return private_parts(*load_public(
             arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
             seed=arguments.split_seed, **options,
-        )  # fmt: skip
+        ))  # fmt: skip
+    refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
     table = load_table(arguments.table, **table_options(arguments))
-    return split_table(
+    parts, split_hash = split_table(
         table,
         split_alias=arguments.split_alias,
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
         seed=arguments.split_seed,
     )
+    return private_parts(parts, split_hash, arguments.subgroup_column)
+
+
+def private_parts(
+    parts: dict[str, Dataset], split_hash: str, keep: Sequence[str] = ()
+) -> tuple[dict[str, Dataset], str]:
+    """In private mode, the parts with keyed hashes as ids, and the split's hash of these; else as they are."""
+    if not is_private():
+        return parts, split_hash
+    from ..data.splits import hash_of_split
+
+    parts = {part: private_rows(rows, keep) for part, rows in parts.items()}
+    columns = {name: [] for name in ("image_id", "patient_id")}
+    for rows in parts.values():
+        for name, values in columns.items():
+            values += rows[name][:] if name in rows.column_names else [None] * len(rows)
+    splits = [part for part, rows in parts.items() for _ in range(len(rows))]
+    return parts, hash_of_split(*columns.values(), splits)
 
 
 def load_classification(arguments: DownstreamArguments) -> LabelledData:
@@ -62,9 +83,10 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     found = []
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
-            parts, hashed = load_public(name, place, "classification", seed=arguments.split_seed)
+            parts, hashed = private_parts(*load_public(name, place, "classification", seed=arguments.split_seed))
         else:
-            table = load_table(place, **table_options(arguments))
+            refuse_identifying_columns(place, arguments.image_column, arguments)
+            table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)
             parts, hashed = {"test": table}, split_hash(table)
             if "test" in (splits := table["split"][:]):
                 parts = {"test": table.select([row for row, split in enumerate(splits) if split == "test"])}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import private_rows, refuse_identifying_columns
 from ..towers_adaptor import load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .classification import EmbeddedData, embed_labelled, run_classification
@@ -86,7 +87,8 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
         unlabelled = None
         if arguments.do_predict:
             columns = table_options(arguments) | {"label_columns": (), "extra_columns": (), "mask_column": None}
-            unlabelled = load_table(arguments.do_predict, **columns)
+            refuse_identifying_columns(arguments.do_predict, arguments.image_column, arguments)
+            unlabelled = private_rows(load_table(arguments.do_predict, **columns))
         said += "\n\n" + take_away(
             embedded,
             model,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..private_mode import key_name, keyed_digests, private_reason
 from .compute import (
     READ_ERROR,
     ImageBatches,
@@ -18,7 +19,7 @@ from .compute import (
     vector_faults,
 )
 from .image_store import ImageStore
-from .keys import content_key, key_vector, side_key
+from .keys import content_key, digest, key_vector, side_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .progress import progress
@@ -81,6 +82,9 @@ class Side:
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
         if name == "images" and settings.image_store is not None:
             identity = identity | {"image_store": settings.image_store.identity}
+        if key_name() is not None:
+            # Rows of another key, or of none, must not lie beside these.
+            identity = identity | {"private": key_name()}
         header = {
             "tower": self.spec,
             "identity": identity,
@@ -155,10 +159,10 @@ class Side:
         for row in rows:
             path, data = image_reference(column[[int(row)]].column("image")[0].as_py())
             try:
-                digests.append(self.keys(table)[[row]].tobytes() if data is not None else content_key(path))
+                digests.append(digest(data) if data is not None else content_key(path))
             except OSError:
                 digests.append(b"\0" * 16)
-        digests = digests_of(b"".join(digests))
+        digests = keyed_digests(digests_of(b"".join(digests)))
         found = find_keys(self.folder.keys("digest"), digests) >= 0
         if found.any():
             self.folder.add_aliases(self.keys(table)[rows[found]], digests[found])
@@ -215,9 +219,10 @@ class Side:
                     vectors.append(storage_vectors(pooled, self.settings.dtype))
                     kept += [start + offset for offset in batch["kept"]]
                     digests.append(batch["digests"])
-                faults |= {start + offset: reason for offset, reason in batch["faults"].items()}
+                faults |= {start + offset: private_reason(reason) for offset, reason in batch["faults"].items()}
                 bar.update(stop - start)
-            self._write(build, index, plan, vectors, kept, {"digest": digests_of(b"".join(digests))}, faults)
+            columns = {"digest": keyed_digests(digests_of(b"".join(digests)))}
+            self._write(build, index, plan, vectors, kept, columns, faults)
 
     def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
         texts = TextBatches(table.dataset, tower.processor, self.max_length)

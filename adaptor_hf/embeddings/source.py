@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..private_mode import is_private
 from .files import write_json
 from .keys import json_key, tower_files, tower_identity
 
@@ -60,7 +61,8 @@ class TowerSource:
             return known["identity"], known["spec"]
         tower = self.load()
         identity, spec = tower_identity(tower), tower.spec
-        if files and os.access(self._memo.parent, os.W_OK):
+        # The memo names the files' places.
+        if files and not is_private() and os.access(self._memo.parent, os.W_OK):
             write_json(self._memo, memo | {request: {"files": files, "identity": identity, "spec": spec}})
         return identity, spec
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.archives import image_source
+from ..private_mode import keyed_digests, private_name
 from .files import KEY_DTYPE
 from .keys import digest, file_key, key_vector, text_key
 from .lookup import first_rows
@@ -190,7 +191,7 @@ def read_texts(table: PairTable) -> None:
                 table.faults.setdefault(start + offset, fault)
             block.append(_NO_KEY if text is None or fault is not None else text_key(text))
         digests.append(b"".join(block))
-    table.text_keys = key_vector(digests)
+    table.text_keys = keyed_digests(key_vector(digests))
     table.has_text = table.text_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
 
 
@@ -220,7 +221,7 @@ def image_key(value) -> tuple[bytes, str | None]:
 def image_name(value) -> str:
     """File name of an image for the list of excluded rows."""
     path, _ = image_reference(value)
-    return os.path.basename(path) if path else ""
+    return private_name(os.path.basename(path)) if path else ""
 
 
 def _read_images(table: PairTable) -> None:
@@ -234,7 +235,7 @@ def _read_images(table: PairTable) -> None:
                 table.faults.setdefault(start + offset, fault)
             block.append(key)
         digests.append(b"".join(block))
-    table.image_keys = key_vector(digests)
+    table.image_keys = keyed_digests(key_vector(digests))
     table.has_image = table.image_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
 
 

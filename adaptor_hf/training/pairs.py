@@ -3,6 +3,7 @@
 import logging
 from typing import TYPE_CHECKING
 
+from ..private_mode import PrivacyArguments, private_rows, refuse_identifying_columns
 from .recipe import DataArguments
 
 if TYPE_CHECKING:
@@ -13,21 +14,23 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_training_pairs(arguments: DataArguments, seed: int) -> "Dataset":
+def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArguments | None = None) -> "Dataset":
     """
     The table of pairs with a split on every row, thinned to `train_fraction` of the training patients.
 
     Rows without a split are split by patient. A table that brings a split but no validation part gets one from its
-    training patients: the best checkpoint must not be chosen on the test part.
+    training patients: the best checkpoint must not be chosen on the test part. In private mode the ids come out as
+    keyed hashes; splits are those of the ids themselves.
 
     Raises:
         ValueError: for anything wrong with the table; see `load_pairs`.
     """
     if arguments.dataset is not None:
-        return load_dataset_pairs(arguments, seed)
+        return private_rows(load_dataset_pairs(arguments, seed))
     from ..data.splits import assign_splits, check_disjoint, patient_fraction
     from ..data.tables import load_pairs
 
+    refuse_identifying_columns(arguments.train_file, arguments.image_column, privacy or PrivacyArguments())
     pairs = load_pairs(
         arguments.train_file,
         image_column=arguments.image_column,
@@ -49,7 +52,7 @@ def load_training_pairs(arguments: DataArguments, seed: int) -> "Dataset":
     else:
         pairs = assign_splits(pairs, **shares, seed=seed)
     check_disjoint(pairs)
-    return patient_fraction(pairs, arguments.train_fraction, seed=seed)
+    return private_rows(patient_fraction(pairs, arguments.train_fraction, seed=seed))
 
 
 def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":

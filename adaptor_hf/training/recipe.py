@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
+from ..private_mode import PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 
@@ -116,7 +117,7 @@ class ModelArguments:
 
 
 @dataclass
-class RunArguments:
+class RunArguments(PrivacyArguments):
     """What the script does besides training."""
 
     dry_run: bool = field(default=False, metadata={"help": "Measure 32 rows here, estimate the run, and stop."})
@@ -128,6 +129,7 @@ class RunArguments:
         default_factory=list,
         metadata={"help": "Learning rates that --controls tries for every trained variant, chosen on validation."},
     )
+
 
     def __post_init__(self):
         if self.learning_rate_grid and not self.controls:
@@ -196,6 +198,8 @@ def check_together(
         raise ValueError(f"{source} needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
+    if is_private():
+        check_private(data, run, training)
     if checkpoint_steps(Path(training.output_dir)) and not training.resume_from_checkpoint and not run.dry_run:
         raise ValueError(
             f"{training.output_dir} holds checkpoints of an earlier run, which would be mixed with this one's. Go on "
@@ -207,6 +211,24 @@ def check_together(
         )
     if run.dry_run and training.world_size > 1:
         raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
+
+
+def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrainingArguments) -> None:
+    """
+    Check that nothing asked for would carry data out of a private run.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if trackers := [name for name in training.report_to if name != "none"]:
+        raise ValueError(f"--private writes to no tracker: leave out --report_to {' '.join(trackers)}.")
+    if data.image_store is not None:
+        raise ValueError("--private keeps no copies of images: leave out --image_store.")
+    if training.push_to_hub and not run.allow_push:
+        raise ValueError(
+            "--private refuses --push_to_hub. A model trained on reports may tell of them; pass --allow_push to send "
+            "the fixed list of files (model, code, processor, card) after all."
+        )
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
@@ -229,4 +251,19 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-__all__ = ["DataArguments", "ModelArguments", "RunArguments", "check_together", "parse_arguments", "read_recipe"]
+def places_of(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
+    """What among the arguments may be a path, for `start_private_mode`."""
+    towers = [name if name and Path(name).exists() else None for name in (model.vision_tower, model.text_tower)]
+    given = [data.train_file, data.data_root, data.cache, data.cache_dir, data.image_root, training.output_dir]
+    return [*given, *towers, training.resume_from_checkpoint if training.resume_from_checkpoint is not True else None]
+
+
+__all__ = [
+    "DataArguments",
+    "ModelArguments",
+    "RunArguments",
+    "check_together",
+    "parse_arguments",
+    "places_of",
+    "read_recipe",
+]

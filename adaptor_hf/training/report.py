@@ -1,20 +1,25 @@
 """The end of a run: retrieval beside its controls, printed and written into the model card."""
 
+import json
 import logging
+from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..audit.manifest import RETRIEVAL_FILE
 from ..configuration_adaptor import AdaptorConfig
 from ..data.splits import split_hash
 from ..hub import write_model_card
 from ..image_processing_adaptor import AdaptorImageProcessor
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import is_private
 from ..processing_adaptor import AdaptorProcessor
 from ..towers_adaptor import load_text_processor
 from .arguments import AdaptorTrainingArguments
-from .controls import compare_retrieval, evaluate_retrieval, format_table, train_variants
+from .controls import RetrievalResult, compare_retrieval, evaluate_retrieval, format_table, train_variants
+from .trainer import write_aside
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -64,10 +69,12 @@ def report_run(
         table = format_table([result, *(compare_retrieval(variants, views[evaluated_on]) if variants else [])])
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
+        write_retrieval(arguments.output_dir, result, evaluated_on)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
     return write_model_card(
         arguments.output_dir,
-        model_name=Path(arguments.output_dir).resolve().name,
+        # A folder may be named after anything.
+        model_name="Adaptor" if is_private() else Path(arguments.output_dir).resolve().name,
         config=model.config.to_dict(),
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
@@ -79,6 +86,13 @@ def report_run(
         controls=table if learning_rates else None,
         versions=package_versions(),
     )
+
+
+def write_retrieval(folder: str, result: RetrievalResult, split: str) -> Path:
+    """`retrieval.json`: the unrounded numbers of the card, for `python -m adaptor_hf.verify`."""
+    path = Path(folder) / RETRIEVAL_FILE
+    write_aside(path, json.dumps({"split": split} | asdict(result), indent=1) + "\n")
+    return path
 
 
 def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
+from ..audit.manifest import place_beside
 from ..data.splits import split_hash
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import private_options
 from .arguments import AdaptorTrainingArguments
 from .report import package_versions
 from .trainer import write_aside
@@ -28,7 +30,8 @@ class RunRecord:
     """
     Seconds of a run's parts, from the start of the process on.
 
-    It stays on this machine: it names places. The list of files that are pushed leaves it out.
+    It stays on this machine: it names places, unless the run is private. The list of files that are
+    pushed leaves it out.
     """
 
     def __init__(self) -> None:
@@ -73,10 +76,10 @@ class RunRecord:
                 "processes": arguments.world_size,
                 "threads": torch.get_num_threads(),
             },
-            "options": options,
-            "training_arguments": arguments.to_dict(),
+            "options": private_options(options),
+            "training_arguments": private_options(arguments.to_dict()),
             "inputs": {
-                "cache": str(cache.path),
+                "cache": place_beside(folder, cache.path),
                 "cache_fingerprint": cache.fingerprint,
                 "split_hash": split_hash(cache.pairs),
                 "rows": {name: len(cache.split(name)) for name in cache.splits},

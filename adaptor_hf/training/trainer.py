@@ -19,6 +19,7 @@ from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
+from ..private_mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import (
     RESUME,
@@ -343,6 +344,7 @@ class AdaptorTrainer(Trainer):
                 self._save_rng_state(folder)
             if self.args.should_save:
                 self.state.save_to_json(os.path.join(folder, TRAINER_STATE_NAME))
+                rewrite_without_paths(os.path.join(folder, TRAINER_STATE_NAME))
                 RunningLoss.write(running_loss, unfinished(checkpoint))
 
         def finish() -> None:
@@ -383,7 +385,14 @@ class AdaptorTrainer(Trainer):
                 self.processor.save_pretrained(folder)
             # The pickle of the arguments is no use to anyone; a readable copy is.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            write_aside(folder / "training_args.json", json.dumps(self.args.to_dict(), indent=2, default=str))
+            write_aside(
+                folder / "training_args.json", json.dumps(private_options(self.args.to_dict()), indent=2, default=str)
+            )
+
+    def save_state(self) -> None:
+        super().save_state()
+        if self.args.should_save:
+            rewrite_without_paths(Path(self.args.output_dir) / TRAINER_STATE_NAME)
 
     def push_to_hub(self, commit_message: str | None = "End of training", token: str | None = None, **kwargs) -> str:
         """Push the fixed list of files of `hub.push_folder` from `output_dir`, to a private repository by default."""

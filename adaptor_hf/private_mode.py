@@ -1,0 +1,335 @@
+"""
+Private mode of the scripts: ids as keyed hashes, and no report text, path or id in anything that is written or said.
+
+It holds for the whole process from `start_private_mode` on: whatever builds a cache or writes a file asks here, so that
+no call can forget to pass the key on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .privacy import keyed_hash, load_key
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+ENVIRONMENT = "ADAPTOR_PRIVATE"
+HIDDEN = "<hidden>"
+ID_COLUMNS = ("image_id", "patient_id", "study_id")
+# Columns that a run may use; all others could hold anything.
+KEPT_COLUMNS = (
+    "image", *ID_COLUMNS, "view", "text", "sections", "sentences", "labels", "boxes", "box_labels", "mask", "split",
+    "source_row", "sex", "age",
+)  # fmt: skip
+# Options that hold places, or parts of the user's table.
+_HIDDEN_OPTIONS = (
+    "train_file", "data_root", "dataset_option", "cache", "cache_dir", "image_column", "text_column", "image_root",
+    "patient_column", "study_column", "id_column", "view_column", "split_column", "split_alias", "filter",
+    "image_store", "key_file", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "table",
+    "mask_column", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column", "prompts",
+)  # fmt: skip
+
+_key: bytes | None = None
+
+
+@dataclass(kw_only=True)
+class PrivacyArguments:
+    """Options of both scripts for data that must not leave the machine."""
+
+    private: bool = field(
+        default=False,
+        metadata={"help": "Write keyed hashes instead of ids, and no report or path; no tracker (docs/privacy.md)."},
+    )
+    key_file: str | None = field(
+        default=None, metadata={"help": "File with the key of --private; made, for its owner only, if it is missing."}
+    )
+    allow_identifying_columns: bool = field(
+        default=False, metadata={"help": "With --private: take a table whose columns look like names or birth dates."}
+    )
+    allow_push: bool = field(
+        default=False, metadata={"help": "With --private: let --push_to_hub send the fixed list of files."}
+    )
+
+
+def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None] = ()) -> bool:
+    """
+    Switch the process to private mode if it was asked for, by `--private` or by `ADAPTOR_PRIVATE=1`.
+
+    From here on what is written to stdout, stderr and logs has paths, file names and quoted values cut out, and data
+    sets that the library would keep in its cache go to a folder that is deleted at exit.
+
+    Args:
+        arguments (`PrivacyArguments`): Of the script.
+        places (`Iterable[str]`): Paths that were given; they are cut out of messages even where they look like words.
+
+    Returns:
+        `bool`: Whether private mode is on.
+
+    Raises:
+        ValueError: without a key file, or for an option that needs private mode.
+        PermissionError: others than its owner may read the key file.
+    """
+    wanted = arguments.private or os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes", "on")
+    if not wanted:
+        if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push")
+                     if getattr(arguments, name)]:  # fmt: skip
+            raise ValueError(f"--{' and --'.join(given)} would have no effect without --private.")
+        return False
+    if arguments.key_file is None:
+        raise ValueError("--private needs --key_file: the file with the key of the ids. It is made if it is missing.")
+    arguments.private = True
+    _hide_places([*places, arguments.key_file])
+    _keep_data_sets_aside()
+    _set_key(load_key(arguments.key_file, create=True))
+    return True
+
+
+@contextmanager
+def private_mode(key: bytes) -> Iterator[None]:
+    """Private mode of caches and files within a block, in Python; messages and data sets' caches are left alone."""
+    before = _key
+    _set_key(key)
+    try:
+        yield
+    finally:
+        _set_key(before)
+
+
+def is_private() -> bool:
+    """Whether the process is in private mode."""
+    return _key is not None
+
+
+def key_name() -> str | None:
+    """16 hex digits that tell one key from another and say nothing about it; None outside private mode."""
+    return None if _key is None else hashlib.blake2b(b"adaptor_hf key name", digest_size=8, key=_key).hexdigest()
+
+
+def keyed_digests(digests: np.ndarray) -> np.ndarray:
+    """
+    Digests of files and texts, made keyed in private mode: who knows a report could else look up whether it is there.
+
+    Args:
+        digests (`np.ndarray` of shape `(n,)` and dtype `S16`): All-zero ones stand for nothing and stay.
+
+    Returns:
+        `np.ndarray` of the same shape and dtype; outside private mode the same one.
+    """
+    if _key is None or not len(digests):
+        return digests
+    raw, size = np.ascontiguousarray(digests).tobytes(), digests.dtype.itemsize
+    parts = (raw[start : start + size] for start in range(0, len(raw), size))
+    keyed = (part if not any(part) else hashlib.blake2b(part, digest_size=size, key=_key).digest() for part in parts)
+    return np.frombuffer(b"".join(keyed), dtype=digests.dtype)
+
+
+def private_name(value: str) -> str:
+    """A path, file name or id as a keyed hash; outside private mode as it is, and nothing stays nothing."""
+    return value if _key is None or not value else keyed_hash(value, _key)
+
+
+def private_reason(reason: str) -> str:
+    """What is wrong with an image, without the details that a decoder quotes from the file."""
+    return reason if _key is None else reason.partition(":")[0]
+
+
+def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
+    """
+    A data set with keyed hashes for `image_id`, `patient_id` and `study_id`, and without columns that are neither of
+    the column contract nor sex, age or asked for. Outside private mode the data set itself.
+
+    Args:
+        dataset (`datasets.Dataset`): With the columns of `load_pairs`.
+        keep (`Iterable[str]`): More columns to keep.
+    """
+    if _key is None:
+        return dataset
+    import pyarrow as pa
+
+    kept = {*KEPT_COLUMNS, *keep}
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in kept])
+    for name in [name for name in ID_COLUMNS if name in dataset.column_names]:
+        values = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+        hashed = [None if value is None else keyed_hash(str(value), _key) for value in values]
+        order = dataset.column_names
+        dataset = dataset.remove_columns(name).add_column(name, pa.array(hashed, pa.string())).select_columns(order)
+    return dataset
+
+
+def refuse_identifying_columns(source: Any, image_column: str, arguments: PrivacyArguments) -> None:
+    """
+    In private mode, refuse a table with columns that look like names or birth dates, unless they were asked for.
+
+    Raises:
+        ValueError: naming the number of columns and their places; their names may name someone.
+    """
+    if _key is None or arguments.allow_identifying_columns or not isinstance(source, str | os.PathLike):
+        return
+    from .data.table_files import read_source
+    from .identifying import identifying_columns
+
+    table = read_source(source, image_column).table
+    if found := identifying_columns(table):
+        places = ", ".join(str(table.column_names.index(name) + 1) for name in found)
+        raise ValueError(
+            f"{len(found)} of the table's columns look like names, birth dates or addresses (columns {places}, counted "
+            "from 1). Take them out of the table, or pass --allow_identifying_columns: they are then read past."
+        )
+
+
+def private_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run for a record: in private mode, places and parts of the user's table as keyed hashes."""
+    if _key is None:
+        return dict(options)
+    return {
+        name: _hashed(value) if name in _HIDDEN_OPTIONS else without_paths(value) for name, value in options.items()
+    }
+
+
+def without_paths(value: Any) -> Any:
+    """In private mode, a JSON value with every string that has a slash or backslash as a keyed hash, at any depth."""
+    if _key is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): without_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(r"[/\\]", value)):
+        return keyed_hash(str(value), _key)
+    return value
+
+
+def rewrite_without_paths(path: str | os.PathLike) -> None:
+    """In private mode, replace the paths in a JSON file that a library has written."""
+    if _key is None:
+        return
+    path = Path(path)
+    value = without_paths(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
+    """
+    In private mode, refuse a ready cache that was built without it, or with another key.
+
+    Args:
+        spec_of_sides: The manifests of its folders of images and texts.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if _key is None:
+        return
+    names = {side.get("identity", {}).get("private") for side in spec_of_sides}
+    if names != {key_name()}:
+        found = "without --private" if None in names else "with another key"
+        raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")
+
+
+def hide(text: str) -> str:
+    """A message without paths, file names and quoted values, as private mode lets it out."""
+    for place in _places:
+        text = re.sub(re.escape(place) + r"([/\\][^\n'\"]*)?", HIDDEN, text)
+    for pattern in _SECRET:
+        text = pattern.sub(HIDDEN, text)
+    return text
+
+
+def _hashed(value: Any) -> Any:
+    if value is None or isinstance(value, bool) or value == []:
+        return value
+    return [_hashed(item) for item in value] if isinstance(value, list | tuple) else keyed_hash(str(value), _key)
+
+
+def _set_key(key: bytes | None) -> None:
+    global _key
+    _key = key
+
+
+_places: list[str] = []
+_SECRET = (
+    re.compile(r"(?<!\w)'[^'\n]*'(?!\w)"),
+    re.compile(r'"[^"\n]*"'),
+    re.compile(r"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])[^\s'\",;()]+"),
+    re.compile(r"[^\s'\",;:()=]+\.(?:png|jpe?g|dcm|dicom|csv|tsv|parquet|pq|jsonl?|txt|zip|tar|gz|arrow)\b", re.I),
+)
+
+
+class _Hiding:
+    """A text stream that cuts out what private mode hides."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(hide(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _hide_places(places: Iterable[str | None]) -> None:
+    given = {str(place) for place in places if place}
+    for place in list(given):
+        given |= {str(Path(place).absolute()), str(Path(place).resolve())}
+    # The longest first: one may be a part of another. A single "." or "/" would cut every sentence.
+    _places[:] = sorted((place for place in given if len(place.strip("./\\")) > 1), key=len, reverse=True)
+    wrapped = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Hiding):
+            wrapped[id(stream)] = _Hiding(stream)
+            setattr(sys, name, wrapped[id(stream)])
+    # Handlers that libraries made when they were imported hold the streams of the time.
+    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in wrapped:
+            handler.setStream(wrapped[id(handler.stream)])
+
+
+def _keep_data_sets_aside() -> None:
+    import datasets
+
+    folder = tempfile.mkdtemp(prefix="adaptor-private-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    datasets.config.HF_DATASETS_CACHE = Path(folder)
+
+
+__all__ = [
+    "PrivacyArguments",
+    "check_private_cache",
+    "hide",
+    "is_private",
+    "key_name",
+    "keyed_digests",
+    "private_mode",
+    "private_name",
+    "private_options",
+    "private_reason",
+    "private_rows",
+    "refuse_identifying_columns",
+    "rewrite_without_paths",
+    "start_private_mode",
+    "without_paths",
+]
