@@ -42,7 +42,8 @@ _HIDDEN_OPTIONS = (
     "train_file", "data_root", "dataset_option", "cache", "cache_dir", "image_column", "text_column", "image_root",
     "patient_column", "study_column", "id_column", "view_column", "split_column", "split_alias", "filter",
     "image_store", "key_file", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "table",
-    "mask_column", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column", "prompts",
+    "mask_column", "towers_dir", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column",
+    "prompts",
 )  # fmt: skip
 
 _key: bytes | None = None
