@@ -64,7 +64,7 @@ class TestSections:
         assert names(REPORT.replace("\n", "\r\n")) == names(REPORT)
 
     def test_another_language_needs_its_headings(self):
-        with pytest.raises(ValueError, match=r"No headings for the language 'xx'. Known: en"):
+        with pytest.raises(ValueError, match=r"No headings for the language 'xx'. Known: de, en, es, fr"):
             parse_sections(REPORT, "xx")
 
     @given(st.lists(st.sampled_from([*"ab.: \n", "\n FINDINGS: ", "\n IMPRESSION:\n", "\n \n"])).map("".join))

@@ -17,11 +17,26 @@ _ITEM = re.compile(r"(?:^|\n)\s*\d{1,2}[.)]\s+|(?<=[.:;])\s+\d{1,2}[.)]\s+(?=[A-
 _END = re.compile(r"(?<=[.!?])[\"')\]]*\s+")
 _ABBREVIATIONS = ("Dr.", "Drs.", "Mr.", "Mrs.", "Ms.", "Prof.", "St.", "vs.", "cf.", "approx.", "resp.", "incl.",
                   "e.g.", "i.e.", "a.m.", "p.m.", "Nr.")  # fmt: skip
+# Abbreviations of several parts, whose full stops end no sentence: the end of one part, the beginning of the next.
+_FIRST_PARTS = re.compile(r"(?:^|[\s(])(?:[zZ]|[vV]|[dD]|[uU]|[pP]|n|i)\.$")
+_LAST_PARTS = re.compile(r"(?:B|n|a|h|ej|Bsp|ex|v)\.")
+_WHOLE = re.compile(r"(?:^|[\s(])(?:[zZ]\. ?B|[zZ]\. ?n|[vV]\. ?a|[dD]\. ?h|[uU]\. ?a|[pP]\. ?ej|[pP]\. ?ex)\.$")
+# By language: abbreviations of one part, and whether "5." may be an ordinal ("der 5. Rippe").
+_OF_LANGUAGE = {
+    "en": ((), False),
+    "de": (("bzw.", "ca.", "ggf.", "evtl.", "inkl.", "max.", "re.", "li.", "bds.", "Pat.", "Z.n.", "z.n.", "V.a.",
+            "z.B.", "d.h.", "u.a.", "St.p.", "sog.", "vgl.", "Abb."), True),
+    "es": (("Sr.", "Sra.", "Dra.", "aprox.", "p.ej.", "izq.", "dcho.", "dcha.", "pte."), False),
+    "fr": (("M.", "Mme.", "env.", "p.ex.", "ant.", "post.", "c.-à-d.", "dt.", "gche."), False),
+}  # fmt: skip
+_ORDINAL = re.compile(r"(?:^|\s)\d{1,2}\.$")
+# Words before which a number and a full stop end a sentence all the same: "Grad 2. Kein Erguss."
+_NO_ORDINAL_BEFORE = re.compile(r"(?:Grad|Grades|Stadium|Typ|Stufe|Klasse|auf|Nr\.|Bild)\s\d{1,2}\.$")
 _NUMBERED = re.compile(r"\d[.)]\s")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
-def default_sentences(sections: Mapping[str, str]) -> list[str]:
+def default_sentences(sections: Mapping[str, str], language: str = "en") -> list[str]:
     """
     Our rule: impression, then findings; where there is neither, the last paragraph.
 
@@ -31,18 +46,27 @@ def default_sentences(sections: Mapping[str, str]) -> list[str]:
     texts = [sections[name] for name in ("impression", "findings") if sections.get(name)]
     if not texts:
         texts = [sections.get("last_paragraph") or ""]
-    return [sentence for text in texts for sentence in split_sentences(text)]
+    return [sentence for text in texts for sentence in split_sentences(text, language)]
 
 
-def split_sentences(text: str) -> list[str]:
-    """Sentences of a text, white space collapsed. Blank lines, list numbers and closing marks separate them."""
+def split_sentences(text: str, language: str = "en") -> list[str]:
+    """
+    Sentences of a text, white space collapsed. Blank lines, list numbers and closing marks separate them; abbreviations
+    of the language, and ordinals in German, do not.
+
+    Raises:
+        ValueError: No rules for this language.
+    """
+    if language not in _OF_LANGUAGE:
+        raise ValueError(f"No sentence rules for the language {language!r}. Known: {', '.join(_OF_LANGUAGE)}.")
     found = []
     for paragraph in _BLANK_LINE.split(text):
         for item in _ITEM.split(paragraph) if _NUMBERED.search(paragraph) else (paragraph,):
             pending = ""
-            for piece in _END.split(item):
+            pieces = _END.split(item)
+            for piece, following in zip(pieces, [*pieces[1:], ""], strict=True):
                 pending = f"{pending} {piece}" if pending else piece
-                if not _ends_in_abbreviation(piece):
+                if not _goes_on(pending, following, language):
                     found.append(pending)
                     pending = ""
             found.append(pending)
@@ -95,21 +119,35 @@ RECIPES: dict[str, Callable[[Mapping[str, str]], list[str]]] = {
 """Recipes by name: from section texts (see `adaptor_hf.data.reports.section_texts`) to sentences."""
 
 
-def sentences_of(sections: Mapping[str, str], recipe: str = "default") -> list[str]:
+def sentences_of(sections: Mapping[str, str], recipe: str = "default", language: str = "en") -> list[str]:
     """
     Sentences of a report by a recipe of `RECIPES`; the report's text is these joined by blanks.
 
     Raises:
-        ValueError: No such recipe.
+        ValueError: No such recipe, or a recipe of the reference codes for another language than theirs, English.
     """
     if recipe not in RECIPES:
         raise ValueError(f"Unknown sentence recipe {recipe!r}. Choose one of: {', '.join(RECIPES)}.")
+    if recipe == "default":
+        return default_sentences(sections, language)
+    if language != "en":
+        raise ValueError(f"The sentence recipe {recipe!r} is for English reports. Use 'default' for {language!r}.")
     return RECIPES[recipe](sections)
 
 
-def _ends_in_abbreviation(piece: str) -> bool:
-    # The first test is quick and rules out nearly all.
-    return piece.endswith(_ABBREVIATIONS) and piece.split()[-1].lstrip("(") in _ABBREVIATIONS
+def _goes_on(text: str, following: str, language: str) -> bool:
+    """Whether the full stop at the end of `text` belongs to an abbreviation or an ordinal."""
+    own, ordinals = _OF_LANGUAGE[language]
+    # These tests are quick and rule out nearly all.
+    if text.endswith(_ABBREVIATIONS + own) and text.split()[-1].lstrip("(") in _ABBREVIATIONS + own:
+        return True
+    if language == "en" or not following:
+        return False
+    if _FIRST_PARTS.search(text) and _LAST_PARTS.match(following):
+        return True
+    if _WHOLE.search(text):
+        return True
+    return ordinals and bool(_ORDINAL.search(text)) and not _NO_ORDINAL_BEFORE.search(text)
 
 
 def _word_tokens(piece: str) -> list[str]:

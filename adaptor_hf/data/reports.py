@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -37,54 +39,37 @@ class Headings:
         return self._lookup
 
 
-HEADINGS = {
-    # The names of the section parser of MIT-LCP (mimic-cxr), which MGCA and LoVT use too. "ndication" is in its list of
-    # impressions.
-    "en": Headings(
-        pattern=re.compile(r"\n ([A-Z ()/,-]+):\s"),
-        names={
-            "impression": (
-                "impression", "conclusion", "findings and impression", "findings/impression", "findings/ impression",
-                "ndication", "impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion",
-                "imperssion", "mpression", "impession",
-            ),
-            "findings": (
-                "findings", "chest, two views", "finding", "findins", "findindgs", "findgings", "findngs", "findnings",
-                "finidngs", "reference findings",
-            ),
-            "comparison": (
-                "comparison", "comparisons", "reference exam", "comparison exam", "comparison film", "comparision",
-                "comparsion", "comparrison", "comparisions",
-            ),
-            "indication": (
-                "indication", "reason for examination", "reason for exam", "clinical indication", "idication",
-            ),
-            "history": ("history", "clinical history", "clinical information", "patient history", "pfi"),
-            "examination": ("examination", "exam", "type of examination"),
-            "recommendations": ("recommendations", "recommendation(s)", "recommendation"),
-            "wet read": ("wet read", "wetread"),
-            "technique": ("technique",),
-            "notification": ("notification",),
-            "addendum": ("addendum",),
-            "comment": ("comment",),
-            "date": ("date",),
-        },
-        within=("impression", "findings", "history", "comparison", "addendum"),
-        findings=(
-            "chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and",
-            "two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window",
-            "frontal upright", "frontal semi-upright", "ribs", "pa and lat",
-        ),
-    ),
-}  # fmt: skip
-"""Headings by language. Another language is another entry."""
+def _read_headings(path: Path) -> Headings:
+    table = json.loads(path.read_text(encoding="utf-8"))
+    names = {name: tuple(headings) for name, headings in table["names"].items()}
+    return Headings(
+        pattern=re.compile(table["pattern"]) if "pattern" in table else _known_headings(names),
+        names=names,
+        within=tuple(table.get("within", ())),
+        findings=tuple(table.get("findings", ())),
+    )
+
+
+def _known_headings(names: dict[str, tuple[str, ...]]) -> re.Pattern:
+    """
+    Headings of the table alone, at the start of a line or of a sentence, with a colon, or on a line of their own.
+    Others, such as "Herz:", are part of the findings.
+    """
+    known = sorted((heading for headings in names.values() for heading in headings), key=len, reverse=True)
+    words = "|".join(re.escape(heading) for heading in known)
+    return re.compile(rf"(?:^|\n|(?<=[.!?])[^\S\n])[^\S\n]*({words})[^\S\n]*(?::|(?=\n|$))", re.IGNORECASE)
+
+
+HEADINGS = {path.stem: _read_headings(path) for path in sorted((Path(__file__).parent / "headings").glob("*.json"))}
+"""Headings by language. Another language is another file in `headings`."""
 
 _PARAGRAPH = "\n \n"
 
 
 def parse_sections(report: str, language: str = "en") -> list[tuple[str, str]]:
     """
-    Sections of a report in order, as (name, raw text), by the rules of MIT-LCP's parser for MIMIC-CXR.
+    Sections of a report in order, as (name, raw text), by the rules of MIT-LCP's parser for MIMIC-CXR. Languages other
+    than English ("en") go by the headings of their table alone: "de", "es", "fr".
 
     What comes before the first heading is "preamble"; a report without heading is one "full report". A heading is not
     looked for in the rest of the line that opens a section. Findings and impressions without text are left out; where

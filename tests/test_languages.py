@@ -1,0 +1,114 @@
+"""Reports in German, Spanish and French: sections, sentences, prompts; phantoms that speak German and Spanish."""
+
+import re
+
+import pytest
+
+from adaptor_hf.data.report_sentences import sentences_of, split_sentences
+from adaptor_hf.data.reports import HEADINGS, parse_sections, section_texts
+
+GERMAN = """Röntgen Thorax in 2 Ebenen vom 12.03.2024
+
+Klinische Angaben: Z. n. Sturz. V. a. Fraktur der 5. Rippe links.
+Befund:
+Herz: normal groß. Kein Erguss, z. B. im Randwinkel. Rundherd von 1,5 cm im rechten Oberlappen.
+Infiltrat Grad 2. Kein Pneumothorax.
+
+BEURTEILUNG
+1. V. a. Pneumonie rechts.
+2. Keine Stauung.
+"""
+SPANISH = (
+    "DATOS CLÍNICOS: tos y fiebre.\nHALLAZGOS: Silueta cardíaca normal, p. ej. sin derrame. Nódulo de 1,5 cm.\n"
+    "IMPRESIÓN DIAGNÓSTICA: Sin hallazgos agudos."
+)
+FRENCH = (
+    "Indication : toux fébrile.\nRésultats : pas d'épanchement pleural. Cœur de taille normale.\nConclusion : normal."
+)
+
+
+class TestSections:
+    def test_german_report(self):
+        sections = section_texts(GERMAN, "de")
+        assert list(sections) == ["preamble", "history", "findings", "impression"]
+        assert sections["impression"] == "1. V. a. Pneumonie rechts.\n2. Keine Stauung."
+
+    def test_organ_names_with_a_colon_stay_in_the_findings(self):
+        assert section_texts(GERMAN, "de")["findings"].startswith("Herz: normal groß.")
+
+    def test_spanish_and_french_reports(self):
+        assert section_texts(SPANISH, "es")["impression"] == "Sin hallazgos agudos."
+        assert section_texts(SPANISH, "es")["history"] == "tos y fiebre."
+        assert section_texts(FRENCH, "fr") == {
+            "preamble": "",
+            "indication": "toux fébrile.",
+            "findings": "pas d'épanchement pleural. Cœur de taille normale.",
+            "impression": "normal.",
+        }
+
+    def test_headings_on_one_line(self):
+        sections = section_texts("Befund: Kein Erguss. Beurteilung: Unauffällig.", "de")
+        assert (sections["findings"], sections["impression"]) == ("Kein Erguss.", "Unauffällig.")
+
+    @pytest.mark.parametrize("text", ["Der Befund ist stabil.", "Im Vergleich: Befundbesserung.", "Technik bedingt."])
+    def test_words_within_a_sentence_are_no_headings(self, text):
+        assert [name for name, _ in parse_sections(text, "de")] == ["full report"]
+
+    @pytest.mark.parametrize("language", ["de", "es", "fr"])
+    def test_every_heading_of_a_table_opens_its_section_and_no_two_share_one(self, language):
+        headings = HEADINGS[language]
+        words = [heading for known in headings.names.values() for heading in known]
+        assert len(words) == len(set(words))
+        for name, known in headings.names.items():
+            for heading in known:
+                for written in (heading, heading.upper(), heading.capitalize()):
+                    found = parse_sections(f"x.\n{written}: Text.", language)
+                    assert found[-1] == (name, " Text."), written
+
+    def test_the_same_sections_exist_in_all_languages(self):
+        for language in ("de", "es", "fr"):
+            assert set(HEADINGS[language].names) <= set(HEADINGS["en"].names)
+            assert {"impression", "findings", "history", "comparison"} <= set(HEADINGS[language].names)
+
+
+class TestSentences:
+    def test_german_abbreviations_ordinals_and_decimals_end_no_sentence(self):
+        assert sentences_of(section_texts(GERMAN, "de"), language="de") == [
+            "V. a. Pneumonie rechts.",
+            "Keine Stauung.",
+            "Herz: normal groß.",
+            "Kein Erguss, z. B. im Randwinkel.",
+            "Rundherd von 1,5 cm im rechten Oberlappen.",
+            "Infiltrat Grad 2.",
+            "Kein Pneumothorax.",
+        ]
+        assert split_sentences("Fraktur der 5. Rippe links. Kein Erguss.", "de") == [
+            "Fraktur der 5. Rippe links.",
+            "Kein Erguss.",
+        ]
+
+    def test_spanish_and_french(self):
+        assert split_sentences("Opacidad, p. ej. basal. Sin derrame.", "es") == [
+            "Opacidad, p. ej. basal.",
+            "Sin derrame.",
+        ]
+        assert split_sentences("Nodule de 1,5 cm env. Cœur normal.", "fr")[0].startswith("Nodule de 1,5 cm")
+
+    @pytest.mark.parametrize(("text", "language"), [(GERMAN, "de"), (SPANISH, "es"), (FRENCH, "fr")])
+    def test_no_letter_and_no_negation_is_lost(self, text, language):
+        def letters(value):
+            return re.sub(r"[\W\d_]", "", value)
+
+        assert letters("".join(split_sentences(text, language))) == letters(text)
+
+    def test_english_is_the_default_and_unchanged_by_the_others(self):
+        text = "Grade 3. No effusion. Compared to 5. Lungs clear."
+        assert split_sentences(text) == split_sentences(text, "en") == [
+            "Grade 3.", "No effusion.", "Compared to 5.", "Lungs clear.",
+        ]  # fmt: skip
+
+    def test_reference_recipes_are_english_only_and_unknown_languages_are_named(self):
+        with pytest.raises(ValueError, match="'mgca' is for English"):
+            sentences_of({"findings": "Kein Erguss."}, "mgca", "de")
+        with pytest.raises(ValueError, match="No sentence rules for the language 'xx'"):
+            split_sentences("x.", "xx")
