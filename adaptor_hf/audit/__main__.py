@@ -1,0 +1,80 @@
+"""`python -m adaptor_hf.audit checklists RUN --to DIR` and `... table1 TABLE_OR_CACHE --to DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m adaptor_hf.audit", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checklists = commands.add_parser("checklists", help="drafts of CLAIM 2024 and TRIPOD+AI, from what a run knows")
+    checklists.add_argument("run", help="output folder of train_pretrain.py or train_downstream.py")
+    checklists.add_argument("--to", default="checklists", help="folder of the drafts")
+    table = commands.add_parser("table1", help="patients, studies, images, views, sex, age and labels by split")
+    table.add_argument("source", help="a table as train_downstream.py takes it, or a cache")
+    table.add_argument("--to", default="table1", help="folder of table1.json and table1.md")
+    table.add_argument("--min_count", type=int, default=0, help="hide counts below this, 5 for instance")
+    table.add_argument("--cache", help="take the split of the table's rows from this cache")
+    table.add_argument("--label_column", nargs="+", default=[], help="one column of classes, or columns of 0, 1, -1")
+    table.add_argument("--text_column", help="column of reports, to count them")
+    table.add_argument("--image_column", default="image")
+    table.add_argument("--image_root")
+    for name in ("patient", "split", "id"):
+        table.add_argument(f"--{name}_column")
+    for name in ("sex", "age"):
+        table.add_argument(f"--{name}_column", default=name)
+    table.add_argument("--filter", nargs="+", default=[], help="keep rows where column=value")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if arguments.command == "checklists":
+            from .checklists import write_checklists
+
+            print(*write_checklists(arguments.run, arguments.to), sep="\n")
+        else:
+            print(_table1(arguments))
+        return 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def _table1(arguments: argparse.Namespace) -> str:
+    from .table1 import describe_data, load_rows, markdown
+
+    rows, labels, notes = load_rows(
+        arguments.source,
+        cache=arguments.cache,
+        sex_column=arguments.sex_column,
+        age_column=arguments.age_column,
+        label_columns=arguments.label_column,
+        text_column=arguments.text_column,
+        image_column=arguments.image_column,
+        image_root=arguments.image_root,
+        patient_column=arguments.patient_column,
+        split_column=arguments.split_column,
+        id_column=arguments.id_column,
+        filters=arguments.filter or None,
+    )
+    described = describe_data(rows, labels, min_count=arguments.min_count)
+    described["notes"] += notes
+    page = markdown(described, arguments.min_count)
+    folder = Path(arguments.to)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "table1.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / "table1.md").write_text(page, encoding="utf-8")
+    return page
+
+
+if __name__ == "__main__":
+    sys.exit(main())

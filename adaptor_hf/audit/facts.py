@@ -1,0 +1,240 @@
+"""What a run's own files say about it, in sentences for a reporting checklist. What they do not say is not guessed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .manifest import RETRIEVAL_FILE
+
+
+def run_facts(run: str | os.PathLike) -> dict[str, str]:
+    """
+    Facts by name, as the checklists ask for them; a fact that the files do not have is absent.
+
+    Args:
+        run (`str` or `PathLike`): Output folder of `train_pretrain.py` or `train_downstream.py`.
+
+    Raises:
+        FileNotFoundError: the folder has neither `run.json` nor results.
+    """
+    run = Path(run)
+    if (run / "run.json").is_file():
+        return pretraining_facts(run)
+    if any(run.glob("runs/*/results.jsonl")):
+        return downstream_facts(run)
+    raise FileNotFoundError(
+        f"{run} has neither run.json nor runs/*/results.jsonl: name a finished run's output folder."
+    )
+
+
+def pretraining_facts(run: Path) -> dict[str, str]:
+    """Facts of a pre-training run, from `run.json`, `config.json`, `retrieval.json`, and its cache if that is there."""
+    record = _read(run / "run.json")
+    config, retrieval, manifest = (_read(run / name) for name in ("config.json", RETRIEVAL_FILE, "manifest.json"))
+    options, arguments, inputs = (record.get(name) or {} for name in ("options", "training_arguments", "inputs"))
+    facts = {
+        "category": "Deep learning: a contrastive image-text model, trained on embeddings of frozen towers.",
+        "ensemble": "None: one model.",
+        "limits": "Retrieval alone was measured, and says little about a clinical task.",
+    }
+    if options.get("dataset_name"):
+        facts["data"] = f"The user calls the data {options['dataset_name']!r}."
+    if config:
+        facts |= _model_facts(config, record)
+    if record.get("versions"):
+        facts |= _software_facts(record)
+    if inputs.get("rows"):
+        rows = ", ".join(f"{count:,} {name}" for name, count in inputs["rows"].items())
+        facts["partitions"] = f"Rows: {rows}. Split hash {inputs.get('split_hash')}. Seed {arguments.get('seed')}."
+        facts["numbers"] = f"Image rows: {rows}."
+    if (share := options.get("train_fraction")) not in (None, 1.0):
+        facts["subsets"] = f"{100 * share:g} % of the training patients, seed {arguments.get('seed')}."
+    if manifest.get("private_key"):
+        facts["private"] = "Ids in the run's files are keyed hashes. That is no de-identification of images or reports."
+    if arguments:
+        facts |= _training_facts(arguments, config)
+    if retrieval:
+        facts |= _retrieval_facts(retrieval)
+    return facts | _cache_facts(run, inputs)
+
+
+def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
+    towers = {side: config.get(f"{side}_tower") or {} for side in ("vision", "text")}
+    named = {
+        side: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, revision "
+        f"{spec.get('revision') or 'not pinned'}"
+        for side, spec in towers.items()
+        if spec
+    }
+    shape = (
+        f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}, "
+        f"{config.get('num_attention_heads')} heads"
+    )
+    parameters = (record.get("weights") or {}).get("parameters")
+    facts = {"model": f"An Adaptor of {shape}" + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
+    facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of frozen towers."
+    if named:
+        described = "; ".join(f"{side} tower {name}, frozen" for side, name in named.items())
+        seen = "; ".join(
+            f"{side}: {', '.join(towers[side].get('pretraining_data') or []) or 'unknown'}" for side in named
+        )
+        facts["model"] += f" {described}."
+        facts["initialization"] = (
+            f"The Adaptor at random; the towers as published ({described}). They were trained on: {seen}."
+        )
+    if processing := towers["vision"].get("image_processor"):
+        names = ("size", "crop_size", "image_mean", "image_std")
+        kept = {name: processing[name] for name in names if processing.get(name)}
+        facts["preprocessing"] = f"Images as the vision tower asks: {json.dumps(kept)}."
+    return facts
+
+
+def _software_facts(record: Mapping[str, Any]) -> dict[str, str]:
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
+    machine = record.get("machine") or {}
+    return {
+        "software": f"{versions}. On {machine.get('device')}, {machine.get('processes')} process(es).",
+        "availability": f"Software: adaptor-hf {record['versions'].get('adaptor-hf')}, Apache-2.0.",
+    }
+
+
+def _training_facts(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+    names = (
+        "learning_rate", "num_train_epochs", "max_steps", "global_batch_size", "optim", "weight_decay", "warmup_steps",
+        "lr_scheduler_type", "max_grad_norm", "positives", "fp16", "bf16", "seed",
+    )  # fmt: skip
+    listed = ", ".join(f"{name} {arguments[name]}" for name in names if arguments.get(name) is not None)
+    weight = f", image_to_text_weight {config['image_to_text_weight']}" if "image_to_text_weight" in config else ""
+    facts = {"training": f"Contrastive loss; no augmentation (embeddings are computed once); {listed}{weight}."}
+    if arguments.get("load_best_model_at_end") and arguments.get("eval_strategy") != "no":
+        facts["selection"] = (
+            f"The checkpoint with the best {arguments.get('metric_for_best_model')} on the validation split."
+        )
+    else:
+        facts["selection"] = "The last checkpoint: nothing was chosen on held-out data."
+    return facts
+
+
+def _retrieval_facts(retrieval: Mapping[str, Any]) -> dict[str, str]:
+    split, intervals = retrieval["split"], retrieval["intervals"]
+    values = "; ".join(
+        f"{name} {value:.3f}" + (" [{:.3f}, {:.3f}]".format(*intervals[name]) if name in intervals else "")
+        for name, value in retrieval["metrics"].items()
+    )
+    chosen = " The same split chose the checkpoint." if split == "validation" else ""
+    return {
+        "metrics": "Recall@k and median rank between images and reports, both ways; equal reports count as one.",
+        "uncertainty": "95 % bootstrap intervals over patients; one seed.",
+        "internal": f"On the {split} split.{chosen}",
+        "performance": f"On the {split} split: {values}.{chosen}",
+        "outputs": "Embeddings whose cosine ranks reports for an image and images for a report; no threshold.",
+    }
+
+
+def _cache_facts(run: Path, inputs: Mapping[str, Any]) -> dict[str, str]:
+    """What the cache says, where it still is: exclusions, missing texts, patients in several splits."""
+    from ..embeddings import open_cache
+
+    try:
+        cache = open_cache(run / inputs["cache"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    frame = cache.pairs.select_columns(["patient_id", "split"]).with_format("arrow")[:].to_pandas()
+    known = frame.dropna(subset=["patient_id"])
+    several = int((known.groupby("patient_id")["split"].nunique() > 1).sum())
+    facts = {
+        "exclusions": f"{len(cache.excluded):,} rows were left out as unreadable or faulty; what was selected before "
+        "is not known.",
+        "missing": f"{cache.num_image_only:,} rows have no report and were left out of training.",
+        "disjoint": f"{several:,} of {known['patient_id'].nunique():,} known patients are in more than one split; "
+        f"{len(frame) - len(known):,} rows have no patient id.",
+        "table1": "`python -m adaptor_hf.audit table1` counts them.",
+    }
+    if "truncated_texts" in cache.manifest:
+        manifest = cache.manifest
+        facts["preprocessing_texts"] = (
+            f"Reports were cut to {manifest['max_text_length']} tokens: {manifest['truncated_texts']:,} of "
+            f"{manifest['distinct_texts']:,} distinct ones."
+        )
+    return facts
+
+
+def downstream_facts(run: Path) -> dict[str, str]:
+    """Facts of downstream runs, from their result lines."""
+    from ..evaluation.results import read_results
+
+    lines = read_results(run / "runs").lines
+    manifest = _read(run / "manifest.json")
+
+    def values(name: str) -> list[str]:
+        return sorted({str(line[name]) for line in lines if line.get(name) is not None})
+
+    internal = [line for line in lines if not line.get("test_set")]
+    external = [line for line in lines if line.get("test_set")]
+    hashes = "; ".join(f"{name}: split hash {value}" for name, value in (manifest.get("splits") or {}).items())
+    sizes = sorted(
+        {(line["dataset"], line.get("n_train"), line["n_test"], line["n_patients"]) for line in lines}, key=str
+    )
+
+    def listed(name: str) -> str:
+        return ", ".join(values(name)) or "unknown"
+
+    accuracy = [line for line in internal if line["task"] in ("classification", "zero_shot", "few_shot")]
+    facts = {
+        "category": f"Deep learning: heads, prompts or retrieval on an image-text model (task: {listed('task')}).",
+        "data": f"The results call the data {listed('dataset')}.",
+        "model": f"Systems {listed('system')}; vision towers {listed('vision_tower')}; protocols {listed('protocol')}; "
+        f"heads of {listed('head_params')} parameters.",
+        "metrics": f"{listed('metric')}.",
+        "uncertainty": f"{listed('ci_method')}; seeds {listed('seed')}.",
+        "numbers": "; ".join(
+            f"{name}: {train} training and {test} test rows, {patients} test patients"
+            for name, train, test, patients in sizes
+        )
+        + ".",
+        "performance": _first_lines(internal),
+        "internal": f"On the test part of {listed('dataset')}.",
+        "controls": f"Modules beside each other: {listed('module')}.",
+        "predictions": "One row a test image in `predictions.parquet` of each run.",
+        "initialization": f"Whether the vision tower saw the data in its pretraining: {listed('tower_saw_dataset')}.",
+    }
+    if accuracy:
+        facts["accuracy"] = _first_lines(accuracy)
+    if hashes:
+        facts["partitions"] = hashes + "."
+    if chosen := values("selected_on"):
+        facts["selection"] = f"Chosen on: {', '.join(chosen)}."
+    if rates := values("lr"):
+        facts["training"] = f"Learning rates chosen: {', '.join(rates)}; recipes {', '.join(values('recipe'))}."
+    if external:
+        facts["external"] = _first_lines(external)
+    if lines and lines[0].get("versions"):
+        versions = lines[0]["versions"]
+        facts["software"] = ", ".join(f"{name} {version}" for name, version in versions.items()) + "."
+        facts["availability"] = f"Software: adaptor-hf {versions.get('adaptor-hf')}, Apache-2.0."
+    if manifest.get("private_key"):
+        facts["private"] = "Ids in the run's files are keyed hashes. That is no de-identification of images or reports."
+    return facts
+
+
+def _first_lines(lines: list[Mapping[str, Any]], limit: int = 12) -> str:
+    """The first values as they stand in the result lines, and how many more there are; nothing is picked by value."""
+    shown = [
+        f"{line['system']}, {line['test_set'] or line['dataset']}, {100 * (line['fraction'] or 1):g} %, seed "
+        f"{line['seed']}: {line['metric']} {line['value']:.3f} [{line['ci_lo']:.3f}, {line['ci_hi']:.3f}]"
+        for line in lines
+        if line["value"] == line["value"]
+    ]
+    more = f"; and {len(shown) - limit} more in results.jsonl" if len(shown) > limit else ""
+    return "; ".join(shown[:limit]) + more + "."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+__all__ = ["downstream_facts", "pretraining_facts", "run_facts"]
