@@ -4,6 +4,10 @@ import re
 
 import pytest
 
+from adaptor_hf.data.phantom import FINDINGS, LANGUAGES, generate_phantoms
+from adaptor_hf.data.phantom.findings import SIZES
+from adaptor_hf.data.phantom.generate import plan
+from adaptor_hf.data.phantom.translated_reports import _words
 from adaptor_hf.data.report_sentences import sentences_of, split_sentences
 from adaptor_hf.data.reports import HEADINGS, parse_sections, section_texts
 
@@ -112,3 +116,77 @@ class TestSentences:
             sentences_of({"findings": "Kein Erguss."}, "mgca", "de")
         with pytest.raises(ValueError, match="No sentence rules for the language 'xx'"):
             split_sentences("x.", "xx")
+
+
+@pytest.fixture(scope="module", params=["de", "es"])
+def spoken(request):
+    return request.param, _words(request.param), list(plan(400, 64, 0, request.param))
+
+
+class TestPhantomReports:
+    def test_languages(self):
+        assert LANGUAGES == ("en", "de", "es")
+        with pytest.raises(ValueError, match="No reports in the language 'xx'"):
+            generate_phantoms(1, language="xx")
+
+    def test_pictures_and_facts_do_not_depend_on_the_language(self, spoken):
+        language, _, plans = spoken
+        for here, there in zip(plans, plan(400, 64, 0), strict=True):
+            assert {**here.row(), "text": ""} == {**there.row(), "text": ""}
+        first, second = (next(generate_phantoms(1, image_size=64, language=name)) for name in ("en", language))
+        assert first["image"].tobytes() == second["image"].tobytes()
+        assert first["text"] != second["text"]
+
+    def test_reports_are_whole_sentences_without_gaps(self, spoken):
+        for planned in spoken[2]:
+            text = planned.report.text
+            assert not re.search(r"[{}]|\s[.,]|None|\s\s", text)
+            assert text.endswith(".")
+            assert text[0].isupper() or text[0].isdigit()
+            assert not re.search(r"\d\.\d", text), "a decimal point where the language has a comma"
+
+    def test_what_is_drawn_is_said_and_what_is_denied_is_not_drawn(self, spoken):
+        _, words, plans = spoken
+        for planned in plans:
+            present = {finding.name for finding in planned.findings}
+            for name in FINDINGS:
+                mention = planned.report.mentions.get(name)
+                assert (mention in (1.0, -1.0)) == (name in present), (name, planned.report.text)
+                denials = words["findings"][name]["absent"]
+                if name in present:
+                    assert not any(denial in planned.report.text for denial in denials), planned.report.text
+                elif mention is None:
+                    assert not any(denial in planned.report.text for denial in denials)
+
+    def test_side_and_size_are_those_that_are_drawn(self, spoken):
+        _, words, plans = spoken
+        sides = {side: re.compile("|".join(words["side"][side])) for side in ("right", "left")}
+        seen = 0
+        for planned in plans:
+            only = planned.findings[0] if len(planned.findings) == 1 else None
+            if only is None or only.name not in ("effusion", "pneumothorax"):
+                continue
+            seen += 1
+            other = "left" if only.side == "right" else "right"
+            text = planned.report.text
+            assert sides[only.side].search(text), text
+            assert not sides[other].search(text), text
+            told = [size for size, names in zip(SIZES, words["findings"][only.name]["sizes"], strict=True)
+                    if any(re.search(rf"\b{name}", text, re.IGNORECASE) for name in names)]  # fmt: skip
+            assert told == [only.size], text
+        assert seen > 10
+
+    def test_all_findings_devices_and_places_have_words(self):
+        english = {"findings", "devices", "device_nouns", "zone", "side", "change", "decimal", "headings"}
+        for language in ("de", "es"):
+            words = _words(language)
+            assert english <= set(words)
+            assert set(words["findings"]) == set(FINDINGS)
+            assert set(words["zone"]) == {"upper", "mid", "lower"}
+            assert all(set(places) == {"right", "left", "both"} for places in (*words["zone"].values(), words["side"]))
+
+    def test_sections_of_the_reports_are_found(self, spoken):
+        language, _, plans = spoken
+        both = [section_texts(planned.report.text, language) for planned in plans]
+        share = sum({"findings", "impression"} <= set(sections) for sections in both) / len(both)
+        assert 0.5 < share < 0.7

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from . import LAYOUTS, contact_sheet, generate_phantoms, write_layout, write_phantoms
+from . import LANGUAGES, LAYOUTS, contact_sheet, generate_phantoms, write_layout, write_phantoms
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -14,9 +14,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--num_workers", type=int, default=1, help="threads")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), help="the tree of a public data set instead of a table")
+    parser.add_argument("--language", choices=LANGUAGES, default="en", help="of the reports")
     parser.add_argument("--contact_sheet", type=Path, help="also save a picture of the first 16 here (.png)")
     args = parser.parse_args(arguments)
-    same = {"image_size": args.image_size, "seed": args.seed}
+    same = {"image_size": args.image_size, "seed": args.seed, "language": args.language}
     try:
         if args.layout:
             print(write_layout(args.output_dir, args.n, args.layout, num_workers=args.num_workers, **same))

@@ -18,8 +18,9 @@ from tqdm.auto import tqdm
 from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
 from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
 from .render import Rendering, render
-from .reports import Report, Study, write_report
+from .reports import Report, Study
 from .targets import MASKS, boxes_of, masks_of
+from .translated_reports import LANGUAGES, write_report_in
 
 _STREAMS = {"patient": 1, "study": 2, "image": 3, "report": 4, "split": 5}
 # Of every ten patients in a row, so that each prefix of a set is split alike.
@@ -76,7 +77,7 @@ def _stream(purpose: str, seed: int, patient: int, study: int = 0, image: int = 
     return np.random.default_rng((seed, patient, study, image, _STREAMS[purpose]))
 
 
-def _plan_patient(seed: int, index: int) -> Iterator[Plan]:
+def _plan_patient(seed: int, index: int, language: str) -> Iterator[Plan]:
     rng = _stream("patient", seed, index)
     patient = sample_patient(rng)
     split = _SPLIT_OF_TEN[_stream("split", seed, index // 10).permutation(10)[index % 10]]
@@ -90,7 +91,7 @@ def _plan_patient(seed: int, index: int) -> Iterator[Plan]:
         views = [view, VIEWS[rng.integers(2)]] if rng.random() < 0.15 else [view]
         poses = tuple(sample_pose(rng, patient, v) for v in views)
         read = Study(patient, poses, findings, previous, inspiration)
-        report = write_report(read, _stream("report", seed, index, study))
+        report = write_report_in(language, read, _stream("report", seed, index, study))
         for image, pose in enumerate(poses):
             yield Plan(index, study, image, split, patient, pose, findings, inspiration, report)
 
@@ -99,22 +100,24 @@ def _mask_image(mask: np.ndarray) -> Image.Image:
     return Image.fromarray(mask.astype(np.uint8) * 255)
 
 
-def plan(n: int, image_size: int, seed: int) -> Iterator[Plan]:
+def plan(n: int, image_size: int, seed: int, language: str = "en") -> Iterator[Plan]:
     """The first `n` images, not yet drawn. Raises ValueError where an argument is out of range."""
     for name, value, least in (("n", n, 1), ("image_size", image_size, 64), ("seed", seed, 0)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if language not in LANGUAGES:
+        raise ValueError(f"No reports in the language {language!r}. Choose one of: {', '.join(LANGUAGES)}.")
 
     def endless() -> Iterator[Plan]:
         index = 0
         while True:
-            yield from _plan_patient(int(seed), index)
+            yield from _plan_patient(int(seed), index, language)
             index += 1
 
     return (planned for planned, _ in zip(endless(), range(n), strict=False))
 
 
-def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterator[dict]:
+def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0, language: str = "en") -> Iterator[dict]:
     """Chest-radiograph phantoms with reports, one image at a time.
 
     A drawing with the geometry and the contrast physics of a radiograph, not a simulation of patients: good for tests
@@ -125,6 +128,7 @@ def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterat
         n: number of images, at least 1.
         image_size: side in pixels, at least 64. The anatomy is the same at every size.
         seed: not negative.
+        language: of the reports, one of LANGUAGES. Pictures and labels do not depend on it.
 
     Yields:
         A dict with the columns of `write_phantoms`, without those of mask files. `image` is an 8-bit grey `PIL.Image`
@@ -136,7 +140,7 @@ def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterat
     Raises:
         ValueError: at the call, where an argument is out of range.
     """
-    plans = plan(n, image_size, seed)
+    plans = plan(n, image_size, seed, language)
 
     def records() -> Iterator[dict]:
         for planned in plans:
@@ -146,7 +150,7 @@ def generate_phantoms(n: int, *, image_size: int = 256, seed: int = 0) -> Iterat
 
 
 def write_phantoms(
-    output_dir: str | Path, n: int, *, image_size: int = 256, seed: int = 0, num_workers: int = 1
+    output_dir: str | Path, n: int, *, image_size: int = 256, seed: int = 0, language: str = "en", num_workers: int = 1
 ) -> Path:
     """Writes phantoms as PNG files under `images/`, their masks under `masks/`, and a table, `metadata.csv`.
 
@@ -160,7 +164,7 @@ def write_phantoms(
 
     Args:
         output_dir: a folder that does not exist or is empty. It appears only when everything is written.
-        n, image_size, seed: as for `generate_phantoms`. Equal values give equal bytes (same NumPy and Pillow).
+        n, image_size, seed, language: as for `generate_phantoms`. Equal values give equal bytes (same NumPy, Pillow).
         num_workers: threads that draw; 2 save up to a third of the time on idle cores. It does not change the result.
 
     Returns:
@@ -171,7 +175,7 @@ def write_phantoms(
         ValueError: an argument is out of range.
     """
     output_dir = Path(output_dir)
-    plans = list(plan(n, image_size, seed))
+    plans = list(plan(n, image_size, seed, language))
     if num_workers < 0:
         raise ValueError(f"num_workers must not be negative, got {num_workers}.")
     with empty_folder(output_dir) as aside:

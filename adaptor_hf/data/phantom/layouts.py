@@ -31,7 +31,14 @@ LAYOUTS = {
 
 
 def write_layout(
-    output_dir: str | Path, n: int, layout: str, *, image_size: int = 256, seed: int = 0, num_workers: int = 1
+    output_dir: str | Path,
+    n: int,
+    layout: str,
+    *,
+    image_size: int = 256,
+    seed: int = 0,
+    language: str = "en",
+    num_workers: int = 1,
 ) -> Path:
     """Writes phantoms in the tree of a public data set, which `load_local_dataset(layout, output_dir)` loads.
 
@@ -44,8 +51,9 @@ def write_layout(
 
     Args:
         output_dir: a folder that does not exist or is empty. It appears only when everything is written.
-        n, image_size, seed, num_workers: as for `write_phantoms`. For rsna and siim the side must divide 1024: the
-            drawing is enlarged to that size, to which the tables of these data sets refer.
+        n, image_size, seed, language, num_workers: as for `write_phantoms`. For rsna and siim the side must divide
+            1024: the drawing is enlarged to that size, to which the tables of these data sets refer. mimic_cxr is in
+            English.
         layout: a key of LAYOUTS.
 
     Returns:
@@ -59,7 +67,9 @@ def write_layout(
         raise ValueError(f"Unknown layout {layout!r}. Choose one of: {', '.join(LAYOUTS)}.")
     if layout in ("rsna", "siim") and (image_size < 64 or layout_dicom.SIZE % image_size):
         raise ValueError(f"image_size must divide {layout_dicom.SIZE} for the layout {layout!r}, got {image_size}.")
-    plans = list(plan(n, image_size, seed))
+    if layout == "mimic_cxr" and language != "en":
+        raise ValueError(f"The reports of the layout 'mimic_cxr' are in English, got language={language!r}.")
+    plans = list(plan(n, image_size, seed, language))
     how = LAYOUTS[layout]
 
     with empty_folder(output_dir) as root, ThreadPoolExecutor(max(num_workers, 1)) as pool:
