@@ -10,6 +10,7 @@ from adaptor_hf.data.phantom.generate import plan
 from adaptor_hf.data.phantom.translated_reports import _words
 from adaptor_hf.data.report_sentences import sentences_of, split_sentences
 from adaptor_hf.data.reports import HEADINGS, parse_sections, section_texts
+from adaptor_hf.downstream.prompts import load_prompts
 
 GERMAN = """Röntgen Thorax in 2 Ebenen vom 12.03.2024
 
@@ -190,3 +191,31 @@ class TestPhantomReports:
         both = [section_texts(planned.report.text, language) for planned in plans]
         share = sum({"findings", "impression"} <= set(sections) for sections in both) / len(both)
         assert 0.5 < share < 0.7
+
+
+class TestPrompts:
+    @pytest.mark.parametrize("language", ["de", "es", "fr"])
+    @pytest.mark.parametrize("name", ["chexpert", "phantom"])
+    def test_each_language_has_the_classes_of_english_and_texts_of_its_own(self, name, language):
+        english, other = load_prompts(name), load_prompts(f"{name}_{language}")
+        assert list(other.positive) == list(english.positive)
+        assert list(other.negative) == list(english.negative)
+        for label in english.positive:
+            there, not_there = other.positive[label], other.negative[label]
+            assert len(set(there)) == len(there) >= 3
+            assert len(set(not_there)) == len(not_there) >= 2
+            assert not set(there) & set(not_there)
+            assert not set(there) & set(english.positive[label]) - {"Pneumothorax.", "Atelectasis."}
+
+    @pytest.mark.parametrize(("language", "denials"), [
+        ("de", r"\b(kein|keine|nicht|unauffällig|schlank|frei|normal|intakt|regelrecht|im normbereich)"),
+        ("es", r"\b(sin|no|normal|libres|íntegras)\b"),
+        ("fr", r"\b(pas|absence|normal|normale|non|libres|sans)\b"),
+    ])  # fmt: skip
+    def test_denials_deny(self, language, denials):
+        prompts = load_prompts(f"chexpert_{language}")
+        for label, texts in prompts.negative.items():
+            if label != "No Finding":
+                assert all(re.search(denials, text, re.IGNORECASE) for text in texts), label
+                assert not any(re.search(r"\b(kein|sin|no se|pas d)", text, re.IGNORECASE)
+                               for text in prompts.positive[label]), label  # fmt: skip
