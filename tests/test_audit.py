@@ -2,6 +2,7 @@
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -228,3 +229,35 @@ class TestChecklists:
     def test_a_folder_without_a_run_is_an_error(self, tmp_path, capsys):
         assert main(["checklists", str(tmp_path)]) == 1
         assert "neither run.json" in capsys.readouterr().err
+
+
+class TestPages:
+    def test_the_dependency_page_lists_those_of_pyproject_with_their_bounds(self):
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        needed = {("", *split_requirement(line)) for line in project["dependencies"]}
+        for extra, lines in project["optional-dependencies"].items():
+            needed |= {(extra, *split_requirement(line)) for line in lines if not line.startswith(project["name"])}
+        page = (ROOT / "docs/dependencies.md").read_text(encoding="utf-8")
+        rows = [
+            [cell.strip(" `") for cell in line.strip("|").split("|")] for line in page.splitlines() if "| `" in line
+        ]
+        assert {(extra, name, frozenset(bound.split(","))) for name, bound, extra, *_ in rows} == needed
+        assert all(version and license_name for *_, version, license_name in rows)
+
+    def test_the_command_lists_what_is_installed(self, capsys):
+        assert main(["dependencies"]) == 0
+        shown = capsys.readouterr().out
+        assert f"| `numpy` | `>=2.0` |  | {np.__version__} | " in shown
+
+    def test_the_threat_model_names_tests_that_exist(self):
+        page = (ROOT / "docs/threat_model.md").read_text(encoding="utf-8")
+        named = re.findall(r"`(tests/\w+\.py)::(\w+)`", page)
+        rows = [line for line in page.splitlines() if line.startswith("| ") and "---" not in line]
+        assert len(named) >= len(rows) - 2  # two headers; each other row has a test
+        for file, test in named:
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), test
+
+
+def split_requirement(line: str) -> tuple[str, frozenset[str]]:
+    name, bound = re.match(r"([\w.-]+)(.*)", line).groups()
+    return name, frozenset(bound.split(","))

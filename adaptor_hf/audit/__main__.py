@@ -1,4 +1,4 @@
-"""`python -m adaptor_hf.audit checklists RUN --to DIR` and `... table1 TABLE_OR_CACHE --to DIR`."""
+"""`python -m adaptor_hf.audit checklists RUN`, `table1 TABLE_OR_CACHE` and `dependencies`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("sex", "age"):
         table.add_argument(f"--{name}_column", default=name)
     table.add_argument("--filter", nargs="+", default=[], help="keep rows where column=value")
+    commands.add_parser("dependencies", help="direct dependencies with their licences, as installed here")
     return parser
 
 
@@ -41,6 +42,10 @@ def main(argv: list[str] | None = None) -> int:
             from .checklists import write_checklists
 
             print(*write_checklists(arguments.run, arguments.to), sep="\n")
+        elif arguments.command == "dependencies":
+            from .dependencies import dependency_table
+
+            print(dependency_table())
         else:
             print(_table1(arguments))
         return 0
