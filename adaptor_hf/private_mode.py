@@ -86,8 +86,7 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
         ValueError: without a key file, or for an option that needs private mode.
         PermissionError: others than its owner may read the key file.
     """
-    wanted = arguments.private or os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes", "on")
-    if not wanted:
+    if not _asked_for(arguments):
         if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push")
                      if getattr(arguments, name)]:  # fmt: skip
             raise ValueError(f"--{' and --'.join(given)} would have no effect without --private.")
@@ -99,6 +98,25 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
     _keep_data_sets_aside()
     _set_key(load_key(arguments.key_file, create=True))
     return True
+
+
+def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
+    """
+    Stop where private mode was asked for and is not on, as in a command that does not know it.
+
+    Raises:
+        ValueError: saying what knows it.
+    """
+    if _key is None and _asked_for(arguments):
+        raise ValueError(
+            f"--private or {ENVIRONMENT} asks for private mode, which this command does not have. Use "
+            "train_pretrain.py or train_downstream.py, or in Python `with private_mode(key):` (docs/privacy.md)."
+        )
+
+
+def _asked_for(arguments: PrivacyArguments | None) -> bool:
+    environment = os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes", "on")
+    return environment or (arguments is not None and arguments.private)
 
 
 @contextmanager
@@ -320,6 +338,7 @@ def _keep_data_sets_aside() -> None:
 __all__ = [
     "PrivacyArguments",
     "check_private_cache",
+    "check_private_mode",
     "hide",
     "is_private",
     "key_name",

@@ -167,6 +167,7 @@ def test_no_canary_of_a_table_is_in_any_file_or_line_of_a_private_run(
     caplog.set_level(logging.INFO)
     table, canaries = plant(tmp_path / "data")
     output = tmp_path / "out"
+    canaries["output folder"] = [str(output)]
     options = ["--private", "True", "--key_file", str(tmp_path / "ids.key")] if private else []
     run_both_scripts(table, output, (tiny_dinov2, tiny_bert), *options)
     captured = capfd.readouterr()
@@ -177,7 +178,7 @@ def test_no_canary_of_a_table_is_in_any_file_or_line_of_a_private_run(
         assert hits == {}
     else:
         # The search can find them: each kind that a run without --private writes, where it writes it.
-        kinds = {"place", "file", "id", "unkeyed digest of a report", "unkeyed digest of an image"}
+        kinds = {"place", "file", "id", "output folder", "unkeyed digest of a report", "unkeyed digest of an image"}
         assert kinds <= hits.keys()
         assert any(name.endswith("pairs.arrow") for name in hits["id"])
         assert any(name.endswith("predictions.parquet") for name in hits["id"])
@@ -294,6 +295,18 @@ class TestRefusals:
         assert start_private_mode(arguments)
         assert arguments.private
         assert (tmp_path / "ids.key").stat().st_mode & 0o777 == 0o600
+
+    def test_a_command_that_knows_no_private_mode_stops_where_it_is_asked_for(self, monkeypatch, tmp_path):
+        from adaptor_hf.embeddings.__main__ import main as embeddings
+
+        table, _ = plant(tmp_path / "data", 4)
+        job = ["--task", "retrieval", "--model", "m", "--table", str(table), "--private", "True"]
+        with pytest.raises(ValueError, match="asks for private mode, which this command does not have"):
+            load_parts(parse_arguments(job), "pretraining")
+        monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
+        words = ["build", str(table), "--text_column", "text", "--vision_tower", "lite0", "--text_tower", "minilm"]
+        assert embeddings([*words, "--cache_dir", str(tmp_path / "cache")]) == 1
+        assert not (tmp_path / "cache").exists()
 
     def test_a_cache_of_another_key_or_of_none_is_refused(self):
         with private_mode.private_mode(b"k" * 32):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..modeling_adaptor import AdaptorModel
-from ..private_mode import is_private, private_rows, refuse_identifying_columns
+from ..private_mode import check_private_mode, is_private, private_rows, refuse_identifying_columns
 from ..towers_adaptor import TextTower, load_text_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
@@ -30,6 +30,7 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
     Raises:
         FileNotFoundError, ValueError: as of the loaders.
     """
+    check_private_mode(arguments)
     if arguments.dataset is not None:
         from ..data.__main__ import parse_options
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..private_mode import check_private_mode
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
 from .image_store import ImageStore
@@ -83,10 +84,11 @@ def build_cache(
 
     Raises:
         TypeError: dataset or towers are of the wrong kind.
-        ValueError: no tower, a missing column, an unknown dtype, or too many faulty rows (the message shows the first
-            ones; finished work is kept).
+        ValueError: no tower, a missing column, an unknown dtype, too many faulty rows (the message shows the first ones;
+            finished work is kept), or private mode was asked for by the environment and is not on.
         OSError: a tower or the cache folder cannot be read or written.
     """
+    check_private_mode()
     if vision_tower is None and text_tower is None:
         raise ValueError("give vision_tower, text_tower, or both")
     if dtype not in NUMPY_DTYPES:
