@@ -161,6 +161,26 @@ class TestFinishedRun:
                 "chance",
             ]
 
+    def test_controls_are_kept_beside_the_checkpoint_where_the_evaluation_finds_them(
+        self, finished, options, tmp_path, caplog
+    ):
+        import train_downstream
+        from adaptor_hf.evaluation import read_results
+        from adaptor_hf.hub.push import PUSHED_FILES
+
+        saved = {path.name for path in (finished[0] / "controls").iterdir()}
+        assert saved == {"projections", "shuffled"}
+        assert AutoModel.from_pretrained(finished[0] / "controls" / "projections").config.num_hidden_layers == 0
+        arguments = {name: options[name] for name in ("image_column", "text_column", "patient_column")}
+        arguments |= {"task": "retrieval", "model": finished[0], "table": options["train_file"], "device": "cpu"}
+        arguments |= {"output_dir": tmp_path, "num_resamples": 50, "cache_dir": options["cache_dir"]}
+        with caplog.at_level("INFO"):
+            train_downstream.main(words(arguments))
+        assert "Control models found beside the checkpoint: two linear projections, Adaptor, shuffled" in caplog.text
+        found = {line["module"] for line in read_results(tmp_path / "runs").lines}
+        assert found == {"adaptor", "untrained", "projections", "shuffled"}
+        assert not any("controls" in name for name in PUSHED_FILES)
+
     def test_best_and_last_checkpoint_and_tensorboard_events_are_there(self, finished):
         names = {path.name for path in finished[0].glob("checkpoint-*")}
         assert 1 <= len(names) <= 2

@@ -29,6 +29,9 @@ SYSTEMS = {
 BUILT_IN = ("tower", "untrained", "mlp")
 """Controls that need no training of their own before the head's."""
 
+CONTROLS_FOLDER = "controls"
+"""Inside a checkpoint's folder: the control models that `train_pretrain.py --controls` trained on the same pairs."""
+
 
 @dataclass
 class Module:
@@ -111,14 +114,20 @@ def matched_hidden_size(model: AdaptorModel, num_logits: int = 1) -> int:
     return math.ceil((wanted - num_logits) / (model.config.vision_hidden_size + 2 + num_logits))
 
 
+def saved_controls(model: str | os.PathLike) -> dict[str, str]:
+    """`projections` and `shuffled` to their folders, as far as a checkpoint's folder holds them."""
+    folders = {name: os.path.join(model, CONTROLS_FOLDER, name) for name in ("projections", "shuffled")}
+    return {name: folder for name, folder in folders.items() if os.path.isfile(os.path.join(folder, "config.json"))}
+
+
 def save_variants(variants: Sequence[Any], folder: str | os.PathLike) -> dict[str, str]:
     """
     Save the control models of `adaptor_hf.training.controls.train_variants` for `load_modules`.
 
     Returns:
-        `dict[str, str]`: `adaptor`, `projections` and `shuffled` to their folders.
+        `dict[str, str]`: `projections` and `shuffled` to their folders.
     """
-    keys = {"Adaptor": "adaptor", "two linear projections": "projections", "Adaptor, shuffled pairs": "shuffled"}
+    keys = {"two linear projections": "projections", "Adaptor, shuffled pairs": "shuffled"}
     saved = {}
     for variant in variants:
         if variant.name in keys:
@@ -127,4 +136,13 @@ def save_variants(variants: Sequence[Any], folder: str | os.PathLike) -> dict[st
     return saved
 
 
-__all__ = ["BUILT_IN", "SYSTEMS", "Module", "load_modules", "matched_hidden_size", "save_variants"]
+__all__ = [
+    "BUILT_IN",
+    "CONTROLS_FOLDER",
+    "SYSTEMS",
+    "Module",
+    "load_modules",
+    "matched_hidden_size",
+    "save_variants",
+    "saved_controls",
+]

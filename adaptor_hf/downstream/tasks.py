@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -24,7 +25,7 @@ from .loading import (
     load_text_side,
     vision_tower_of,
 )
-from .modules import Module, load_modules
+from .modules import SYSTEMS, Module, load_modules, saved_controls
 from .predicting import take_away
 from .prompts import load_prompts
 from .provenance import input_size, tower_name
@@ -34,9 +35,13 @@ from .summary import summarize
 from .text_understanding import run_text_understanding, swap_table
 from .zero_shot import run_zero_shot
 
+logger = logging.getLogger(__name__)
+
 
 def _modules(arguments: DownstreamArguments, model: AdaptorModel, device: str, num_logits: int = 1) -> list[Module]:
     controls = pairs_of(arguments.control_model)
+    if not controls and (controls := saved_controls(arguments.model)):
+        logger.info("Control models found beside the checkpoint: %s.", ", ".join(SYSTEMS[name] for name in controls))
     return load_modules(model, arguments.controls, controls, num_logits=num_logits, device=device)
 
 

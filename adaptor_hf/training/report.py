@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..audit.manifest import RETRIEVAL_FILE
 from ..configuration_adaptor import AdaptorConfig
 from ..data.splits import split_hash
+from ..downstream.modules import CONTROLS_FOLDER, save_variants
 from ..hub import write_model_card
 from ..image_processing_adaptor import AdaptorImageProcessor
 from ..modeling_adaptor import AdaptorModel
@@ -37,7 +38,8 @@ def report_run(
     learning_rates: list[float] | None = None,
 ) -> Path | None:
     """
-    Score a trained model once, on the test split if there is one, print the table and write the model card.
+    Score a trained model once, on the test split if there is one, print the table and write the model card. Control
+    models that were trained are saved in `controls`, where `train_downstream.py` finds them.
 
     Every process must call it: all of them train the controls, the first one does the rest.
 
@@ -63,6 +65,8 @@ def report_run(
         variants = train_variants(model.config, views["train"], views["validation"], arguments, learning_rates)
     if arguments.process_index > 0:
         return None
+    if variants:
+        save_variants(variants, Path(arguments.output_dir) / CONTROLS_FOLDER)
     result = table = None
     if evaluated_on is not None:
         result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
