@@ -180,6 +180,29 @@ class TestFinishedRun:
         found = {line["module"] for line in read_results(tmp_path / "runs").lines}
         assert found == {"adaptor", "untrained", "projections", "shuffled"}
         assert not any("controls" in name for name in PUSHED_FILES)
+        self.results_enter_the_card(finished[0], tmp_path)
+
+    @staticmethod
+    def results_enter_the_card(model, results):
+        from adaptor_hf.evaluation.__main__ import main as evaluation
+
+        copy = results / "copy"
+        copy.mkdir()
+        for name in ("README.md", "config.json", "model.safetensors"):
+            shutil.copy(model / name, copy / name)
+        before = (copy / "README.md").read_text(encoding="utf-8")
+        for _ in range(2):
+            assert evaluation(["card", str(results / "runs"), "--model", str(copy)]) == 0
+        card = (copy / "README.md").read_text(encoding="utf-8")
+        assert card.partition("\n---\n")[2].strip() == before.partition("\n---\n")[2].strip()
+        entries = yaml.safe_load(card.split("---")[1])["model-index"][0]["results"]
+        old, new = (entry for entry in entries if entry["task"]["type"] == "image-text-retrieval")
+        assert (old["dataset"]["name"], new["dataset"]["name"]) == ("toy pairs", "pairs")
+        assert new["dataset"]["args"]["module"] == "adaptor", "results of controls stay out"
+        assert len({metric["type"] for metric in new["metrics"]}) == len(new["metrics"]) > 7
+        assert str(results) not in card
+        other = results / "runs"
+        assert evaluation(["card", str(other), "--model", str(model / "controls" / "shuffled")]) == 1
 
     def test_best_and_last_checkpoint_and_tensorboard_events_are_there(self, finished):
         names = {path.name for path in finished[0].glob("checkpoint-*")}

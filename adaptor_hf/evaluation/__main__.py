@@ -1,4 +1,4 @@
-"""`python -m adaptor_hf.evaluation report RESULTS` and `python -m adaptor_hf.evaluation verify RUN`."""
+"""`python -m adaptor_hf.evaluation report RESULTS`, `... verify RUN` and `... card RESULTS --model FOLDER`."""
 
 import argparse
 import logging
@@ -14,6 +14,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--no_figures", action="store_true", help="tables only; no matplotlib needed")
     verify = commands.add_parser("verify", help="compute every number again from the predictions")
     verify.add_argument("run", help="folder of a run, or of many")
+    card = commands.add_parser("card", help="put a model's results into the metadata of its card")
+    card.add_argument("results", help="folder with runs, or a results.jsonl")
+    card.add_argument("--model", required=True, help="folder of the checkpoint that was evaluated")
     return parser
 
 
@@ -27,6 +30,12 @@ def main(argv: list[str] | None = None) -> int:
 
             pages = write_report(arguments.results, arguments.output_dir, figures=not arguments.no_figures)
             print(*(page for page in pages if page.suffix == ".md" and page.parent.name != "tables"), sep="\n")
+            return 0
+        if arguments.command == "card":
+            from .card import add_results_to_card
+
+            path, count = add_results_to_card(arguments.model, arguments.results)
+            print(f"{path}: {count} results")
             return 0
         from .verify import verify_tree
 

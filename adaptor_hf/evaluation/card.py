@@ -78,9 +78,40 @@ def add_to_card(model_dir: str | os.PathLike, lines: Iterable[Mapping[str, Any]]
     return path
 
 
+def add_results_to_card(model_dir: str | os.PathLike, results: str | os.PathLike) -> tuple[Path, int]:
+    """
+    Put the results of one checkpoint, of those in a folder, into its card; those of controls stay where they are.
+
+    Args:
+        model_dir (`str` or `PathLike`): Folder of the checkpoint, with its card.
+        results (`str` or `PathLike`): As of `read_results`.
+
+    Returns:
+        `tuple[Path, int]`: The card, and the number of its results that are new or replaced.
+
+    Raises:
+        FileNotFoundError: there is no card, no checkpoint or no result.
+        ValueError: no result is of this checkpoint.
+    """
+    from ..downstream.features import weights_digest
+    from ..modeling_adaptor import AdaptorModel
+    from .results import read_results
+
+    digest = weights_digest(AdaptorModel.from_pretrained(model_dir, load_towers=False))
+    lines = read_results(results).lines
+    own = [line for line in lines if line.get("module") == "adaptor" and line.get("checkpoint") == digest]
+    if not own:
+        others = sorted({str(line.get("checkpoint")) for line in lines if line.get("module") == "adaptor"})
+        raise ValueError(
+            f"No result in {results} is of the checkpoint in {model_dir} (its weights have the digest {digest}; those "
+            f"of results are {', '.join(others) or 'none'}). Evaluate it first, or name the folder that was evaluated."
+        )
+    return add_to_card(model_dir, own), len(card_results(aggregate(own)))
+
+
 def _identity(result) -> tuple:
     settings = tuple(sorted((name, str(value)) for name, value in (result.dataset_args or {}).items()))
     return result.task_type, result.dataset_type, result.metric_type, settings
 
 
-__all__ = ["add_to_card", "card_results"]
+__all__ = ["add_results_to_card", "add_to_card", "card_results"]
