@@ -67,10 +67,7 @@ def write_downstream_manifest(
     inputs = {
         "table": _table(table),
         "cache": {"folder": place_beside(folder, cache_dir), "files": shards},
-        "models": [
-            {"folder": place_beside(folder, path.parent), "sha256": file_sha256(path) if path.is_file() else None}
-            for path in weights
-        ],
+        "models": [_model(folder, path) for path in weights],
     }
     splits = {}
     if any(folder.glob(f"runs/*/{RESULTS_FILE}")):
@@ -126,6 +123,13 @@ def place_beside(folder: Path, place: Path) -> str | None:
     if place.is_relative_to(inside):
         return place.relative_to(inside).as_posix()
     return None if is_private() else str(place)
+
+
+def _model(folder: Path, weights: Path) -> dict[str, Any]:
+    """Place and digest of a checkpoint's weights; of a hub id neither."""
+    if not weights.is_file():
+        return {"folder": None, "sha256": None}
+    return {"folder": place_beside(folder, weights.parent), "sha256": file_sha256(weights)}
 
 
 def _table(table: str | None) -> dict[str, Any] | None:

@@ -84,8 +84,8 @@ def build_cache(
 
     Raises:
         TypeError: dataset or towers are of the wrong kind.
-        ValueError: no tower, a missing column, an unknown dtype, too many faulty rows (the message shows the first ones;
-            finished work is kept), or private mode was asked for by the environment and is not on.
+        ValueError: no tower, a missing column, an unknown dtype, too many faulty rows (the message shows the first
+            ones; finished work is kept), or private mode was asked for by the environment and is not on.
         OSError: a tower or the cache folder cannot be read or written.
     """
     check_private_mode()
