@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 RETRIEVAL_FILE = "retrieval.json"
 VERSION = 1
-_OF_PRETRAINING = ("model.safetensors", "config.json", "run.json", "training_args.json", RETRIEVAL_FILE)
+_OF_PRETRAINING = (
+    "model.safetensors",
+    "config.json",
+    "run.json",
+    "training_args.json",
+    RETRIEVAL_FILE,
+    "controls/*/model.safetensors",
+)
 _OF_DOWNSTREAM = (
     "runs/*/predictions.parquet", "runs/*/results.jsonl", "model/model.safetensors", "model/config.json",
     "predictions.csv", "text_understanding.json",
