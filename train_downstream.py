@@ -20,6 +20,7 @@ from adaptor_hf.downstream.compare import write_comparison
 from adaptor_hf.downstream.loading import cache_dir_of, cost_of
 from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
 from adaptor_hf.private_mode import start_private_mode
+from adaptor_hf.tower_bundles_adaptor import use_towers_dir
 from adaptor_hf.training.interruption import run_script
 
 logger = logging.getLogger("train_downstream")
@@ -34,6 +35,8 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    if options.towers_dir:
+        use_towers_dir(options.towers_dir)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     costs = {}
     for model in [options.model, *options.more_models]:

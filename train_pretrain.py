@@ -17,6 +17,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import write_pretraining_manifest
 from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.tower_bundles_adaptor import use_towers_dir
 from adaptor_hf.private_mode import check_private_cache, start_private_mode
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.checkpoints import find_checkpoint
@@ -46,6 +47,8 @@ def main(arguments: list[str] | None = None) -> None:
     for problem in environment_warnings():
         logger.warning(problem)
     check_together(data, model_arguments, run, training)
+    if run.towers_dir:
+        use_towers_dir(run.towers_dir)
     if training.resume_from_checkpoint:
         # Now rather than after the extraction.
         training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))

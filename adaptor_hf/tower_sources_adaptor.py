@@ -54,14 +54,15 @@ def package_folder(name: str) -> Path:
 
 def missing_tower(name: str, revision: str | None, cause: Exception) -> OSError:
     """The error for a tower that is neither on this machine nor reachable, with the way to put it in place."""
-    pin = f" --revision {revision}" if revision else ""
+    pin, at = (f" --revision {revision}", f"@{revision}") if revision else ("", "")
     reason = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
     return OSError(
         f"tower {name!r} (revision {revision or 'not pinned'}) could not be loaded: {reason}\n"
         "Without network: on a machine that has it run\n"
+        f"    python -m adaptor_hf.towers bundle {name}{at} --to towers\n"
+        "copy that folder here, and pass --towers_dir towers (or set ADAPTOR_TOWERS_DIR). Or run\n"
         f"    hf download {name}{pin} --local-dir {Path(name).name}\n"
-        "copy that folder here, and pass the folder's path as the tower's name "
-        "(or copy the hub cache and set HF_HOME to it)."
+        "and pass the copied folder's path as the tower's name (or copy the hub cache and set HF_HOME to it)."
     )
 
 
@@ -344,12 +345,18 @@ def xrv_encoder() -> nn.Module:
 
 
 def load_xrv(name: str, hub: dict[str, Any]) -> nn.Module:
-    """The encoder of a torchxrayvision autoencoder, read with weights_only=True.
+    """The encoder of a torchxrayvision autoencoder, read with weights_only=True; or from a bundle's folder.
 
     Raises:
         ValueError: the name is not an autoencoder of torchxrayvision.
         OSError: the file is absent and cannot be downloaded.
     """
+    if os.path.isdir(name):
+        from safetensors.torch import load_file
+
+        encoder = xrv_encoder()
+        encoder.load_state_dict(load_file(os.path.join(name, "model.safetensors")))
+        return encoder
     autoencoders = _xrv_autoencoders()
     if name not in autoencoders.model_urls:
         raise ValueError(
@@ -378,7 +385,10 @@ def _xrv_file(name: str, url: str, hub: dict[str, Any]) -> Path:
     file = folder / url.rsplit("/", 1)[-1]
     if file.is_file():
         return file
-    advice = f"Without network: download {url} elsewhere and copy it to {file}"
+    advice = (
+        f"Without network: run `python -m adaptor_hf.towers bundle xrv:{name} --to towers` elsewhere and pass "
+        f"--towers_dir towers, or download {url} there and copy it to {file}"
+    )
     if hub.get("local_files_only") or is_offline_mode():
         raise OSError(f"tower 'xrv:{name}' (revision not pinned) is not on this machine. {advice}")
     folder.mkdir(parents=True, exist_ok=True)

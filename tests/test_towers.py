@@ -652,7 +652,14 @@ def test_verification_stores_digests_and_notices_other_weights(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(
-    "file", ["towers_adaptor", "tower_sources_adaptor", "image_processing_adaptor", "pyramids_adaptor"]
+    "file",
+    [
+        "towers_adaptor",
+        "tower_sources_adaptor",
+        "tower_bundles_adaptor",
+        "image_processing_adaptor",
+        "pyramids_adaptor",
+    ],
 )
 def test_flat_files_need_only_what_a_transformers_user_has(file):
     from transformers.dynamic_module_utils import get_imports
@@ -661,4 +668,6 @@ def test_flat_files_need_only_what_a_transformers_user_has(file):
     allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
     assert set(get_imports(path)) <= allowed | set(sys.stdlib_module_names)
     relative = re.findall(r"^\s*from\s+(\.\S*)\s+import", path.read_text(), re.M)
-    assert set(relative) <= {".image_processing_adaptor", ".pyramids_adaptor", ".tower_sources_adaptor"}
+    assert set(relative) <= {
+        *(".image_processing_adaptor", ".pyramids_adaptor", ".tower_bundles_adaptor", ".tower_sources_adaptor")
+    }

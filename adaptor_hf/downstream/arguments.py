@@ -102,6 +102,10 @@ class DownstreamArguments(PrivacyArguments):
     text_tower: str | None = field(
         default=None, metadata={"help": "Another place or preset of the checkpoint's text tower."}
     )
+    towers_dir: str | None = field(
+        default=None,
+        metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},
+    )
     cache_dir: str | None = field(
         default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
     )

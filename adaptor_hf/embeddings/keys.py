@@ -102,8 +102,9 @@ def side_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
 def tower_files(name_or_spec: Any) -> list[list] | None:
     """Path, size and modification time of the files that a tower's name stands for, or None when not known.
 
-    Local folders, hub ids in the local hub cache, and packages that carry weights are known.
+    Towers of a bundle, local folders, hub ids in the local hub cache, and packages that carry weights are known.
     """
+    from ..tower_bundles_adaptor import find_bundled
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS
 
@@ -112,9 +113,12 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
     else:
         spec = name_or_spec
     name = str(spec.get("name_or_path") or "")
-    if spec.get("library") == "torchxrayvision" or name.startswith("xrv:"):
+    bundled = find_bundled(spec)
+    if bundled is None and (spec.get("library") == "torchxrayvision" or name.startswith("xrv:")):
         return None
-    if name.startswith("package:"):
+    if bundled is not None:
+        folder = bundled.folder
+    elif name.startswith("package:"):
         folder = package_folder(name.removeprefix("package:"))
     elif os.path.isdir(name):
         folder = Path(name)

@@ -21,6 +21,7 @@ PUSHED_FILES = (
     "processing_adaptor.py",
     "pyramids_adaptor.py",
     "segmentation_loss_adaptor.py",
+    "tower_bundles_adaptor.py",
     "tower_sources_adaptor.py",
     "towers_adaptor.py",
     "processor_config.json",

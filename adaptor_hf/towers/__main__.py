@@ -1,6 +1,7 @@
-"""python -m adaptor_hf.towers list | verify [names]"""
+"""python -m adaptor_hf.towers list | bundle NAMES --to DIR | verify [NAMES]"""
 
 import argparse
+import logging
 from pathlib import Path
 
 from .listing import format_towers, list_towers
@@ -13,12 +14,29 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="print the presets")
     listing.add_argument("--kind", choices=["vision", "text"])
+    listing.add_argument(
+        "--commercial", action="store_true", help="only those whose recorded terms allow commercial use"
+    )
+    bundle = commands.add_parser("bundle", help="download towers into a folder for machines without network")
+    bundle.add_argument("names", nargs="+", help="presets, OWNER/NAME[@REVISION], timm:NAME, xrv:NAME")
+    bundle.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the bundle")
     verify = commands.add_parser("verify", help="load real weights (needs network or a filled cache) and store digests")
     verify.add_argument("names", nargs="*", help="presets; all by default")
     verify.add_argument("--output", type=Path, default=Path("towers_verified.json"), help="JSON file of the digests")
     options = parser.parse_args(arguments)
     if options.command == "list":
-        print(format_towers(list_towers(options.kind)))
+        print(format_towers(list_towers(options.kind, True if options.commercial else None)))
+        return 0
+    if options.command == "bundle":
+        from .bundle import bundle_towers
+
+        logging.basicConfig(level=logging.WARNING, format="%(message)s")
+        logging.getLogger("adaptor_hf").setLevel(logging.INFO)
+        try:
+            bundle_towers(options.names, options.to)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from error
+        print(f"On the other machine: --towers_dir {options.to.name} (or ADAPTOR_TOWERS_DIR).")
         return 0
     unknown = sorted(set(options.names) - set(TOWER_PRESETS))
     if unknown:

@@ -3,30 +3,35 @@
 from typing import Any
 
 from .presets import TOWER_PRESETS
+from .terms import terms_of
 
-COLUMNS = ("name", "kind", "domain", "hidden_size", "pooling", "license", "tested", "source")
+COLUMNS = ("name", "kind", "domain", "hidden_size", "pooling", "license", "commercial", "tested", "source")
 
 
-def list_towers(kind: str | None = None) -> list[dict[str, Any]]:
+def list_towers(kind: str | None = None, commercial: bool | None = None) -> list[dict[str, Any]]:
     """One dict a preset, in the order of the documentation; reads no weights and needs no network.
 
     Args:
         kind: "vision" or "text" for one kind only.
+        commercial: True for those whose recorded terms allow commercial use, False for all others ("no" and "unclear").
 
     Returns:
         Dicts with the keys name, kind, domain ("medical" or "general"), library, source (hub id, weights name or
         wheel), revision (None: not pinned), hidden_size, pooling (None: trained pooler, else "cls"), grid_shape and
         image_processor of vision towers, max_length of text towers, pretraining_data, license (None: not stated),
-        tested ("architecture" or "real weights"), offline (True: the weights come from a wheel) and note.
+        data_terms, commercial ("yes", "no" or "unclear"), commercial_source and checked (the record's date; see
+        `adaptor_hf.towers.terms`), tested ("architecture" or "real weights"), offline (True: the weights come from a
+        wheel) and note.
     """
     if kind not in (None, "vision", "text"):
         raise ValueError(f"kind must be 'vision' or 'text', got {kind!r}.")
     rows = []
     for name, preset in TOWER_PRESETS.items():
-        if kind in (None, preset["kind"]):
+        terms = terms_of({"preset": name})
+        if kind in (None, preset["kind"]) and commercial in (None, terms["commercial"] == "yes"):
             facts = {key: value for key, value in preset.items() if key not in ("architecture", "name_or_path")}
             source = preset["name_or_path"]
-            rows.append({"name": name, "source": source, "offline": source.startswith("package:"), **facts})
+            rows.append({"name": name, "source": source, "offline": source.startswith("package:"), **facts, **terms})
     return rows
 
 

@@ -131,6 +131,11 @@ class RunArguments(PrivacyArguments):
     )
 
 
+    towers_dir: str | None = field(
+        default=None,
+        metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},
+    )
+
     def __post_init__(self):
         if self.learning_rate_grid and not self.controls:
             raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
