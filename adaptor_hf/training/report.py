@@ -95,6 +95,7 @@ def report_run(
 def write_retrieval(folder: str, result: RetrievalResult, split: str) -> Path:
     """`retrieval.json`: the unrounded numbers of the card, for `python -m adaptor_hf.verify`."""
     path = Path(folder) / RETRIEVAL_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_aside(path, json.dumps({"split": split} | asdict(result), indent=1) + "\n")
     return path
 
