@@ -17,8 +17,9 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import write_pretraining_manifest
 from adaptor_hf.embeddings import build_cache, open_cache
-from adaptor_hf.tower_bundles_adaptor import use_towers_dir
+from adaptor_hf.hub.data_terms import check_consent, restricted_terms
 from adaptor_hf.private_mode import check_private_cache, start_private_mode
+from adaptor_hf.tower_bundles_adaptor import use_towers_dir
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.checkpoints import find_checkpoint
 from adaptor_hf.training.dry_run import estimate_run
@@ -49,6 +50,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_together(data, model_arguments, run, training)
     if run.towers_dir:
         use_towers_dir(run.towers_dir)
+    terms = restricted_terms(data.dataset, data.dataset_name)
+    if training.push_to_hub:
+        # Now rather than after the training.
+        check_consent(terms, training.accept_data_terms)
     if training.resume_from_checkpoint:
         # Now rather than after the extraction.
         training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))
@@ -89,6 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
         text_hidden_size=cache.text_spec["hidden_size"],
         vision_tower=cache.vision_spec,
         text_tower=cache.text_spec,
+        data_terms=terms,
     )
     model = AdaptorModel(config)
     logger.info(describe_run(model, training, cache, views))

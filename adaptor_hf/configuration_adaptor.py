@@ -43,6 +43,8 @@ class AdaptorConfig(PreTrainedConfig):
             the tower's image processor.
         towers_in_checkpoint (`bool`, defaults to `False`): Whether `save_pretrained` writes the towers' weights too.
             By default a checkpoint holds the Adaptor alone and names its towers.
+        data_terms (`dict[str, str]`, *optional*): Data sets that it was trained on whose terms restrict sharing, with
+            those terms. A push then asks for consent.
         vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
             or path, revision, pooling, image processing, pretraining data, licence. `None`: cached embeddings only.
         text_tower (`dict`, *optional*): The same for the text tower.
@@ -98,6 +100,7 @@ class AdaptorConfig(PreTrainedConfig):
     skip_channels: list[int] | None = None
     image_size: int | None = None
     towers_in_checkpoint: bool = False
+    data_terms: dict[str, str] | None = None
     vision_tower: dict[str, Any] | None = None
     text_tower: dict[str, Any] | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -137,6 +137,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         """
         if kwargs.get("push_to_hub"):
             self._refuse_to_push_local_towers()
+            self._refuse_to_push_restricted(kwargs.pop("accept_data_terms", False))
             kwargs.setdefault("private", True)
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.config.towers_in_checkpoint:
@@ -154,15 +155,30 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             self.config.auto_map = auto_map
         return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = True, **kwargs) -> str:
+    def push_to_hub(
+        self, repo_id: str, *, private: bool | None = True, accept_data_terms: bool = False, **kwargs
+    ) -> str:
         """
         As everywhere in transformers, but private unless asked otherwise: the model was trained on reports.
 
+        Args:
+            accept_data_terms: The terms of the training data, `config.data_terms`, allow this push.
+
         Raises:
             ValueError: if the config names a tower by a folder of this machine.
+            PermissionError: if the training data's terms restrict sharing and were not accepted.
         """
         self._refuse_to_push_local_towers()
+        self._refuse_to_push_restricted(accept_data_terms)
         return super().push_to_hub(repo_id, private=private, **kwargs)
+
+    def _refuse_to_push_restricted(self, accepted: bool) -> None:
+        if self.config.data_terms and not accepted:
+            listed = "; ".join(f"{name}: {text}" for name, text in self.config.data_terms.items())
+            raise PermissionError(
+                f"The terms of the training data restrict what may be shared ({listed}), and nothing was pushed. If "
+                "they allow this push, pass accept_data_terms=True."
+            )
 
     def _refuse_to_push_local_towers(self) -> None:
         for side in ("vision", "text"):

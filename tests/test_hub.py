@@ -14,9 +14,11 @@ from huggingface_hub import ModelCard
 from synthetic import synthetic_cache, synthetic_config
 
 from adaptor_hf import AdaptorModel, AdaptorProcessor
+from adaptor_hf.data.catalog import list_datasets
 from adaptor_hf.data.splits import split_hash
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.hub import push_folder, write_model_card
+from adaptor_hf.hub.data_terms import RESTRICTED, restricted_terms
 from adaptor_hf.hub.model_card import LICENSES, strictest_license
 from adaptor_hf.hub.push import PUSHED_FILES, files_to_push, without_local_paths
 from adaptor_hf.towers import load_text_tower, load_vision_tower
@@ -296,6 +298,64 @@ class TestCard:
         metadata, text = card_of(tmp_path, result=None, evaluated_on=None, pairs={"train": 100})
         assert "model-index" not in metadata
         assert "Not evaluated" in text
+
+
+class TestTerms:
+    def test_the_card_says_what_is_recorded_of_commercial_use(self, tmp_path):
+        _, text = card_of(tmp_path)
+        assert "* vision tower: yes (Apache-2.0 in the model card, recorded 2026-11-22)" in text
+        assert "* text tower: unclear (nothing is recorded)" in text
+        assert "Terms of the training data: none are recorded here" in text
+        _, text = card_of(tmp_path, config={**TOWERS, "data_terms": restricted_terms("mimic_cxr")})
+        assert "restrict what may be shared.** mimic_cxr: PhysioNet Credentialed Health Data License" in text
+
+    def test_every_data_set_with_restricting_words_is_on_the_list_and_no_other(self):
+        words = r"credentialed|no sharing|no redistribution|research only|non-commercial|have none|\bNC\b|-NC-|competition"
+        restricting = {d.name for d in list_datasets() if re.search(words, d.license, re.IGNORECASE)}
+        assert restricting == set(RESTRICTED)
+
+    @pytest.mark.parametrize(
+        ("names", "found"),
+        [
+            (("mimic_cxr", None), ["mimic_cxr"]),
+            ((None, "MIMIC-CXR v2.1"), ["mimic_cxr"]),
+            (("chexpert_5x200",), ["chexpert_5x200"]),
+            (("nih_chestxray14", "phantom"), []),
+            ((None,), []),
+        ],
+    )
+    def test_data_sets_are_known_by_name(self, names, found):
+        assert list(restricted_terms(*names) or {}) == found
+
+    def test_a_push_asks_for_consent_before_anything_is_created(self, pushable, hub):
+        config = json.loads((pushable / "config.json").read_text())
+        config["data_terms"] = restricted_terms("mimic_cxr")
+        (pushable / "config.json").write_text(json.dumps(config))
+        with pytest.raises(PermissionError, match=r"mimic_cxr: PhysioNet(.|\n)*accept_data_terms"):
+            push_folder(pushable, "name")
+        assert "created" not in hub
+        push_folder(pushable, "name", accept_data_terms=True)
+        assert "uploaded" in hub
+
+    def test_the_models_own_push_asks_too_and_the_terms_survive_saving(self, tmp_path, hub):
+        model = AdaptorModel(synthetic_config(data_terms=restricted_terms("chexpert")))
+        model.save_pretrained(tmp_path)
+        model = AdaptorModel.from_pretrained(tmp_path)
+        with pytest.raises(PermissionError, match="chexpert: Stanford"):
+            model.push_to_hub("somebody/model")
+        with pytest.raises(PermissionError, match="chexpert: Stanford"):
+            model.save_pretrained(tmp_path / "out", push_to_hub=True)
+        assert "created" not in hub
+
+    def test_a_run_that_is_to_be_pushed_asks_before_it_trains(self, tmp_path):
+        from train_pretrain import main
+
+        words = ["--dataset", "mimic_cxr", "--data_root", str(tmp_path), "--vision_tower", "lite0", "--use_cpu"]
+        words += ["--text_tower", "minilm", "--push_to_hub", "--output_dir", str(tmp_path / "out")]
+        with pytest.raises(PermissionError, match="mimic_cxr"):
+            main(words)
+        with pytest.raises((OSError, ValueError), match=str(tmp_path)):
+            main([*words, "--accept_data_terms"])
 
 
 class TestLicence:

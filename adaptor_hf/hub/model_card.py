@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..towers.terms import terms_of
+
 if TYPE_CHECKING:
     from ..training.controls import RetrievalResult
 
@@ -56,6 +58,21 @@ def describe_tower(side: str, tower: dict[str, Any] | None) -> str:
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
     cells = [side, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
     return "| " + " | ".join(cells) + " |"
+
+
+def describe_terms(side: str, tower: dict[str, Any]) -> str:
+    """What is recorded of a tower's commercial use, with source and date."""
+    terms = terms_of(tower)
+    date = f", recorded {terms['checked']}" if terms["checked"] else ""
+    data = f" Its pretraining data: {terms['data_terms']}." if terms["data_terms"] else ""
+    return f"* {side} tower: {terms['commercial']} ({terms['commercial_source']}{date}).{data}"
+
+
+def describe_data_terms(terms: dict[str, str] | None) -> str:
+    if not terms:
+        return "Terms of the training data: none are recorded here that restrict sharing. Check your own."
+    listed = "; ".join(f"{name}: {text}" for name, text in terms.items())
+    return f"**The terms of the training data restrict what may be shared.** {listed}."
 
 
 def write_model_card(
@@ -129,6 +146,11 @@ def write_model_card(
         model_name=model_name,
         num_parameters=f"{num_parameters:,}",
         towers="\n".join(describe_tower(side, tower) for side, tower in zip(("vision", "text"), towers, strict=True)),
+        terms="\n".join(
+            describe_terms(side, tower) for side, tower in zip(("vision", "text"), towers, strict=True) if tower
+        )
+        or "* Nothing: the embeddings were made elsewhere.",
+        data_terms=describe_data_terms(config.get("data_terms")),
         license_note=(
             f"`{license_name}`, the strictest of the towers' licences."
             if license_name

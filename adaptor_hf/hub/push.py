@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from .data_terms import check_consent
+
 PUSHED_FILES = (
     "README.md",
     "config.json",
@@ -88,19 +90,25 @@ def push_folder(
     token: str | None = None,
     private: bool = True,
     commit_message: str = "Upload Adaptor",
+    accept_data_terms: bool = False,
 ) -> str:
     """
     Push a saved model to the Hub: the files of `files_to_push`, to a private repository unless asked otherwise.
+
+    Args:
+        accept_data_terms: The terms of the training data, which the model's config names, allow this push.
 
     Returns:
         `str`: Address of the commit.
 
     Raises:
-        PermissionError: if the repository exists and is public while a private one was asked for.
+        PermissionError: if the repository exists and is public while a private one was asked for, or the training
+            data's terms restrict sharing and were not accepted.
     """
     from huggingface_hub import HfApi
 
     files = files_to_push(folder)
+    check_consent(json.loads(files["config.json"]).get("data_terms"), accept_data_terms)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Of a repository that exists already, create_repo leaves the visibility as it is.

@@ -50,6 +50,8 @@ class AdaptorTrainingArguments(TrainingArguments):
             the cost is one more forward pass. `gradient_accumulation_steps`, in contrast, adds no negatives.
         resident_data (`bool`, *optional*): Hold the training embeddings on the training device instead of reading them
             from disk. By default on a GPU, where they take less than half of its free memory (the paper's data: 0.7 GB).
+        accept_data_terms (`bool`, defaults to `False`): The terms of the training data allow `push_to_hub`; asked for
+            where they restrict sharing, as those of MIMIC-CXR and CheXpert do.
         auto_mixed_precision (`bool`, defaults to `True`): Choose fp16 or bf16 by the GPU where neither was asked for.
 
     Raises:
@@ -98,6 +100,9 @@ class AdaptorTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
     hub_strategy: str = field(default="end", metadata={"help": "Only the end is pushed, a fixed list of files."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Push to a private repository."})
+    accept_data_terms: bool = field(
+        default=False, metadata={"help": "The training data's terms, which may restrict sharing, allow --push_to_hub."}
+    )
 
     def __post_init__(self):
         if self.positives not in POSITIVES:

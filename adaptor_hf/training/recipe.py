@@ -130,7 +130,6 @@ class RunArguments(PrivacyArguments):
         metadata={"help": "Learning rates that --controls tries for every trained variant, chosen on validation."},
     )
 
-
     towers_dir: str | None = field(
         default=None,
         metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},

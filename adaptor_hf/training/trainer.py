@@ -406,6 +406,7 @@ class AdaptorTrainer(Trainer):
             self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
             token=token or self.args.hub_token,
             private=self.args.hub_private_repo is not False,
+            accept_data_terms=self.args.accept_data_terms,
             commit_message=commit_message or "End of training",
         )
 
