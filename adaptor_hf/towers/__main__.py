@@ -1,9 +1,10 @@
-"""python -m adaptor_hf.towers list | bundle NAMES --to DIR | verify [NAMES]"""
+"""python -m adaptor_hf.towers list | bundle NAMES --to DIR | convert FILE --format F --to DIR | verify [NAMES]"""
 
 import argparse
 import logging
 from pathlib import Path
 
+from .convert import add_arguments, convert_tower
 from .listing import format_towers, list_towers
 from .presets import TOWER_PRESETS
 
@@ -20,12 +21,24 @@ def main(arguments: list[str] | None = None) -> int:
     bundle = commands.add_parser("bundle", help="download towers into a folder for machines without network")
     bundle.add_argument("names", nargs="+", help="presets, OWNER/NAME[@REVISION], timm:NAME, xrv:NAME")
     bundle.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the bundle")
+    convert = commands.add_parser("convert", help="make a tower folder from other people's weights")
+    add_arguments(convert)
     verify = commands.add_parser("verify", help="load real weights (needs network or a filled cache) and store digests")
     verify.add_argument("names", nargs="*", help="presets; all by default")
     verify.add_argument("--output", type=Path, default=Path("towers_verified.json"), help="JSON file of the digests")
     options = parser.parse_args(arguments)
     if options.command == "list":
         print(format_towers(list_towers(options.kind, True if options.commercial else None)))
+        return 0
+    if options.command == "convert":
+        settings = {name: value for name, value in vars(options).items() if name not in ("command", "to")}
+        try:
+            found = convert_tower(folder=options.to, **settings)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"error: {error}") from error
+        print(f"Wrote {options.to}: {found['architecture']} from {found['prefix'] or 'the whole file'}.")
+        for what, keys in (("Heads left out", found["heads"]), ("Outside of the encoder", found["outside"])):
+            print(f"{what}: {len(keys)} tensors" + (f": {', '.join(keys)}" if keys else ""))
         return 0
     if options.command == "bundle":
         from .bundle import bundle_towers
