@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 ROWS = 32
+# Tokenizing is cheap, so that shares of rare events can be seen.
+COVERAGE_TEXTS = 2000
 # Measured: bytes of activations that one pair keeps for the backward pass, in float32 and width 768.
 ACTIVATION_BYTES_A_PAIR = 200_000
 
@@ -33,6 +36,7 @@ def estimate_run(
     """
     from ..embeddings import build_cache
     from ..towers import load_text_tower, load_vision_tower
+    from ..towers.coverage import describe_coverage, text_coverage
 
     texts = pairs["text"][:]
     first_rows = {text: row for row, text in reversed(list(enumerate(texts))) if text is not None}
@@ -80,6 +84,10 @@ def estimate_run(
     parameter_bytes = 16 * model.num_parameters()
     activations = batch * ACTIVATION_BYTES_A_PAIR * (model_arguments.hidden_size / 768)
 
+    sample = [texts[row] for row in sorted(first_rows.values())[:COVERAGE_TEXTS]]
+    length = min(data.max_text_length, text_tower.spec["max_length"] or data.max_text_length)
+    coverage = text_coverage(text_tower.processor, sample, length)
+
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     lines = [
         f"Dry run on {name}, {min(ROWS, num_images)} rows:",
@@ -90,7 +98,12 @@ def estimate_run(
         f"each), {gigabytes(disk)} of RAM at most for the cache (memory-mapped), "
         f"{gigabytes(parameter_bytes + activations)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
         "optimizer and activations",
+        f"  texts: {describe_coverage(Path(model_arguments.text_tower).name, coverage, length)}",
     ]
+    if coverage.unknown > 0.01 or coverage.tokens_per_word > 2.5:
+        lines.append(
+            "  The text tower seems not to know this language or notation: a multilingual or national one may."
+        )
     if extraction > 6 * 3600:
         lines.append("  To shorten extraction: a smaller tower (dinov2-s, lite0), a GPU, or several processes.")
     if steps * step > 6 * 3600:
