@@ -4,7 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from .convert import add_arguments, convert_tower
+from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
 from .presets import TOWER_PRESETS
 
@@ -22,7 +22,15 @@ def main(arguments: list[str] | None = None) -> int:
     bundle.add_argument("names", nargs="+", help="presets, OWNER/NAME[@REVISION], timm:NAME, xrv:NAME")
     bundle.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the bundle")
     convert = commands.add_parser("convert", help="make a tower folder from other people's weights")
-    add_arguments(convert)
+    convert.add_argument("file", type=Path, help="a .ckpt, .pt, .pth, .bin or .safetensors file")
+    convert.add_argument("--format", required=True, choices=sorted(FORMATS))
+    convert.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder of the tower")
+    convert.add_argument("--side", default="vision", choices=["vision", "text"])
+    convert.add_argument("--tokenizer", help="of a text tower: folder or Hub id")
+    convert.add_argument("--num_attention_heads", type=int, help="where the widths do not tell")
+    convert.add_argument("--quick_gelu", action="store_true", help="open_clip: trained with QuickGELU")
+    convert.add_argument("--license", help="of the weights, as their publisher states it")
+    convert.add_argument("--pretraining_data", nargs="+", help="what the weights were trained on")
     verify = commands.add_parser("verify", help="load real weights (needs network or a filled cache) and store digests")
     verify.add_argument("names", nargs="*", help="presets; all by default")
     verify.add_argument("--output", type=Path, default=Path("towers_verified.json"), help="JSON file of the digests")

@@ -377,17 +377,4 @@ def _write_text(network: Network, folder: Path, tokenizer: str | os.PathLike) ->
     words.save_pretrained(folder)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of `python -m adaptor_hf.towers convert`."""
-    parser.add_argument("file", type=Path, help="a .ckpt, .pt, .pth, .bin or .safetensors file")
-    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
-    parser.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder of the tower")
-    parser.add_argument("--side", default="vision", choices=["vision", "text"])
-    parser.add_argument("--tokenizer", help="of a text tower: folder or Hub id")
-    parser.add_argument("--num_attention_heads", type=int, help="where the widths do not tell")
-    parser.add_argument("--quick_gelu", action="store_true", help="open_clip: trained with QuickGELU")
-    parser.add_argument("--license", help="of the weights, as their publisher states it")
-    parser.add_argument("--pretraining_data", nargs="+", help="what the weights were trained on")
-
-
-__all__ = ["FORMATS", "add_arguments", "convert_tower"]
+__all__ = ["FORMATS", "convert_tower"]

@@ -1,0 +1,34 @@
+#!/bin/bash
+# Downstream evaluation as a job array: task N takes the options of line N of a file. What is finished is not repeated.
+#SBATCH --job-name=adaptor-sweep
+#SBATCH --ntasks=1
+#SBATCH --gpus=1
+#SBATCH --cpus-per-task=4
+#SBATCH --time=01:00:00
+#SBATCH --signal=B:USR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%A_%a.log
+
+: "${OUT:?set OUT, the folder of all results}" "${OPTIONS:?set OPTIONS, a file with the options of a task on each line}"
+export HF_HUB_OFFLINE=1 OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
+LINE=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$OPTIONS")
+if [ -z "$LINE" ]; then
+    echo "error: $OPTIONS has no line $SLURM_ARRAY_TASK_ID" >&2
+    exit 1
+fi
+
+# Two tasks must not write to one folder.
+# shellcheck disable=SC2086  # a line is several words
+srun python train_downstream.py $LINE --output_dir "$OUT/$SLURM_ARRAY_TASK_ID" &
+RUN=$!
+SIGNALLED=0
+trap 'SIGNALLED=1; kill -USR1 "$RUN"' USR1
+wait "$RUN"
+STATUS=$?
+if [ "$SIGNALLED" = 1 ]; then
+    wait "$RUN"
+    STATUS=$?
+fi
+if [ "$STATUS" = 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+exit "$STATUS"
