@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ..towers_adaptor import TextTower
-from .zero_shot import embed_texts, tower_text_features
+from .zero_shot import tower_text_features
 
 if TYPE_CHECKING:
     from .modules import Module
@@ -136,10 +136,11 @@ def run_text_understanding(
         place = {text: number for number, text in enumerate(changed)}
         of_row = np.array([place[texts[row]] for row in rows])
         both = [*changed, *changed.values()]
-        raw = torch.nn.functional.normalize(tower_text_features(text_tower, both).float().cpu(), dim=1)
+        pooled = tower_text_features(text_tower, both)
+        raw = torch.nn.functional.normalize(pooled.float().cpu(), dim=1)
         found.append(SwapResult(swap, "text tower alone", len(changed), len(rows), *_cosines(raw)))
         for module in (module for module in modules if module.model is not None):
-            embeds = embed_texts(module.model, text_tower, both).float().cpu()
+            embeds = adapted_texts(module.model, pooled)
             before, after = embeds.chunk(2)
             image = images[module.key][rows]
             hits = ((image * before[of_row]).sum(1) > (image * after[of_row]).sum(1)).double().numpy()
@@ -152,6 +153,12 @@ def run_text_understanding(
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
     path.write_text(json.dumps({"dataset": dataset, "results": plain}, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+@torch.no_grad()
+def adapted_texts(model: Any, pooled: torch.Tensor) -> torch.Tensor:
+    """`(n, hidden_size)` float32 on the CPU, L2-normalised, from a text tower's `(n, E)`."""
+    return model.get_text_features(text_embeds=pooled.to(model.device, model.dtype)).pooler_output.float().cpu()
 
 
 def _cosines(embeds: torch.Tensor) -> tuple[float, float]:

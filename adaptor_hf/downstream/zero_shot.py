@@ -168,12 +168,15 @@ def run_zero_shot(
         raise ValueError(f"{data.name} has no test part; it has {', '.join(data.parts)}.")
     prompts = prompts.for_classes(data.class_names, data.exclusive)
     found, rows = RunList(), data.rows("test")
-    drawn = {"recipe": prompts.name if prompts_per_class is None else f"{prompts.name}, {prompts_per_class} a class"}
+    # The digest is that of the whole set: set, number and seed determine a draw, and draws are one recipe's seeds.
+    drawn = "" if prompts_per_class is None else f", {prompts_per_class} a class"
+    recipe = f"{prompts.name}{drawn} ({prompts.digest})"
     for module in (module for module in modules if module.model is not None):
         features = module.features(embedded.embeds["test"])
         for seed in seeds if prompts_per_class is not None else seeds[:1]:
             chosen = prompts.draw(prompts_per_class, seed)
-            fields = module.fields() | drawn | {
+            fields = module.fields() | {
+                "recipe": recipe,
                 "vision_tower": tower_name(embedded.vision_spec),
                 "text_tower": tower_name(text_tower.spec),
                 "task": "zero_shot",
@@ -184,7 +187,6 @@ def run_zero_shot(
                 "seed": int(seed),
                 "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
             }  # fmt: skip
-            fields["recipe"] = f"{fields['recipe']} ({chosen.digest})"
 
             def score(module=module, features=features, chosen=chosen) -> Any:
                 scores = class_scores(module.model, text_tower, features, chosen)
