@@ -28,7 +28,7 @@ logger = logging.getLogger("train_downstream")
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
-    start_private_mode(options, places_of(options))
+    start_private_mode(options, [*places_of(options), options.towers_dir])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -36,7 +36,7 @@ logger = logging.getLogger("train_pretrain")
 def main(arguments: list[str] | None = None) -> None:
     record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)
-    start_private_mode(run, places_of(data, model_arguments, training))
+    start_private_mode(run, [*places_of(data, model_arguments, training), run.towers_dir])
     # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
     logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
     for name in ("adaptor_hf", logger.name):

