@@ -6,10 +6,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench verify-towers
+.PHONY: help install demo show test lint bench verify-towers
 
 help:
 	@echo "make demo           pre-train on phantom data, offline (options: DEMO_ARGS=...)"
+	@echo "make show           every downstream task on phantom data, beside controls, offline (options: SHOW_ARGS=...)"
 	@echo "make test           fast tests (options: TEST_ARGS=..., WORKERS=2)"
 	@echo "make lint           ruff: rules and format"
 	@echo "make bench          all of benchmarks/"
@@ -27,6 +28,9 @@ $(INSTALLED): pyproject.toml
 
 demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
+
+show: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/downstream_show.py $(SHOW_ARGS)
 
 # worksteal gives each worker a run of whole files first: fixtures of a module are made once, and the end is even.
 test: $(INSTALLED)

@@ -7,6 +7,7 @@ Evaluate an Adaptor: data -> cached features -> heads or prompts -> predictions 
 """
 
 import logging
+import os
 import time
 from dataclasses import replace
 
@@ -26,8 +27,21 @@ from adaptor_hf.training.interruption import run_script
 logger = logging.getLogger("train_downstream")
 
 
+def only_process() -> bool:
+    """
+    Whether this is the process that works. Heads are small: of several that a launcher starts, the first does all, as
+    if it were alone.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    return rank == 0
+
+
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
+    if not only_process():
+        return
     start_private_mode(options, [*places_of(options), options.towers_dir])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("adaptor_hf", logger.name):

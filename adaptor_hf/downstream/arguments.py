@@ -94,7 +94,9 @@ class DownstreamArguments(PrivacyArguments):
     )
     control_model: list[str] = field(
         default_factory=list,
-        metadata={"help": "projections=PATH or shuffled=PATH: trained on the same pairs."},
+        metadata={
+            "help": "projections=PATH or shuffled=PATH, trained on the same pairs; default: those beside --model."
+        },
     )
     vision_tower: str | None = field(
         default=None, metadata={"help": "Another place or preset of the checkpoint's vision tower."}

@@ -132,13 +132,13 @@ def run_classification(
 
 
 def _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples, device) -> None:
-    from ..evaluation.results import RESULTS_FILE, read_results, run_key, write_run
+    from ..evaluation.results import run_key, write_run
 
     folders = {name: Path(output_dir) / "runs" / run_key(fields) for name, fields in runs.items()}
     missing = []
     for name, folder in folders.items():
-        if (folder / RESULTS_FILE).is_file():
-            found.lines += read_results(folder / RESULTS_FILE).lines
+        if (lines := finished_lines(folder)) is not None:
+            found.lines += lines
             found.skipped += 1
         else:
             missing.append(name)
@@ -149,7 +149,7 @@ def _run(found, runs, tests, test_features, features, data, module, recipe, outp
     probe = fit_probe(
         features["train"][rows], data.labels["train"][rows], features["validation"], data.labels["validation"], recipe,
         num_logits=data.num_logits, exclusive=data.exclusive, seed=fields["seed"], hidden_size=module.hidden_size,
-        device=device,
+        device=device, class_names=data.class_names,
     )  # fmt: skip
     outcome = {
         "n_train": len(rows),
@@ -208,6 +208,25 @@ def subgroup_columns(rows: pd.DataFrame) -> dict[str, list]:
     return {name: values for name, values in columns.items() if any(value is not None for value in values)}
 
 
+def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
+    """
+    Result lines of a finished run; None where it is to be made. A damaged result file is set aside under another name,
+    said in the log, and its run is made again.
+    """
+    from ..evaluation.results import RESULTS_FILE, finished_runs, read_results
+
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return None
+    lines = read_results(path).lines
+    if finished_runs(lines):
+        return lines
+    aside = path.with_name(f"{RESULTS_FILE}.damaged")
+    os.replace(path, aside)
+    logger.warning("%s is damaged: it is kept as %s, and the run is made again.", path, aside.name)
+    return None
+
+
 def finish_run(
     found: RunList,
     output_dir: Path,
@@ -222,11 +241,11 @@ def finish_run(
         fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
         outcome (`dict`): The rest of what its lines say; `score` may add to it.
     """
-    from ..evaluation.results import RESULTS_FILE, read_results, run_key, write_run
+    from ..evaluation.results import run_key, write_run
 
     folder = output_dir / "runs" / run_key(fields)
-    if (folder / RESULTS_FILE).is_file():
-        found.lines += read_results(folder / RESULTS_FILE).lines
+    if (lines := finished_lines(folder)) is not None:
+        found.lines += lines
         found.skipped += 1
     else:
         predictions = score()
@@ -264,6 +283,7 @@ __all__ = [
     "decisions",
     "embed_labelled",
     "finish_run",
+    "finished_lines",
     "predict",
     "run_classification",
     "subgroup_columns",

@@ -99,6 +99,8 @@ def load_modules(
         else:
             modules.append(Module("mlp", hidden_size=matched_hidden_size(model, num_logits)))
     for name, path in (control_models or {}).items():
+        if not os.path.isdir(path) and str(path).count("/") != 1:
+            raise FileNotFoundError(f"The control model {name} is to be in {path}, which is no folder and no hub id.")
         loaded = AdaptorModel.from_pretrained(path, load_towers=False).to(device).eval()
         if loaded.config.vision_hidden_size != model.config.vision_hidden_size:
             raise ValueError(f"The control model {name} was trained with another vision tower.")

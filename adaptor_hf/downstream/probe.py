@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,7 @@ def fit_probe(
     seed: int,
     hidden_size: int | None = None,
     device: Any = "cpu",
+    class_names: Sequence[str] | None = None,
 ) -> Probe:
     """
     Train a head with each learning rate of the recipe and keep the one that is best on validation.
@@ -74,11 +75,12 @@ def fit_probe(
         seed (`int`): Of initial weights, dropout and order.
         hidden_size (`int`, *optional*): Of the head's hidden layer, instead of the recipe's.
         device (defaults to `"cpu"`): Where to train.
+        class_names (`Sequence[str]`, *optional*): For messages.
 
     Raises:
         ValueError: labels of the training rows that tell nothing apart, or features that are not finite.
     """
-    check_labels(labels, num_logits, exclusive)
+    check_labels(labels, num_logits, exclusive, class_names)
     if not (torch.isfinite(features).all() and torch.isfinite(validation_features).all()):
         raise ValueError("A feature is NaN or infinite. Build the cache again, or check the Adaptor's weights.")
     mean, scale = torch.zeros(features.shape[1]), torch.ones(features.shape[1])
@@ -104,23 +106,26 @@ def fit_probe(
     return best
 
 
-def check_labels(labels: np.ndarray, num_logits: int, exclusive: bool) -> None:
+def check_labels(
+    labels: np.ndarray, num_logits: int, exclusive: bool, class_names: Sequence[str] | None = None
+) -> None:
     """
     Whether training rows can teach anything; classes that are missing are named in the log.
 
     Raises:
         ValueError: no column of labels has both a positive and a negative, or all rows are of one class.
     """
+    names = list(class_names or [f"number {number}" for number in range(num_logits)])
     if exclusive:
         present = np.unique(labels)
         if len(present) < 2:
             raise ValueError(
-                f"All {len(labels)} training rows are of class number {present.tolist()}: nothing to tell apart. Use a "
-                "larger fraction or another seed."
+                f"All {len(labels)} training rows are of class {', '.join(names[code] for code in present)}: nothing "
+                "to tell apart. Use a larger fraction or another seed."
             )
         if len(present) < num_logits:
-            missing = sorted(set(range(num_logits)) - set(present.tolist()))
-            logger.warning("No training row is of class number %s: it will not be predicted.", missing)
+            missing = [name for code, name in enumerate(names) if code not in present]
+            logger.warning("No training row is of class %s: it will not be predicted.", ", ".join(missing))
         return
     both = (labels == 1).any(0) & (labels == 0).any(0)
     if not both.any():
@@ -129,8 +134,8 @@ def check_labels(labels: np.ndarray, num_logits: int, exclusive: bool) -> None:
             "larger fraction or another seed."
         )
     if not both.all():
-        missing = np.flatnonzero(~both).tolist()
-        logger.warning("Labels number %s have only one class among the training rows: nothing is learned.", missing)
+        missing = ", ".join(names[column] for column in np.flatnonzero(~both))
+        logger.warning("Only one class among the training rows, nothing is learned: %s.", missing)
 
 
 def fold_standardization(probe: Probe) -> nn.Module:
