@@ -1,8 +1,10 @@
-"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages.
+"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages;
+makes a table of pairs of a PACS export.
 
 python -m adaptor_hf.data list
 python -m adaptor_hf.data check NAME ROOT --json report.json
 python -m adaptor_hf.data pages docs/datasets
+python -m adaptor_hf.data index_dicom ROOT --reports ris.csv --on AccessionNumber --to pairs
 """
 
 import argparse
@@ -11,6 +13,7 @@ import sys
 from pathlib import Path
 
 from .catalog import list_datasets
+from .pacs import command as pacs_command
 
 
 def parse_options(words: list[str]) -> dict[str, object]:
@@ -50,7 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--read", default="1000", help='rows whose image and mask is read, or "all"')
     check.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="the data set's own options")
     check.add_argument("--json", type=Path, help="also write the counts here")
+    pacs_command.add_arguments(commands.add_parser("index_dicom", help="a PACS export and its reports as pairs"))
     args = parser.parse_args(arguments)
+    if args.command == "index_dicom":
+        return pacs_command.run(args)
+
     if args.command == "list":
         for dataset in list_datasets():
             print(f"{dataset.name}: {dataset.title}. {', '.join(dataset.tasks)}. {dataset.license}")
