@@ -93,7 +93,8 @@ def read_member(member: Member, limit: int | None = None) -> bytes:
             method = _skip_local_header(file, member, name)
         # What is stored is at most a little longer than what it unpacks to.
         wanted = member.size if limit is None else min(member.size, limit + (limit >> 10) + 64)
-        data = file.read(wanted)
+        # Python allocates all that is asked for, also where a damaged zip's directory says too much.
+        data = file.read(min(wanted, os.fstat(file.fileno()).st_size))
     if len(data) != wanted:
         raise ValueError(f"{name}: the archive ends {wanted - len(data):,} bytes too early. Download it again.")
     if limit is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import date
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +49,9 @@ _WANTED = (
     "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation", "DirectoryRecordSequence",
 )  # fmt: skip
 _OVERLAYS = [group << 16 | 0x0010 for group in range(0x6000, 0x6020, 2)]
-_PIXELS = (0x7FE00008, 0x7FE00009, 0x7FE00010)
+_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+_PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
+_SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LOCALIZER = re.compile(r"\b(?:locali[sz]er|scout|topogram|surview)", re.IGNORECASE)
 _AGE = re.compile(r"(\d{1,3})([DWMY])")
@@ -60,11 +64,11 @@ _VIEWS = {
 }  # fmt: skip
 
 
-class HeaderFault(Exception):
+class HeaderError(Exception):
     """An object that cannot be used; `str()` of it is one of `FAULTS`."""
 
 
-class _More(Exception):
+class _CutShortError(Exception):
     """The bytes that were read end before the header does."""
 
 
@@ -84,22 +88,23 @@ def header_facts(path: str, size: int, on: str) -> dict[str, Any]:
         None); `localizer`, `encrypted`, `pixels` (bool).
 
     Raises:
-        HeaderFault: It cannot be used; never anything else, whatever the file holds.
+        HeaderError: It cannot be used; never anything else, whatever the file holds.
     """
     try:
         with quiet_pydicom():
             dataset, pixels = _parse(path, size, on)
             return _facts(dataset, pixels, size, on)
-    except HeaderFault:
+    except HeaderError:
         raise
     except FileNotFoundError:
-        raise HeaderFault("gone") from None
+        raise HeaderError("gone") from None
     except OSError:
-        raise HeaderFault("unreadable") from None
+        raise HeaderError("unreadable") from None
     except Exception:
-        raise HeaderFault("broken") from None
+        raise HeaderError("broken") from None
 
 
+@cache
 def tag_of(keyword: str) -> int:
     """
     Tag of an element of the header.
@@ -124,38 +129,44 @@ def read_head(path: str, limit: int) -> bytes:
 
     Raises:
         OSError: As the system says.
-        HeaderFault: The member cannot be read.
+        HeaderError: The member cannot be read.
     """
     member = parse_member(path)
     if member is None:
         with open(path, "rb") as file:
-            return file.read(limit)
+            # Python allocates all that is asked for.
+            return file.read(min(limit, os.fstat(file.fileno()).st_size))
     try:
         return read_member(member, limit)
     except ValueError:
-        raise HeaderFault("broken_archive") from None
+        raise HeaderError("broken_archive") from None
 
 
 def _parse(path: str, size: int, on: str) -> tuple[Dataset, tuple[int, int] | None]:
     """The wanted elements, and offset and length of the pixels' element; the length is -1 where it is not given."""
     if size == 0:
-        raise HeaderFault("empty")
-    tags = [tag_of(name) for name in {*_WANTED, on}] + _OVERLAYS
+        raise HeaderError("empty")
+    tags = _tags(on)
     for limit in _READS:
         data = read_head(path, limit)
         if limit == _READS[0]:
             _check_kind(data)
         try:
             return _parse_bytes(data, len(data) < limit, size, tags)
-        except _More:
+        except _CutShortError:
             if len(data) < limit:
-                raise HeaderFault("truncated") from None
-    raise HeaderFault("large_header")
+                raise HeaderError("truncated") from None
+    raise HeaderError("large_header")
+
+
+@cache
+def _tags(on: str) -> list[int]:
+    return [tag_of(name) for name in {*_WANTED, on}] + _OVERLAYS
 
 
 def _check_kind(data: bytes) -> None:
     if not looks_like_dicom(data):
-        raise HeaderFault("unread_archive" if data[:4] == b"PK\x03\x04" else "not_dicom")
+        raise HeaderError("unread_archive" if data[:4] == b"PK\x03\x04" else "not_dicom")
 
 
 def _parse_bytes(data: bytes, whole: bool, size: int, tags: list[int]) -> tuple[Dataset, tuple[int, int] | None]:
@@ -164,7 +175,7 @@ def _parse_bytes(data: bytes, whole: bool, size: int, tags: list[int]) -> tuple[
     # In memory a length that is blown up reads no further than the data; of a file it would be allocated first.
     stream = BytesIO(data)
     if is_deflated(data):
-        raise HeaderFault("deflated")
+        raise HeaderError("deflated")
     pixels = None
 
     def at_pixels(tag: int, vr: str | None, length: int) -> bool:
@@ -173,17 +184,17 @@ def _parse_bytes(data: bytes, whole: bool, size: int, tags: list[int]) -> tuple[
             pixels = (stream.tell(), -1 if length == 0xFFFFFFFF else length)
             return True
         if length != 0xFFFFFFFF and stream.tell() + length > len(data):
-            raise _More
+            raise _CutShortError
         return False
 
     try:
         dataset = read_partial(stream, at_pixels, force=True, specific_tags=tags)
     except EOFError:
-        raise _More from None
+        raise _CutShortError from None
     if pixels is None and not whole:
-        raise _More
+        raise _CutShortError
     if pixels is not None and pixels[0] + max(pixels[1], 1) > size:
-        raise HeaderFault("truncated")
+        raise HeaderError("truncated")
     return dataset, pixels
 
 
@@ -194,10 +205,11 @@ def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str)
     frames = _number(dataset, "NumberOfFrames") or 1
     syntax = _syntax(getattr(dataset, "file_meta", {}))
     if rows * columns > MAX_PIXELS:
-        raise HeaderFault("too_large")
+        raise HeaderError("too_large")
     if pixels is not None and pixels[1] >= 0 and pixels[1] < rows * columns * max(samples, 1) * frames * bits // 8:
-        raise HeaderFault("truncated")
+        raise HeaderError("truncated")
     age, bad_age = _age(dataset)
+    there = set(dataset.keys())
     return {
         **dict(zip(("uid", "patient", "study", "key"), ids, strict=True)),
         "sop_class": _uid(_text(dataset, "SOPClassUID")),
@@ -216,7 +228,7 @@ def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str)
         "columns": columns,
         "photometric": _code(dataset, "PhotometricInterpretation"),
         "burned_in": burned if (burned := _code(dataset, "BurnedInAnnotation")) in ("YES", "NO") else None,
-        "overlays": sum(tag in dataset for tag in _OVERLAYS),
+        "overlays": sum(tag in there for tag in _OVERLAYS),
         "encrypted": "EncryptedAttributesSequence" in dataset,
         "pixels": pixels is not None and bool(rows and columns),
         "directory": "DirectoryRecordSequence" in dataset,
@@ -225,14 +237,29 @@ def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str)
 
 def _values(dataset: Dataset, keyword: str) -> list[str]:
     """Values of an element as text; none where it is missing or cannot be understood."""
+    from pydicom.multival import MultiValue
+
+    raw = dataset.get_item(tag_of(keyword))
+    if raw is None or not raw.value:
+        return []
+    # Most are plain ASCII, or one number: pydicom's way to them takes most of the time of a header.
+    # An escape starts text of another character set, in bytes that are ASCII too.
+    if isinstance(raw.value, bytes) and _is_plain(keyword) and raw.value.isascii() and b"\x1b" not in raw.value:
+        return raw.value.decode().split("\\")
+    if isinstance(raw.value, bytes) and keyword in _SHORTS and len(raw.value) == 2:
+        return [str(int.from_bytes(raw.value, "little" if raw.is_little_endian else "big"))]
     try:
         value = dataset.get(keyword)
     except Exception:
         return []
-    if value is None:
-        return []
-    several = hasattr(value, "__iter__") and not isinstance(value, (str, bytes)) and type(value).__name__ != "PersonName"
-    return [str(item) for item in value] if several else [str(value)]
+    return [str(item) for item in value] if isinstance(value, MultiValue) else [str(value)]
+
+
+@cache
+def _is_plain(keyword: str) -> bool:
+    from pydicom.datadict import dictionary_VR
+
+    return dictionary_VR(tag_of(keyword)) in _PLAIN
 
 
 def _text(dataset: Dataset, keyword: str) -> str | None:
@@ -301,4 +328,4 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
         return None
 
 
-__all__ = ["FAULTS", "MAX_AGE", "HeaderFault", "header_facts", "read_head", "tag_of"]
+__all__ = ["FAULTS", "MAX_AGE", "HeaderError", "header_facts", "read_head", "tag_of"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...private_mode import check_private_mode
-from .headers import HeaderFault, header_facts, tag_of
+from .headers import HeaderError, header_facts, tag_of
 from .outputs import write_outputs
 from .pair_table import build_pairs
 from .reports_table import read_report_table
@@ -176,7 +176,7 @@ def _read_chunk(chunk: list[tuple[str, int]], on: str) -> list[dict[str, Any] | 
     for path, size in chunk:
         try:
             results.append(header_facts(path, size, on))
-        except HeaderFault as fault:
+        except HeaderError as fault:
             results.append(str(fault))
     return results
 

@@ -141,8 +141,9 @@ def referenced_files(path: str | os.PathLike) -> list[str]:
     import pydicom
 
     with open(path, "rb") as file:
-        data = file.read(MAX_DICOMDIR_BYTES + 1)
-    if len(data) > MAX_DICOMDIR_BYTES or is_deflated(data):
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, MAX_DICOMDIR_BYTES))
+    if size > MAX_DICOMDIR_BYTES or is_deflated(data):
         raise ValueError(f"{path}: a DICOMDIR of over {MAX_DICOMDIR_BYTES:,} bytes, or deflated.")
     names = []
     try:

@@ -50,8 +50,8 @@ def write_layout(
       originals (option nih_match) names the patients.
     * siim: the same kind of DICOM, stage 2, run lengths of pneumothorax.
     * pacs: export/ with DICOM files without endings in folders named after patients, in a zip and on a disc with its
-      DICOMDIR, between objects of other kinds (`adaptor_hf.data.phantom.pacs_trouble.TROUBLE`); ris.csv with the reports
-      (column Report), names, numbers and dates of nobody.
+      DICOMDIR, between objects of other kinds (`adaptor_hf.data.phantom.pacs_trouble.TROUBLE`); ris.csv with reports in
+      the column Report, and names, numbers and dates of nobody.
     * covidx: label files 9A. Consolidation of both lungs stands for COVID-19, of one for pneumonia, none for normal.
 
     Args:
