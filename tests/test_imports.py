@@ -73,7 +73,12 @@ def wheel_names(tmp_path_factory) -> set[str]:
 
 
 def test_wheel_holds_the_top_level_modules(wheel_names):
-    assert {"configuration_adaptor.py", "modeling_adaptor.py", "train_downstream.py", "train_pretrain.py"} <= wheel_names
+    assert {
+        "configuration_adaptor.py",
+        "modeling_adaptor.py",
+        "train_downstream.py",
+        "train_pretrain.py",
+    } <= wheel_names
 
 
 def test_wheel_holds_every_module_and_data_file_of_the_package(wheel_names):

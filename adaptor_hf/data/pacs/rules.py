@@ -30,9 +30,7 @@ RULES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
     ),
     "secondary_capture": (
         "the SOP class is Secondary Capture, or ImageType's second value SECONDARY",
-        lambda facts: (
-            (facts["sop_class"] or "").startswith(_SECONDARY_CAPTURE) or _image_type(facts, 1) == "SECONDARY"
-        ),
+        lambda facts: (facts["sop_class"] or "").startswith(_SECONDARY_CAPTURE) or _image_type(facts, 1) == "SECONDARY",
     ),
     "for_processing": (
         "PresentationIntentType or the SOP class is FOR PROCESSING",

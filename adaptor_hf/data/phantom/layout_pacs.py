@@ -59,7 +59,7 @@ def case_of(planned: Plan, seed: int) -> Case:
     uid = f"{_ROOT}.{seed % 10**6}.{patient + 1}.{study + 1}"
     given = _GIVEN[planned.patient.sex]
     return Case(
-        patient_id=f"0{4711000 + patient * 7919 % 10**6 + seed % 1000}",
+        patient_id=f"PK{4711000 + patient * 7919 % 10**6 + seed % 1000:08d}",
         family=_FAMILY[patient % len(_FAMILY)],
         given=given[patient // len(_FAMILY) % len(given)],
         born=born,
