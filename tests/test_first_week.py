@@ -1,4 +1,4 @@
-"""docs/first_week.md, command by command: an export goes in, a verified private run comes out, and no patient with it."""
+"""docs/first_week.md, command by command: from an export to a verified private run, and no patient in its files."""
 
 import hashlib
 import json

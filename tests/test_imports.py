@@ -73,12 +73,8 @@ def wheel_names(tmp_path_factory) -> set[str]:
 
 
 def test_wheel_holds_the_top_level_modules(wheel_names):
-    assert {
-        "configuration_adaptor.py",
-        "modeling_adaptor.py",
-        "train_downstream.py",
-        "train_pretrain.py",
-    } <= wheel_names
+    names = ("configuration_adaptor", "modeling_adaptor", "train_downstream", "train_pretrain")
+    assert {f"{name}.py" for name in names} <= wheel_names
 
 
 def test_wheel_holds_every_module_and_data_file_of_the_package(wheel_names):

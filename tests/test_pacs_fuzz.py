@@ -1,4 +1,4 @@
-"""Damaged DICOM files: neither the index nor `read_image` crashes, hangs or takes memory that the file does not hold."""
+"""Damaged DICOM files: neither the index nor `read_image` crashes, hangs or takes more memory than the file holds."""
 
 import copy
 import io
@@ -23,9 +23,8 @@ LIMIT = 256 << 20
 
 # Runs in a process of its own: a crash is its exit status, and memory beyond what it has after its imports is limited.
 CHILD = """
-import json, os, resource, sys, threading, time
+import json, resource, sys, time
 from pathlib import Path
-import numpy as np
 from adaptor_hf.data.images import image_size, read_image
 from adaptor_hf.data.pacs.headers import HeaderError, header_facts
 from adaptor_hf.data.pacs.walk import referenced_files

@@ -14,8 +14,8 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -262,7 +262,7 @@ def test_rules_can_be_switched_off_and_modalities_asked_for(hospital, indexed):
         index_dicom(hospital / "export", keep=["duplicate"])
     with pytest.raises(ValueError, match="no keyword of a DICOM header"):
         index_dicom(hospital / "export", on="Accession")
-    with pytest.raises(ValueError, match="None of the .* Left out: .*Found, by modality: .*CR"):
+    with pytest.raises(ValueError, match=r"None of the .* Left out: .*Found, by modality: .*CR"):
         index_dicom(hospital / "export", modalities=["MG"])
     with pytest.raises(FileNotFoundError, match="does not exist"):
         index_dicom(hospital / "nowhere")
@@ -418,7 +418,8 @@ def test_the_command_prints_counts_and_names_a_wrong_column(hospital, tmp_path, 
     said = capsys.readouterr()
     assert f"rows: {N} of" in said.out
     assert "left out by localizer: 1 (ImageType" in said.out
-    assert "headers/s" in said.err and "Headers (1 worker)" in said.err
+    assert "headers/s" in said.err
+    assert "Headers (1 worker)" in said.err
 
 
 def test_the_same_phantom_gives_the_same_export(hospital, tmp_path):
