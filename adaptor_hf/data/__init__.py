@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .catalog import list_datasets
     from .local import describe, load_local_dataset
+    from .pacs import index_dicom
 
-_EXPORTS = {"describe": "local", "list_datasets": "catalog", "load_local_dataset": "local"}
+_EXPORTS = {"describe": "local", "index_dicom": "pacs", "list_datasets": "catalog", "load_local_dataset": "local"}
 
-__all__ = ["describe", "list_datasets", "load_local_dataset"]
+__all__ = ["describe", "index_dicom", "list_datasets", "load_local_dataset"]
 
 
 def __getattr__(name: str):

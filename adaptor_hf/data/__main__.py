@@ -1,8 +1,10 @@
-"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages.
+"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages;
+makes a table of pairs of a PACS export.
 
 python -m adaptor_hf.data list
 python -m adaptor_hf.data check NAME ROOT --json report.json
 python -m adaptor_hf.data pages docs/datasets
+python -m adaptor_hf.data index_dicom ROOT --reports ris.csv --on AccessionNumber --to pairs
 """
 
 import argparse
@@ -11,6 +13,10 @@ import sys
 from pathlib import Path
 
 from .catalog import list_datasets
+from .pacs.command import run as run_index
+from .pacs.index import FORMATS
+from .pacs.reports_table import REPEATED
+from .pacs.rules import KEEPABLE, MODALITIES
 
 
 def parse_options(words: list[str]) -> dict[str, object]:
@@ -32,6 +38,27 @@ def parse_options(words: list[str]) -> dict[str, object]:
     return options
 
 
+def _add_index_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("root", help="folder of the export, or a DICOMDIR")
+    parser.add_argument("--reports", help="table of reports with a header line")
+    parser.add_argument("--on", default="AccessionNumber", help="DICOM keyword and column that name a report")
+    parser.add_argument("--to", required=True, help="folder for the table, its counts and the state of the index")
+    parser.add_argument("--reports_on", help="the column's name, where it is not that of --on")
+    parser.add_argument("--text_column", nargs="+", default=["text"], help="column of the text; several are joined")
+    parser.add_argument("--repeated", choices=REPEATED, default="join", help="several different texts of one key")
+    parser.add_argument("--encoding", help="of the table of reports; default: UTF-8, else Windows-1252")
+    parser.add_argument("--delimiter", help="default: comma, semicolon, tab or bar, whichever the header has")
+    parser.add_argument("--modality", nargs="+", default=list(MODALITIES), help="wanted ones, such as CR DX MG")
+    parser.add_argument("--keep", nargs="+", default=[], choices=KEEPABLE, help="rules that are switched off")
+    parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients")
+    parser.add_argument("--test_fraction", type=float, default=0.1, help="share of patients")
+    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--num_proc", type=int, help="processes that read headers")
+    parser.add_argument("--format", choices=FORMATS, default="csv", help="of the table")
+    parser.add_argument("--private", action="store_true", help="keyed hashes instead of ids (docs/privacy.md)")
+    parser.add_argument("--key_file", help="file with the key of --private; made, for its owner only, if missing")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.data", description=__doc__,
@@ -50,7 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--read", default="1000", help='rows whose image and mask is read, or "all"')
     check.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="the data set's own options")
     check.add_argument("--json", type=Path, help="also write the counts here")
+    _add_index_options(commands.add_parser("index_dicom", help="a PACS export and its reports as pairs"))
     args = parser.parse_args(arguments)
+    if args.command == "index_dicom":
+        return run_index(args)
+
     if args.command == "list":
         for dataset in list_datasets():
             print(f"{dataset.name}: {dataset.title}. {', '.join(dataset.tasks)}. {dataset.license}")

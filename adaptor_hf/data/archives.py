@@ -81,19 +81,24 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     return read_member(member)
 
 
-def read_member(member: Member) -> bytes:
-    """Content of a member, unpacked. Raises as `read_bytes`."""
+def read_member(member: Member, limit: int | None = None) -> bytes:
+    """Content of a member, unpacked; with a `limit` its first bytes only. Raises as `read_bytes`."""
     name = f"{member.archive}::{member.name}"
-    if member.size > MAX_MEMBER_BYTES:
+    if limit is None and member.size > MAX_MEMBER_BYTES:
         raise ValueError(f"{name}: {member.size:,} bytes, over the limit of {MAX_MEMBER_BYTES:,} for one image.")
     with open(member.archive, "rb") as file:
         file.seek(member.offset)
         method = _STORED
         if member.archive.lower().endswith(".zip"):
             method = _skip_local_header(file, member, name)
-        data = file.read(member.size)
-    if len(data) != member.size:
-        raise ValueError(f"{name}: the archive ends {member.size - len(data):,} bytes too early. Download it again.")
+        # What is stored is at most a little longer than what it unpacks to.
+        wanted = member.size if limit is None else min(member.size, limit + (limit >> 10) + 64)
+        # Python allocates all that is asked for, also where a damaged zip's directory says too much.
+        data = file.read(min(wanted, os.fstat(file.fileno()).st_size))
+    if len(data) != wanted:
+        raise ValueError(f"{name}: the archive ends {wanted - len(data):,} bytes too early. Download it again.")
+    if limit is not None:
+        return data[:limit] if method == _STORED else _inflate_start(data, limit, name)
     return data if method == _STORED else _inflate(data, name)
 
 
@@ -162,6 +167,13 @@ def _skip_local_header(file, member: Member, name: str) -> int:
         raise ValueError(f"{name}: packed with method {method}, expected stored (0) or deflated (8). Unpack the zip.")
     file.seek(name_length + extra_length, os.SEEK_CUR)
     return method
+
+
+def _inflate_start(data: bytes, limit: int, name: str) -> bytes:
+    try:
+        return zlib.decompressobj(-15).decompress(data, limit)
+    except zlib.error as error:
+        raise ValueError(f"{name}: the member is damaged ({error}). Download the zip again.") from None
 
 
 def _inflate(data: bytes, name: str) -> bytes:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
@@ -28,6 +31,39 @@ def looks_like_dicom(head: bytes) -> bool:
     return len(head) >= 8 and element in _FIRST_ELEMENTS.get(group, ())
 
 
+def is_deflated(head: bytes) -> bool:
+    """Whether a file's first bytes name the deflated transfer syntax: it can unpack to a thousand times its size."""
+    return b"1.2.840.10008.1.2.1.99" in head
+
+
+@contextmanager
+def quiet_pydicom() -> Iterator[None]:
+    """No warning and no log line of pydicom: both quote values of headers, which can be a patient's."""
+    logger = logging.getLogger("pydicom")
+    # Not its level: setting that clears what all loggers have cached, which takes as long as reading a header.
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
+class _WithinFile:
+    """A stream that is asked for no more bytes than it has left: Python allocates all that is asked for."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream = stream
+        self._end = stream.seek(0, 2)
+        stream.seek(0)
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(self._end - self._stream.tell(), 0)
+        return self._stream.read(left if size is None or size < 0 else min(size, left))
+
+
 def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, max_pixels: int) -> np.ndarray:
     """Decode a DICOM stream by the rules that `read_image` documents.
 
@@ -45,9 +81,8 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
     """
     import pydicom
 
-    # pydicom's warnings quote values of the header, which can be a patient's.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    stream = _checked(stream, name)
+    with quiet_pydicom():
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         _set_transfer_syntax(header)
         _check_header(header, name, max_pixels)
@@ -66,12 +101,19 @@ def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, in
     """Width and height in pixels from a DICOM stream's header. Raises as `read_dicom`."""
     import pydicom
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    stream = _checked(stream, name)
+    with quiet_pydicom():
         header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
         _set_transfer_syntax(header)
         _check_header(header, name, max_pixels)
         return int(header.Columns), int(header.Rows)
+
+
+def _checked(stream: BinaryIO, name: str) -> _WithinFile:
+    # The syntax stands in the first kilobyte; more is looked at, for files that were made to harm.
+    if is_deflated(stream.read(1 << 20)):
+        raise ValueError(f"{name}: the deflated transfer syntax is not read. Convert it to an uncompressed one.")
+    return _WithinFile(stream)
 
 
 def _grey(dataset, stored: np.ndarray, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
@@ -168,16 +210,26 @@ def _check_header(header, name: str, max_pixels: int) -> None:
     _check_decoder(header.file_meta.TransferSyntaxUID, name)
 
 
+def has_decoder(syntax) -> bool:
+    """Whether pixels of this transfer syntax (a pydicom UID) can be decoded here."""
+    from pydicom.pixels import get_decoder
+
+    try:
+        return not syntax.is_encapsulated or get_decoder(syntax).is_available
+    except (NotImplementedError, ValueError):
+        return False
+
+
 def _check_decoder(syntax, name: str) -> None:
     from pydicom.pixels import get_decoder
 
     if not syntax.is_encapsulated:
         return
     try:
-        available = get_decoder(syntax).is_available
+        get_decoder(syntax)
     except NotImplementedError:
         raise ValueError(f"{name}: transfer syntax {syntax.name} is not a still picture that can be read.") from None
-    if not available:
+    if not has_decoder(syntax):
         wheel = next((wheel for word, wheel in _WHEELS.items() if word in syntax.name), "pylibjpeg[all]")
         raise ImportError(
             f"{name}: compressed as {syntax.name}, and no decoder for it is installed. Run `pip install {wheel}`."

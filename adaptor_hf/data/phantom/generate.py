@@ -40,6 +40,8 @@ class Plan:
     findings: tuple[Finding, ...]
     inspiration: float
     report: Report
+    language: str = "en"
+    """Of the report."""
 
     @property
     def study_id(self) -> str:
@@ -93,7 +95,7 @@ def _plan_patient(seed: int, index: int, language: str) -> Iterator[Plan]:
         read = Study(patient, poses, findings, previous, inspiration)
         report = write_report_in(language, read, _stream("report", seed, index, study))
         for image, pose in enumerate(poses):
-            yield Plan(index, study, image, split, patient, pose, findings, inspiration, report)
+            yield Plan(index, study, image, split, patient, pose, findings, inspiration, report, language)
 
 
 def _mask_image(mask: np.ndarray) -> Image.Image:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from . import layout_covidx, layout_dicom, layout_mimic_cxr
+from . import layout_covidx, layout_dicom, layout_mimic_cxr, layout_pacs
 from .generate import Plan, empty_folder, plan
 
 
@@ -25,6 +25,7 @@ class Layout:
 LAYOUTS = {
     "covidx": Layout(layout_covidx.write_image, layout_covidx.write_tables),
     "mimic_cxr": Layout(layout_mimic_cxr.write_image, layout_mimic_cxr.write_tables),
+    "pacs": Layout(layout_pacs.write_image, layout_pacs.write_tables),
     "rsna": Layout(layout_dicom.write_rsna_image, layout_dicom.write_rsna_tables),
     "siim": Layout(layout_dicom.write_siim_image, layout_dicom.write_siim_tables),
 }
@@ -40,13 +41,17 @@ def write_layout(
     language: str = "en",
     num_workers: int = 1,
 ) -> Path:
-    """Writes phantoms in the tree of a public data set, which `load_local_dataset(layout, output_dir)` loads.
+    """Writes phantoms in the tree of a public data set, which `load_local_dataset(layout, output_dir)` loads; or as a
+    hospital exports them, which `index_dicom(output_dir + "/export", output_dir + "/ris.csv")` reads.
 
     * mimic_cxr: mimic-cxr-jpg/2.0.0 with JPEG files and tables of metadata, split and labels (CheXpert and NegBio, both
       what the text says: 1, 0, -1 or nothing), and mimic-cxr/2.0.0 with the reports.
     * rsna: JPEG-compressed DICOM of 1024 x 1024 pixels. Target and boxes are those of consolidation. The table of NIH
       originals (option nih_match) names the patients.
     * siim: the same kind of DICOM, stage 2, run lengths of pneumothorax.
+    * pacs: export/ with DICOM files without endings in folders named after patients, in a zip and on a disc with its
+      DICOMDIR, between objects of other kinds (`adaptor_hf.data.phantom.pacs_trouble.TROUBLE`); ris.csv with reports in
+      the column Report, and names, numbers and dates of nobody.
     * covidx: label files 9A. Consolidation of both lungs stands for COVID-19, of one for pneumonia, none for normal.
 
     Args:

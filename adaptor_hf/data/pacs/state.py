@@ -1,0 +1,91 @@
+"""What was read of each header, kept beside the table, so that an index that was killed goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ...private_mode import is_private, key_name, private_name
+
+VERSION = 1
+_IDS = ("uid", "patient", "study", "key")
+
+
+class HeaderState:
+    """
+    Facts or fault of each object by its name, in a file of JSON lines that is only added to.
+
+    In private mode names and ids are keyed hashes before anything is written, so the file names nobody.
+
+    Args:
+        path: Of the file; None keeps nothing.
+        on: Keyword that reports are joined on: facts read for another one do not count.
+    """
+
+    def __init__(self, path: Path | None, on: str):
+        self.path = path
+        self.known: dict[str, tuple[str, Any]] = {}
+        self._file = None
+        if path is None:
+            return
+        first = json.dumps({"version": VERSION, "on": on, "private": key_name()})
+        length = self._read(first)
+        if length == 0:
+            path.unlink(missing_ok=True)
+        else:
+            # A line that a kill has cut short goes; the next one is written in its place.
+            os.truncate(path, length)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600 if is_private() else 0o666)
+        self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+        if length == 0:
+            self._file.write(first + "\n")
+
+    def get(self, name: str, state: str) -> dict[str, Any] | str | None:
+        """Facts or fault of an object that is as it was, else None."""
+        before, result = self.known.get(private_name(name), ("", None))
+        return result if before == state else None
+
+    def add(self, rows: list[tuple[str, str, dict[str, Any] | str]]) -> list[dict[str, Any] | str]:
+        """Keep name, state and result of some objects; returns the results with hashed ids, as `get` gives them."""
+        rows = [(private_name(name), state, _hashed(result)) for name, state, result in rows]
+        if self._file is not None:
+            self._file.writelines(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+            self._file.flush()
+        return [result for _, _, result in rows]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _read(self, first: str) -> int:
+        """Read what is there; gives the bytes of its whole lines, 0 where it is of other settings."""
+        length = 0
+        try:
+            with open(self.path, "rb") as file:
+                for line in file:
+                    if length == 0:
+                        if line.decode("utf-8", "replace") != first + "\n":
+                            return 0
+                    elif not line.endswith(b"\n"):
+                        break
+                    else:
+                        name, state, result = json.loads(line)
+                        self.known[name] = (state, result)
+                    length += len(line)
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            # A line that is no JSON: what comes before it is good, and is kept.
+            pass
+        return length
+
+
+def _hashed(result: dict[str, Any] | str) -> dict[str, Any] | str:
+    if isinstance(result, str) or not is_private():
+        return result
+    return result | {name: private_name(result[name]) for name in _IDS if result[name]}
+
+
+__all__ = ["HeaderState"]
