@@ -165,19 +165,22 @@ def _check_header(header, name: str, max_pixels: int) -> None:
             f"{name}: PhotometricInterpretation {photometric!r} with {header.get('SamplesPerPixel', 1)} samples a "
             f"pixel is not read. Expected {', '.join(grey + colour)}."
         )
-    _check_decoder(header.file_meta.TransferSyntaxUID, name)
+    _check_decoder(header.file_meta.TransferSyntaxUID, int(header.get("BitsStored") or 0), name)
 
 
-def _check_decoder(syntax, name: str) -> None:
+def _check_decoder(syntax, bits: int, name: str) -> None:
     from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
 
     if not syntax.is_encapsulated:
         return
     try:
-        available = get_decoder(syntax).is_available
+        decoder = get_decoder(syntax)
     except NotImplementedError:
         raise ValueError(f"{name}: transfer syntax {syntax.name} is not a still picture that can be read.") from None
-    if not available:
+    # Pillow decodes this syntax too, but 8 bits of it only.
+    shallow = syntax == JPEGExtended12Bit and bits > 8 and set(decoder.available_plugins) <= {"pillow"}
+    if shallow or not decoder.is_available:
         wheel = next((wheel for word, wheel in _WHEELS.items() if word in syntax.name), "pylibjpeg[all]")
         raise ImportError(
             f"{name}: compressed as {syntax.name}, and no decoder for it is installed. Run `pip install {wheel}`."
