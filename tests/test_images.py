@@ -348,6 +348,18 @@ class TestDicom:
         with pytest.raises(ImportError, match="pip install pylibjpeg pylibjpeg-libjpeg"):
             read_image(data)
 
+    def test_pillow_is_no_decoder_of_12_bit_jpeg(self, monkeypatch):
+        from pydicom.pixels.decoders import JPEGExtended12BitDecoder
+        from pydicom.uid import JPEGExtended12Bit
+
+        monkeypatch.setattr(type(JPEGExtended12BitDecoder), "available_plugins", property(lambda self: ("pillow",)))
+        deep = np.full((4, 4), 2000, np.uint16)
+        data = dicom(deep, JPEGExtended12Bit, BitsStored=12, PixelData=pydicom.encaps.encapsulate([b"1234"]))
+        with pytest.raises(ImportError, match=r"JPEG Extended .*pip install pylibjpeg pylibjpeg-libjpeg"):
+            read_image(data)
+        with pytest.raises(ValueError, match="truncated or damaged"):
+            read_image(dicom(GREY, JPEGExtended12Bit, PixelData=pydicom.encaps.encapsulate([b"1234"])))
+
     @pytest.mark.parametrize(
         ("tags", "message"),
         [

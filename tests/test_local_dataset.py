@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import datasets
@@ -279,6 +280,16 @@ class TestKeptResults:
         with pytest.raises(OSError, match="disk full"):
             load(cache_dir=tmp_path / "cache")
         assert list((tmp_path / "cache/adaptor_hf").iterdir()) == []
+
+
+    def test_other_headings_of_sections_are_another_result(self, tmp_path, monkeypatch):
+        package = tmp_path / "data"
+        shutil.copytree(Path(local_cache.__file__).parent, package)
+        monkeypatch.setattr(local_cache, "__file__", str(package / "local_cache.py"))
+        before = local_cache._code_digest.__wrapped__()
+        table = package / "headings/en.json"
+        table.write_text(table.read_text().replace("impresson", "impressson"))
+        assert local_cache._code_digest.__wrapped__() != before
 
 
 class TestTables:

@@ -56,6 +56,13 @@ class TestLabels:
         assert np.isnan(found.rows["age"].iloc[1])
         assert found.notes == ["1 ages over 120 years are left out."]
 
+    def test_ages_of_infants_of_the_first_release(self, tmp_path):
+        rows = [ROWS[0].replace(",58,", ",018M,"), ROWS[1].replace(",81,", ",014D,"), *ROWS[2:]]
+        ages = read(write_nih(tmp_path / "NIH", rows)).rows["age"]
+        assert ages.iloc[0] == 1.5
+        assert ages.iloc[1] == pytest.approx(14 / 365.25)
+        assert ages.iloc[2] == 69
+
     @pytest.mark.parametrize(
         ("row", "reason"),
         [

@@ -79,6 +79,9 @@ class Found:
     class_names: list[str] | None = None
     label_names: list[str] | None = None
     box_class_names: list[str] | None = None
+    box_frame: tuple[int, int] | None = None
+    """Width and height of the images that `boxes` refer to, where all images of the release have the same. Then boxes
+    are brought to the size of resized copies."""
     table_rows: int = 0
     """Rows read from the tables, before any rule."""
     dropped: dict[str, int] = field(default_factory=dict)

@@ -207,20 +207,26 @@ def _check_header(header, name: str, max_pixels: int) -> None:
             f"{name}: PhotometricInterpretation {photometric!r} with {header.get('SamplesPerPixel', 1)} samples a "
             f"pixel is not read. Expected {', '.join(grey + colour)}."
         )
-    _check_decoder(header.file_meta.TransferSyntaxUID, name)
+    _check_decoder(header.file_meta.TransferSyntaxUID, int(header.get("BitsStored") or 0), name)
 
 
-def has_decoder(syntax) -> bool:
-    """Whether pixels of this transfer syntax (a pydicom UID) can be decoded here."""
+def has_decoder(syntax, bits: int = 8) -> bool:
+    """Whether pixels of this transfer syntax (a pydicom UID), with `bits` stored of each, can be decoded here."""
     from pydicom.pixels import get_decoder
+    from pydicom.uid import JPEGExtended12Bit
 
+    if not syntax.is_encapsulated:
+        return True
     try:
-        return not syntax.is_encapsulated or get_decoder(syntax).is_available
+        decoder = get_decoder(syntax)
     except (NotImplementedError, ValueError):
         return False
+    # Pillow decodes this syntax too, but 8 bits of it only.
+    shallow = syntax == JPEGExtended12Bit and bits > 8 and set(decoder.available_plugins) <= {"pillow"}
+    return decoder.is_available and not shallow
 
 
-def _check_decoder(syntax, name: str) -> None:
+def _check_decoder(syntax, bits: int, name: str) -> None:
     from pydicom.pixels import get_decoder
 
     if not syntax.is_encapsulated:
@@ -229,7 +235,7 @@ def _check_decoder(syntax, name: str) -> None:
         get_decoder(syntax)
     except NotImplementedError:
         raise ValueError(f"{name}: transfer syntax {syntax.name} is not a still picture that can be read.") from None
-    if not has_decoder(syntax):
+    if not has_decoder(syntax, bits):
         wheel = next((wheel for word, wheel in _WHEELS.items() if word in syntax.name), "pylibjpeg[all]")
         raise ImportError(
             f"{name}: compressed as {syntax.name}, and no decoder for it is installed. Run `pip install {wheel}`."

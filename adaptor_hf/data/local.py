@@ -17,6 +17,7 @@ from .catalog import Found, PublicDataset, Request, get_dataset
 from .files import recorded_inputs
 from .fractions import FRACTION_RULES, fraction_mask
 from .labels import LABEL_POLICIES
+from .local_boxes import fit_boxes
 from .local_cache import cache_folder, read_cached, write_cached
 from .local_columns import CHUNK_ROWS, contract_features, contract_table
 from .local_report import LoadReport
@@ -224,6 +225,7 @@ def _load_rows(
     check_files(found, request.root, report)
     drop_repeats(found, report)
     check_faults(report, rows, max_fault_share)
+    fit_boxes(found, request.root, report)
     check_task(found, report, label_policy)
     assign_split(found, dataset, request, report, shares)
     report.split_hash = hash_of_split(*(found.rows.get(name) for name in ("image_id", "patient_id", "split")))

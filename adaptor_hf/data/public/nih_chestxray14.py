@@ -45,6 +45,7 @@ SIZE = 1024
 NO_FINDING = "No Finding"
 MAX_AGE = 120
 
+_YEARS = {"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _COLUMNS = ("Image Index", "Finding Labels")
 _OPTIONAL = ("Patient Age", "Patient Gender", "View Position")
@@ -122,9 +123,11 @@ def _labels(table: pd.DataFrame, found: Found) -> tuple[pd.DataFrame, pd.Series]
 
 
 def _ages(table: pd.DataFrame, found: Found) -> pd.Series:
-    # The release of 2017 writes some ages as "058Y", and has impossible ones.
-    digits = table["Patient Age"].str.removesuffix("Y")
-    ages = to_numbers(table.assign(**{"Patient Age": digits}), "Patient Age")
+    # The release of 2017 writes ages as "058Y", of infants as "011M" or "014D", and has impossible ones.
+    cells = table["Patient Age"]
+    years = cells.str[-1:].map(_YEARS).fillna(1.0)
+    digits = cells.str.replace("[YMD]$", "", regex=True)
+    ages = to_numbers(table.assign(**{"Patient Age": digits}), "Patient Age") * years
     impossible = ages > MAX_AGE
     if impossible.any():
         found.notes.append(f"{int(impossible.sum())} ages over {MAX_AGE} years are left out.")
@@ -140,6 +143,7 @@ def _with_boxes(request: Request, rows: pd.DataFrame, found: Found) -> pd.DataFr
     """The images that have boxes; under "lovt" also those without a finding that its files name."""
     table = read_table(request.root, "BBox_List_2017.csv", columns=("Image Index", "Finding Label", *_BOX))
     found.table_rows, found.box_class_names = len(table), BOX_CLASSES
+    found.box_frame = (SIZE, SIZE)
     name = table.attrs["file"]
     # The label table calls it otherwise.
     classes = table["Finding Label"].replace("Infiltrate", "Infiltration")
@@ -260,6 +264,8 @@ BBox_List_2017.csv                      for detection and segmentation""",
             "Labels are mined from reports and noisy, and label releases differ.",
             "The headers have commas inside of brackets, which split them into several columns.",
             "The boxes call 'Infiltrate' what the labels call 'Infiltration': here it is Infiltration.",
+            "Boxes are in pixels of 1024 x 1024. On resized copies they are brought to the size of the copy; cropped "
+            "or stretched copies are refused.",
             "Only 880 of 112,120 images have boxes; the others are not annotated, not free of findings.",
             "A few hundred images are RGBA; the release of 2017 has ages of up to 414 years.",
             "Images of this set are in RSNA, SIIM and COVIDx: a test across these sets leaks.",

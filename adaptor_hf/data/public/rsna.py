@@ -53,6 +53,7 @@ def read(request: Request) -> Found:
     grouped = group_boxes(keys, xywh_to_xyxy(boxes[positive].to_numpy()), np.zeros(len(keys), dtype=int))
     rows[["boxes", "box_labels"]] = boxes_of(grouped, ids)
     found.class_names, found.box_class_names = ["negative", "pneumonia"], ["pneumonia"]
+    found.box_frame = (SIZE, SIZE)
     if options["classes"] == 3:
         rows["labels"] = _detailed_labels(root, ids, targets)
         found.class_names = DETAILED_CLASSES
@@ -239,6 +240,8 @@ stage_2_detailed_class_info.csv        for classes=3""",
             "The images are NIH ChestX-ray14 images, and are in SIIM and COVIDx too: a test across these sets leaks.",
             "The table has a row a box; the detailed classes repeat a patient as often as it has boxes.",
             "An image without pneumonia has boxes of shape (0, 4), not the zero box that MGCA stores.",
+            "Boxes are in pixels of 1024 x 1024. On resized copies they are brought to the size of the copy; cropped "
+            "or stretched copies are refused.",
             "The images are JPEG-compressed DICOM: reading them needs a decoder, which the error names.",
         ),
     ),
