@@ -11,16 +11,19 @@ No network, one JSON file. The embeddings are synthetic: matched pairs share a l
     naive               the reference written plainly, its loader and AdamW, float32: steps a second, not a whole run
     T4-like             fp16, two processes that share this GPU, at most 15 GB each; a T4 itself is slower
 
-Each variant evaluates and saves ten times. --device cpu with small --rows and --epochs only shows that this works.
+Each variant evaluates and saves ten times. The file is written anew after each of them: a machine that is lent for too
+short a time leaves what is done. --device cpu with small --rows and --epochs only shows that this works.
 """
 
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +89,10 @@ def run_script(folder: Path, options: argparse.Namespace, name: str, *extra: str
     program = [str(ROOT / "train_pretrain.py")]
     if processes > 1:
         program = ["-c", SHARED_GPU.format(root=str(ROOT))]
-        environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        environment |= {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment |= {"LOCAL_RANK": "0"}
     start = time.perf_counter()
     ranks = [
@@ -151,16 +157,41 @@ def synchronize(device: torch.device) -> None:
 
 
 def summarize(runs: dict[str, dict]) -> dict:
-    """The ratios and the spread that the runs are judged by; a run that failed is left out."""
+    """The ratios and the spread that the runs are judged by; a run that failed, or is still to come, is left out."""
     whole = {name: run for name, run in runs.items() if "wall_seconds" in run}
     seeds = [run["mean_recall"] for name, run in whole.items() if name.startswith("eager, float32")]
-    naive = runs["naive"]["pairs_a_second_of_training"]
-    return {
+    summary = {
         "float32_recall_over_seeds": [min(seeds), max(seeds)] if seeds else None,
-        "times_the_naive_rate": {n: round(run["pairs_a_second_of_training"] / naive, 2) for n, run in whole.items()},
         "wall_seconds": {name: run["wall_seconds"] for name, run in whole.items()},
         "failed": sorted(name for name, run in runs.items() if "failed" in run),
     }
+    if "naive" in runs:
+        naive = runs["naive"]["pairs_a_second_of_training"]
+        summary["times_the_naive_rate"] = {
+            name: round(run["pairs_a_second_of_training"] / naive, 2) for name, run in whole.items()
+        }
+    return summary
+
+
+def variants(folder: Path, files: tuple[Path, Path], options: argparse.Namespace) -> dict[str, Callable[[], dict]]:
+    """All runs by name, those that the gates are about first."""
+
+    def script(name: str, *extra: str, processes: int = 1) -> Callable[[], dict]:
+        return lambda: run_script(folder, options, name, *extra, processes=processes)
+
+    compiled = ("--torch_compile", "--torch_compile_mode", "reduce-overhead", "--dataloader_drop_last", "True")
+    shared = ("--ddp_backend", "gloo", "--auto_mixed_precision", "False")
+    shared += ("--fp16",) if options.device == "cuda" else ()
+    runs = {
+        "naive": lambda: naive_steps(files, options),
+        "eager": script("eager"),
+        "compiled": script("compiled", *compiled),
+        "T4-like": script("T4-like", *shared, processes=2),
+    }
+    for seed in range(options.seeds):
+        name = f"eager, float32, seed {seed}"
+        runs[name] = script(name, "--auto_mixed_precision", "False", "--seed", str(seed))
+    return runs
 
 
 def main() -> None:
@@ -177,30 +208,20 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("No GPU that this torch build can use. --device cpu with small --rows and --epochs tries the script.")
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        files = write_data(folder, options.rows, options.held_out)
-        runs = {
-            f"eager, float32, seed {seed}": run_script(
-                folder, options, f"eager, float32, seed {seed}", "--auto_mixed_precision", "False", "--seed", str(seed)
-            )
-            for seed in range(options.seeds)
-        }
-        runs["eager"] = run_script(folder, options, "eager")
-        compiled = ("--torch_compile", "--torch_compile_mode", "reduce-overhead", "--dataloader_drop_last", "True")
-        runs["compiled"] = run_script(folder, options, "compiled", *compiled)
-        runs["naive"] = naive_steps(files, options)
-        shared = ("--ddp_backend", "gloo", "--auto_mixed_precision", "False")
-        shared += ("--fp16",) if options.device == "cuda" else ()
-        runs["T4-like"] = run_script(folder, options, "T4-like", *shared, processes=2)
     report = {
         "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
         "versions": package_versions(),
         "options": {name: str(value) for name, value in vars(options).items()},
-        "summary": summarize(runs),
-        "runs": runs,
+        "summary": {},
+        "runs": {},
     }
-    options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = write_data(folder, options.rows, options.held_out)
+        for variant, run in variants(folder, files, options).items():
+            report["runs"][variant] = run()
+            report["summary"] = summarize(report["runs"])
+            options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(report["summary"], indent=2))
 
 

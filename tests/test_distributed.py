@@ -4,13 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from distributed_worker import make_batch, make_encoders, run
+from synthetic import synthetic_cache
 
 from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss
+from adaptor_hf.training.trainer import check_last_batch
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,8 +100,9 @@ from adaptor_hf.training.interruption import leave_process_group
 from adaptor_hf.training.pairs import contrastive_splits
 views = contrastive_splits(open_cache(sys.argv[2]))
 arguments = AdaptorTrainingArguments(
-    output_dir=sys.argv[3], global_batch_size=20, num_train_epochs=2, learning_rate=1e-3, use_cpu=True,
-    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False, dataloader_drop_last=True,
+    output_dir=sys.argv[3], global_batch_size=int(sys.argv[5]), num_train_epochs=2, learning_rate=1e-3, use_cpu=True,
+    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False,
+    dataloader_drop_last=sys.argv[6] == "drop", accelerator_config={"even_batches": False},
     grad_cache_batch_size=int(sys.argv[4]) or None)
 model = synthetic_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 trainer = AdaptorTrainer(model=model, args=arguments, train_dataset=views["train"], eval_dataset=views["validation"])
@@ -112,24 +116,43 @@ leave_process_group()
 """
 
 
-def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
+def trained(folder: Path, ranks: int, part_size: int = 0, batch: int = 20, last: str = "drop"):
+    """Weights after two epochs over the 124 training pairs of `folder / "cache"`."""
     from safetensors.torch import load_file
-    from synthetic import synthetic_cache
 
-    synthetic_cache(tmp_path / "cache")
-    (tmp_path / "train.py").write_text(TRAIN)
+    (folder / "train.py").write_text(TRAIN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    weights = {}
-    for world_size, part_size in ((1, 0), (2, 0), (2, 4)):
-        output = tmp_path / f"ranks-{world_size}-{part_size}"
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0", "--standalone"]
-        command = [sys.executable, *(launch if world_size == 2 else []), str(tmp_path / "train.py")]
-        command += [str(Path(__file__).parent), str(tmp_path / "cache"), str(output), str(part_size)]
-        finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert finished.returncode == 0, finished.stderr[-3000:]
-        facts = json.loads((output / "facts.json").read_text())
-        assert facts == {"world_size": world_size, "batch": 20 // world_size, "steps": facts["steps"]}
-        weights[world_size, part_size] = load_file(output / "model.safetensors")
-    for name, value in weights[1, 0].items():
-        for other in (weights[2, 0], weights[2, 4]):
-            assert relative(other[name], value) < 1e-5 or not value.any(), name
+    output = folder / f"ranks-{ranks}-{part_size}"
+    launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--standalone"]
+    command = [sys.executable, *(launch if ranks > 1 else []), str(folder / "train.py")]
+    command += [str(Path(__file__).parent), str(folder / "cache"), str(output), str(part_size), str(batch), last]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    facts = json.loads((output / "facts.json").read_text())
+    assert facts == {"world_size": ranks, "batch": batch // ranks, "steps": facts["steps"]}
+    return load_file(output / "model.safetensors")
+
+
+def assert_same_weights(weights, expected):
+    for name, value in expected.items():
+        assert relative(weights[name], value) < 1e-5 or not value.any(), name
+
+
+def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
+    synthetic_cache(tmp_path / "cache")
+    expected = trained(tmp_path, 1)
+    for part_size in (0, 4):
+        assert_same_weights(trained(tmp_path, 2, part_size), expected)
+
+
+def test_an_uneven_last_batch_of_three_ranks_gives_the_weights_of_one_process(tmp_path):
+    """Of 124 pairs the last batch of 21 has 19: 7, 7 and 5."""
+    synthetic_cache(tmp_path / "cache")
+    assert_same_weights(trained(tmp_path, 3, batch=21, last="keep"), trained(tmp_path, 1, batch=21, last="keep"))
+
+
+@pytest.mark.parametrize(("rows", "waits"), [(40, False), (39, False), (36, False), (35, True), (30, True), (25, True)])
+def test_a_last_batch_without_rows_for_every_process_is_refused(rows, waits):
+    """Five rows on each of four processes; such a process would wait for the others until it is killed."""
+    with pytest.raises(ValueError, match="leave none to the last one") if waits else nullcontext():
+        check_last_batch(rows, 5, 4)

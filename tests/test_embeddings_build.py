@@ -366,6 +366,27 @@ def test_workers_and_batches_of_shards_change_no_byte(files, build, tmp_path):
     assert len(snapshot(tmp_path / "a")) == 5
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_other_batches_and_threads_keep_rows_and_order_and_change_only_roundings(files, build, tmp_path, dtype):
+    """As on another machine: each shape of batch and number of threads may add up in another order."""
+    dataset = make_dataset(files)
+    threads = torch.get_num_threads()
+    here = build(dataset, cache_dir=tmp_path / "a", dtype=dtype)
+    try:
+        torch.set_num_threads(threads + 1)
+        there = build(dataset, cache_dir=tmp_path / "b", dtype=dtype, batch_size=5)
+    finally:
+        torch.set_num_threads(threads)
+    assert here.fingerprint == there.fingerprint
+    assert here.pairs.to_dict() == there.pairs.to_dict()
+    assert here.image_rows.tolist() == there.image_rows.tolist()
+    assert here.text_rows.tolist() == there.text_rows.tolist()
+    one, other = here.paired()[:], there.paired()[:]
+    for name in ("image_embeds", "text_embeds"):
+        cosine = torch.nn.functional.cosine_similarity(one[name].double(), other[name].double())
+        assert (1 - cosine).max() < 1e-6, name
+
+
 def test_the_callers_random_state_is_left_alone(files, build):
     torch.manual_seed(5)
     expected = torch.rand(3)

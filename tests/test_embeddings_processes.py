@@ -91,7 +91,7 @@ def pieces(cache_dir: Path) -> int:
 
 def finish(*processes) -> None:
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)
         assert process.exitcode == 0
 
 
@@ -214,7 +214,7 @@ def test_the_command_line_builds_under_torchrun(setting, tmp_path):
     command += ["--vision_tower", setting.towers[0], "--text_tower", setting.towers[1], "--num_workers", "0"]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, timeout=300, env=os.environ | {"PYTHONPATH": paths}
+        [*launch, *command], capture_output=True, text=True, timeout=900, env=os.environ | {"PYTHONPATH": paths}
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count('"rows": 8') == 1

@@ -143,7 +143,6 @@ def _build(
     def finish() -> str:
         for side in sides:
             side.collect_faults(table)
-        table.image_keys = table.text_keys = None  # 32 bytes a row that nobody needs any more
         release_memory()
         check_faults(table, cache_dir, max_fault_fraction)
         pairs = write_pairs(cache_dir, table, sides)

@@ -8,9 +8,14 @@ BLOCK_ROWS = 16_384
 def first_rows(keys: np.ndarray) -> np.ndarray:
     """(n,) row of the first equal key."""
     order, starts = _runs(keys)
-    counts = np.diff(np.flatnonzero(starts), append=len(keys))
     rows = np.empty_like(order)
-    rows[order] = np.repeat(order[starts], counts)
+    place = np.zeros(1, dtype=order.dtype)
+    for start in range(0, len(keys), BLOCK_ROWS):  # in blocks: whole vectors in between would take four times as much
+        part = order[start : start + BLOCK_ROWS]
+        numbers = np.arange(start, start + len(part))
+        # Where in the order the run of each row starts; the first ones may go on with a run of the block before.
+        place = np.maximum.accumulate(np.where(starts[start : start + BLOCK_ROWS], numbers, place[-1]))
+        rows[part] = order[place]
     return rows
 
 

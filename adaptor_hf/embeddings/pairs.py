@@ -72,8 +72,14 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
 
 def _content_digest(side: "Side", rows: np.ndarray) -> str:
     """Digest of what these rows of a side's folder stand for."""
-    digests = np.append(side.folder.keys("digest"), np.zeros(1, dtype=KEY_DTYPE))  # the last one stands for -1
-    return hashlib.blake2b(digests[rows].view(np.uint8), digest_size=16).hexdigest()
+    known = side.folder.keys("digest")
+    state = hashlib.blake2b(digest_size=16)
+    for start in range(0, len(rows), BATCH_ROWS):
+        part = rows[start : start + BATCH_ROWS]
+        digests = np.zeros(len(part), dtype=KEY_DTYPE)  # zeros stand for -1
+        digests[part >= 0] = known[part[part >= 0]]
+        state.update(digests.view(np.uint8))
+    return state.hexdigest()
 
 
 def write_pairs_folder(

@@ -103,7 +103,8 @@ class Side:
         """(n,) row of this side's folder for each row of the table, -1 where there is none."""
         if self._looked_up != self.folder.changes:
             present = table.has_image if self.name == "images" else table.has_text
-            self._rows = np.where(present, self.folder.lookup(self.keys(table)), -1)
+            self._rows = self.folder.lookup(self.keys(table))
+            self._rows[~present] = -1
             self._looked_up = self.folder.changes
         return self._rows
 
@@ -194,11 +195,15 @@ class Side:
             build.finish(self.settings.shard_rows)
 
     def collect_faults(self, table: PairTable) -> None:
-        """Mark the rows of the table whose image or text gave no embedding."""
+        """Mark the rows of the table whose image or text gave no embedding; its keys are needed no more, and go."""
         rows = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
         reasons = self.folder.fault_reasons()
         for row, key in zip(rows, key_hex(self.keys(table)[rows]), strict=True):
             table.faults[int(row)] = reasons.get(key, "embedding is missing")
+        if self.name == "images":
+            table.image_keys = None
+        else:
+            table.text_keys = None
 
     def _image_pieces(self, tower, table, plan, mine, build, bar) -> None:
         if self.settings.image_store is not None:

@@ -84,7 +84,15 @@ class AdaptorTrainer(Trainer):
         self.add_callback(ProgressLines)
 
     def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's; with `resident_data` batches are gathered on the device."""
+        """
+        As Trainer's; with `resident_data` batches are gathered on the device.
+
+        Raises:
+            ValueError: if the last batch would leave a process without rows, or workers and resident data are asked
+                for together.
+        """
+        if not (self.accelerator.even_batches or self.args.dataloader_drop_last):
+            check_last_batch(len(self.train_dataset), self.args.train_batch_size, self.args.world_size)
         if not isinstance(self.train_dataset, EmbeddingCache) or not self._data_fits_on_device(self.train_dataset):
             return super().get_train_dataloader()
         if self.args.dataloader_num_workers:
@@ -470,6 +478,17 @@ def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> s
         f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
         "learning_rate, in float32, or with max_logit_scale=100."
     )
+
+
+def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
+    """Raise ValueError where an uneven last batch has rows for some processes only: these would wait for the others."""
+    left = rows % (per_device * world_size)
+    if 0 < left <= per_device * (world_size - 1):
+        raise ValueError(
+            f"The last batch of {rows:,} pairs has {left:,}, of which {world_size} processes with {per_device:,} each "
+            "leave none to the last one. Fill it up with pairs of the first batch (even_batches in accelerator_config, "
+            "the default), leave it out (--dataloader_drop_last True), or choose another batch size."
+        )
 
 
 def check_writable(folder: Path) -> None:
