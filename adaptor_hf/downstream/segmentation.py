@@ -16,6 +16,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..heads_adaptor import AdaptorForSemanticSegmentation
+from ..image_processing_adaptor import image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import VisionTower
 from .data import plain_rows
@@ -70,7 +71,10 @@ SEGMENTATION_RECIPES = {
 """`rigorous` (ours), and the values of Adaptor and MGCA for RSNA; see docs/downstream.md."""
 
 # What the references change from one data set to another.
-_BY_DATASET = {("adaptor", "siim"): {"epochs": 100}, ("mgca", "siim"): {"batch_size": 8}}
+_BY_DATASET = {
+    ("adaptor", "siim"): {"epochs": 100, "fraction_rule": "mgca_balanced"},
+    ("mgca", "siim"): {"batch_size": 8, "fraction_rule": "mgca_balanced"},
+}
 
 
 def get_segmentation_recipe(name: str, dataset: str | None = None) -> SegmentationRecipe:
@@ -97,18 +101,19 @@ class MaskCollator:
     """
 
     def __init__(self, processor: Any, size: int, augment: bool):
-        self.processor, self.size, self.augment = processor, size, augment
+        self.processor, self.augment = processor, augment
+        self.geometry = {
+            "size": {"height": size, "width": size},
+            "do_resize": True,
+            "do_center_crop": False,
+            "do_pad_to_square": False,
+        }
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, masks = [row["image"] for row in rows], [row["mask"] for row in rows]
         if self.augment:
             images, masks = zip(*(augmented(*pair) for pair in zip(images, masks, strict=True)), strict=True)
-        return dict(
-            self.processor(
-                list(images), segmentation_maps=list(masks), size={"height": self.size, "width": self.size},
-                do_resize=True, do_center_crop=False, do_pad_to_square=False, return_tensors="pt",
-            )
-        )  # fmt: skip
+        return dict(self.processor(list(images), segmentation_maps=list(masks), return_tensors="pt", **self.geometry))
 
 
 def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
@@ -189,7 +194,8 @@ def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int)
                                              num_hidden_layers=0))  # fmt: skip
     adaptor.attach_towers(tower, None)
     source = "tower" if module.model is None else "adaptor"
-    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, num_labels=1, image_size=size, feature_source=source)
+    names = {0: "background", 1: "mask"}
+    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, id2label=names, image_size=size, feature_source=source)
 
 
 def train_decoder(
@@ -347,11 +353,12 @@ def run_segmentation(
                     return trainer, model
 
                 wanted = module.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
-                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save_to if wanted else None)
+                save = save_to if wanted else None
+                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1])
     return found
 
 
-def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to) -> None:
+def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator) -> None:
     """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
     from ..evaluation import segmentation_predictions
     from ..evaluation.results import run_key, write_run
@@ -376,7 +383,14 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to)
         )
         found.lines += write_run(folders[name], predictions, runs[name] | outcome)
     if save:
-        model.eval().save_pretrained(save_to)
+        save_segmenter(model, collator, save_to)
+
+
+def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator, folder: str | os.PathLike) -> None:
+    """Save Adaptor, decoder and the image processing of their training, for `pipeline("image-segmentation")`."""
+    processor = type(collator.processor)(**image_processor_fields(collator.processor) | collator.geometry)
+    processor.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
 
 
 __all__ = [
@@ -386,6 +400,7 @@ __all__ = [
     "get_segmentation_recipe",
     "mask_counts",
     "run_segmentation",
+    "save_segmenter",
     "segmentation_model",
     "train_decoder",
 ]
