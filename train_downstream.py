@@ -8,8 +8,6 @@ Evaluate an Adaptor: data -> cached features -> heads or prompts -> predictions 
 
 import logging
 import os
-import time
-from dataclasses import replace
 
 import datasets
 import torch
@@ -17,11 +15,9 @@ import transformers
 
 from adaptor_hf.audit.manifest import write_downstream_manifest
 from adaptor_hf.downstream.arguments import parse_arguments, places_of
-from adaptor_hf.downstream.compare import write_comparison
-from adaptor_hf.downstream.loading import cache_dir_of, cost_of
-from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
+from adaptor_hf.downstream.loading import cache_dir_of
+from adaptor_hf.downstream.tasks import run_job
 from adaptor_hf.private_mode import start_private_mode
-from adaptor_hf.tower_bundles_adaptor import use_towers_dir
 from adaptor_hf.training.interruption import run_script
 
 logger = logging.getLogger("train_downstream")
@@ -49,21 +45,10 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    if options.towers_dir:
-        use_towers_dir(options.towers_dir)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    costs = {}
-    for model in [options.model, *options.more_models]:
-        started = time.monotonic()
-        job = replace(options, model=model)
-        print(TASK_FUNCTIONS[options.task](job, device))
-        costs |= cost_of(job, time.monotonic() - started)
+    run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     write_downstream_manifest(
         options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
     )
-    if options.compare:
-        fraction = max(options.fraction) if options.task in ("classification", "segmentation") else None
-        print(write_comparison(options.output_dir, task=options.task, fraction=fraction, costs=costs))
 
 
 if __name__ == "__main__":

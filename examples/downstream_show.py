@@ -81,6 +81,17 @@ def downstream(table: Path, model: Path, output: Path) -> dict[str, str]:
     return run_sweep(plan(table, model), output, start)
 
 
+def swaps(results: Path) -> str:
+    """The table of text understanding, from its file."""
+    from adaptor_hf.downstream.text_understanding import RESULT_FILE, SwapResult, swap_table
+
+    if not (results / RESULT_FILE).is_file():
+        return "No result."
+    found = json.loads((results / RESULT_FILE).read_text(encoding="utf-8"))["results"]
+    known = [{name: float("nan") if value is None else value for name, value in one.items()} for one in found]
+    return swap_table([SwapResult(**one) for one in known])
+
+
 @torch.no_grad()
 def analyse(table: Path, model_folder: Path, folder: Path) -> str:
     """What the Adaptor does to the embeddings: numbers as a table, maps and attention as figures."""
@@ -140,7 +151,11 @@ def main() -> None:
     page = [
         "# All tasks on phantoms", "", PHANTOM, "",
         f"{options.n} images, towers `lite0` and `minilm`. Tables: [report/phantom.md](report/phantom.md).",
+        "Every table has the controls beside the Adaptor: the raw tower where there is a score for it, an untrained",
+        "Adaptor, two linear projections and an Adaptor of shuffled pairs (trained on the same cache), and the trivial",
+        "predictor. Intervals are over patients.",
         "", "| task | state |", "|---|---|", *rows, "",
+        "## Text understanding", "", swaps(results), "",
         "## Embeddings before and after the Adaptor", "", numbers, "", "![t-SNE](figures/tsne.png)", "",
         "The attention below was not learned: with one vector an image in pre-training it has nothing to choose from.",
         "", "![attention](figures/attention.png)",

@@ -164,12 +164,17 @@ def test_predictions_of_a_table_without_labels_are_those_of_the_scored_heads(tab
     np.testing.assert_allclose(written, scored, atol=1e-6)
     # The checkpoint gives the same, from pixels.
     from PIL import Image
+    from transformers import pipeline
 
     model = AdaptorForImageClassification.from_pretrained(tmp_path / "out/model").eval()
     assert model.config.id2label == {0: "effusion", 1: "edema"}
     pixels = model.adaptor.vision_model.processor([Image.open(row["image"]) for row in rows], return_tensors="pt")
     with torch.no_grad():
         np.testing.assert_allclose(model(**pixels).logits.sigmoid(), scored, atol=2e-3)
+    found = pipeline("image-classification", model=str(tmp_path / "out/model"))(rows[0]["image"])
+    assert {one["label"]: one["score"] for one in found} == pytest.approx(
+        dict(zip(("effusion", "edema"), scored[0], strict=True)), abs=2e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -178,6 +183,8 @@ def test_predictions_of_a_table_without_labels_are_those_of_the_scored_heads(tab
         (["--fraction", "10"], "For 10 % pass 0.1"),
         (["--seeds", "1", "1"], "different whole numbers"),
         (["--external", "here"], "NAME=PLACE"),
+        (["--task", "zero_shot", "--external", "a=b"], "--external is for --task classification or segmentation"),
+        (["--task", "retrieval", "--do_predict", "x.csv"], "--do_predict is for --task classification, not retrieval"),
         (["--dataset", "rsna", "--data_root", "x"], "one of them"),
     ],
 )

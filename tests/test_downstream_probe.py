@@ -66,6 +66,23 @@ def test_every_recipe_trains_binary_labels_and_exclusive_classes(name):
     assert probe.predict(features).shape == (120, 3)
 
 
+def test_the_rate_after_a_plateau_is_the_reduced_one():
+    from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+    rates = []
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
+    features, labels = separable()
+    recipe = replace(get_recipe("gloria"), learning_rates=(1e-2,))
+    try:
+        # What is learned is wrong on validation, so that its loss rises once it is.
+        fit_probe(features, labels, features, 1 - labels, recipe, num_logits=2, exclusive=False, seed=0)
+    finally:
+        hook.remove()
+    reduced = rates.index(5e-3)
+    assert set(rates[:reduced]) == {1e-2}
+    assert max(rates[reduced:]) == 5e-3
+
+
 def test_five_seeds_give_five_results_and_one_seed_one():
     features = separable(seed=3)[0]
     results = [fit(seed=seed).predict(features) for seed in range(5)]

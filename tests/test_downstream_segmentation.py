@@ -14,9 +14,11 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.downstream.modules import Module
 from adaptor_hf.downstream.segmentation import (
     SEGMENTATION_RECIPES,
+    KeepBestDecoder,
     MaskCollator,
     augmented,
     counts_of,
+    get_segmentation_recipe,
     mask_counts,
     segmentation_model,
     train_decoder,
@@ -86,6 +88,82 @@ def test_training_changes_the_decoder_and_no_bit_of_tower_and_adaptor(table, tow
     assert changed
     assert all(name.startswith("decoder.") for name in changed)
     assert any(name.startswith("adaptor.vision_model.") for name in after)
+
+
+def test_recipes_have_the_references_values():
+    shown = {
+        (name, data): (one.learning_rate, one.weight_decay, one.batch_size, one.epochs, one.min_delta, one.monitor)
+        for name, data in (("adaptor", "rsna"), ("adaptor", "siim"), ("mgca", "rsna"), ("mgca", "siim"))
+        for one in [get_segmentation_recipe(name, data)]
+    }
+    assert shown == {
+        ("adaptor", "rsna"): (5e-4, 1e-4, 8, 50, 1e-3, "dice_reference"),
+        ("adaptor", "siim"): (5e-4, 1e-4, 8, 100, 1e-3, "dice_reference"),
+        ("mgca", "rsna"): (5e-4, 0.05, 16, 50, 0.0, "loss"),
+        ("mgca", "siim"): (5e-4, 0.05, 8, 50, 0.0, "loss"),
+    }
+    rules = {name: get_segmentation_recipe("adaptor", name).fraction_rule for name in ("rsna", "siim")}
+    assert rules == {"rsna": "mgca_detection", "siim": "mgca_balanced"}
+    with pytest.raises(ValueError, match="no recipe 'slip'"):
+        get_segmentation_recipe("slip")
+
+
+def test_the_rate_of_the_adaptor_recipe_is_half_a_cosine_of_a_hundred_epochs(table, tower):
+    from adaptor_hf.downstream.data import load_table
+
+    torch.manual_seed(0)
+    config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    model = segmentation_model(Module("adaptor", AdaptorModel(config)), tower, 28, 0)
+    dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"]).select(range(8))
+    collator = MaskCollator(tower.processor, 28, False)
+    rates = {}
+    for name in ("adaptor", "rigorous"):
+        trainer = train_decoder(
+            model, dataset, dataset, (collator, collator), SEGMENTATION_RECIPES[name], seed=0, epochs=4
+        )
+        rates[name] = trainer.lr_scheduler.get_last_lr()[0]
+    assert rates["adaptor"] == pytest.approx(5e-4 * (1 + np.cos(np.pi * 4 / 100)) / 2)
+    assert rates["rigorous"] == 5e-4
+
+
+def test_a_gain_below_min_delta_is_kept_and_does_not_delay_the_end():
+    keep, model = KeepBestDecoder("dice", 2, min_delta=0.1), torch.nn.Module()
+    model.decoder = torch.nn.Linear(1, 1)
+    ended = []
+    for score in (0.5, 0.55, 0.58, 0.4):
+        torch.nn.init.constant_(model.decoder.weight, score)
+        control = type("Control", (), {"should_training_stop": False})()
+        keep.on_evaluate(None, None, control, {"eval_dice": score}, model=model)
+        ended.append(control.should_training_stop)
+    assert ended == [False, False, True, True]
+    assert keep.state["weight"].item() == pytest.approx(0.58)
+
+
+def test_external_masks_are_scored_by_the_same_decoder_which_is_saved_for_pipelines(table, checkpoint, tmp_path):
+    from transformers import pipeline
+
+    with open(table, encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    for row in rows:
+        row["image"], row["mask"] = str(table.parent / row["image"]), str(table.parent / row["mask"])
+    with open(tmp_path / "other.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    more = ["--controls", "none", "--external", f"elsewhere={tmp_path / 'other.csv'}", "--save_model"]
+    run(table, checkpoint, tmp_path / "out", *more)
+    lines = [line for line in read_results(tmp_path / "out/runs").lines if line["metric"] == "dice_positive"]
+    by_set = {line["test_set"]: line for line in lines}
+    assert by_set.keys() == {None, "elsewhere"}
+    # The same rows under another name: the same decoder gives the same number.
+    assert by_set["elsewhere"]["value"] == by_set[None]["value"]
+    assert by_set["elsewhere"]["run"] != by_set[None]["run"]
+    found = pipeline("image-segmentation", model=str(tmp_path / "out/model"))(rows[0]["image"])
+    assert {part["label"] for part in found} <= {"background", "mask"}
+    assert {part["mask"].size for part in found} == {Image.open(rows[0]["image"]).size}
+    stamp = (tmp_path / "out/model/config.json").stat().st_mtime_ns
+    run(table, checkpoint, tmp_path / "out", *more)
+    assert (tmp_path / "out/model/config.json").stat().st_mtime_ns == stamp
 
 
 def test_counts_are_those_of_the_evaluation():

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from adaptor_hf.downstream.arguments import parse_arguments
-from adaptor_hf.downstream.compare import candidates, compare_pairs, recommend, write_comparison
+from adaptor_hf.downstream.compare import candidates, compare_pairs, recommend, remember_costs, write_comparison
 from adaptor_hf.downstream.sweep import STATE_FILE, run_sweep, sweep_jobs
 from adaptor_hf.evaluation import classification_predictions, read_results, write_run
 
@@ -134,7 +134,32 @@ def test_runs_on_several_data_sets_are_not_compared(tmp_path):
     folder = written(tmp_path, {"one": (1.0, 10)})
     path = folder / "runs/0-0/results.jsonl"
     path.write_text(path.read_text().replace('"split_hash": "h"', '"split_hash": "other"'))
-    with pytest.raises(ValueError, match="several data sets or splits"):
+    with pytest.raises(ValueError, match=r"several data sets or splits: set \(split h\), set \(split other\)"):
         write_comparison(folder)
     with pytest.raises(ValueError, match="fractions"):
         write_comparison(written(tmp_path / "b", {"one": (1.0, 10)}), fraction=0.1)
+
+
+def test_of_several_data_sets_one_is_compared_by_its_name(tmp_path, capsys):
+    from adaptor_hf.downstream.__main__ import main
+
+    folder = written(tmp_path, {"one": (1.0, 10), "two": (1.0, 5)})
+    for path in folder.glob("runs/0-*/results.jsonl"):
+        path.write_text(path.read_text().replace('"dataset": "set"', '"dataset": "other"'))
+    with pytest.raises(SystemExit):
+        main(["compare", str(folder), "--fraction", "1.0"])
+    assert "Name one with --dataset" in capsys.readouterr().err
+    main(["compare", str(folder), "--fraction", "1.0", "--dataset", "other"])
+    shown = capsys.readouterr().out
+    assert "auroc of classification on other" in shown
+    assert "two on v" not in shown
+
+
+def test_a_later_comparison_knows_the_costs_and_a_second_run_does_not_shorten_them(tmp_path):
+    folder = written(tmp_path, {"one": (1.0, 10)})
+    cost = {"license": "mit", "gigabytes": 0.5}
+    remember_costs(folder, {"v": cost | {"minutes": 4.0}})
+    remember_costs(folder, {"v": cost | {"minutes": 0.1}, "w": cost | {"minutes": 1.0}})
+    assert "| mit | 0.50 | 4.00 |" in write_comparison(folder)
+    (folder / "costs.json").write_text("{")
+    assert "| unknown |  |  |" in write_comparison(folder)

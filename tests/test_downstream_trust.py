@@ -160,6 +160,28 @@ def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_p
     assert not any(verify_tree(tmp_path / "out" / "runs").values())
 
 
+def test_a_job_of_a_sweep_does_what_the_script_does(table, checkpoint, tmp_path, capsys):
+    from adaptor_hf.downstream.__main__ import main
+
+    torch.manual_seed(4)
+    config = AdaptorModel.from_pretrained(checkpoint, load_towers=False).config
+    AdaptorModel(config).save_pretrained(tmp_path / "other")
+    plan = {
+        "common": {"model": str(checkpoint), "more_models": [str(tmp_path / "other")], "compare": True,
+                   "table": str(table), "dataset_name": "phantom-boxes", "device": "cpu", "seeds": [0],
+                   "label_column": ["effusion"], "num_resamples": 20, "controls": ["none"]},
+        "over": {"task": ["classification"]},
+    }  # fmt: skip
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    main(["sweep", str(tmp_path / "plan.json"), "--output_dir", str(tmp_path / "out")])
+    assert len({line["checkpoint"] for line in runs_of(tmp_path / "out").values()}) == 2
+    assert "auroc of classification on phantom-boxes" in capsys.readouterr().out
+    assert (tmp_path / "out/comparison.md").is_file()
+    (cost,) = json.loads((tmp_path / "out/costs.json").read_text()).values()
+    assert cost["minutes"] > 0
+    assert cost["gigabytes"] == 2 * 32 * 100_000 / 1e9
+
+
 def test_two_launched_processes_give_what_one_gives(table, checkpoint, tmp_path):
     words = ["--task", "segmentation", "--model", str(checkpoint), "--table", str(table), "--mask_column", "mask"]
     words += ["--dataset_name", "phantom-boxes", "--image_size", "28", "--seeds", "0", "--epochs", "1"]

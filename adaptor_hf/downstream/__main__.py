@@ -19,13 +19,14 @@ def main(arguments: list[str] | None = None) -> None:
     compare = commands.add_parser("compare", help="compare the finished runs of a folder in pairs")
     compare.add_argument("output_dir")
     compare.add_argument("--task", default="classification")
+    compare.add_argument("--dataset", help="which, if the folder holds runs on several")
     compare.add_argument("--metric", help="default: the task's own, such as auroc")
     compare.add_argument("--fraction", type=float, help="share of the training rows; default: all runs without one")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "compare":
-            found = {"task": options.task, "metric": options.metric, "fraction": options.fraction}
+            found = {name: getattr(options, name) for name in ("task", "dataset", "metric", "fraction")}
             print(write_comparison(options.output_dir, **found))
             return
         from ..training.recipe import read_recipe
@@ -40,10 +41,11 @@ def main(arguments: list[str] | None = None) -> None:
 def _start(arguments) -> str:
     import torch
 
-    from .tasks import TASK_FUNCTIONS
+    from .tasks import run_job
 
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return TASK_FUNCTIONS[arguments.task](arguments, device)
+    said: list[str] = []
+    run_job(arguments, arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"), said.append)
+    return "\n\n".join(said)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,13 @@ from ..private_mode import PrivacyArguments, is_private
 
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
 
+_ONLY_FOR = {
+    "do_predict": ("classification",),
+    "train_tower": ("classification",),
+    "save_model": ("classification", "segmentation"),
+    "external": ("classification", "segmentation"),
+}
+
 
 @dataclass
 class DownstreamArguments(PrivacyArguments):
@@ -53,6 +60,7 @@ class DownstreamArguments(PrivacyArguments):
     split_alias: list[str] = field(
         default_factory=list, metadata={"help": "Rename splits of the table, for example validation=test."}
     )
+    study_column: str | None = field(default=None, metadata={"help": "Of the table: column of study ids."})
     id_column: str | None = field(default=None, metadata={"help": "Of the table: column of image ids."})
     subgroup_column: list[str] = field(
         default_factory=list, metadata={"help": "Of the table: columns kept for subgroups, beside view, sex and age."}
@@ -120,7 +128,8 @@ class DownstreamArguments(PrivacyArguments):
         metadata={"help": "classification: a table without labels; its images' scores go to predictions.csv."},
     )
     save_model: bool = field(
-        default=False, metadata={"help": "classification: save the first seed's head with the Adaptor, in `model`."}
+        default=False,
+        metadata={"help": "classification, segmentation: save the first seed's head with the Adaptor, in `model`."},
     )
 
     def __post_init__(self):
@@ -132,8 +141,8 @@ class DownstreamArguments(PrivacyArguments):
             raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
         if self.model is None:
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
-        if self.task != "classification" and (self.do_predict or self.save_model or self.train_tower):
-            raise ValueError("--do_predict, --save_model and --train_tower are for --task classification.")
+        if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
+            raise ValueError(f"--{wrong[0]} is for --task {' or '.join(_ONLY_FOR[wrong[0]])}, not {self.task}.")
         if self.controls == ["none"]:
             self.controls = []
         for name in ("external", "control_model"):
@@ -193,7 +202,16 @@ def places_of(arguments: DownstreamArguments) -> list[str | None]:
 
 def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     """What `load_table` is told."""
-    same = ("mask_column", "text_column", "image_column", "image_root", "patient_column", "split_column", "id_column")
+    same = (
+        "mask_column",
+        "text_column",
+        "image_column",
+        "image_root",
+        "patient_column",
+        "study_column",
+        "split_column",
+        "id_column",
+    )
     options = {name: getattr(arguments, name) for name in same}
     return options | {
         "label_columns": arguments.label_column,

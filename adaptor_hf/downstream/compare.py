@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +12,10 @@ from typing import Any
 
 import numpy as np
 
+logger = logging.getLogger(__name__)
+
 PAGE = "comparison.md"
+COSTS_FILE = "costs.json"
 METRIC = {
     "classification": "auroc",
     "few_shot": "auroc",
@@ -123,6 +128,7 @@ def write_comparison(
     output_dir: str | os.PathLike,
     *,
     task: str = "classification",
+    dataset: str | None = None,
     metric: str | None = None,
     fraction: float | None = 1.0,
     costs: Mapping[str, Mapping[str, Any]] | None = None,
@@ -133,9 +139,11 @@ def write_comparison(
 
     Args:
         output_dir (`str` or `PathLike`): Holds `runs`.
-        task (`str`), metric (`str`, *optional*), fraction (`float`, *optional*): Which runs, by which number.
+        task (`str`), dataset (`str`, *optional*), fraction (`float`, *optional*): Which runs. The data set may be left
+            out where there is one alone.
+        metric (`str`, *optional*): By which number.
         costs (`Mapping`, *optional*): By vision tower: `license`, `gigabytes` (of the embeddings of 100,000 images) and
-            `minutes` (of embedding and training here).
+            `minutes` (of embedding and training here). By default what `remember_costs` kept in the folder.
         num_resamples (`int`, defaults to 2000): Of the paired bootstrap.
 
     Returns:
@@ -148,19 +156,47 @@ def write_comparison(
 
     metric = metric or METRIC[task]
     results = read_results(Path(output_dir) / "runs")
-    lines = [line for line in results.lines if line["task"] == task]
-    if len({(line["dataset"], line["split_hash"]) for line in lines if line["test_set"] is None}) > 1:
+    lines = [line for line in results.lines if line["task"] == task and dataset in (None, line["dataset"])]
+    if len(splits := {(line["dataset"], line["split_hash"]) for line in lines if line["test_set"] is None}) > 1:
+        named = ", ".join(f"{name} (split {split})" for name, split in sorted(splits))
         raise ValueError(
-            f"{output_dir} holds runs on several data sets or splits: compare one, in a folder of its own."
+            f"{output_dir} holds runs on several data sets or splits: {named}. Name one with --dataset; runs on other "
+            "splits belong in a folder of their own."
         )
     found = candidates(lines, metric, fraction)
     if not found:
         shares = sorted({line["fraction"] for line in lines if line["fraction"] is not None})
         raise ValueError(f"No finished {task} run with {metric} at fraction {fraction}; fractions: {shares}.")
     pairs = compare_pairs(found, metric, num_resamples)
-    page = _page(found, pairs, metric, task, fraction, costs or {}, results.faults)
+    costs = read_costs(output_dir) if costs is None else costs
+    page = _page(found, pairs, metric, task, fraction, costs, results.faults)
     (Path(output_dir) / PAGE).write_text(page, encoding="utf-8")
     return page
+
+
+def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[str, Any]]) -> None:
+    """
+    Keep what models cost, by vision tower, for a later comparison. Of minutes the longest counts: a command that was
+    run again found its embeddings and runs there.
+    """
+    known = read_costs(output_dir)
+    for tower, cost in costs.items():
+        known[tower] = {**cost, "minutes": max(cost["minutes"], known.get(tower, {}).get("minutes", 0.0))}
+    path = Path(output_dir) / COSTS_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """What `remember_costs` kept; nothing where there is no such file, or a damaged one."""
+    path = Path(output_dir) / COSTS_FILE
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError:
+        logger.warning("%s is damaged: costs are unknown.", path)
+        return {}
 
 
 def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
@@ -196,4 +232,13 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-__all__ = ["METRIC", "Candidate", "candidates", "compare_pairs", "recommend", "write_comparison"]
+__all__ = [
+    "METRIC",
+    "Candidate",
+    "candidates",
+    "compare_pairs",
+    "read_costs",
+    "recommend",
+    "remember_costs",
+    "write_comparison",
+]

@@ -183,6 +183,7 @@ def load_table(
     image_column: str = "image",
     image_root: str | os.PathLike | None = None,
     patient_column: str | None = None,
+    study_column: str | None = None,
     split_column: str | None = None,
     id_column: str | None = None,
     filters: Sequence[str] | None = None,
@@ -196,7 +197,7 @@ def load_table(
         mask_column: Column of mask files, relative to the image root; an empty cell is an unknown mask.
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
-        image_column, image_root, patient_column, split_column, id_column, filters: As in `load_pairs`.
+        image_column, image_root, patient_column, study_column, split_column, id_column, filters: As in `load_pairs`.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -212,7 +213,8 @@ def load_table(
         source, label_columns = folder, label_columns or ("label",)
     pairs = load_pairs(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
-        patient_column=patient_column, split_column=split_column, id_column=id_column, filters=filters,
+        patient_column=patient_column, study_column=study_column,
+        split_column=split_column, id_column=id_column, filters=filters,
     )  # fmt: skip
     raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])

@@ -76,15 +76,15 @@ def load_classification(arguments: DownstreamArguments) -> LabelledData:
     )
 
 
-def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
-    """The test parts of `--external`; all rows of a table that brings no split."""
+def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, tuple[Dataset, str]]:
+    """Name to test part and split hash of each of `--external`; all rows of a table that brings no split."""
     from ..data.catalog import MODULES
     from ..data.splits import split_hash
 
-    found = []
+    found = {}
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
-            parts, hashed = private_parts(*load_public(name, place, "classification", seed=arguments.split_seed))
+            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed))
         else:
             refuse_identifying_columns(place, arguments.image_column, arguments)
             table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)
@@ -93,9 +93,17 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
                 parts = {"test": table.select([row for row, split in enumerate(splits) if split == "test"])}
         if "test" not in parts:
             raise ValueError(f"External set {name} has no test part; it has {', '.join(parts)}.")
-        policy = arguments.label_policy
-        found.append(labelled_data(name, {"test": parts["test"]}, hashed, label_policy=policy))
+        found[name] = parts["test"], hashed
     return found
+
+
+def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
+    """The labelled test parts of `--external`."""
+    policy = arguments.label_policy
+    return [
+        labelled_data(name, {"test": rows}, hashed, label_policy=policy)
+        for name, (rows, hashed) in load_external_parts(arguments, "classification").items()
+    ]
 
 
 def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
@@ -143,6 +151,7 @@ __all__ = [
     "load_adaptor",
     "load_classification",
     "load_external",
+    "load_external_parts",
     "load_parts",
     "load_text_side",
     "vision_tower_of",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..heads_adaptor import AdaptorForImageClassification
+from ..image_processing_adaptor import AdaptorImageProcessor
 from ..modeling_adaptor import AdaptorModel
 from .classification import EmbeddedData
 from .data import plain_rows, training_subset
@@ -77,7 +78,10 @@ def write_predictions(
 def save_classifier(
     probe: Probe, model: AdaptorModel, recipe: ProbeRecipe, embedded: EmbeddedData, folder: str | os.PathLike
 ) -> AdaptorForImageClassification:
-    """Save Adaptor and head as an [`AdaptorForImageClassification`] that gives the head's probabilities."""
+    """
+    Save Adaptor, head and image processing, for `pipeline("image-classification")`: an
+    [`AdaptorForImageClassification`] that gives the head's probabilities.
+    """
     data = embedded.data
     classifier = AdaptorForImageClassification.from_adaptor(
         model,
@@ -87,6 +91,7 @@ def save_classifier(
         classifier_dropout=recipe.dropout,
     )
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
+    AdaptorImageProcessor(**embedded.vision_spec["image_processor"]).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
     return classifier
 

@@ -6,8 +6,8 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..heads_adaptor import AdaptorForSemanticSegmentation
+from ..image_processing_adaptor import image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import VisionTower
 from .data import plain_rows
@@ -39,7 +40,10 @@ class SegmentationRecipe:
         learning_rate, weight_decay (`float`): Of AdamW.
         batch_size, epochs (`int`): Images a step; passes over the training images.
         patience (`int`): Evaluations without a better `monitor` after which training stops; one an epoch.
+        min_delta (`float`): What counts as better for `patience`.
         monitor (`str`): Metric on validation that keeps the best epoch.
+        cosine_epochs (`int`, *optional*): The rate falls as a half cosine that reaches 0 after so many epochs, even if
+            training is shorter (the reference: 100). By default it is constant.
         augment (`bool`): Rotation up to 10 degrees and scale up to 10 %, half of the time (MGCA, Adaptor).
         fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
     """
@@ -50,17 +54,40 @@ class SegmentationRecipe:
     batch_size: int = 8
     epochs: int = 50
     patience: int = 10
+    min_delta: float = 0.0
     monitor: str = "dice_pooled"
+    cosine_epochs: int | None = None
     augment: bool = True
     fraction_rule: str = "nested"
 
 
 SEGMENTATION_RECIPES = {
     "rigorous": SegmentationRecipe("rigorous"),
-    "adaptor": SegmentationRecipe("adaptor", monitor="dice_reference", fraction_rule="mgca_detection"),
-    "mgca": SegmentationRecipe("mgca", 2e-4, 0.05, 16, monitor="loss", fraction_rule="mgca_detection"),
+    "adaptor": SegmentationRecipe(
+        "adaptor", min_delta=1e-3, monitor="dice_reference", cosine_epochs=100, fraction_rule="mgca_detection"
+    ),
+    "mgca": SegmentationRecipe("mgca", 5e-4, 0.05, 16, monitor="loss", fraction_rule="mgca_detection"),
 }
 """`rigorous` (ours), and the values of Adaptor and MGCA for RSNA; see docs/downstream.md."""
+
+# What the references change from one data set to another.
+_BY_DATASET = {
+    ("adaptor", "siim"): {"epochs": 100, "fraction_rule": "mgca_balanced"},
+    ("mgca", "siim"): {"batch_size": 8, "fraction_rule": "mgca_balanced"},
+}
+
+
+def get_segmentation_recipe(name: str, dataset: str | None = None) -> SegmentationRecipe:
+    """
+    A recipe by name, with the values that its authors used for a data set.
+
+    Raises:
+        ValueError: no such recipe.
+    """
+    if name not in SEGMENTATION_RECIPES:
+        known = ", ".join(SEGMENTATION_RECIPES)
+        raise ValueError(f"--task segmentation has no recipe {name!r}. Choose one of: {known}.")
+    return replace(SEGMENTATION_RECIPES[name], **_BY_DATASET.get((name, dataset), {}))
 
 
 class MaskCollator:
@@ -74,18 +101,19 @@ class MaskCollator:
     """
 
     def __init__(self, processor: Any, size: int, augment: bool):
-        self.processor, self.size, self.augment = processor, size, augment
+        self.processor, self.augment = processor, augment
+        self.geometry = {
+            "size": {"height": size, "width": size},
+            "do_resize": True,
+            "do_center_crop": False,
+            "do_pad_to_square": False,
+        }
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, masks = [row["image"] for row in rows], [row["mask"] for row in rows]
         if self.augment:
             images, masks = zip(*(augmented(*pair) for pair in zip(images, masks, strict=True)), strict=True)
-        return dict(
-            self.processor(
-                list(images), segmentation_maps=list(masks), size={"height": self.size, "width": self.size},
-                do_resize=True, do_center_crop=False, do_pad_to_square=False, return_tensors="pt",
-            )
-        )  # fmt: skip
+        return dict(self.processor(list(images), segmentation_maps=list(masks), return_tensors="pt", **self.geometry))
 
 
 def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
@@ -106,18 +134,20 @@ def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
 
 
 class KeepBestDecoder(TrainerCallback):
-    """Keeps the decoder of the best evaluation in memory and stops after `patience` worse ones."""
+    """Keeps the decoder of the best evaluation in memory and stops after `patience` that were no better."""
 
-    def __init__(self, monitor: str, patience: int):
+    def __init__(self, monitor: str, patience: int, min_delta: float = 0.0):
         self.metric, self.sign = (f"eval_{monitor}", 1) if monitor != "loss" else ("eval_loss", -1)
-        self.patience, self.best, self.waited, self.state = patience, -np.inf, 0, None
+        self.patience, self.min_delta, self.waited = patience, min_delta, 0
+        self.best, self.reference, self.state = -np.inf, -np.inf, None
 
     def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
         score = self.sign * metrics[self.metric]
         self.waited += 1
         if score > self.best or self.state is None:
-            self.best, self.waited = score, 0
-            self.state = copy.deepcopy(model.decoder.state_dict())
+            self.best, self.state = score, copy.deepcopy(model.decoder.state_dict())
+        if score > self.reference + self.min_delta:
+            self.reference, self.waited = score, 0
         if self.waited >= self.patience:
             control.should_training_stop = True
 
@@ -164,7 +194,8 @@ def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int)
                                              num_hidden_layers=0))  # fmt: skip
     adaptor.attach_towers(tower, None)
     source = "tower" if module.model is None else "adaptor"
-    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, num_labels=1, image_size=size, feature_source=source)
+    names = {0: "background", 1: "mask"}
+    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, id2label=names, image_size=size, feature_source=source)
 
 
 def train_decoder(
@@ -202,12 +233,18 @@ def train_decoder(
             finally:
                 self.data_collator = before
 
-    keep = KeepBestDecoder(recipe.monitor, recipe.patience)
+    keep = KeepBestDecoder(recipe.monitor, recipe.patience, recipe.min_delta)
+    epochs = epochs or recipe.epochs
+    schedule = {"lr_scheduler_type": "constant"}
+    if recipe.cosine_epochs is not None:
+        # Half a cycle takes `cosine_epochs`.
+        cycles = 0.5 * epochs / recipe.cosine_epochs
+        schedule = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": cycles}}
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             folder, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
             per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=recipe.batch_size,
-            num_train_epochs=epochs or recipe.epochs, lr_scheduler_type="constant", max_grad_norm=0, seed=seed,
+            num_train_epochs=epochs, **schedule, max_grad_norm=0, seed=seed,
             eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
             remove_unused_columns=False, label_names=["labels"], use_cpu=device == "cpu",
         )  # fmt: skip
@@ -234,13 +271,15 @@ def run_segmentation(
     fractions: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (0,),
     epochs: int | None = None,
+    external: Mapping[str, tuple[Dataset, str]] | None = None,
+    save_to: str | os.PathLike | None = None,
     text_tower: str | None = None,
     num_resamples: int = 1000,
     device: str = "cpu",
 ) -> RunList:
     """
-    Train a decoder for each module, fraction and seed, and score it once on the test part, in the frame that the model
-    sees: the whole image as a square of `size`, a threshold of 0.5.
+    Train a decoder for each module, fraction and seed, and score it once on the test part and on each external set, in
+    the frame that the model sees: the whole image as a square of `size`, a threshold of 0.5.
 
     Args:
         parts (`dict[str, Dataset]`): `train`, `validation` and `test` with `image` and `mask`.
@@ -251,6 +290,9 @@ def run_segmentation(
         size (`int`): Side of the images in pixels, any that the tower takes.
         fractions, seeds, text_tower, num_resamples, device: As in `run_classification`.
         epochs (`int`, *optional*): Instead of the recipe's.
+        external (`Mapping`, *optional*): Name to rows with `image` and `mask`, and the hash of their split.
+        save_to (`str` or `PathLike`, *optional*): Folder for the Adaptor's decoder of the first seed at the largest
+            fraction; trained again if it is not there.
 
     Raises:
         ValueError: a part is missing, or no training image has a mask.
@@ -258,65 +300,107 @@ def run_segmentation(
     import pandas as pd
 
     from ..data.fractions import fraction_mask
-    from ..evaluation import segmentation_predictions
-    from .classification import RunList, finish_run, subgroup_columns
+    from .classification import RunList
     from .provenance import tower_name, tower_saw
 
     for part in ("train", "validation", "test"):
         if part not in parts:
             raise ValueError(f"{dataset} has no {part} part; it has {', '.join(parts)}.")
     parts = {part: masked_rows(rows, f"{dataset}, {part}") for part, rows in parts.items()}
-    if empty := [part for part, rows in parts.items() if not len(rows)]:
+    tests = {dataset: (parts["test"], split_hash)}
+    for name, (rows, hashed) in (external or {}).items():
+        tests[name] = (masked_rows(rows, f"external set {name}"), f"{split_hash}-{hashed}")
+    if empty := [
+        name for name, rows in (parts | {name: rows for name, (rows, _) in tests.items()}).items() if not len(rows)
+    ]:
         raise ValueError(f"{dataset}: no mask is known in {', '.join(empty)}.")
-    images = {part: rows.select_columns(["image", "mask"]) for part, rows in parts.items()}
-    filled = [bool(np.asarray(row["mask"]).any()) for row in images["train"].select_columns(["mask"])]
+    train, validation = (parts[part].select_columns(["image", "mask"]) for part in ("train", "validation"))
+    filled = [bool(np.asarray(row["mask"]).any()) for row in train.select_columns(["mask"])]
     if not any(filled):
         raise ValueError(f"{dataset}: all {len(filled)} masks of the training part are empty.")
-    strata = pd.Series(np.where(filled, "mask", "negative"), dtype=object)
-    rows, found = plain_rows(parts["test"]), RunList()
+    strata, rows = pd.Series(np.where(filled, "mask", "negative"), dtype=object), plain_rows(parts["train"])
     collators = (MaskCollator(tower.processor, size, recipe.augment), MaskCollator(tower.processor, size, False))
+    found, save_to = RunList(), None if save_to is None else Path(save_to)
     for module in (module for module in modules if module.hidden_size is None):
         for fraction in fractions:
             for seed in seeds:
-                kept = fraction_mask(plain_rows(parts["train"]), strata, fraction, recipe.fraction_rule, seed)
+                kept = fraction_mask(rows, strata, fraction, recipe.fraction_rule, seed)
                 fields = module.fields() | {
                     "vision_tower": tower_name(tower.spec),
                     "text_tower": text_tower if module.model is not None else None,
                     "task": "segmentation",
                     "dataset": dataset,
-                    "split_hash": split_hash,
                     "protocol": "frozen",
                     "recipe": recipe.name if epochs is None else f"{recipe.name}, {epochs} epochs",
                     "input_size": size,
                     "fraction": float(fraction),
                     "seed": int(seed),
-                    "tower_saw_dataset": tower_saw(tower.spec, dataset),
+                }
+                runs = {
+                    name: fields
+                    | {"split_hash": hashed, "tower_saw_dataset": tower_saw(tower.spec, name)}
+                    | ({} if name == dataset else {"test_set": name})
+                    for name, (_, hashed) in tests.items()
                 }
                 outcome = {"n_train": int(kept.sum()), "lr": recipe.learning_rate, "selected_on": "validation"}
 
-                def score(module=module, kept=kept, seed=seed, outcome=outcome) -> Any:
+                def fit(module=module, kept=kept, seed=seed, outcome=outcome) -> tuple[Trainer, Any]:
                     model = segmentation_model(module, tower, size, seed)
                     parameters = sum(value.numel() for value in model.decoder.parameters())
                     outcome |= {"head_params": parameters, "trainable_params": parameters}
-                    train = images["train"].select(np.flatnonzero(kept))
-                    trainer = train_decoder(model, train, images["validation"], collators, recipe, seed=seed,
-                                            epochs=epochs, device=device)  # fmt: skip
-                    counts = counts_of(trainer.predict(images["test"]).predictions)
-                    return segmentation_predictions(
-                        rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows),
-                        num_resamples=num_resamples,
-                    )  # fmt: skip
+                    trainer = train_decoder(model, train.select(np.flatnonzero(kept)), validation, collators, recipe,
+                                            seed=seed, epochs=epochs, device=device)  # fmt: skip
+                    return trainer, model
 
-                finish_run(found, Path(output_dir), fields, score, outcome)
+                wanted = module.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
+                save = save_to if wanted else None
+                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1])
     return found
+
+
+def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator) -> None:
+    """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
+    from ..evaluation import segmentation_predictions
+    from ..evaluation.results import run_key, write_run
+    from .classification import finished_lines, subgroup_columns
+
+    folders = {name: output_dir / "runs" / run_key(fields) for name, fields in runs.items()}
+    finished = {name: finished_lines(folder) for name, folder in folders.items()}
+    for lines in (lines for lines in finished.values() if lines is not None):
+        found.lines += lines
+        found.skipped += 1
+    missing = [name for name, lines in finished.items() if lines is None]
+    save = save_to is not None and not (save_to / "config.json").is_file()
+    if not missing and not save:
+        return
+    trainer, model = fit()
+    for name in missing:
+        dataset = tests[name][0]
+        rows = plain_rows(dataset)
+        counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
+        predictions = segmentation_predictions(
+            rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows), num_resamples=num_resamples
+        )
+        found.lines += write_run(folders[name], predictions, runs[name] | outcome)
+    if save:
+        save_segmenter(model, collator, save_to)
+
+
+def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator, folder: str | os.PathLike) -> None:
+    """Save Adaptor, decoder and the image processing of their training, for `pipeline("image-segmentation")`."""
+    processor = type(collator.processor)(**image_processor_fields(collator.processor) | collator.geometry)
+    processor.save_pretrained(folder)
+    model.eval().save_pretrained(folder)
 
 
 __all__ = [
     "SEGMENTATION_RECIPES",
     "MaskCollator",
     "SegmentationRecipe",
+    "get_segmentation_recipe",
     "mask_counts",
     "run_segmentation",
+    "save_segmenter",
     "segmentation_model",
     "train_decoder",
 ]

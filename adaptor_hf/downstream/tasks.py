@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import private_rows, refuse_identifying_columns
+from ..tower_bundles_adaptor import use_towers_dir
 from ..towers_adaptor import load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .classification import EmbeddedData, embed_labelled, run_classification
+from .compare import remember_costs, write_comparison
 from .data import load_table
 from .few_shot import run_few_shot
 from .finetune import run_finetune
 from .loading import (
     cache_dir_of,
+    cost_of,
     load_adaptor,
     load_classification,
     load_external,
+    load_external_parts,
     load_parts,
     load_text_side,
     vision_tower_of,
@@ -144,11 +151,10 @@ def zero_shot(arguments: DownstreamArguments, device: str) -> str:
 
 
 def segmentation(arguments: DownstreamArguments, device: str) -> str:
-    from .segmentation import SEGMENTATION_RECIPES, run_segmentation
+    from .segmentation import get_segmentation_recipe, run_segmentation
 
-    if arguments.recipe not in SEGMENTATION_RECIPES:
-        known = ", ".join(SEGMENTATION_RECIPES)
-        raise ValueError(f"--task segmentation has no recipe {arguments.recipe!r}. Choose one of: {known}.")
+    recipe = get_segmentation_recipe(arguments.recipe, arguments.dataset)
+    saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     parts, split_hash = load_parts(arguments, "segmentation")
     model = load_adaptor(arguments)
     tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
@@ -156,7 +162,7 @@ def segmentation(arguments: DownstreamArguments, device: str) -> str:
         parts,
         _modules(arguments, model, device),
         tower,
-        SEGMENTATION_RECIPES[arguments.recipe],
+        recipe,
         arguments.output_dir,
         dataset=arguments.name,
         split_hash=split_hash,
@@ -164,11 +170,13 @@ def segmentation(arguments: DownstreamArguments, device: str) -> str:
         fractions=arguments.fraction,
         seeds=arguments.seeds,
         epochs=arguments.epochs,
+        external=load_external_parts(arguments, "segmentation"),
+        save_to=saved,
         text_tower=tower_name(model.config.text_tower),
         num_resamples=arguments.num_resamples,
         device=device,
     )
-    return summarize(runs)
+    return summarize(runs) + (f"\n\nModel: {saved}" if saved else "")
 
 
 def _test_pairs(arguments: DownstreamArguments, model: AdaptorModel, device: str, text_tower: Any) -> tuple:
@@ -228,4 +236,25 @@ TASK_FUNCTIONS: dict[str, Callable[[DownstreamArguments, str], str]] = {
 }
 """What `--task` runs; each gives a text to print."""
 
-__all__ = ["TASK_FUNCTIONS"]
+
+def run_job(arguments: DownstreamArguments, device: str, say: Callable[[str], Any] = print) -> None:
+    """
+    One command: the task for each model, and their comparison if it was asked for.
+
+    Args:
+        arguments ([`DownstreamArguments`]): Of the script.
+        device (`str`): Where models run.
+        say (`Callable[[str], Any]`): Gets the table of each model as it is done, and the comparison.
+    """
+    if arguments.towers_dir:
+        use_towers_dir(arguments.towers_dir)
+    for model in [arguments.model, *arguments.more_models]:
+        started, job = time.monotonic(), replace(arguments, model=model)
+        say(TASK_FUNCTIONS[arguments.task](job, device))
+        remember_costs(arguments.output_dir, cost_of(job, time.monotonic() - started))
+    if arguments.compare:
+        fraction = max(arguments.fraction) if arguments.task in ("classification", "segmentation") else None
+        say(write_comparison(arguments.output_dir, task=arguments.task, dataset=arguments.name, fraction=fraction))
+
+
+__all__ = ["TASK_FUNCTIONS", "run_job"]

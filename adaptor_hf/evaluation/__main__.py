@@ -1,4 +1,4 @@
-"""`python -m adaptor_hf.evaluation report RESULTS`, `... verify RUN` and `... card RESULTS --model FOLDER`."""
+"""`python -m adaptor_hf.evaluation COMMAND RESULTS`: report, verify, subgroups, studies and card."""
 
 import argparse
 import logging
@@ -14,10 +14,40 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--no_figures", action="store_true", help="tables only; no matplotlib needed")
     verify = commands.add_parser("verify", help="compute every number again from the predictions")
     verify.add_argument("run", help="folder of a run, or of many")
+    subgroups = commands.add_parser("subgroups", help="AUROC by sex, age band, view or any column, and the gaps")
+    subgroups.add_argument("results", help="folder with runs, or a results.jsonl")
+    subgroups.add_argument("--column", nargs="+", default=[], help="of the predictions; default: all that make groups")
+    studies = commands.add_parser("studies", help="metrics by study: the scores of its images as one")
+    studies.add_argument("results", help="folder with runs, or a results.jsonl")
+    studies.add_argument("--how", choices=("mean", "max"), default="mean", help="of the scores of a study's images")
     card = commands.add_parser("card", help="put a model's results into the metadata of its card")
     card.add_argument("results", help="folder with runs, or a results.jsonl")
     card.add_argument("--model", required=True, help="folder of the checkpoint that was evaluated")
     return parser
+
+
+def _tables(arguments: argparse.Namespace) -> list[str]:
+    """Markdown of what `subgroups` and `studies` print; phantoms say what they are."""
+    from .groups import study_lines, subgroup_tables
+    from .report import PHANTOM, is_phantom, metric_tables
+    from .results import read_results
+    from .tables import aggregate
+
+    lines = read_results(arguments.results).lines
+    said = []
+    for phantom in (False, True):
+        chosen = [line for line in lines if is_phantom(line["dataset"]) == phantom]
+        if not chosen:
+            continue
+        if arguments.command == "subgroups":
+            tables = subgroup_tables(chosen, arguments.column)
+        else:
+            tables = metric_tables(aggregate(study_lines(chosen, how=arguments.how)))
+            for table in tables:
+                table.title += f", by study ({arguments.how} of its images' scores)"
+                table.columns = [name.replace("images (", "studies (") for name in table.columns]
+        said += [PHANTOM + "\n"] * phantom + [table.markdown() for table in tables]
+    return said or ["No run has groups: predictions need a column such as sex, age or view."]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -30,6 +60,9 @@ def main(argv: list[str] | None = None) -> int:
 
             pages = write_report(arguments.results, arguments.output_dir, figures=not arguments.no_figures)
             print(*(page for page in pages if page.suffix == ".md" and page.parent.name != "tables"), sep="\n")
+            return 0
+        if arguments.command in ("subgroups", "studies"):
+            print(*_tables(arguments), sep="\n")
             return 0
         if arguments.command == "card":
             from .card import add_results_to_card

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .groups import subgroup_tables
 from .results import ResultFiles, read_results
 from .tables import Cell, Table, aggregate, lovt_csv, row_label
 
@@ -91,7 +92,7 @@ def write_report(results: str | os.PathLike, output_dir: str | os.PathLike, *, f
             continue
         cells = aggregate(lines)
         part = folder / "phantom" if phantom else folder
-        tables = [*([] if phantom else _used(paper_tables(cells))), *metric_tables(cells)]
+        tables = [*([] if phantom else _used(paper_tables(cells))), *metric_tables(cells), *subgroup_tables(lines)]
         drawn = _draw(lines, cells, part / "figures", with_published=not phantom) if figures else []
         page = folder / ("phantom.md" if phantom else "report.md")
         page.write_text(_page(tables, found, drawn, phantom, folder), encoding="utf-8")

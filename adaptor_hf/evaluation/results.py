@@ -6,6 +6,7 @@ has it is a finished run.
 """
 
 import difflib
+import functools
 import hashlib
 import json
 import logging
@@ -200,8 +201,9 @@ def finished_runs(lines: Iterable[Mapping[str, Any]]) -> set[str]:
     return {key for key, count in counts.items() if count >= announced[key]}
 
 
-def package_versions() -> dict[str, str]:
-    """Versions that a downstream result depends on."""
+@functools.cache
+def package_versions() -> Mapping[str, str]:
+    """Versions that a downstream result depends on. Read once: each line of each run asks."""
     found = {}
     for name in ("adaptor-hf", "torch", "transformers", "timm", "scikit-learn", "numpy"):
         try:
