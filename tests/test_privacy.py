@@ -10,18 +10,20 @@ import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import private_mode
+from adaptor_hf import private_messages, private_mode
 from adaptor_hf.downstream.arguments import parse_arguments
 from adaptor_hf.downstream.loading import load_parts
 from adaptor_hf.identifying import identifying_columns
 from adaptor_hf.privacy import keyed_hash, load_key
-from adaptor_hf.private_mode import PrivacyArguments, hide, keyed_digests, private_rows, start_private_mode
+from adaptor_hf.private_messages import hide, without_quotations
+from adaptor_hf.private_mode import PrivacyArguments, keyed_digests, private_rows, start_private_mode
 
 PERSON = "ZEBRAFINK^OTTILIE"
 BIRTH = "19310217"
@@ -36,7 +38,7 @@ def streams(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(private_mode, "_key", None)
-    monkeypatch.setattr(private_mode, "_places", [])
+    monkeypatch.setattr(private_messages, "_places", [])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     handlers = {h: h.stream for h in all_handlers()}
     yield
@@ -242,12 +244,15 @@ def test_digests_are_keyed_alike_for_equal_ones_and_nothing_stays_nothing():
         ("/data/ward 7/pairs.csv: the table has no rows.", "<hidden>: the table has no rows."),
         ("data row 3: the label 'effusion' is 'DOE JANE', expected 1", "data row 3: the label <hidden> is <hidden>"),
         ("cannot read ward7/doe.png now", "cannot read <hidden> now"),
+        ("cannot read Doe Jane/ward 7, born/doe jane.png", "cannot read Doe <hidden>"),
+        ("/mnt/Doe, Jane 1931/x y: cannot be decoded", "<hidden>: cannot be decoded"),
+        ("Columns: 'Doe, Jane', \"O'Doe\", 'it\\'s \"x\"'.", "Columns: <hidden>, <hidden>, <hidden>."),
         ("step 8 of 16: 2,110 pairs/s, i2t / t2i, the patient's and the patients' rows", None),
         ("| a | 0.3 [0.2, 0.4] | 0.0001 |", None),
     ],
 )
 def test_messages_lose_places_and_quoted_cells_and_keep_their_sense(text, shown, monkeypatch):
-    monkeypatch.setattr(private_mode, "_places", ["/data/ward 7/pairs.csv"])
+    monkeypatch.setattr(private_messages, "_places", ["/data/ward 7/pairs.csv"])
     assert hide(text).startswith(text if shown is None else shown)
 
 
@@ -339,3 +344,72 @@ def test_ordinary_columns_are_not():
 def test_dicom_person_names_are_recognised_by_their_cells():
     table = pa.table({"field7": ["DOE^JANE", "ROE^RICHARD^^DR", None], "note": ["a^2 + b", "none", "x"]})
     assert identifying_columns(table) == ["field7"]
+
+
+class TestErrors:
+    """What ends a private run may quote a table without quotes."""
+
+    def raised(self, function):
+        try:
+            function()
+        except Exception as error:
+            return error
+
+    def test_the_words_of_another_library_are_hidden_and_the_place_in_our_code_is_named(self):
+        foreign = self.raised(lambda: pa.csv.read_csv(io.BytesIO(b"a,b\nDOE JANE,1931,x\n")))
+        assert "DOE JANE" in str(foreign)
+        assert without_quotations(foreign).startswith("ArrowInvalid at a library")
+        assert "DOE" not in without_quotations(foreign)
+        ours = self.raised(lambda: load_key("/nowhere/ids.key"))
+        assert "No such" in without_quotations(ours) or "no such" in without_quotations(ours)
+
+    def test_our_words_stay_around_the_words_of_a_library(self, tmp_path):
+        from adaptor_hf.downstream.prompts import load_prompts
+
+        (tmp_path / "prompts.json").write_text("{DOE")
+        error = self.raised(lambda: load_prompts(str(tmp_path / "prompts.json")))
+        assert without_quotations(error) == f"{tmp_path / 'prompts.json'} is not JSON: <hidden>"
+
+    def test_a_table_without_header_does_not_say_its_first_row(self, tmp_path, streams, capfd):
+        from adaptor_hf.training.interruption import run_script
+
+        table, canaries = plant(tmp_path / "data", 4)
+        lines = table.read_text(encoding="utf-8").splitlines()
+        table.write_text("\n".join(lines[1:]), encoding="utf-8")
+        words = ["--train_file", str(table), "--private", "True", "--key_file", str(tmp_path / "ids.key"),
+                 "--vision_tower", "lite0", "--text_tower", "minilm", "--output_dir", str(tmp_path / "out"),
+                 "--use_cpu"]  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            run_script(lambda: train_pretrain.main(words))
+        said = hide(str(stopped.value))
+        assert "no column <hidden>" in said
+        assert not any(canary in said for kind in ("id", "text", "cell", "file") for canary in canaries[kind])
+
+    def test_an_unexpected_error_leaves_no_traceback(self, streams, monkeypatch):
+        from adaptor_hf.training.interruption import run_script
+
+        def fail():
+            raise KeyError(SENTENCE)
+
+        with pytest.raises(KeyError):
+            run_script(fail)
+        with private_mode.private_mode(b"k" * 32), pytest.raises(SystemExit, match="KeyError") as stopped:
+            run_script(fail)
+        assert SENTENCE not in str(stopped.value)
+
+
+def test_the_folder_of_a_killed_run_is_removed_by_the_next_and_that_of_a_living_one_is_not(
+    tmp_path, streams, monkeypatch
+):
+    import os
+    import subprocess
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f"{private_mode._ASIDE}{number}-x" for number in (dead.pid, os.getpid())]
+    for folder in left:
+        folder.mkdir()
+    start_private_mode(PrivacyArguments(private=True, key_file=str(tmp_path / "ids.key")))
+    assert [folder.exists() for folder in left] == [False, True]
