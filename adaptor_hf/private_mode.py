@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -48,6 +49,8 @@ _HIDDEN_OPTIONS = (
 
 # Then the machine's name and the process's number: a temporary folder may be shared by machines.
 _ASIDE = f"adaptor-private-{platform.node()}-"
+
+logger = logging.getLogger(__name__)
 
 _key: bytes | None = None
 
@@ -179,7 +182,8 @@ def error_text(error: BaseException) -> str:
 def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
     """
     A data set with keyed hashes for `image_id`, `patient_id` and `study_id`, and without columns that are neither of
-    the column contract nor sex, age or asked for. Outside private mode the data set itself.
+    the column contract nor sex, age or asked for. What DICOM files say of text in the picture goes to the log, as
+    counts. Outside private mode the data set itself.
 
     Args:
         dataset (`datasets.Dataset`): With the columns of `load_pairs`.
@@ -189,6 +193,10 @@ def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
         return dataset
     import pyarrow as pa
 
+    from .data.burned_in import count_flags, describe_flags
+
+    if said := describe_flags(count_flags(dataset)):
+        logger.warning(said)
     kept = {*KEPT_COLUMNS, *keep}
     dataset = dataset.select_columns([name for name in dataset.column_names if name in kept])
     for name in [name for name in ID_COLUMNS if name in dataset.column_names]:
