@@ -77,7 +77,12 @@ def write_predictions(
 def save_classifier(
     probe: Probe, model: AdaptorModel, recipe: ProbeRecipe, embedded: EmbeddedData, folder: str | os.PathLike
 ) -> AdaptorForImageClassification:
-    """Save Adaptor and head as an [`AdaptorForImageClassification`] that gives the head's probabilities."""
+    """
+    Save Adaptor and head as an [`AdaptorForImageClassification`] that gives the head's probabilities. Its config names
+    the terms of the data of both.
+    """
+    from ..hub.data_terms import restricted_terms
+
     data = embedded.data
     classifier = AdaptorForImageClassification.from_adaptor(
         model,
@@ -87,6 +92,8 @@ def save_classifier(
         classifier_dropout=recipe.dropout,
     )
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
+    terms = (model.config.data_terms or {}) | (restricted_terms(data.name) or {})
+    classifier.config.data_terms = terms or None
     classifier.eval().save_pretrained(folder)
     return classifier
 
