@@ -124,9 +124,12 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
             with torch.serialization.safe_globals(numpy_values()):
                 unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         else:
-            unsafe = re.findall(r"Unsupported \w+: GLOBAL ([\w.]+)", str(error))
+            unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not unsafe:
-            raise ValueError(f"{path} is no readable PyTorch checkpoint: {error}") from error
+            # torch's own text advises to read the file unsafely.
+            refused = str(error).startswith("Weights only load failed")
+            reason = "it holds other things than tensors, numbers and builtin types" if refused else error
+            raise ValueError(f"{path} is no readable PyTorch checkpoint: {reason}") from error
         raise ValueError(
             f"{path} needs classes that loading would have to run: {', '.join(sorted(unsafe))}. It was not opened. In "
             "a place where you trust the file, and with those packages installed, extract the weights: "

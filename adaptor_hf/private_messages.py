@@ -30,7 +30,7 @@ _SECRET = (
 def hide(text: str) -> str:
     """A message without paths, file names and quoted values, as private mode lets it out."""
     for place in _places:
-        text = re.sub(re.escape(place) + r"([/\\][^\n'\"]*)?", HIDDEN, text)
+        text = re.sub(re.escape(place) + r"([/\\](?:(?!:\s)[^\n'\"])*)?", HIDDEN, text)
     for pattern in _SECRET:
         text = pattern.sub(HIDDEN, text)
     return text

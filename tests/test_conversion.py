@@ -86,7 +86,7 @@ def test_code_in_a_file_of_the_older_format_is_named_and_not_run(tmp_path):
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "executed"),))
 
-    content = {"state_dict": reference_parameters(), "more": np.array([Payload()], dtype=object)}
+    content = {"state_dict": reference_parameters(), "more": Payload()}
     for new_format in (True, False):
         torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=new_format)
         with pytest.raises(ValueError, match=r"mkdir(.|\n)*It was not opened"):
