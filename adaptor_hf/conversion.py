@@ -108,7 +108,8 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     Read a `.ckpt`, `.pt`, `.pth`, `.bin` or `.safetensors` file without running any code in it.
 
     Raises:
-        ValueError: if the file needs other classes than tensors and builtins; the message names them.
+        ValueError: if the file needs other classes than tensors, NumPy numbers and arrays, and builtins; the message
+            names them.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -116,11 +117,19 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
 
         return load_file(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(numpy_values()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        if zipfile.is_zipfile(path):
+            with torch.serialization.safe_globals(numpy_values()):
+                unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        else:
+            unsafe = re.findall(r"GLOBAL ([\w.]+)", str(error))
         if not unsafe:
-            raise ValueError(f"{path} is no readable PyTorch checkpoint: {error}") from error
+            # torch's own text advises to read the file unsafely.
+            refused = str(error).startswith("Weights only load failed")
+            reason = "it holds other things than tensors, numbers and builtin types" if refused else error
+            raise ValueError(f"{path} is no readable PyTorch checkpoint: {reason}") from error
         raise ValueError(
             f"{path} needs classes that loading would have to run: {', '.join(sorted(unsafe))}. It was not opened. In "
             "a place where you trust the file, and with those packages installed, extract the weights: "
@@ -131,6 +140,21 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"{path} holds neither a state dict nor a checkpoint with one under 'state_dict'.")
     return content
+
+
+def numpy_values() -> list:
+    """
+    What pickled numbers and arrays of NumPy name, for `torch.serialization.safe_globals`: Lightning keeps such numbers
+    beside the weights. They only hold values.
+    """
+    import numpy as np
+    from numpy._core.multiarray import _reconstruct, scalar
+
+    dtypes = [getattr(np.dtypes, name) for name in np.dtypes.__all__ if name not in ("ObjectDType", "StringDType")]
+    # Files of NumPy 1 have the older module's name.
+    named = [(value, f"numpy.{core}.multiarray.{value.__name__}") for value in (_reconstruct, scalar)
+             for core in ("core", "_core")]  # fmt: skip
+    return [np.dtype, np.ndarray, *dtypes, *named]
 
 
 def main(arguments: list[str] | None = None) -> None:

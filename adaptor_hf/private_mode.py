@@ -12,9 +12,9 @@ import hashlib
 import json
 import logging
 import os
+import platform
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,14 +23,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import psutil
 
 from .privacy import keyed_hash, load_key
+from .private_messages import hide_messages, without_quotations
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 ENVIRONMENT = "ADAPTOR_PRIVATE"
-HIDDEN = "<hidden>"
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
 # Columns that a run may use; all others could hold anything.
 KEPT_COLUMNS = (
@@ -45,6 +46,11 @@ _HIDDEN_OPTIONS = (
     "mask_column", "towers_dir", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column",
     "prompts",
 )  # fmt: skip
+
+# Then the machine's name and the process's number: a temporary folder may be shared by machines.
+_ASIDE = f"adaptor-private-{platform.node()}-"
+
+logger = logging.getLogger(__name__)
 
 _key: bytes | None = None
 
@@ -94,7 +100,7 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
     if arguments.key_file is None:
         raise ValueError("--private needs --key_file: the file with the key of the ids. It is made if it is missing.")
     arguments.private = True
-    _hide_places([*places, arguments.key_file])
+    hide_messages([*places, arguments.key_file])
     _keep_data_sets_aside()
     _set_key(load_key(arguments.key_file, create=True))
     return True
@@ -168,10 +174,16 @@ def private_reason(reason: str) -> str:
     return reason if _key is None else reason.partition(":")[0]
 
 
+def error_text(error: BaseException) -> str:
+    """The message of an error; in private mode without what a library's error quotes, see `without_quotations`."""
+    return str(error) if _key is None else without_quotations(error)
+
+
 def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
     """
     A data set with keyed hashes for `image_id`, `patient_id` and `study_id`, and without columns that are neither of
-    the column contract nor sex, age or asked for. Outside private mode the data set itself.
+    the column contract nor sex, age or asked for. What DICOM files say of text in the picture goes to the log, as
+    counts. Outside private mode the data set itself.
 
     Args:
         dataset (`datasets.Dataset`): With the columns of `load_pairs`.
@@ -181,6 +193,10 @@ def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
         return dataset
     import pyarrow as pa
 
+    from .data.burned_in import count_flags, describe_flags
+
+    if said := describe_flags(count_flags(dataset)):
+        logger.warning(said)
     kept = {*KEPT_COLUMNS, *keep}
     dataset = dataset.select_columns([name for name in dataset.column_names if name in kept])
     for name in [name for name in ID_COLUMNS if name in dataset.column_names]:
@@ -261,15 +277,6 @@ def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
         raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")
 
 
-def hide(text: str) -> str:
-    """A message without paths, file names and quoted values, as private mode lets it out."""
-    for place in _places:
-        text = re.sub(re.escape(place) + r"([/\\][^\n'\"]*)?", HIDDEN, text)
-    for pattern in _SECRET:
-        text = pattern.sub(HIDDEN, text)
-    return text
-
-
 def _hashed(value: Any) -> Any:
     if value is None or isinstance(value, bool) or value == []:
         return value
@@ -281,65 +288,29 @@ def _set_key(key: bytes | None) -> None:
     _key = key
 
 
-_places: list[str] = []
-_SECRET = (
-    re.compile(r"(?<!\w)'[^'\n]*'(?!\w)"),
-    re.compile(r'"[^"\n]*"'),
-    re.compile(r"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])[^\s'\",;()]+"),
-    re.compile(r"[^\s'\",;:()=]+\.(?:png|jpe?g|dcm|dicom|csv|tsv|parquet|pq|jsonl?|txt|zip|tar|gz|arrow)\b", re.I),
-)
-
-
-class _Hiding:
-    """A text stream that cuts out what private mode hides."""
-
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        self.stream.write(hide(text))
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def _hide_places(places: Iterable[str | None]) -> None:
-    given = {str(place) for place in places if place}
-    for place in list(given):
-        given |= {str(Path(place).absolute()), str(Path(place).resolve())}
-    # The longest first: one may be a part of another. A single "." or "/" would cut every sentence.
-    _places[:] = sorted((place for place in given if len(place.strip("./\\")) > 1), key=len, reverse=True)
-    wrapped = {}
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if not isinstance(stream, _Hiding):
-            wrapped[id(stream)] = _Hiding(stream)
-            setattr(sys, name, wrapped[id(stream)])
-    # Handlers that libraries made when they were imported hold the streams of the time.
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in wrapped:
-            handler.setStream(wrapped[id(handler.stream)])
-
-
 def _keep_data_sets_aside() -> None:
     import datasets
 
-    folder = tempfile.mkdtemp(prefix="adaptor-private-")
+    _remove_left_behind()
+    folder = tempfile.mkdtemp(prefix=f"{_ASIDE}{os.getpid()}-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     datasets.config.HF_DATASETS_CACHE = Path(folder)
+
+
+def _remove_left_behind() -> None:
+    """Folders of private runs on this machine that were killed with SIGKILL, or lost with the power."""
+    own = os.getuid() if hasattr(os, "getuid") else 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_ASIDE}*-*"):
+        process = folder.name.removeprefix(_ASIDE).partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)) and folder.stat().st_uid == own:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 __all__ = [
     "PrivacyArguments",
     "check_private_cache",
     "check_private_mode",
-    "hide",
+    "error_text",
     "is_private",
     "key_name",
     "keyed_digests",

@@ -11,6 +11,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from yaml import YAMLError
+
 MANIFEST = "manifest.json"
 FORMAT = "adaptor_hf towers 1"
 TOWERS_DIR = "ADAPTOR_TOWERS_DIR"
@@ -111,6 +113,39 @@ def entry_of_folder(folder: str | os.PathLike) -> dict[str, Any] | None:
                 check_files(name, folder, entry["files"])
                 return entry
     return None
+
+
+def hub_source(folder: str | os.PathLike) -> tuple[str | None, str | None]:
+    """Hub id and commit of a folder that a Hub client downloaded, where its place or the client's notes say so.
+
+    Returns:
+        The id of a folder in the client's cache, and the commit; of a folder that was downloaded with `local_dir`, None
+        and the commit; else None and None.
+    """
+    folder = Path(os.path.realpath(folder))
+    if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
+        return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1), folder.name
+    notes = sorted((folder / ".cache" / "huggingface" / "download").glob("*.metadata"))
+    commits = {note.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip() for note in notes}
+    return None, commits.pop() if len(commits) == 1 else None
+
+
+def card_facts(folder: str | os.PathLike) -> dict[str, Any]:
+    """`license` and `pretraining_data` as the card in a folder (README.md) states them; without it nothing."""
+    file = Path(folder) / "README.md"
+    if not file.is_file():
+        return {}
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+    except (ValueError, OSError, YAMLError):
+        return {}
+    # `license: other` says nothing but where to look.
+    named = data.get("license_name") if data.license == "other" else data.license
+    sets = [data.datasets] if isinstance(data.datasets, str) else data.datasets
+    facts = {"license": named, "pretraining_data": sets}
+    return {name: value for name, value in facts.items() if value}
 
 
 def _is_ours(file: Path) -> bool:

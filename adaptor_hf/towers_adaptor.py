@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .pyramids_adaptor import maps_by_stride, run_with_maps
-from .tower_bundles_adaptor import FACTS, entry_of_folder, find_bundled
+from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -475,14 +475,25 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
 
 
 def _spec_of_folder(folder: str) -> dict[str, Any]:
-    """A folder of a bundle keeps what is known of its tower; of another folder nothing is known but its place."""
+    """A folder of a bundle keeps what is known of its tower; another one what its origin and its card tell."""
     entry = entry_of_folder(folder)
     if entry is None:
-        return {"name_or_path": folder}
+        return card_facts(folder) | _facts_of_download(folder) | {"name_or_path": folder}
     known = copy.deepcopy(TOWER_PRESETS.get(entry["preset"], {}))
     spec = {key: value for key, value in known.items() if key in SPEC_KEYS}
     spec |= {key: entry[key] for key in ("kind", "library", "preset", *FACTS) if entry[key] is not None}
     return spec | {"name_or_path": folder}
+
+
+def _facts_of_download(folder: str) -> dict[str, Any]:
+    """A download of a preset's pinned revision is the preset; one of another revision has its licence and data."""
+    place, commit = hub_source(folder)
+    for name, preset in TOWER_PRESETS.items():
+        if commit is not None and preset["revision"] == commit:
+            return {key: copy.deepcopy(preset[key]) for key in SPEC_KEYS if key in preset} | {"preset": name}
+        if place is not None and preset["name_or_path"] == place:
+            return {key: preset[key] for key in ("license", "pretraining_data") if preset[key] is not None}
+    return {}
 
 
 def _location(spec: dict[str, Any], towers_dir: str | os.PathLike | None = None) -> str:

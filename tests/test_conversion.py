@@ -1,9 +1,11 @@
 """Reference checkpoints become AdaptorModel folders; unsafe files are refused."""
 
+import os
 import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from reference import golden, reference_parameters
@@ -71,6 +73,25 @@ def test_a_file_that_needs_other_classes_is_refused_by_name_and_not_run(tmp_path
     assert "PurePosixPath" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_numbers_and_arrays_of_numpy_beside_the_weights_do_no_harm(tmp_path):
+    beside = {"best": np.float64(1.5), "step": np.int64(3), "row": np.arange(3), "hyper_parameters": {"lr": 1e-4}}
+    torch.save({"state_dict": reference_parameters(), **beside}, tmp_path / "last.ckpt")
+    assert load_checkpoint(tmp_path / "last.ckpt").keys() == reference_parameters().keys()
+
+
+def test_code_in_a_file_of_the_older_format_is_named_and_not_run(tmp_path):
+    class Payload:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "executed"),))
+
+    content = {"state_dict": reference_parameters(), "more": Payload()}
+    for new_format in (True, False):
+        torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=new_format)
+        with pytest.raises(ValueError, match=r"mkdir(.|\n)*It was not opened"):
+            load_checkpoint(tmp_path / "last.ckpt")
+    assert not (tmp_path / "executed").exists()
 
 
 def test_a_broken_file_says_so(tmp_path):

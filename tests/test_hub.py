@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -13,9 +14,12 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from synthetic import synthetic_cache, synthetic_config
 
-from adaptor_hf import AdaptorModel, AdaptorProcessor
+from adaptor_hf import AdaptorForImageClassification, AdaptorModel, AdaptorProcessor
 from adaptor_hf.data.catalog import list_datasets
 from adaptor_hf.data.splits import split_hash
+from adaptor_hf.downstream.predicting import save_classifier
+from adaptor_hf.downstream.probe import Probe
+from adaptor_hf.downstream.recipes import get_recipe
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.hub import push_folder, write_model_card
 from adaptor_hf.hub.data_terms import RESTRICTED, restricted_terms
@@ -346,6 +350,27 @@ class TestTerms:
         with pytest.raises(PermissionError, match="chexpert: Stanford"):
             model.save_pretrained(tmp_path / "out", push_to_hub=True)
         assert "created" not in hub
+
+    def test_a_ready_cache_must_say_its_data_before_a_push(self, tmp_path):
+        from train_pretrain import main
+
+        words = ["--cache", str(tmp_path), "--use_cpu", "--push_to_hub", "--output_dir", str(tmp_path / "out")]
+        with pytest.raises(ValueError, match="needs --dataset_name"):
+            main(words)
+        with pytest.raises(PermissionError, match="mimic_cxr"):
+            main([*words, "--dataset_name", "MIMIC-CXR"])
+
+    def test_a_saved_classifier_names_the_terms_of_both_data_sets(self, tmp_path):
+        embedded = SimpleNamespace(data=SimpleNamespace(name="chexpert", class_names=["edema"], exclusive=False))
+        model = AdaptorModel(synthetic_config(data_terms=restricted_terms("mimic_cxr")))
+        recipe, width = get_recipe("rigorous"), model.config.hidden_size
+        head = AdaptorForImageClassification.from_adaptor(
+            model, id2label={0: "edema"}, classifier_hidden_size=recipe.hidden_size, classifier_dropout=recipe.dropout
+        ).classifier
+        probe = Probe(head, torch.zeros(width), torch.ones(width), 1e-3, 1, 0.5)
+        save_classifier(probe, model, recipe, embedded, tmp_path)
+        config = json.loads((tmp_path / "config.json").read_text())
+        assert set(config["data_terms"]) == {"mimic_cxr", "chexpert"}
 
     def test_a_run_that_is_to_be_pushed_asks_before_it_trains(self, tmp_path):
         from train_pretrain import main

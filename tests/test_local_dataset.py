@@ -281,7 +281,6 @@ class TestKeptResults:
             load(cache_dir=tmp_path / "cache")
         assert list((tmp_path / "cache/adaptor_hf").iterdir()) == []
 
-
     def test_other_headings_of_sections_are_another_result(self, tmp_path, monkeypatch):
         package = tmp_path / "data"
         shutil.copytree(Path(local_cache.__file__).parent, package)

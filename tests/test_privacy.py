@@ -5,23 +5,26 @@ import csv
 import hashlib
 import io
 import logging
+import shutil
 import sys
 import zipfile
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import private_mode
+from adaptor_hf import private_messages, private_mode
 from adaptor_hf.downstream.arguments import parse_arguments
 from adaptor_hf.downstream.loading import load_parts
 from adaptor_hf.identifying import identifying_columns
 from adaptor_hf.privacy import keyed_hash, load_key
-from adaptor_hf.private_mode import PrivacyArguments, hide, keyed_digests, private_rows, start_private_mode
+from adaptor_hf.private_messages import hide, without_quotations
+from adaptor_hf.private_mode import PrivacyArguments, keyed_digests, private_rows, start_private_mode
 
 PERSON = "ZEBRAFINK^OTTILIE"
 BIRTH = "19310217"
@@ -36,7 +39,7 @@ def streams(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     monkeypatch.setattr(sys, "stderr", sys.stderr)
     monkeypatch.setattr(private_mode, "_key", None)
-    monkeypatch.setattr(private_mode, "_places", [])
+    monkeypatch.setattr(private_messages, "_places", [])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     handlers = {h: h.stream for h in all_handlers()}
     yield
@@ -54,7 +57,12 @@ def plant(folder, count=48):
     generator = np.random.default_rng(0)
     folder = folder / f"ward {PERSON}"
     (folder / f"born-{BIRTH}").mkdir(parents=True)
-    canaries = {"place": [PERSON, f"born-{BIRTH}"], "file": ["canaryfile"], "cell": ["canarycell"], "text": [SENTENCE]}
+    canaries = {
+        "place": [PERSON, f"born-{BIRTH}"],
+        "file": ["canaryfile", "canarymask"],
+        "cell": ["canarycell"],
+        "text": [SENTENCE],
+    }
     canaries["id"] = ["canaryimage", "canarypatient", "canarystudy"]
     rows = []
     for row in range(count):
@@ -63,14 +71,16 @@ def plant(folder, count=48):
         pixels[16:] += 80 * effusion
         name = f"born-{BIRTH}/canaryfile{row:03d}x.png"
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name)
+        mask = name.replace("canaryfile", "canarymask")
+        Image.fromarray(np.pad(np.full((16, 32), 255 * effusion, np.uint8), ((16, 0), (0, 0)))).save(folder / mask)
         patient = row // 2
         split = ("train", "train", "train", "validation", "test")[patient % 5]
-        text = f"{SENTENCE} . {'there is a pleural effusion' if effusion else 'no pleural effusion'} . {row % 12}"
+        text = f"{SENTENCE} . {'there is a left pleural effusion' if effusion else 'no pleural effusion'} . {row % 12}"
         rows.append(
             {
                 "image": name, "image_id": f"canaryimage{row:03d}x", "patient_id": f"canarypatient{patient:03d}x",
                 "study_id": f"canarystudy{row:03d}x", "split": split, "sex": "FM"[patient % 2], "age": 30 + patient,
-                "effusion": effusion, "text": text, "comment": f"canarycell{row:03d}x",
+                "effusion": effusion, "text": text, "comment": f"canarycell{row:03d}x", "mask": mask,
             }
         )  # fmt: skip
     (folder / rows[3]["image"]).write_bytes(b"no image")
@@ -92,7 +102,7 @@ def plant(folder, count=48):
 
 
 def run_both_scripts(table, output, towers, *private):
-    """Pre-training, then classification and retrieval, and what they said."""
+    """Pre-training, then each downstream task."""
     dinov2, bert = towers
     train_pretrain.main([
         "--train_file", str(table), "--text_column", "text", "--vision_tower", str(dinov2), "--text_tower", str(bert),
@@ -106,9 +116,19 @@ def run_both_scripts(table, output, towers, *private):
         "--task", "classification", "--label_column", "effusion", "--seeds", "0", "--do_predict", str(table),
         "--save_model", "True", "--output_dir", str(output / "labels"), *common,
     ])  # fmt: skip
-    train_downstream.main(
-        ["--task", "retrieval", "--text_column", "text", "--output_dir", str(output / "retrieval"), *common]
-    )
+    tasks = {
+        "retrieval": ["--text_column", "text"],
+        "text_understanding": ["--text_column", "text"],
+        "few_shot": ["--label_column", "effusion", "--shots", "1", "--episodes", "2"],
+        "zero_shot": ["--label_column", "effusion", "--prompts", "siim"],
+        "segmentation": ["--mask_column", "mask", "--epochs", "1", "--seeds", "0", "--image_size", "28"],
+    }
+    for task, options in tasks.items():
+        if task == "segmentation":
+            # It has no list of excluded rows: an image that cannot be read ends it.
+            pictures = table.parent / f"born-{BIRTH}"
+            shutil.copy(pictures / "canaryfile005x.png", pictures / "canaryfile003x.png")
+        train_downstream.main(["--task", task, "--output_dir", str(output / task), *options, *common])
 
 
 def contents(path):
@@ -242,12 +262,15 @@ def test_digests_are_keyed_alike_for_equal_ones_and_nothing_stays_nothing():
         ("/data/ward 7/pairs.csv: the table has no rows.", "<hidden>: the table has no rows."),
         ("data row 3: the label 'effusion' is 'DOE JANE', expected 1", "data row 3: the label <hidden> is <hidden>"),
         ("cannot read ward7/doe.png now", "cannot read <hidden> now"),
+        ("cannot read Doe Jane/ward 7, born/doe jane.png", "cannot read Doe <hidden>"),
+        ("/mnt/Doe, Jane 1931/x y: cannot be decoded", "<hidden>: cannot be decoded"),
+        ("Columns: 'Doe, Jane', \"O'Doe\", 'it\\'s \"x\"'.", "Columns: <hidden>, <hidden>, <hidden>."),
         ("step 8 of 16: 2,110 pairs/s, i2t / t2i, the patient's and the patients' rows", None),
         ("| a | 0.3 [0.2, 0.4] | 0.0001 |", None),
     ],
 )
 def test_messages_lose_places_and_quoted_cells_and_keep_their_sense(text, shown, monkeypatch):
-    monkeypatch.setattr(private_mode, "_places", ["/data/ward 7/pairs.csv"])
+    monkeypatch.setattr(private_messages, "_places", ["/data/ward 7/pairs.csv"])
     assert hide(text).startswith(text if shown is None else shown)
 
 
@@ -274,12 +297,12 @@ class TestRefusals:
         table, _ = plant(tmp_path / "data", 4)
         lines = table.read_text().splitlines()
         table.write_text("\n".join([f"{lines[0]},{extra}", *(f"{line},x" for line in lines[1:])]))
-        with pytest.raises(ValueError, match="columns 11, counted") as error:
+        with pytest.raises(ValueError, match="columns 12, counted") as error:
             train_pretrain.main(self.arguments(tmp_path, "--train_file", str(table)))
         assert extra not in str(error.value)
         downstream = ["--task", "classification", "--model", "m", "--table", str(table), "--label_column", "effusion",
                       "--private", "True", "--key_file", str(tmp_path / "ids.key")]  # fmt: skip
-        with pytest.raises(ValueError, match="columns 11, counted"):
+        with pytest.raises(ValueError, match="columns 12, counted"):
             load_parts(parse_arguments(downstream), "classification")
         arguments = PrivacyArguments(allow_identifying_columns=True)
         private_mode.refuse_identifying_columns(str(table), "image", arguments)
@@ -339,3 +362,72 @@ def test_ordinary_columns_are_not():
 def test_dicom_person_names_are_recognised_by_their_cells():
     table = pa.table({"field7": ["DOE^JANE", "ROE^RICHARD^^DR", None], "note": ["a^2 + b", "none", "x"]})
     assert identifying_columns(table) == ["field7"]
+
+
+class TestErrors:
+    """What ends a private run may quote a table without quotes."""
+
+    def raised(self, function):
+        try:
+            function()
+        except Exception as error:
+            return error
+
+    def test_the_words_of_another_library_are_hidden_and_the_place_in_our_code_is_named(self):
+        foreign = self.raised(lambda: pa.csv.read_csv(io.BytesIO(b"a,b\nDOE JANE,1931,x\n")))
+        assert "DOE JANE" in str(foreign)
+        assert without_quotations(foreign).startswith("ArrowInvalid at a library")
+        assert "DOE" not in without_quotations(foreign)
+        ours = self.raised(lambda: load_key("/nowhere/ids.key"))
+        assert "No such" in without_quotations(ours) or "no such" in without_quotations(ours)
+
+    def test_our_words_stay_around_the_words_of_a_library(self, tmp_path):
+        from adaptor_hf.downstream.prompts import load_prompts
+
+        (tmp_path / "prompts.json").write_text("{DOE")
+        error = self.raised(lambda: load_prompts(str(tmp_path / "prompts.json")))
+        assert without_quotations(error) == f"{tmp_path / 'prompts.json'} is not JSON: <hidden>"
+
+    def test_a_table_without_header_does_not_say_its_first_row(self, tmp_path, streams, capfd):
+        from adaptor_hf.training.interruption import run_script
+
+        table, canaries = plant(tmp_path / "data", 4)
+        lines = table.read_text(encoding="utf-8").splitlines()
+        table.write_text("\n".join(lines[1:]), encoding="utf-8")
+        words = ["--train_file", str(table), "--private", "True", "--key_file", str(tmp_path / "ids.key"),
+                 "--vision_tower", "lite0", "--text_tower", "minilm", "--output_dir", str(tmp_path / "out"),
+                 "--use_cpu"]  # fmt: skip
+        with pytest.raises(SystemExit) as stopped:
+            run_script(lambda: train_pretrain.main(words))
+        said = hide(str(stopped.value))
+        assert "no column <hidden>" in said
+        assert not any(canary in said for kind in ("id", "text", "cell", "file") for canary in canaries[kind])
+
+    def test_an_unexpected_error_leaves_no_traceback(self, streams, monkeypatch):
+        from adaptor_hf.training.interruption import run_script
+
+        def fail():
+            raise KeyError(SENTENCE)
+
+        with pytest.raises(KeyError):
+            run_script(fail)
+        with private_mode.private_mode(b"k" * 32), pytest.raises(SystemExit, match="KeyError") as stopped:
+            run_script(fail)
+        assert SENTENCE not in str(stopped.value)
+
+
+def test_the_folder_of_a_killed_run_is_removed_by_the_next_and_that_of_a_living_one_is_not(
+    tmp_path, streams, monkeypatch
+):
+    import os
+    import subprocess
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left = [tmp_path / f"{private_mode._ASIDE}{number}-x" for number in (dead.pid, os.getpid())]
+    for folder in left:
+        folder.mkdir()
+    start_private_mode(PrivacyArguments(private=True, key_file=str(tmp_path / "ids.key")))
+    assert [folder.exists() for folder in left] == [False, True]

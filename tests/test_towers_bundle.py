@@ -14,6 +14,7 @@ from adaptor_hf.tower_bundles_adaptor import TOWERS_DIR, use_towers_dir
 from adaptor_hf.towers import load_text_tower, load_vision_tower, tower_digest
 from adaptor_hf.towers.__main__ import main as towers_command
 from adaptor_hf.towers.bundle import bundle_towers
+from adaptor_hf.towers.presets import TOWER_PRESETS
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 DINO = "f9e44c814b77203eaa57a6bdbbd535f21ede1415"
@@ -139,6 +140,42 @@ def test_a_plain_folder_of_a_bundle_keeps_licence_and_data(wheels, tiny_dinov2):
     assert (spec["license"], spec["pretraining_data"], spec["preset"]) == ("apache-2.0", ["ImageNet-1k"], "lite0")
     assert load_vision_tower(spec).spec == spec
     assert load_vision_tower(str(tiny_dinov2)).spec["license"] is None
+
+
+def test_a_folder_that_a_hub_client_downloaded_is_known_by_its_commit(tiny_dinov2, tiny_bert, tmp_path):
+    pinned = TOWER_PRESETS["dinov2-b"]["revision"]
+    snapshot = tmp_path / "models--facebook--dinov2-base" / "snapshots" / pinned
+    shutil.copytree(tiny_dinov2, snapshot)
+    spec = load_vision_tower(str(snapshot)).spec
+    assert (spec["preset"], spec["license"], spec["pretraining_data"]) == ("dinov2-b", "apache-2.0", ["LVD-142M"])
+    assert spec["name_or_path"] == str(snapshot)
+    other = snapshot.rename(snapshot.with_name("0" * 40))
+    spec = load_vision_tower(str(other)).spec
+    assert (spec["preset"], spec["license"], spec["pretraining_data"]) == (None, "apache-2.0", ["LVD-142M"])
+
+    plain = tmp_path / "bert"
+    shutil.copytree(tiny_bert, plain)
+    notes = plain / ".cache" / "huggingface" / "download"
+    notes.mkdir(parents=True)
+    (notes / "config.json.metadata").write_text(f"{TOWER_PRESETS['clinicalbert']['revision']}\netag\n1.0\n")
+    spec = load_text_tower(str(plain)).spec
+    assert (spec["preset"], spec["license"]) == ("clinicalbert", "mit")
+    assert "MIMIC-III notes" in spec["pretraining_data"]
+    (notes / "vocab.txt.metadata").write_text("another commit\n")
+    assert load_text_tower(str(plain)).spec["preset"] is None
+
+
+def test_a_folder_of_unknown_origin_has_what_its_card_states(tiny_bert, tmp_path):
+    plain = tmp_path / "bert"
+    shutil.copytree(tiny_bert, plain)
+    card = "---\nlicense: {}\ndatasets:\n- bookcorpus\n---\nA card.\n"
+    for license, found in [("cc-by-nc-4.0", "cc-by-nc-4.0"), ("other\nlicense_name: hospital", "hospital")]:
+        (plain / "README.md").write_text(card.format(license))
+        spec = load_text_tower(str(plain)).spec
+        assert (spec["license"], spec["pretraining_data"], spec["preset"]) == (found, ["bookcorpus"], None)
+    for broken in ("no metadata", "---\nlicense: [\n---\n", ""):
+        (plain / "README.md").write_text(broken)
+        assert load_text_tower(str(plain)).spec["license"] is None
 
 
 def test_the_autoencoders_pickle_becomes_safetensors(tmp_path, monkeypatch):

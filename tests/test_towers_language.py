@@ -7,6 +7,7 @@ import pytest
 import torch
 from datasets import Dataset
 
+from adaptor_hf.embeddings import build_cache
 from adaptor_hf.towers import load_text_tower
 from adaptor_hf.towers.coverage import describe_coverage, text_coverage
 
@@ -75,3 +76,17 @@ def test_the_dry_run_prints_the_shares_and_no_text(tiny_dinov2, tiny_bert, radio
     assert "multilingual or national" in printed
     assert not any(word in printed for text in texts for word in text.split())
     assert str(tiny_bert) not in printed
+
+
+def test_a_build_prints_the_shares_of_each_text_tower(tiny_bert, tmp_path, caplog):
+    texts = ["no pleural effusion", "胸腔 积液", "the heart is enlarged"]
+    table = Dataset.from_dict({"text": texts, "split": ["train"] * 3})
+    with caplog.at_level("INFO"):
+        build_cache(table, text_tower=str(tiny_bert), cache_dir=tmp_path, max_text_length=5, num_workers=0)
+    tokenizer = load_text_tower(str(tiny_bert)).processor
+    ids = tokenizer(texts)["input_ids"]
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids) / sum(map(len, ids))
+    long = sum(len(row) > 5 for row in ids) / 3
+    assert f"of 3 new texts {100 * long:.1f} % are cut at 5 tokens, {100 * unknown:.2f} % of the tokens" in caplog.text
+    assert unknown > 0
+    assert "积液" not in caplog.text

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from .burned_in import count_flags, describe_flags
 from .catalog import get_dataset
 from .local import load_with_report
 
@@ -26,8 +27,9 @@ def check_dataset(
 
     Returns:
         The report of the load (`adaptor_hf.data.local_report.LoadReport`) and `rows_read`, `unreadable`,
-        `unreadable_examples`, `masks_resized` (masks of another size than their image) and `ok`: whether faults stay
-        under the share that loading tolerates.
+        `unreadable_examples`, `masks_resized` (masks of another size than their image), `dicom` (what the rows' DICOM
+        files say of text in the picture, see `count_flags`) and `ok`: whether faults stay under the share that loading
+        tolerates.
 
     Raises:
         FileNotFoundError, ValueError: as `load_local_dataset`, but for the share of faults.
@@ -38,9 +40,11 @@ def check_dataset(
     wanted = np.unique(np.linspace(0, total - 1, count).astype(int)) if count else np.zeros(0, int)
     unreadable, examples, start = 0, [], 0
     notes: Counter = Counter()
+    flags: Counter = Counter()
     for part in parts.values():
         mine = wanted[(wanted >= start) & (wanted < start + len(part))] - start
         start += len(part)
+        flags += count_flags(part, mine)
         columns = part.select_columns([column for column in ("image", "mask", "source") if column in part.column_names])
         if "mask" in columns.column_names:
             from .masks import RadiographMask, read_mask
@@ -63,6 +67,7 @@ def check_dataset(
         "unreadable": unreadable,
         "unreadable_examples": examples,
         "masks_resized": notes["resized"],
+        "dicom": {name: flags[name] for name in ("files", "burned_in", "not_burned_in", "overlays")},
         "ok": share <= get_dataset(name).max_fault_share,
     }
 
@@ -80,6 +85,7 @@ def format_check(result: dict[str, Any]) -> str:
         f"images and masks read: {result['rows_read']}, unreadable: {result['unreadable']}",
         *(f"  {example}" for example in result["unreadable_examples"]),
         *([f"masks brought to the size of their image: {result['masks_resized']}"] if result["masks_resized"] else []),
+        *([said] if (said := describe_flags(Counter(result["dicom"]))) else []),
         *(f"left out: {count} {rule}" for rule, count in result["dropped"].items()),
     ]
     for split, rows in result["rows_per_split"].items():

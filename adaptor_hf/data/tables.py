@@ -140,7 +140,8 @@ def _find(names: list[str], wanted: str, option: str, source: str) -> str:
     hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
     if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
         hint = " The header is a single column: pass the table's separator as sep."
-    raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(names)}.")
+    # In quotes, since a table without header has a patient's row here: private mode cuts out what is quoted.
+    raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(map(repr, names))}.")
 
 
 def _find_optional(names: list[str], wanted: str | None, default: str, option: str, source: str) -> str | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..private_mode import error_text
 from .data import LabelledData, align_classes, training_subset
 from .features import tower_features
 from .modules import Module
@@ -125,7 +126,7 @@ def run_classification(
                     _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples,
                          device)  # fmt: skip
                 except ValueError as error:
-                    reason = f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error}"
+                    reason = f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}"
                     logger.warning("Not run: %s", reason)
                     found.failed.append(reason)
     return found

@@ -103,9 +103,8 @@ def labelled_data(
 
     first = next(iter(parts.values()))
     if "labels" not in first.column_names:
-        raise ValueError(
-            f"{name} has no labels (columns: {', '.join(first.column_names)}). Name them with --label_column."
-        )
+        columns = ", ".join(map(repr, first.column_names))
+        raise ValueError(f"{name} has no labels (columns: {columns}). Name them with --label_column.")
     feature = first.features["labels"]
     exclusive = isinstance(feature, ClassLabel) and len(feature.names) > 2
     if isinstance(feature, ClassLabel):
@@ -223,7 +222,8 @@ def load_table(
     wanted = [*label_columns, *([mask_column] if mask_column else []), *extra_columns]
     where = source if isinstance(source, (str, os.PathLike)) else "the data set"
     if missing := [name for name in wanted if name not in table.column_names]:
-        raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {', '.join(table.column_names)}.")
+        columns = ", ".join(map(repr, table.column_names))
+        raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {columns}.")
     cells = {name: table[name].take(rows).to_pylist() for name in dict.fromkeys([*wanted, *present])}
     for name in (*present, *(name for name in extra_columns if name not in pairs.column_names)):
         pairs = pairs.add_column(name, _numbers_or_text(cells[name]))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..private_mode import error_text
 from .probe import macro_auroc
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def run_few_shot(
                 try:
                     episode = draw_episode(data.labels["train"], count, seed)
                 except ValueError as error:
-                    found.failed.append(f"{fields['system']}, {count} shots: {error}")
+                    found.failed.append(f"{fields['system']}, {count} shots: {error_text(error)}")
                     break
 
                 def score(features=features, episode=episode) -> Any:

@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import error_text
 from ..towers_adaptor import VisionTower
 from .data import LabelledData, training_subset
 from .probe import check_labels, macro_auroc
@@ -189,7 +190,7 @@ def run_finetune(
             try:
                 finish_run(found, Path(output_dir), fields, score, outcome)
             except ValueError as error:
-                found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error}")
+                found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}")
     return found
 
 

@@ -80,8 +80,11 @@ def save_classifier(
 ) -> AdaptorForImageClassification:
     """
     Save Adaptor, head and image processing, for `pipeline("image-classification")`: an
-    [`AdaptorForImageClassification`] that gives the head's probabilities.
+    [`AdaptorForImageClassification`] that gives the head's probabilities. Its config names the terms of the data of
+    both.
     """
+    from ..hub.data_terms import restricted_terms
+
     data = embedded.data
     classifier = AdaptorForImageClassification.from_adaptor(
         model,
@@ -91,6 +94,8 @@ def save_classifier(
         classifier_dropout=recipe.dropout,
     )
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
+    terms = (model.config.data_terms or {}) | (restricted_terms(data.name) or {})
+    classifier.config.data_terms = terms or None
     AdaptorImageProcessor(**embedded.vision_spec["image_processor"]).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
     return classifier

@@ -155,8 +155,8 @@ class KeepBestDecoder(TrainerCallback):
 def masked_rows(dataset: Dataset, source: str) -> Dataset:
     """Rows whose mask is known, empty ones among them; the others are counted in the log."""
     if "mask" not in dataset.column_names:
-        raise ValueError(f"{source} has no masks (columns: {', '.join(dataset.column_names)}). Name their column with "
-                         "--mask_column.")  # fmt: skip
+        columns = ", ".join(map(repr, dataset.column_names))
+        raise ValueError(f"{source} has no masks (columns: {columns}). Name their column with --mask_column.")
     known = dataset.select_columns(["mask"]).with_format("arrow")[:]["mask"].is_valid().to_numpy()
     if not known.all():
         logger.info("%s: %d of %d rows have no known mask and are left out.", source, (~known).sum(), len(known))

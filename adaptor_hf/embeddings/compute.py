@@ -183,9 +183,13 @@ class TextBatches:
         dataset: datasets.Dataset with the column `text`, formatted as Arrow.
         tokenizer: tokenizer of the tower.
         max_length: tokens a text is cut to, special tokens included.
+
+    Attributes:
+        unknown: tokens that the tokenizer did not know, of all texts that `lengths` has seen.
     """
 
     def __init__(self, dataset, tokenizer: Any, max_length: int) -> None:
+        self.unknown = 0
         self.dataset = dataset.select_columns(["text"])
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -200,6 +204,8 @@ class TextBatches:
             texts = self.texts(rows[start : start + block])
             encoded = self.tokenizer(texts, truncation=False, padding=False, return_attention_mask=False, verbose=False)
             counts[start : start + len(texts)] = [len(ids) for ids in encoded["input_ids"]]
+            if self.tokenizer.unk_token_id is not None:
+                self.unknown += sum(ids.count(self.tokenizer.unk_token_id) for ids in encoded["input_ids"])
         return counts
 
     def encode(self, rows: np.ndarray) -> dict:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..private_mode import check_private_mode, private_rows
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
 from .files import NUMPY_DTYPES, embedding_batch, file_entry, write_batch
@@ -52,9 +53,11 @@ def import_embeddings(
         EmbeddingCache of all splits.
 
     Raises:
-        ValueError: shapes, dtypes or row counts that do not fit, or too many faulty rows.
+        ValueError: shapes, dtypes or row counts that do not fit, too many faulty rows, or private mode was asked for by
+            the environment and is not on.
         FileNotFoundError: a file is missing.
     """
+    check_private_mode()
     if image is None and text is None:
         raise ValueError("give image embeddings, text embeddings, or both")
     if dtype is not None and dtype not in NUMPY_DTYPES:
@@ -91,7 +94,7 @@ def _read_rows(table: Any, count: int) -> PairTable:
     elif isinstance(table, str | os.PathLike):
         from ..data.tables import load_pairs
 
-        table = load_pairs(table)
+        table = private_rows(load_pairs(table))
     merged, splits = merge_splits(table)
     rows = PairTable(merged, read_ids(merged, splits))
     find_duplicates(rows)

@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from ..private_mode import error_text
+
 
 class Ranks:
     """This process among those of `accelerate launch` or `torchrun`; one process of one without them.
@@ -66,7 +68,7 @@ class Ranks:
         except Exception as raised:
             error = raised
         reasons: list = [None] * self.world
-        dist.all_gather_object(reasons, None if error is None else f"{type(error).__name__}: {error}")
+        dist.all_gather_object(reasons, None if error is None else f"{type(error).__name__}: {error_text(error)}")
         if error is not None:
             raise error
         for rank, reason in enumerate(reasons):

@@ -1,5 +1,6 @@
 """One side of a build: which rows are wanted, what is missing, and computing it piece by piece."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from .progress import progress
 from .shards import Build, SideFolder, cut, key_hex, plan_name
 from .source import TowerSource
 from .table import PairTable, image_reference, needed
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -145,8 +148,14 @@ class Side:
         lengths = None
         if self.name == "texts" and len(rows):
             tokenizer = self.source.load().processor
-            lengths = TextBatches(table.dataset, tokenizer, self.max_length).lengths(rows)
+            batches = TextBatches(table.dataset, tokenizer, self.max_length)
+            lengths = batches.lengths(rows)
             release_memory()
+            logger.info(
+                "text tower: of %d new texts %.1f %% are cut at %d tokens, %.2f %% of the tokens are unknown to it",
+                len(rows), 100 * (lengths > self.max_length).mean(), self.max_length,
+                100 * batches.unknown / max(1, lengths.sum()),
+            )  # fmt: skip
             # Equal lengths side by side: a batch is padded to its longest, so hardly at all.
             order = np.argsort(lengths, kind="stable")
             rows, lengths = rows[order], lengths[order]

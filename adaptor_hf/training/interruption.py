@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..private_mode import error_text, is_private
+
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. No shell, Python or signal uses it.
 EXIT_REQUEUE = 75
 EXIT_CTRL_C = 130
@@ -196,10 +198,13 @@ def run_script(main: Callable[[], None]) -> None:
             stopped, go_on = signals.received, str(interruption) or GO_ON
             status = EXIT_REQUEUE if stopped or isinstance(interruption, Interrupted) else EXIT_CTRL_C
         except (ValueError, OSError, FloatingPointError) as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {error_text(error)}")
         except Exception as error:
             if advice := out_of_memory(error):
                 sys.exit(f"error: {advice}")
+            if is_private() and not signals.received:
+                # A traceback shows code and what a library says of the data.
+                sys.exit(f"error: {error_text(error)}")
             # Another process has stopped first, and a call that waits for it has failed.
             stopped, go_on, status = signals.received, GO_ON, EXIT_REQUEUE
             if not stopped:

@@ -204,6 +204,11 @@ def check_together(
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
     if is_private():
         check_private(data, run, training)
+    if training.push_to_hub and data.cache is not None and data.dataset_name is None:
+        raise ValueError(
+            "--push_to_hub with --cache needs --dataset_name, such as mimic_cxr or my-hospital: a cache does not know "
+            "its data set, and the terms of some restrict what may be shared."
+        )
     if checkpoint_steps(Path(training.output_dir)) and not training.resume_from_checkpoint and not run.dry_run:
         raise ValueError(
             f"{training.output_dir} holds checkpoints of an earlier run, which would be mixed with this one's. Go on "

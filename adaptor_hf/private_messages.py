@@ -1,0 +1,126 @@
+"""What private mode lets out of messages: no path, no file name, nothing in quotes, no words of other libraries."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+HIDDEN = "<hidden>"
+_SCRIPTS = ("train_pretrain.py", "train_downstream.py")
+_ENDINGS = (
+    r"(?:png|jpe?g|bmp|gif|tiff?|dcm|dicom|nii|npy|npz|csv|tsv|xlsx?|parquet|pq|jsonl?|ya?ml|xml|hl7|txt|pdf|docx?|"
+    r"zip|tar|gz|bz2|arrow)"
+)
+_places: list[str] = []
+_SECRET = (
+    # One pattern for both quotes: the first one opens, and the other kind may stand inside.
+    re.compile(r"""(?<!\w)'(?:[^'\\\n]|\\.)*'(?!\w)|"(?:[^"\\\n]|\\.)*\""""),
+    # A folder's name may have spaces and commas: a path ends at a colon before a space, or with the line.
+    re.compile(r"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])(?=\S)(?:(?!:\s)[^\n'\"<])+"),
+    # As for a relative path: all from its first folder on.
+    re.compile(rf"(?:[^\s'\",;:()=/\\]+[/\\](?:(?!:\s)[^'\"\n])*?)?[^\s'\",;:()=]*\.{_ENDINGS}\b", re.I),
+)
+
+
+def hide(text: str) -> str:
+    """A message without paths, file names and quoted values, as private mode lets it out."""
+    for place in _places:
+        text = re.sub(re.escape(place) + r"([/\\](?:(?!:\s)[^\n'\"])*)?", HIDDEN, text)
+    for pattern in _SECRET:
+        text = pattern.sub(HIDDEN, text)
+    return text
+
+
+def without_quotations(error: BaseException) -> str:
+    """
+    The message of an error without what other libraries wrote: they may quote a table's cells, and not in quotes.
+
+    Of an error that this package raised, its own words; the words of the errors behind it become `<hidden>`. Of any
+    other error, its type and the place in this package's code.
+    """
+    if not _is_ours(error):
+        return f"{type(error).__name__} at {_place_in_code(error)}. What it says is hidden: it may quote the data"
+    text = str(error)
+    for cause in _causes(error):
+        if str(cause) and not _is_ours(cause):
+            text = text.replace(str(cause), HIDDEN).replace(" ".join(str(cause).split()), HIDDEN)
+    return text
+
+
+def hide_messages(places: Iterable[str | None]) -> None:
+    """
+    From here on, stdout, stderr and logs go through `hide`.
+
+    Args:
+        places: Paths that were given; they and the folders that hold them are cut out even where they look like words.
+    """
+    given = {str(place) for place in places if place}
+    for place in list(given):
+        for whole in (Path(place).absolute(), Path(place).resolve()):
+            # Messages also name a table's folder. One at the top, such as /data, tells nothing.
+            given |= {str(whole), *([str(whole.parent)] if len(whole.parts) > 3 else [])}
+    # The longest first: one may be a part of another. A single "." or "/" would cut every sentence.
+    _places[:] = sorted((place for place in given if len(place.strip("./\\")) > 1), key=len, reverse=True)
+    wrapped = {}
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if not isinstance(stream, _Hiding):
+            wrapped[id(stream)] = _Hiding(stream)
+            setattr(sys, name, wrapped[id(stream)])
+    # Handlers that libraries made when they were imported hold the streams of the time.
+    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in wrapped:
+            handler.setStream(wrapped[id(handler.stream)])
+
+
+class _Hiding:
+    """A text stream that cuts out what private mode hides."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(hide(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen = {id(error)}
+    while (error := error.__cause__ or error.__context__) is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+
+
+def _frames(error: BaseException) -> list[traceback.FrameSummary]:
+    return list(traceback.extract_tb(error.__traceback__))
+
+
+def _in_package(file: str) -> bool:
+    return Path(file).parent.is_relative_to(Path(__file__).parent) or Path(file).name in _SCRIPTS
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether the code of this package raised it, or Python's own `open` for it, which quotes names."""
+    frames = _frames(error)
+    return not frames or _in_package(frames[-1].filename)
+
+
+def _place_in_code(error: BaseException) -> str:
+    ours = [frame for frame in _frames(error) if _in_package(frame.filename)]
+    return f"line {ours[-1].lineno} of {Path(ours[-1].filename).stem}, {ours[-1].name}" if ours else "a library"
+
+
+__all__ = ["HIDDEN", "hide", "hide_messages", "without_quotations"]

@@ -1,0 +1,64 @@
+"""What DICOM files say of text in their pictures is counted, and no value of a header is shown."""
+
+import logging
+
+import numpy as np
+import pydicom
+import pytest
+from fixtures.dicom import write_dicom
+from PIL import Image
+
+from adaptor_hf import private_mode
+from adaptor_hf.data.burned_in import count_flags, describe_flags
+from adaptor_hf.data.tables import load_pairs
+from adaptor_hf.private_mode import private_rows
+
+PIXELS = np.arange(64, dtype=np.uint16).reshape(8, 8)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Five DICOM files (YES, NO, silent with an overlay, no extension, damaged) and a PNG."""
+    write_dicom(tmp_path / "a.dcm", PIXELS, BurnedInAnnotation="YES")
+    write_dicom(tmp_path / "b.dcm", PIXELS, BurnedInAnnotation="NO")
+    overlay = write_dicom(tmp_path / "c.dcm", PIXELS)
+    dataset = pydicom.dcmread(overlay)
+    dataset.add_new(0x60020010, "US", 8)
+    dataset.add_new(0x60023000, "OW", b"\0" * 8)
+    dataset.save_as(overlay)
+    write_dicom(tmp_path / "IM0001", PIXELS, BurnedInAnnotation="yes ")
+    (tmp_path / "e.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\xff" * 40)
+    Image.fromarray(PIXELS.astype(np.uint8)).save(tmp_path / "f.png")
+    names = ["a.dcm", "b.dcm", "c.dcm", "IM0001", "e.dcm", "f.png"]
+    (tmp_path / "pairs.csv").write_text("image,text\n" + "\n".join(f"{name},clear" for name in names))
+    return load_pairs(tmp_path / "pairs.csv")
+
+
+def test_flags_are_counted_by_what_the_headers_say(table):
+    counts = count_flags(table)
+    assert counts["files"] in (4, 5)  # the damaged one may still read as an empty header
+    assert (counts["burned_in"], counts["not_burned_in"], counts["overlays"]) == (2, 1, 1)
+    assert count_flags(table, [1, 5]) == {"files": 1, "burned_in": 0, "not_burned_in": 1, "overlays": 0}
+
+
+def test_pictures_that_are_no_dicom_say_nothing(table):
+    assert describe_flags(count_flags(table, [5])) is None
+
+
+def test_a_private_run_says_the_counts_and_nothing_of_the_header(table, caplog):
+    with caplog.at_level(logging.WARNING), private_mode.private_mode(b"k" * 32):
+        private_rows(table)
+    assert "2 say that text is burned into the picture, 1 that none is" in caplog.text
+    assert "1 have overlays" in caplog.text
+    assert not any(word in caplog.text for word in ("Canary", "canary-id", "a.dcm"))
+
+
+def test_the_check_of_a_data_set_has_the_counts(tmp_path):
+    from fixtures.rsna import write_rsna
+
+    from adaptor_hf.data.check import check_dataset, format_check
+
+    root = write_rsna(tmp_path / "rsna")
+    result = check_dataset("rsna", root, "classification", split_scheme="patient", cache_dir=tmp_path / "check")
+    assert result["dicom"]["files"] == result["rows_read"]
+    assert "say that text is burned into the picture" in format_check(result)
