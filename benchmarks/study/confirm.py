@@ -207,6 +207,15 @@ def read_runs(output: Path) -> dict[tuple[str, str], list[Predictions]]:
     return found
 
 
+def plan(protocol: dict) -> list[tuple[str, str, list[str]]]:
+    """(readout, metric, systems) of the whole study."""
+    classification = protocol["classification"]
+    found = [(name, classification["metric"], classification["systems"]) for name in classification["readouts"]]
+    for readout, part in (("lungs", "segmentation"), ("retrieval", "retrieval")):
+        found.append((readout, protocol[part]["metric"], protocol[part]["systems"]))
+    return found
+
+
 def mean_and_interval(runs: list[Predictions], metric: str, num_resamples: int, level: float) -> list[float]:
     """Mean over seeds, and the ends of its interval over patients and seeds."""
     functions = [values_under_weights(run) for run in runs]
@@ -224,11 +233,8 @@ def report(protocol: dict, output: Path) -> None:
     """Tables of all readouts, and the thirteen comparisons with Holm's correction, as Markdown and JSON."""
     runs, settings = read_runs(output), protocol["comparisons"]
     resampling = {"num_resamples": settings["num_resamples"], "level": settings["level"]}
-    plan = [(name, "auroc", protocol["classification"]["systems"]) for name in protocol["classification"]["readouts"]]
-    plan += [("lungs", protocol["segmentation"]["metric"], protocol["segmentation"]["systems"])]
-    plan += [("retrieval", protocol["retrieval"]["metric"], protocol["retrieval"]["systems"])]
     values, tests = [], []
-    for readout, metric, systems in plan:
+    for readout, metric, systems in plan(protocol):
         for system in systems:
             found, expected = runs.get((readout, system), []), expected_seeds(protocol, readout, system)
             if len(found) != len(expected):
