@@ -24,7 +24,7 @@ from transformers import set_seed
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
 from adaptor_hf.embeddings import EmbeddingCache
-from adaptor_hf.evaluation import Predictions, retrieval_metrics, retrieval_predictions
+from adaptor_hf.evaluation import Predictions, chance_recall, retrieval_metrics, retrieval_predictions
 from adaptor_hf.evaluation.scoring import values_under_weights
 from adaptor_hf.evaluation.statistics import interval_of, resampled_weights
 from adaptor_hf.layers_adaptor import AdaptorLayer
@@ -276,7 +276,8 @@ def explore(name: str, todo: list[Setting], arrays: dict, text_rows: torch.Tenso
         path.write_text(json.dumps(done, indent=1) + "\n")
         print(name, setting.name, {key: np.round(number, 3).tolist() for key, number in done[setting.name].items()},
               flush=True)  # fmt: skip
-    lines = ["| setting | mean recall | minus " + against + " |", "|---|---|---|"]
+    chance = np.mean([chance_recall(text_rows[held])["mean_recall"] for _, held in folds])
+    lines = ["| setting | mean recall | minus " + against + " |", "|---|---|---|", f"| random order | {chance:.3f} | |"]
     for setting in (setting for setting in todo if setting.name in done):
         row = done[setting.name]
         difference = "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["difference"], *row["difference_interval"])
