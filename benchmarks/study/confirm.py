@@ -4,7 +4,8 @@ The study that protocol.yaml fixes: pre-train on the real pairs, score every rea
     ADAPTOR_REALBENCH=FOLDER python benchmarks/study/confirm.py --output_dir study-output
 
 Each model and run is kept in the output folder; the same command goes on where it was stopped. `--only` takes a part:
-pretraining, classification, retrieval, segmentation, report.
+pretraining, classification, retrieval, segmentation, report. `--seeds` takes some of the seeds, so that several
+processes can share the work; the report reads what is there and says if a run is missing.
 """
 
 import argparse
@@ -27,6 +28,7 @@ from adaptor_hf.downstream.segmentation import SEGMENTATION_RECIPES, MaskCollato
 from adaptor_hf.embeddings import EmbeddingCache, build_cache
 from adaptor_hf.evaluation import (
     Predictions,
+    chance_recall,
     compare_predictions,
     holm,
     load_predictions,
@@ -51,6 +53,8 @@ NAMES = {
     "untrained": "Adaptor, untrained",
     "pixels": "pixels, 28 x 28",
     "mean_mask": "mean training mask",
+    "all_empty": "all-empty mask",
+    "chance": "random order",
 }
 
 
@@ -61,12 +65,22 @@ class Pixels(Module):
         return {"system": NAMES["pixels"], "module": "pixels", "checkpoint": None}
 
 
+def seeds_of(protocol: dict, system: str) -> list[int]:
+    """Seeds of a system on classification and retrieval: the shuffled control has fewer (amendment 1)."""
+    settings = protocol["pretraining"]
+    return settings["shuffled_seeds"] if system == "shuffled" else settings["seeds"]
+
+
+def expected_seeds(protocol: dict, readout: str, system: str) -> list[int]:
+    return protocol["segmentation"]["seeds"] if readout == "lungs" else seeds_of(protocol, system)
+
+
 def pair_cache(protocol: dict, output: Path) -> EmbeddingCache:
     towers = protocol["towers"]
     return build_cache(pairs_table(protocol), towers["vision"], towers["text"], output / "embeddings")
 
 
-def pretrain(protocol: dict, output: Path) -> None:
+def pretrain(protocol: dict, output: Path, seeds: list[int]) -> None:
     """Every variant and seed, saved; what is there already is left alone."""
     settings, cache = protocol["pretraining"], pair_cache(protocol, output)
     views = contrastive_splits(cache)
@@ -75,14 +89,14 @@ def pretrain(protocol: dict, output: Path) -> None:
         vision_hidden_size=cache.vision_spec["hidden_size"], text_hidden_size=cache.text_spec["hidden_size"],
         vision_tower=cache.vision_spec, text_tower=cache.text_spec,
     )  # fmt: skip
-    for seed in settings["seeds"]:
+    for seed in seeds:
         arguments = AdaptorTrainingArguments(
             str(output / "unused"), num_train_epochs=settings["num_train_epochs"], seed=seed, use_cpu=True,
             global_batch_size=settings["global_batch_size"], save_strategy="no", load_best_model_at_end=False,
         )  # fmt: skip
         for variant in settings["variants"]:
             folder = output / "models" / f"{variant}-{seed}"
-            if (folder / "chosen.json").is_file():
+            if seed not in seeds_of(protocol, variant) or (folder / "chosen.json").is_file():
                 continue
             shape = (
                 AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0}) if variant == "projections" else config
@@ -120,15 +134,15 @@ def pixel_features(data: LabelledData) -> dict[str, torch.Tensor]:
     return found
 
 
-def classify(protocol: dict, output: Path) -> None:
+def classify(protocol: dict, output: Path, seeds: list[int]) -> None:
     settings = protocol["classification"]
     for name, readout in settings["readouts"].items():
         parts, split_hash = readout_parts(name, readout, protocol, output / "tables")
         data = labelled_data(name, parts, split_hash)
         embedded = embed_labelled(data, protocol["towers"]["vision"], output / "embeddings")
         raw = EmbeddedData(embedded.data, pixel_features(embedded.data), embedded.vision_spec)
-        for seed in protocol["pretraining"]["seeds"]:
-            for system in settings["systems"]:
+        for seed in seeds:
+            for system in (name for name in settings["systems"] if seed in seeds_of(protocol, name)):
                 found = run_classification(
                     raw if system == "pixels" else embedded, [module_of(system, seed, output)], RECIPES["rigorous"],
                     output, seeds=[seed], text_tower=protocol["towers"]["text"],
@@ -137,25 +151,26 @@ def classify(protocol: dict, output: Path) -> None:
         print(name, {part: len(rows) for part, rows in data.parts.items()}, flush=True)
 
 
-def retrieve(protocol: dict, output: Path) -> None:
+def retrieve(protocol: dict, output: Path, seeds: list[int]) -> None:
     from adaptor_hf.data.splits import split_hash
 
     test = contrastive_splits(pair_cache(protocol, output))["test"]
     hashed = split_hash(pairs_table(protocol))
-    for seed in protocol["pretraining"]["seeds"]:
-        modules = [module_of(name, seed, output) for name in protocol["retrieval"]["systems"]]
+    for seed in seeds:
+        systems = [name for name in protocol["retrieval"]["systems"] if seed in seeds_of(protocol, name)]
+        modules = [module_of(name, seed, output) for name in systems]
         run_retrieval(test, modules, output, dataset=protocol["retrieval"]["dataset"], split_hash=hashed)
     print("retrieval", len(test), "pairs,", test.num_texts, "texts", flush=True)
 
 
-def segment(protocol: dict, output: Path) -> None:
+def segment(protocol: dict, output: Path, seeds: list[int]) -> None:
     from adaptor_hf.towers import load_vision_tower
 
     settings = protocol["segmentation"]
     parts, split_hash = readout_parts("lungs", {"dataset": settings["dataset"]}, protocol, output / "tables")
     tower = load_vision_tower(protocol["towers"]["vision"])
     mean_mask(parts, tower, settings["image_size"], output)
-    for seed in settings["seeds"]:
+    for seed in (seed for seed in settings["seeds"] if seed in seeds):
         for system in settings["systems"]:
             run_segmentation(
                 parts, [module_of(system, seed, output)], tower, SEGMENTATION_RECIPES["rigorous"], output,
@@ -192,6 +207,15 @@ def read_runs(output: Path) -> dict[tuple[str, str], list[Predictions]]:
     return found
 
 
+def plan(protocol: dict) -> list[tuple[str, str, list[str]]]:
+    """(readout, metric, systems) of the whole study."""
+    classification = protocol["classification"]
+    found = [(name, classification["metric"], classification["systems"]) for name in classification["readouts"]]
+    for readout, part in (("lungs", "segmentation"), ("retrieval", "retrieval")):
+        found.append((readout, protocol[part]["metric"], protocol[part]["systems"]))
+    return found
+
+
 def mean_and_interval(runs: list[Predictions], metric: str, num_resamples: int, level: float) -> list[float]:
     """Mean over seeds, and the ends of its interval over patients and seeds."""
     functions = [values_under_weights(run) for run in runs]
@@ -209,23 +233,20 @@ def report(protocol: dict, output: Path) -> None:
     """Tables of all readouts, and the thirteen comparisons with Holm's correction, as Markdown and JSON."""
     runs, settings = read_runs(output), protocol["comparisons"]
     resampling = {"num_resamples": settings["num_resamples"], "level": settings["level"]}
-    plan = [(name, "auroc", protocol["classification"]["systems"]) for name in protocol["classification"]["readouts"]]
-    plan += [("lungs", protocol["segmentation"]["metric"], protocol["segmentation"]["systems"])]
-    plan += [("retrieval", protocol["retrieval"]["metric"], protocol["retrieval"]["systems"])]
     values, tests = [], []
-    for readout, metric, systems in plan:
+    for readout, metric, systems in plan(protocol):
         for system in systems:
-            found = runs[readout, system]
+            found, expected = runs.get((readout, system), []), expected_seeds(protocol, readout, system)
+            if len(found) != len(expected):
+                raise ValueError(f"{readout}, {system}: {len(found)} finished runs, expected {len(expected)}. Run the "
+                                 "part again, without --only and --seeds.")  # fmt: skip
             value = mean_and_interval(found, metric, **resampling)
             values.append({"readout": readout, "system": system, "metric": metric, "value": value[0],
                            "interval": value[1:], "seeds": len(found), "n_test": len(found[0])})  # fmt: skip
             if system in settings["against"]:
                 difference = compare_predictions(runs[readout, "adaptor"], found, metric, **resampling)
                 tests.append({"readout": readout, "against": system, **vars(difference)})
-    baseline = load_predictions(output / "mean_mask")
-    value = mean_and_interval([baseline], "dice_positive", **resampling)
-    values.append({"readout": "lungs", "system": "mean_mask", "metric": "dice_positive", "value": value[0],
-                   "interval": value[1:], "seeds": 1, "n_test": len(baseline)})  # fmt: skip
+    values += trivial_values(protocol, output, resampling)
     for test, adjusted in zip(tests, holm([test["p_value"] for test in tests]), strict=True):
         test["p_holm"] = float(adjusted)
     chosen = {path.parent.name: json.loads(path.read_text()) for path in sorted(output.glob("models/*/chosen.json"))}
@@ -237,15 +258,32 @@ def report(protocol: dict, output: Path) -> None:
     print(page)
 
 
+def trivial_values(protocol: dict, output: Path, resampling: dict) -> list[dict]:
+    """What needs no training: the mean mask and the all-empty mask of lungs, a random order for retrieval."""
+    mean = load_predictions(output / "mean_mask")
+    test = contrastive_splits(pair_cache(protocol, output))["test"]
+    chance = chance_recall(torch.from_numpy(test.text_rows))["mean_recall"]
+    value, *interval = mean_and_interval([mean], "dice_positive", **resampling)
+    # An empty mask has Dice 0 with every lung, and a random order one expected recall: neither has an interval.
+    rows = [("lungs", "mean_mask", value, interval, mean), ("lungs", "all_empty", 0.0, None, mean),
+            ("retrieval", "chance", chance, None, test)]  # fmt: skip
+    return [{"readout": readout, "system": system, "value": value, "interval": interval, "seeds": 1,
+             "n_test": len(rows)} for readout, system, value, interval, rows in rows]  # fmt: skip
+
+
 def values_page(values: list[dict]) -> str:
     systems = [name for name in NAMES if any(row["system"] == name for row in values)]
     lines = ["| readout | n | " + " | ".join(NAMES[name] for name in systems) + " |", "|---" * (len(systems) + 2) + "|"]
     for readout in dict.fromkeys(row["readout"] for row in values):
         cells = {row["system"]: row for row in values if row["readout"] == readout}
-        texts = ["{:.3f} [{:.3f}, {:.3f}]".format(cells[name]["value"], *cells[name]["interval"]) if name in cells
-                 else "" for name in systems]  # fmt: skip
+        texts = [cell_text(cells[name]) if name in cells else "" for name in systems]
         lines.append(f"| {readout} | {cells['adaptor']['n_test']} | " + " | ".join(texts) + " |")
     return "\n".join(lines)
+
+
+def cell_text(row: dict) -> str:
+    interval = " [{:.3f}, {:.3f}]".format(*row["interval"]) if row["interval"] else ""
+    return f"{row['value']:.3f}{interval}"
 
 
 def tests_page(tests: list[dict]) -> str:
@@ -261,12 +299,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--seeds", type=int, nargs="*", help="By default all of the protocol.")
     options = parser.parse_args()
     protocol = yaml.safe_load(PROTOCOL.read_text())
-    steps = (pretrain, classify, retrieve, segment, report)
-    for name, step in zip(PARTS, steps, strict=True):
+    planned = protocol["pretraining"]["seeds"]
+    seeds = [seed for seed in planned if options.seeds is None or seed in options.seeds]
+    steps = (pretrain, classify, retrieve, segment)
+    for name, step in zip(PARTS, steps, strict=False):
         if name in options.only:
-            step(protocol, options.output_dir)
+            step(protocol, options.output_dir, seeds)
+    if "report" in options.only:
+        report(protocol, options.output_dir)
 
 
 if __name__ == "__main__":
