@@ -12,7 +12,7 @@ from test_privacy import contents, found, streams  # noqa: F401
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import private_mode, verify
+from adaptor_hf import private_messages, private_mode, verify
 from adaptor_hf.audit.__main__ import main as audit
 from adaptor_hf.data.__main__ import main as data
 from adaptor_hf.data.phantom.__main__ import main as phantom
@@ -49,7 +49,7 @@ def run(streams, monkeypatch, tmp_path, tiny_dinov2, tiny_bert):  # noqa: F811
             return MAINS[name](rest)
         finally:
             private_mode._set_key(None)
-            private_mode._places.clear()
+            private_messages._places.clear()
             sys.stdout, sys.stderr = before[:2]
             for handler, stream in before[2]:
                 handler.setStream(stream)
