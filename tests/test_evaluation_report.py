@@ -149,7 +149,7 @@ class TestMetricTables:
         (table,) = [t for t in metric_tables(aggregate(read_results(runs).lines)) if t.title == "rsna: classification"]
         rows = rows_of(table)
         (raw,) = [name for name in rows if "raw tower" in name]
-        (adaptor,) = [name for name in rows if ", adaptor" in name]
+        (adaptor,) = [name for name in rows if name.startswith("adaptor_hf, dinov2-b")]
         assert rows[raw]["auroc"].endswith("†")
         assert not rows[adaptor]["auroc"].endswith("†")
         assert rows["trivial baseline"]["auroc"] == "0.500"
@@ -164,7 +164,7 @@ class TestFormats:
         (row,) = [
             row
             for row in csv.DictReader(io.StringIO(files["downstream_rsna_classification_linear_0.1.csv"]))
-            if ", adaptor" in row["name"]
+            if row["name"].startswith("adaptor_hf, dinov2-b")
         ]
         prefix = "classification_test/auroc"
         values = [float(value) for value in row[f"{prefix}_run_results"].split(";")]
@@ -198,7 +198,7 @@ class TestCommand:
         for page, text in ((out, report), (out, phantom)):
             for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
                 assert (page / figure).read_bytes()[:4] == b"\x89PNG"
-        assert {"parameters_rsna_auroc.png", "reliability.png"} <= {p.name for p in (out / "figures").iterdir()}
+        assert {"parameters_rsna_auroc.png", "reliability_rsna.png"} <= {p.name for p in (out / "figures").iterdir()}
         for ending in ("md", "tex", "csv"):
             assert (out / "tables" / f"table1_rsna_auroc.{ending}").is_file()
         assert (out / "lovt" / "downstream_rsna_classification_linear_0.1.csv").is_file()

@@ -40,7 +40,8 @@ def draw_parameters(cells: Sequence[Cell], folder: Path, published: Mapping[str,
     for (dataset, metric), members in groups.items():
         plt = _pyplot()
         largest = max(cell.fields.get("fraction") or 0 for cell in members)
-        figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+        shown = sum((cell.fields.get("fraction") or 0) == largest for cell in members)
+        figure, axis = plt.subplots(figsize=(7, 4 + 0.2 * shown), layout="constrained")
         for cell in members:
             if (cell.fields.get("fraction") or 0) == largest:
                 millions = max(cell.fields["trainable_params"], 1) / 1e6
@@ -58,7 +59,11 @@ def draw_parameters(cells: Sequence[Cell], folder: Path, published: Mapping[str,
             axis.plot(*zip(*points, strict=True), "x", color="grey", label="Adaptor, published (no interval)")
         axis.set(xscale="log", xlabel="trainable parameters, millions", ylabel=metric)
         axis.set_title(f"{dataset}, {largest * 100:g} % of training data" if largest else dataset)
-        axis.legend(frameon=False, fontsize="x-small")
+        # Few points lie within a decade: its tenths get labels too, as plain numbers.
+        axis.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.xaxis.set_minor_formatter(plt.NullFormatter())
+        figure.legend(loc="outside lower left", frameon=False, fontsize="x-small")
         axis.spines[["top", "right"]].set_visible(False)
         written.append(_save(figure, folder / f"parameters_{_file_name(dataset)}_{metric}.png"))
     return written
@@ -70,11 +75,11 @@ def draw_reliability(curves: Mapping[str, Predictions], path: Path) -> Path:
     labels, all labels together.
 
     Args:
-        curves (`Mapping[str, Predictions]`): Name of each; the first eight are drawn.
+        curves (`Mapping[str, Predictions]`): Name of each; the first eight are drawn, named below the axes.
         path (`Path`): Of the image.
     """
     plt = _pyplot()
-    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(6, 5 + 0.2 * min(len(curves), MAX_CURVES)), layout="constrained")
     axis.plot([0, 1], [0, 1], color="grey", linewidth=1, label="calibrated")
     for name, predictions in list(curves.items())[:MAX_CURVES]:
         confidence, right = confidences(predictions)
@@ -84,7 +89,7 @@ def draw_reliability(curves: Mapping[str, Predictions], path: Path) -> Path:
     axis.set(xlabel="confidence", ylabel="frequency", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     if len(curves) > MAX_CURVES:
         axis.set_title(f"the first {MAX_CURVES} of {len(curves)}", fontsize="small")
-    axis.legend(frameon=False, fontsize="x-small")
+    figure.legend(loc="outside lower left", frameon=False, fontsize="x-small")
     return _save(figure, path)
 
 

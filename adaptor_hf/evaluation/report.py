@@ -183,7 +183,7 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
     for cell in cells:
         rows.setdefault((_split_label(cell), cell.fields.get("fraction")), {})[cell.metric] = cell
     body, notes = [], list(LEGEND)
-    for (label, fraction), found in rows.items():
+    for (label, fraction), found in sorted(rows.items(), key=lambda row: (row[0][1] or 0, row[0][0])):
         first = next(iter(found.values()))
         body.append(
             [
@@ -264,14 +264,23 @@ def _draw(lines: list[dict], cells: list[Cell], folder: Path, *, with_published:
 
     folder.mkdir(parents=True, exist_ok=True)
     drawn = draw_parameters(cells, folder, published() if with_published else None)
-    curves: dict[str, Any] = {}
+    # One seed a kind of run, at its largest fraction: more curves cannot be told apart.
+    chosen: dict[tuple, dict[str, Any]] = {}
     for line in lines:
-        if line["task"] != "segmentation" and line["metric"] == "ece" and not math.isnan(line["value"]):
-            label = f"{row_label(line)}, {line['dataset']}, fraction {line.get('fraction')}"
-            path = Path(line["folder"])
-            if label not in curves and (path / "predictions.parquet").is_file():
-                curves[label] = load_predictions(path)
-    return drawn + ([draw_reliability(curves, folder / "reliability.png")] if curves else [])
+        if line["task"] == "classification" and line["metric"] == "ece" and not math.isnan(line["value"]):
+            where = str(line["test_set"] or line["dataset"])
+            best = chosen.setdefault((where, row_label(line)), line)
+            if (line["fraction"] or 0, -line["seed"]) > (best["fraction"] or 0, -best["seed"]):
+                chosen[where, row_label(line)] = line
+    curves: dict[str, dict[str, Any]] = {}
+    for (where, label), line in sorted(chosen.items()):
+        if (Path(line["folder"]) / "predictions.parquet").is_file():
+            share = f", {100 * line['fraction']:g} %" if line["fraction"] else ""
+            curves.setdefault(where, {})[f"{label}{share}, seed {line['seed']}"] = load_predictions(line["folder"])
+    for where, of_set in curves.items():
+        name = "".join(c if c.isalnum() else "-" for c in where)
+        drawn.append(draw_reliability(of_set, folder / f"reliability_{name}.png"))
+    return drawn
 
 
 def _write(path: Path, text: str) -> Path:

@@ -189,11 +189,11 @@ def lovt_csv(cells: Iterable[Cell]) -> dict[str, str]:
 
 
 def row_label(fields: Mapping[str, Any]) -> str:
-    """A row's name: system, module, towers, and what else tells it from its neighbours."""
+    """A row's name: system, module where that says more, towers, and what else tells it from its neighbours."""
     towers = "+".join(str(fields[name]) for name in ("vision_tower", "text_tower") if fields.get(name))
     module = fields.get("module")
     parts = [str(fields["system"])]
-    parts += [str(module)] if module and str(module).lower() != str(fields["system"]).lower() else []
+    parts += [str(module)] if module and str(module).lower() not in str(fields["system"]).lower() else []
     parts += [towers] if towers else []
     parts += [str(fields[name]) for name in ("protocol", "recipe") if fields.get(name)]
     parts += [f"{fields['input_size']} px"] if fields.get("input_size") else []
