@@ -14,7 +14,7 @@ from datasets import Dataset
 from huggingface_hub import ModelCard
 from synthetic import synthetic_cache, synthetic_config
 
-from adaptor_hf import AdaptorForImageClassification, AdaptorModel, AdaptorProcessor
+from adaptor_hf import AdaptorForImageClassification, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
 from adaptor_hf.data.catalog import list_datasets
 from adaptor_hf.data.splits import split_hash
 from adaptor_hf.downstream.predicting import save_classifier
@@ -361,7 +361,8 @@ class TestTerms:
             main([*words, "--dataset_name", "MIMIC-CXR"])
 
     def test_a_saved_classifier_names_the_terms_of_both_data_sets(self, tmp_path):
-        embedded = SimpleNamespace(data=SimpleNamespace(name="chexpert", class_names=["edema"], exclusive=False))
+        labelled = SimpleNamespace(name="chexpert", class_names=["edema"], exclusive=False)
+        embedded = SimpleNamespace(data=labelled, vision_spec={"image_processor": AdaptorImageProcessor().to_dict()})
         model = AdaptorModel(synthetic_config(data_terms=restricted_terms("mimic_cxr")))
         recipe, width = get_recipe("rigorous"), model.config.hidden_size
         head = AdaptorForImageClassification.from_adaptor(

@@ -160,7 +160,9 @@ class TestColumns:
 
     def test_a_wrong_name_lists_the_columns_and_a_close_match(self, folder):
         path = save(ROWS, folder / "p.csv")
-        with pytest.raises(ValueError, match=r"no column 'txt' \(text_column\). Did you mean 'text'.*image, text, pat"):
+        with pytest.raises(
+            ValueError, match=r"no column 'txt' \(text_column\). Did you mean 'text'.*'image', 'text', 'pat"
+        ):
             load_pairs(path, text_column="txt")
         with pytest.raises(ValueError, match=r"no column 'image_path'.*Did you mean 'image'"):
             load_pairs(path, image_column="image_path")
