@@ -51,7 +51,7 @@ def plan(table: Path, model: Path) -> dict:
             "retrieval": {"text_column": "text"},
             "few_shot": {"label_column": LABELS, "episodes": 10},
             "text_understanding": {"text_column": "text"},
-            "segmentation": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 2, "seeds": [0]},
+            "segmentation": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 1, "seeds": [0]},
         },
     }
 
