@@ -24,8 +24,9 @@ def count_flags(dataset: Dataset, rows: Iterable[int] | None = None) -> Counter[
         rows (`Iterable[int]`, *optional*): The rows to look at; all by default.
 
     Returns:
-        `Counter`: `files` (DICOM files), `burned_in` (they say YES), `not_burned_in` (NO), `overlays`. A file that says
-        neither YES nor NO, as most do, is in `files` alone; one whose header is damaged or that is cut short in none.
+        `Counter`: `files` (DICOM files with a picture), `burned_in` (they say YES), `not_burned_in` (NO), `overlays`. A
+        file that says neither YES nor NO, as most do, is in `files` alone; one whose header is damaged or that is cut
+        short in none.
     """
     counts: Counter[str] = Counter()
     if "image" not in dataset.column_names:
@@ -59,6 +60,8 @@ def _look_at(cell: object, counts: Counter[str]) -> None:
         found = header_facts(str(path) if data is None else data, size, "AccessionNumber")
     except (OSError, HeaderError):
         return  # reported where the picture is read
+    if not found["pixels"]:
+        return
     counts["files"] += 1
     counts["burned_in"] += found["burned_in"] == "YES"
     counts["not_burned_in"] += found["burned_in"] == "NO"
