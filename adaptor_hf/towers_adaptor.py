@@ -425,7 +425,9 @@ def _partial_spec(kind: str, name_or_spec, revision: str | None, pooling: str | 
     """A spec with every key; what is not known yet is None."""
     spec = dict.fromkeys(SPEC_KEYS) | {"kind": kind}
     if isinstance(name_or_spec, dict):
-        spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in SPEC_KEYS}
+        # Of a checkpoint, the spec also says whether DICOM files were read with their window.
+        kept = (*SPEC_KEYS, "voi_lut")
+        spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
     elif name_or_spec in TOWER_PRESETS:

@@ -30,7 +30,7 @@ class RadiographImage(datasets.Image):
         mode: "L" or "RGB".
         decode: With False rows give {"path", "bytes"}.
         min_size: Decode large JPEGs at reduced scale, see `read_image`.
-        voi_lut: Apply a DICOM file's window, see `read_image`.
+        voi_lut: Apply a DICOM file's VOI LUT or window, see `read_image`.
 
     Rows decode to an 8-bit `PIL.Image.Image` and raise what `read_image` raises.
     """
@@ -61,6 +61,13 @@ class RadiographImage(datasets.Image):
         if local_files and pc.any(pc.match_substring(storage.field("path"), "::")).as_py():
             storage = pa.array([_embedded(value) for value in storage.to_pylist()], storage.type)
         return super().embed_storage(storage, token_per_repo_id, local_files, remote_files)
+
+
+def reads_as_displayed(dataset: datasets.Dataset | datasets.DatasetDict) -> bool:
+    """Whether the column `image` is read with the VOI LUT or window of DICOM files: `voi_lut` of its feature."""
+    part = next(iter(dataset.values()), None) if isinstance(dataset, datasets.DatasetDict) else dataset
+    features = getattr(part, "features", None) or {}
+    return bool(getattr(features.get("image"), "voi_lut", False))
 
 
 def _embedded(value: dict | None) -> dict | None:

@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 
 from .catalog import Found, PublicDataset, Request, get_dataset
+from .features import RadiographImage
 from .files import recorded_inputs
 from .fractions import FRACTION_RULES, fraction_mask
 from .labels import LABEL_POLICIES
@@ -46,6 +47,7 @@ def load_local_dataset(
     num_proc: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     refresh: bool = False,
+    voi_lut: bool = False,
     **options: Any,
 ) -> datasets.DatasetDict:
     """
@@ -73,6 +75,7 @@ def load_local_dataset(
         num_proc: Processes that read many small files; None takes up to 8.
         cache_dir: Where results are kept; None takes the cache of `datasets`.
         refresh: Load anew, whatever is kept.
+        voi_lut: Read DICOM files as displayed, see `read_image`; the column `image` carries it.
         **options: The data set's own, see its page in docs/datasets.
 
     Returns:
@@ -90,7 +93,7 @@ def load_local_dataset(
     return load_with_report(
         name, root, task, split_scheme, fraction, fraction_rule, label_policy, seed,
         validation_fraction=validation_fraction, test_fraction=test_fraction, max_fault_share=max_fault_share,
-        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, **options,
+        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, **options,
     )[0]  # fmt: skip
 
 
@@ -110,6 +113,7 @@ def load_with_report(
     num_proc: int | None = None,
     cache_dir: str | os.PathLike | None = None,
     refresh: bool = False,
+    voi_lut: bool = False,
     **options: Any,
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """`load_local_dataset` and its report: counts of rows, files, faults, patients and labels, as a dict."""
@@ -144,7 +148,9 @@ def load_with_report(
             parts = {split: _tables(found, split, features, request.root) for split in report.rows_per_split}
             result = write_cached(folder, parts, info, report.to_dict(), inputs), report.to_dict()
     _say(dataset, result[1])
-    return result
+    parts, report = result
+    # The rows are the same either way, and kept once.
+    return (parts.cast_column("image", RadiographImage(voi_lut=True)) if voi_lut else parts), report
 
 
 def describe(dataset: datasets.Dataset | datasets.DatasetDict) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .features import RadiographImage
+from .features import RadiographImage, reads_as_displayed
 from .splits import SPLIT_ALIASES
 from .table_files import read_source
 
@@ -40,6 +40,7 @@ def load_pairs(
     view_column: str | None = None,
     filters: Sequence[str] | None = None,
     sep: str | None = None,
+    voi_lut: bool = False,
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; no image is opened.
 
@@ -71,6 +72,8 @@ def load_pairs(
         filters: "column=value" strings. Different columns must all match (AND); for one column given several times
             any value matches (OR). Values are compared as text, stripped, in the table's own spelling.
         sep: Separator of a text table; by default "," for .csv and a tab for .tsv and .txt.
+        voi_lut: Read DICOM files as displayed, see `read_image`. Everything that reads the column follows, embeddings
+            too. A data set's image column that says so already keeps it.
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -124,8 +127,8 @@ def load_pairs(
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
     if embedded:
-        return _beside_images(values, data.images, wanted["image"])
-    return _with_paths(values, paths)
+        return _beside_images(values, data.images, wanted["image"], voi_lut)
+    return _with_paths(values, paths, voi_lut)
 
 
 def _find(names: list[str], wanted: str, option: str, source: str) -> str:
@@ -268,19 +271,19 @@ def _warn_pairs(what: str, row, first, mask, limit: int = 5) -> None:
     logger.warning("Data rows %s: %s%s (0-based, header not counted).", what, ", ".join(pairs), more)
 
 
-def _with_paths(values: dict, paths: pa.ChunkedArray) -> datasets.Dataset:
+def _with_paths(values: dict, paths: pa.ChunkedArray, voi_lut: bool) -> datasets.Dataset:
     flat = paths.combine_chunks()
     empty = pa.nulls(len(flat), pa.binary())
     images = pa.StructArray.from_arrays([empty, flat], ["bytes", "path"], mask=flat.is_null())
-    return _dataset({"image": images} | values)
+    return _dataset({"image": images} | values, voi_lut)
 
 
-def _beside_images(values: dict, images: datasets.Dataset, column: str) -> datasets.Dataset:
+def _beside_images(values: dict, images: datasets.Dataset, column: str, voi_lut: bool) -> datasets.Dataset:
     """The image column of a data set stays where it is, memory-mapped: the other columns are laid beside it."""
     original = next(name for name in images.column_names if name.strip() == column)
     images = images.select_columns([original])
     images = images if original == "image" else images.rename_column(original, "image")
-    images = images.cast_column("image", RadiographImage())
+    images = images.cast_column("image", RadiographImage(voi_lut=voi_lut or reads_as_displayed(images)))
     rows = values["source_row"]
     table = pa.table(values)
     if len(rows) < len(images):
@@ -289,8 +292,8 @@ def _beside_images(values: dict, images: datasets.Dataset, column: str) -> datas
     return (beside.select(rows.to_pylist()) if len(rows) < len(images) else beside).select_columns(list(COLUMNS))
 
 
-def _dataset(columns: dict) -> datasets.Dataset:
-    kinds = {"image": RadiographImage(), "source_row": datasets.Value("int64")}
+def _dataset(columns: dict, voi_lut: bool = False) -> datasets.Dataset:
+    kinds = {"image": RadiographImage(voi_lut=voi_lut), "source_row": datasets.Value("int64")}
     features = datasets.Features({name: kinds.get(name, datasets.Value("string")) for name in columns})
     return datasets.Dataset(
         datasets.table.InMemoryTable(pa.table(columns)), info=datasets.DatasetInfo(features=features)

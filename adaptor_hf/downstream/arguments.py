@@ -55,6 +55,11 @@ class DownstreamArguments(PrivacyArguments):
     text_column: str | None = field(default=None, metadata={"help": "Of the table: column of reports."})
     image_column: str = field(default="image", metadata={"help": "Of the table: column of image paths."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    voi_lut: bool | None = field(
+        default=None,
+        metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window. Default: as in the training of "
+                  "--model.", "nargs": "?", "const": True},
+    )  # fmt: skip
     patient_column: str | None = field(default=None, metadata={"help": "Of the table: column of patient ids."})
     split_column: str | None = field(default=None, metadata={"help": "Of the table: column of the split."})
     split_alias: list[str] = field(
@@ -217,6 +222,7 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
         "label_columns": arguments.label_column,
         "extra_columns": arguments.subgroup_column,
         "filters": arguments.filter or None,
+        "voi_lut": bool(arguments.voi_lut),
     }
 
 

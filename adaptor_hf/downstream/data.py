@@ -186,6 +186,7 @@ def load_table(
     split_column: str | None = None,
     id_column: str | None = None,
     filters: Sequence[str] | None = None,
+    voi_lut: bool = False,
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -196,7 +197,8 @@ def load_table(
         mask_column: Column of mask files, relative to the image root; an empty cell is an unknown mask.
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
-        image_column, image_root, patient_column, study_column, split_column, id_column, filters: As in `load_pairs`.
+        image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut: As in
+            `load_pairs`.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -213,7 +215,7 @@ def load_table(
     pairs = load_pairs(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
-        split_column=split_column, id_column=id_column, filters=filters,
+        split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut,
     )  # fmt: skip
     raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])

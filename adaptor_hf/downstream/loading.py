@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..configuration_adaptor import AdaptorConfig
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import check_private_mode, is_private, private_rows, refuse_identifying_columns
-from ..towers_adaptor import TextTower, load_text_tower
+from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
+from .provenance import tower_name, with_reading
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -37,7 +40,7 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
         options = parse_options(arguments.dataset_option)
         return private_parts(*load_public(
             arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
-            seed=arguments.split_seed, **options,
+            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), **options,
         ))  # fmt: skip
     refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
     table = load_table(arguments.table, **table_options(arguments))
@@ -84,7 +87,8 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
     found = {}
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
-            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed))
+            voi_lut = bool(arguments.voi_lut)
+            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed, voi_lut=voi_lut))
         else:
             refuse_identifying_columns(place, arguments.image_column, arguments)
             table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)
@@ -116,6 +120,23 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     return model.eval()
 
 
+def with_default_reading(arguments: DownstreamArguments) -> DownstreamArguments:
+    """The arguments with `voi_lut` as in the training of the checkpoint, where they do not say."""
+    if arguments.voi_lut is not None:
+        return arguments
+    spec = AdaptorConfig.from_pretrained(arguments.model).vision_tower or {}
+    if voi_lut := bool(spec.get("voi_lut")):
+        logger.info("DICOM files are read as displayed, as in the training of this model. --voi_lut False changes it.")
+    return replace(arguments, voi_lut=voi_lut)
+
+
+def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> VisionTower:
+    """The vision tower itself; its spec says how DICOM files are read."""
+    tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
+    tower.spec = with_reading(tower.spec, arguments.voi_lut)
+    return tower
+
+
 def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
     """What `build_cache` loads the vision tower from."""
     return arguments.vision_tower or model.config.vision_tower
@@ -133,9 +154,7 @@ def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
     """What a comparison says of the model's vision tower: licence, size of its embeddings, and the minutes it took."""
-    from .provenance import tower_name
-
-    spec = load_adaptor(arguments).config.vision_tower or {}
+    spec = with_reading(load_adaptor(arguments).config.vision_tower or {}, arguments.voi_lut)
     # Stored as float16.
     gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
     return {tower_name(spec): {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}}
@@ -154,5 +173,7 @@ __all__ = [
     "load_external_parts",
     "load_parts",
     "load_text_side",
+    "load_tower",
     "vision_tower_of",
+    "with_default_reading",
 ]

@@ -17,6 +17,7 @@ from .data import plain_rows, training_subset
 from .features import tower_features
 from .modules import Module
 from .probe import Probe, fit_probe, fold_standardization
+from .provenance import with_reading
 from .recipes import ProbeRecipe
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ def save_classifier(
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
     terms = (model.config.data_terms or {}) | (restricted_terms(data.name) or {})
     classifier.config.data_terms = terms or None
+    if classifier.config.vision_tower is not None:
+        reading = embedded.vision_spec.get("voi_lut")
+        classifier.config.vision_tower = with_reading(classifier.config.vision_tower, reading)
     AdaptorImageProcessor(**embedded.vision_spec["image_processor"]).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
     return classifier

@@ -35,11 +35,21 @@ def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
 
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
-    """What results call a tower: its preset or hub id; of a local folder its last part alone."""
+    """
+    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", voi_lut" where DICOM
+    files were read as displayed: other pixels are another run.
+    """
     if spec is None:
         return None
     name = str(spec.get("preset") or spec.get("name_or_path") or "")
-    return name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+    name = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
+    return f"{name}, voi_lut" if spec.get("voi_lut") else name
+
+
+def with_reading(spec: dict[str, Any], voi_lut: bool | None) -> dict[str, Any]:
+    """A vision tower's spec that says how DICOM files are read here, whatever it said before."""
+    kept = {key: value for key, value in spec.items() if key != "voi_lut"}
+    return kept | {"voi_lut": True} if voi_lut else kept
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:
@@ -50,4 +60,4 @@ def input_size(spec: dict[str, Any] | None) -> int | None:
     return (size or {}).get("height") or (size or {}).get("shortest_edge")
 
 
-__all__ = ["input_size", "tower_name", "tower_saw"]
+__all__ = ["input_size", "tower_name", "tower_saw", "with_reading"]

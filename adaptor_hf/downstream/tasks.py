@@ -14,7 +14,6 @@ import numpy as np
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import private_rows, refuse_identifying_columns
 from ..tower_bundles_adaptor import use_towers_dir
-from ..towers_adaptor import load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .classification import EmbeddedData, embed_labelled, run_classification
 from .compare import remember_costs, write_comparison
@@ -30,7 +29,9 @@ from .loading import (
     load_external_parts,
     load_parts,
     load_text_side,
+    load_tower,
     vision_tower_of,
+    with_default_reading,
 )
 from .modules import SYSTEMS, Module, load_modules, saved_controls
 from .predicting import take_away
@@ -80,7 +81,7 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
         more = run_finetune(
             embedded.data,
             model,
-            load_vision_tower(tower, device=device),
+            load_tower(arguments, model, device),
             method,
             arguments.output_dir,
             hidden_size=get_recipe(arguments.recipe, arguments.dataset, arguments.head).hidden_size,
@@ -157,7 +158,7 @@ def segmentation(arguments: DownstreamArguments, device: str) -> str:
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     parts, split_hash = load_parts(arguments, "segmentation")
     model = load_adaptor(arguments)
-    tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
+    tower = load_tower(arguments, model, device)
     runs = run_segmentation(
         parts,
         _modules(arguments, model, device),
@@ -249,7 +250,7 @@ def run_job(arguments: DownstreamArguments, device: str, say: Callable[[str], An
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
     for model in [arguments.model, *arguments.more_models]:
-        started, job = time.monotonic(), replace(arguments, model=model)
+        started, job = time.monotonic(), with_default_reading(replace(arguments, model=model))
         say(TASK_FUNCTIONS[arguments.task](job, device))
         remember_costs(arguments.output_dir, cost_of(job, time.monotonic() - started))
     if arguments.compare:

@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
+    build.add_argument("--voi_lut", action="store_true", help="read DICOM files as displayed: with VOI LUT or window")
     build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
     build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
     build.add_argument("--seed", type=int, default=42, help="of the split by patient; train_pretrain.py takes 42 too")
@@ -48,7 +49,9 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.text_tower is None:
         columns["text_column"] = None
     filters = arguments.filter or None
-    dataset = load_pairs(arguments.source, image_root=arguments.image_root, filters=filters, **columns)
+    dataset = load_pairs(
+        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut, **columns
+    )
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
@@ -84,6 +87,7 @@ def _print_info(path: Path) -> None:
         "folders": side,
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
+        "voi_lut": (cache.vision_spec or {}).get("voi_lut", False),
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     print(json.dumps(info, indent=1, ensure_ascii=False))

@@ -60,7 +60,8 @@ def build_cache(
 
     Args:
         dataset: datasets.Dataset or DatasetDict with the columns `image` and/or `text`, and, where there are any,
-            `image_id`, `patient_id`, `study_id`, `view`, `split`, `source_row`, `labels`.
+            `image_id`, `patient_id`, `study_id`, `view`, `split`, `source_row`, `labels`. Where the feature of `image`
+            has `voi_lut=True` (`load_pairs`), DICOM files are read as displayed, into embeddings of their own.
         vision_tower: name, spec or loaded tower; None leaves images out.
         text_tower: name, spec or loaded tower; None leaves texts out.
         cache_dir: folder of the cache; several caches may share it.
@@ -88,6 +89,8 @@ def build_cache(
             ones; finished work is kept), or private mode was asked for by the environment and is not on.
         OSError: a tower or the cache folder cannot be read or written.
     """
+    from ..data.features import reads_as_displayed
+
     check_private_mode()
     if vision_tower is None and text_tower is None:
         raise ValueError("give vision_tower, text_tower, or both")
@@ -104,8 +107,9 @@ def build_cache(
     # EfficientNet-Lite0 at 64 images.
     batch_size = batch_size or (64 if on_cuda else 4)
     workers = num_workers if num_workers is not None else _worker_count(on_cuda)
-    store = ImageStore(image_store, image_store_size) if image_store is not None else None
-    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store)
+    voi_lut = reads_as_displayed(dataset)
+    store = ImageStore(image_store, image_store_size, voi_lut) if image_store is not None else None
+    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, voi_lut)
     sources = {}
     if vision_tower is not None:
         sources["images"] = TowerSource("vision", vision_tower, device, cache_dir)

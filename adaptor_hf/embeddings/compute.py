@@ -74,6 +74,7 @@ class ImageBatches:
         processor: image processor of the tower.
         keys: (n,) source key of each planned position, for the store.
         store: where resized images are kept, if at all.
+        voi_lut: read DICOM files as displayed.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ImageBatches:
         processor: Any,
         keys: np.ndarray,
         store: ImageStore | None = None,
+        voi_lut: bool = False,
     ) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
@@ -93,6 +95,7 @@ class ImageBatches:
         self.processor = processor
         self.keys = keys
         self.store = store
+        self.voi_lut = voi_lut
         side = target_pixels(processor)
         self.min_size = store.min_size if store else 3 * side if side else None
 
@@ -129,7 +132,7 @@ class ImageBatches:
         path, data = image_reference(value)
         if data is None:
             data = read_bytes(path)
-        image = read_image(data, mode="L", min_size=self.min_size)
+        image = read_image(data, mode="L", min_size=self.min_size, voi_lut=self.voi_lut)
         return self.store.shrink(image) if self.store else image, digest(data)
 
 

@@ -27,11 +27,13 @@ class ImageStore:
     Args:
         folder: the folder, made when something is written.
         size: largest shorter side in pixels; smaller images are kept as they are.
+        voi_lut: whether DICOM files are read as displayed: these images have a folder of their own.
     """
 
-    def __init__(self, folder: str | os.PathLike, size: int) -> None:
+    def __init__(self, folder: str | os.PathLike, size: int, voi_lut: bool = False) -> None:
         self.folder = Path(folder)
         self.size = size
+        self.voi_lut = voi_lut
 
     @property
     def identity(self) -> dict:
@@ -58,7 +60,8 @@ class ImageStore:
     def path(self, key: bytes) -> Path:
         """File of the image with this source key."""
         name = digest(key).hex()
-        return self.folder / f"{self.size}-v{STORE_VERSION}" / name[:2] / f"{name}.png"
+        reading = f"{self.size}-v{STORE_VERSION}" + ("-voi" if self.voi_lut else "")
+        return self.folder / reading / name[:2] / f"{name}.png"
 
     def read(self, key: bytes) -> tuple[Any, bytes] | None:
         """Stored PIL image and digest of its source's content; None when it is not there, or damaged."""

@@ -42,6 +42,7 @@ class Settings:
     piece_rows: int
     shard_rows: int
     image_store: ImageStore | None = None
+    voi_lut: bool = False
 
 
 @dataclass
@@ -69,7 +70,7 @@ class Side:
     Attributes:
         name: "images" or "texts".
         folder: where this side's embeddings are.
-        spec: the tower's spec.
+        spec: the tower's spec; with `voi_lut` if its images were read as displayed, which a model's config carries on.
         max_length: tokens a text is cut to; None for images.
     """
 
@@ -78,13 +79,18 @@ class Side:
     ) -> None:
         self.name = name
         self.source = source
-        self.spec = spec
+        # A checkpoint's spec may say how its images were read: here that is for this data set to say.
+        self.spec = {key: value for key, value in spec.items() if key != "voi_lut"}
         self.settings = settings
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
         if name == "images" and settings.image_store is not None:
             identity = identity | {"image_store": settings.image_store.identity}
+        if name == "images" and settings.voi_lut:
+            # In the key only where it is on: older caches stay what they are.
+            identity = identity | {"voi_lut": True}
+            self.spec["voi_lut"] = True
         if key_name() is not None:
             # Rows of another key, or of none, must not lie beside these.
             identity = identity | {"private": key_name()}
@@ -219,8 +225,9 @@ class Side:
             self.settings.image_store.check(target_pixels(tower.processor))
         size = self.settings.batch_size
         starts = np.concatenate([np.arange(*piece, size) for _, piece in mine])
+        store, voi_lut = self.settings.image_store, self.settings.voi_lut
         loaded = image_batches(
-            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor, plan.keys, self.settings.image_store),
+            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor, plan.keys, store, voi_lut),
             min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )

@@ -19,6 +19,10 @@ queries.
 | metric | value | 95 % interval | n |
 |---|---|---|---|
 {rows}"""
+READING = (
+    " DICOM files were read as displayed, with their VOI LUT or window: read yours so, with "
+    "`adaptor_hf.data.images.read_image(path, voi_lut=True)`."
+)
 # From the least to the most restrictive; a licence that is not here cannot be ranked, and the card then names none.
 LICENSES = (
     "cc0-1.0",
@@ -159,6 +163,7 @@ def write_model_card(
         dataset=dataset,
         pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
         split_hash=split_hash,
+        reading=READING if (config.get("vision_tower") or {}).get("voi_lut") else "",
         evaluation=describe_evaluation(metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
         arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),

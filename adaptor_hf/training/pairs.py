@@ -42,6 +42,7 @@ def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArg
         id_column=arguments.id_column,
         view_column=arguments.view_column,
         filters=arguments.filter or None,
+        voi_lut=arguments.voi_lut,
     )
     pairs = rename_splits(pairs, arguments.split_alias)
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
@@ -78,6 +79,7 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         seed=seed,
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
+        voi_lut=arguments.voi_lut,
         **parse_options(arguments.dataset_option),
     )
     if describe(parts)["overlaps"]:

@@ -48,6 +48,9 @@ class DataArguments:
     image_column: str = field(default="image", metadata={"help": "Column of image paths."})
     text_column: str = field(default="text", metadata={"help": "Column of reports."})
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
+    voi_lut: bool = field(
+        default=False, metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md)."}
+    )
     patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
     study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})
     id_column: str | None = field(default=None, metadata={"help": "Column of image ids; default: the image's path."})

@@ -72,12 +72,12 @@ class _CutShortError(Exception):
     """The bytes that were read end before the header does."""
 
 
-def header_facts(path: str, size: int, on: str) -> dict[str, Any]:
+def header_facts(source: str | bytes, size: int, on: str) -> dict[str, Any]:
     """
     Facts of one object, from its header.
 
     Args:
-        path: Of a file, or of a member of a zip (`adaptor_hf.data.archives`).
+        source: Path of a file, or of a member of a zip (`adaptor_hf.data.archives`); or a file's bytes.
         size: Of the file, or of the member when unpacked, in bytes.
         on: Keyword of the element that reports are joined on, such as "AccessionNumber".
 
@@ -92,7 +92,7 @@ def header_facts(path: str, size: int, on: str) -> dict[str, Any]:
     """
     try:
         with quiet_pydicom():
-            dataset, pixels = _parse(path, size, on)
+            dataset, pixels = _parse(source, size, on)
             return _facts(dataset, pixels, size, on)
     except HeaderError:
         raise
@@ -123,17 +123,19 @@ def tag_of(keyword: str) -> int:
     return tag
 
 
-def read_head(path: str, limit: int) -> bytes:
+def read_head(source: str | bytes, limit: int) -> bytes:
     """
-    The first bytes of a file or of a member of a zip.
+    The first bytes of a file, given by its path or its bytes, or of a member of a zip.
 
     Raises:
         OSError: As the system says.
         HeaderError: The member cannot be read.
     """
-    member = parse_member(path)
+    if isinstance(source, bytes):
+        return source[:limit]
+    member = parse_member(source)
     if member is None:
-        with open(path, "rb") as file:
+        with open(source, "rb") as file:
             # Python allocates all that is asked for.
             return file.read(min(limit, os.fstat(file.fileno()).st_size))
     try:
@@ -142,13 +144,13 @@ def read_head(path: str, limit: int) -> bytes:
         raise HeaderError("broken_archive") from None
 
 
-def _parse(path: str, size: int, on: str) -> tuple[Dataset, tuple[int, int] | None]:
+def _parse(source: str | bytes, size: int, on: str) -> tuple[Dataset, tuple[int, int] | None]:
     """The wanted elements, and offset and length of the pixels' element; the length is -1 where it is not given."""
     if size == 0:
         raise HeaderError("empty")
     tags = _tags(on)
     for limit in _READS:
-        data = read_head(path, limit)
+        data = read_head(source, limit)
         if limit == _READS[0]:
             _check_kind(data)
         try:

@@ -71,7 +71,8 @@ def index_dicom(
     modality is left out by a named rule (`adaptor_hf.data.pacs.rules`); what cannot be read is counted by the kind of
     fault (`adaptor_hf.data.pacs.headers.FAULTS`) and stops nothing. In private mode ids are keyed hashes.
 
-    The table names DICOM files: `read_image` applies rescale and inversion when a row is read.
+    The table names DICOM files: `read_image` applies rescale and inversion when a row is read, and the display window
+    where the table is loaded with `load_pairs(..., voi_lut=True)`.
 
     Args:
         root: Folder of the export, or a DICOMDIR: then only the files it names.
