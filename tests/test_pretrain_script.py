@@ -413,7 +413,7 @@ class TestUnusualData:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"text_column": "raport"}, ValueError, r"no column 'raport' .*Did you mean 'report'\? Columns: path, report"),
+        ({"text_column": "raport"}, ValueError, r"no column 'raport' .*Did you mean 'report'\? Columns: 'path', 'rep"),
         ({"train_file": "nowhere.csv"}, OSError, "nowhere.csv"),
         ({"vision_tower": "owner/absent"}, OSError, "owner/absent"),
         ({"text_tower": "absent-folder"}, OSError, "absent-folder"),
