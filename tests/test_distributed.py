@@ -138,6 +138,7 @@ def assert_same_weights(weights, expected):
         assert relative(weights[name], value) < 1e-5 or not value.any(), name
 
 
+@pytest.mark.slow
 def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
     synthetic_cache(tmp_path / "cache")
     expected = trained(tmp_path, 1)
@@ -145,6 +146,7 @@ def test_training_on_two_ranks_gives_the_weights_of_one_process(tmp_path):
         assert_same_weights(trained(tmp_path, 2, part_size), expected)
 
 
+@pytest.mark.slow
 def test_an_uneven_last_batch_of_three_ranks_gives_the_weights_of_one_process(tmp_path):
     """Of 124 pairs the last batch of 21 has 19: 7, 7 and 5."""
     synthetic_cache(tmp_path / "cache")

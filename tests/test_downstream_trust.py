@@ -133,6 +133,7 @@ def test_wrong_input_is_an_error_that_names_it(table, checkpoint, tmp_path, chan
         train_downstream.main([*words, *change])
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_path):
     plan = {
         "common": {"model": str(checkpoint), "table": str(table), "dataset_name": "phantom-boxes", "device": "cpu",

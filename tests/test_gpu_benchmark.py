@@ -16,6 +16,7 @@ from gpu_pretrain import ROOT, naive_steps, run_script, summarize, write_data
 SMALL = ("--hidden_size", "48", "--num_attention_heads", "4", "--intermediate_size", "64")
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_and_the_baseline_give_rates_and_recall(tmp_path):
     options = Namespace(rows=96, held_out=32, epochs=1, batch=32, learning_rate=1e-3, naive_steps=2, device="cpu")
     files = write_data(tmp_path, options.rows, options.held_out)
