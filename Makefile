@@ -30,7 +30,7 @@ demo: $(INSTALLED)
 	$(BIN)/python examples/demo.py $(DEMO_ARGS)
 
 show: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python examples/downstream_show.py $(SHOW_ARGS)
+	$(BIN)/python examples/downstream_show.py $(SHOW_ARGS)
 
 # worksteal gives each worker a run of whole files first: fixtures of a module are made once, and the end is even.
 test: $(INSTALLED)
