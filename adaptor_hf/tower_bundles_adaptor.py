@@ -11,8 +11,6 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from yaml import YAMLError
-
 MANIFEST = "manifest.json"
 FORMAT = "adaptor_hf towers 1"
 TOWERS_DIR = "ADAPTOR_TOWERS_DIR"
@@ -139,7 +137,8 @@ def card_facts(folder: str | os.PathLike) -> dict[str, Any]:
 
     try:
         data = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
-    except (ValueError, OSError, YAMLError):
+    except Exception:
+        # Others wrote this file. The YAML parser's errors have a base class that flat files do not import.
         return {}
     # `license: other` says nothing but where to look.
     named = data.get("license_name") if data.license == "other" else data.license
