@@ -16,6 +16,7 @@ from transformers import set_seed
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import write_pretraining_manifest
+from adaptor_hf.data.duplicates import without_copies
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.hub.data_terms import check_consent, restricted_terms
 from adaptor_hf.private_mode import check_private_cache, start_private_mode
@@ -79,6 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
                 image_store=data.image_store,
                 image_store_size=data.image_store_size,
             )
+    cache = without_copies(cache, data.duplicates)
     views = contrastive_splits(cache)
     train, validation = views["train"], views.get("validation")
     fit_batch_to_data(training, len(train))

@@ -81,13 +81,14 @@ class IdReport:
     merged: dict[str, str] = field(default_factory=dict)
 
 
-def find_spellings(values: Sequence[str | None], rows: Sequence[int] | None = None) -> IdReport:
+def find_spellings(values: Sequence[str | None], rows: Sequence[int] | None = None, *, loose: bool = True) -> IdReport:
     """
     Look for ids of a column that are written in several ways.
 
     Args:
         values: `(n,)` ids as text; None where there is none.
         rows: `(n,)` numbers by which the rows are named; their places if None.
+        loose: Whether to look for loose forms, too.
     """
     first: dict[str, int] = {}
     report = IdReport()
@@ -108,15 +109,20 @@ def find_spellings(values: Sequence[str | None], rows: Sequence[int] | None = No
             report.merged |= dict.fromkeys(spellings, min(spellings))
             for kind in _differences(spellings):
                 report.kinds[kind] = report.kinds.get(kind, 0) + 1
+    if loose:
+        report.loose = _loose_groups(canonical, first)
+    return report
+
+
+def _loose_groups(canonical: dict[str, str], first: dict[str, int]) -> list[tuple[int, ...]]:
     named: dict[str, int] = {}
     for value, name in canonical.items():
         named.setdefault(name, first[value])
-    loose = {name: loose_id(name) for name in named}
-    if len(set(loose.values())) < len(loose):
-        for names in _groups(loose).values():
-            if alike := _alike(names):
-                report.loose.append(tuple(named[name] for name in alike))
-    return report
+    forms = {name: loose_id(name) for name in named}
+    if len(set(forms.values())) == len(forms):
+        return []
+    groups = filter(None, map(_alike, _groups(forms).values()))
+    return [tuple(named[name] for name in names) for names in groups]
 
 
 def check_ids(
@@ -126,6 +132,7 @@ def check_ids(
     mode: str | None = None,
     *,
     stop: bool = True,
+    loose: bool = True,
 ) -> list[str | None]:
     """
     Check that no id of a column is written in two ways, as far as that can be told.
@@ -137,6 +144,7 @@ def check_ids(
         mode: None stops at ids that differ by case, leading zeros, `12` and `12.0`, outer spaces, invisible characters
             or Unicode form alone. "exact" takes them for different ids, "canonical" for one.
         stop: Whether such ids stop at all where `mode` is None; else a warning.
+        loose: Whether ids that differ by spaces and punctuation alone give a warning.
 
     Returns:
         The values themselves; under "canonical" with one spelling, the first in sorted order, for each canonical id.
@@ -146,7 +154,7 @@ def check_ids(
             and row numbers, never ids.
     """
     check_mode(mode)
-    report = find_spellings(values, rows)
+    report = find_spellings(values, rows, loose=loose)
     if report.scientific:
         raise ValueError(scientific_message(report, what))
     if report.certain and mode is None:

@@ -17,12 +17,13 @@ from .catalog import Found, PublicDataset, Request, get_dataset
 from .features import RadiographImage
 from .files import recorded_inputs
 from .fractions import FRACTION_RULES, fraction_mask
+from .ids import check_mode
 from .labels import LABEL_POLICIES
 from .local_boxes import fit_boxes
 from .local_cache import cache_folder, read_cached, write_cached
 from .local_columns import CHUNK_ROWS, contract_features, contract_table
 from .local_report import LoadReport
-from .local_rows import assign_split, check_faults, check_files, check_task, drop_repeats, row_strata
+from .local_rows import assign_split, check_faults, check_files, check_patients, check_task, drop_repeats, row_strata
 from .splits import hash_of_split
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def load_local_dataset(
     cache_dir: str | os.PathLike | None = None,
     refresh: bool = False,
     voi_lut: bool = False,
+    ids: str | None = None,
     **options: Any,
 ) -> datasets.DatasetDict:
     """
@@ -76,6 +78,7 @@ def load_local_dataset(
         cache_dir: Where results are kept; None takes the cache of `datasets`.
         refresh: Load anew, whatever is kept.
         voi_lut: Read DICOM files as displayed, see `read_image`; the column `image` carries it.
+        ids: What patient ids in several spellings are, as in `load_pairs`; None stops at them.
         **options: The data set's own, see its page in docs/datasets.
 
     Returns:
@@ -88,12 +91,13 @@ def load_local_dataset(
     Raises:
         FileNotFoundError: A table is not in `root`, or none of the images is.
         ValueError: An unknown name, task, scheme, rule, policy or option; a table with another header or an impossible
-            value; a path that leads out of `root`; too many faults; no rows. The message names file and row.
+            value; patient ids in several spellings; a path that leads out of `root`; too many faults; no rows. The
+            message names file and row.
     """
     return load_with_report(
         name, root, task, split_scheme, fraction, fraction_rule, label_policy, seed,
         validation_fraction=validation_fraction, test_fraction=test_fraction, max_fault_share=max_fault_share,
-        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, **options,
+        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, ids=ids, **options,
     )[0]  # fmt: skip
 
 
@@ -114,6 +118,7 @@ def load_with_report(
     cache_dir: str | os.PathLike | None = None,
     refresh: bool = False,
     voi_lut: bool = False,
+    ids: str | None = None,
     **options: Any,
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """`load_local_dataset` and its report: counts of rows, files, faults, patients and labels, as a dict."""
@@ -135,12 +140,15 @@ def load_with_report(
         "options": request.options,
     }
     key = {"name": name, "root": str(request.root), "task": request.task, "faults": max_fault_share} | settings | shares
+    if ids is not None:
+        check_mode(ids)
+        key["ids"] = ids
     folder = cache_folder(cache_dir, name, key)
     result = None if refresh else read_cached(folder)
     if result is None:
         with recorded_inputs() as inputs:
             report = LoadReport(dataset=name, task=request.task, **settings)
-            found, strata = _load_rows(dataset, request, report, max_fault_share, shares, label_policy)
+            found, strata = _load_rows(dataset, request, report, max_fault_share, shares, label_policy, ids)
             _thin_training(found, strata, report)
             report.count(found)
             features = contract_features(found)
@@ -216,6 +224,7 @@ def _load_rows(
     max_fault_share: float,
     shares: dict[str, float],
     label_policy: str,
+    ids: str | None,
 ):
     """Rows that passed all rules, each with a split, and their strata."""
     found = dataset.read(request)
@@ -233,6 +242,7 @@ def _load_rows(
     check_faults(report, rows, max_fault_share)
     fit_boxes(found, request.root, report)
     check_task(found, report, label_policy)
+    check_patients(found, ids)
     assign_split(found, dataset, request, report, shares)
     report.split_hash = hash_of_split(*(found.rows.get(name) for name in ("image_id", "patient_id", "split")))
     return found, row_strata(found)

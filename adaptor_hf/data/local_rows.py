@@ -11,6 +11,7 @@ import numpy as np
 from .archives import container
 from .catalog import Found, PublicDataset, Request
 from .files import list_files, outside_root
+from .ids import check_ids
 from .labels import apply_policy, label_strata
 from .local_report import FAULT_EXAMPLES, LoadReport
 from .splits import SPLITS
@@ -167,6 +168,21 @@ def check_task(found: Found, report: LoadReport, policy: str) -> None:
             f"{report.dataset}: no row is left for {report.task}. {report.table_rows} rows in the tables; left out: "
             f"{report.dropped}."
         )
+
+
+def check_patients(found: Found, ids: str | None) -> None:
+    """
+    Check that no patient's id is written in two ways.
+
+    Raises:
+        ValueError: One is, and `ids` does not say what that means; or a spreadsheet has rounded ids.
+    """
+    if "patient_id" not in found.rows:
+        return
+    given = [value if isinstance(value, str) else None for value in found.rows["patient_id"]]
+    checked = check_ids(given, what="patient_id, rows counted after those left out", mode=ids)
+    if checked != given:
+        found.rows = found.rows.assign(patient_id=checked)
 
 
 def row_strata(found: Found) -> pd.Series:

@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from itertools import repeat
 from typing import TYPE_CHECKING
 
+from .ids import canonical_id, check_mode
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -27,17 +29,52 @@ SPLIT_ALIASES = {
     "test": "test",
     "testing": "test",
 }
-"""Spellings of split names, in lower case."""
+"""Spellings of split names, in lower case. The one list of them: tables, folders, data sets and caches read it."""
+
+
+def canonical_split(name: str | None) -> str | None:
+    """
+    The split that a name stands for, in any case and with spaces around it; None for no name.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    if name is None or not (plain := str(name).strip().lower()):
+        return None
+    if plain not in SPLIT_ALIASES:
+        raise ValueError(unknown_split([str(name)]))
+    return SPLIT_ALIASES[plain]
+
+
+def unknown_split(names: Iterable[str | None], where: str = "") -> str:
+    """
+    What is said wherever a split's name is unknown.
+
+    Args:
+        names: The names; None for an empty cell.
+        where: Where they stand, such as " in data rows 1, 2".
+    """
+    shown = ", ".join("(empty)" if name is None else repr(name) for name in list(names)[:5])
+    return (
+        f"unknown split {shown}{where}. Expected train, validation (val, valid, validate, dev) or test, on every row "
+        "or on none. Correct the column, leave those rows out (--filter), or name another --split_column."
+    )
 
 
 def assign_splits(
-    dataset: Dataset, *, validation_fraction: float = 0.1, test_fraction: float = 0.1, seed: int = 0
+    dataset: Dataset,
+    *,
+    validation_fraction: float = 0.1,
+    test_fraction: float = 0.1,
+    seed: int = 0,
+    ids: str | None = None,
 ) -> Dataset:
     """Fill the column `split` by patient, unless the data set brings its own split.
 
     A patient's split follows from a hash of its id and the seed alone, so it stays the same when rows are added, in any
-    row order, on any machine. The shares are therefore shares of patients, and approximate. A row without patient
-    goes by its study, and without study by its image; then leakage cannot be excluded, and a warning says so.
+    row order, on any machine, and in another table that writes the id otherwise (`0000012` and `12`, see
+    `adaptor_hf.data.ids.canonical_id`). The shares are therefore shares of patients, and approximate. A row without
+    patient goes by its study, and without study by its image; then leakage cannot be excluded, and a warning says so.
     Where the hash leaves a split empty that has a share, it gets one patient of another split: train comes first,
     validation second (from two patients on), test third (from three on).
 
@@ -46,12 +83,13 @@ def assign_splits(
         validation_fraction: Share of patients in "validation", in [0, 1).
         test_fraction: Share of patients in "test"; the two together stay under 1.
         seed: Another seed is another split.
+        ids: "exact" takes every spelling of an id for another patient; None and "canonical" do not.
 
     Returns:
         The data set itself if every row has a split already, else one with a full column `split`.
 
     Raises:
-        ValueError: Impossible fractions, no rows, or a split on some rows only.
+        ValueError: Impossible fractions, no rows, a split on some rows only, or an unknown `ids`.
     """
     import pyarrow as pa
 
@@ -70,7 +108,7 @@ def assign_splits(
         raise ValueError(
             f"{missing} of {len(given)} rows have no split. Fill the split column, or leave it out to split by patient."
         )
-    groups = _groups(dataset)
+    groups = _groups(dataset, ids)
     place = {group: uniform("split", seed, group) for group in set(groups)}
     split_of = {
         group: "test" if u < test_fraction else "validation" if u < test_fraction + validation_fraction else "train"
@@ -81,7 +119,7 @@ def assign_splits(
     return _with_column(dataset, "split", pa.array([split_of[group] for group in groups], pa.string()))
 
 
-def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0) -> Dataset:
+def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0, ids: str | None = None) -> Dataset:
     """Keep a share of the training patients with all their rows; validation and test rows stay.
 
     Nested: with one seed, the rows of 1 % are among those of 10 %, and those among 30 %. The number of patients is
@@ -91,6 +129,7 @@ def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0) -> Datase
         dataset: With the columns of `load_pairs`.
         fraction: Share of training patients in (0, 1]; 1 returns the data set itself.
         seed: Another seed is another choice of patients.
+        ids: As in `assign_splits`.
 
     Raises:
         ValueError: `fraction` is not in (0, 1], or there are no training rows.
@@ -99,7 +138,7 @@ def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0) -> Datase
         raise ValueError(f"fraction is a share of the training patients in (0, 1], got {fraction}. For 30 % pass 0.3.")
     if fraction == 1:
         return dataset
-    splits, groups = _column(dataset, "split"), _groups(dataset)
+    splits, groups = _column(dataset, "split"), _groups(dataset, ids)
     unsplit = all(split is None for split in splits)
     training = {group for group, split in zip(groups, splits, strict=True) if unsplit or split == "train"}
     if not training:
@@ -133,12 +172,19 @@ def hash_of_split(image_ids: Iterable, patient_ids: Iterable | None, splits: Ite
     return digest.hexdigest()[:12]
 
 
-def check_disjoint(dataset: Dataset, *, allow_overlap: bool = False) -> dict[tuple[str, str], int]:
+def check_disjoint(
+    dataset: Dataset, *, allow_overlap: bool = False, ids: str | None = None
+) -> dict[tuple[str, str], int]:
     """Check that no patient is in two splits.
 
     An error by default: a patient on both sides makes every held-out number too good, and a warning is read after the
     number is published. Some published splits do overlap; to reproduce one on purpose, `allow_overlap=True` warns
     with the same counts. Rows without patient cannot be checked; a warning counts them.
+
+    Args:
+        dataset: With the columns of `load_pairs`.
+        allow_overlap: Warn instead.
+        ids: As in `assign_splits`.
 
     Returns:
         Number of shared patients for each pair of splits that has any, such as {("train", "test"): 3}.
@@ -146,13 +192,14 @@ def check_disjoint(dataset: Dataset, *, allow_overlap: bool = False) -> dict[tup
     Raises:
         ValueError: Patients in several splits. The message has counts, never ids.
     """
+    check_mode(ids)
     patients: dict[str, set[str]] = {split: set() for split in SPLITS}
     unknown = 0
     for patient, split in zip(_column(dataset, "patient_id"), _column(dataset, "split"), strict=True):
         if patient is None:
             unknown += 1
         elif split is not None:
-            patients.setdefault(split, set()).add(patient)
+            patients.setdefault(split, set()).add(_name(patient, ids))
     names = list(patients)
     shared = {
         (first, second): len(patients[first] & patients[second])
@@ -167,24 +214,30 @@ def check_disjoint(dataset: Dataset, *, allow_overlap: bool = False) -> dict[tup
         message = f"Patients are in several splits: {counts}. Held-out results would be too good."
         if not allow_overlap:
             raise ValueError(
-                f"{message} Leave the split column out to split by patient, or pass allow_overlap=True to reproduce a "
-                "published split as it is."
+                f"{message} Correct the split column, or name none: rows are then split by patient (take the column "
+                "out of the table if it is called split)."
             )
         logger.warning("%s", message)
     return shared
 
 
-def _groups(dataset: Dataset) -> list[str]:
+def _name(value: str, ids: str | None) -> str:
+    return value if ids == "exact" else canonical_id(value)
+
+
+def _groups(dataset: Dataset, ids: str | None = None) -> list[str]:
     """What may not be torn apart: a row's patient, else its study, else its image."""
+    check_mode(ids)
     columns = [_column(dataset, name) for name in ("patient_id", "study_id", "image_id")]
     groups, without_patient = [], 0
     for row, (patient, study, image) in enumerate(zip(*columns, strict=True)):
         # The kind is part of the name: patient 7 and study 7 are not one group.
         if patient is not None:
-            groups.append(f"patient:{patient}")
+            groups.append(f"patient:{_name(patient, ids)}")
             continue
         without_patient += 1
-        groups.append(f"study:{study}" if study is not None else f"image:{image if image is not None else row}")
+        kind, name = ("study", study) if study is not None else ("image", image if image is not None else str(row))
+        groups.append(f"{kind}:{_name(name, ids)}")
     if without_patient:
         logger.warning(
             "%d of %d rows have no patient id and are grouped by study or image: one patient may be in several splits, "

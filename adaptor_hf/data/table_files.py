@@ -111,7 +111,7 @@ def _read_file(path: Path, image_column: str, sep: str | None) -> Source:
     if sep is None and suffix not in SEPARATORS:
         known = ", ".join((*SEPARATORS, *JSON_LINES, *PARQUET))
         raise ValueError(
-            f"{path}: a table's name ends in one of {known} (or .gz after it), or pass sep for text tables."
+            f"{path}: a table's name ends in one of {known} (or .gz after it), for its separator to be known."
         )
     return Source(read_delimited(path, sep or SEPARATORS[suffix]), path.parent)
 

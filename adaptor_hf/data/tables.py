@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .features import RadiographImage, reads_as_displayed
-from .splits import SPLIT_ALIASES
+from .ids import check_ids, check_mode
+from .splits import SPLIT_ALIASES, unknown_split
 from .table_files import read_source
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,8 @@ MISSING = ("", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None")
 """Cells that mean "no value", after stripping whitespace."""
 
 _MISSING_CELL = r"^[\s\pZ]*(" + "|".join(MISSING) + r")[\s\pZ]*$"
+
+_IDS = ("image_id", "patient_id", "study_id")
 
 COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", "text", "split", "source_row")
 """Columns of the result, in order."""
@@ -41,18 +44,23 @@ def load_pairs(
     filters: Sequence[str] | None = None,
     sep: str | None = None,
     voi_lut: bool = False,
+    ids: str | None = None,
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; no image is opened.
 
     Values:
 
     * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row.
-    * Ids are text: leading zeros stay. Where every id of a column is a whole number and some end in ".0" (an id that
-      passed through a float column), the ".0" goes, so that 7 and 7.0 are one patient.
-    * Splits: val, valid, validate, dev are "validation"; training, testing likewise; any case.
+    * Ids are text: leading zeros stay. An id that passed through a float column loses its ".0", so that 7 and 7.0 are
+      one patient: where every id of the column is a whole number, or where the column has both. Ids that differ in
+      other ways that no one means (case, leading zeros, see `adaptor_hf.data.ids`) stop the load until `ids` says what
+      they are; ids that a spreadsheet has rounded (1.23457E+11) stop it always.
+    * Splits: val, valid, validate, dev are "validation"; training, testing likewise; any case. Every row has one, or
+      none has.
     * `image_id` is the image's path relative to the root if there is no id column, and the row number if there is no
-      path. Rows that share an id but not the image, or that repeat image and text, are kept and reported with both
-      row numbers in a warning, for whoever builds on them can drop one and keep the rows' numbers.
+      path; `./im/1.png` and `im//1.png` are `im/1.png`. Rows that share an id but not the image, or that repeat image
+      and text, are kept and reported with both row numbers in a warning, for whoever builds on them can drop one and
+      keep the rows' numbers.
 
     Image paths are relative to `image_root`, by default the table's folder. A path with ".." or a URL is refused: a
     table from elsewhere must not choose files outside. An absolute path is taken as it is, unless `image_root` is
@@ -74,6 +82,8 @@ def load_pairs(
         sep: Separator of a text table; by default "," for .csv and a tab for .tsv and .txt.
         voi_lut: Read DICOM files as displayed, see `read_image`. Everything that reads the column follows, embeddings
             too. A data set's image column that says so already keeps it.
+        ids: What ids in several spellings are: "exact", different ids; "canonical", one id, written as the first of
+            them in sorted order. None stops at them, as far as they decide what is one patient, and warns of others.
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -82,9 +92,11 @@ def load_pairs(
     Raises:
         FileNotFoundError: No such table.
         ValueError: No such column (the message lists the columns and a close match), no rows, no rows after the
-            filters, a malformed table, bytes that are not UTF-8, an unknown split, or an image path outside the root.
+            filters, a malformed table, bytes that are not UTF-8, an unknown split, an image path outside the root, or
+            ids as described at `ids`.
             The message names file and rows.
     """
+    check_mode(ids)
     data = read_source(source, image_column, sep)
     name = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
     if len(data.table) == 0:
@@ -111,10 +123,14 @@ def load_pairs(
     def read(key: str, strip: bool = True) -> pa.ChunkedArray:
         if wanted[key] is None:
             return pa.chunked_array([pa.nulls(len(rows), pa.string())])
-        column = table[wanted[key]]
-        return _without_missing(_as_text(column if kept is None else column.filter(kept), wanted[key], name), strip)
+        column = table[wanted[key]] if kept is None else table[wanted[key]].filter(kept)
+        if key in _IDS:
+            _check_precision(column, wanted[key], rows, name)
+        return _without_missing(_as_text(column, wanted[key], name), strip)
 
-    values = {key: _without_float_suffix(read(key)) for key in ("image_id", "patient_id", "study_id")}
+    values = {key: read(key) for key in _IDS}
+    values["image_id"] = _plain_path(values["image_id"])
+    values |= _checked_ids(values, rows, ids)
     values |= {"view": read("view"), "text": read("text", strip=False), "split": read("split")}
     if wanted["split"] is None and data.split is not None:
         values["split"] = pa.chunked_array([data.split.take(rows)])
@@ -142,7 +158,7 @@ def _find(names: list[str], wanted: str, option: str, source: str) -> str:
     close = difflib.get_close_matches(wanted.lower(), lower, n=1)
     hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
     if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
-        hint = " The header is a single column: pass the table's separator as sep."
+        hint = " The header is a single column: save the table with commas, or with tabs as .tsv (sep= in Python)."
     # In quotes, since a table without header has a patient's row here: private mode cuts out what is quoted.
     raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(map(repr, names))}.")
 
@@ -174,9 +190,42 @@ def _without_missing(column: pa.ChunkedArray, strip: bool) -> pa.ChunkedArray:
 
 
 def _without_float_suffix(ids: pa.ChunkedArray) -> pa.ChunkedArray:
-    if pc.all(pc.match_substring_regex(ids, r"^[0-9]+(\.0)?$"), min_count=0).as_py():
-        return pc.replace_substring_regex(ids, r"\.0$", "")
-    return ids
+    bare = pc.replace_substring_regex(ids, r"^([0-9]+)\.0$", r"\1")
+    if pc.all(pc.match_substring_regex(bare, r"^[0-9]+$"), min_count=0).as_py():
+        return bare
+    return pc.if_else(pc.is_in(bare, value_set=ids.combine_chunks()), bare, ids)
+
+
+def _check_precision(column: pa.ChunkedArray, column_name: str, rows: pa.Array, source: str) -> None:
+    """Refuse whole numbers beyond what their floating-point type can tell apart: different ids may have become one."""
+    digits = {pa.float16(): 11, pa.float32(): 24, pa.float64(): 53}.get(column.type)
+    if digits is None:
+        return
+    large = pc.and_(pc.is_finite(column), pc.greater_equal(pc.abs(column.cast(pa.float64())), float(2**digits)))
+    if pc.any(large).as_py():
+        raise ValueError(
+            f"{source}: the ids in column {column_name!r} are floating-point numbers, too large to be exact in "
+            f"{_name_rows(large, rows)}: different ids may have become one. Write the column as text or integers."
+        )
+
+
+def _checked_ids(values: dict[str, pa.ChunkedArray], rows: pa.Array, mode: str | None) -> dict[str, pa.ChunkedArray]:
+    """The ids, checked for several spellings of one. A column stops the load where it decides what stays together."""
+    if mode != "exact":
+        values = {key: _without_float_suffix(ids) for key, ids in values.items()}
+    without_patient = pc.is_null(values["patient_id"])
+    by_image = pc.and_(without_patient, pc.is_null(values["study_id"]))
+    decisive = {"patient_id": True, "study_id": pc.any(without_patient).as_py(), "image_id": pc.any(by_image).as_py()}
+    numbers = rows.to_numpy()
+    checked = {}
+    for key, ids in values.items():
+        if ids.null_count < len(ids):
+            given = ids.to_pylist()
+            loose = key == "patient_id"
+            checked[key] = check_ids(given, numbers, key, mode, stop=decisive[key], loose=loose)
+            ids = ids if checked[key] == given else pa.chunked_array([pa.array(checked[key], pa.string())])
+        checked[key] = ids
+    return checked
 
 
 def _filter(table: pa.Table, names: list[str], filters: Sequence[str], source: str) -> pa.ChunkedArray | None:
@@ -200,23 +249,21 @@ def _filter(table: pa.Table, names: list[str], filters: Sequence[str], source: s
 
 
 def _canonical_splits(splits: pa.ChunkedArray, rows: pa.Array, source: str) -> pa.ChunkedArray:
-    lower = pc.utf8_lower(splits)
+    if splits.null_count == len(splits):
+        return splits
+    lower = pc.utf8_lower(pc.utf8_trim_whitespace(splits))
     position = pc.index_in(lower, pa.array(SPLIT_ALIASES))
     unknown = pc.is_null(position)
     if pc.any(unknown).as_py():
         found = pc.unique(splits.filter(unknown)).to_pylist()
-        shown = ", ".join("(empty)" if value is None else repr(value) for value in found[:5])
-        raise ValueError(
-            f"{source}: unknown split {shown} in {_name_rows(unknown, rows)}. Expected train, validation (val, valid, "
-            "validate, dev) or test. Correct the table, filter those rows out, or name another split_column."
-        )
+        raise ValueError(f"{source}: {unknown_split(found, f' in {_name_rows(unknown, rows)}')}")
     return pa.chunked_array([pa.array(SPLIT_ALIASES.values()).take(position.combine_chunks())])
 
 
 def _resolve(
     cells: pa.ChunkedArray, image_root: str | os.PathLike | None, table_folder: Path | None, rows: pa.Array, source: str
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Absolute image paths, and the same relative to the root where they lie under it."""
+    """Absolute image paths, and the same relative to the root where they lie under it, in one spelling."""
     root = os.path.abspath(image_root if image_root is not None else table_folder or os.curdir)
     prefix = os.path.join(root, "")
     refused = {
@@ -224,6 +271,7 @@ def _resolve(
         "is a URL": pc.match_substring_regex(cells, r"^[A-Za-z][A-Za-z0-9+.-]+:(//|/[^/])"),
     }
     absolute = pc.match_substring_regex(cells, r"^([\\/]|[A-Za-z]:[\\/])")
+    cells = _plain_path(cells)
     under = pc.starts_with(cells, prefix)
     if image_root is not None:
         refused["is absolute and not under the image root"] = pc.and_(absolute, pc.invert(under))
@@ -233,8 +281,16 @@ def _resolve(
                 f"{source}: an image path {reason} in {_name_rows(mask, rows)}. Paths are relative to {root} and stay "
                 "under it; set image_root to the folder that holds all images."
             )
-    relative = pc.if_else(under, pc.utf8_slice_codeunits(cells, len(prefix)), cells)
+    # The path keeps its Unicode form: a file's name on disk may have either.
+    relative = pc.utf8_normalize(pc.if_else(under, pc.utf8_slice_codeunits(cells, len(prefix)), cells), "NFC")
     return pc.if_else(absolute, cells, pc.binary_join_element_wise(prefix, cells, "")), relative
+
+
+def _plain_path(paths: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Without `./` and doubled slashes; the `//` after a colon is a URL's, and a member of an archive has its name."""
+    plain = pc.replace_substring_regex(paths, r"(^|[^:])/+(\./+)*", r"\1/")
+    plain = pc.replace_substring_regex(plain, r"^(\./)+", "")
+    return pc.if_else(pc.match_substring(paths, "::"), paths, plain)
 
 
 def _name_rows(mask: pa.ChunkedArray, rows: pa.Array, limit: int = 5) -> str:
@@ -251,6 +307,7 @@ def _report(values: dict[str, pa.ChunkedArray], paths: pa.ChunkedArray, rows: pa
     repeated_id = values["image_id"].to_pandas().duplicated(keep=False).to_numpy()
     if not repeated_id.any():
         return
+    paths = pc.utf8_normalize(paths, "NFC")
     table = pa.table({"id": values["image_id"], "path": paths, "text": values["text"], "row": rows})
     frame = table.filter(pa.array(repeated_id)).to_pandas().fillna({"path": "", "text": ""})
     by_id = frame.groupby("id", sort=False)

@@ -67,6 +67,11 @@ class DownstreamArguments(PrivacyArguments):
     )
     study_column: str | None = field(default=None, metadata={"help": "Of the table: column of study ids."})
     id_column: str | None = field(default=None, metadata={"help": "Of the table: column of image ids."})
+    ids: str | None = field(
+        default=None,
+        metadata={"help": "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
+                  "choices": ["exact", "canonical"]},
+    )  # fmt: skip
     subgroup_column: list[str] = field(
         default_factory=list, metadata={"help": "Of the table: columns kept for subgroups, beside view, sex and age."}
     )
@@ -216,6 +221,7 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
         "study_column",
         "split_column",
         "id_column",
+        "ids",
     )
     options = {name: getattr(arguments, name) for name in same}
     return options | {

@@ -187,6 +187,7 @@ def load_table(
     id_column: str | None = None,
     filters: Sequence[str] | None = None,
     voi_lut: bool = False,
+    ids: str | None = None,
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -197,8 +198,8 @@ def load_table(
         mask_column: Column of mask files, relative to the image root; an empty cell is an unknown mask.
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
-        image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut: As in
-            `load_pairs`.
+        image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids:
+            As in `load_pairs`.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -215,7 +216,7 @@ def load_table(
     pairs = load_pairs(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
-        split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut,
+        split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
     )  # fmt: skip
     raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])
@@ -312,6 +313,7 @@ def split_table(
     validation_fraction: float = 0.1,
     test_fraction: float = 0.2,
     seed: int = 0,
+    ids: str | None = None,
 ) -> tuple[dict[str, Dataset], str]:
     """
     Parts of a table by its split, or by patient where it brings none, and the split's hash. A table without a
@@ -327,10 +329,11 @@ def split_table(
     given = set(table.unique("split"))
     if given and None not in given and "train" in given and "validation" not in given:
         logger.warning("The table has no validation split: taking one from its training patients.")
-        table = split_training_rows(table, validation_fraction, seed)
+        table = split_training_rows(table, validation_fraction, seed, ids)
     elif given != {"test"}:
-        table = assign_splits(table, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed)
-    check_disjoint(table)
+        shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+        table = assign_splits(table, **shares, seed=seed, ids=ids)
+    check_disjoint(table, ids=ids)
     splits = np.array(table["split"][:])
     parts = {part: table.select(np.flatnonzero(splits == part)) for part in PARTS if (splits == part).any()}
     return parts, split_hash(table)

@@ -40,7 +40,7 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
         options = parse_options(arguments.dataset_option)
         return private_parts(*load_public(
             arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
-            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), **options,
+            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), ids=arguments.ids, **options,
         ))  # fmt: skip
     refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
     table = load_table(arguments.table, **table_options(arguments))
@@ -50,6 +50,7 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
         seed=arguments.split_seed,
+        ids=arguments.ids,
     )
     return private_parts(parts, split_hash, arguments.subgroup_column)
 
@@ -88,7 +89,8 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
             voi_lut = bool(arguments.voi_lut)
-            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed, voi_lut=voi_lut))
+            options = {"seed": arguments.split_seed, "voi_lut": voi_lut, "ids": arguments.ids}
+            parts, hashed = private_parts(*load_public(name, place, task, **options))
         else:
             refuse_identifying_columns(place, arguments.image_column, arguments)
             table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)

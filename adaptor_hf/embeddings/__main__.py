@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
+    build.add_argument("--ids", choices=("exact", "canonical"), help="ids in several spellings; default: stop")
     build.add_argument("--voi_lut", action="store_true", help="read DICOM files as displayed: with VOI LUT or window")
     build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
     build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
@@ -50,10 +51,15 @@ def _build(arguments: argparse.Namespace) -> None:
         columns["text_column"] = None
     filters = arguments.filter or None
     dataset = load_pairs(
-        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut, **columns
+        arguments.source,
+        image_root=arguments.image_root,
+        filters=filters,
+        voi_lut=arguments.voi_lut,
+        ids=arguments.ids,
+        **columns,
     )
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
-    dataset = assign_splits(dataset, **shares, seed=arguments.seed)
+    dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
     options += ("image_store", "image_store_size")
     cache = build_cache(

@@ -11,7 +11,16 @@ import pyarrow as pa
 import torch
 
 from .faults import EXCLUDED
-from .files import NUMPY_DTYPES, check_files, embedding_view, map_batch, map_batches, read_manifest
+from .files import (
+    KEY_DTYPE,
+    NUMPY_DTYPES,
+    check_files,
+    embedding_view,
+    key_view,
+    map_batch,
+    map_batches,
+    read_manifest,
+)
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 
 logger = logging.getLogger(__name__)
@@ -192,6 +201,18 @@ class EmbeddingCache:
     def text_rows(self) -> np.ndarray:
         """(n,) int64 text row of each pair row of this view, -1 without text; equal for equal texts."""
         return self._store.text_row[self._rows]
+
+    def image_digests(self) -> np.ndarray | None:
+        """
+        (n,) 16-byte digests of the content of each pair row's image, empty without image; keyed in private mode. None
+        where they are not known: the cache has no images, or its embeddings were imported.
+        """
+        if "images" not in self._store.vectors or (self.vision_spec or {}).get("library") == "external":
+            return None
+        folder = self.path.parent / self.manifest["images"]
+        shards = [map_batch(folder / shard["file"]) for shard in read_manifest(folder)["shards"]]
+        known = np.concatenate([np.zeros(1, KEY_DTYPE), *(key_view(batch, "digest") for batch in shards)])
+        return known[self.image_rows + 1]
 
     @property
     def num_texts(self) -> int:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.archives import image_source
+from ..data.splits import canonical_split
 from ..private_mode import keyed_digests, private_name
 from .files import KEY_DTYPE
 from .keys import digest, file_key, key_vector, text_key
@@ -17,7 +18,6 @@ from .lookup import first_rows
 BLOCK_ROWS = 2048
 IMAGE_BLOCK_ROWS = 128  # images may be stored as bytes
 ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
-SPLIT_ALIASES = {"val": "validation", "valid": "validation", "validate": "validation", "dev": "validation"}
 _NO_KEY = b"\0" * 16
 
 
@@ -52,7 +52,7 @@ def merge_splits(dataset):
     if isinstance(dataset, datasets.DatasetDict):
         if not dataset:
             raise ValueError("the DatasetDict is empty: expected at least one split")
-        names = {name: SPLIT_ALIASES.get(name, name) for name in dataset}
+        names = {name: canonical_split(name) for name in dataset}
         columns = set.intersection(*(set(part.column_names) for part in dataset.values()))
         keep = [name for name in next(iter(dataset.values())).column_names if name in columns and name != "split"]
         parts = [part.select_columns(keep) for part in dataset.values()]
@@ -113,11 +113,7 @@ def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
     if splits is not None:
         split = pa.chunked_array([pa.array(splits)])
     elif "split" in names:
-        split = _column(dataset, "split").cast(pa.string())
-        if split.null_count:
-            split = pc.fill_null(split, "train")
-        for alias in set(pc.unique(split).to_pylist()) & SPLIT_ALIASES.keys():
-            split = pc.if_else(pc.equal(split, alias), SPLIT_ALIASES[alias], split)
+        split = _splits(_column(dataset, "split").cast(pa.string()))
     else:
         split = pa.chunked_array([pa.repeat("train", rows)])
     for name in ID_COLUMNS:
@@ -133,6 +129,22 @@ def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
         # `labels` would make Trainer take the batch for a labelled one.
         columns["targets"] = _column(dataset, "labels")
     return pa.table(columns)
+
+
+def _splits(given: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Split of each row by its one name; all rows are training rows where none has a split."""
+    codes = given.combine_chunks().dictionary_encode()
+    names = [canonical_split(name) for name in codes.dictionary.to_pylist()]
+    split = pa.array(names, pa.string()).take(codes.indices)
+    missing = split.null_count
+    if missing == len(split):
+        return pa.chunked_array([pa.repeat("train", len(split))])
+    if missing:
+        raise ValueError(
+            f"{missing} of {len(split)} rows have no split. Fill the split column, or leave it out to split by patient "
+            "(adaptor_hf.data.splits.assign_splits)."
+        )
+    return pa.chunked_array([split])
 
 
 def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, list]]:

@@ -43,17 +43,18 @@ def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArg
         view_column=arguments.view_column,
         filters=arguments.filter or None,
         voi_lut=arguments.voi_lut,
+        ids=arguments.ids,
     )
     pairs = rename_splits(pairs, arguments.split_alias)
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     given = set(pairs.unique("split"))
     if given and None not in given and "validation" not in given and "train" in given:
         logger.warning("The table has no validation split: taking one from its training patients.")
-        pairs = split_training_rows(pairs, arguments.validation_fraction, seed)
+        pairs = split_training_rows(pairs, arguments.validation_fraction, seed, arguments.ids)
     else:
-        pairs = assign_splits(pairs, **shares, seed=seed)
-    check_disjoint(pairs)
-    return private_rows(patient_fraction(pairs, arguments.train_fraction, seed=seed))
+        pairs = assign_splits(pairs, **shares, seed=seed, ids=arguments.ids)
+    check_disjoint(pairs, ids=arguments.ids)
+    return private_rows(patient_fraction(pairs, arguments.train_fraction, seed=seed, ids=arguments.ids))
 
 
 def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
@@ -80,6 +81,7 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
         voi_lut=arguments.voi_lut,
+        ids=arguments.ids,
         **parse_options(arguments.dataset_option),
     )
     if describe(parts)["overlaps"]:
@@ -95,30 +97,30 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
 
 def rename_splits(pairs: "Dataset", aliases: list[str]) -> "Dataset":
     """Apply `old=new` renames to the column `split`."""
-    from ..data.splits import SPLIT_ALIASES, SPLITS
+    from ..data.splits import canonical_split
 
     if not aliases:
         return pairs
     renames = {}
     for alias in aliases:
         old, separator, new = alias.partition("=")
-        if not separator or new not in SPLITS:
-            raise ValueError(f"split_alias must read old=new with new one of {', '.join(SPLITS)}, got {alias!r}.")
-        renames[SPLIT_ALIASES.get(old.lower(), old)] = new
+        if not separator or not old.strip() or not new.strip():
+            raise ValueError(f"--split_alias reads old=new, such as validation=test, got {alias!r}.")
+        renames[canonical_split(old)] = canonical_split(new)
     values = pairs["split"][:]
     if missing := sorted(renames.keys() - set(values)):
-        raise ValueError(f"split_alias names splits that no row has: {', '.join(missing)}.")
+        raise ValueError(f"--split_alias names splits that no row has: {', '.join(missing)}.")
     return replace_splits(pairs, [renames.get(value, value) for value in values])
 
 
-def split_training_rows(pairs: "Dataset", validation_fraction: float, seed: int) -> "Dataset":
+def split_training_rows(pairs: "Dataset", validation_fraction: float, seed: int, ids: str | None = None) -> "Dataset":
     """Move a share of the training patients to validation; other rows keep their split."""
     from ..data.splits import assign_splits
 
     splits = pairs["split"][:]
     rows = [row for row, split in enumerate(splits) if split == "train"]
     training = replace_splits(pairs.select(rows), [None] * len(rows))
-    assigned = assign_splits(training, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
+    assigned = assign_splits(training, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed, ids=ids)
     for row, split in zip(rows, assigned["split"][:], strict=True):
         splits[row] = split
     return replace_splits(pairs, splits)

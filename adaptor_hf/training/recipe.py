@@ -54,6 +54,11 @@ class DataArguments:
     patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
     study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})
     id_column: str | None = field(default=None, metadata={"help": "Column of image ids; default: the image's path."})
+    ids: str | None = field(
+        default=None,
+        metadata={"help": "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
+                  "choices": ["exact", "canonical"]},
+    )  # fmt: skip
     view_column: str | None = field(default=None, metadata={"help": "Column of the view, such as PA."})
     split_column: str | None = field(default=None, metadata={"help": "Column of the split: train, validation, test."})
     split_alias: list[str] = field(
@@ -68,6 +73,11 @@ class DataArguments:
     extraction_batch_size: int | None = field(
         default=None, metadata={"help": "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU."}
     )
+    duplicates: str = field(
+        default="refuse",
+        metadata={"help": "Training images that are copies of held-out ones: refuse, or drop them from training.",
+                  "choices": ["refuse", "drop"]},
+    )  # fmt: skip
     image_store: str | None = field(
         default=None, metadata={"help": "Folder that keeps resized images: the next tower need not decode."}
     )
@@ -87,7 +97,7 @@ class DataArguments:
             source = "with" if self.dataset is not None else "without"
             raise ValueError(f"{', '.join(set_)} would have no effect {source} --dataset. Leave it out.")
         self.dataset_name = self.dataset_name or self.dataset
-        of_a_table = [option for option in fields(self) if option.name not in ("cache", "dataset_name")]
+        of_a_table = [option for option in fields(self) if option.name not in ("cache", "dataset_name", "duplicates")]
         if self.cache is not None and (set_ := [o.name for o in of_a_table if self._is_set(o)]):
             raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
 
