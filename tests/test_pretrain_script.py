@@ -360,7 +360,7 @@ class TestSplits:
         assert re.search(r"\d validation, 10 test", caplog.text)
         with pytest.raises(ValueError, match="split_alias names splits that no row has: test"):
             main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "test=train"})
-        with pytest.raises(ValueError, match="must read old=new"):
+        with pytest.raises(ValueError, match="reads old=new"):
             main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "val"})
 
     def test_without_held_out_pairs_it_trains_says_so_and_writes_a_card_without_numbers(
