@@ -90,10 +90,22 @@ def test_the_cache_opens_with_the_same_embeddings(name, cache_dir, expected):
     assert cache.vision_spec.get("voi_lut", False) == (name == "window")
 
 
-@pytest.mark.parametrize(("name", "reading"), [("grey", {}), ("colour", {}), ("window", {"voi_lut": True})])
+@pytest.mark.parametrize(
+    ("name", "reading"),
+    [("grey", {}), ("grey", {"image_mode": "L"}), ("colour", {"image_mode": "L"}), ("window", {"voi_lut": True})],
+)
 def test_the_cache_is_reused_where_the_reading_is_the_same(name, reading, cache_dir, towers, expected, no_tower_runs):
     before = folders_of(cache_dir)
     pairs = load_pairs(FIXTURE / f"{name}.csv", **reading)
     cache = build_cache(pairs, *towers, cache_dir, num_workers=0)
     assert torch.equal(cache.image_embeddings(), expected[f"cache.{name}.images"])
     assert folders_of(cache_dir) == before
+
+
+def test_only_images_in_colour_are_embedded_anew(cache_dir, towers, expected):
+    before = folders_of(cache_dir)
+    cache = build_cache(load_pairs(FIXTURE / "colour.csv"), *towers, cache_dir, num_workers=0)
+    assert folders_of(cache_dir) - before == {cache.manifest["images"]}
+    assert cache.vision_spec["image_mode"] == "RGB"
+    assert (cache.image_embeddings() != expected["cache.colour.images"]).any(dim=1).all()
+    assert torch.equal(cache.text_embeddings(), expected["cache.colour.texts"])

@@ -78,7 +78,7 @@ def read_image(
         with _damage_named(name):
             picture = _flatten(source, mode)
     else:
-        with _opened(source) as (stream, name), _damage_named(name):
+        with opened(source) as (stream, name), _damage_named(name):
             picture = _decode(stream, name, mode, min_size, voi_lut, return_raw)
     if return_raw:
         return _with_channels(np.asarray(picture, dtype=np.float32), mode)
@@ -93,7 +93,7 @@ def image_size(source: str | os.PathLike | bytes | BinaryIO) -> tuple[int, int]:
     Raises:
         FileNotFoundError, OSError, ValueError: As `read_image`, as far as the header shows it.
     """
-    with _opened(source) as (stream, name), _damage_named(name):
+    with opened(source) as (stream, name), _damage_named(name):
         head = stream.read(HEADER_BYTES)
         stream.seek(0)
         if looks_like_dicom(head) or Path(name).suffix.lower() in DICOM_SUFFIXES:
@@ -201,7 +201,7 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 
 
 @contextmanager
-def _opened(source) -> Iterator[tuple[BinaryIO, str]]:
+def opened(source) -> Iterator[tuple[BinaryIO, str]]:
     """A seekable stream and a name for messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield BytesIO(source), "image bytes"

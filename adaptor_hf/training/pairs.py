@@ -43,6 +43,7 @@ def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArg
         view_column=arguments.view_column,
         filters=arguments.filter or None,
         voi_lut=arguments.voi_lut,
+        image_mode=arguments.image_mode,
     )
     pairs = rename_splits(pairs, arguments.split_alias)
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
@@ -80,6 +81,7 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         validation_fraction=arguments.validation_fraction,
         test_fraction=arguments.test_fraction,
         voi_lut=arguments.voi_lut,
+        image_mode=arguments.image_mode,
         **parse_options(arguments.dataset_option),
     )
     if describe(parts)["overlaps"]:
