@@ -3,6 +3,8 @@
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-READING = ("image_mode", "voi_lut")
-"""What a vision tower's spec may state of how image files become pixels, beside what the tower does with them."""
+READING = ("image_mode", "voi_lut")  # in a vision tower's spec: how image files became pixels in training
 READ_FIRST = "read it with adaptor_hf.data.images.read_image, which gives an 8-bit image"
 
 
@@ -31,8 +32,7 @@ class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
 
     do_grayscale (`bool`): give 1 channel (ITU-R 601 luma) in place of 3.
     do_pad_to_square (`bool`): pad the shorter side with zeros, image centred, before resizing.
-    image_mode (`str`): "L" takes the colour out of every image, "RGB" keeps it, None takes images as they are.
-    voi_lut (`bool`): read DICOM files as displayed.
+    image_mode (`str`), voi_lut (`bool`): how images are read, see [`AdaptorImageProcessor`].
     """
 
     do_grayscale: bool | None
@@ -61,9 +61,9 @@ class AdaptorImageProcessor(PilBackend):
         do_grayscale (`bool`): give 1 channel in place of 3.
         do_pad_to_square (`bool`): pad the shorter side with zeros first.
         image_mode (`str`, *optional*): how the images of the model's training were read, "L" or "RGB", which all images
-            then are; alpha is laid on black. None, of a tower's own processor and of version 0.1: as they are given,
-            an alpha channel dropped.
-        voi_lut (`bool`): whether DICOM files were read as displayed in training; paths of DICOM files are read so.
+            then are, alpha laid on black; paths are read as in training, DICOM included. None (a tower's own processor,
+            checkpoints of version 0.1): as they are given, an alpha channel dropped.
+        voi_lut (`bool`): with `image_mode`, paths of DICOM files are read as displayed.
 
     Called with `segmentation_maps`, one a image and of its size, it also gives `labels` (B, H, W) of integers, put
     through the same steps without interpolation. Grey images are masks of 0 and 255 (or 0 and 1) and become 0 and 1;
@@ -163,6 +163,10 @@ class AdaptorImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls):
         # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
         if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:")):
+            if self.image_mode is not None and find_spec("adaptor_hf"):
+                # As in training, DICOM and deeper files included. By name: this file must work without the package.
+                read_image = import_module("adaptor_hf.data.images").read_image
+                return read_image(image_url_or_urls, mode=self.image_mode, voi_lut=bool(self.voi_lut))
             with Image.open(image_url_or_urls) as image:
                 image.load()
                 return image
