@@ -163,8 +163,7 @@ class AdaptorImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls):
         # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
         if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:")):
-            if self.image_mode is not None and find_spec("adaptor_hf"):
-                # As in training, DICOM and deeper files included. By name: this file must work without the package.
+            if self.image_mode is not None and find_spec("adaptor_hf"):  # this file may be there without the package
                 read_image = import_module("adaptor_hf.data.images").read_image
                 return read_image(image_url_or_urls, mode=self.image_mode, voi_lut=bool(self.voi_lut))
             with Image.open(image_url_or_urls) as image:
