@@ -1,5 +1,6 @@
 """Pictures in colour: what `read_image` makes of special files, and which data sets are found to be in colour."""
 
+import csv
 import io
 import logging
 
@@ -213,3 +214,20 @@ def test_a_sample_is_seeded_and_damaged_files_are_counted_apart(caplog):
     with caplog.at_level(logging.INFO):
         assert choose_mode(missing) == "L"
     assert not caplog.records
+
+
+def test_photographs_are_in_colour(realpairs):
+    with open(realpairs / "flickr8k" / "metadata.csv", encoding="utf-8") as file:
+        names = sorted({row["image"] for row in csv.DictReader(file)})
+    found = [is_colour(realpairs / "flickr8k" / name) for name in names[::60]]
+    assert len(found) > 90
+    # Some are black and white.
+    assert np.mean(found) > 0.95
+
+
+def test_radiographs_saved_as_rgb_jpeg_are_grey(realbench):
+    with open(realbench / "metadata.csv", encoding="utf-8") as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    for number, name in enumerate(names[::30]):
+        image = Image.open(realbench / name).convert("L").convert("RGB")
+        assert not is_colour(encoded(image, "JPEG", quality=(50, 75, 95)[number % 3]))

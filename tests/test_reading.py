@@ -3,8 +3,6 @@
 import csv
 import json
 import logging
-import os
-from pathlib import Path
 
 import datasets
 import numpy as np
@@ -192,12 +190,9 @@ class TestEmbeddings:
             assert json.loads(capsys.readouterr().out)["image_mode"] == mode
 
 
-def test_photographs_are_seen_as_the_towers_own_processor_shows_them(tmp_path):
-    folder = os.environ.get("ADAPTOR_REALPAIRS")
-    if not folder:
-        pytest.skip("set ADAPTOR_REALPAIRS to the folder that holds flickr8k")
+def test_photographs_are_seen_as_the_towers_own_processor_shows_them(realpairs, tmp_path):
     lite0 = load_vision_tower("lite0")
-    pairs = load_pairs(Path(folder) / "flickr8k" / "metadata.csv", id_column="image_id", patient_column="group_id")
+    pairs = load_pairs(realpairs / "flickr8k" / "metadata.csv", id_column="image_id", patient_column="group_id")
     assert pairs.features["image"].reading == Reading("RGB")
     rows = np.unique(pairs["image_id"][:], return_index=True)[1][::700]
     pairs = pairs.select(sorted(rows))
