@@ -3,6 +3,8 @@
 import csv
 import io
 import logging
+import struct
+import zlib
 
 import datasets
 import numpy as np
@@ -52,6 +54,31 @@ def palette_dicom(folder, entries=16):
     return dicom(folder, GREY, PhotometricInterpretation="PALETTE COLOR", **tags)
 
 
+def deep_png(array):
+    """A PNG of 16 bits a channel, which Pillow does not write."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    lines = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
+    header = struct.pack(">IIBBBBB", array.shape[1], array.shape[0], 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunks
+
+
+def deep_tiff(array):
+    """A TIFF of 16 bits a channel."""
+    data = array.astype("<u2").tobytes()
+    tags = {256: array.shape[1], 257: array.shape[0], 258: None, 259: 1, 262: 2, 273: None, 277: 3,
+            278: array.shape[0], 279: len(data)}  # fmt: skip
+    behind = 8 + 2 + 12 * len(tags) + 4
+    tags |= {258: behind, 273: behind + 6}
+    entries = b"".join(struct.pack("<HHII", tag, 3 if tag == 258 else 4, 3 if tag == 258 else 1, value)
+                       for tag, value in tags.items())  # fmt: skip
+    start = b"II*\0" + struct.pack("<IH", 8, len(tags))
+    return start + entries + struct.pack("<IHHH", 0, 16, 16, 16) + data
+
+
 def as_float(path):
     return np.asarray(read_image(path, mode="RGB")).astype(float)
 
@@ -89,6 +116,14 @@ class TestFilesInColour:
         deep = COLOUR.astype(np.uint16) * 257
         np.testing.assert_array_equal(read_image(deep, mode="RGB"), COLOUR)
         np.testing.assert_array_equal(read_image(dicom(tmp_path, deep), mode="RGB"), COLOUR)
+
+    @pytest.mark.parametrize("write", [deep_png, deep_tiff])
+    def test_colour_files_of_sixteen_bits_lose_the_lower_eight_and_never_all(self, write):
+        deep = COLOUR.astype(np.uint16) * 257
+        np.testing.assert_array_equal(read_image(write(deep), mode="RGB"), COLOUR)
+        for bits in (12, 14):
+            with pytest.raises(ValueError, match="14 or fewer are used"):
+                read_image(write(deep >> (16 - bits)))
 
     def test_a_grey_file_has_three_equal_channels(self):
         grey = np.asarray(read_image(encoded(picture(GREY))))

@@ -39,6 +39,7 @@ def read_image(
       applied.
     * Deeper non-negative integers (16-bit PNG, TIFF, arrays) are scaled, never clipped, from the smallest of 8, 10, 12,
       14 or 16 bits that holds the image's maximum: 12-bit values in a 16-bit PNG do not come out black.
+    * Of 16 bits a channel in a colour PNG or TIFF the upper 8 are taken; values of 14 bits or fewer are refused.
     * Other numbers (signed, 32-bit, float) are scaled from their own minimum and maximum to 0-255.
     * DICOM: stored values, then rescale slope and intercept (or the modality LUT). Unsigned 8-bit data without a
       rescale keep their values, as their PNG export does; everything else is scaled from the image's minimum and
@@ -152,7 +153,14 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
         raise ValueError(f"{name}: has {frames} frames or pages, expected one picture. Export the one you want.")
     if min_size is not None and image.format == "JPEG":
         image.draft(mode, (min_size, min_size))
+    # Before loading: Pillow keeps the upper 8 bits of 16 in colour, and does not say so afterwards.
+    halved = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
     image.load()
+    if halved and max(high for _, high in image.getextrema()[:3]) < 64:
+        raise ValueError(
+            f"{name}: 16 bits a channel, of which 14 or fewer are used. Pillow reads the upper 8: the picture would "
+            "come out dark. Save it with 8 bits a channel."
+        )
     return _flatten(image, mode)
 
 
