@@ -3,6 +3,8 @@
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+READING = ("image_mode", "voi_lut")  # in a vision tower's spec: how image files became pixels in training
 READ_FIRST = "read it with adaptor_hf.data.images.read_image, which gives an 8-bit image"
 
 
@@ -29,10 +32,13 @@ class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
 
     do_grayscale (`bool`): give 1 channel (ITU-R 601 luma) in place of 3.
     do_pad_to_square (`bool`): pad the shorter side with zeros, image centred, before resizing.
+    image_mode (`str`), voi_lut (`bool`): how images are read, see [`AdaptorImageProcessor`].
     """
 
     do_grayscale: bool | None
     do_pad_to_square: bool | None
+    image_mode: str | None
+    voi_lut: bool | None
 
 
 class AdaptorImageProcessor(PilBackend):
@@ -43,7 +49,7 @@ class AdaptorImageProcessor(PilBackend):
     with the same Pillow.
 
     Images may be PIL images of 8-bit modes, paths, or numpy arrays and torch tensors of shape (H, W), (H, W, C) or
-    (C, H, W) with 1, 3 or 4 channels, one or a list or a batch; an alpha channel is dropped. Integer values are
+    (C, H, W) with 1, 3 or 4 channels, one or a list or a batch. Integer values are
     0..255. Float values are 0..255 when `do_rescale` is on and 0..1 when it is off.
 
     Args:
@@ -54,6 +60,10 @@ class AdaptorImageProcessor(PilBackend):
             [-1024, 1024] of torchxrayvision is mean 0.5 and standard deviation 0.5 / 1024.
         do_grayscale (`bool`): give 1 channel in place of 3.
         do_pad_to_square (`bool`): pad the shorter side with zeros first.
+        image_mode (`str`, *optional*): how the images of the model's training were read, "L" or "RGB", which all images
+            then are, alpha laid on black; paths are read as in training, DICOM included. None (a tower's own processor,
+            checkpoints of version 0.1): as they are given, an alpha channel dropped.
+        voi_lut (`bool`): with `image_mode`, paths of DICOM files are read as displayed.
 
     Called with `segmentation_maps`, one a image and of its size, it also gives `labels` (B, H, W) of integers, put
     through the same steps without interpolation. Grey images are masks of 0 and 255 (or 0 and 1) and become 0 and 1;
@@ -85,6 +95,8 @@ class AdaptorImageProcessor(PilBackend):
     do_convert_rgb = True
     do_grayscale = False
     do_pad_to_square = False
+    image_mode = None
+    voi_lut = False
 
     def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_pad=None, do_convert_rgb=None, **kwargs):
         super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
@@ -98,6 +110,8 @@ class AdaptorImageProcessor(PilBackend):
             raise ValueError(
                 f"size must have the key 'shortest_edge' or the keys 'height' and 'width', got {dict(size)}."
             )
+        if kwargs.get("image_mode") not in (None, "L", "RGB"):
+            raise ValueError(f'image_mode must be "L", "RGB" or None, got {kwargs["image_mode"]!r}.')
         channels = 1 if kwargs.get("do_grayscale") else 3
         for name in ("image_mean", "image_std"):
             value = kwargs.get(name)
@@ -149,6 +163,9 @@ class AdaptorImageProcessor(PilBackend):
     def fetch_images(self, image_url_or_urls):
         # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
         if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:")):
+            if self.image_mode is not None and find_spec("adaptor_hf"):  # this file may be there without the package
+                read_image = import_module("adaptor_hf.data.images").read_image
+                return read_image(image_url_or_urls, mode=self.image_mode, voi_lut=bool(self.voi_lut))
             with Image.open(image_url_or_urls) as image:
                 image.load()
                 return image
@@ -158,18 +175,29 @@ class AdaptorImageProcessor(PilBackend):
         # The base class takes a 2-D array for a broken image; here it is a grey one.
         return super()._prepare_images_structure(_with_channel_axis(images), expected_ndims=expected_ndims)
 
-    def process_image(self, image, do_rescale=None, do_normalize=None, input_data_format=None, **kwargs):
+    def process_image(
+        self, image, do_rescale=None, do_normalize=None, input_data_format=None, image_mode=None, **kwargs
+    ):
         """Checks one image and gives it as a list of Pillow planes: one "L" or "RGB" image, or "F" planes."""
+        planes = self._planes(image, do_rescale, do_normalize, input_data_format, image_mode is not None)
+        return _to_gray(planes) if image_mode == "L" else planes
+
+    def _planes(self, image, do_rescale, do_normalize, input_data_format, on_black):
         if isinstance(image, Image.Image):
-            return [_eight_bit_image(image)]
+            return [_eight_bit_image(_on_black(image) if on_black else image)]
         if isinstance(image, torch.Tensor):
             image = image.detach().to("cpu")
             image = (image.float() if image.is_floating_point() else image).numpy()
         pixels = _channels_last(np.asarray(image), input_data_format)
+        alpha, pixels = pixels[..., 3:], pixels[..., :3]
         _check_values(pixels, do_rescale, do_normalize)
         if np.issubdtype(pixels.dtype, np.integer) and do_rescale:
             pixels = pixels.astype(np.uint8)
+            if on_black and alpha.shape[-1]:
+                return [_on_black(Image.fromarray(np.concatenate([pixels, alpha.astype(np.uint8)], axis=2)))]
             return [Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)]
+        if on_black and alpha.shape[-1]:
+            pixels = pixels * (alpha / (255 if do_rescale else 1))
         return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0).astype(np.float32)]
 
     def _preprocess(
@@ -239,6 +267,12 @@ def image_processor_fields(processor: AdaptorImageProcessor) -> dict[str, Any]:
     fields["resample"] = int(fields["resample"])
     fields["rescale_factor"] = float(fields["rescale_factor"])
     return fields
+
+
+def processor_of_tower(spec: dict[str, Any]) -> AdaptorImageProcessor:
+    """The image processor of a vision tower's spec: what the tower does, and the reading if the spec states one."""
+    reading = {name: spec[name] for name in READING if spec.get(name) is not None}
+    return AdaptorImageProcessor(**spec["image_processor"], **reading)
 
 
 def translate_image_processor(processor) -> dict[str, Any]:
@@ -314,6 +348,14 @@ def _eight_bit_image(image: Image.Image) -> Image.Image:
     return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
 
 
+def _on_black(image: Image.Image) -> Image.Image:
+    """Alpha and transparent palette entries laid on black, as `adaptor_hf.data.images.read_image` does."""
+    if image.mode not in EIGHT_BIT_MODES or not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+
+
 def _with_channel_axis(images):
     if isinstance(images, list | tuple):
         return [_with_channel_axis(image) for image in images]
@@ -321,12 +363,12 @@ def _with_channel_axis(images):
 
 
 def _channels_last(pixels: np.ndarray, input_data_format) -> np.ndarray:
-    """Gives (H, W, C) with 1 or 3 channels."""
+    """Gives (H, W, C) with 1, 3 or 4 channels."""
     if input_data_format is None:
         input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
     if ChannelDimension(input_data_format) == ChannelDimension.FIRST:
         pixels = np.moveaxis(pixels, 0, -1)
-    return pixels[..., :3]
+    return pixels
 
 
 def _check_values(pixels: np.ndarray, do_rescale: bool, do_normalize: bool) -> None:

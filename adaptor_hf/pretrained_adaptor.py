@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .configuration_adaptor import AdaptorConfig
+from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
@@ -125,7 +126,10 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 )
             tower.to(device=self.device, dtype=self.dtype)
             setattr(self.base_model, f"{side}_model", tower)
-            setattr(self.config, f"{side}_tower", tower.spec)
+            known = getattr(self.config, f"{side}_tower") or {}
+            # How images were read in training is the checkpoint's, which another tower does not change.
+            reading = {key: known[key] for key in READING if key in known and key not in tower.spec}
+            setattr(self.config, f"{side}_tower", tower.spec | reading if reading else tower.spec)
         self.train(self.training)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):

@@ -141,6 +141,11 @@ def is_private() -> bool:
     return _key is not None
 
 
+def private_key() -> bytes | None:
+    """The key of the ids; None outside private mode. It is for digests that stay in the run folder, never written."""
+    return _key
+
+
 def key_name() -> str | None:
     """16 hex digits that tell one key from another and say nothing about it; None outside private mode."""
     return None if _key is None else hashlib.blake2b(b"adaptor_hf key name", digest_size=8, key=_key).hexdigest()
@@ -314,6 +319,7 @@ __all__ = [
     "is_private",
     "key_name",
     "keyed_digests",
+    "private_key",
     "private_mode",
     "private_name",
     "private_options",

@@ -19,7 +19,13 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedToke
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
+from .image_processing_adaptor import (
+    READING,
+    AdaptorImageProcessor,
+    image_processor_fields,
+    processor_of_tower,
+    translate_image_processor,
+)
 from .pyramids_adaptor import maps_by_stride, run_with_maps
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
 from .tower_sources_adaptor import (
@@ -122,8 +128,9 @@ class VisionTower(_Tower):
 
     @property
     def processor(self) -> AdaptorImageProcessor:
-        """Image processor with the input range, size and normalisation the tower was trained with."""
-        return AdaptorImageProcessor(**self.spec["image_processor"])
+        """Image processor with the input range, size and normalisation the tower was trained with; of a checkpoint's
+        tower also with the reading of the checkpoint's training."""
+        return processor_of_tower(self.spec)
 
     def forward(self, pixel_values: torch.Tensor) -> BaseModelOutputWithPooling:
         """Encodes images.
@@ -425,8 +432,8 @@ def _partial_spec(kind: str, name_or_spec, revision: str | None, pooling: str | 
     """A spec with every key; what is not known yet is None."""
     spec = dict.fromkeys(SPEC_KEYS) | {"kind": kind}
     if isinstance(name_or_spec, dict):
-        # Of a checkpoint, the spec also says whether DICOM files were read with their window.
-        kept = (*SPEC_KEYS, "voi_lut")
+        # Of a checkpoint, the spec also says how image files were read.
+        kept = (*SPEC_KEYS, *READING)
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")

@@ -66,6 +66,15 @@ def realbench() -> Path:
 
 
 @pytest.fixture(scope="session")
+def realpairs() -> Path:
+    """Folder with flickr8k (photographs with captions, metadata.csv), named by ADAPTOR_REALPAIRS; skips without it."""
+    folder = os.environ.get("ADAPTOR_REALPAIRS")
+    if not folder:
+        pytest.skip("set ADAPTOR_REALPAIRS to the folder that holds flickr8k, photographs with captions")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
 def tiny_dinov2(tmp_path_factory) -> Path:
     """Folder of a saved Dinov2Model (hidden 32, 2 layers, patch 14, image 28) with its BitImageProcessor."""
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model

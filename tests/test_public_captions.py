@@ -31,7 +31,7 @@ def read(name, root, scheme=None, seed=0, **options):
 def pairs(splits):
     """(split, text, value of the picture's first pixel) of all rows."""
     rows = [row for part in splits.values() for row in part]
-    return sorted((row["split"], row["text"], int(np.asarray(row["image"])[0, 0])) for row in rows)
+    return sorted((row["split"], row["text"], int(np.asarray(row["image"])[0, 0, 0])) for row in rows)
 
 
 class TestCoco:

@@ -19,6 +19,7 @@ from fixtures.slip import write_slip
 import train_pretrain
 from adaptor_hf.data import list_datasets
 from adaptor_hf.data.__main__ import main
+from adaptor_hf.data.catalog import get_dataset
 from adaptor_hf.training.pairs import load_training_pairs
 from adaptor_hf.training.recipe import DataArguments
 
@@ -85,7 +86,8 @@ def test_pairs_for_pretraining_have_text_image_and_split(key, tmp_path):
     pairs = load_training_pairs(DataArguments(dataset=name, data_root=str(root)), seed=0)
     assert {"train", "validation"} <= set(pairs["split"][:])
     assert all(any(caption in text.lower() for caption in CAPTIONS) for text in pairs["text"][:])
-    assert pairs[0]["image"].mode == "L"
+    mode = "L" if name in ("mimic_cxr", "openi") else "RGB"
+    assert pairs[0]["image"].mode == get_dataset(name).image_mode == mode
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class TestVersion1:
         rows = by_id(splits)
         assert rows["ROCO_00002"]["text"] == 'Chest X-ray with a "coin" lesion, 1.5 cm.'
         assert rows["ROCO_00005"]["text"] == "Tomographie: radiographie du thorax, épanchement."
-        assert np.asarray(rows["ROCO_00005"]["image"])[0, 0] == 30
+        assert np.asarray(rows["ROCO_00005"]["image"])[0, 0, 0] == 30
         assert rows["ROCO_00020"]["study_id"] == "PMC3970251"
         assert rows["ROCO_00020"]["source"] == "data/validation/radiology/captions.txt:1"
 
@@ -119,7 +119,7 @@ class TestVersion2:
         splits = load("roco_v2", v2)
         assert {name: len(part) for name, part in splits.items()} == {"train": 2, "validation": 1, "test": 1}
         rows = by_id(splits)
-        assert np.asarray(rows["ROCOv2_2023_train_000002"]["image"])[0, 0] == 1
+        assert np.asarray(rows["ROCOv2_2023_train_000002"]["image"])[0, 0, 0] == 1
         assert rows["ROCOv2_2023_test_000001"]["text"] == 'MRI "T2"'
 
     def test_unpacked_images_are_the_same(self, v2, tmp_path):
@@ -131,7 +131,7 @@ class TestVersion2:
         train = load("roco_v2", v2)["train"].select([1])
         train.save_to_disk(tmp_path / "saved")
         saved = datasets.load_from_disk(tmp_path / "saved")
-        assert np.asarray(saved[0]["image"])[0, 0] == 1
+        assert np.asarray(saved[0]["image"])[0, 0, 0] == 1
         from datasets.table import embed_table_storage
 
         table = embed_table_storage(saved.with_format("arrow")[:])

@@ -32,7 +32,7 @@ def read(root, name):
 
 def labelled(part):
     names = part.features["labels"].names
-    return sorted((names[row["labels"]], int(np.asarray(row["image"])[0, 0])) for row in part)
+    return sorted((names[row["labels"]], int(np.asarray(row["image"])[0, 0, 0])) for row in part)
 
 
 class TestFolders:

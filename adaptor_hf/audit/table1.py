@@ -262,7 +262,8 @@ def load_rows(
     from ..downstream.data import load_table
 
     own = [name for name in (sex_column, age_column) if name not in ("sex", "age")]
-    frame, labels = read_table_rows(load_table(source, extra_columns=own, **columns))
+    # A stated mode: nothing is read, and so no file has to be looked at.
+    frame, labels = read_table_rows(load_table(source, extra_columns=own, image_mode="RGB", **columns))
     frame = frame.rename(columns={sex_column: "sex", age_column: "age"})
     if cache is None:
         return frame, labels, []

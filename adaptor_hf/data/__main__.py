@@ -17,6 +17,7 @@ from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
+from .reading import IMAGE_MODES
 
 
 def parse_options(words: list[str]) -> dict[str, object]:
@@ -75,6 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("--label_policy", default="raw")
     check.add_argument("--num_proc", type=int, help="processes that read reports")
     check.add_argument("--read", default="1000", help='rows whose image and mask is read, or "all"')
+    check.add_argument("--image_mode", choices=IMAGE_MODES, default="auto", help="L, RGB; auto: as the set declares")
     check.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="the data set's own options")
     check.add_argument("--json", type=Path, help="also write the counts here")
     _add_index_options(commands.add_parser("index_dicom", help="a PACS export and its reports as pairs"))
@@ -105,6 +107,7 @@ def main(arguments: list[str] | None = None) -> int:
             split_scheme=args.split_scheme,
             label_policy=args.label_policy,
             num_proc=args.num_proc,
+            image_mode=args.image_mode,
             **parse_options(args.option),
         )
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +121,8 @@ class PublicDataset:
     leaks: dict[str, str] = field(default_factory=dict)
     """By split scheme: what is known to leak between its parts. Printed when it is chosen; overlap is then allowed."""
     label_policies: tuple[str, ...] = ("raw",)
+    image_mode: Literal["L", "RGB"] = "L"
+    """How its images are read (`Reading`) where the caller does not say: "RGB" where colour carries meaning."""
     max_fault_share: float = 0.05
     """Share of faulty rows (missing files, mostly) over which a load stops, unless the caller names another."""
     traps: tuple[str, ...] = ()

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import asdict
 from typing import Any
 
+import datasets
 import numpy as np
 
 from .burned_in import count_flags, describe_flags
 from .catalog import get_dataset
+from .colour import SAMPLE, ColourCounts, count_colour
 from .local import load_with_report
 
 _EXAMPLES = 10
@@ -27,7 +30,8 @@ def check_dataset(
 
     Returns:
         The report of the load (`adaptor_hf.data.local_report.LoadReport`) and `rows_read`, `unreadable`,
-        `unreadable_examples`, `masks_resized` (masks of another size than their image), `dicom` (what the rows' DICOM
+        `unreadable_examples`, `masks_resized` (masks of another size than their image), `image_mode` (how images are
+        read), `colour` (files in colour, grey and unreadable, of up to 200 looked at), `dicom` (what the rows' DICOM
         files say of text in the picture, see `count_flags`) and `ok`: whether faults stay under the share that loading
         tolerates.
 
@@ -61,15 +65,23 @@ def check_dataset(
                     known = "source" in columns.column_names
                     where = columns.select_columns(["source"])[int(place)]["source"] if known else f"row {place}"
                     examples.append(f"{where}: {error}")
+    looked = datasets.concatenate_datasets([part.select_columns(["image"]) for part in parts.values()])
     share = (report["faults"] + unreadable) / max(1, report["rows"] + report["faults"])
     return report | {
         "rows_read": len(wanted),
         "unreadable": unreadable,
         "unreadable_examples": examples,
         "masks_resized": notes["resized"],
+        "image_mode": looked.features["image"].mode,
+        "colour": asdict(count_colour(looked, min(SAMPLE, len(wanted)))),
         "dicom": {name: flags[name] for name in ("files", "burned_in", "not_burned_in", "overlays")},
         "ok": share <= get_dataset(name).max_fault_share,
     }
+
+
+def _describe_colour(counts: ColourCounts, mode: str) -> str:
+    unused = ", and their colour is not used" if counts.mode == "RGB" and mode == "L" else ""
+    return f"images are read as {mode}: {counts}{unused}"
 
 
 def format_check(result: dict[str, Any]) -> str:
@@ -85,6 +97,7 @@ def format_check(result: dict[str, Any]) -> str:
         f"images and masks read: {result['rows_read']}, unreadable: {result['unreadable']}",
         *(f"  {example}" for example in result["unreadable_examples"]),
         *([f"masks brought to the size of their image: {result['masks_resized']}"] if result["masks_resized"] else []),
+        _describe_colour(ColourCounts(**result["colour"]), result["image_mode"]),
         *([said] if (said := describe_flags(Counter(result["dicom"]))) else []),
         *(f"left out: {count} {rule}" for rule, count in result["dropped"].items()),
     ]

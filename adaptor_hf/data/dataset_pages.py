@@ -53,6 +53,7 @@ def dataset_page(one: PublicDataset) -> str:
         f"* Where to get it: {one.homepage}",
         f"* Licence: {one.license}",
         f"* Tasks: {', '.join(one.tasks)} (the first is the default)",
+        f"* Images are read {'in colour (RGB)' if one.image_mode == 'RGB' else 'as grey (L)'}",
         f"* Tested: {one.tested}",
         f"* A load stops if more than {one.max_fault_share:g} of the rows are faulty",
         "",

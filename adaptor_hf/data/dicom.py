@@ -92,8 +92,18 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
         if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
             raise ValueError(f"{name}: a DICOM object without pixel data. Leave the row out.")
         stored = dataset.pixel_array
+        bits = dataset.BitsStored
+        if dataset.PhotometricInterpretation == "PALETTE COLOR":
+            from pydicom.pixels import apply_color_lut
+
+            if "RedPaletteColorLookupTableDescriptor" not in dataset:
+                raise ValueError(
+                    f"{name}: a picture of PALETTE COLOR without the tables of its palette. Export it again."
+                )
+            stored = apply_color_lut(stored, dataset)
+            bits = 8 * stored.dtype.itemsize
         if stored.ndim == 3:
-            return stored if return_raw else _to_8_bit(stored.astype(np.float32), 0, 2**dataset.BitsStored - 1)
+            return stored if return_raw else _to_8_bit(stored.astype(np.float32), 0, 2**bits - 1)
         return _grey(dataset, stored, name, voi_lut, return_raw)
 
 
@@ -201,11 +211,12 @@ def _check_header(header, name: str, max_pixels: int) -> None:
             "radiograph and a risk for memory."
         )
     photometric = header.PhotometricInterpretation
-    grey, colour = ("MONOCHROME1", "MONOCHROME2"), ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-    if photometric not in (grey if header.get("SamplesPerPixel", 1) == 1 else colour):
+    single = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+    colour = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+    if photometric not in (single if header.get("SamplesPerPixel", 1) == 1 else colour):
         raise ValueError(
             f"{name}: PhotometricInterpretation {photometric!r} with {header.get('SamplesPerPixel', 1)} samples a "
-            f"pixel is not read. Expected {', '.join(grey + colour)}."
+            f"pixel is not read. Expected {', '.join(single + colour)}."
         )
     _check_decoder(header.file_meta.TransferSyntaxUID, int(header.get("BitsStored") or 0), name)
 

@@ -16,7 +16,7 @@ from datasets.features.features import register_feature
 from PIL import Image
 
 from .archives import image_source, parse_member, read_member
-from .images import read_image
+from .reading import MODES, Reading
 
 
 @dataclass
@@ -27,7 +27,7 @@ class RadiographImage(datasets.Image):
     is relative to the working directory; `load_pairs` stores absolute ones.
 
     Args:
-        mode: "L" or "RGB".
+        mode: "L" or "RGB", see `Reading`.
         decode: With False rows give {"path", "bytes"}.
         min_size: Decode large JPEGs at reduced scale, see `read_image`.
         voi_lut: Apply a DICOM file's VOI LUT or window, see `read_image`.
@@ -43,6 +43,11 @@ class RadiographImage(datasets.Image):
     dtype: ClassVar[str] = "PIL.Image.Image"
     _type: str = field(default="RadiographImage", init=False, repr=False)
 
+    @property
+    def reading(self) -> Reading:
+        """How the files are read: what embeddings, the cache's key and checkpoints go by."""
+        return Reading(self.mode, self.voi_lut)
+
     def decode_example(self, value: dict | Image.Image, token_per_repo_id: dict | None = None) -> Image.Image:
         """Picture of a stored value; a value that is already a picture is returned as it is."""
         if not self.decode:
@@ -52,7 +57,7 @@ class RadiographImage(datasets.Image):
         source = image_source(value)
         if source is None:
             raise ValueError("An image column's value has neither bytes nor path: the row has no image.")
-        return read_image(source, mode=self.mode, min_size=self.min_size, voi_lut=self.voi_lut)
+        return self.reading.read(source, self.min_size)
 
     def embed_storage(
         self, storage: pa.StructArray, token_per_repo_id=None, local_files: bool = True, remote_files: bool = True
@@ -63,11 +68,15 @@ class RadiographImage(datasets.Image):
         return super().embed_storage(storage, token_per_repo_id, local_files, remote_files)
 
 
-def reads_as_displayed(dataset: datasets.Dataset | datasets.DatasetDict) -> bool:
-    """Whether the column `image` is read with the VOI LUT or window of DICOM files: `voi_lut` of its feature."""
+def stated_reading(dataset: datasets.Dataset | datasets.DatasetDict, column: str = "image") -> Reading | None:
+    """The reading that an image column's feature states: a `RadiographImage`, or a `datasets.Image` with a mode. None
+    for paths and for `datasets.Image()`, which state none."""
     part = next(iter(dataset.values()), None) if isinstance(dataset, datasets.DatasetDict) else dataset
-    features = getattr(part, "features", None) or {}
-    return bool(getattr(features.get("image"), "voi_lut", False))
+    feature = (getattr(part, "features", None) or {}).get(column)
+    if isinstance(feature, RadiographImage):
+        return feature.reading
+    mode = getattr(feature, "mode", None)
+    return Reading(mode) if mode in MODES else None
 
 
 def _embedded(value: dict | None) -> dict | None:

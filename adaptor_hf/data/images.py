@@ -39,6 +39,7 @@ def read_image(
       applied.
     * Deeper non-negative integers (16-bit PNG, TIFF, arrays) are scaled, never clipped, from the smallest of 8, 10, 12,
       14 or 16 bits that holds the image's maximum: 12-bit values in a 16-bit PNG do not come out black.
+    * Of 16 bits a channel in a colour PNG or TIFF the upper 8 are taken; values of 14 bits or fewer are refused.
     * Other numbers (signed, 32-bit, float) are scaled from their own minimum and maximum to 0-255.
     * DICOM: stored values, then rescale slope and intercept (or the modality LUT). Unsigned 8-bit data without a
       rescale keep their values, as their PNG export does; everything else is scaled from the image's minimum and
@@ -78,7 +79,7 @@ def read_image(
         with _damage_named(name):
             picture = _flatten(source, mode)
     else:
-        with _opened(source) as (stream, name), _damage_named(name):
+        with opened(source) as (stream, name), _damage_named(name):
             picture = _decode(stream, name, mode, min_size, voi_lut, return_raw)
     if return_raw:
         return _with_channels(np.asarray(picture, dtype=np.float32), mode)
@@ -93,7 +94,7 @@ def image_size(source: str | os.PathLike | bytes | BinaryIO) -> tuple[int, int]:
     Raises:
         FileNotFoundError, OSError, ValueError: As `read_image`, as far as the header shows it.
     """
-    with _opened(source) as (stream, name), _damage_named(name):
+    with opened(source) as (stream, name), _damage_named(name):
         head = stream.read(HEADER_BYTES)
         stream.seek(0)
         if looks_like_dicom(head) or Path(name).suffix.lower() in DICOM_SUFFIXES:
@@ -152,7 +153,14 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
         raise ValueError(f"{name}: has {frames} frames or pages, expected one picture. Export the one you want.")
     if min_size is not None and image.format == "JPEG":
         image.draft(mode, (min_size, min_size))
+    # Before loading: Pillow keeps the upper 8 bits of 16 in colour, and does not say so afterwards.
+    halved = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
     image.load()
+    if halved and max(high for _, high in image.getextrema()[:3]) < 64:
+        raise ValueError(
+            f"{name}: 16 bits a channel, of which 14 or fewer are used. Pillow reads the upper 8: the picture would "
+            "come out dark. Save it with 8 bits a channel."
+        )
     return _flatten(image, mode)
 
 
@@ -201,7 +209,7 @@ def _check_pixels(size: tuple[int, int], name: str) -> None:
 
 
 @contextmanager
-def _opened(source) -> Iterator[tuple[BinaryIO, str]]:
+def opened(source) -> Iterator[tuple[BinaryIO, str]]:
     """A seekable stream and a name for messages."""
     if isinstance(source, (bytes, bytearray, memoryview)):
         yield BytesIO(source), "image bytes"

@@ -24,6 +24,7 @@ from .local_cache import cache_folder, read_cached, write_cached
 from .local_columns import CHUNK_ROWS, contract_features, contract_table
 from .local_report import LoadReport
 from .local_rows import assign_split, check_faults, check_files, check_patients, check_task, drop_repeats, row_strata
+from .reading import IMAGE_MODES, Reading
 from .splits import hash_of_split
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def load_local_dataset(
     refresh: bool = False,
     voi_lut: bool = False,
     ids: str | None = None,
+    image_mode: str = "auto",
     **options: Any,
 ) -> datasets.DatasetDict:
     """
@@ -79,6 +81,7 @@ def load_local_dataset(
         refresh: Load anew, whatever is kept.
         voi_lut: Read DICOM files as displayed, see `read_image`; the column `image` carries it.
         ids: What patient ids in several spellings are, as in `load_pairs`; None stops at them.
+        image_mode: "L" reads images as grey, "RGB" in colour; "auto" takes what the data set declares.
         **options: The data set's own, see its page in docs/datasets.
 
     Returns:
@@ -97,7 +100,8 @@ def load_local_dataset(
     return load_with_report(
         name, root, task, split_scheme, fraction, fraction_rule, label_policy, seed,
         validation_fraction=validation_fraction, test_fraction=test_fraction, max_fault_share=max_fault_share,
-        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, ids=ids, **options,
+        num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, ids=ids, image_mode=image_mode,
+        **options,
     )[0]  # fmt: skip
 
 
@@ -119,6 +123,7 @@ def load_with_report(
     refresh: bool = False,
     voi_lut: bool = False,
     ids: str | None = None,
+    image_mode: str = "auto",
     **options: Any,
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """`load_local_dataset` and its report: counts of rows, files, faults, patients and labels, as a dict."""
@@ -126,6 +131,8 @@ def load_with_report(
     request = _request(dataset, root, task, split_scheme, label_policy, seed, options, num_proc)
     if fraction_rule not in FRACTION_RULES:
         raise ValueError(f"Unknown fraction rule {fraction_rule!r}. Choose one of: {', '.join(FRACTION_RULES)}.")
+    if image_mode not in IMAGE_MODES:
+        raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is a share of the training rows in (0, 1], got {fraction}. For 10 % pass 0.1.")
     if max_fault_share is None:
@@ -158,7 +165,13 @@ def load_with_report(
     _say(dataset, result[1])
     parts, report = result
     # The rows are the same either way, and kept once.
-    return (parts.cast_column("image", RadiographImage(voi_lut=True)) if voi_lut else parts), report
+    reading = Reading(dataset.image_mode if image_mode == "auto" else image_mode, voi_lut)
+    if dataset.image_mode == "RGB" and reading.mode == "L":
+        logger.warning("%s: its images are in colour and are read as grey, as asked (image_mode=L).", name)
+    if reading == Reading():
+        return parts, report
+    logger.info("%s: images are read as %s.", name, reading.label)
+    return parts.cast_column("image", RadiographImage(mode=reading.mode, voi_lut=reading.voi_lut)), report
 
 
 def describe(dataset: datasets.Dataset | datasets.DatasetDict) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .features import RadiographImage, reads_as_displayed
+from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
+from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
 from .table_files import read_source
 
@@ -45,8 +46,9 @@ def load_pairs(
     sep: str | None = None,
     voi_lut: bool = False,
     ids: str | None = None,
+    image_mode: str = "auto",
 ) -> datasets.Dataset:
-    """Load image-text pairs with the columns of `COLUMNS`; no image is opened.
+    """Load image-text pairs with the columns of `COLUMNS`; images stay on disk, and some are looked at.
 
     Values:
 
@@ -84,6 +86,8 @@ def load_pairs(
             too. A data set's image column that says so already keeps it.
         ids: What ids in several spellings are: "exact", different ids; "canonical", one id, written as the first of
             them in sorted order. None stops at them, as far as they decide what is one patient, and warns of others.
+        image_mode: "L" reads images as grey, "RGB" in colour (`Reading`). "auto" takes what a data set's image column
+            states, else looks at up to 200 files and says in the log what it chose (`adaptor_hf.data.colour`).
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -97,6 +101,8 @@ def load_pairs(
             The message names file and rows.
     """
     check_mode(ids)
+    if image_mode not in IMAGE_MODES:
+        raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
     data = read_source(source, image_column, sep)
     name = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
     if len(data.table) == 0:
@@ -143,8 +149,11 @@ def load_pairs(
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
     if embedded:
-        return _beside_images(values, data.images, wanted["image"], voi_lut)
-    return _with_paths(values, paths, voi_lut)
+        stated = stated_reading(data.images, _original_name(data.images, wanted["image"]))
+        pairs = _beside_images(values, data.images, wanted["image"])
+    else:
+        stated, pairs = None, _with_paths(values, paths)
+    return _with_reading(pairs, stated, image_mode, voi_lut)
 
 
 def _find(names: list[str], wanted: str, option: str, source: str) -> str:
@@ -328,19 +337,23 @@ def _warn_pairs(what: str, row, first, mask, limit: int = 5) -> None:
     logger.warning("Data rows %s: %s%s (0-based, header not counted).", what, ", ".join(pairs), more)
 
 
-def _with_paths(values: dict, paths: pa.ChunkedArray, voi_lut: bool) -> datasets.Dataset:
+def _with_paths(values: dict, paths: pa.ChunkedArray) -> datasets.Dataset:
     flat = paths.combine_chunks()
     empty = pa.nulls(len(flat), pa.binary())
     images = pa.StructArray.from_arrays([empty, flat], ["bytes", "path"], mask=flat.is_null())
-    return _dataset({"image": images} | values, voi_lut)
+    return _dataset({"image": images} | values)
 
 
-def _beside_images(values: dict, images: datasets.Dataset, column: str, voi_lut: bool) -> datasets.Dataset:
+def _original_name(images: datasets.Dataset, column: str) -> str:
+    return next(name for name in images.column_names if name.strip() == column)
+
+
+def _beside_images(values: dict, images: datasets.Dataset, column: str) -> datasets.Dataset:
     """The image column of a data set stays where it is, memory-mapped: the other columns are laid beside it."""
-    original = next(name for name in images.column_names if name.strip() == column)
+    original = _original_name(images, column)
     images = images.select_columns([original])
     images = images if original == "image" else images.rename_column(original, "image")
-    images = images.cast_column("image", RadiographImage(voi_lut=voi_lut or reads_as_displayed(images)))
+    images = images.cast_column("image", RadiographImage())
     rows = values["source_row"]
     table = pa.table(values)
     if len(rows) < len(images):
@@ -349,8 +362,19 @@ def _beside_images(values: dict, images: datasets.Dataset, column: str, voi_lut:
     return (beside.select(rows.to_pylist()) if len(rows) < len(images) else beside).select_columns(list(COLUMNS))
 
 
-def _dataset(columns: dict, voi_lut: bool = False) -> datasets.Dataset:
-    kinds = {"image": RadiographImage(voi_lut=voi_lut), "source_row": datasets.Value("int64")}
+def _with_reading(pairs: datasets.Dataset, stated: Reading | None, image_mode: str, voi_lut: bool) -> datasets.Dataset:
+    """The pairs with an image column that states how its files are read; the options come before what it stated."""
+    if image_mode == "auto" and stated is None:
+        from .colour import choose_mode
+
+        image_mode = choose_mode(pairs)
+    mode = stated.mode if image_mode == "auto" else image_mode
+    voi_lut = voi_lut or (stated is not None and stated.voi_lut)
+    return pairs.cast_column("image", RadiographImage(mode=mode, voi_lut=voi_lut))
+
+
+def _dataset(columns: dict) -> datasets.Dataset:
+    kinds = {"image": RadiographImage(), "source_row": datasets.Value("int64")}
     features = datasets.Features({name: kinds.get(name, datasets.Value("string")) for name in columns})
     return datasets.Dataset(
         datasets.table.InMemoryTable(pa.table(columns)), info=datasets.DatasetInfo(features=features)

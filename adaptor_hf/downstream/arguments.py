@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..data.reading import IMAGE_MODES, Reading
 from ..private_mode import PrivacyArguments, is_private
 
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
@@ -60,6 +61,10 @@ class DownstreamArguments(PrivacyArguments):
         metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window. Default: as in the training of "
                   "--model.", "nargs": "?", "const": True},
     )  # fmt: skip
+    image_mode: str = field(
+        default="auto",
+        metadata={"help": "L (grey) or RGB; auto: as in the training of --model.", "choices": list(IMAGE_MODES)},
+    )
     patient_column: str | None = field(default=None, metadata={"help": "Of the table: column of patient ids."})
     split_column: str | None = field(default=None, metadata={"help": "Of the table: column of the split."})
     split_alias: list[str] = field(
@@ -170,6 +175,11 @@ class DownstreamArguments(PrivacyArguments):
         own = "private table" if is_private() else Path(self.table or "").name.partition(".")[0]
         return self.dataset_name or self.dataset or own
 
+    @property
+    def reading(self) -> Reading:
+        """How images are read, once `with_default_reading` has filled in what the options leave to the checkpoint."""
+        return Reading(self.image_mode, bool(self.voi_lut))
+
 
 def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
     """
@@ -229,6 +239,7 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
         "extra_columns": arguments.subgroup_column,
         "filters": arguments.filter or None,
         "voi_lut": bool(arguments.voi_lut),
+        "image_mode": arguments.image_mode,
     }
 
 

@@ -188,6 +188,7 @@ def load_table(
     filters: Sequence[str] | None = None,
     voi_lut: bool = False,
     ids: str | None = None,
+    image_mode: str = "auto",
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -198,8 +199,8 @@ def load_table(
         mask_column: Column of mask files, relative to the image root; an empty cell is an unknown mask.
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
-        image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids:
-            As in `load_pairs`.
+        image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
+            image_mode: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -208,6 +209,7 @@ def load_table(
         FileNotFoundError, ValueError: As of `load_pairs`; a label column that is not there or has impossible values,
             naming the row.
     """
+    from ..data.colour import warn_of_colour
     from ..data.table_files import read_source
     from ..data.tables import load_pairs
 
@@ -217,7 +219,10 @@ def load_table(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
         split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
+        image_mode=image_mode,
     )  # fmt: skip
+    if image_mode == "L":
+        warn_of_colour(pairs)
     raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])
     rows = pairs["source_row"][:]

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_adaptor import AdaptorConfig
+from ..data.reading import Reading
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import check_private_mode, is_private, private_rows, refuse_identifying_columns
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
-from .provenance import tower_name, with_reading
+from .provenance import tower_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -40,7 +41,8 @@ def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dat
         options = parse_options(arguments.dataset_option)
         return private_parts(*load_public(
             arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
-            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), ids=arguments.ids, **options,
+            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), image_mode=arguments.image_mode,
+            ids=arguments.ids, **options,
         ))  # fmt: skip
     refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
     table = load_table(arguments.table, **table_options(arguments))
@@ -88,9 +90,8 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
     found = {}
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
-            voi_lut = bool(arguments.voi_lut)
-            options = {"seed": arguments.split_seed, "voi_lut": voi_lut, "ids": arguments.ids}
-            parts, hashed = private_parts(*load_public(name, place, task, **options))
+            options = {"voi_lut": bool(arguments.voi_lut), "image_mode": arguments.image_mode, "ids": arguments.ids}
+            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed, **options))
         else:
             refuse_identifying_columns(place, arguments.image_column, arguments)
             table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)
@@ -123,19 +124,22 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
 
 
 def with_default_reading(arguments: DownstreamArguments) -> DownstreamArguments:
-    """The arguments with `voi_lut` as in the training of the checkpoint, where they do not say."""
-    if arguments.voi_lut is not None:
+    """The arguments with `voi_lut` and `image_mode` as in the training of the checkpoint, where they do not say."""
+    if arguments.voi_lut is not None and arguments.image_mode != "auto":
         return arguments
-    spec = AdaptorConfig.from_pretrained(arguments.model).vision_tower or {}
-    if voi_lut := bool(spec.get("voi_lut")):
+    trained = Reading.of_spec(AdaptorConfig.from_pretrained(arguments.model).vision_tower)
+    voi_lut, mode = arguments.voi_lut, arguments.image_mode
+    if voi_lut is None and (voi_lut := trained.voi_lut):
         logger.info("DICOM files are read as displayed, as in the training of this model. --voi_lut False changes it.")
-    return replace(arguments, voi_lut=voi_lut)
+    if mode == "auto" and (mode := trained.mode) == "RGB":
+        logger.info("Images are read in colour, as in the training of this model. --image_mode L changes it.")
+    return replace(arguments, voi_lut=voi_lut, image_mode=mode)
 
 
 def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> VisionTower:
-    """The vision tower itself; its spec says how DICOM files are read."""
+    """The vision tower itself; its spec says how image files are read."""
     tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
-    tower.spec = with_reading(tower.spec, arguments.voi_lut)
+    tower.spec = arguments.reading.in_spec(tower.spec)
     return tower
 
 
@@ -156,7 +160,7 @@ def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
     """What a comparison says of the model's vision tower: licence, size of its embeddings, and the minutes it took."""
-    spec = with_reading(load_adaptor(arguments).config.vision_tower or {}, arguments.voi_lut)
+    spec = arguments.reading.in_spec(load_adaptor(arguments).config.vision_tower or {})
     # Stored as float16.
     gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
     return {tower_name(spec): {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}}

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.reading import Reading
 from ..heads_adaptor import AdaptorForImageClassification
-from ..image_processing_adaptor import AdaptorImageProcessor
+from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
 from .classification import EmbeddedData
 from .data import plain_rows, training_subset
 from .features import tower_features
 from .modules import Module
 from .probe import Probe, fit_probe, fold_standardization
-from .provenance import with_reading
 from .recipes import ProbeRecipe
 
 if TYPE_CHECKING:
@@ -97,10 +97,10 @@ def save_classifier(
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
     terms = (model.config.data_terms or {}) | (restricted_terms(data.name) or {})
     classifier.config.data_terms = terms or None
+    reading = Reading.of_spec(embedded.vision_spec)
     if classifier.config.vision_tower is not None:
-        reading = embedded.vision_spec.get("voi_lut")
-        classifier.config.vision_tower = with_reading(classifier.config.vision_tower, reading)
-    AdaptorImageProcessor(**embedded.vision_spec["image_processor"]).save_pretrained(folder)
+        classifier.config.vision_tower = reading.in_spec(classifier.config.vision_tower)
+    processor_of_tower(reading.in_spec(embedded.vision_spec)).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
     return classifier
 

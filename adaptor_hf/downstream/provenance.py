@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.reading import Reading
+
 # By what is in a data set: images of RSNA and SIIM are NIH's, COVIDx has RSNA's. Names as in `pretraining_data`.
 _SAME_IMAGES = {
     "rsna": ("RSNA Pneumonia", "NIH ChestX-ray14"),
@@ -36,20 +38,14 @@ def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
-    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", voi_lut" where DICOM
-    files were read as displayed: other pixels are another run.
+    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
+    ", voi_lut" where images were read so (`Reading`): other pixels are another run.
     """
     if spec is None:
         return None
     name = str(spec.get("preset") or spec.get("name_or_path") or "")
     name = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
-    return f"{name}, voi_lut" if spec.get("voi_lut") else name
-
-
-def with_reading(spec: dict[str, Any], voi_lut: bool | None) -> dict[str, Any]:
-    """A vision tower's spec that says how DICOM files are read here, whatever it said before."""
-    kept = {key: value for key, value in spec.items() if key != "voi_lut"}
-    return kept | {"voi_lut": True} if voi_lut else kept
+    return ", ".join(part for part in (name, Reading.of_spec(spec).label) if part)
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:
@@ -60,4 +56,4 @@ def input_size(spec: dict[str, Any] | None) -> int | None:
     return (size or {}).get("height") or (size or {}).get("shortest_edge")
 
 
-__all__ = ["input_size", "tower_name", "tower_saw", "with_reading"]
+__all__ = ["input_size", "tower_name", "tower_saw"]

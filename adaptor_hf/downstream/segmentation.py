@@ -16,7 +16,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from ..heads_adaptor import AdaptorForSemanticSegmentation
-from ..image_processing_adaptor import image_processor_fields
+from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import VisionTower
 from .data import plain_rows
@@ -388,8 +388,9 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
 
 def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator, folder: str | os.PathLike) -> None:
     """Save Adaptor, decoder and the image processing of their training, for `pipeline("image-segmentation")`."""
-    processor = type(collator.processor)(**image_processor_fields(collator.processor) | collator.geometry)
-    processor.save_pretrained(folder)
+    trained = collator.processor
+    fields = image_processor_fields(trained) | collator.geometry | {name: getattr(trained, name) for name in READING}
+    type(trained)(**fields).save_pretrained(folder)
     model.eval().save_pretrained(folder)
 
 

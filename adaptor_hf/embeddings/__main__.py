@@ -6,6 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
+from ..data.reading import IMAGE_MODES, Reading
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.embeddings", description=__doc__)
@@ -22,6 +24,9 @@ def _parser() -> argparse.ArgumentParser:
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
     build.add_argument("--ids", choices=("exact", "canonical"), help="ids in several spellings; default: stop")
+    build.add_argument(
+        "--image_mode", choices=IMAGE_MODES, default="auto", help="L: grey, RGB: colour, auto: looks at some files"
+    )
     build.add_argument("--voi_lut", action="store_true", help="read DICOM files as displayed: with VOI LUT or window")
     build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
     build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
@@ -51,13 +56,9 @@ def _build(arguments: argparse.Namespace) -> None:
         columns["text_column"] = None
     filters = arguments.filter or None
     dataset = load_pairs(
-        arguments.source,
-        image_root=arguments.image_root,
-        filters=filters,
-        voi_lut=arguments.voi_lut,
-        ids=arguments.ids,
-        **columns,
-    )
+        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
+        image_mode=arguments.image_mode, ids=arguments.ids, **columns,
+    )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
@@ -79,6 +80,7 @@ def _print_info(path: Path) -> None:
     from .reader import open_cache
 
     cache = open_cache(path)
+    reading = Reading.of_spec(cache.vision_spec)
     side = {name: cache.manifest.get(name) for name in ("images", "texts")}
     info = {
         "path": str(cache.path),
@@ -93,7 +95,8 @@ def _print_info(path: Path) -> None:
         "folders": side,
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
-        "voi_lut": (cache.vision_spec or {}).get("voi_lut", False),
+        "image_mode": reading.mode,
+        "voi_lut": reading.voi_lut,
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     print(json.dumps(info, indent=1, ensure_ascii=False))

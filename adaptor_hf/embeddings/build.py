@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..data.reading import Reading
 from ..private_mode import check_private_mode
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
@@ -61,7 +62,8 @@ def build_cache(
     Args:
         dataset: datasets.Dataset or DatasetDict with the columns `image` and/or `text`, and, where there are any,
             `image_id`, `patient_id`, `study_id`, `view`, `split`, `source_row`, `labels`. Where the feature of `image`
-            has `voi_lut=True` (`load_pairs`), DICOM files are read as displayed, into embeddings of their own.
+            states a reading (`RadiographImage`, as `load_pairs` makes it), images are read so, those of another reading
+            into embeddings of their own; else up to 200 files are looked at, and are read in colour if they have it.
         vision_tower: name, spec or loaded tower; None leaves images out.
         text_tower: name, spec or loaded tower; None leaves texts out.
         cache_dir: folder of the cache; several caches may share it.
@@ -89,8 +91,6 @@ def build_cache(
             ones; finished work is kept), or private mode was asked for by the environment and is not on.
         OSError: a tower or the cache folder cannot be read or written.
     """
-    from ..data.features import reads_as_displayed
-
     check_private_mode()
     if vision_tower is None and text_tower is None:
         raise ValueError("give vision_tower, text_tower, or both")
@@ -107,9 +107,9 @@ def build_cache(
     # EfficientNet-Lite0 at 64 images.
     batch_size = batch_size or (64 if on_cuda else 4)
     workers = num_workers if num_workers is not None else _worker_count(on_cuda)
-    voi_lut = reads_as_displayed(dataset)
-    store = ImageStore(image_store, image_store_size, voi_lut) if image_store is not None else None
-    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, voi_lut)
+    reading = ranks.on_main(lambda: _reading_of(dataset)) if vision_tower is not None else Reading()
+    store = ImageStore(image_store, image_store_size, reading) if image_store is not None else None
+    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading)
     sources = {}
     if vision_tower is not None:
         sources["images"] = TowerSource("vision", vision_tower, device, cache_dir)
@@ -120,6 +120,18 @@ def build_cache(
     cache = open_cache(pairs)
     release_memory()
     return cache
+
+
+def _reading_of(dataset: Any) -> Reading:
+    """What the image column states, else what its files show."""
+    from ..data.colour import choose_mode
+    from ..data.features import stated_reading
+
+    stated = stated_reading(dataset)
+    merged = merge_splits(dataset)[0] if stated is None else None
+    if merged is None or "image" not in merged.column_names:
+        return stated or Reading()
+    return Reading(choose_mode(merged, "RadiographImage(mode)"))
 
 
 def _build(

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from ..data.reading import Reading
 from .files import KEY_DTYPE, NUMPY_DTYPES
-from .image_store import ImageStore
+from .image_store import GREY, ImageStore
 from .keys import digest, key_vector
 from .table import image_reference
 
@@ -74,7 +75,7 @@ class ImageBatches:
         processor: image processor of the tower.
         keys: (n,) source key of each planned position, for the store.
         store: where resized images are kept, if at all.
-        voi_lut: read DICOM files as displayed.
+        reading: how image files become pixels.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class ImageBatches:
         processor: Any,
         keys: np.ndarray,
         store: ImageStore | None = None,
-        voi_lut: bool = False,
+        reading: Reading = GREY,
     ) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
@@ -95,7 +96,7 @@ class ImageBatches:
         self.processor = processor
         self.keys = keys
         self.store = store
-        self.voi_lut = voi_lut
+        self.reading = reading
         side = target_pixels(processor)
         self.min_size = store.min_size if store else 3 * side if side else None
 
@@ -127,12 +128,11 @@ class ImageBatches:
 
     def _read(self, value) -> tuple[Any, bytes]:
         from ..data.archives import read_bytes
-        from ..data.images import read_image
 
         path, data = image_reference(value)
         if data is None:
             data = read_bytes(path)
-        image = read_image(data, mode="L", min_size=self.min_size, voi_lut=self.voi_lut)
+        image = self.reading.read(data, self.min_size)
         return self.store.shrink(image) if self.store else image, digest(data)
 
 

@@ -1,8 +1,9 @@
 """Resized images kept on disk, so that a second tower need not decode large files again.
 
-One PNG a source image: grey, 8 bit, without loss, shorter side at most `size` pixels. Behind the PNG's end, where
-decoders do not look, come the digest of the source file's content and a digest of all before it. A file is renamed when
-whole; one that does not fit its digest is made anew. Towers see what was stored, whether it was there or just made.
+One PNG a source image: grey or RGB, 8 bit, without loss, shorter side at most `size` pixels. Behind the PNG's end,
+where decoders do not look, come the digest of the source file's content and a digest of all before it. A file is
+renamed when whole; one that does not fit its digest is made anew. Towers see what was stored, whether it was there or
+just made.
 """
 
 import io
@@ -11,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..data.reading import Reading
 from .files import write_bytes
 from .keys import digest
 
@@ -18,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Part of the key of the embeddings: raise it when `shrink` or the reading of images changes.
 STORE_VERSION = 1
+GREY = Reading()
 _DIGEST = 16
 
 
@@ -27,13 +30,13 @@ class ImageStore:
     Args:
         folder: the folder, made when something is written.
         size: largest shorter side in pixels; smaller images are kept as they are.
-        voi_lut: whether DICOM files are read as displayed: these images have a folder of their own.
+        reading: how files are read: images of another reading have a folder of their own.
     """
 
-    def __init__(self, folder: str | os.PathLike, size: int, voi_lut: bool = False) -> None:
+    def __init__(self, folder: str | os.PathLike, size: int, reading: Reading = GREY) -> None:
         self.folder = Path(folder)
         self.size = size
-        self.voi_lut = voi_lut
+        self.reading = reading
 
     @property
     def identity(self) -> dict:
@@ -60,8 +63,8 @@ class ImageStore:
     def path(self, key: bytes) -> Path:
         """File of the image with this source key."""
         name = digest(key).hex()
-        reading = f"{self.size}-v{STORE_VERSION}" + ("-voi" if self.voi_lut else "")
-        return self.folder / reading / name[:2] / f"{name}.png"
+        folder = f"{self.size}-v{STORE_VERSION}" + ("-rgb" if self.reading.mode == "RGB" else "")
+        return self.folder / (folder + ("-voi" if self.reading.voi_lut else "")) / name[:2] / f"{name}.png"
 
     def read(self, key: bytes) -> tuple[Any, bytes] | None:
         """Stored PIL image and digest of its source's content; None when it is not there, or damaged."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.reading import Reading
 from ..private_mode import key_name, keyed_digests, private_reason
 from .compute import (
     READ_ERROR,
@@ -19,7 +20,7 @@ from .compute import (
     target_pixels,
     vector_faults,
 )
-from .image_store import ImageStore
+from .image_store import GREY, ImageStore
 from .keys import content_key, digest, key_vector, side_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
@@ -42,7 +43,7 @@ class Settings:
     piece_rows: int
     shard_rows: int
     image_store: ImageStore | None = None
-    voi_lut: bool = False
+    reading: Reading = GREY
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Side:
     Attributes:
         name: "images" or "texts".
         folder: where this side's embeddings are.
-        spec: the tower's spec; with `voi_lut` if its images were read as displayed, which a model's config carries on.
+        spec: the tower's spec; for images with their reading (`Reading.in_spec`), which a model's config carries on.
         max_length: tokens a text is cut to; None for images.
     """
 
@@ -80,17 +81,15 @@ class Side:
         self.name = name
         self.source = source
         # A checkpoint's spec may say how its images were read: here that is for this data set to say.
-        self.spec = {key: value for key, value in spec.items() if key != "voi_lut"}
+        self.spec = settings.reading.in_spec(spec) if name == "images" else dict(spec)
         self.settings = settings
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
         if name == "images" and settings.image_store is not None:
             identity = identity | {"image_store": settings.image_store.identity}
-        if name == "images" and settings.voi_lut:
-            # In the key only where it is on: older caches stay what they are.
-            identity = identity | {"voi_lut": True}
-            self.spec["voi_lut"] = True
+        if name == "images":
+            identity = identity | settings.reading.key
         if key_name() is not None:
             # Rows of another key, or of none, must not lie beside these.
             identity = identity | {"private": key_name()}
@@ -225,9 +224,15 @@ class Side:
             self.settings.image_store.check(target_pixels(tower.processor))
         size = self.settings.batch_size
         starts = np.concatenate([np.arange(*piece, size) for _, piece in mine])
-        store, voi_lut = self.settings.image_store, self.settings.voi_lut
+        store, reading = self.settings.image_store, self.settings.reading
+        processor = tower.processor
+        # The tower may be a checkpoint's, whose own reading must not change what is read here.
+        if getattr(processor, "image_mode", None) is not None:
+            processor.image_mode = reading.mode
+        if reading.mode == "RGB" and getattr(processor, "do_grayscale", False):
+            logger.warning("Images are read in colour, but the vision tower takes one channel: it sees them as grey.")
         loaded = image_batches(
-            ImageBatches(table.dataset, plan.rows, starts, size, tower.processor, plan.keys, store, voi_lut),
+            ImageBatches(table.dataset, plan.rows, starts, size, processor, plan.keys, store, reading),
             min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.reading import Reading
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -19,10 +20,10 @@ queries.
 | metric | value | 95 % interval | n |
 |---|---|---|---|
 {rows}"""
-READING = (
-    " DICOM files were read as displayed, with their VOI LUT or window: read yours so, with "
-    "`adaptor_hf.data.images.read_image(path, voi_lut=True)`."
-)
+READING = {
+    "RGB": (" Images were read in colour.", 'mode="RGB"'),
+    "voi_lut": (" DICOM files were read as displayed, with their VOI LUT or window.", "voi_lut=True"),
+}
 # From the least to the most restrictive; a licence that is not here cannot be ranked, and the card then names none.
 LICENSES = (
     "cc0-1.0",
@@ -62,6 +63,15 @@ def describe_tower(side: str, tower: dict[str, Any] | None) -> str:
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
     cells = [side, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
     return "| " + " | ".join(cells) + " |"
+
+
+def describe_reading(tower: dict[str, Any] | None) -> str:
+    """How images were read in training, where not as grey and without a window, and how to read one's own so."""
+    label = Reading.of_spec(tower).label
+    parts = [READING[name] for name in label.split(", ")] if label else []
+    said = "".join(sentence for sentence, _ in parts)
+    call = ", ".join(argument for _, argument in parts)
+    return f"{said} Read yours so, with `adaptor_hf.data.images.read_image(path, {call})`." if parts else ""
 
 
 def describe_terms(side: str, tower: dict[str, Any]) -> str:
@@ -163,7 +173,7 @@ def write_model_card(
         dataset=dataset,
         pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
         split_hash=split_hash,
-        reading=READING if (config.get("vision_tower") or {}).get("voi_lut") else "",
+        reading=describe_reading(config.get("vision_tower")),
         evaluation=describe_evaluation(metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
         arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),

@@ -44,6 +44,7 @@ def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArg
         filters=arguments.filter or None,
         voi_lut=arguments.voi_lut,
         ids=arguments.ids,
+        image_mode=arguments.image_mode,
     )
     pairs = rename_splits(pairs, arguments.split_alias)
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
@@ -82,6 +83,7 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         test_fraction=arguments.test_fraction,
         voi_lut=arguments.voi_lut,
         ids=arguments.ids,
+        image_mode=arguments.image_mode,
         **parse_options(arguments.dataset_option),
     )
     if describe(parts)["overlaps"]:

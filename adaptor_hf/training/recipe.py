@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
+from ..data.reading import IMAGE_MODES
 from ..private_mode import PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
@@ -50,6 +51,13 @@ class DataArguments:
     image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
     voi_lut: bool = field(
         default=False, metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md)."}
+    )
+    image_mode: str = field(
+        default="auto",
+        metadata={
+            "help": "L (grey) or RGB. auto: what a public data set declares; of a table, what some of its files show.",
+            "choices": list(IMAGE_MODES),
+        },
     )
     patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
     study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 
 from ..audit.manifest import RETRIEVAL_FILE
 from ..configuration_adaptor import AdaptorConfig
+from ..data.reading import Reading
 from ..data.splits import split_hash
 from ..downstream.modules import CONTROLS_FOLDER, save_variants
 from ..hub import write_model_card
-from ..image_processing_adaptor import AdaptorImageProcessor
+from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import is_private
 from ..processing_adaptor import AdaptorProcessor
@@ -127,7 +128,9 @@ def processor_of(config: AdaptorConfig) -> AdaptorProcessor | None:
     except OSError as error:
         logger.warning(f"The checkpoint gets no processor, training goes on: {error}")
         return None
-    return AdaptorProcessor(AdaptorImageProcessor(**config.vision_tower["image_processor"]), tokenizer)
+    # The reading stated, also where the spec is of a version that stated none.
+    spec = Reading.of_spec(config.vision_tower).in_spec(config.vision_tower)
+    return AdaptorProcessor(processor_of_tower(spec), tokenizer)
 
 
 __all__ = ["card_arguments", "package_versions", "processor_of", "report_run"]

@@ -6,6 +6,7 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import psutil
 import torch
 
 from ..audit.manifest import place_beside
+from ..data.reading import Reading
 from ..data.splits import split_hash
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import private_options
@@ -81,6 +83,7 @@ class RunRecord:
             "inputs": {
                 "cache": place_beside(folder, cache.path),
                 "cache_fingerprint": cache.fingerprint,
+                "reading": asdict(Reading.of_spec(cache.vision_spec)),
                 "split_hash": split_hash(cache.pairs),
                 "rows": {name: len(cache.split(name)) for name in cache.splits},
                 "sha256": cache.digests(),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from ..data.reading import Reading
 from ..modeling_adaptor import AdaptorModel
 from .arguments import AdaptorTrainingArguments
 
@@ -86,6 +87,8 @@ def describe_run(
         f"Steps: {steps:,} ({arguments.num_train_epochs:g} epochs), peak learning rate {arguments.learning_rate:g}",
         f"Cache: {cache.path}",
     ]
+    if reading := Reading.of_spec(cache.vision_spec).label:
+        lines.insert(-1, f"Images are read as: {reading}")
     if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
         lines.append(
             f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The "

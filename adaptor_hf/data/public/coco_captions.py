@@ -113,6 +113,7 @@ dataset_coco.json (scheme karpathy; images train2014/COCO_train2014_000000391895
         homepage="https://cocodataset.org",
         tested="fixture",
         read=read,
+        image_mode="RGB",
         split_schemes=("official", "karpathy"),
         options={"captions": "all"},
         option_help={"captions": CAPTIONS_HELP},

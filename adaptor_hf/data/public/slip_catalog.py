@@ -262,6 +262,7 @@ dataset_catalog.json (of SLIP); labels.json and templates.json (of SLIP, optiona
         homepage="https://github.com/facebookresearch/SLIP",
         tested="fixture",
         read=read,
+        image_mode="RGB",
         split_schemes=("official",),
         options={"dataset": None},
         option_help={"dataset": "name of the set in dataset_catalog.json"},

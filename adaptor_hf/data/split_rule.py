@@ -1,0 +1,118 @@
+"""`SplitRule`: which patients are held out, one rule for pre-training and for everything that is evaluated later."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+PATIENT, GIVEN = "patient", "given"
+_VERSION = 1  # raise it when equal fields would split another way
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """
+    How a data set was split, so that it can be split the same way again. The defaults are those of both scripts.
+
+    Args:
+        scheme (`str`): `patient` (a hash of each patient's id), `given` (the table's own column), or the name of a
+            public data set's split, such as `official` or `mgca`.
+        seed (`int`): Of the hash.
+        validation_fraction, test_fraction (`float`): Shares of patients in [0, 1), together under 1.
+        ids (`str`): `canonical` (spellings of one id are one patient) or `exact`.
+        dataset (`str`, *optional*): The public data set that a named scheme belongs to.
+
+    Raises:
+        ValueError: impossible shares, or an unknown way to read ids.
+    """
+
+    scheme: str = PATIENT
+    seed: int = 42
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.1
+    ids: str = "canonical"
+    dataset: str | None = None
+
+    def __post_init__(self):
+        shares = self.validation_fraction, self.test_fraction
+        if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
+            raise ValueError(
+                "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
+                f"{shares[0]} and {shares[1]}."
+            )
+        if self.ids not in ("canonical", "exact"):
+            raise ValueError(f"ids is canonical or exact, got {self.ids!r}.")
+
+    @property
+    def hash(self) -> str:
+        """12 hex digits over all fields: two runs with equal ones split any table alike."""
+        return hashlib.sha256(json.dumps([_VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a checkpoint's config, with the hash."""
+        return asdict(self) | {"hash": self.hash}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SplitRule:
+        """
+        The rule of a checkpoint's config.
+
+        Raises:
+            ValueError: fields are unknown, or do not give the hash beside them: the rule was edited, or another
+                version of this package wrote it.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(values.keys() - known - {"hash"}):
+            raise ValueError(f"The split rule has unknown fields: {', '.join(unknown)}. Update adaptor_hf.")
+        rule = cls(**{name: value for name, value in values.items() if name in known})
+        if values.get("hash", rule.hash) != rule.hash:
+            raise ValueError(
+                f"The split rule's fields give the hash {rule.hash}, beside them stands {values['hash']}: it was "
+                "edited, or another version of this package wrote it. Name the split with --split_column, or train "
+                "anew."
+            )
+        return rule
+
+    def with_options(self, **options: Any) -> SplitRule:
+        """The rule with those of its fields that were given on the command line; None was not given."""
+        return replace(self, **{name: value for name, value in options.items() if value is not None})
+
+    def apply(self, table: Dataset, aliases: Sequence[str] = ()) -> tuple[Dataset, SplitRule]:
+        """
+        A table with a split on every row, and the rule that this was: `given` where the table brought its splits.
+
+        A table that has a training part but no validation part gets one from its training patients: nothing is to be
+        chosen on the test part.
+
+        Args:
+            table (`datasets.Dataset`): With the columns of `load_pairs`.
+            aliases (`Sequence[str]`): `old=new` renames of splits.
+
+        Raises:
+            ValueError: a split on some rows only, a patient in several splits, or impossible aliases.
+        """
+        from .splits import assign_splits, check_disjoint, rename_splits, split_training_rows
+
+        table = rename_splits(table, aliases)
+        given = set(table.unique("split"))
+        options = {"seed": self.seed, "ids": self.ids}
+        if "train" in given and not given & {"validation", None}:
+            logger.warning("The table has no validation split: taking one from its training patients.")
+            table = split_training_rows(table, validation_fraction=self.validation_fraction, **options)
+        else:
+            shares = {"validation_fraction": self.validation_fraction, "test_fraction": self.test_fraction}
+            table = assign_splits(table, **shares, **options)
+        check_disjoint(table, ids=self.ids)
+        return table, replace(self, scheme=PATIENT if given == {None} else GIVEN, dataset=None)
+
+
+__all__ = ["GIVEN", "PATIENT", "SplitRule"]

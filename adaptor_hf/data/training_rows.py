@@ -1,0 +1,248 @@
+"""
+`training_rows.safetensors`: which images and patients shaped a model, as digests, so that no test may contain them.
+
+Images are named by a digest of their file's content. Patients are named by an HMAC of (namespace, canonical id) under a
+key that lies beside the file, or in private mode under the key of the ids: ids are short, so that without a key all of
+them could be tried. A namespace says whose ids they are: patient 12 of two hospitals is two patients.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..privacy import load_key
+from ..private_mode import key_name, keyed_digests, private_key
+from .ids import canonical_ids
+
+TRAINING_ROWS_FILE = "training_rows.safetensors"
+KEY_FILE = "training_rows.key"
+DIGEST = np.dtype("S16")
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Seen:
+    """
+    How many rows of a test part shaped a model.
+
+    Args:
+        patients, images (`int`, *optional*): Test patients and test images that were in its pre-training; None where
+            that cannot be told.
+        of_patients, of_images (`int`): How many there are.
+        reason (`str`): Why something cannot be told, and what would help.
+    """
+
+    patients: int | None
+    images: int | None
+    of_patients: int = 0
+    of_images: int = 0
+    reason: str = ""
+
+    @property
+    def status(self) -> str:
+        """`found`, `none`, or `unknown` where nothing was found and not everything could be compared."""
+        if self.patients or self.images:
+            return "found"
+        return "unknown" if None in (self.patients, self.images) else "none"
+
+    def fields(self) -> dict[str, Any]:
+        """For a result line."""
+        return {"pretraining_overlap": self.status, "seen_patients": self.patients, "seen_images": self.images}
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """
+    Digests of the training and validation rows of a pre-training.
+
+    Args:
+        images (`np.ndarray` of shape `(n,)` and dtype `S16`, *optional*): Of the files' content, sorted; None where the
+            embeddings were made elsewhere.
+        patients (`np.ndarray` of shape `(m,)` and dtype `S16`, *optional*): HMACs in each namespace, sorted; None where
+            the ids were not at hand.
+        namespaces (`tuple[str, ...]`): What the ids belong to.
+        ids (`str`): `canonical` or `exact`.
+        private_key (`str`, *optional*): Name of the key of private mode.
+        key (`bytes`, *optional*): Of the HMACs; None where it is not at hand.
+    """
+
+    images: np.ndarray | None
+    patients: np.ndarray | None
+    namespaces: tuple[str, ...] = ()
+    ids: str = "canonical"
+    private_key: str | None = None
+    key: bytes | None = field(default=None, repr=False)
+
+    def compare(
+        self,
+        patient_ids: Sequence[str | None],
+        images: np.ndarray | None,
+        namespaces: Collection[str],
+        *,
+        disjoint: bool = False,
+    ) -> Seen:
+        """
+        How many of these rows were in the pre-training.
+
+        Args:
+            patient_ids: Of each test row, as the table has them, never hashed; None where unknown.
+            images (`np.ndarray` of dtype `S16`, *optional*): Digests of their files, as of `content_digests`; keyed in
+                private mode.
+            namespaces: What the ids belong to. Where none is that of the pre-training, ids say nothing.
+            disjoint: The two data sets have no patient in common, by their origin.
+        """
+        found_images, why = self._seen_images(images)
+        known = [patient for patient in patient_ids if patient is not None]
+        distinct = set(canonical_ids(known) if self.ids == "canonical" else known)
+        shared = sorted(set(self.namespaces) & set(namespaces))
+        found_patients = None
+        if disjoint:
+            found_patients = 0
+        elif self.patients is None or len(known) < len(patient_ids) or not known:
+            why.append("rows without patient id cannot be compared")
+        elif not shared:
+            why.append("the patient ids are of another data set as far as is known; --id_namespace says otherwise")
+        elif self.key is None:
+            why.append(f"the key of the patients' digests ({KEY_FILE}, or the same --key_file) is not at hand")
+        else:
+            mine = set(self.patients.tolist())
+            found_patients = sum(any(_hmac(self.key, name, patient) in mine for name in shared) for patient in distinct)
+        of_images = 0 if images is None else len(images)
+        return Seen(found_patients, found_images, len(distinct), of_images, "; ".join(why))
+
+    def _seen_images(self, images: np.ndarray | None) -> tuple[int | None, list[str]]:
+        if self.images is None or images is None:
+            return None, ["the images' content is not known"]
+        mine = self.images
+        if self.private_key != key_name():
+            if self.private_key is not None:
+                return None, ["the digests are of private mode with another key"]
+            mine = keyed_digests(mine)
+        return int(np.isin(images, mine).sum()), []
+
+
+def write_training_rows(
+    folder: str | os.PathLike,
+    images: np.ndarray | None,
+    patient_ids: Iterable[str | None] | None,
+    namespaces: Sequence[str],
+    *,
+    ids: str = "canonical",
+) -> Path:
+    """
+    Write `training_rows.safetensors` and, outside private mode, the key of its HMACs (readable by its owner only).
+
+    Args:
+        folder: Of the run.
+        images (`np.ndarray` of dtype `S16`, *optional*): Content digests of the training and validation images.
+        patient_ids: Their patients as the table has them, never hashed; None where they are not at hand.
+        namespaces: What the ids belong to, most specific first.
+        ids: `canonical` or `exact`, as the split rule has it.
+    """
+    from safetensors.numpy import save
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"version": str(_VERSION), "namespaces": json.dumps(list(namespaces)), "ids": ids}
+    tensors = {}
+    if images is not None:
+        tensors["images"] = _bytes_of(images)
+    if patient_ids is not None:
+        key = private_key() or load_key(folder / KEY_FILE, create=True)
+        known = [patient for patient in patient_ids if patient is not None]
+        distinct = set(canonical_ids(known) if ids == "canonical" else known)
+        made = [_hmac(key, name, patient) for name in namespaces for patient in distinct]
+        tensors["patients"] = _bytes_of(np.array(made, DIGEST))
+    if key_name() is not None:
+        metadata["private_key"] = key_name()
+    path = folder / TRAINING_ROWS_FILE
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        aside.write_bytes(save(tensors, metadata))
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    return path
+
+
+def find_training_rows(model: str | os.PathLike) -> TrainingRows | None:
+    """
+    The training rows of a checkpoint: in its folder, or in that of the run whose checkpoint or control it is. None for
+    a hub id, and for a model of which nothing is known.
+
+    Raises:
+        ValueError: the file is damaged or of another version.
+    """
+    folder = Path(model).absolute()
+    places = [folder]
+    if folder.name.startswith("checkpoint-"):
+        places.append(folder.parent)
+    elif folder.parent.name == "controls":
+        places.append(folder.parent.parent)
+    found = next((place for place in places if (place / TRAINING_ROWS_FILE).is_file()), None)
+    return None if found is None else read_training_rows(found)
+
+
+def read_training_rows(folder: str | os.PathLike) -> TrainingRows:
+    """
+    Raises:
+        ValueError: the file is damaged or of another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(folder) / TRAINING_ROWS_FILE
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        version, namespaces = int(metadata["version"]), tuple(json.loads(metadata["namespaces"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({type(error).__name__}), so that no test can be told from the training rows. Copy it "
+            "again from its run, or delete it: results then say that the overlap is unknown."
+        ) from error
+    if version != _VERSION:
+        raise ValueError(f"{path} is of version {version}, this package reads version {_VERSION}. Update adaptor_hf.")
+    private = metadata.get("private_key")
+    key = None
+    if private is not None:
+        key = private_key() if private == key_name() else None
+    elif (Path(folder) / KEY_FILE).is_file():
+        key = load_key(Path(folder) / KEY_FILE)
+    digests = {name: np.ascontiguousarray(values).view(DIGEST).reshape(-1) for name, values in tensors.items()}
+    return TrainingRows(
+        digests.get("images"), digests.get("patients"), namespaces, metadata.get("ids", "canonical"), private, key
+    )
+
+
+def _hmac(key: bytes, namespace: str, patient: str) -> bytes:
+    # NUL cannot stand in either: ("a", "bc") and ("ab", "c") are not one message.
+    message = f"training_rows\0{namespace}\0{patient}".encode()
+    digest = hmac.new(key, message, hashlib.sha256).digest()[: DIGEST.itemsize]
+    # NumPy takes trailing NULs of bytes off.
+    return digest if digest[-1:] != b"\0" else digest[:-1] + b"\1"
+
+
+def _bytes_of(digests: np.ndarray) -> np.ndarray:
+    """`(n, 16)` uint8 of distinct digests, sorted: the order of the rows is nobody's business."""
+    return np.unique(np.asarray(digests, DIGEST)).view(np.uint8).reshape(-1, DIGEST.itemsize)
+
+
+__all__ = [
+    "KEY_FILE",
+    "TRAINING_ROWS_FILE",
+    "Seen",
+    "TrainingRows",
+    "find_training_rows",
+    "read_training_rows",
+    "write_training_rows",
+]
