@@ -25,7 +25,7 @@ from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.checkpoints import find_checkpoint
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
-from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs
+from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs, record_training_rows
 from adaptor_hf.training.recipe import check_together, parse_arguments, places_of
 from adaptor_hf.training.report import processor_of, report_run
 from adaptor_hf.training.run_record import RunRecord, last_evaluation
@@ -62,15 +62,17 @@ def main(arguments: list[str] | None = None) -> None:
 
     # Data: every image and report goes through its frozen tower once.
     if run.dry_run:
-        print(estimate_run(load_training_pairs(data, training.seed, run), data, model_arguments, training))
+        print(estimate_run(load_training_pairs(data, run).dataset, data, model_arguments, training))
         return
+    pairs = None
     with record.phase("cache"):
         if data.cache:
             cache = open_cache(data.cache)
             check_private_cache(cache.side_manifests().values())
         else:
+            pairs = load_training_pairs(data, run)
             cache = build_cache(
-                load_training_pairs(data, training.seed, run),
+                pairs.dataset,
                 vision_tower=model_arguments.vision_tower,
                 text_tower=model_arguments.text_tower,
                 cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
@@ -90,6 +92,9 @@ def main(arguments: list[str] | None = None) -> None:
         logger.warning("There is no validation split: no evaluation, and the last checkpoint is kept, not the best.")
         training.eval_strategy, training.load_best_model_at_end = "no", False
 
+    if training.process_index == 0:
+        record_training_rows(training.output_dir, views, pairs, data.id_namespace or data.dataset_name)
+
     # Model: the Adaptor alone; its config names the towers.
     config = model_arguments.config(
         vision_hidden_size=cache.vision_spec["hidden_size"],
@@ -97,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
         vision_tower=cache.vision_spec,
         text_tower=cache.text_spec,
         data_terms=terms,
+        split_rule=pairs.rule.to_dict() if pairs else None,
     )
     model = AdaptorModel(config)
     logger.info(describe_run(model, training, cache, views))

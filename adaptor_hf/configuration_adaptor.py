@@ -45,6 +45,8 @@ class AdaptorConfig(PreTrainedConfig):
             By default a checkpoint holds the Adaptor alone and names its towers.
         data_terms (`dict[str, str]`, *optional*): Data sets that it was trained on whose terms restrict sharing, with
             those terms. A push then asks for consent.
+        split_rule (`dict`, *optional*): How the pre-training data was split, so that evaluation holds out the same
+            patients: fields of `adaptor_hf.data.split_rule.SplitRule`. `None`: not known.
         vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
             or path, revision, pooling, image processing, pretraining data, licence. `None`: cached embeddings only.
         text_tower (`dict`, *optional*): The same for the text tower.
@@ -101,6 +103,7 @@ class AdaptorConfig(PreTrainedConfig):
     image_size: int | None = None
     towers_in_checkpoint: bool = False
     data_terms: dict[str, str] | None = None
+    split_rule: dict[str, Any] | None = None
     vision_tower: dict[str, Any] | None = None
     text_tower: dict[str, Any] | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -2,9 +2,10 @@
 
 import math
 import os
+import shutil
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -15,6 +16,8 @@ from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
 TOWER_NAMES = ("vision_model", "text_model")
+# See `adaptor_hf.data.training_rows`, which travels to no hub.
+TRAINING_ROWS = ("training_rows.safetensors", "training_rows.key")
 
 
 class AdaptorPreTrainedModel(PreTrainedModel):
@@ -26,6 +29,9 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
     _no_split_modules = ["AdaptorLayer"]
     _supports_sdpa = True
+    # Where the weights were loaded from, and whether a save is part of a push.
+    loaded_from: str | None = None
+    is_pushed = False
     # Heads over images need no text tower.
     _tower_names = TOWER_NAMES
 
@@ -83,6 +89,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         align_weights(model)
         model.attach_towers(vision_model, text_model)
+        model.base_model.loaded_from = str(pretrained_model_name_or_path)
         if load_towers:
             download = {
                 name: kwargs[name]
@@ -139,10 +146,13 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if a tower has trainable parameters that would be lost, or cannot be part of a checkpoint.
         """
+        pushed = kwargs.get("push_to_hub") or self.base_model.is_pushed
         if kwargs.get("push_to_hub"):
             self._refuse_to_push_local_towers()
             self._refuse_to_push_restricted(kwargs.pop("accept_data_terms", False))
             kwargs.setdefault("private", True)
+        if not pushed:
+            self._carry_training_rows(save_directory)
         state_dict = self.state_dict() if state_dict is None else state_dict
         if self.config.towers_in_checkpoint:
             self._put_tower_configs()
@@ -174,7 +184,27 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         """
         self._refuse_to_push_local_towers()
         self._refuse_to_push_restricted(accept_data_terms)
-        return super().push_to_hub(repo_id, private=private, **kwargs)
+        self.base_model.is_pushed = True
+        try:
+            return super().push_to_hub(repo_id, private=private, **kwargs)
+        finally:
+            self.base_model.is_pushed = False
+
+    def _carry_training_rows(self, folder: str | os.PathLike) -> None:
+        """
+        Copy the digests of the training rows, and their key, from where the model was loaded: else a test on these rows
+        could not be told any more. Never into a push, and not those of private mode.
+        """
+        source, target = self.base_model.loaded_from, os.fspath(folder)
+        rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
+        if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
+            return
+        with safe_open(rows[0], framework="pt") as file:
+            if "private_key" in (file.metadata() or {}):
+                return
+        os.makedirs(target, exist_ok=True)
+        for path in filter(os.path.isfile, rows):
+            shutil.copy2(path, target)
 
     def _refuse_to_push_restricted(self, accepted: bool) -> None:
         if self.config.data_terms and not accepted:

@@ -40,7 +40,7 @@ TREES = {
 def test_the_table_of_the_training_script(tmp_path, monkeypatch, name):
     write, count = TREES[name]
     write(tmp_path / name)
-    pairs = load_training_pairs(DataArguments(dataset=name, data_root=str(tmp_path / name)), seed=0)
+    pairs = load_training_pairs(DataArguments(dataset=name, data_root=str(tmp_path / name))).dataset
     assert len(pairs) == count
     assert all(pairs["text"][:])
     assert set(pairs["split"][:]) <= {"train", "validation", "test"}

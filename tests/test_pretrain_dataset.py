@@ -40,14 +40,14 @@ def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_
 
 def test_the_table_has_all_splits_and_the_options_text(mimic):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["recipe=mgca"])
-    pairs = load_training_pairs(arguments, seed=0)
+    pairs = load_training_pairs(arguments).dataset
     assert sorted(set(pairs["split"][:])) == ["test", "train", "validation"]
     assert pairs[0]["text"].startswith("no acute cardiopulmonary process 5 cm nodule")
 
 
 def test_a_repeated_part_of_a_reference_split_is_left_out(mimic, caplog):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), split_scheme="mgca")
-    pairs = load_training_pairs(arguments, seed=0)
+    pairs = load_training_pairs(arguments).dataset
     assert sorted(set(pairs["split"][:])) == ["train", "validation"]
     assert len(set(pairs["image_id"][:])) == len(pairs)
     assert "images of test are all in an earlier part" in caplog.text
@@ -70,4 +70,4 @@ def test_options_that_do_not_go_together_are_refused(changes, message):
 def test_a_word_without_value_is_no_option(mimic):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["recipe"])
     with pytest.raises(ValueError, match="An option is name=value, got 'recipe'"):
-        load_training_pairs(arguments, seed=0)
+        load_training_pairs(arguments)

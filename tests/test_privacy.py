@@ -221,10 +221,10 @@ def test_splits_of_a_private_run_are_those_of_the_ids_themselves(tmp_path, strea
 
     table, _ = plant(tmp_path)
     arguments = DataArguments(train_file=str(table), filter=["split=train"], split_alias=[])
-    plain = load_training_pairs(arguments, seed=3)
+    plain = load_training_pairs(arguments).dataset
     key = b"k" * 32
     with private_mode.private_mode(key):
-        private = load_training_pairs(arguments, seed=3)
+        private = load_training_pairs(arguments).dataset
     assert private["split"][:] == plain["split"][:]
     assert private["patient_id"][:] == [keyed_hash(value, key) for value in plain["patient_id"][:]]
     assert set(private["split"][:]) == {"train", "validation"}

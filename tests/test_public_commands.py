@@ -83,7 +83,7 @@ def test_check_counts_an_image_without_text(name, write, tmp_path, capsys):
 @pytest.mark.parametrize("key", PAIR_SETS)
 def test_pairs_for_pretraining_have_text_image_and_split(key, tmp_path):
     name, root = write_pair_set(key, tmp_path / "tree")
-    pairs = load_training_pairs(DataArguments(dataset=name, data_root=str(root)), seed=0)
+    pairs = load_training_pairs(DataArguments(dataset=name, data_root=str(root))).dataset
     assert {"train", "validation"} <= set(pairs["split"][:])
     assert all(any(caption in text.lower() for caption in CAPTIONS) for text in pairs["text"][:])
     mode = "L" if name in ("mimic_cxr", "openi") else "RGB"

@@ -18,6 +18,7 @@ from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
 from .reading import IMAGE_MODES
+from .splits import DEFAULT_SEED
 
 
 def parse_options(words: list[str]) -> dict[str, object]:
@@ -53,7 +54,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", nargs="+", default=[], choices=KEEPABLE, help="rules that are switched off")
     parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients")
     parser.add_argument("--test_fraction", type=float, default=0.1, help="share of patients")
-    parser.add_argument("--seed", type=int, default=0, help="of the split")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split")
     parser.add_argument("--num_proc", type=int, help="processes that read headers")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="of the table")
     parser.add_argument("--private", action="store_true", help="keyed hashes instead of ids (docs/privacy.md)")

@@ -25,8 +25,8 @@ print(parts["train"][0]["text"])
 rows left out and why, labels, patients in each split and in several.
 `train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining.
 
-Where no official split exists, whole patients are shared out, stratified by label. A split of a reference code has its
-name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's hash.
+Where no official split exists, whole patients are shared out by a hash of their ids. A split of a reference code has
+its name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's hash.
 
 "Tested" says how far: on made-up files in the real format (fixture), on published tables or samples, or on the whole
 set.
@@ -34,6 +34,8 @@ set.
 | name | data set | tasks | splits | tested | licence |
 |---|---|---|---|---|---|
 """
+
+_BY_PATIENT = "whole patients by a hash of their ids, about 80 / 10 / 10 % unless other shares are given"
 
 
 def index_page(datasets: list[PublicDataset]) -> str:
@@ -65,7 +67,7 @@ def dataset_page(one: PublicDataset) -> str:
         lines.append("")
     lines += ["## Splits", ""]
     for scheme in _schemes(one):
-        note = one.split_notes.get(scheme, "whole patients, stratified, 80 / 10 / 10 % unless other shares are given")
+        note = one.split_notes.get(scheme, _BY_PATIENT)
         leak = f" **Known to leak:** {one.leaks[scheme]}" if scheme in one.leaks else ""
         lines.append(f"* `{scheme}`: {note}{leak}")
     lines.append("")

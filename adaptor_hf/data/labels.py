@@ -87,7 +87,7 @@ def apply_policy(labels: pd.DataFrame, policy: str) -> pd.DataFrame:
 
 
 def label_strata(labels: pd.DataFrame) -> pd.Series:
-    """Name of each row's rarest positive label, "" where none is: what splits are stratified by."""
+    """Name of each row's rarest positive label, "" where none is: what fractions are stratified by."""
     import pandas as pd
 
     positive = labels.to_numpy() == 1

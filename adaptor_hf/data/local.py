@@ -25,7 +25,7 @@ from .local_columns import CHUNK_ROWS, contract_features, contract_table
 from .local_report import LoadReport
 from .local_rows import assign_split, check_faults, check_files, check_patients, check_task, drop_repeats, row_strata
 from .reading import IMAGE_MODES, Reading
-from .splits import hash_of_split
+from .splits import DEFAULT_SEED, hash_of_split
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,7 +41,7 @@ def load_local_dataset(
     fraction: float = 1.0,
     fraction_rule: str = "nested",
     label_policy: str = "raw",
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     *,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
@@ -69,7 +69,7 @@ def load_local_dataset(
         name: Name of the data set, see `list_datasets`.
         root: Its folder.
         task: "pretraining", "classification", "detection" or "segmentation"; None takes the data set's first.
-        split_scheme: "official" (where there is none: by patient), "patient" (whole patients, stratified by label,
+        split_scheme: "official" (where there is none: by patient), "patient" (whole patients by a hash of their ids,
             `validation_fraction` and `test_fraction` of them), or one that the data set names, such as "mgca".
         fraction: Share of the training rows in (0, 1].
         fraction_rule: How they are chosen: a key of `adaptor_hf.data.fractions.FRACTION_RULES`.
@@ -113,7 +113,7 @@ def load_with_report(
     fraction: float = 1.0,
     fraction_rule: str = "nested",
     label_policy: str = "raw",
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     *,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,

@@ -14,8 +14,8 @@ from .files import list_files, outside_root
 from .ids import check_ids
 from .labels import apply_policy, label_strata
 from .local_report import FAULT_EXAMPLES, LoadReport
-from .splits import SPLITS
-from .stratified import patient_groups, split_by_patient
+from .splits import SPLITS, split_groups
+from .stratified import patient_groups
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +186,7 @@ def check_patients(found: Found, ids: str | None) -> None:
 
 
 def row_strata(found: Found) -> pd.Series:
-    """What splits and fractions are stratified by: the loader's `stratum`, the class, the rarest label, or any box."""
+    """What fractions are stratified by: the loader's `stratum`, the class, the rarest label, or any box."""
     import pandas as pd
 
     rows = found.rows
@@ -209,16 +209,16 @@ def assign_split(found: Found, dataset: PublicDataset, request: Request, report:
         ValueError: Patients are in several splits of a scheme that is not known to leak.
     """
     rows = found.rows.copy(deep=False)
-    strata = row_strata(found)
     if request.split_scheme == "patient":
-        rows["split"] = split_by_patient(patient_groups(rows), strata, **shares, seed=request.seed)
+        # Not stratified: it would hang on the rows, and two tasks on one data set have other rows.
+        rows["split"] = split_groups(patient_groups(rows).tolist(), **shares, seed=request.seed)
     else:
         strange = set(rows["split"].dropna()) - set(SPLITS)
         if strange:
             raise ValueError(f"{dataset.name}: unknown splits {sorted(strange)}, expected {', '.join(SPLITS)}.")
         report.drop(f"in no part of the split {request.split_scheme!r}", rows["split"].isna().sum())
         rows = rows[rows["split"].notna()].copy(deep=False)
-        _carve_validation(rows, strata, request, report, shares["validation_fraction"])
+        _carve_validation(rows, request, report, shares["validation_fraction"])
     found.rows = rows
     report.leak = dataset.leaks.get(request.split_scheme)
     report.rows_without_patient = int(rows["patient_id"].isna().sum()) if "patient_id" in rows else len(rows)
@@ -246,19 +246,14 @@ def patient_overlaps(rows: pd.DataFrame) -> dict[str, int]:
     return {names: count for names, count in shared.items() if count}
 
 
-def _carve_validation(rows: pd.DataFrame, strata: pd.Series, request: Request, report: LoadReport, share: float):
+def _carve_validation(rows: pd.DataFrame, request: Request, report: LoadReport, share: float) -> None:
     """Take a validation part from the training patients of a split that has none."""
     training = (rows["split"] == "train").to_numpy()
     if (rows["split"] == "validation").any() or not training.any() or not share:
         return
-    taken = split_by_patient(
-        patient_groups(rows[training]),
-        strata[rows.index[training]],
-        validation_fraction=share,
-        test_fraction=0.0,
-        seed=request.seed,
-    )
-    rows.loc[taken.index, "split"] = taken
+    groups = patient_groups(rows[training]).tolist()
+    taken = np.array(split_groups(groups, validation_fraction=share, test_fraction=0.0, seed=request.seed))
+    rows.loc[training, "split"] = taken
     report.notes.append(
         f"The split {request.split_scheme!r} has no validation part: {int((taken == 'validation').sum())} training "
         f"rows became one, by patient ({share:g} of the patients, seed {request.seed})."

@@ -9,6 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from .splits import (
+    DEFAULT_SEED,
+    assign_splits,
+    check_disjoint,
+    check_shares,
+    rename_splits,
+    split_training_rows,
+)
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -36,19 +45,14 @@ class SplitRule:
     """
 
     scheme: str = PATIENT
-    seed: int = 42
+    seed: int = DEFAULT_SEED
     validation_fraction: float = 0.1
     test_fraction: float = 0.1
     ids: str = "canonical"
     dataset: str | None = None
 
     def __post_init__(self):
-        shares = self.validation_fraction, self.test_fraction
-        if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
-            raise ValueError(
-                "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
-                f"{shares[0]} and {shares[1]}."
-            )
+        check_shares(self.validation_fraction, self.test_fraction)
         if self.ids not in ("canonical", "exact"):
             raise ValueError(f"ids is canonical or exact, got {self.ids!r}.")
 
@@ -100,8 +104,6 @@ class SplitRule:
         Raises:
             ValueError: a split on some rows only, a patient in several splits, or impossible aliases.
         """
-        from .splits import assign_splits, check_disjoint, rename_splits, split_training_rows
-
         table = rename_splits(table, aliases)
         given = set(table.unique("split"))
         options = {"seed": self.seed, "ids": self.ids}

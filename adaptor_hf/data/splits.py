@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 """Names of splits in the order in which they must not be empty."""
+
+DEFAULT_SEED = 42
+"""Of every split by patient, in both scripts, commands and functions, unless another is given."""
 
 SPLIT_ALIASES = {
     "train": "train",
@@ -66,7 +69,7 @@ def assign_splits(
     *,
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     ids: str | None = None,
 ) -> Dataset:
     """Fill the column `split` by patient, unless the data set brings its own split.
@@ -93,11 +96,7 @@ def assign_splits(
     """
     import pyarrow as pa
 
-    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
-        raise ValueError(
-            "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
-            f"{validation_fraction} and {test_fraction}."
-        )
+    check_shares(validation_fraction, test_fraction)
     if len(dataset) == 0:
         raise ValueError("Cannot split a data set without rows.")
     given = _column(dataset, "split")
@@ -108,7 +107,21 @@ def assign_splits(
         raise ValueError(
             f"{missing} of {len(given)} rows have no split. Fill the split column, or leave it out to split by patient."
         )
-    groups = _groups(dataset, ids)
+    shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    splits = split_groups(_groups(dataset, ids), **shares, seed=seed)
+    return _with_column(dataset, "split", pa.array(splits, pa.string()))
+
+
+def split_groups(groups: Sequence[str], *, validation_fraction: float, test_fraction: float, seed: int) -> list[str]:
+    """The split of each row by a hash of its group's name, as `assign_splits` describes it.
+
+    Args:
+        groups: Of each row, what may not be torn apart.
+
+    Raises:
+        ValueError: Impossible fractions.
+    """
+    check_shares(validation_fraction, test_fraction)
     place = {group: uniform("split", seed, group) for group in set(groups)}
     split_of = {
         group: "test" if u < test_fraction else "validation" if u < test_fraction + validation_fraction else "train"
@@ -116,10 +129,45 @@ def assign_splits(
     }
     shares = {"train": 1, "validation": validation_fraction, "test": test_fraction}
     _fill_empty_splits(split_of, place, [split for split in SPLITS if shares[split] > 0])
-    return _with_column(dataset, "split", pa.array([split_of[group] for group in groups], pa.string()))
+    return [split_of[group] for group in groups]
 
 
-def patient_fraction(dataset: Dataset, fraction: float, seed: int = 0, ids: str | None = None) -> Dataset:
+def split_training_rows(dataset: Dataset, validation_fraction: float, seed: int, ids: str | None = None) -> Dataset:
+    """Move a share of the training patients to validation; other rows keep their split."""
+    import pyarrow as pa
+
+    splits = _column(dataset, "split")
+    rows = [row for row, split in enumerate(splits) if split == "train"]
+    groups = _groups(dataset.select(rows), ids)
+    moved = split_groups(groups, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed)
+    for row, split in zip(rows, moved, strict=True):
+        splits[row] = split
+    return _with_column(dataset, "split", pa.array(splits, pa.string()))
+
+
+def rename_splits(dataset: Dataset, aliases: Sequence[str]) -> Dataset:
+    """Apply `old=new` renames to the column `split`.
+
+    Raises:
+        ValueError: An alias is malformed, or names a split that no row has.
+    """
+    import pyarrow as pa
+
+    if not aliases:
+        return dataset
+    renames = {}
+    for alias in aliases:
+        old, separator, new = alias.partition("=")
+        if not separator or not old.strip() or not new.strip():
+            raise ValueError(f"--split_alias reads old=new, such as validation=test, got {alias!r}.")
+        renames[canonical_split(old)] = canonical_split(new)
+    values = _column(dataset, "split")
+    if missing := sorted(renames.keys() - set(values)):
+        raise ValueError(f"--split_alias names splits that no row has: {', '.join(missing)}.")
+    return _with_column(dataset, "split", pa.array([renames.get(value, value) for value in values], pa.string()))
+
+
+def patient_fraction(dataset: Dataset, fraction: float, seed: int = DEFAULT_SEED, ids: str | None = None) -> Dataset:
     """Keep a share of the training patients with all their rows; validation and test rows stay.
 
     Nested: with one seed, the rows of 1 % are among those of 10 %, and those among 30 %. The number of patients is
@@ -219,6 +267,18 @@ def check_disjoint(
             )
         logger.warning("%s", message)
     return shared
+
+
+def check_shares(validation_fraction: float, test_fraction: float) -> None:
+    """
+    Raises:
+        ValueError: The shares of patients are impossible.
+    """
+    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
+        raise ValueError(
+            "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
+            f"{validation_fraction} and {test_fraction}."
+        )
 
 
 def _name(value: str, ids: str | None) -> str:

@@ -1,12 +1,10 @@
-"""Patients shared out evenly over strata: to splits, and to nested fractions of a split."""
+"""Patients shared out evenly over strata: nested fractions of a split."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from .ids import canonical_id
 from .splits import uniform
 
 if TYPE_CHECKING:
@@ -21,53 +19,11 @@ def patient_groups(rows: pd.DataFrame) -> pd.Series:
     for kind in ("patient", "study", "image"):
         # The kind is part of the name: patient 7 and study 7 are not one group.
         if f"{kind}_id" in rows:
-            ids = rows[f"{kind}_id"]
+            ids = rows[f"{kind}_id"].map(lambda value: canonical_id(value) if isinstance(value, str) else value)
             groups = groups.where(groups.notna(), (f"{kind}:" + ids.astype(object)).where(ids.notna(), None))
     if groups.isna().any():
         groups = groups.where(groups.notna(), "row:" + pd.Series(rows.index.astype(str), index=rows.index))
     return groups
-
-
-def split_by_patient(
-    groups: pd.Series, strata: pd.Series, *, validation_fraction: float, test_fraction: float, seed: int
-) -> pd.Series:
-    """
-    A split for each row: whole groups, of each stratum its share to within one group.
-
-    A group with rows of several strata counts for the one that the fewest groups have. Which groups go where follows
-    from a hash of their names and the seed: the order of the rows and the machine do not matter. The totals are
-    `round(share * groups)`; train gets a group first, validation second, test third.
-
-    Args:
-        groups: Group of each row, see `patient_groups`.
-        strata: Stratum of each row, text.
-        validation_fraction, test_fraction: Shares of groups in [0, 1), together under 1.
-
-    Returns:
-        Series of "train", "validation" and "test" with the index of `groups`.
-
-    Raises:
-        ValueError: Impossible shares.
-    """
-    if not (0 <= validation_fraction < 1 and 0 <= test_fraction < 1 and validation_fraction + test_fraction < 1):
-        raise ValueError(
-            "validation_fraction and test_fraction are shares of patients in [0, 1) with a sum under 1, got "
-            f"{validation_fraction} and {test_fraction}."
-        )
-    order = _ordered_groups(groups, strata, "stratified split", seed)
-    names, total = order["group"].to_numpy(), len(order)
-    wanted = {"validation": validation_fraction, "test": test_fraction}
-    counts = {name: round(share * total) for name, share in wanted.items()}
-    spare = total - 1
-    for name, share in wanted.items():
-        if share > 0:
-            counts[name] = min(max(counts[name], 1), spare)
-            spare -= counts[name]
-    split = np.full(total, "train", dtype=object)
-    for name in ("test", "validation"):
-        free = np.flatnonzero(split == "train")
-        split[free[_evenly(len(free), counts[name], uniform("offset", seed, name))]] = name
-    return groups.map(dict(zip(names, split, strict=True)))
 
 
 def nested_fraction(groups: pd.Series, strata: pd.Series, fraction: float, seed: int) -> pd.Series:
@@ -96,12 +52,4 @@ def _ordered_groups(groups: pd.Series, strata: pd.Series, purpose: str, seed: in
     return pairs.sort_values(["stratum", "uniform", "group"], ignore_index=True)
 
 
-def _evenly(total: int, count: int, offset: float) -> np.ndarray:
-    """Mask of `count` of `total` places, evenly spaced."""
-    if not count:
-        return np.zeros(total, bool)
-    steps = [math.floor(place * count / total + offset) for place in range(total + 1)]
-    return np.diff(steps) > 0
-
-
-__all__ = ["nested_fraction", "patient_groups", "split_by_patient"]
+__all__ = ["nested_fraction", "patient_groups"]

@@ -21,12 +21,14 @@ import numpy as np
 
 from ..privacy import load_key
 from ..private_mode import key_name, keyed_digests, private_key
-from .ids import canonical_ids
+from .ids import canonical_id, canonical_ids
 
 TRAINING_ROWS_FILE = "training_rows.safetensors"
 KEY_FILE = "training_rows.key"
 DIGEST = np.dtype("S16")
 _VERSION = 1
+# Public data sets that have another's patients under the same ids.
+_SAME_IDS = {"chexpert_5x200": "chexpert"}
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,30 @@ class TrainingRows:
                 return None, ["the digests are of private mode with another key"]
             mine = keyed_digests(mine)
         return int(np.isin(images, mine).sum()), []
+
+
+def id_namespaces(name: str | None, table: Any = None) -> tuple[str, ...]:
+    """
+    What the patient ids of a data set belong to: its name, and the digest of its table, for one table is one set of ids
+    whatever it is called.
+
+    Args:
+        name: Of the data set, or what was said with `--id_namespace`.
+        table: Where the rows come from: a file, a folder, or a hub id.
+    """
+    found = [] if name is None else [_SAME_IDS.get(name, canonical_id(name))]
+    if isinstance(table, str | os.PathLike):
+        path = Path(table)
+        files = [path] if path.is_file() else sorted(path.glob("**/metadata.*")) + sorted(path.glob("**/state.json"))
+        digest = hashlib.sha256()
+        for file in files:
+            with open(file, "rb") as opened:
+                digest.update(hashlib.file_digest(opened, "sha256").digest())
+        if files:
+            found.append(f"sha256:{digest.hexdigest()}")
+        elif not path.exists():
+            found.append(f"hub:{table}")
+    return tuple(found)
 
 
 def write_training_rows(
@@ -243,6 +269,7 @@ __all__ = [
     "Seen",
     "TrainingRows",
     "find_training_rows",
+    "id_namespaces",
     "read_training_rows",
     "write_training_rows",
 ]

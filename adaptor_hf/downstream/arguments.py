@@ -37,7 +37,9 @@ class DownstreamArguments(PrivacyArguments):
         default=None, metadata={"help": "A public data set by name (python -m adaptor_hf.data list)."}
     )
     data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
-    split_scheme: str = field(default="official", metadata={"help": "Split of --dataset: official, patient, mgca..."})
+    split_scheme: str | None = field(
+        default=None, metadata={"help": "Split of --dataset: official, patient, mgca... Default: as in pre-training."}
+    )
     dataset_option: list[str] = field(
         default_factory=list, metadata={"help": "Options of --dataset as name=value; repeatable."}
     )
@@ -81,9 +83,27 @@ class DownstreamArguments(PrivacyArguments):
         default_factory=list, metadata={"help": "Of the table: columns kept for subgroups, beside view, sex and age."}
     )
     filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
-    validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
-    test_fraction: float = field(default=0.2, metadata={"help": "Share of patients, where no split is given."})
-    split_seed: int = field(default=0, metadata={"help": "Of splits by patient."})
+    validation_fraction: float | None = field(
+        default=None, metadata={"help": "Share of patients, where no split is given. Default: as in pre-training."}
+    )
+    test_fraction: float | None = field(
+        default=None, metadata={"help": "Share of patients, where no split is given. Default: as in pre-training."}
+    )
+    split_seed: int | None = field(
+        default=None, metadata={"help": "Of splits by patient. Default: as in pre-training."}
+    )
+    id_namespace: str | None = field(
+        default=None,
+        metadata={"help": "Whose patient ids these are, as in pre-training; default: the data set's name."},
+    )
+    allow_seen: bool = field(
+        default=False, metadata={"help": "Test on rows that were in pre-training; every result carries their counts."}
+    )
+    duplicates: str = field(
+        default="refuse",
+        metadata={"help": "Training images that are copies of held-out ones: refuse, or drop them from training.",
+                  "choices": ["refuse", "drop"]},
+    )  # fmt: skip
     external: list[str] = field(
         default_factory=list,
         metadata={"help": "More test sets: DATASET=ROOT, or NAME=TABLE with the columns of the table; repeatable."},

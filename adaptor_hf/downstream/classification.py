@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from ..private_mode import error_text
 from .data import LabelledData, align_classes, training_subset
 from .features import tower_features
 from .modules import Module
+from .overlap import overlap_fields
 from .probe import Probe, fit_probe
 from .provenance import input_size, tower_name, tower_saw
 from .recipes import ProbeRecipe
@@ -43,6 +44,15 @@ class EmbeddedData:
     embeds: dict[str, torch.Tensor]
     vision_spec: dict[str, Any]
 
+    def without_training_rows(self, left_out: np.ndarray) -> EmbeddedData:
+        """Without the training rows of a mask, `(n,)` bool."""
+        if not left_out.any():
+            return self
+        kept = np.flatnonzero(~left_out)
+        parts = self.data.parts | {"train": self.data.parts["train"].select(kept)}
+        data = replace(self.data, parts=parts, labels=self.data.labels | {"train": self.data.labels["train"][kept]})
+        return EmbeddedData(data, self.embeds | {"train": self.embeds["train"][kept]}, self.vision_spec)
+
 
 def embed_labelled(
     data: LabelledData, tower: Any, cache_dir: str | os.PathLike, *, batch_size: int | None = None, device: Any = None
@@ -53,7 +63,7 @@ def embed_labelled(
         embeds[part], kept, spec = tower_features(dataset, tower, cache_dir, batch_size=batch_size, device=device)
         parts[part] = dataset if len(kept) == len(dataset) else dataset.select(kept)
         labels[part] = data.labels[part][kept]
-    found = LabelledData(data.name, data.class_names, data.exclusive, parts, labels, data.split_hash)
+    found = replace(data, parts=parts, labels=labels)
     return EmbeddedData(found, embeds, spec)
 
 
@@ -274,7 +284,8 @@ def _fields(
 
 def _test_fields(fields: dict[str, Any], name: str, test: EmbeddedData, own: str) -> dict[str, Any]:
     external = {"test_set": name, "split_hash": f"{fields['split_hash']}-{test.data.split_hash}"} if name != own else {}
-    return fields | external | {"tower_saw_dataset": tower_saw(test.vision_spec, name)}
+    seen = overlap_fields(test.data.seen, fields["module"])
+    return fields | external | seen | {"tower_saw_dataset": tower_saw(test.vision_spec, name)}
 
 
 __all__ = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,9 @@ import numpy as np
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
+
+    from ..data.split_rule import SplitRule
+    from ..data.training_rows import Seen
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +39,8 @@ class LabelledData:
         labels (`dict[str, np.ndarray]`): Of each part, `(n,)` int64 if exclusive, else `(n, C)` float32 of 0, 1 and
             NaN (unknown). Two classes that exclude each other are one column.
         split_hash (`str`): Name of the split.
+        seen (`dict[str, Seen]`): Of each model, what of the test part was in its pre-training; empty if not asked.
+        leak (`str`, *optional*): What the split, a reference's, is known to leak.
     """
 
     name: str
@@ -44,7 +49,9 @@ class LabelledData:
     parts: dict[str, Dataset]
     labels: dict[str, np.ndarray]
     split_hash: str
-    _rows: dict[str, Any] = field(default_factory=dict, repr=False)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    leak: str | None = None
+    _rows: dict[str, Any] = field(default_factory=dict, repr=False, init=False)
 
     def rows(self, part: str) -> pd.DataFrame:
         """Ids and subgroup columns of a part, no image."""
@@ -163,12 +170,12 @@ def _multi_label(
 
 
 def load_public(
-    name: str, root: str | os.PathLike, task: str, *, split_scheme: str = "official", seed: int = 0, **options: Any
+    name: str, root: str | os.PathLike, task: str, *, split_scheme: str = "official", **options: Any
 ) -> tuple[DatasetDict, str]:
     """Parts of a public data set and the hash of its split; see `load_local_dataset`."""
     from ..data import describe, load_local_dataset
 
-    parts = load_local_dataset(name, root, task, split_scheme, seed=seed, **options)
+    parts = load_local_dataset(name, root, task, split_scheme, **options)
     return parts, describe(parts)["split_hash"]
 
 
@@ -312,33 +319,19 @@ def _with_masks(pairs: Dataset, cells: list, root: Path) -> Dataset:
 
 
 def split_table(
-    table: Dataset,
-    *,
-    split_alias: Sequence[str] = (),
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.2,
-    seed: int = 0,
-    ids: str | None = None,
+    table: Dataset, rule: SplitRule | None = None, *, split_alias: Sequence[str] = ()
 ) -> tuple[dict[str, Dataset], str]:
     """
-    Parts of a table by its split, or by patient where it brings none, and the split's hash. A table without a
-    validation part gets one from its training patients: nothing is chosen on test.
+    Parts of a table by its split, or by the rule (the default one if None) where it brings none, and the split's hash.
+    A table without a validation part gets one from its training patients: nothing is chosen on test.
 
     Raises:
         ValueError: patients in several parts, or no row to train on or to test on.
     """
-    from ..data.splits import assign_splits, check_disjoint, split_hash
-    from ..training.pairs import rename_splits, split_training_rows
+    from ..data.split_rule import SplitRule
+    from ..data.splits import split_hash
 
-    table = rename_splits(table, list(split_alias))
-    given = set(table.unique("split"))
-    if given and None not in given and "train" in given and "validation" not in given:
-        logger.warning("The table has no validation split: taking one from its training patients.")
-        table = split_training_rows(table, validation_fraction, seed, ids)
-    elif given != {"test"}:
-        shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
-        table = assign_splits(table, **shares, seed=seed, ids=ids)
-    check_disjoint(table, ids=ids)
+    table, _ = (rule or SplitRule()).apply(table, split_alias)
     splits = np.array(table["split"][:])
     parts = {part: table.select(np.flatnonzero(splits == part)) for part in PARTS if (splits == part).any()}
     return parts, split_hash(table)
@@ -371,7 +364,7 @@ def align_classes(external: LabelledData, class_names: Sequence[str], exclusive:
             labels[part] = np.full((len(values), len(class_names)), np.nan, np.float32)
             for name in common:
                 labels[part][:, list(class_names).index(name)] = values[:, external.class_names.index(name)]
-    return LabelledData(external.name, list(class_names), exclusive, external.parts, labels, external.split_hash)
+    return replace(external, class_names=list(class_names), exclusive=exclusive, labels=labels)
 
 
 def training_subset(data: LabelledData, fraction: float, rule: str, seed: int) -> np.ndarray:

@@ -123,6 +123,7 @@ def run_few_shot(
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
     from .classification import RunList, _fields, finish_run, subgroup_columns
+    from .overlap import overlap_fields
     from .provenance import tower_saw
     from .recipes import RECIPES
 
@@ -141,6 +142,7 @@ def run_few_shot(
                 fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
                 fields |= {"task": "few_shot", "protocol": "fewshot", "recipe": f"{count} shots", "fraction": None}
                 fields["tower_saw_dataset"] = tower_saw(embedded.vision_spec, data.name)
+                fields |= overlap_fields(data.seen, module.key)
                 try:
                     episode = draw_episode(data.labels["train"], count, seed)
                 except ValueError as error:

@@ -133,6 +133,7 @@ def run_finetune(
     from ..evaluation.classification import MULTI, SINGLE
     from .classification import RunList, class_frequencies, decisions, finish_run, subgroup_columns
     from .features import weights_digest
+    from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
 
     for part in ("train", "validation", "test"):
@@ -162,7 +163,7 @@ def run_finetune(
                 "fraction": float(fraction),
                 "seed": int(seed),
                 "tower_saw_dataset": tower_saw(tower.spec, data.name),
-            }
+            } | overlap_fields(data.seen, method)
             outcome = {"n_train": len(kept), "lr": rate, "selected_on": "validation"}
 
             def score(kept=kept, seed=seed, outcome=outcome) -> Any:

@@ -4,57 +4,117 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
+from ..data.split_rule import SplitRule
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import check_private_mode, is_private, private_rows, refuse_identifying_columns
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
+from .modules import saved_controls
+from .overlap import seen_rows
 from .provenance import tower_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.training_rows import Seen
+
 logger = logging.getLogger(__name__)
 
 
-def load_parts(arguments: DownstreamArguments, task: str) -> tuple[dict[str, Dataset], str]:
+@dataclass
+class LoadedParts:
     """
-    Parts of the data set or table, and the hash of their split.
+    A data set for one task.
+
+    Args:
+        parts (`dict[str, Dataset]`): `train`, `validation`, `test`, as far as there are rows.
+        split_hash (`str`): Name of the split.
+        seen (`dict[str, Seen]`): Of each model, what of `test` was in its pre-training.
+        leak (`str`, *optional*): What the split, a reference's, is known to leak.
+    """
+
+    parts: dict[str, Dataset]
+    split_hash: str
+    seen: dict[str, Seen]
+    leak: str | None = None
+
+
+def split_rule_of(arguments: DownstreamArguments) -> SplitRule:
+    """The rule that the checkpoint was trained under, else the default one; options that are given override it."""
+    known = AdaptorConfig.from_pretrained(arguments.model).split_rule
+    rule = SplitRule() if known is None else SplitRule.from_dict(known)
+    scheme = arguments.split_scheme
+    if scheme is None and arguments.dataset is not None and rule.dataset != arguments.dataset:
+        scheme = "official"
+    return rule.with_options(
+        scheme=scheme,
+        seed=arguments.split_seed,
+        validation_fraction=arguments.validation_fraction,
+        test_fraction=arguments.test_fraction,
+        ids=arguments.ids,
+    )
+
+
+def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
+    """
+    Parts of the data set or table by the split rule of the checkpoint, none of them with a test on training rows.
 
     Args:
         arguments ([`DownstreamArguments`]): Of the script.
         task (`str`): What a public data set is loaded for, see `load_local_dataset`.
 
     Raises:
-        FileNotFoundError, ValueError: as of the loaders.
+        FileNotFoundError, ValueError: as of the loaders; test rows that were in pre-training.
     """
     check_private_mode(arguments)
+    rule, leak = split_rule_of(arguments), None
     if arguments.dataset is not None:
+        from ..data import describe
         from ..data.__main__ import parse_options
 
-        options = parse_options(arguments.dataset_option)
-        return private_parts(*load_public(
-            arguments.dataset, arguments.data_root, task, split_scheme=arguments.split_scheme,
-            seed=arguments.split_seed, voi_lut=bool(arguments.voi_lut), image_mode=arguments.image_mode,
-            ids=arguments.ids, **options,
-        ))  # fmt: skip
-    refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
-    table = load_table(arguments.table, **table_options(arguments))
-    parts, split_hash = split_table(
-        table,
-        split_alias=arguments.split_alias,
-        validation_fraction=arguments.validation_fraction,
-        test_fraction=arguments.test_fraction,
-        seed=arguments.split_seed,
-        ids=arguments.ids,
-    )
-    return private_parts(parts, split_hash, arguments.subgroup_column)
+        parts, split_hash = load_public(
+            arguments.dataset, arguments.data_root, task, split_scheme=rule.scheme, **public_options(arguments, rule),
+            **parse_options(arguments.dataset_option),
+        )  # fmt: skip
+        leak = describe(next(iter(parts.values())))["leak"]
+    else:
+        refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
+        table = load_table(arguments.table, **table_options(arguments))
+        parts, split_hash = split_table(table, rule, split_alias=arguments.split_alias)
+    seen = {} if "test" not in parts else _seen(arguments, parts["test"], arguments.name, arguments.table)
+    return LoadedParts(*private_parts(parts, split_hash, arguments.subgroup_column), seen, leak)
+
+
+def public_options(arguments: DownstreamArguments, rule: SplitRule) -> dict[str, Any]:
+    """How public data sets are split and read."""
+    return {
+        "seed": rule.seed,
+        "validation_fraction": rule.validation_fraction,
+        "test_fraction": rule.test_fraction,
+        "voi_lut": bool(arguments.voi_lut),
+        "image_mode": arguments.image_mode,
+        "ids": arguments.ids,
+    }
+
+
+def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
+    """Module to checkpoint, of those that were pre-trained."""
+    controls = pairs_of(arguments.control_model) or saved_controls(arguments.model)
+    return {"adaptor": arguments.model, **controls}
+
+
+def _seen(arguments: DownstreamArguments, test: Dataset, name: str, table: str | None) -> dict[str, Seen]:
+    return seen_rows(
+        test, model_folders(arguments), name=name, table=table, namespace=arguments.id_namespace,
+        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen,
+    )  # fmt: skip
 
 
 def private_parts(
@@ -76,41 +136,52 @@ def private_parts(
 
 def load_classification(arguments: DownstreamArguments) -> LabelledData:
     """The labelled data of `--dataset` or `--table`."""
-    parts, split_hash = load_parts(arguments, "classification")
-    return labelled_data(
-        arguments.name, parts, split_hash, classes=arguments.classes or None, label_policy=arguments.label_policy
+    loaded = load_parts(arguments, "classification")
+    data = labelled_data(
+        arguments.name,
+        loaded.parts,
+        loaded.split_hash,
+        classes=arguments.classes or None,
+        label_policy=arguments.label_policy,
     )
+    data.seen, data.leak = loaded.seen, loaded.leak
+    return data
 
 
-def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, tuple[Dataset, str]]:
-    """Name to test part and split hash of each of `--external`; all rows of a table that brings no split."""
+def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, LoadedParts]:
+    """Each of `--external` by name, with its test part alone; all rows of a table that brings no split."""
     from ..data.catalog import MODULES
     from ..data.splits import split_hash
 
-    found = {}
+    found, rule = {}, split_rule_of(arguments)
     for name, place in pairs_of(arguments.external).items():
         if name in MODULES:
-            options = {"voi_lut": bool(arguments.voi_lut), "image_mode": arguments.image_mode, "ids": arguments.ids}
-            parts, hashed = private_parts(*load_public(name, place, task, seed=arguments.split_seed, **options))
+            scheme = rule.scheme if rule.dataset == name else "official"
+            parts, hashed = load_public(name, place, task, split_scheme=scheme, **public_options(arguments, rule))
+            source = None
         else:
             refuse_identifying_columns(place, arguments.image_column, arguments)
-            table = private_rows(load_table(place, **table_options(arguments)), arguments.subgroup_column)
+            table, source = load_table(place, **table_options(arguments)), place
             parts, hashed = {"test": table}, split_hash(table)
             if "test" in (splits := table["split"][:]):
                 parts = {"test": table.select([row for row, split in enumerate(splits) if split == "test"])}
         if "test" not in parts:
             raise ValueError(f"External set {name} has no test part; it has {', '.join(parts)}.")
-        found[name] = parts["test"], hashed
+        # An external set is another place's: its patient ids are no namespace of --table.
+        seen = _seen(replace(arguments, id_namespace=None), parts["test"], name, source)
+        parts, hashed = private_parts({"test": parts["test"]}, hashed, arguments.subgroup_column)
+        found[name] = LoadedParts(parts, hashed, seen)
     return found
 
 
 def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     """The labelled test parts of `--external`."""
-    policy = arguments.label_policy
-    return [
-        labelled_data(name, {"test": rows}, hashed, label_policy=policy)
-        for name, (rows, hashed) in load_external_parts(arguments, "classification").items()
-    ]
+    found = []
+    for name, loaded in load_external_parts(arguments, "classification").items():
+        data = labelled_data(name, loaded.parts, loaded.split_hash, label_policy=arguments.label_policy)
+        data.seen = loaded.seen
+        found.append(data)
+    return found
 
 
 def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
@@ -171,6 +242,7 @@ def cache_dir_of(arguments: DownstreamArguments) -> Path:
 
 
 __all__ = [
+    "LoadedParts",
     "cache_dir_of",
     "cost_of",
     "load_adaptor",
@@ -180,6 +252,8 @@ __all__ = [
     "load_parts",
     "load_text_side",
     "load_tower",
+    "model_folders",
+    "split_rule_of",
     "vision_tower_of",
     "with_default_reading",
 ]

@@ -36,6 +36,13 @@ def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
     return "yes" if set(seen) & set(_SAME_IMAGES[dataset]) else "no"
 
 
+def disjoint_sets(first: str, second: str) -> bool:
+    """Whether two public data sets have no image in common by their origin; False where that is not known."""
+    if first == second or first not in _SAME_IMAGES or second not in _SAME_IMAGES:
+        return False
+    return not set(_SAME_IMAGES[first]) & set(_SAME_IMAGES[second])
+
+
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
     What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
@@ -56,4 +63,4 @@ def input_size(spec: dict[str, Any] | None) -> int | None:
     return (size or {}).get("height") or (size or {}).get("shortest_edge")
 
 
-__all__ = ["input_size", "tower_name", "tower_saw"]
+__all__ = ["disjoint_sets", "input_size", "tower_name", "tower_saw"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from .features import BATCH_ROWS
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.training_rows import Seen
     from ..embeddings import EmbeddingCache
     from .classification import RunList
     from .modules import Module
@@ -57,6 +58,7 @@ def run_retrieval(
     *,
     dataset: str,
     split_hash: str,
+    seen: Mapping[str, Seen] | None = None,
     classes: np.ndarray | None = None,
     num_resamples: int = 1000,
 ) -> RunList:
@@ -67,13 +69,14 @@ def run_retrieval(
         pairs (`EmbeddingCache`): From `embed_test_pairs`.
         modules (`Sequence[Module]`): With a model; others have no common space and are left out.
         output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
-        dataset, split_hash (`str`): For results.
+        dataset, split_hash (`str`), seen (`Mapping[str, Seen]`, *optional*): For results.
         classes (`np.ndarray` of shape `(len(pairs),)`, *optional*): A class a row, int64; a text has its first row's.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
     from ..evaluation import precision_at_k, retrieval_metrics, retrieval_predictions
     from ..evaluation.retrieval import first_occurrences
     from .classification import RunList, finish_run
+    from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
 
     found = RunList()
@@ -81,17 +84,21 @@ def run_retrieval(
     table = pairs.pairs
     embeds = {"image_embeds": pairs.image_embeddings(), "text_embeds": pairs.text_embeddings()}
     for module in (module for module in modules if module.model is not None):
-        fields = module.fields() | {
-            "vision_tower": tower_name(pairs.vision_spec),
-            "text_tower": tower_name(pairs.text_spec),
-            "task": "retrieval",
-            "dataset": dataset,
-            "split_hash": split_hash,
-            "protocol": "retrieval",
-            "input_size": input_size(pairs.vision_spec),
-            "seed": 0,
-            "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
-        }
+        fields = (
+            module.fields()
+            | {
+                "vision_tower": tower_name(pairs.vision_spec),
+                "text_tower": tower_name(pairs.text_spec),
+                "task": "retrieval",
+                "dataset": dataset,
+                "split_hash": split_hash,
+                "protocol": "retrieval",
+                "input_size": input_size(pairs.vision_spec),
+                "seed": 0,
+                "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
+            }
+            | overlap_fields(seen, module.key)
+        )
 
         def score(model=module.model) -> Any:
             image = _features(model, "image", embeds["image_embeds"])

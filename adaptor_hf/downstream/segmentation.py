@@ -24,7 +24,9 @@ from .data import plain_rows
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.training_rows import Seen
     from .classification import RunList
+    from .loading import LoadedParts
     from .modules import Module
 
 logger = logging.getLogger(__name__)
@@ -268,10 +270,11 @@ def run_segmentation(
     dataset: str,
     split_hash: str,
     size: int,
+    seen: Mapping[str, Seen] | None = None,
     fractions: Sequence[float] = (1.0,),
     seeds: Sequence[int] = (0,),
     epochs: int | None = None,
-    external: Mapping[str, tuple[Dataset, str]] | None = None,
+    external: Mapping[str, LoadedParts] | None = None,
     save_to: str | os.PathLike | None = None,
     text_tower: str | None = None,
     num_resamples: int = 1000,
@@ -290,7 +293,8 @@ def run_segmentation(
         size (`int`): Side of the images in pixels, any that the tower takes.
         fractions, seeds, text_tower, num_resamples, device: As in `run_classification`.
         epochs (`int`, *optional*): Instead of the recipe's.
-        external (`Mapping`, *optional*): Name to rows with `image` and `mask`, and the hash of their split.
+        seen (`Mapping[str, Seen]`, *optional*): Of each model, what of the test part was in its pre-training.
+        external (`Mapping[str, LoadedParts]`, *optional*): Sets of which the `test` part is scored.
         save_to (`str` or `PathLike`, *optional*): Folder for the Adaptor's decoder of the first seed at the largest
             fraction; trained again if it is not there.
 
@@ -301,6 +305,7 @@ def run_segmentation(
 
     from ..data.fractions import fraction_mask
     from .classification import RunList
+    from .overlap import overlap_fields
     from .provenance import tower_name, tower_saw
 
     for part in ("train", "validation", "test"):
@@ -308,8 +313,10 @@ def run_segmentation(
             raise ValueError(f"{dataset} has no {part} part; it has {', '.join(parts)}.")
     parts = {part: masked_rows(rows, f"{dataset}, {part}") for part, rows in parts.items()}
     tests = {dataset: (parts["test"], split_hash)}
-    for name, (rows, hashed) in (external or {}).items():
-        tests[name] = (masked_rows(rows, f"external set {name}"), f"{split_hash}-{hashed}")
+    seen_of = {dataset: seen}
+    for name, other in (external or {}).items():
+        tests[name] = (masked_rows(other.parts["test"], f"external set {name}"), f"{split_hash}-{other.split_hash}")
+        seen_of[name] = other.seen
     if empty := [
         name for name, rows in (parts | {name: rows for name, (rows, _) in tests.items()}).items() if not len(rows)
     ]:
@@ -339,6 +346,7 @@ def run_segmentation(
                 runs = {
                     name: fields
                     | {"split_hash": hashed, "tower_saw_dataset": tower_saw(tower.spec, name)}
+                    | overlap_fields(seen_of[name], module.key)
                     | ({} if name == dataset else {"test_set": name})
                     for name, (_, hashed) in tests.items()
                 }

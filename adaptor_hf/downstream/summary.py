@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .overlap import overlap_sentences
+
 if TYPE_CHECKING:
     from .classification import RunList
 
@@ -23,6 +25,7 @@ HEADLINES = {
 def summarize(runs: RunList) -> str:
     """Markdown of the runs' headline metrics, and how many runs were skipped or failed."""
     parts = [headline_table(runs.lines)] if runs.lines else []
+    parts += overlap_sentences(runs.lines)
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
         parts.append("Phantoms: these numbers show that the machinery works, and nothing about patients.")
     if runs.skipped:

@@ -34,6 +34,7 @@ from .loading import (
     with_default_reading,
 )
 from .modules import SYSTEMS, Module, load_modules, saved_controls
+from .overlap import check_copies, overlap_fields, overlap_sentences
 from .predicting import take_away
 from .prompts import load_prompts
 from .provenance import input_size, tower_name
@@ -56,7 +57,12 @@ def _modules(arguments: DownstreamArguments, model: AdaptorModel, device: str, n
 def _embedded(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> EmbeddedData:
     options = {"batch_size": arguments.extraction_batch_size, "device": device}
     tower = vision_tower_of(arguments, model)
-    return embed_labelled(load_classification(arguments), tower, cache_dir_of(arguments), **options)
+    embedded = embed_labelled(load_classification(arguments), tower, cache_dir_of(arguments), **options)
+    if arguments.task != "zero_shot" and "train" in embedded.data.parts:
+        data = embedded.data
+        keep = check_copies(data.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=data.leak)
+        embedded = embedded.without_training_rows(~keep)
+    return embedded
 
 
 def classification(arguments: DownstreamArguments, device: str) -> str:
@@ -156,17 +162,21 @@ def segmentation(arguments: DownstreamArguments, device: str) -> str:
 
     recipe = get_segmentation_recipe(arguments.recipe, arguments.dataset)
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
-    parts, split_hash = load_parts(arguments, "segmentation")
+    loaded = load_parts(arguments, "segmentation")
+    if "train" in loaded.parts:
+        keep = check_copies(loaded.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=loaded.leak)
+        loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
     model = load_adaptor(arguments)
     tower = load_tower(arguments, model, device)
     runs = run_segmentation(
-        parts,
+        loaded.parts,
         _modules(arguments, model, device),
         tower,
         recipe,
         arguments.output_dir,
         dataset=arguments.name,
-        split_hash=split_hash,
+        split_hash=loaded.split_hash,
+        seen=loaded.seen,
         size=arguments.image_size or input_size(tower.spec) or 224,
         fractions=arguments.fraction,
         seeds=arguments.seeds,
@@ -181,20 +191,20 @@ def segmentation(arguments: DownstreamArguments, device: str) -> str:
 
 
 def _test_pairs(arguments: DownstreamArguments, model: AdaptorModel, device: str, text_tower: Any) -> tuple:
-    parts, split_hash = load_parts(arguments, "pretraining")
-    if "test" not in parts:
-        raise ValueError(f"{arguments.name} has no test part; it has {', '.join(parts)}.")
+    loaded = load_parts(arguments, "pretraining")
+    if "test" not in loaded.parts:
+        raise ValueError(f"{arguments.name} has no test part; it has {', '.join(loaded.parts)}.")
     pairs = embed_test_pairs(
-        parts["test"], vision_tower_of(arguments, model), text_tower, cache_dir_of(arguments),
+        loaded.parts["test"], vision_tower_of(arguments, model), text_tower, cache_dir_of(arguments),
         batch_size=arguments.extraction_batch_size, device=device,
     )  # fmt: skip
     rows = np.asarray(pairs.pairs["source_row"][:])
-    return parts["test"].select(rows), pairs, split_hash
+    return loaded.parts["test"].select(rows), pairs, loaded
 
 
 def retrieval(arguments: DownstreamArguments, device: str) -> str:
     model = load_adaptor(arguments)
-    dataset, pairs, split_hash = _test_pairs(arguments, model, device, load_text_side(arguments, model, device))
+    dataset, pairs, loaded = _test_pairs(arguments, model, device, load_text_side(arguments, model, device))
     classes = None
     if "labels" in dataset.column_names and hasattr(dataset.features["labels"], "num_classes"):
         classes = np.asarray(dataset["labels"][:], np.int64)
@@ -203,7 +213,8 @@ def retrieval(arguments: DownstreamArguments, device: str) -> str:
         _modules(arguments, model, device),
         arguments.output_dir,
         dataset=arguments.name,
-        split_hash=split_hash,
+        split_hash=loaded.split_hash,
+        seen=loaded.seen,
         classes=classes,
         num_resamples=arguments.num_resamples,
     )
@@ -213,7 +224,7 @@ def retrieval(arguments: DownstreamArguments, device: str) -> str:
 def text_understanding(arguments: DownstreamArguments, device: str) -> str:
     model = load_adaptor(arguments)
     text_tower = load_text_side(arguments, model, device)
-    dataset, pairs, _ = _test_pairs(arguments, model, device, text_tower)
+    dataset, pairs, loaded = _test_pairs(arguments, model, device, text_tower)
     results = run_text_understanding(
         dataset["text"][:],
         [patient or f"row {row}" for row, patient in enumerate(pairs.pairs["patient_id"][:])],
@@ -222,9 +233,11 @@ def text_understanding(arguments: DownstreamArguments, device: str) -> str:
         text_tower,
         arguments.output_dir,
         dataset=arguments.name,
+        seen=loaded.seen,
         num_resamples=arguments.num_resamples,
     )
-    return swap_table(results)
+    named = {"dataset": arguments.name, "module": "adaptor", "system": SYSTEMS["adaptor"]}
+    return "\n\n".join([swap_table(results), *overlap_sentences([named | overlap_fields(loaded.seen, "adaptor")])])
 
 
 TASK_FUNCTIONS: dict[str, Callable[[DownstreamArguments, str], str]] = {

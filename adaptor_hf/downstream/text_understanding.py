@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,11 @@ import numpy as np
 import torch
 
 from ..towers_adaptor import TextTower
+from .overlap import overlap_fields
 from .zero_shot import tower_text_features
 
 if TYPE_CHECKING:
+    from ..data.training_rows import Seen
     from .modules import Module
 
 RESULT_FILE = "text_understanding.json"
@@ -111,6 +113,7 @@ def run_text_understanding(
     output_dir: str | os.PathLike,
     *,
     dataset: str,
+    seen: Mapping[str, Seen] | None = None,
     num_resamples: int = 1000,
 ) -> list[SwapResult]:
     """
@@ -122,7 +125,7 @@ def run_text_understanding(
         modules (`Sequence[Module]`): Others than those with a model are left out.
         text_tower (`TextTower`): The Adaptor's.
         output_dir (`str` or `PathLike`): For `text_understanding.json`, which holds numbers and no report.
-        dataset (`str`): For the file.
+        dataset (`str`), seen (`Mapping[str, Seen]`, *optional*): For the file.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
     codes = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
@@ -151,7 +154,9 @@ def run_text_understanding(
     path = Path(output_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
-    path.write_text(json.dumps({"dataset": dataset, "results": plain}, indent=1) + "\n", encoding="utf-8")
+    overlap = {module.key: overlap_fields(seen, module.key) for module in modules}
+    written = {"dataset": dataset, "pretraining_overlap": overlap, "results": plain}
+    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return found
 
 

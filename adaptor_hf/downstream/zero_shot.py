@@ -161,6 +161,7 @@ def run_zero_shot(
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
     from .classification import RunList, finish_run, subgroup_columns
+    from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
 
     data = embedded.data
@@ -186,7 +187,7 @@ def run_zero_shot(
                 "input_size": input_size(embedded.vision_spec),
                 "seed": int(seed),
                 "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
-            }  # fmt: skip
+            } | overlap_fields(data.seen, module.key)  # fmt: skip
 
             def score(module=module, features=features, chosen=chosen) -> Any:
                 scores = class_scores(module.model, text_tower, features, chosen)

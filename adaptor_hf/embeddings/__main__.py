@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from ..data.reading import IMAGE_MODES, Reading
+from ..data.splits import DEFAULT_SEED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -30,7 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--voi_lut", action="store_true", help="read DICOM files as displayed: with VOI LUT or window")
     build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
     build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
-    build.add_argument("--seed", type=int, default=42, help="of the split by patient; train_pretrain.py takes 42 too")
+    build.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split by patient")
     build.add_argument("--batch_size", type=int, help="rows in one forward pass")
     build.add_argument("--max_text_length", type=int, default=112, help="tokens a text is cut to")
     build.add_argument("--dtype", choices=["float16", "float32"], default="float16")

@@ -38,6 +38,9 @@ OUTCOME = (
     "lr",
     "selected_on",
     "tower_saw_dataset",
+    "pretraining_overlap",
+    "seen_patients",
+    "seen_images",
     "commit",
 )
 REQUIRED = ("system", "task", "dataset", "split_hash", "protocol", "seed", "tower_saw_dataset")
@@ -86,6 +89,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, got {fields['protocol']!r}.")
     if fields["tower_saw_dataset"] not in ("yes", "no", "unknown"):
         raise ValueError(f"tower_saw_dataset is yes, no or unknown, got {fields['tower_saw_dataset']!r}.")
+    if fields.get("pretraining_overlap", "unknown") not in ("found", "none", "unknown"):
+        raise ValueError(f"pretraining_overlap is found, none or unknown, got {fields['pretraining_overlap']!r}.")
     if str(fields.get("selected_on", "")).startswith("test"):
         raise ValueError("selected_on is the test split: nothing may be chosen there. Choose on validation.")
 
@@ -113,7 +118,8 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
         raise FileExistsError(f"{path} exists: this run was scored before, and a test split is scored once.")
     scores = score_predictions(predictions)
     sha256 = digest(save_predictions(predictions, folder))
-    described = {name: fields.get(name) for name in (*IDENTITY, *OUTCOME)}
+    described = {"pretraining_overlap": "unknown"} | fields
+    described = {name: described.get(name) for name in (*IDENTITY, *OUTCOME)}
     lines = [
         {"run": key, "num_metrics": len(scores)}
         | described

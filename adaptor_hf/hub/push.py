@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..data.training_rows import TRAINING_ROWS_FILE
 from .data_terms import check_consent
 
 PUSHED_FILES = (
@@ -39,9 +40,10 @@ PUSHED_FILES = (
 ABSOLUTE_PATH = re.compile(r"^(~[^\\/]*[\\/]|[\\/]+|[A-Za-z]:[\\/]|file:[\\/]*)[^\\/]")
 
 
-def files_to_push(folder: str | Path) -> dict[str, bytes]:
+def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, bytes]:
     """
-    What `push_folder` sends: the files of the fixed list that exist, with local paths cut to their last part.
+    What `push_folder` sends: the files of the fixed list that exist, with local paths cut to their last part;
+    with `training_rows` also the digests of the training images and patients, without their key.
 
     Raises:
         FileNotFoundError: if there is no model in the folder.
@@ -62,7 +64,7 @@ def files_to_push(folder: str | Path) -> dict[str, bytes]:
                     "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
                 )
     files = {}
-    for name in PUSHED_FILES:
+    for name in (*PUSHED_FILES, TRAINING_ROWS_FILE) if training_rows else PUSHED_FILES:
         path = folder / name
         if path.is_file():
             files[name] = path.read_bytes()
@@ -91,12 +93,14 @@ def push_folder(
     private: bool = True,
     commit_message: str = "Upload Adaptor",
     accept_data_terms: bool = False,
+    training_rows: bool = False,
 ) -> str:
     """
     Push a saved model to the Hub: the files of `files_to_push`, to a private repository unless asked otherwise.
 
     Args:
         accept_data_terms: The terms of the training data, which the model's config names, allow this push.
+        training_rows: Send the digests of the training rows too, see `files_to_push`.
 
     Returns:
         `str`: Address of the commit.
@@ -107,7 +111,7 @@ def push_folder(
     """
     from huggingface_hub import HfApi
 
-    files = files_to_push(folder)
+    files = files_to_push(folder, training_rows)
     check_consent(json.loads(files["config.json"]).get("data_terms"), accept_data_terms)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id

@@ -52,6 +52,8 @@ class AdaptorTrainingArguments(TrainingArguments):
             from disk. By default on a GPU, where they take less than half of its free memory (the paper's data: 0.7 GB).
         accept_data_terms (`bool`, defaults to `False`): The terms of the training data allow `push_to_hub`; asked for
             where they restrict sharing, as those of MIMIC-CXR and CheXpert do.
+        push_training_rows (`bool`, defaults to `False`): `push_to_hub` sends `training_rows.safetensors` too: with it
+            others can find training images in their tests. Patients stay unknown to them: the key is never sent.
         auto_mixed_precision (`bool`, defaults to `True`): Choose fp16 or bf16 by the GPU where neither was asked for.
 
     Raises:
@@ -100,6 +102,9 @@ class AdaptorTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool | None = field(default=None, metadata={"help": "Default: where there is a GPU."})
     hub_strategy: str = field(default="end", metadata={"help": "Only the end is pushed, a fixed list of files."})
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Push to a private repository."})
+    push_training_rows: bool = field(
+        default=False, metadata={"help": "--push_to_hub sends the digests of training rows too, never their key."}
+    )
     accept_data_terms: bool = field(
         default=False, metadata={"help": "The training data's terms, which may restrict sharing, allow --push_to_hub."}
     )

@@ -1,9 +1,14 @@
 """From the script's data arguments to the splits that contrastive training reads."""
 
 import logging
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from ..private_mode import PrivacyArguments, private_rows, refuse_identifying_columns
+import numpy as np
+
+from ..data.split_rule import SplitRule
+from ..private_mode import PrivacyArguments, is_private, private_rows, refuse_identifying_columns
 from .recipe import DataArguments
 
 if TYPE_CHECKING:
@@ -14,53 +19,76 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArguments | None = None) -> "Dataset":
+@dataclass(frozen=True)
+class TrainingPairs:
+    """
+    The table that a model is pre-trained on.
+
+    Args:
+        dataset (`datasets.Dataset`): Pairs of all splits; in private mode with keyed hashes as ids.
+        rule (`SplitRule`): How they were split.
+        patient_ids (`list`): Of each training and validation row, never hashed, None where unknown.
+        namespaces (`tuple[str, ...]`): What these ids belong to.
+    """
+
+    dataset: "Dataset"
+    rule: SplitRule
+    patient_ids: list[str | None]
+    namespaces: tuple[str, ...]
+
+
+def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | None = None) -> TrainingPairs:
     """
     The table of pairs with a split on every row, thinned to `train_fraction` of the training patients.
 
-    Rows without a split are split by patient. A table that brings a split but no validation part gets one from its
-    training patients: the best checkpoint must not be chosen on the test part. In private mode the ids come out as
-    keyed hashes; splits are those of the ids themselves.
+    Rows without a split are split by patient, by the rule of the options. A table that brings a split but no validation
+    part gets one from its training patients: the best checkpoint must not be chosen on the test part. In private mode
+    the ids come out as keyed hashes; splits are those of the ids themselves.
 
     Raises:
         ValueError: for anything wrong with the table; see `load_pairs`.
     """
-    if arguments.dataset is not None:
-        return private_rows(load_dataset_pairs(arguments, seed))
-    from ..data.splits import assign_splits, check_disjoint, patient_fraction
+    from ..data.splits import patient_fraction
     from ..data.tables import load_pairs
+    from ..data.training_rows import id_namespaces
 
-    refuse_identifying_columns(arguments.train_file, arguments.image_column, privacy or PrivacyArguments())
-    pairs = load_pairs(
-        arguments.train_file,
-        image_column=arguments.image_column,
-        text_column=arguments.text_column,
-        image_root=arguments.image_root,
-        patient_column=arguments.patient_column,
-        study_column=arguments.study_column,
-        split_column=arguments.split_column,
-        id_column=arguments.id_column,
-        view_column=arguments.view_column,
-        filters=arguments.filter or None,
-        voi_lut=arguments.voi_lut,
-        ids=arguments.ids,
-        image_mode=arguments.image_mode,
+    rule = SplitRule(
+        seed=arguments.split_seed,
+        validation_fraction=arguments.validation_fraction,
+        test_fraction=arguments.test_fraction,
+        ids=arguments.ids or "canonical",
     )
-    pairs = rename_splits(pairs, arguments.split_alias)
-    shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
-    given = set(pairs.unique("split"))
-    if given and None not in given and "validation" not in given and "train" in given:
-        logger.warning("The table has no validation split: taking one from its training patients.")
-        pairs = split_training_rows(pairs, arguments.validation_fraction, seed, arguments.ids)
+    if arguments.dataset is not None:
+        pairs, rule = load_dataset_pairs(arguments, rule)
     else:
-        pairs = assign_splits(pairs, **shares, seed=seed, ids=arguments.ids)
-    check_disjoint(pairs, ids=arguments.ids)
-    return private_rows(patient_fraction(pairs, arguments.train_fraction, seed=seed, ids=arguments.ids))
+        refuse_identifying_columns(arguments.train_file, arguments.image_column, privacy or PrivacyArguments())
+        pairs = load_pairs(
+            arguments.train_file,
+            image_column=arguments.image_column,
+            text_column=arguments.text_column,
+            image_root=arguments.image_root,
+            patient_column=arguments.patient_column,
+            study_column=arguments.study_column,
+            split_column=arguments.split_column,
+            id_column=arguments.id_column,
+            view_column=arguments.view_column,
+            filters=arguments.filter or None,
+            voi_lut=arguments.voi_lut,
+            ids=arguments.ids,
+            image_mode=arguments.image_mode,
+        )
+        pairs, rule = rule.apply(pairs, arguments.split_alias)
+        pairs = patient_fraction(pairs, arguments.train_fraction, seed=rule.seed, ids=rule.ids)
+    patients = pairs["patient_id"][:] if "patient_id" in pairs.column_names else [None] * len(pairs)
+    shaping = [patient for patient, split in zip(patients, pairs["split"][:], strict=True) if split != "test"]
+    # What the card calls the data is no name of a set of ids, unless it was said.
+    name = arguments.id_namespace or arguments.dataset or arguments.dataset_name
+    return TrainingPairs(private_rows(pairs), rule, shaping, id_namespaces(name, arguments.train_file))
 
 
-def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
+def load_dataset_pairs(arguments: DataArguments, rule: SplitRule) -> tuple["Dataset", SplitRule]:
     """
-    The pairs of a public data set, all splits in one table.
+    The pairs of a public data set, all splits in one table, and the rule that they were split by.
 
     A reference split may have the same images in two parts: then the later part is left out, with a warning.
 
@@ -78,15 +106,16 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
         "pretraining",
         arguments.split_scheme,
         arguments.train_fraction,
-        seed=seed,
-        validation_fraction=arguments.validation_fraction,
-        test_fraction=arguments.test_fraction,
+        seed=rule.seed,
+        validation_fraction=rule.validation_fraction,
+        test_fraction=rule.test_fraction,
         voi_lut=arguments.voi_lut,
         ids=arguments.ids,
         image_mode=arguments.image_mode,
         **parse_options(arguments.dataset_option),
     )
-    if describe(parts)["overlaps"]:
+    described = describe(parts)
+    if described["overlaps"]:
         seen: set[str] = set()
         for name in list(parts):
             ids = set(parts[name]["image_id"][:])
@@ -94,47 +123,8 @@ def load_dataset_pairs(arguments: DataArguments, seed: int) -> "Dataset":
                 logger.warning("The images of %s are all in an earlier part of the split: it is left out.", name)
                 del parts[name]
             seen |= ids
-    return datasets.concatenate_datasets(list(parts.values()))
-
-
-def rename_splits(pairs: "Dataset", aliases: list[str]) -> "Dataset":
-    """Apply `old=new` renames to the column `split`."""
-    from ..data.splits import canonical_split
-
-    if not aliases:
-        return pairs
-    renames = {}
-    for alias in aliases:
-        old, separator, new = alias.partition("=")
-        if not separator or not old.strip() or not new.strip():
-            raise ValueError(f"--split_alias reads old=new, such as validation=test, got {alias!r}.")
-        renames[canonical_split(old)] = canonical_split(new)
-    values = pairs["split"][:]
-    if missing := sorted(renames.keys() - set(values)):
-        raise ValueError(f"--split_alias names splits that no row has: {', '.join(missing)}.")
-    return replace_splits(pairs, [renames.get(value, value) for value in values])
-
-
-def split_training_rows(pairs: "Dataset", validation_fraction: float, seed: int, ids: str | None = None) -> "Dataset":
-    """Move a share of the training patients to validation; other rows keep their split."""
-    from ..data.splits import assign_splits
-
-    splits = pairs["split"][:]
-    rows = [row for row, split in enumerate(splits) if split == "train"]
-    training = replace_splits(pairs.select(rows), [None] * len(rows))
-    assigned = assign_splits(training, validation_fraction=validation_fraction, test_fraction=0.0, seed=seed, ids=ids)
-    for row, split in zip(rows, assigned["split"][:], strict=True):
-        splits[row] = split
-    return replace_splits(pairs, splits)
-
-
-def replace_splits(pairs: "Dataset", splits: list[str | None]) -> "Dataset":
-    from datasets import Value
-
-    column = pairs.column_names.index("split")
-    replaced = pairs.remove_columns("split").add_column("split", splits, feature=Value("string"))
-    order = replaced.column_names[:-1]
-    return replaced.select_columns([*order[:column], "split", *order[column:]])
+    rule = replace(rule, scheme=described["split_scheme"], dataset=arguments.dataset)
+    return datasets.concatenate_datasets(list(parts.values())), rule
 
 
 def contrastive_splits(cache: "EmbeddingCache") -> dict[str, "EmbeddingCache"]:
@@ -156,4 +146,31 @@ def contrastive_splits(cache: "EmbeddingCache") -> dict[str, "EmbeddingCache"]:
     return views
 
 
-__all__ = ["contrastive_splits", "load_training_pairs", "rename_splits", "split_training_rows"]
+def record_training_rows(
+    folder: str | os.PathLike,
+    cache_views: dict[str, "EmbeddingCache"],
+    pairs: TrainingPairs | None,
+    namespace: str | None = None,
+) -> None:
+    """
+    Write `training_rows.safetensors` for what a model is trained and chosen on, before it is.
+
+    Args:
+        folder: Of the run.
+        cache_views: From `contrastive_splits`.
+        pairs: What the cache was built from; None for a ready cache, whose own ids are taken where they are no hashes.
+        namespace: Of these ids.
+    """
+    from ..data.training_rows import id_namespaces, write_training_rows
+
+    shaping = [cache_views[name] for name in ("train", "validation") if name in cache_views]
+    digests = [view.image_digests() for view in shaping]
+    images = None if any(part is None for part in digests) else np.concatenate(digests)
+    if pairs is not None:
+        write_training_rows(folder, images, pairs.patient_ids, pairs.namespaces, ids=pairs.rule.ids)
+        return
+    patients = None if is_private() else [patient for view in shaping for patient in view.pairs["patient_id"][:]]
+    write_training_rows(folder, images, patients, id_namespaces(namespace))
+
+
+__all__ = ["TrainingPairs", "contrastive_splits", "load_training_pairs", "record_training_rows"]

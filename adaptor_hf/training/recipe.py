@@ -11,12 +11,14 @@ from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import IMAGE_MODES
+from ..data.splits import DEFAULT_SEED
 from ..private_mode import PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
                "view_column", "split_column", "split_alias", "filter")  # fmt: skip
+_OF_A_CACHE = ("cache", "dataset_name", "duplicates", "id_namespace")
 _OF_A_DATASET = ("split_scheme", "dataset_option")
 
 
@@ -76,6 +78,7 @@ class DataArguments:
     filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
+    split_seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of splits by patient, and of --train_fraction."})
     train_fraction: float = field(default=1.0, metadata={"help": "Share of training patients to use (nested, seeded)."})
     max_text_length: int = field(default=112, metadata={"help": "Tokens after which a report is cut (paper: 112)."})
     extraction_batch_size: int | None = field(
@@ -91,6 +94,10 @@ class DataArguments:
     )
     image_store_size: int = field(default=256, metadata={"help": "Shorter side of the stored images, in pixels."})
     dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
+    id_namespace: str | None = field(
+        default=None,
+        metadata={"help": "Whose patient ids these are, such as my-hospital; default: the data set's name."},
+    )
 
     def __post_init__(self):
         if sum(source is not None for source in (self.train_file, self.dataset, self.cache)) != 1:
@@ -105,7 +112,7 @@ class DataArguments:
             source = "with" if self.dataset is not None else "without"
             raise ValueError(f"{', '.join(set_)} would have no effect {source} --dataset. Leave it out.")
         self.dataset_name = self.dataset_name or self.dataset
-        of_a_table = [option for option in fields(self) if option.name not in ("cache", "dataset_name", "duplicates")]
+        of_a_table = [option for option in fields(self) if option.name not in _OF_A_CACHE]
         if self.cache is not None and (set_ := [o.name for o in of_a_table if self._is_set(o)]):
             raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
 

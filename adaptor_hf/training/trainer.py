@@ -415,6 +415,7 @@ class AdaptorTrainer(Trainer):
             token=token or self.args.hub_token,
             private=self.args.hub_private_repo is not False,
             accept_data_terms=self.args.accept_data_terms,
+            training_rows=self.args.push_training_rows,
             commit_message=commit_message or "End of training",
         )
 

@@ -29,7 +29,7 @@ def sample_root() -> Path:
 
 def pairs_table(protocol: dict) -> datasets.Dataset:
     """Pairs with a split on every row: the sample's `val` is `test`, validation comes from the training patients."""
-    from adaptor_hf.training.pairs import rename_splits, split_training_rows
+    from adaptor_hf.data.splits import rename_splits, split_training_rows
 
     source = sample_root() / "metadata.csv"
     pairs = rename_splits(load_pairs(source, filters=[f"dataset={protocol['pretraining']['pairs']}"]), ALIAS)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...private_mode import check_private_mode
+from ..splits import DEFAULT_SEED
 from .headers import HeaderError, header_facts, tag_of
 from .outputs import write_outputs
 from .pair_table import build_pairs
@@ -60,7 +61,7 @@ def index_dicom(
     keep: Sequence[str] = (),
     validation_fraction: float = 0.1,
     test_fraction: float = 0.1,
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     num_proc: int | None = None,
     format: str = "csv",
 ) -> DicomIndex:

@@ -1,0 +1,156 @@
+"""No test on training rows: what of a test part was in the pre-training of the models that are tested on it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data.duplicates import copies_across, describe_copies
+from ..data.training_rows import TRAINING_ROWS_FILE, Seen, find_training_rows, id_namespaces
+from ..embeddings.contents import content_digests
+from .provenance import disjoint_sets
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+UNTRAINED = ("tower", "mlp", "untrained")
+"""Modules that no pre-training of ours has shaped; what a tower saw is `tower_saw_dataset`."""
+
+
+def seen_rows(
+    test: Dataset,
+    models: Mapping[str, str],
+    *,
+    name: str,
+    table: Any = None,
+    namespace: str | None = None,
+    cache_dir: Any = None,
+    allow: bool = False,
+) -> dict[str, Seen]:
+    """
+    How much of a test part was in the pre-training of each model.
+
+    Args:
+        test (`datasets.Dataset`): With `image` and `patient_id`, as the table has it, never hashed.
+        models (`Mapping[str, str]`): Module to the folder or hub id of its checkpoint, such as `adaptor`.
+        name (`str`): Of the data set, for messages and, without `namespace`, for what its patient ids belong to.
+        table (*optional*): Where the rows come from, see `id_namespaces`.
+        namespace (`str`, *optional*): What the patient ids belong to.
+        cache_dir (*optional*): Of embeddings: what is known there of the images' files is not read again.
+        allow (`bool`): Go on where rows were seen; the counts are in the result lines.
+
+    Returns:
+        `dict[str, Seen]`: Of each module.
+
+    Raises:
+        ValueError: rows were seen, and `allow` does not say to go on. The message has counts, no ids.
+    """
+    found, images = {}, None
+    patients = test["patient_id"][:] if "patient_id" in test.column_names else [None] * len(test)
+    for module, model in models.items():
+        rows = find_training_rows(model)
+        if rows is None:
+            why = f"the checkpoint has no {TRAINING_ROWS_FILE}, as those of a hub and of older versions"
+            found[module] = Seen(None, None, len(set(patients)), len(test), why)
+            continue
+        if images is None:
+            images = content_digests(test, cache_dir)
+        mine = id_namespaces(namespace or name, table)
+        disjoint = any(disjoint_sets(theirs, name) for theirs in rows.namespaces)
+        found[module] = rows.compare(patients, images, mine, disjoint=disjoint)
+    for reason in {seen.reason for seen in found.values() if seen.status == "unknown" and seen.reason}:
+        logger.warning("Whether %s overlaps with pre-training is not known: %s.", name, reason)
+    bad = {module: seen for module, seen in found.items() if seen.status == "found"}
+    if bad:
+        said = "; ".join(f"{module}: {_counts(seen)}" for module, seen in bad.items())
+        message = f"Rows of the test part of {name} were in pre-training ({said}). Their scores would be too good."
+        if not allow:
+            raise ValueError(
+                f"{message} Test on what pre-training held out: leave out --split_seed, --test_fraction and "
+                "--validation_fraction, so that the checkpoint's rule holds, or give the --split_column of the "
+                "pre-training. If patient ids of two places only look alike, give each its --id_namespace. With "
+                "--allow_seen the task is run all the same, and every result carries the counts."
+            )
+        logger.warning("%s --allow_seen: every result carries the counts.", message)
+    return found
+
+
+def overlap_fields(seen: Mapping[str, Seen] | None, module: str) -> dict[str, Any]:
+    """What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's."""
+    if module in UNTRAINED:
+        return Seen(0, 0).fields()
+    if not seen:
+        return Seen(None, None).fields()
+    return seen.get(module, seen.get("adaptor", Seen(None, None))).fields()
+
+
+def overlap_sentences(lines: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to print below a table of result lines: a sentence for each kind of overlap, without repetition."""
+    said: dict[str, None] = {}
+    for line in lines:
+        status, test = line.get("pretraining_overlap"), line.get("test_set") or line["dataset"]
+        if line.get("module") in UNTRAINED:
+            continue
+        if status == "found":
+            counts = _of(line.get("seen_patients"), "test patients") + " and " + _of(line.get("seen_images"), "images")
+            said[f"Pre-training of {line['system']} had seen {counts} of {test}: its scores are too good."] = None
+        elif status == "none":
+            said[f"No test patient and no test image of {test} was in pre-training."] = None
+        else:
+            said[f"Overlap of {test} with pre-training: unknown."] = None
+    return list(said)
+
+
+def check_copies(
+    parts: Mapping[str, Dataset], cache_dir: Any, action: str = "refuse", *, known_leak: str | None = None
+) -> np.ndarray:
+    """
+    Check that no image of a training part is a byte copy of a validation or test image, under whatever id.
+
+    Args:
+        parts (`Mapping[str, Dataset]`): By split.
+        cache_dir: As in `seen_rows`.
+        action (`str`): `refuse`, or `drop`: leave the training rows among them out.
+        known_leak (`str`, *optional*): The split is a reference's that is known to leak: copies are said, and stay.
+
+    Returns:
+        `np.ndarray` of shape `(n,)`, bool: training rows to keep.
+
+    Raises:
+        ValueError: there are copies and `action` is `refuse`. The message has counts and rows.
+    """
+    digests = np.concatenate([content_digests(rows, cache_dir) for rows in parts.values()])
+    splits = [part for part, rows in parts.items() for _ in range(len(rows))]
+    copies = copies_across(digests, splits)
+    keep = np.ones(len(parts["train"]), bool) if "train" in parts else np.ones(0, bool)
+    if not copies.contents:
+        return keep
+    numbers = [number for rows in parts.values() for number in (rows["source_row"][:] if "source_row" in
+               rows.column_names else range(len(rows)))]  # fmt: skip
+    said = describe_copies(copies, numbers, splits)
+    if known_leak:
+        logger.warning("%s The split is known to leak: %s", said, known_leak)
+        return keep
+    if action == "refuse":
+        raise ValueError(
+            f"{said} Held-out results would be too good. Correct the table (python -m adaptor_hf.data check --table "
+            "finds them), give the copies the same patient id, or pass --duplicates drop to leave them out of training."
+        )
+    logger.warning("%s %d training rows are left out.", said, copies.training.sum())
+    return ~copies.training[np.array(splits) == "train"]
+
+
+def _counts(seen: Seen) -> str:
+    return f"{_of(seen.patients, f'of {seen.of_patients} patients')}, {_of(seen.images, f'of {seen.of_images} images')}"
+
+
+def _of(count: int | None, what: str) -> str:
+    return f"{'an unknown number' if count is None else count} {what}"
+
+
+__all__ = ["UNTRAINED", "check_copies", "overlap_fields", "overlap_sentences", "seen_rows"]

@@ -1,0 +1,83 @@
+"""Digests of the content of image files: from caches where they are known, else by reading the files."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..private_mode import key_name, keyed_digests
+from .files import KEY_DTYPE, MANIFEST, key_view, map_batch, read_manifest
+from .keys import content_key, digest, key_vector
+from .lookup import find_keys
+from .progress import progress
+from .table import IMAGE_BLOCK_ROWS, blocks, image_key, image_reference
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+SHOWN_FROM = 5000  # files; fewer take seconds
+
+
+def content_digests(dataset: Dataset, cache_dir: str | os.PathLike | None = None) -> np.ndarray:
+    """
+    Digest of each row's image file, as a cache's `image_digests` has them.
+
+    Args:
+        dataset (`datasets.Dataset`): With a column `image`, which is not decoded.
+        cache_dir (`str` or `PathLike`, *optional*): Where embeddings are kept: files that were embedded there, and are
+            as they were, are not read again.
+
+    Returns:
+        `np.ndarray` of shape `(n,)` and dtype `S16`; empty for an image that cannot be read. Keyed in private mode.
+    """
+    known, contents = _known(cache_dir)
+    found = np.zeros(len(dataset), KEY_DTYPE)
+    missing: list[tuple[int, str]] = []
+    for start, values in blocks(dataset.with_format("arrow"), "image", IMAGE_BLOCK_ROWS):
+        sources, places = [], []
+        for offset, value in enumerate(values):
+            path, data = image_reference(value)
+            if data is not None:
+                found[start + offset] = keyed_digests(key_vector([digest(data)]))[0]
+            elif path:
+                sources.append(image_key(value)[0])
+                places.append((start + offset, path))
+        rows = find_keys(known, keyed_digests(key_vector(sources))) if sources else []
+        for row, (place, path) in zip(rows, places, strict=True):
+            if row >= 0:
+                found[place] = contents[row]
+            else:
+                missing.append((place, path))
+    if missing:
+        with progress(len(missing), "comparing image files", shown=len(missing) > SHOWN_FROM) as bar:
+            for place, path in missing:
+                # The task that reads the image says what is wrong with it.
+                with suppress(OSError):
+                    found[place] = keyed_digests(key_vector([content_key(path)]))[0]
+                bar.update(1)
+    return found
+
+
+def _known(cache_dir: str | os.PathLike | None) -> tuple[np.ndarray, np.ndarray]:
+    """Source keys and content digests of all images that were embedded in a folder under the key that is in force."""
+    none = np.empty(0, KEY_DTYPE)
+    sources, contents = [none], [none]
+    for folder in sorted(Path(cache_dir).glob("images-*")) if cache_dir is not None else ():
+        if not (folder / MANIFEST).is_file():
+            continue
+        manifest = read_manifest(folder)
+        identity = manifest.get("identity", {})
+        if identity.get("private") != key_name() or identity.get("library") == "external":
+            continue
+        for shard in manifest["shards"]:
+            batch = map_batch(folder / shard["file"])
+            sources.append(key_view(batch, "source"))
+            contents.append(key_view(batch, "digest"))
+    return np.concatenate(sources), np.concatenate(contents)
+
+
+__all__ = ["content_digests"]
