@@ -1,5 +1,6 @@
 """What all Adaptor models share: how weights start, and how towers are attached, loaded and kept out of checkpoints."""
 
+import json
 import math
 import os
 import shutil
@@ -200,7 +201,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
             return
         with safe_open(rows[0], framework="pt") as file:
-            if "private_key" in (file.metadata() or {}):
+            if json.loads(file.metadata()["training_rows"])["private_key"] is not None:
                 return
         os.makedirs(target, exist_ok=True)
         for path in filter(os.path.isfile, rows):

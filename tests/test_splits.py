@@ -68,10 +68,8 @@ class TestAssign:
 
     def test_is_fixed_for_good(self):
         """The same on every machine and in every process, which Python's own hash() would not be."""
-        assert (
-            "".join(s[1] for s in assign_splits(pairs(list("abcdefghij")), test_fraction=0.3, seed=0)["split"])
-            == "errraereer"
-        )
+        split = assign_splits(pairs(list("abcdefghij")), test_fraction=0.3, seed=0)["split"]
+        assert "".join(name[1] for name in split) == "errraereer"
 
     def test_a_given_split_is_kept_and_half_a_split_refused(self):
         data = pairs(["1", "2"], ["train", "test"])

@@ -26,7 +26,8 @@ rows left out and why, labels, patients in each split and in several.
 `train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining.
 
 Where no official split exists, whole patients are shared out by a hash of their ids. A split of a reference code has
-its name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's hash.
+its name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's
+hash.
 
 "Tested" says how far: on made-up files in the real format (fixture), on published tables or samples, or on the whole
 set.

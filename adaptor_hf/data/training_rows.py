@@ -26,6 +26,8 @@ from .ids import canonical_id, canonical_ids
 TRAINING_ROWS_FILE = "training_rows.safetensors"
 KEY_FILE = "training_rows.key"
 DIGEST = np.dtype("S16")
+# One entry: safetensors writes several in no fixed order.
+_METADATA = "training_rows"
 _VERSION = 1
 # Public data sets that have another's patients under the same ids.
 _SAME_IDS = {"chexpert_5x200": "chexpert"}
@@ -178,7 +180,7 @@ def write_training_rows(
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"version": str(_VERSION), "namespaces": json.dumps(list(namespaces)), "ids": ids}
+    metadata = {"version": _VERSION, "namespaces": list(namespaces), "ids": ids, "private_key": key_name()}
     tensors = {}
     if images is not None:
         tensors["images"] = _bytes_of(images)
@@ -188,12 +190,10 @@ def write_training_rows(
         distinct = set(canonical_ids(known) if ids == "canonical" else known)
         made = [_hmac(key, name, patient) for name in namespaces for patient in distinct]
         tensors["patients"] = _bytes_of(np.array(made, DIGEST))
-    if key_name() is not None:
-        metadata["private_key"] = key_name()
     path = folder / TRAINING_ROWS_FILE
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        aside.write_bytes(save(tensors, metadata))
+        aside.write_bytes(save(tensors, {_METADATA: json.dumps(metadata, sort_keys=True)}))
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
@@ -228,10 +228,10 @@ def read_training_rows(folder: str | os.PathLike) -> TrainingRows:
     path = Path(folder) / TRAINING_ROWS_FILE
     try:
         with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
+            metadata = json.loads((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        version, namespaces = int(metadata["version"]), tuple(json.loads(metadata["namespaces"]))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        version, namespaces = int(metadata["version"]), tuple(metadata["namespaces"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(
             f"{path} is damaged ({type(error).__name__}), so that no test can be told from the training rows. Copy it "
             "again from its run, or delete it: results then say that the overlap is unknown."

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 import pandas as pd
 
+from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.downstream.data import load_table, split_table
 
@@ -68,6 +69,5 @@ def readout_parts(name: str, readout: dict, protocol: dict, folder: Path) -> tup
         split_column="split",
     )
     data = protocol["data"]
-    return split_table(
-        loaded, split_alias=ALIAS, validation_fraction=data["validation_fraction"], seed=data["split_seed"]
-    )
+    rule = SplitRule(seed=data["split_seed"], validation_fraction=data["validation_fraction"], test_fraction=0.2)
+    return split_table(loaded, rule, split_alias=ALIAS)
