@@ -108,20 +108,20 @@ def count_colour(dataset: datasets.Dataset, sample: int = SAMPLE, seed: int = 0)
     return ColourCounts(**counts)
 
 
-def choose_mode(dataset: datasets.Dataset, option: str = "image_mode") -> str:
+def choose_mode(dataset: datasets.Dataset, override: str = "image_mode={}") -> str:
     """
     "L" or "RGB" by what `count_colour` finds, with a line in the log; a warning where files are of both kinds. Where no
     file can be read it is "L".
 
     Args:
-        option: What messages call the option that overrides the choice.
+        override: What messages say overrides the choice, with {} for the other mode.
     """
     counts = count_colour(dataset)
     other = {"L": "RGB", "RGB": "L"}[counts.mode]
     log = logger.warning if counts.mixed else logger.info
     rule = f" At {FILE_SHARE:.0%} or more all are read in colour, below that as grey." if counts.mixed else ""
     if counts.colour or counts.grey:
-        log("Images are read as %s: %s.%s %s=%s overrides it.", counts.mode, counts, rule, option, other)
+        log("Images are read as %s: %s.%s %s overrides it.", counts.mode, counts, rule, override.format(other))
     return counts.mode
 
 

@@ -56,9 +56,15 @@ def _build(arguments: argparse.Namespace) -> None:
     if arguments.text_tower is None:
         columns["text_column"] = None
     filters = arguments.filter or None
+    # Texts alone: no image is looked at.
+    mode = arguments.image_mode if arguments.vision_tower else "L"
     dataset = load_pairs(
         arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
+<<<<<<< HEAD
         image_mode=arguments.image_mode, ids=arguments.ids, **columns,
+=======
+        image_mode=mode, **columns,
+>>>>>>> w-colour
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)

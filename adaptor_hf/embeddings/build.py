@@ -131,7 +131,7 @@ def _reading_of(dataset: Any) -> Reading:
     merged = merge_splits(dataset)[0] if stated is None else None
     if merged is None or "image" not in merged.column_names:
         return stated or Reading()
-    return Reading(choose_mode(merged, "RadiographImage(mode)"))
+    return Reading(choose_mode(merged, 'A column of RadiographImage(mode="{}")'))
 
 
 def _build(

@@ -94,7 +94,7 @@ def _read_rows(table: Any, count: int) -> PairTable:
     elif isinstance(table, str | os.PathLike):
         from ..data.tables import load_pairs
 
-        table = private_rows(load_pairs(table))
+        table = private_rows(load_pairs(table, image_mode="L"))
     merged, splits = merge_splits(table)
     rows = PairTable(merged, read_ids(merged, splits))
     find_duplicates(rows)
