@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.missing import is_missing
 from .suppression import hidden_totals, shown, suppress
 
 if TYPE_CHECKING:
@@ -164,9 +164,7 @@ def _known(rows: pd.DataFrame, name: str) -> bool:
 
 
 def _empty(value: Any) -> bool:
-    return (
-        value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() in ("", "nan", "None")
-    )
+    return is_missing(value)
 
 
 def _texts(column: pd.Series) -> list[str | None]:

@@ -13,15 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from .features import RadiographImage, reads_as_displayed
+from .missing import without_missing
 from .splits import SPLIT_ALIASES
 from .table_files import read_source
 
 logger = logging.getLogger(__name__)
-
-MISSING = ("", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None")
-"""Cells that mean "no value", after stripping whitespace."""
-
-_MISSING_CELL = r"^[\s\pZ]*(" + "|".join(MISSING) + r")[\s\pZ]*$"
 
 COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", "text", "split", "source_row")
 """Columns of the result, in order."""
@@ -41,12 +37,14 @@ def load_pairs(
     filters: Sequence[str] | None = None,
     sep: str | None = None,
     voi_lut: bool = False,
+    missing_words: Sequence[str] = (),
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; no image is opened.
 
     Values:
 
-    * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row.
+    * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row;
+      so is one that is only a word for "no value" (`MISSING_WORDS`).
     * Ids are text: leading zeros stay. Where every id of a column is a whole number and some end in ".0" (an id that
       passed through a float column), the ".0" goes, so that 7 and 7.0 are one patient.
     * Splits: val, valid, validate, dev are "validation"; training, testing likewise; any case.
@@ -74,6 +72,7 @@ def load_pairs(
         sep: Separator of a text table; by default "," for .csv and a tab for .tsv and .txt.
         voi_lut: Read DICOM files as displayed, see `read_image`. Everything that reads the column follows, embeddings
             too. A data set's image column that says so already keeps it.
+        missing_words: Words that mean "no value" beside `adaptor_hf.data.missing.MISSING_WORDS`, such as "unknown".
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -112,7 +111,8 @@ def load_pairs(
         if wanted[key] is None:
             return pa.chunked_array([pa.nulls(len(rows), pa.string())])
         column = table[wanted[key]]
-        return _without_missing(_as_text(column if kept is None else column.filter(kept), wanted[key], name), strip)
+        cells = _as_text(column if kept is None else column.filter(kept), wanted[key], name)
+        return without_missing(cells, strip, missing_words)
 
     values = {key: _without_float_suffix(read(key)) for key in ("image_id", "patient_id", "study_id")}
     values |= {"view": read("view"), "text": read("text", strip=False), "split": read("split")}
@@ -164,13 +164,6 @@ def _as_text(column: pa.ChunkedArray, column_name: str, source: str) -> pa.Chunk
         if pc.all(pc.equal(pc.floor(column), column), min_count=0).as_py():
             column = column.cast(pa.int64())
     return column.cast(pa.string())
-
-
-def _without_missing(column: pa.ChunkedArray, strip: bool) -> pa.ChunkedArray:
-    """None for cells without a value; the others exact, or stripped."""
-    if strip:
-        column = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.match_substring_regex(column, _MISSING_CELL), None, column)
 
 
 def _without_float_suffix(ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.archives import image_source
+from ..data.missing import is_missing
 from ..private_mode import keyed_digests, private_name
 from .files import KEY_DTYPE
 from .keys import digest, file_key, key_vector, text_key
@@ -175,8 +176,8 @@ def text_fault(text) -> str | None:
         return f"text is {type(text).__name__}, expected str"
     if not text.strip():
         return "text is empty"
-    if text.strip().lower() == "nan":
-        return "text is the word 'nan'"
+    if is_missing(text):
+        return f"text is the word {text.strip()!r}"
     return None
 
 

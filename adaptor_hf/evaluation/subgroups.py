@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..data.missing import is_missing
 from .statistics import interval_of, resampled_weights
 from .weighted import weighted_auroc
 
@@ -186,9 +187,7 @@ def aggregate_rows(
 
 
 def _name(value) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)) or str(value).strip() == "":
-        return UNKNOWN
-    return str(value).strip()
+    return UNKNOWN if is_missing(value) else str(value).strip()
 
 
 __all__ = ["Subgroup", "Subgroups", "age_bands", "aggregate_rows", "subgroup_metrics"]
