@@ -48,7 +48,7 @@ def choose_captions(rows: pd.DataFrame, choice: str, seed: int) -> pd.DataFrame:
 
 
 def clean_whitespace(texts: pd.Series) -> pd.Series:
-    """Line breaks and runs of blanks become one blank, outer ones go; what is then no text (`MISSING_WORDS`) is None."""
+    """Line breaks and runs of blanks become one blank, outer ones go; what then is no text (`MISSING_WORDS`), None."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
