@@ -82,7 +82,7 @@ def age_years(value: Any) -> float | None:
 
 
 def lowest_age(value: Any) -> float | None:
-    """The lower end, in years, of an age that has no upper one: 90 of "90+", of ">89" and of "90 and over"; else None."""
+    """The lower end, in years, of an age that has no upper one: 90 of "90+", ">89" and "90 and over"; else None."""
     match = _OPEN.fullmatch(str(value).strip()) if isinstance(value, str) else None
     if match is None:
         return None

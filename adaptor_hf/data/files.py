@@ -130,8 +130,8 @@ def read_table(
         quoting: False where a quote is an ordinary character; then a row is a line.
 
     Returns:
-        Object columns `columns` and `optional`, str or None (a cell without value, see `MISSING_WORDS`); the index is the data row, from 1 (header
-        and empty lines are not counted); `frame.attrs["file"]` is the path relative to `root`.
+        Object columns `columns` and `optional`, str or None (a cell without value: `MISSING_WORDS`); the index is the
+        data row, from 1 (header and empty lines are not counted); `frame.attrs["file"]` is the path relative to `root`.
 
     Raises:
         FileNotFoundError: No such table in `root`.

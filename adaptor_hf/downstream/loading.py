@@ -75,8 +75,9 @@ def load_classification(arguments: DownstreamArguments) -> LabelledData:
     """The labelled data of `--dataset` or `--table`."""
     parts, split_hash = load_parts(arguments, "classification")
     return labelled_data(
-        arguments.name, parts, split_hash, classes=arguments.classes or None, label_policy=arguments.label_policy
-    )
+        arguments.name, parts, split_hash, classes=arguments.classes or None, label_policy=arguments.label_policy,
+        positive_label=arguments.positive_label, declared=arguments.dataset is not None,
+    )  # fmt: skip
 
 
 def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, tuple[Dataset, str]]:
@@ -103,11 +104,14 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
 
 def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     """The labelled test parts of `--external`."""
-    policy = arguments.label_policy
-    return [
-        labelled_data(name, {"test": rows}, hashed, label_policy=policy)
-        for name, (rows, hashed) in load_external_parts(arguments, "classification").items()
-    ]
+    from ..data.catalog import MODULES
+
+    found = []
+    for name, (rows, hashed) in load_external_parts(arguments, "classification").items():
+        # A public data set declares its positive class; `align_classes` refuses one that is not the model's.
+        chosen = {"declared": True} if name in MODULES else {"positive_label": arguments.positive_label}
+        found.append(labelled_data(name, {"test": rows}, hashed, label_policy=arguments.label_policy, **chosen))
+    return found
 
 
 def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:

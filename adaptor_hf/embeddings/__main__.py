@@ -18,6 +18,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--filter", action="extend", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep these rows"
     )
+    build.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
@@ -50,8 +51,9 @@ def _build(arguments: argparse.Namespace) -> None:
         columns["text_column"] = None
     filters = arguments.filter or None
     dataset = load_pairs(
-        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut, **columns
-    )
+        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
+        missing_words=arguments.missing_word, **columns,
+    )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed)
     options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")

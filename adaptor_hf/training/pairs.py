@@ -43,6 +43,7 @@ def load_training_pairs(arguments: DataArguments, seed: int, privacy: PrivacyArg
         view_column=arguments.view_column,
         filters=arguments.filter or None,
         voi_lut=arguments.voi_lut,
+        missing_words=arguments.missing_word,
     )
     pairs = rename_splits(pairs, arguments.split_alias)
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
