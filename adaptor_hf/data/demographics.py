@@ -146,8 +146,10 @@ def age_column(cells: pd.Series, notes: list[str]) -> pd.Series:
 
 def sex_column(cells: pd.Series) -> pd.Series:
     """Codes of a public set's sexes, see `sex_code`; None where unknown."""
+    import pandas as pd
+
     codes = {value: sex_code(value) for value in cells.unique()}
-    return cells.map(codes).astype(object).where(cells.notna(), None)
+    return pd.Series([codes[value] for value in cells], index=cells.index, dtype=object)
 
 
 def is_age_column(name: str) -> bool:

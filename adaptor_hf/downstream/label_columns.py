@@ -131,8 +131,8 @@ def _joined_labels(name: str, cells: list[str], where: Any, rules: LabelRules) -
     """A label for each of the names that cells hold, joined by the separator; an empty cell is unknown in all."""
     from ..data.target_features import MultiLabel
 
-    parts = [[part for part in cell.split(rules.separator) if part.strip()] for cell in cells]
-    _check_few(name, {part.strip() for row in parts for part in row}, len(cells), where)
+    parts = [[part.strip() for part in cell.split(rules.separator) if part.strip()] for cell in cells]
+    _check_few(name, {part for row in parts for part in row}, len(cells), where)
     chosen = _spellings(name, Counter(part for row in parts for part in row), where, rules)
     names = sorted(set(chosen.values()))
     if not names:
@@ -175,8 +175,8 @@ def _spellings(name: str, counts: Counter[str], where: Any, rules: LabelRules) -
         logger.info("Label column %r: %d classes have several spellings (--label_spelling %s).",
                     name, len(several), rules.spelling)  # fmt: skip
     if rules.spelling == "merge":
-        best = {cell: max(cells, key=lambda one: counts[one]).strip() for cells in groups.values() for cell in cells}
-        return best
+        best = {key: max(cells, key=lambda one: counts[one]).strip() for key, cells in groups.items()}
+        return {cell: best[_class_key(cell)] for cell in counts}
     return {cell: cell.strip() for cell in counts}
 
 

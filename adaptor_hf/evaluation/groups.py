@@ -66,7 +66,7 @@ def _ages(name: str, values: list) -> Ages | None:
         return None
     ages = read_ages(values)
     known = len(values) - sum(map(is_missing, values))
-    return ages if 2 * ages.impossible <= known else None
+    return ages if 2 * sum(age is not None for age in ages.years) >= known else None
 
 
 def seed_subgroups(predictions: Sequence[Predictions], column: str, label: int = 0) -> Subgroups:
