@@ -54,7 +54,7 @@ class TestLabels:
         found = read(write_nih(tmp_path / "NIH", rows))
         assert found.rows["age"].iloc[0] == 58
         assert np.isnan(found.rows["age"].iloc[1])
-        assert found.notes == ["1 ages over 120 years are left out."]
+        assert found.notes == ["1 ages are none (negative, over 130 years, or no age at all) and count as missing."]
 
     def test_ages_of_infants_of_the_first_release(self, tmp_path):
         rows = [ROWS[0].replace(",58,", ",018M,"), ROWS[1].replace(",81,", ",014D,"), *ROWS[2:]]

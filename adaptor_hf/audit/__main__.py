@@ -29,6 +29,9 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("sex", "age"):
         table.add_argument(f"--{name}_column", default=name)
     table.add_argument("--filter", nargs="+", default=[], help="keep rows where column=value")
+    table.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
+    table.add_argument("--label_spelling", choices=("exact", "merge"), help="class names that differ in case or spaces")
+    table.add_argument("--label_separator", help="what joins several names in a label cell, such as |")
     commands.add_parser("dependencies", help="direct dependencies with their licences, as installed here")
     return parser
 
@@ -66,6 +69,9 @@ def _table1(arguments: argparse.Namespace) -> str:
         text_column=arguments.text_column,
         image_column=arguments.image_column,
         image_root=arguments.image_root,
+        missing_words=arguments.missing_word,
+        label_spelling=arguments.label_spelling,
+        label_separator=arguments.label_separator,
         patient_column=arguments.patient_column,
         split_column=arguments.split_column,
         id_column=arguments.id_column,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.demographics import read_ages, sex_groups
+from ..data.missing import is_missing
 from .suppression import hidden_totals, shown, suppress
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def describe_data(
 
     Args:
         rows (`pandas.DataFrame`): A row an image, with `split` and, where known, `patient_id`, `study_id`, `view`,
-            `sex`, `age` (years), `has_text`.
+            `sex`, `age`, `has_text`. Sexes and ages are read as `sex_groups` and `age_years` do.
         labels (`Mapping[str, Sequence[str | None]]`, *optional*): Of each label, what a row has; None is missing.
         min_count (`int`, defaults to 0): Hide counts below it, and further ones that would give them away.
 
@@ -59,12 +60,17 @@ def describe_data(
     if _known(rows, "view"):
         levels["view (images)"] = _levels(_texts(rows["view"]), {part: _in(rows, part) for part in [*splits, ALL]})
     if _known(rows, "sex"):
-        levels["sex (patients)"] = _levels(_texts(rows["sex"]), firsts)
+        levels["sex (patients)"] = _levels(sex_groups(rows["sex"]), firsts)
     for name, values in (labels or {}).items():
         levels[f"{name} (images)"] = _levels(list(values), {part: _in(rows, part) for part in [*splits, ALL]})
     found: dict[str, Any] = {"splits": [*splits, ALL], "totals": totals, "levels": levels, "notes": []}
     if _known(rows, "age"):
-        found["age"] = {part: _age(rows, first, min_count) for part, first in firsts.items()}
+        ages = read_ages(rows["age"].tolist())
+        years = np.array([np.nan if age is None else age for age in ages.years])
+        found["age"] = {part: _age(years[first], min_count) for part, first in firsts.items()}
+        if min_count <= 0:
+            # A small count of them could give a hidden one away.
+            found["notes"] += [f"Of all rows, {note}" for note in ages.notes("they count as missing")]
     unknown = int(rows["patient_id"].isna().sum()) if "patient_id" in rows else len(rows)
     if unknown:
         count = shown(unknown, unknown < min_count, min_count)
@@ -164,9 +170,7 @@ def _known(rows: pd.DataFrame, name: str) -> bool:
 
 
 def _empty(value: Any) -> bool:
-    return (
-        value is None or (isinstance(value, float) and math.isnan(value)) or str(value).strip() in ("", "nan", "None")
-    )
+    return is_missing(value)
 
 
 def _texts(column: pd.Series) -> list[str | None]:
@@ -179,12 +183,9 @@ def _levels(values: list[str | None], parts: Mapping[str, np.ndarray]) -> dict[s
     return {level: {part: int((named[where] == level).sum()) for part, where in parts.items()} for level in order}
 
 
-def _age(rows: pd.DataFrame, first: np.ndarray, min_count: int) -> dict[str, Any]:
-    import pandas as pd
-
-    ages = pd.to_numeric(rows["age"].iloc[first], errors="coerce").to_numpy(float)
-    ages = ages[~np.isnan(ages)]
-    found: dict[str, Any] = {"known": len(ages), MISSING: len(first) - len(ages)}
+def _age(years: np.ndarray, min_count: int) -> dict[str, Any]:
+    ages = years[~np.isnan(years)]
+    found: dict[str, Any] = {"known": len(ages), MISSING: len(years) - len(ages)}
     if len(ages) == 0 or len(ages) < min_count:
         return found | {"median": None, "q1": None, "q3": None}
     q1, median, q3 = (float(value) for value in np.percentile(ages, [25, 50, 75]))

@@ -48,14 +48,15 @@ def choose_captions(rows: pd.DataFrame, choice: str, seed: int) -> pd.DataFrame:
 
 
 def clean_whitespace(texts: pd.Series) -> pd.Series:
-    """Line breaks and runs of blanks become one blank, outer ones go; what is then empty is None."""
+    """Line breaks and runs of blanks become one blank, outer ones go; what then is no text (`MISSING_WORDS`), None."""
     import pandas as pd
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    from .missing import without_missing
+
     cells = pa.array(texts, pa.string(), from_pandas=True)
-    cells = pc.utf8_trim_whitespace(pc.replace_substring_regex(cells, r"[\s\pZ]+", " "))
-    cells = pc.if_else(pc.equal(cells, ""), None, cells)
+    cells = without_missing(pc.replace_substring_regex(cells, r"[\s\pZ]+", " "), strip=True)
     return pd.Series(cells.to_numpy(zero_copy_only=False), index=texts.index, dtype=object)
 
 

@@ -68,7 +68,8 @@ class Found:
     ("train", "validation", "test" or None), `boxes` (float (n, 4) array, xyxy, pixels of the original image),
     `box_labels` (list of int), `mask` (see `adaptor_hf.data.masks`), all text as str with None where missing, and
     `sex`, `age` (years, float) where the tables have them. Labels are either one column `labels` with class numbers
-    (then `class_names` is given) or one float column a name of `label_names`, values 1, 0, -1 (uncertain) or NaN.
+    (then `class_names` is given; of two the second is
+    the positive class) or one float column a name of `label_names`, values 1, 0, -1 (uncertain) or NaN.
     `stratum` (str) is what splits and fractions are stratified by where that is not the labels or the boxes; for
     `fraction_rule="mgca_balanced"` it is "" or "negative" for negative rows. A row that stands in two parts of a
     reference split is given twice, with different `split`. Columns may be of `pandas.ArrowDtype`.

@@ -130,8 +130,8 @@ def read_table(
         quoting: False where a quote is an ordinary character; then a row is a line.
 
     Returns:
-        Object columns `columns` and `optional`, str or None (an empty cell); the index is the data row, from 1 (header
-        and empty lines are not counted); `frame.attrs["file"]` is the path relative to `root`.
+        Object columns `columns` and `optional`, str or None (a cell without value: `MISSING_WORDS`); the index is the
+        data row, from 1 (header and empty lines are not counted); `frame.attrs["file"]` is the path relative to `root`.
 
     Raises:
         FileNotFoundError: No such table in `root`.
@@ -140,8 +140,8 @@ def read_table(
     """
     import pandas as pd
     import pyarrow as pa
-    import pyarrow.compute as pc
 
+    from .missing import without_missing
     from .table_files import read_delimited
 
     path = require_file(root, names, "table")
@@ -162,8 +162,7 @@ def read_table(
         if found.count(column) > 1:
             raise ValueError(f"{name}: the column {column!r} is there {found.count(column)} times, expected once.")
         if column in found:
-            cells = pc.utf8_trim_whitespace(table.column(found.index(column)))
-            values[column] = pc.if_else(pc.equal(cells, ""), None, cells).to_numpy()
+            values[column] = without_missing(table.column(found.index(column)), strip=True).to_numpy()
         else:
             values[column] = pa.nulls(len(table), pa.string()).to_numpy(zero_copy_only=False)
     frame = pd.DataFrame(
@@ -184,9 +183,11 @@ def to_numbers(frame: pd.DataFrame, column: str, *, allowed: Sequence[float] | N
     import numpy as np
     import pandas as pd
 
+    from .missing import is_missing
+
     cells = frame[column]
     values = pd.to_numeric(cells, errors="coerce").astype(np.float64)
-    wrong = values.isna() & cells.notna() & (cells.astype(str).str.lower() != "nan")
+    wrong = values.isna() & ~cells.map(is_missing).astype(bool)
     wrong |= np.isinf(values)
     if allowed is not None:
         wrong |= values.notna() & ~values.isin(allowed)

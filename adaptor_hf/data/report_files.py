@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from .archives import Member, list_zip, read_bytes
 from .files import record_input
+from .missing import is_missing
 from .report_sentences import sentences_of
 from .reports import section_texts
 
@@ -89,7 +90,7 @@ def _read_report(path: str | None, recipe: str) -> tuple[dict[str, str] | None, 
         return None, None, "not UTF-8"
     if text is None:
         return None, None, "missing"
-    if not text.strip():
+    if is_missing(text):
         return None, None, "empty"
     sections = section_texts(text)
     sentences = sentences_of(sections, recipe)

@@ -14,16 +14,12 @@ import pyarrow.compute as pc
 
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
+from .missing import without_missing
 from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
 from .table_files import read_source
 
 logger = logging.getLogger(__name__)
-
-MISSING = ("", "nan", "NaN", "NAN", "NA", "N/A", "<NA>", "null", "NULL", "None")
-"""Cells that mean "no value", after stripping whitespace."""
-
-_MISSING_CELL = r"^[\s\pZ]*(" + "|".join(MISSING) + r")[\s\pZ]*$"
 
 _IDS = ("image_id", "patient_id", "study_id")
 
@@ -47,12 +43,14 @@ def load_pairs(
     voi_lut: bool = False,
     ids: str | None = None,
     image_mode: str = "auto",
+    missing_words: Sequence[str] = (),
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; images stay on disk, and some are looked at.
 
     Values:
 
-    * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row.
+    * Text is exact: neither stripped, normalised nor re-encoded. A missing or blank text is None, an image-only row;
+      so is one that is only a word for "no value" (`MISSING_WORDS`).
     * Ids are text: leading zeros stay. An id that passed through a float column loses its ".0", so that 7 and 7.0 are
       one patient: where every id of the column is a whole number, or where the column has both. Ids that differ in
       other ways that no one means (case, leading zeros, see `adaptor_hf.data.ids`) stop the load until `ids` says what
@@ -88,6 +86,7 @@ def load_pairs(
             them in sorted order. None stops at them, as far as they decide what is one patient, and warns of others.
         image_mode: "L" reads images as grey, "RGB" in colour (`Reading`). "auto" takes what a data set's image column
             states, else looks at up to 200 files and says in the log what it chose (`adaptor_hf.data.colour`).
+        missing_words: Words that mean "no value" beside `adaptor_hf.data.missing.MISSING_WORDS`, such as "unknown".
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -132,7 +131,7 @@ def load_pairs(
         column = table[wanted[key]] if kept is None else table[wanted[key]].filter(kept)
         if key in _IDS:
             _check_precision(column, wanted[key], rows, name)
-        return _without_missing(_as_text(column, wanted[key], name), strip)
+        return without_missing(_as_text(column, wanted[key], name), strip, missing_words)
 
     values = {key: read(key) for key in _IDS}
     values["image_id"] = _plain_path(values["image_id"])
@@ -189,13 +188,6 @@ def _as_text(column: pa.ChunkedArray, column_name: str, source: str) -> pa.Chunk
         if pc.all(pc.equal(pc.floor(column), column), min_count=0).as_py():
             column = column.cast(pa.int64())
     return column.cast(pa.string())
-
-
-def _without_missing(column: pa.ChunkedArray, strip: bool) -> pa.ChunkedArray:
-    """None for cells without a value; the others exact, or stripped."""
-    if strip:
-        column = pc.utf8_trim_whitespace(column)
-    return pc.if_else(pc.match_substring_regex(column, _MISSING_CELL), None, column)
 
 
 def _without_float_suffix(ids: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -50,6 +50,18 @@ class DownstreamArguments(PrivacyArguments):
     label_column: list[str] = field(
         default_factory=list, metadata={"help": "Of the table: one column of classes, or columns of 0, 1, -1, empty."}
     )
+    positive_label: str | None = field(
+        default=None, metadata={"help": "The positive one of two classes, where their names leave it open."}
+    )
+    label_spelling: str | None = field(
+        default=None, metadata={"help": "Class names that differ in case or spaces: exact keeps, merge joins them."}
+    )
+    label_separator: str | None = field(
+        default=None, metadata={"help": "What joins several names in a label cell, such as |; none: nothing does."}
+    )
+    missing_word: list[str] = field(
+        default_factory=list, metadata={"help": "More words for a missing value in the table, such as unknown."}
+    )
     classes: list[str] = field(default_factory=list, metadata={"help": "Labels to use; default: all."})
     label_policy: str = field(
         default="raw", metadata={"help": "What blank and uncertain labels become: raw, ones, zeros, ignore, mgca, trx."}
@@ -260,6 +272,9 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
         "filters": arguments.filter or None,
         "voi_lut": bool(arguments.voi_lut),
         "image_mode": arguments.image_mode,
+        "label_spelling": arguments.label_spelling,
+        "label_separator": arguments.label_separator,
+        "missing_words": tuple(arguments.missing_word),
     }
 
 

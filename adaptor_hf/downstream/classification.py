@@ -279,6 +279,7 @@ def _fields(
         "input_size": input_size(spec),
         "fraction": float(fraction),
         "seed": int(seed),
+        "positive_class": embedded.data.positive_class,
     }
 
 

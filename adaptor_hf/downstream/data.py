@@ -24,6 +24,7 @@ PARTS = ("train", "validation", "test")
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
 SUBGROUP_COLUMNS = ("view", "sex", "age")
 _METADATA = "metadata."
+_TAKEN = ("labels", "mask", "target", "score")
 
 
 @dataclass
@@ -63,6 +64,11 @@ class LabelledData:
     def num_logits(self) -> int:
         return len(self.class_names)
 
+    @property
+    def positive_class(self) -> str | None:
+        """What a score of the only label speaks for; None where there are several labels or classes."""
+        return self.class_names[0] if len(self.class_names) == 1 else None
+
 
 def plain_rows(dataset: Dataset) -> pd.DataFrame:
     """Ids, view, sex, age and columns of text or numbers of a data set; no image, mask or report is read."""
@@ -91,6 +97,8 @@ def labelled_data(
     *,
     classes: Sequence[str] | None = None,
     label_policy: str = "raw",
+    positive_label: str | None = None,
+    declared: bool = False,
 ) -> LabelledData:
     """
     Labels of data sets with a column `labels` (`ClassLabel` or `MultiLabel`) as arrays; rows without any label are left
@@ -102,11 +110,17 @@ def labelled_data(
         split_hash (`str`): Name of the split.
         classes (`Sequence[str]`, *optional*): The labels to use, of a `MultiLabel` column.
         label_policy (`str`, defaults to `"raw"`): What blank and uncertain labels become, see `LABEL_POLICIES`.
+        positive_label (`str`, *optional*): The positive one of two classes; of a single label of 0 and 1, one of these.
+        declared (`bool`, defaults to `False`): The second of two classes is declared as the positive one, as public
+            data sets do.
 
     Raises:
-        ValueError: no labels, an unknown class, or uncertain labels (-1) without a policy.
+        ValueError: no labels, an unknown class, uncertain labels (-1) without a policy, or two classes of which
+            neither `positive_label` nor the words say which is positive.
     """
     from datasets import ClassLabel
+
+    from ..data.positive import choose_positive
 
     first = next(iter(parts.values()))
     if "labels" not in first.column_names:
@@ -116,22 +130,37 @@ def labelled_data(
     exclusive = isinstance(feature, ClassLabel) and len(feature.names) > 2
     if isinstance(feature, ClassLabel):
         if len(feature.names) < 2:
-            raise ValueError(f"{name} has the one class {feature.names}: there is nothing to tell apart.")
+            raise ValueError(
+                f"{name} has the one class {feature.names}: there is nothing to tell apart. (Words such as NA and None "
+                "count as missing labels.)"
+            )
         if classes is not None:
             raise ValueError(f"{name} has classes that exclude each other, all are used: leave out --classes.")
-        class_names = list(feature.names) if exclusive else [feature.names[1]]
+        class_names = list(feature.names)
+        if not exclusive:
+            positive = choose_positive(feature.names, positive_label, name, declared=declared)
+            class_names = [feature.names[positive]]
+            logger.info("%s: the positive class is %r, against %r.", name, *class_names, feature.names[1 - positive])
     else:
         class_names = _chosen(list(feature.names), classes, name)
+    if positive_label is not None and len(class_names) != 1:
+        raise ValueError(
+            f"--positive_label is for two classes, or one label of 0 and 1; {name} has {len(class_names)}."
+        )
+    inverted = (
+        not isinstance(feature, ClassLabel) and positive_label is not None and _is_zero(positive_label, class_names)
+    )
     kept, labels = {}, {}
     for part, dataset in parts.items():
         values = dataset.select_columns(["labels"]).with_format("numpy")[:]["labels"] if len(dataset) else []
         if isinstance(feature, ClassLabel):
             codes = np.array([-1 if code is None or code != code else int(code) for code in values], dtype=np.int64)
             known = codes >= 0
-            array = codes if exclusive else codes.astype(np.float32)[:, None]
+            array = codes if exclusive else (codes == positive).astype(np.float32)[:, None]
         else:
             array = _multi_label(np.asarray(values, np.float32).reshape(-1, len(feature.names)), feature.names, name,
                                  class_names, label_policy)  # fmt: skip
+            array = 1 - array if inverted else array
             known = ~np.isnan(array).all(1)
         if not known.all():
             logger.info("%s, %s: %d of %d rows have no label and are left out.", name, part, (~known).sum(), len(known))
@@ -140,7 +169,21 @@ def labelled_data(
             labels[part] = array[known]
     if not kept:
         raise ValueError(f"{name}: no row has a label. Check the label column.")
+    if inverted:
+        class_names = [f"{class_names[0]} = 0"]
     return LabelledData(name, class_names, exclusive, kept, labels, split_hash)
+
+
+def _is_zero(positive_label: str, class_names: list[str]) -> bool:
+    """Whether the positive class of a label of 0 and 1 is its 0."""
+    from ..data.positive import PAIRS, spelling_key
+
+    wanted = spelling_key(positive_label)
+    if wanted in {positive for _, positive in PAIRS} | {spelling_key(class_names[0])}:
+        return False
+    if wanted in {negative for negative, _ in PAIRS}:
+        return True
+    raise ValueError(f"--positive_label {positive_label!r}: the label {class_names[0]!r} is 0 or 1, name one of them.")
 
 
 def _chosen(names: list[str], classes: Sequence[str] | None, source: str) -> list[str]:
@@ -196,6 +239,9 @@ def load_table(
     voi_lut: bool = False,
     ids: str | None = None,
     image_mode: str = "auto",
+    label_spelling: str | None = None,
+    label_separator: str | None = None,
+    missing_words: Sequence[str] = (),
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -207,7 +253,8 @@ def load_table(
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
         image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
-            image_mode: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
+            image_mode, missing_words: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
+        label_spelling, label_separator: See `adaptor_hf.downstream.label_columns.LabelRules`.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -219,31 +266,35 @@ def load_table(
     from ..data.colour import warn_of_colour
     from ..data.table_files import read_source
     from ..data.tables import load_pairs
+    from .label_columns import LabelRules, label_feature
 
+    rules = LabelRules(label_spelling, label_separator, missing_words)
     if (folder := class_folders(source)) is not None:
         source, label_columns = folder, label_columns or ("label",)
     pairs = load_pairs(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
         split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
-        image_mode=image_mode,
+        image_mode=image_mode, missing_words=missing_words,
     )  # fmt: skip
     if image_mode == "L":
         warn_of_colour(pairs)
     raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])
     rows = pairs["source_row"][:]
-    present = [name for name in SUBGROUP_COLUMNS if name in table.column_names and name not in pairs.column_names]
+    if taken := [name for name in extra_columns if name in _TAKEN]:
+        raise ValueError(f"A subgroup column cannot be called {taken[0]!r}: that has a meaning of its own. Rename it.")
+    present = [name for name in (*SUBGROUP_COLUMNS, *extra_columns) if name in table.column_names]
     wanted = [*label_columns, *([mask_column] if mask_column else []), *extra_columns]
     where = source if isinstance(source, (str, os.PathLike)) else "the data set"
     if missing := [name for name in wanted if name not in table.column_names]:
         columns = ", ".join(map(repr, table.column_names))
         raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {columns}.")
     cells = {name: table[name].take(rows).to_pylist() for name in dict.fromkeys([*wanted, *present])}
-    for name in (*present, *(name for name in extra_columns if name not in pairs.column_names)):
-        pairs = pairs.add_column(name, _numbers_or_text(cells[name]))
+    for name in dict.fromkeys(name for name in present if name not in pairs.column_names):
+        pairs = pairs.add_column(name, _numbers_or_text(cells[name], missing_words))
     if label_columns:
-        values, feature = _label_feature({name: cells[name] for name in label_columns}, rows, where)
+        values, feature = label_feature({name: cells[name] for name in label_columns}, rows, where, rules)
         pairs = pairs.add_column("labels", values, feature=feature)
     if mask_column:
         pairs = _with_masks(pairs, cells[mask_column], Path(image_root or raw.root or os.curdir))
@@ -265,43 +316,15 @@ def class_folders(source: Any) -> DatasetDict | None:
     return datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False)
 
 
-def _numbers_or_text(cells: list) -> list:
-    """Numbers where every cell is one, else text; None where empty."""
-    texts = [None if cell is None or not str(cell).strip() else str(cell).strip() for cell in cells]
+def _numbers_or_text(cells: list, missing_words: Sequence[str]) -> list:
+    """Numbers where every cell is one, else text; None where there is no value."""
+    from ..data.missing import is_missing
+
+    texts = [None if is_missing(cell, missing_words) else str(cell).strip() for cell in cells]
     try:
         return [None if text is None else float(text) for text in texts]
     except ValueError:
         return texts
-
-
-def _label_feature(columns: dict[str, list], rows: list[int], where: Any) -> tuple[list, Any]:
-    """Values and feature of the column `labels`."""
-    from datasets import ClassLabel
-
-    from ..data.target_features import MultiLabel
-
-    texts = {name: ["" if cell is None else str(cell).strip() for cell in cells] for name, cells in columns.items()}
-    numbers = {"1": 1.0, "0": 0.0, "-1": -1.0, "": float("nan"), "nan": float("nan")}
-    numbers |= {"1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "true": 1.0, "false": 0.0}
-    if len(texts) == 1:
-        ((name, cells),) = texts.items()
-        if not {cell.lower() for cell in cells} <= numbers.keys():
-            names = sorted({cell for cell in cells if cell})
-            if len(names) > max(20, len(cells) // 10):
-                raise ValueError(
-                    f"{where}: the label column {name!r} has {len(names)} different values in {len(cells)} rows, such "
-                    "as free text or ids. Name a column of classes, or columns of 0 and 1."
-                )
-            return [names.index(cell) if cell else -1 for cell in cells], ClassLabel(names=names)
-    for name, cells in texts.items():
-        wrong = next((place for place, cell in enumerate(cells) if cell.lower() not in numbers), None)
-        if wrong is not None:
-            raise ValueError(
-                f"{where}, data row {rows[wrong]} (0-based, header not counted): the label {name!r} is "
-                f"{cells[wrong]!r}, expected 1, 0, -1 (uncertain) or nothing (unknown)."
-            )
-    values = np.array([[numbers[cell.lower()] for cell in cells] for cells in texts.values()], np.float32).T
-    return values.tolist(), MultiLabel(names=list(texts))
 
 
 def _with_masks(pairs: Dataset, cells: list, root: Path) -> Dataset:
@@ -349,8 +372,12 @@ def align_classes(external: LabelledData, class_names: Sequence[str], exclusive:
             f"External set {external.name} has the classes {', '.join(external.class_names)}, the model "
             f"{', '.join(class_names)}: they must be the same."
         )
-    common = [name for name in class_names if name in external.class_names]
-    if not common:
+    from ..data.positive import spelling_key
+
+    # Case and spaces make no other label; a label that seems absent would be unknown in every image, without a word.
+    keys = [spelling_key(name) for name in external.class_names]
+    places = {name: keys.index(spelling_key(name)) for name in class_names if spelling_key(name) in keys}
+    if not places:
         raise ValueError(
             f"External set {external.name} has none of the labels {', '.join(class_names)}; it has "
             f"{', '.join(external.class_names)}."
@@ -362,8 +389,8 @@ def align_classes(external: LabelledData, class_names: Sequence[str], exclusive:
             labels[part] = order[values]
         else:
             labels[part] = np.full((len(values), len(class_names)), np.nan, np.float32)
-            for name in common:
-                labels[part][:, list(class_names).index(name)] = values[:, external.class_names.index(name)]
+            for name, place in places.items():
+                labels[part][:, list(class_names).index(name)] = values[:, place]
     return replace(external, class_names=list(class_names), exclusive=exclusive, labels=labels)
 
 

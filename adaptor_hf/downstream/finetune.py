@@ -163,6 +163,7 @@ def run_finetune(
                 "fraction": float(fraction),
                 "seed": int(seed),
                 "tower_saw_dataset": tower_saw(tower.spec, data.name),
+                "positive_class": data.positive_class,
             } | overlap_fields(data.seen, method)
             outcome = {"n_train": len(kept), "lr": rate, "selected_on": "validation"}
 

@@ -138,12 +138,10 @@ def load_classification(arguments: DownstreamArguments) -> LabelledData:
     """The labelled data of `--dataset` or `--table`."""
     loaded = load_parts(arguments, "classification")
     data = labelled_data(
-        arguments.name,
-        loaded.parts,
-        loaded.split_hash,
-        classes=arguments.classes or None,
-        label_policy=arguments.label_policy,
-    )
+        arguments.name, loaded.parts, loaded.split_hash, classes=arguments.classes or None,
+        label_policy=arguments.label_policy, positive_label=arguments.positive_label,
+        declared=arguments.dataset is not None,
+    )  # fmt: skip
     data.seen, data.leak = loaded.seen, loaded.leak
     return data
 
@@ -176,9 +174,13 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
 
 def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     """The labelled test parts of `--external`."""
+    from ..data.catalog import MODULES
+
     found = []
     for name, loaded in load_external_parts(arguments, "classification").items():
-        data = labelled_data(name, loaded.parts, loaded.split_hash, label_policy=arguments.label_policy)
+        # A public data set declares its positive class; `align_classes` refuses one that is not the model's.
+        chosen = {"declared": True} if name in MODULES else {"positive_label": arguments.positive_label}
+        data = labelled_data(name, loaded.parts, loaded.split_hash, label_policy=arguments.label_policy, **chosen)
         data.seen = loaded.seen
         found.append(data)
     return found

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..data.positive import is_negative
+
 FOLDER = Path(__file__).parent / "prompts"
 
 
@@ -65,6 +67,11 @@ class PromptSet:
             kinds = ("labels of their own", "classes that exclude each other")
             raise ValueError(f"Prompts {self.name} are for {kinds[self.exclusive]}, the data has {kinds[exclusive]}.")
         if self.any_label and len(class_names) == 1:
+            if is_negative(class_names[0]):
+                raise ValueError(
+                    f"Prompts {self.name} name a finding, and the positive class is {class_names[0]!r}, its absence: "
+                    "leave out --positive_label, or write a JSON file of prompts with that class."
+                )
             only = next(iter(self.positive))
             return PromptSet(self.name, {class_names[0]: self.positive[only]}, {class_names[0]: self.negative[only]})
         known = {name.lower(): name for name in self.positive}

@@ -26,12 +26,19 @@ def summarize(runs: RunList) -> str:
     """Markdown of the runs' headline metrics, and how many runs were skipped or failed."""
     parts = [headline_table(runs.lines)] if runs.lines else []
     parts += overlap_sentences(runs.lines)
+    parts += [positive_sentence(runs.lines)] if positive_sentence(runs.lines) else []
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
         parts.append("Phantoms: these numbers show that the machinery works, and nothing about patients.")
     if runs.skipped:
         parts.append(f"{runs.skipped} runs were finished before and not made again.")
     parts += [f"Not run: {reason}" for reason in runs.failed]
     return "\n\n".join(parts) or "No run."
+
+
+def positive_sentence(lines: Iterable[Mapping[str, Any]]) -> str:
+    """What the scores speak for, where that is one class; "" elsewhere."""
+    names = dict.fromkeys(line["positive_class"] for line in lines if line.get("positive_class") is not None)
+    return f"Positive class: {', '.join(names)}." if names else ""
 
 
 def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -72,4 +79,4 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
     return f"{np.mean(values):.3f}{spread}{interval}"
 
 
-__all__ = ["HEADLINES", "headline_table", "summarize"]
+__all__ = ["HEADLINES", "headline_table", "positive_sentence", "summarize"]

@@ -186,6 +186,7 @@ def run_zero_shot(
                 "protocol": "zeroshot",
                 "input_size": input_size(embedded.vision_spec),
                 "seed": int(seed),
+                "positive_class": data.positive_class,
                 "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
             } | overlap_fields(data.seen, module.key)  # fmt: skip
 

@@ -21,6 +21,7 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--filter", action="extend", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep these rows"
     )
+    build.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
     build.add_argument("--image_root", help="folder that image paths are relative to")
@@ -60,11 +61,7 @@ def _build(arguments: argparse.Namespace) -> None:
     mode = arguments.image_mode if arguments.vision_tower else "L"
     dataset = load_pairs(
         arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
-<<<<<<< HEAD
-        image_mode=arguments.image_mode, ids=arguments.ids, **columns,
-=======
-        image_mode=mode, **columns,
->>>>>>> w-colour
+        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, **columns,
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.archives import image_source
+from ..data.missing import is_missing
 from ..data.splits import canonical_split
 from ..private_mode import keyed_digests, private_name
 from .files import KEY_DTYPE
@@ -187,8 +188,8 @@ def text_fault(text) -> str | None:
         return f"text is {type(text).__name__}, expected str"
     if not text.strip():
         return "text is empty"
-    if text.strip().lower() == "nan":
-        return "text is the word 'nan'"
+    if is_missing(text):
+        return f"text is the word {text.strip()!r}"
     return None
 
 

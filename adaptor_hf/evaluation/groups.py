@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from ..data.demographics import Ages, age_years, is_age_column, is_sex_column, read_ages, sex_groups
+from ..data.missing import is_missing
 from .classification import SINGLE
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .scoring import score_predictions
-from .subgroups import Subgroups, age_bands, aggregate_rows, subgroup_metrics
+from .subgroups import AGE_EDGES, Subgroups, age_bands, aggregate_rows, subgroup_metrics
 from .tables import ROW_FIELDS, Table, row_label
 from .weighted import weighted_auroc
 
@@ -27,17 +29,44 @@ _NOTES = [
 
 def group_columns(predictions: Predictions) -> dict[str, list]:
     """
-    Columns of predictions that make groups: ages as bands, and any other column of 2 to 20 values, unknown ones aside.
+    Columns of predictions that make groups: ages as bands, sexes as F, M and O whatever their spelling, and any other
+    column of 2 to 20 values, unknown ones aside.
     """
     found = {}
     for name, values in predictions.columns.items():
         if name in _NO_GROUPS or values.ndim != 1:
             continue
-        values = age_bands([_number(value) for value in values]) if name == "age" else values.tolist()
-        known = {str(value) for value in values if value is not None and value == value and str(value).strip()}
-        if 2 <= len(known) <= MAX_GROUPS:
-            found[name] = values
+        groups = _groups(name, values.tolist())
+        if 2 <= len({str(value).strip() for value in groups if not is_missing(value)}) <= MAX_GROUPS:
+            found[name] = groups
     return found
+
+
+def group_notes(predictions: Predictions) -> list[str]:
+    """A sentence a column of ages whose values are not all numbers of years: what became of the others."""
+    notes = []
+    for name, values in predictions.columns.items():
+        if values.ndim == 1 and (ages := _ages(name, values.tolist())) is not None:
+            said = ages.notes(f"those from {AGE_EDGES[-1]} on are in the band {AGE_EDGES[-1]}+, the others unknown")
+            notes += [f"{name}: {note}" for note in said]
+    return notes
+
+
+def _groups(name: str, values: list) -> list:
+    if (ages := _ages(name, values)) is not None:
+        # Of an age without upper end only the top band is sure.
+        tops = [low if low is not None and low >= AGE_EDGES[-1] else None for low in ages.lowest]
+        return age_bands([top if years is None else years for years, top in zip(ages.years, tops, strict=True)])
+    return sex_groups(values) if is_sex_column(name) else values
+
+
+def _ages(name: str, values: list) -> Ages | None:
+    """Ages of a column that its name and most of its values make one; bands such as "40-59" stay groups."""
+    if not is_age_column(name):
+        return None
+    ages = read_ages(values)
+    known = len(values) - sum(map(is_missing, values))
+    return ages if 2 * sum(age is not None for age in ages.years) >= known else None
 
 
 def seed_subgroups(predictions: Sequence[Predictions], column: str, label: int = 0) -> Subgroups:
@@ -87,12 +116,15 @@ def subgroup_tables(lines: Iterable[Mapping[str, Any]], columns: Sequence[str] =
         ValueError: a column that no run has.
     """
     tables: dict[tuple, list[list[str]]] = {}
+    notes: dict[tuple, dict[str, None]] = {}
     known: set[str] = set()
     for kind, folders in _kinds(lines).items():
         fields, loaded = dict(kind), [load_predictions(folder) for folder in folders]
         there = group_columns(loaded[0])
         known |= there.keys()
-        rows = tables.setdefault(tuple(fields[name] for name in ("dataset", "test_set", "task")), [])
+        key = tuple(fields[name] for name in ("dataset", "test_set", "task"))
+        rows = tables.setdefault(key, [])
+        notes.setdefault(key, {}).update(dict.fromkeys(group_notes(loaded[0])))
         for column in (name for name in there if name in columns or not columns):
             for number, label in enumerate(_label_names(loaded[0])):
                 found = seed_subgroups(loaded, column, number)
@@ -107,7 +139,7 @@ def subgroup_tables(lines: Iterable[Mapping[str, Any]], columns: Sequence[str] =
             dataset, test_set, task = key
             where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
             name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
-            made.append(Table(f"subgroups_{name}", f"{where}: {task} by group", head, rows, list(_NOTES)))
+            made.append(Table(f"subgroups_{name}", f"{where}: {task} by group", head, rows, [*_NOTES, *notes[key]]))
     return made
 
 
@@ -203,11 +235,6 @@ def _two_dimensional(values: np.ndarray) -> np.ndarray:
     return values[:, None] if values.ndim == 1 else values
 
 
-def _number(value: Any) -> float | None:
-    try:
-        return None if value is None or value != value else float(value)
-    except ValueError:
-        return None
+_number = age_years
 
-
-__all__ = ["group_columns", "seed_subgroups", "study_lines", "study_predictions", "subgroup_tables"]
+__all__ = ["group_columns", "group_notes", "seed_subgroups", "study_lines", "study_predictions", "subgroup_tables"]

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 RESULTS_FILE = "results.jsonl"
 IDENTITY = (
     "system", "module", "vision_tower", "text_tower", "checkpoint", "task", "dataset", "test_set", "split_hash",
-    "protocol", "recipe", "input_size", "fraction", "seed",
+    "protocol", "recipe", "input_size", "fraction", "seed", "positive_class",
 )  # fmt: skip
 """Fields that tell one run from another; known before it starts, so that a sweep can skip it."""
 
@@ -65,7 +65,8 @@ class ResultFiles:
 def run_key(fields: Mapping[str, Any]) -> str:
     """16 hex digits that name a run: a digest of its `IDENTITY` fields. Fields that are absent count as None."""
     check_fields(fields)
-    identity = {name: fields.get(name) for name in IDENTITY}
+    # Runs of earlier versions, which named no positive class, keep their key.
+    identity = {name: fields.get(name) for name in IDENTITY if name != "positive_class" or fields.get(name) is not None}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -5,10 +5,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..data.demographics import age_years
+from ..data.missing import is_missing
 from .statistics import interval_of, resampled_weights
 from .weighted import weighted_auroc
 
 UNKNOWN = "unknown"
+AGE_EDGES = (18, 40, 60, 80)
+"""Years at which a band of ages ends and the next begins."""
 
 
 @dataclass
@@ -120,17 +124,17 @@ def subgroup_metrics(
     return found
 
 
-def age_bands(ages: Sequence[float | None], edges: Sequence[float] = (18, 40, 60, 80)) -> list[str | None]:
+def age_bands(ages: Sequence[float | None], edges: Sequence[float] = AGE_EDGES) -> list[str | None]:
     """
-    Bands such as "40-59" and "80+" of ages in years; None where the age is missing or no human age.
+    Bands such as "40-59" and "80+" of ages; None where the age is missing or no human age.
 
     Args:
-        ages (`Sequence[float | None]`): In years.
+        ages (`Sequence`): In years, or as `age_years` reads them.
         edges (`Sequence[float]`): Where a band ends and the next begins, ascending.
     """
     names = [f"{low:02g}-{high - 1:02g}" for low, high in zip((0, *edges[:-1]), edges, strict=True)]
     names.append(f"{edges[-1]:g}+")
-    known = [None if age is None or not 0 <= float(age) <= 120 else float(age) for age in ages]
+    known = [age_years(age) for age in ages]
     return [None if age is None else names[int(np.searchsorted(edges, age, side="right"))] for age in known]
 
 
@@ -186,9 +190,7 @@ def aggregate_rows(
 
 
 def _name(value) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)) or str(value).strip() == "":
-        return UNKNOWN
-    return str(value).strip()
+    return UNKNOWN if is_missing(value) else str(value).strip()
 
 
 __all__ = ["Subgroup", "Subgroups", "age_bands", "aggregate_rows", "subgroup_metrics"]

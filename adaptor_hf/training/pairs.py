@@ -76,6 +76,7 @@ def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | No
             voi_lut=arguments.voi_lut,
             ids=arguments.ids,
             image_mode=arguments.image_mode,
+            missing_words=arguments.missing_word,
         )
         pairs, rule = rule.apply(pairs, arguments.split_alias)
         pairs = patient_fraction(pairs, arguments.train_fraction, seed=rule.seed, ids=rule.ids)

@@ -17,7 +17,7 @@ from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
-               "view_column", "split_column", "split_alias", "filter")  # fmt: skip
+               "view_column", "split_column", "split_alias", "filter", "missing_word")  # fmt: skip
 _OF_A_CACHE = ("cache", "dataset_name", "duplicates", "id_namespace")
 _OF_A_DATASET = ("split_scheme", "dataset_option")
 
@@ -76,6 +76,9 @@ class DataArguments:
         metadata={"help": "Rename splits, for example validation=test where a table's val part is held out."},
     )
     filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
+    missing_word: list[str] = field(
+        default_factory=list, metadata={"help": "More words for a missing value in the table, such as unknown."}
+    )
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
     split_seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of splits by patient, and of --train_fraction."})

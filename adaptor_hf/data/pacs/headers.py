@@ -10,8 +10,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from ..archives import parse_member, read_member
+from ..demographics import age_years, sex_code
 from ..dicom import is_deflated, looks_like_dicom, quiet_pydicom
 from ..images import MAX_PIXELS
+from ..missing import is_missing
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -37,8 +39,6 @@ FAULTS = {
 }
 """What can be wrong with an object, by the name it is counted under."""
 
-MAX_AGE = 120.0
-"""Years; an age above is not taken for one."""
 
 _READS = (1 << 15, 1 << 20, 1 << 26)
 _IDS = ("SOPInstanceUID", "PatientID", "StudyInstanceUID")
@@ -54,8 +54,6 @@ _PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
 _SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LOCALIZER = re.compile(r"\b(?:locali[sz]er|scout|topogram|surview)", re.IGNORECASE)
-_AGE = re.compile(r"(\d{1,3})([DWMY])")
-_YEARS = {"D": 1 / 365.25, "W": 7 / 365.25, "M": 1 / 12, "Y": 1.0}
 # Of PS3.16, CID 4010 and 4014: what a view is called in ViewCodeSequence, and its code of SNOMED-RT.
 _VIEWS = {
     "POSTERO-ANTERIOR": "PA", "ANTERO-POSTERIOR": "AP", "LEFT LATERAL": "LL", "RIGHT LATERAL": "RL",
@@ -201,7 +199,7 @@ def _parse_bytes(data: bytes, whole: bool, size: int, tags: list[int]) -> tuple[
 
 
 def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str) -> dict[str, Any]:
-    ids = [_text(dataset, name) for name in (*_IDS, on)]
+    ids = [None if is_missing(text := _text(dataset, name)) else text for name in (*_IDS, on)]
     sizes = [_number(dataset, name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
     rows, columns, samples, bits = sizes
     frames = _number(dataset, "NumberOfFrames") or 1
@@ -222,7 +220,7 @@ def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str)
         "localizer": any(_LOCALIZER.search(_text(dataset, n) or "") for n in ("SeriesDescription", "ProtocolName")),
         "view": _view(dataset),
         "body_part": _code(dataset, "BodyPartExamined"),
-        "sex": sex if (sex := _code(dataset, "PatientSex")) in ("F", "M", "O") else None,
+        "sex": sex_code(_text(dataset, "PatientSex")),
         "age": age,
         "bad_age": bad_age,
         "frames": frames,
@@ -310,17 +308,17 @@ def _view(dataset: Dataset) -> str | None:
 
 def _age(dataset: Dataset) -> tuple[float | None, bool]:
     """Years by PatientAge, else by birth date and study date; and whether there was an age that is none."""
-    text = (_text(dataset, "PatientAge") or "").upper()
-    if text:
-        match = _AGE.fullmatch(text)
-        years = int(match[1]) * _YEARS[match[2]] if match else None
+    text = _text(dataset, "PatientAge")
+    if not is_missing(text):
+        years = age_years(text)
     else:
         born, studied = (_date(dataset, name) for name in ("PatientBirthDate", "StudyDate"))
         if born is None or studied is None:
             return None, False
         years = float(studied.year - born.year - ((studied.month, studied.day) < (born.month, born.day)))
-    good = years is not None and 0 <= years <= MAX_AGE
-    return (round(years, 2), False) if good else (None, True)
+    # Birth date and study date may be mistaken for each other.
+    years = age_years(years)
+    return (None, True) if years is None else (round(years, 2), False)
 
 
 def _date(dataset: Dataset, keyword: str) -> date | None:
@@ -330,4 +328,4 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
         return None
 
 
-__all__ = ["FAULTS", "MAX_AGE", "HeaderError", "header_facts", "read_head", "tag_of"]
+__all__ = ["FAULTS", "HeaderError", "header_facts", "read_head", "tag_of"]

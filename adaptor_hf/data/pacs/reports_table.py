@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..missing import is_missing
+
 ENCODINGS = ("utf-8-sig", "cp1252")
 DELIMITERS = (",", ";", "\t", "|")
 REPEATED: dict[str, Callable[[list[str]], str]] = {
@@ -40,7 +42,7 @@ def read_report_table(
 ) -> ReportTable:
     """
     Read a delimited table of reports. Keys are text, stripped of white space at their ends and otherwise exact: leading
-    zeros stay.
+    zeros stay. A key or text that is only a word for "no value" (`MISSING_WORDS`) is none.
 
     Args:
         path: Of the table, with a header line.
@@ -84,12 +86,12 @@ def read_report_table(
             counts["ragged_rows"] += 1
             continue
         key, parts = row[places[0]].strip(), [row[place] for place in places[1:]]
-        if not key:
+        if is_missing(key):
             counts["rows_without_key"] += 1
             continue
         number[key] = number.get(key, 0) + 1
         known = texts.setdefault(key, [])
-        whole = "\n\n".join(part for part in parts if part.strip())
+        whole = "\n\n".join(part for part in parts if not is_missing(part))
         if not whole:
             counts["rows_without_text"] += 1
         elif whole not in known:

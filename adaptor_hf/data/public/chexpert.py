@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..catalog import Found, PublicDataset, Request
+from ..demographics import age_column, sex_column
 from ..files import read_table, row_sources, to_numbers
 from ..labels import CHEXPERT_LABELS, COMPETITION_LABELS, LABEL_POLICIES
 
@@ -32,6 +33,7 @@ def read(request: Request) -> Found:
     training, held_out = read_part(request.root, "train.csv"), read_part(request.root, "valid.csv")
     found = Found(training, label_names=_label_names(request.options["labels"]))
     found.table_rows = len(training) + len(held_out)
+    found.notes += training.attrs["notes"] + held_out.attrs["notes"]
     if request.split_scheme == "mgca":
         parts = _mgca_parts(training)
         found.dropped["in MGCA's 5x200 set"] = len(set(training.index) - set(np.concatenate(list(parts.values()))))
@@ -54,6 +56,7 @@ def read_part(root, name: str) -> pd.DataFrame:
     """
     Rows of train.csv or valid.csv in file order, index from 0: the columns of the contract, the 14 labels (float, 1, 0,
     -1 or NaN) and `frontal` (bool). `view` is AP, PA or, among frontal rows too, another word of the column AP/PA.
+    `attrs["notes"]` says which ages are none.
     """
     import pandas as pd
 
@@ -62,6 +65,7 @@ def read_part(root, name: str) -> pd.DataFrame:
     _check_cells(table, "Path", path[0].notna(), ".../train|valid/patient00001/study1/view1_frontal.jpg")
     side = table["Frontal/Lateral"]
     _check_cells(table, "Frontal/Lateral", side.isin(["Frontal", "Lateral"]), "Frontal or Lateral")
+    notes: list[str] = []
     rows = {
         "image": path[0],
         "image_id": path[0],
@@ -69,12 +73,14 @@ def read_part(root, name: str) -> pd.DataFrame:
         "study_id": path[1] + "/" + path[2],
         "view": table["AP/PA"].where(table["AP/PA"].notna(), side.str.lower()),
         "frontal": side == "Frontal",
-        "sex": table["Sex"].where(table["Sex"] != "Unknown", None),
-        "age": to_numbers(table, "Age"),
+        "sex": sex_column(table["Sex"]),
+        "age": age_column(table["Age"], notes),
         "source": row_sources(table),
     }
     rows |= {label: to_numbers(table, label, allowed=(1, 0, -1)) for label in CHEXPERT_LABELS}
-    return pd.DataFrame(rows).reset_index(drop=True)
+    found = pd.DataFrame(rows).reset_index(drop=True)
+    found.attrs["notes"] = notes
+    return found
 
 
 def five_by_200_candidates(rows: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
 from ..catalog import Found, PublicDataset, Request
+from ..demographics import age_column, sex_column
 from ..files import read_table, record_input, require_file, row_sources, to_numbers
 from ..lookup import locate, paths_by_stem
 from ..masks import box_mask
@@ -43,9 +44,7 @@ SIZE = 1024
 """Width and height in pixels of every image, which the boxes refer to."""
 
 NO_FINDING = "No Finding"
-MAX_AGE = 120
 
-_YEARS = {"Y": 1.0, "M": 1 / 12, "D": 1 / 365.25}
 _TABLES = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 _COLUMNS = ("Image Index", "Finding Labels")
 _OPTIONAL = ("Patient Age", "Patient Gender", "View Position")
@@ -69,7 +68,7 @@ def read(request: Request) -> Found:
             "image_id": stems,
             "patient_id": stems.str.slice(0, 8),
             "view": table["View Position"],
-            "sex": table["Patient Gender"],
+            "sex": sex_column(table["Patient Gender"]),
             "age": _ages(table, found),
             "source": row_sources(table),
         }
@@ -124,14 +123,7 @@ def _labels(table: pd.DataFrame, found: Found) -> tuple[pd.DataFrame, pd.Series]
 
 def _ages(table: pd.DataFrame, found: Found) -> pd.Series:
     # The release of 2017 writes ages as "058Y", of infants as "011M" or "014D", and has impossible ones.
-    cells = table["Patient Age"]
-    years = cells.str[-1:].map(_YEARS).fillna(1.0)
-    digits = cells.str.replace("[YMD]$", "", regex=True)
-    ages = to_numbers(table.assign(**{"Patient Age": digits}), "Patient Age") * years
-    impossible = ages > MAX_AGE
-    if impossible.any():
-        found.notes.append(f"{int(impossible.sum())} ages over {MAX_AGE} years are left out.")
-    return ages.mask(impossible)
+    return age_column(table["Patient Age"], found.notes)
 
 
 def _paths(root: Path) -> dict[str, str]:

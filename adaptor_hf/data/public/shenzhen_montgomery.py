@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ..catalog import Found, PublicDataset, Request
+from ..demographics import age_years, sex_code
 from ..files import list_files, record_input
 from ..masks import file_mask
 
@@ -13,7 +14,6 @@ CLASSES = ["normal", "tuberculosis"]
 
 _PREFIX = {"shenzhen": "CHNCXR", "montgomery": "MCUCXR"}
 _AGE = re.compile(r"(\d+)\s*(y|year|m|month|d|day)", re.IGNORECASE)
-_YEARS = {"y": 1.0, "m": 1 / 12, "d": 1 / 365.25}
 
 
 def read_shenzhen(request: Request) -> Found:
@@ -100,10 +100,10 @@ def _reading(text: str) -> dict:
     found: dict = {}
     sex = re.search(r"sex:\s*([FM])\b|\b(f)emal|\b(m)ale", text, re.IGNORECASE)
     if sex:
-        found["sex"] = sex[sex.lastindex].upper()
+        found["sex"] = sex_code(sex[sex.lastindex])
     age = _AGE.search(text)
     if age:
-        found["age"] = int(age[1]) * _YEARS[age[2][0].lower()]
+        found["age"] = age_years(age[1] + age[2][0])
     return found
 
 

@@ -1,0 +1,201 @@
+"""Cells of a table's label columns as the values and the feature of the column `labels`."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..data.missing import is_missing
+from ..data.positive import boolean_words, spelling_key
+
+logger = logging.getLogger(__name__)
+
+SPELLINGS = ("exact", "merge")
+_NUMBERS = {"1": 1.0, "0": 0.0, "-1": -1.0, "1.0": 1.0, "0.0": 0.0, "-1.0": -1.0, "true": 1.0, "false": 0.0}
+_SEPARATORS = ("|", ";")
+# These stand in names of single classes too.
+_WEAK_SEPARATORS = (",", "/", "+", "&")
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """
+    How cells of label columns are read.
+
+    Args:
+        spelling (`str`, *optional*): Of class names that differ only in case, spaces, NFKC, `0` and `0.0`, or the order
+            of joined names: `"exact"` keeps them apart, outer spaces aside; `"merge"` takes the most frequent spelling;
+            None refuses them.
+        separator (`str`, *optional*): What joins several names in a cell: then each is a label of its own. `"none"`: a
+            cell is one class, whatever it holds. None refuses cells that look like several names.
+        missing_words (`Sequence[str]`): Beside `MISSING_WORDS`.
+    """
+
+    spelling: str | None = None
+    separator: str | None = None
+    missing_words: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.spelling not in (None, *SPELLINGS):
+            raise ValueError(f"--label_spelling is one of {', '.join(SPELLINGS)}, got {self.spelling!r}.")
+        if self.separator is not None and not self.separator.strip():
+            raise ValueError("--label_separator is a character such as | or the word none; blanks separate nothing.")
+
+
+def label_feature(columns: dict[str, list], rows: list[int], where: Any, rules: LabelRules) -> tuple[list, Any]:
+    """
+    Values and feature of the column `labels`.
+
+    Args:
+        columns (`dict[str, list]`): Cells by column.
+        rows (`list[int]`): Number of each row in the table, for messages.
+        where: The table, for messages.
+        rules ([`LabelRules`]): How cells are read.
+
+    Raises:
+        ValueError: cells that are no labels, or that need a decision.
+    """
+    from ..data.target_features import MultiLabel
+
+    raw = {name: _without_missing(name, cells, rules) for name, cells in columns.items()}
+    if len(raw) == 1:
+        ((name, cells),) = raw.items()
+        stripped = {cell.strip() for cell in cells if cell}
+        if rules.separator not in (None, "none"):
+            return _joined_labels(name, cells, where, rules)
+        if not {cell.lower() for cell in stripped} <= _NUMBERS.keys() and boolean_words(sorted(stripped)) is None:
+            return _classes(name, cells, where, rules)
+    numbers = [_numbers(name, cells, rows, where) for name, cells in raw.items()]
+    return np.array(numbers, np.float32).T.tolist(), MultiLabel(names=list(raw))
+
+
+def _without_missing(name: str, cells: list, rules: LabelRules) -> list[str]:
+    """Cells as text, "" where there is none; words that were taken for that are said with their counts."""
+    texts, words = [], Counter()
+    for cell in cells:
+        if is_missing(cell, rules.missing_words):
+            texts.append("")
+            if isinstance(cell, str) and cell.strip():
+                words[cell.strip()] += 1
+        else:
+            texts.append(str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell))
+    if words:
+        counts = ", ".join(f"{word!r} {count}" for word, count in words.most_common())
+        logger.warning(
+            "Label column %r: %d cells hold a word for a missing value and count as unknown: %s. Where such a word is "
+            "a class, write it otherwise in the table.", name, words.total(), counts,
+        )  # fmt: skip
+    return texts
+
+
+def _numbers(name: str, cells: list[str], rows: list[int], where: Any) -> list[float]:
+    texts = [cell.strip() for cell in cells]
+    known = sorted({text for text in texts if text})
+    values = {text: _NUMBERS[text.lower()] for text in known if text.lower() in _NUMBERS}
+    values = values if len(values) == len(known) else boolean_words(known) or values
+    wrong = next((place for place, text in enumerate(texts) if text and text not in values), None)
+    if wrong is not None:
+        raise ValueError(
+            f"{where}, data row {rows[wrong]} (0-based, header not counted): the label {name!r} is "
+            f"{texts[wrong]!r}, expected 1, 0, -1 (uncertain) or nothing (unknown)."
+        )
+    return [values[text] if text else float("nan") for text in texts]
+
+
+def _classes(name: str, cells: list[str], where: Any, rules: LabelRules) -> tuple[list, Any]:
+    from datasets import ClassLabel
+
+    distinct = {cell.strip() for cell in cells if cell}
+    _check_few(name, distinct, len(cells), where)
+    joined = None if rules.separator == "none" else _joined(distinct)
+    if joined is not None:
+        separator, count = joined, sum(joined in cell for cell in cells)
+        raise ValueError(
+            f"{where}: {count} cells of the label column {name!r} hold several names, joined by {separator!r}. "
+            f"--label_separator '{separator}' makes each name a label of its own; --label_separator none takes each "
+            "cell as one class."
+        )
+    chosen = _spellings(name, Counter(cell for cell in cells if cell), where, rules)
+    names = sorted(set(chosen.values()))
+    return [names.index(chosen[cell]) if cell else -1 for cell in cells], ClassLabel(names=names)
+
+
+def _joined_labels(name: str, cells: list[str], where: Any, rules: LabelRules) -> tuple[list, Any]:
+    """A label for each of the names that cells hold, joined by the separator; an empty cell is unknown in all."""
+    from ..data.target_features import MultiLabel
+
+    parts = [[part.strip() for part in cell.split(rules.separator) if part.strip()] for cell in cells]
+    _check_few(name, {part for row in parts for part in row}, len(cells), where)
+    chosen = _spellings(name, Counter(part for row in parts for part in row), where, rules)
+    names = sorted(set(chosen.values()))
+    if not names:
+        return [[] for _ in cells], MultiLabel(names=[])
+    place = {label: column for column, label in enumerate(names)}
+    values = np.zeros((len(cells), len(names)), np.float32)
+    for row, found in enumerate(parts):
+        values[row, [place[chosen[part]] for part in found]] = 1
+        if not found:
+            values[row] = np.nan
+    return values.tolist(), MultiLabel(names=names)
+
+
+def _joined(distinct: set[str]) -> str | None:
+    """What joins several names in some of the cells; None where they look like one each."""
+    keys = {spelling_key(cell) for cell in distinct}
+    for separator in (*_SEPARATORS, *_WEAK_SEPARATORS):
+        for cell in distinct:
+            parts = [spelling_key(part) for part in cell.split(separator) if part.strip()]
+            if len(parts) > 1 and (separator in _SEPARATORS or all(part in keys for part in parts)):
+                return separator
+    return None
+
+
+def _spellings(name: str, counts: Counter[str], where: Any, rules: LabelRules) -> dict[str, str]:
+    """The class of each cell as it stands, by the rule on spellings."""
+    groups: dict[str, list[str]] = {}
+    for cell in sorted(counts):
+        groups.setdefault(_class_key(cell), []).append(cell)
+    several = [cells for cells in groups.values() if len(cells) > 1]
+    if several and rules.spelling is None:
+        shown = "; ".join(", ".join(f"{cell!r} {counts[cell]}" for cell in cells) for cells in several[:_SHOWN])
+        more = f"; and {len(several) - _SHOWN} more" if len(several) > _SHOWN else ""
+        raise ValueError(
+            f"{where}: the label column {name!r} has {len(several)} classes in several spellings: {shown}{more}. "
+            "--label_spelling merge makes each one class, in its most frequent spelling; --label_spelling exact keeps "
+            "them apart (but not for spaces at their ends)."
+        )
+    if several:
+        logger.info("Label column %r: %d classes have several spellings (--label_spelling %s).",
+                    name, len(several), rules.spelling)  # fmt: skip
+    if rules.spelling == "merge":
+        best = {key: max(cells, key=lambda one: counts[one]).strip() for key, cells in groups.items()}
+        return {cell: best[_class_key(cell)] for cell in counts}
+    return {cell: cell.strip() for cell in counts}
+
+
+def _class_key(cell: str) -> str:
+    key = spelling_key(cell)
+    if re.fullmatch(r"[+-]?[0-9]+\.0*", key):
+        key = key.partition(".")[0]
+    for separator in _SEPARATORS:
+        if separator in key:
+            key = separator.join(sorted(part.strip() for part in key.split(separator)))
+    return key
+
+
+def _check_few(name: str, names: set[str], rows: int, where: Any) -> None:
+    if len(names) > max(20, rows // 10):
+        raise ValueError(
+            f"{where}: the label column {name!r} has {len(names)} different values in {rows} rows, such "
+            "as free text or ids. Name a column of classes, or columns of 0 and 1."
+        )
+
+
+__all__ = ["SPELLINGS", "LabelRules", "label_feature"]
