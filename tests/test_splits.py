@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adaptor_hf.data.splits import SPLITS, assign_splits, check_disjoint, patient_fraction, split_hash
+from adaptor_hf.data.splits import (
+    SPLITS,
+    assign_splits,
+    canonical_split,
+    check_disjoint,
+    patient_fraction,
+    split_hash,
+)
 from adaptor_hf.data.tables import load_pairs
 
 
@@ -196,3 +203,97 @@ def test_real_split_is_disjoint_and_fractions_nest(realbench, caplog):
     rows = [set(patient_fraction(data, fraction)["source_row"]) for fraction in (0.01, 0.1, 0.3, 1)]
     assert rows[0] < rows[1] < rows[2] < rows[3]
     assert caplog.text == ""
+
+
+SPELLINGS = {
+    "case": (lambda i: f"P{i}", lambda i: f"p{i}"),
+    "leading zeros": (lambda i: f"{i:07d}", str),
+    "final .0": (lambda i: f"{i}.0", str),
+    "NFC and NFD": (lambda i: f"M\u00fc{i}", lambda i: f"Mu\u0308{i}"),
+    "full width": (lambda i: f"P{i}".translate({c: c + 0xFEE0 for c in range(33, 127)}), lambda i: f"P{i}"),
+    "zero width": (lambda i: f"P\u200b{i}", lambda i: f"P{i}"),
+    "spaces": (lambda i: f" P{i}\u00a0", lambda i: f"P{i}"),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+class TestSpellings:
+    @pytest.mark.parametrize("column", ["patient_id", "study_id", "image_id"])
+    def test_one_patient_is_in_one_split_however_two_tables_write_the_id(self, kind, column):
+        splits = []
+        for write in SPELLINGS[kind]:
+            names = [write(i) for i in range(200)]
+            given = {"patient_id": (names, None, None), "study_id": ([None] * 200, names, None)}
+            patients, studies, images = given.get(column, ([None] * 200, None, names))
+            data = pairs(patients, None, studies, images)
+            splits.append(assign_splits(data, validation_fraction=0.3, test_fraction=0.3)["split"][:])
+            kept = patient_fraction(data, 0.5)["source_row"][:]
+            splits[-1].append(tuple(kept))
+        assert splits[0] == splits[1]
+
+    def test_exact_ids_take_them_for_different_patients(self, kind):
+        first, second = ([write(i) for i in range(200)] for write in SPELLINGS[kind])
+        shares = {"validation_fraction": 0.3, "test_fraction": 0.3, "ids": "exact"}
+        assert assign_splits(pairs(first), **shares)["split"][:] != assign_splits(pairs(second), **shares)["split"][:]
+
+    def test_overlap_of_given_splits_is_found(self, kind):
+        first, second = (write(12) for write in SPELLINGS[kind])
+        data = pairs([first, second], ["train", "test"])
+        with pytest.raises(ValueError, match="1 in both train and test"):
+            check_disjoint(data)
+        assert check_disjoint(data, ids="exact") == {}
+
+
+def test_other_patients_are_not_drawn_together():
+    assert check_disjoint(pairs(["P1", "P10", "A1", "B1"], ["train", "test", "train", "test"])) == {}
+    with pytest.raises(ValueError, match="exact or canonical"):
+        assign_splits(pairs(["1"]), ids="merged")
+
+
+@pytest.mark.parametrize("name", [" Train", "TRAINING", "val", "Valid ", "validate", "dev", "test", "Testing"])
+def test_a_split_name_has_one_meaning_everywhere(name, tmp_path):
+    from adaptor_hf.embeddings.table import merge_splits, read_ids
+    from adaptor_hf.training.pairs import rename_splits
+
+    meant = canonical_split(name)
+    assert meant in SPLITS
+    data = pairs(["1"], [name])
+    table = tmp_path / "p.csv"
+    table.write_text(f"image,text,split\na.png,x,{name}\n")
+    loaded = load_pairs(table)
+    keyed = datasets.DatasetDict({name.strip(): data.remove_columns("split")})
+    assert loaded["split"][:] == [meant]
+    assert read_ids(data.with_format("arrow"))["split"].to_pylist() == [meant]
+    assert read_ids(*merge_splits(keyed))["split"].to_pylist() == [meant]
+    assert rename_splits(loaded, [f"{name}=testing"])["split"][:] == ["test"]
+
+
+def test_an_unknown_split_name_is_refused_everywhere_in_the_same_words(tmp_path):
+    from adaptor_hf.embeddings.table import merge_splits, read_ids
+    from adaptor_hf.training.pairs import rename_splits
+
+    data = pairs(["1"], ["holdout"])
+    table = tmp_path / "p.csv"
+    table.write_text("image,text,split\na.png,x,holdout\n")
+    keyed = datasets.DatasetDict({"holdout": data.remove_columns("split")})
+    known = assign_splits(pairs(["1"]))
+    for refused in (
+        lambda: load_pairs(table),
+        lambda: read_ids(data.with_format("arrow")),
+        lambda: merge_splits(keyed),
+        lambda: rename_splits(known, ["holdout=test"]),
+        lambda: rename_splits(known, ["train=holdout"]),
+    ):
+        with pytest.raises(ValueError, match=r"unknown split 'holdout'.*Expected train, validation .*--split_column"):
+            refused()
+
+
+def test_no_split_on_any_row_is_no_split_and_on_some_is_an_error(tmp_path):
+    from adaptor_hf.embeddings.table import read_ids
+
+    table = tmp_path / "p.csv"
+    table.write_text("image,text,split\na.png,x,\nb.png,y,NA\n")
+    assert load_pairs(table)["split"][:] == [None, None]
+    assert read_ids(pairs(["1", "2"]).with_format("arrow"))["split"].to_pylist() == ["train", "train"]
+    with pytest.raises(ValueError, match="1 of 2 rows have no split"):
+        read_ids(pairs(["1", "2"], ["test", None]).with_format("arrow"))

@@ -1,18 +1,21 @@
-"""Lists the public data sets that can be loaded from disk, checks a folder that holds one, and writes their pages;
-makes a table of pairs of a PACS export.
+"""Lists the public data sets that can be loaded from disk, checks a folder that holds one or a table of one's own, and
+writes their pages; makes a table of pairs of a PACS export.
 
 python -m adaptor_hf.data list
 python -m adaptor_hf.data check NAME ROOT --json report.json
+python -m adaptor_hf.data check --table my.csv --patient_column subject_id
 python -m adaptor_hf.data pages docs/datasets
 python -m adaptor_hf.data index_dicom ROOT --reports ris.csv --on AccessionNumber --to pairs
 """
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
 from .catalog import list_datasets
+from .ids import MODES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
@@ -61,6 +64,66 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--key_file", help="file with the key of --private; made, for its owner only, if missing")
 
 
+_TABLE_COLUMNS = ("image", "text", "patient", "study", "split", "id", "view")
+
+
+def _add_table_options(parser: argparse.ArgumentParser) -> None:
+    table = parser.add_argument_group("a table of your own, read as the scripts read it")
+    table.add_argument("--table", help="instead of NAME and ROOT: a CSV, TSV, Parquet or JSON-lines file, or a folder")
+    table.add_argument("--image_column", help="column of image paths")
+    table.add_argument("--text_column", help='column of reports; "" where there is none')
+    table.add_argument("--patient_column", help="column of patient ids")
+    table.add_argument("--study_column", help="column of study ids")
+    table.add_argument("--split_column", help="column of the split")
+    table.add_argument("--id_column", help="column of image ids")
+    table.add_argument("--view_column", help="column of the view")
+    table.add_argument("--image_root", help="folder that image paths are relative to")
+    table.add_argument("--filter", nargs="*", default=[], metavar="COLUMN=VALUE", help="keep these rows")
+    table.add_argument("--ids", choices=MODES, help="ids in several spellings; default: report them as a stop")
+    table.add_argument("--split_alias", nargs="*", default=[], metavar="OLD=NEW", help="rename splits")
+    table.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
+    table.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
+    table.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    table.add_argument("--near_copies", action="store_true", help="also look for images that are nearly copies")
+    table.add_argument("--private", action="store_true", help="no path, quoted value or column name in what is said")
+
+
+def _check_own_table(args: argparse.Namespace) -> int:
+    """Exit status 0, 1 where something would stop a script, 2 where the table cannot be read."""
+    from ..private_messages import hide, hide_messages, without_quotations
+    from .check_table import check_table, format_table_check
+
+    private = args.private or os.environ.get("ADAPTOR_PRIVATE", "").lower() in ("1", "true", "yes", "on")
+    if private:
+        hide_messages([args.table, args.image_root, args.json and str(args.json)])
+    columns = {f"{name}_column": getattr(args, f"{name}_column") for name in _TABLE_COLUMNS}
+    columns = {name: value for name, value in columns.items() if value is not None}
+    if columns.get("text_column") == "":
+        columns["text_column"] = None
+    try:
+        result = check_table(
+            args.table,
+            ids=args.ids,
+            split_alias=args.split_alias,
+            validation_fraction=args.validation_fraction,
+            test_fraction=args.test_fraction,
+            seed=args.seed,
+            near=args.near_copies,
+            image_root=args.image_root,
+            filters=args.filter or None,
+            **columns,
+        )
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        print(f"error: {without_quotations(error) if private else error}", file=sys.stderr)
+        return 2
+    if private:
+        result |= {kind: [hide(message) for message in result[kind]] for kind in ("stops", "warnings")}
+    print(format_table_check(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+    return 0 if result["ok"] else 1
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.data", description=__doc__,
@@ -69,9 +132,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("list", help="names, tasks and licences")
     pages = commands.add_parser("pages", help="write the pages about the data sets")
     pages.add_argument("folder", type=Path)
-    check = commands.add_parser("check", help="count what a folder holds")
-    check.add_argument("name", help="data set, see list")
-    check.add_argument("root", help="its folder")
+    check = commands.add_parser("check", help="count what a folder holds, or what a table of your own does")
+    check.add_argument("name", nargs="?", help="data set, see list")
+    check.add_argument("root", nargs="?", help="its folder")
+    _add_table_options(check)
     check.add_argument("--task", help="default: the data set's first")
     check.add_argument("--split_scheme", default="official")
     check.add_argument("--label_policy", default="raw")
@@ -96,6 +160,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"Wrote {len(write_pages(args.folder))} pages to {args.folder}.")
         return 0
 
+    if args.table is not None:
+        if args.name is not None:
+            parser.error("check takes NAME and ROOT, or --table")
+        return _check_own_table(args)
+    if args.root is None:
+        parser.error("check takes NAME and ROOT of a public data set, or --table with your own")
     from .check import check_dataset, format_check
 
     try:

@@ -61,9 +61,11 @@ def copies_across(digests: np.ndarray, splits: Sequence[str]) -> Copies:
     starts = np.flatnonzero(np.r_[True, digests[order][1:] != digests[order][:-1]]) if len(order) else order
     shared: dict[tuple[str, str], int] = {}
     rows, examples, contents = np.zeros(len(digests), bool), [], 0
-    # A group of one row cannot be in two splits, and there may be millions of these.
     sizes = np.diff(np.r_[starts, len(order)])
-    for start, size in zip(starts[sizes > 1], sizes[sizes > 1], strict=True):
+    # A group of one row cannot be in two splits, and there may be millions of these.
+    starts, sizes = starts[sizes > 1], sizes[sizes > 1]
+    by_first_row = np.argsort(order[starts])
+    for start, size in zip(starts[by_first_row], sizes[by_first_row], strict=True):
         group = order[start : start + size]
         names = sorted(set(splits[group]), key=_rank)
         if len(names) == 1:

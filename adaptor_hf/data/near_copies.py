@@ -24,7 +24,7 @@ _WORKING_SIDE = 128
 _SHIFTS = (-0.04, -0.02, 0.0, 0.02, 0.04)
 _MAX_SHIFT = 0.05
 _MAX_DISTANCE = 72  # of 256 bits; two different radiographs are at 128 +- 14
-_LIKELY = 0.9
+_LIKELY = 0.8
 _BLOCK = 256
 
 

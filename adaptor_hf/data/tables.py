@@ -44,6 +44,7 @@ def load_pairs(
     ids: str | None = None,
     image_mode: str = "auto",
     missing_words: Sequence[str] = (),
+    _checked: bool = True,
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; images stay on disk, and some are looked at.
 
@@ -99,7 +100,7 @@ def load_pairs(
             ids as described at `ids`.
             The message names file and rows.
     """
-    check_mode(ids)
+    check_mode(ids)  # `_checked` is for `data check --table`, which reports all that is wrong at once
     if image_mode not in IMAGE_MODES:
         raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
     data = read_source(source, image_column, sep)
@@ -135,7 +136,10 @@ def load_pairs(
 
     values = {key: read(key) for key in _IDS}
     values["image_id"] = _plain_path(values["image_id"])
-    values |= _checked_ids(values, rows, ids)
+    if ids != "exact":
+        values = {key: _without_float_suffix(column) for key, column in values.items()}
+    if _checked:
+        values |= _checked_ids(values, rows, ids)
     values |= {"view": read("view"), "text": read("text", strip=False), "split": read("split")}
     if wanted["split"] is None and data.split is not None:
         values["split"] = pa.chunked_array([data.split.take(rows)])
@@ -212,8 +216,6 @@ def _check_precision(column: pa.ChunkedArray, column_name: str, rows: pa.Array, 
 
 def _checked_ids(values: dict[str, pa.ChunkedArray], rows: pa.Array, mode: str | None) -> dict[str, pa.ChunkedArray]:
     """The ids, checked for several spellings of one. A column stops the load where it decides what stays together."""
-    if mode != "exact":
-        values = {key: _without_float_suffix(ids) for key, ids in values.items()}
     without_patient = pc.is_null(values["patient_id"])
     by_image = pc.and_(without_patient, pc.is_null(values["study_id"]))
     decisive = {"patient_id": True, "study_id": pc.any(without_patient).as_py(), "image_id": pc.any(by_image).as_py()}
