@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.notes import notes_of_lines
 
 if TYPE_CHECKING:
     from .classification import RunList
@@ -21,8 +24,9 @@ HEADLINES = {
 
 
 def summarize(runs: RunList) -> str:
-    """Markdown of the runs' headline metrics, and how many runs were skipped or failed."""
-    parts = [headline_table(runs.lines)] if runs.lines else []
+    """Markdown of the runs' headline metrics with what a reader must know of them; runs that were skipped or failed."""
+    parts = [headline_table(runs.lines), LEGEND] if runs.lines else []
+    parts += [f"Note: {note}" for note in notes_of_lines(runs.lines)]
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
         parts.append("Phantoms: these numbers show that the machinery works, and nothing about patients.")
     if runs.skipped:
@@ -32,8 +36,11 @@ def summarize(runs: RunList) -> str:
 
 
 def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients
-    (mean of the seeds' intervals)."""
+    """
+    One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients (mean
+    of the seeds' intervals), with a mark where it is not above the best trivial baseline. Below, each test set's
+    baselines.
+    """
     metrics = HEADLINES.get(lines[0]["task"], ())
     rows: dict[tuple, dict[str, list]] = {}
     for line in lines:
@@ -49,14 +56,11 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         share = "" if fraction is None else f"{100 * fraction:g} %"
         cells = [test, share, recipe, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
         table.append("| " + " | ".join(cells) + " |")
-    trivial = [_mean(line["trivial_baseline"] for line in lines if line["metric"] == metric) for metric in shown]
-    table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", *trivial]) + " |")
+    for test in dict.fromkeys(key[0] for key in rows):
+        of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
+        for label, cells in baseline_rows(of_test, shown):
+            table.append("| " + " | ".join([test, "", "", label, "", "", *cells]) + " |")
     return "\n".join(table)
-
-
-def _mean(values: Iterable[float]) -> str:
-    known = [value for value in values if not np.isnan(value)]
-    return f"{np.mean(known):.3f}" if known else ""
 
 
 def _cell(lines: list[Mapping[str, Any]]) -> str:
@@ -66,7 +70,9 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     low, high = (np.mean([line[end] for line in lines]) for end in ("ci_lo", "ci_hi"))
     interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
-    return f"{np.mean(values):.3f}{spread}{interval}"
+    baseline = float(np.mean([line["trivial_baseline"] for line in lines]))
+    mark = "" if above_baseline(lines[0]["metric"], low, high, baseline) else f" {MARK}"
+    return f"{np.mean(values):.3f}{spread}{interval}{mark}"
 
 
 __all__ = ["HEADLINES", "headline_table", "summarize"]

@@ -34,6 +34,10 @@ def card_results(cells: Iterable[Cell]) -> list:
             details["interval_95"] = [round(cell.ci_lo, 4), round(cell.ci_hi, 4)]
         if not math.isnan(cell.trivial_baseline):
             details["trivial_baseline"] = round(cell.trivial_baseline, 4)
+            details["trivial_name"] = cell.trivial_name or "trivial"
+            details["above_trivial"] = cell.beats_trivial
+        if cell.run_notes:
+            details["notes"] = cell.run_notes
         described = ("module", "protocol", "recipe", "fraction", "tower_saw_dataset")
         found.append(
             EvalResult(

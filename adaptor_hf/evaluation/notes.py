@@ -88,8 +88,8 @@ def _scores_notes(predictions: Predictions) -> list[str]:
         )
     if decided:
         found.append(
-            f"The scores{_of([(column,) for column in decided], names)} take two values only: decisions, not scores, and "
-            "their AUROC is not the model's."
+            f"The scores{_of([(column,) for column in decided], names)} take two values only: decisions, not scores. "
+            "Their AUROC is not the model's."
         )
     return found
 
@@ -292,8 +292,8 @@ def grey_mask_note(part: str, grey: int, rows: int) -> str | None:
     if not grey:
         return None
     return (
-        f"{grey} of {rows} {part} masks have many grey levels, such as a soft mask or a ramp: every value above 0 counts "
-        "as inside (in a JPEG above 127). Make them of two values."
+        f"{grey} of {rows} {part} masks have many grey levels, such as a soft mask or a ramp: every value above 0 "
+        "counts as inside (in a JPEG above 127). Make them of two values."
     )
 
 

@@ -33,6 +33,7 @@ class Cell:
         notes (`list[str]`): What a reader must know of the metric.
         run_notes (`list[str]`): What a reader must know of the runs.
         trivial_name (`str`): Which baseline is the best, over seeds.
+        lines (`list[Mapping]`): The result lines, one a seed.
     """
 
     fields: dict[str, Any]
@@ -49,6 +50,7 @@ class Cell:
     notes: list[str] = field(default_factory=list)
     run_notes: list[str] = field(default_factory=list)
     trivial_name: str = ""
+    lines: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def beats_trivial(self) -> bool:
@@ -112,6 +114,7 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         notes=notes,
         run_notes=sorted({note for line in members for note in line.get("run_notes") or ()}),
         trivial_name=" or ".join(sorted({line.get("trivial_name") or "" for line in members} - {""})),
+        lines=members,
     )
 
 
