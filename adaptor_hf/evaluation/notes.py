@@ -136,7 +136,7 @@ def _majority_notes(predictions: Predictions) -> list[str]:
         if len(truth) < FEW_ROWS or truth.all() or not truth.any():
             continue
         for word, call in (("negative", ~said), ("positive", said)):
-            always = truth.mean() if word == "positive" else 1 - truth.mean()
+            always = (truth == (word == "positive")).mean()
             if call.mean() >= MAJORITY and (said == truth).mean() <= always:
                 sayings[word].append((column,))
     return [
