@@ -23,7 +23,7 @@ FEW_ROWS = 10
 # Values that differ by so few steps of float16 relative to their size are equal up to rounding.
 ROUNDING = 4 * float(np.finfo(np.float16).eps)
 MAJORITY = 0.98
-PERFECT_ROWS = 10
+PERFECT_ROWS = 20
 # Of images with a mask: how many are better after a turn, and by how much Dice, before it is said.
 TURNED_SHARE, TURNED_GAIN, TURNED_DICE, TURNED_ROWS = 0.9, 0.1, 0.05, 5
 ODD_MASK_SHARE, ODD_MASK_GAIN, ODD_MASK_DICE, ODD_MASK_ROWS = 0.05, 0.2, 0.5, 3
