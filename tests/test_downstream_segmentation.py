@@ -310,7 +310,11 @@ def test_grey_and_turned_mask_files_are_said_with_their_number(table, checkpoint
     assert any(note.startswith(f"{len(grey)} of 12 training masks have many grey levels") for note in notes)
     assert any(note.startswith(f"{len(turned)} of {len(turned)} true masks fit the mean") for note in notes)
     assert all(f"Note: Adaptor, 100 %: {note}" in said for note in notes)
+    (mean,) = [line for line in said.splitlines() if "| trivial: mean training mask |" in line]
+    assert mean.startswith("| phantom-boxes |  |")
     assert str(tmp_path) not in "".join(notes)
     assert not any(verify_tree(tmp_path / "out/runs").values())
     run(table, checkpoint, tmp_path / "healthy", "--controls", "none")
-    assert not any("grey" in note for line in read_results(tmp_path / "healthy/runs").lines for note in line["run_notes"])
+    assert not any(
+        "grey" in note for line in read_results(tmp_path / "healthy/runs").lines for note in line["run_notes"]
+    )

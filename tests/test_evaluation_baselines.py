@@ -89,10 +89,15 @@ class TestRule:
             numbers = {"value": value, "ci_lo": value - 0.1, "ci_hi": value + 0.1}
             return {"metric": "dice", "trivial_baseline": value, "trivial_baselines": {"mean": numbers}}
 
-        assert baseline_rows([line(0.5), line(0.5)], ["dice"]) == [("trivial: mean", ["0.500 [0.400, 0.600]"])]
-        assert baseline_rows([line(0.5), line(0.25), line(0.3)], ["dice"]) == [("trivial: mean", ["0.250 to 0.500"])]
+        assert baseline_rows([line(0.5), line(0.5)], ["dice"]) == [("trivial: mean", "", ["0.500 [0.400, 0.600]"])]
+        spread = [line(0.5), line(0.25), line(0.3)]
+        assert baseline_rows(spread, ["dice"]) == [("trivial: mean", "", ["0.250 to 0.500"])]
+        shares = [one | {"fraction": 0.1 + one["trivial_baseline"]} for one in spread]
+        assert [share for _, share, _ in baseline_rows(shares, ["dice"])] == ["60 %", "35 %", "40 %"]
+        equal = [line(0.5) | {"fraction": share} for share in (0.1, 1.0)]
+        assert baseline_rows(equal, ["dice"]) == [("trivial: mean", "", ["0.500 [0.400, 0.600]"])]
         old = {"metric": "dice", "trivial_baseline": 0.5}
-        assert baseline_rows([old], ["dice", "auroc"]) == [("trivial baseline", ["0.500", ""])]
+        assert baseline_rows([old], ["dice", "auroc"]) == [("trivial baseline", "", ["0.500", ""])]
 
 
 class TestMasks:

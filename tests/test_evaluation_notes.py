@@ -219,7 +219,8 @@ class TestLines:
     def test_two_systems_with_the_same_predictions_are_named(self):
         lines = [self.line("Adaptor", "a"), self.line("raw tower", "a"), self.line("untrained", "b")]
         assert duplicate_notes(lines) == [
-            "Adaptor (v), raw tower (v) have identical predictions: one of them was not what was scored."
+            "Adaptor (v) and raw tower (v) have identical predictions: one model was scored twice, or training changed "
+            "nothing."
         ]
         assert duplicate_notes([self.line("Adaptor", "a", metric="f1"), self.line("Adaptor", "a")]) == []
 
@@ -230,4 +231,6 @@ class TestLines:
             self.line("raw tower", "c", run_notes=["Odd."]),
             self.line("raw tower", "c", metric="auroc/edema", note="Class 'edema' has none.", value=float("nan")),
         ]
+        assert notes_of_lines(lines) == ["all runs: Odd."]
+        lines.append(self.line("untrained", "d"))
         assert notes_of_lines(lines) == ["Adaptor, 10 %; raw tower: Odd."]

@@ -58,8 +58,8 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         table.append("| " + " | ".join(cells) + " |")
     for test in dict.fromkeys(key[0] for key in rows):
         of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
-        for label, cells in baseline_rows(of_test, shown):
-            table.append("| " + " | ".join([test, "", "", label, "", "", *cells]) + " |")
+        for label, share, cells in baseline_rows(of_test, shown):
+            table.append("| " + " | ".join([test, share, "", label, "", "", *cells]) + " |")
     return "\n".join(table)
 
 

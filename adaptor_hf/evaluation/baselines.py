@@ -69,27 +69,35 @@ def baselines_of(line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return {name: dict(numbers) for name, numbers in found.items()}
 
 
-def baseline_rows(lines: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[tuple[str, list[str]]]:
+def baseline_rows(lines: Iterable[Mapping[str, Any]], metrics: Sequence[str]) -> list[tuple[str, str, list[str]]]:
     """
-    What tables show of baselines, a row each: its label and a cell a metric.
+    What tables show of baselines, a row each.
 
     Args:
-        lines (`Iterable[Mapping]`): Result lines, or what has their `metric` and `trivial_baselines`.
+        lines (`Iterable[Mapping]`): Result lines of one test set.
         metrics (`Sequence[str]`): The table's columns.
 
     Returns:
-        `list[tuple[str, list[str]]]`: A cell holds value and interval, or the span of the values where runs have
-        different ones (other training rows have another mean mask), or nothing.
+        `list[tuple[str, str, list[str]]]`: Label; share of the training data, such as "10 %", where a baseline differs
+        by it (another mean mask), else nothing; and a cell a metric: value and interval, the span of the values where
+        runs still differ, or nothing.
     """
-    found: dict[str, dict[str, list[dict[str, float]]]] = {}
+    found: dict[str, dict[float | None, dict[str, list[dict[str, float]]]]] = {}
     for line in lines:
         for name, numbers in baselines_of(line).items():
-            found.setdefault(name, {}).setdefault(line["metric"], []).append(numbers)
-    return [
-        (f"trivial: {name}" if name != "trivial" else "trivial baseline", [_span(m, by.get(m, [])) for m in metrics])
-        for name, by in found.items()
-        if any(metric in by for metric in metrics)
-    ]
+            of_share = found.setdefault(name, {}).setdefault(line.get("fraction"), {})
+            of_share.setdefault(line["metric"], []).append(numbers)
+    rows = []
+    for name, shares in found.items():
+        cells = {share: [_span(m, by.get(m, [])) for m in metrics] for share, by in shares.items()}
+        label = "trivial baseline" if name == "trivial" else f"trivial: {name}"
+        if not any(map(any, cells.values())):
+            continue
+        if len({tuple(row) for row in cells.values()}) == 1:
+            rows.append((label, "", next(iter(cells.values()))))
+        else:
+            rows += [(label, "" if share is None else f"{100 * share:g} %", row) for share, row in cells.items()]
+    return rows
 
 
 def _span(metric: str, members: list[dict[str, float]]) -> str:

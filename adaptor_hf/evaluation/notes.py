@@ -49,17 +49,15 @@ def run_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
 
 
 def duplicate_notes(lines: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Systems whose predictions are the same to the last bit: one file was scored under several names."""
+    """Systems whose predictions are the same to the last bit."""
     systems: dict[str, set[str]] = {}
     for line in lines:
         if line.get("predictions_sha256"):
             towers = "+".join(str(line[name]) for name in ("vision_tower", "text_tower") if line.get(name))
             systems.setdefault(line["predictions_sha256"], set()).add(f"{line['system']} ({towers})")
-    return sorted(
-        f"{', '.join(sorted(names))} have identical predictions: one of them was not what was scored."
-        for names in systems.values()
-        if len(names) > 1
-    )
+    same = {" and ".join(sorted(names)) for names in systems.values() if len(names) > 1}
+    reason = "one model was scored twice, or training changed nothing."
+    return [f"{names} have identical predictions: {reason}" for names in sorted(same)]
 
 
 def _scores_notes(predictions: Predictions) -> list[str]:
@@ -301,14 +299,23 @@ def notes_of_lines(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """The notes of result lines, each once, behind the systems that it is of; then [`duplicate_notes`]."""
     lines = list(lines)
     systems: dict[str, list[str]] = {}
+    everywhere = dict.fromkeys(_run_label(line) for line in lines)
     for line in lines:
         single = [line["note"]] if line.get("note") and "/" not in line["metric"] and math.isnan(line["value"]) else []
         for note in [*(line.get("run_notes") or ()), *single]:
-            share = f", {100 * line['fraction']:g} %" if line.get("fraction") else ""
-            where = f"{line['system']}{share}"
-            if where not in systems.setdefault(note, []):
-                systems[note].append(where)
-    return [f"{'; '.join(names)}: {note}" for note, names in systems.items()] + duplicate_notes(lines)
+            if _run_label(line) not in systems.setdefault(note, []):
+                systems[note].append(_run_label(line))
+    said = [
+        f"{'all runs' if 1 < len(everywhere) == len(names) else '; '.join(names)}: {note}"
+        for note, names in systems.items()
+    ]
+    return said + duplicate_notes(lines)
+
+
+def _run_label(line: Mapping[str, Any]) -> str:
+    parts = [line["system"], line.get("recipe") if line.get("task") == "few_shot" else None]
+    parts += [f"{100 * line['fraction']:g} %" if line.get("fraction") else None, line.get("test_set")]
+    return ", ".join(part for part in parts if part)
 
 
 __all__ = ["duplicate_notes", "grey_mask_note", "notes_of_lines", "run_notes"]

@@ -205,7 +205,7 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
         notes += [f"{label}, {cell.metric}: {note}" for cell in found.values() for note in cell.notes]
     lines = [line for cell in cells for line in cell.lines]
     notes += duplicate_notes(lines)
-    body += [[label, "", *trivial, *[""] * 4] for label, trivial in baseline_rows(lines, metrics)]
+    body += [[label, share, *trivial, *[""] * 4] for label, share, trivial in baseline_rows(lines, metrics)]
     where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
     return Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
