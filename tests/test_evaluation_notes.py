@@ -58,6 +58,8 @@ class TestScores:
         _, labels = healthy()
         small = np.random.default_rng(0).uniform(1e-4, 5e-4, labels.shape) + 1e-4 * labels
         assert "Near-constant" not in notes(of_scores(small, labels))
+        narrow = 0.7 + 0.005 * np.random.default_rng(0).uniform(-1, 1, labels.shape)
+        assert "Near-constant" not in notes(of_scores(narrow, labels))
 
     def test_decisions_in_place_of_scores_are_said(self):
         scores, labels = healthy()
@@ -72,9 +74,14 @@ class TestScores:
         assert "Is the positive class the one that is meant?" in notes(of_scores(scores[:, 0], labels[:, 0]))
 
     def test_chance_is_no_inverted_polarity(self):
+        below = []
         labels = np.arange(200) % 2
-        scores = np.random.default_rng(1).random(200)
-        assert "clearly under" not in notes(of_scores(scores, labels))
+        for seed in range(6):
+            scores = np.random.default_rng(seed).random(200)
+            areas = {score.metric: score.value for score in score_predictions(of_scores(scores, labels))}
+            below.append(areas["auroc"] < 0.5)
+            assert "clearly under" not in notes(of_scores(scores, labels))
+        assert any(below)
 
     def test_a_majority_class_is_said_where_it_scores_no_more_than_always_saying_it(self):
         classes = np.repeat([0, 1, 2], [40, 10, 10])
@@ -177,6 +184,16 @@ class TestMasks:
             back = {1: 3, 3: 1}.get(number, number)
             said = notes(self.of(turned(self.predicted(targets), number), targets))
             assert f"fit far better after {TURNS[back - 1]} (mean Dice" in said
+
+    def test_a_flip_that_fits_a_little_better_is_not_said(self):
+        targets = lung_like(20, 1)
+        moved = np.zeros_like(targets)
+        moved[:, :, 1:] = targets[:, :, :-1]
+        flipped = turned(moved, 4)
+        back = turned(flipped, 4)
+        dice = [2 * (guess & targets).sum() / (guess.sum() + targets.sum()) for guess in (flipped, back)]
+        assert dice[0] < dice[1] < dice[0] + 0.1
+        assert notes(self.of(flipped, targets)) == ""
 
     def test_turned_test_masks_are_counted(self):
         targets = lung_like(20, 1)
