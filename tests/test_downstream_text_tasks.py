@@ -199,8 +199,8 @@ def test_a_swap_is_marked_unless_it_is_above_the_highest_untrained_adaptor_and_t
     assert not result(0.6, [0.3, 0.77]).above_baseline
     assert not result(0.45, [0.3, 0.4]).above_baseline
     assert result(0.45, [0.3, 0.4]).baseline == 0.5
-    table = swap_table([result(0.6, [0.3, 0.77]), SwapResult("negation", "text tower alone", 9, 9, 0.9, 0.5)])
+    table = swap_table([SwapResult("negation", "text tower alone", 9, 9, 0.9, 0.5), result(0.6, [0.3, 0.77])])
     rows = table.splitlines()
-    assert rows[2].endswith("| 0.700 [0.600, 0.800] † |")
-    assert rows[3].endswith("| 0.500 |  |")
+    assert rows[2].endswith("| 0.500 |  |")
+    assert rows[3].endswith("| 0.700 [0.600, 0.800] † |")
     assert "0.535 (0.300 to 0.770)" in rows[4]

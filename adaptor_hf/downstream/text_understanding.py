@@ -224,16 +224,17 @@ def swap_table(results: Sequence[SwapResult]) -> str:
         return "No report has a finding denied or stated, a side or a size: nothing to swap."
     lines = ["| swap | system | reports | images | cosine to the changed report | to other reports | own report wins |"]
     lines.append("|" + "---|" * 7)
-    for result in results:
+    for number, result in enumerate(results):
         wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} [{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
         wins += "" if result.above_baseline else f" {MARK}"
         cells = [result.swap, result.system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
                  f"{result.other_cosine:.3f}", wins]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    for swap, scores in {result.swap: result.untrained for result in results if result.untrained}.items():
-        spread = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
-        lines.append(f"| {swap} | trivial: {len(scores)} untrained Adaptors | | | | | {spread} |")
-        lines.append(f"| {swap} | trivial: a coin | | | | | 0.500 |")
+        scores, last = result.untrained, number + 1 == len(results) or results[number + 1].swap != result.swap
+        if last and scores:
+            spread = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
+            lines.append(f"| {result.swap} | trivial: {len(scores)} untrained Adaptors | | | | | {spread} |")
+            lines.append(f"| {result.swap} | trivial: a coin | | | | | 0.500 |")
     return "\n".join([*lines, "", LEGEND])
 
 

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 
 # Fewer rows show nothing.
 FEW_ROWS = 10
-# Values that differ by so few steps of float16 relative to their size are equal up to rounding.
-ROUNDING = 4 * float(np.finfo(np.float16).eps)
+# Scores that differ by so little relative to their size are equal up to the rounding of a sum in float32; by so few
+# steps of float16, if they take few values. Few steps alone are no sign: a strongly regularised head in float64 has
+# probabilities within .0004 that rank well.
+ROUNDING, HALF_ROUNDING = 64 * float(np.finfo(np.float32).eps), 4 * float(np.finfo(np.float16).eps)
 MAJORITY = 0.98
 PERFECT_ROWS = 20
 # Of images with a mask: how many are better after a turn, and by how much Dice, before it is said.
@@ -71,8 +73,8 @@ def _scores_notes(predictions: Predictions) -> list[str]:
         return []
     constant, decided = [], []
     for column, values in enumerate(scores.T):
-        distinct = len(np.unique(values))
-        if np.ptp(values) <= ROUNDING * np.abs(values).max():
+        distinct, spread = len(np.unique(values)), np.ptp(values) / np.abs(values).max()
+        if spread <= ROUNDING or (spread <= HALF_ROUNDING and distinct <= len(values) / 2):
             constant.append((column, np.ptp(values), distinct))
         elif distinct <= 2:
             decided.append(column)
