@@ -52,6 +52,10 @@ class TestScores:
             assert "(3 distinct values)" in said
         scores[:, 1] = 0.3 + 1e-6 * scores[:, 1]
         assert "Near-constant scores of b:" in notes(of_scores(scores, labels, class_names=["a", "b"]))
+        scores[:, 1] = 0
+        assert "Near-constant scores of b: over all 60 images they differ by 0 at most (1 distinct" in notes(
+            of_scores(scores, labels, class_names=["a", "b"])
+        )
         assert "same score" in notes(of_scores(np.full((60, 2), 0.5), labels))
 
     def test_rare_but_distinct_probabilities_are_not_near_constant(self):

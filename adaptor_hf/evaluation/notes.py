@@ -73,7 +73,7 @@ def _scores_notes(predictions: Predictions) -> list[str]:
         return []
     constant, decided = [], []
     for column, values in enumerate(scores.T):
-        distinct, spread = len(np.unique(values)), np.ptp(values) / np.abs(values).max()
+        distinct, spread = len(np.unique(values)), np.ptp(values) / (np.abs(values).max() or 1)
         if spread <= ROUNDING or (spread <= HALF_ROUNDING and distinct <= len(values) / 2):
             constant.append((column, np.ptp(values), distinct))
         elif distinct <= 2:
