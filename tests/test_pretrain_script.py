@@ -143,7 +143,7 @@ class TestFinishedRun:
         }
         metrics = {metric["type"]: metric for metric in result["metrics"]}
         assert len(metrics) == 13
-        assert all(0 < metric["args"]["chance"] for metric in metrics.values())
+        assert all(metric["args"]["chance"] > 0 for metric in metrics.values())
         assert "| metric | value | 95 % interval | chance | n |" in card
         low, high = metrics["image_to_text_recall@5"]["args"]["interval_95"]
         assert 0 <= low <= metrics["image_to_text_recall@5"]["value"] <= high <= 1
