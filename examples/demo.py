@@ -29,6 +29,7 @@ from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.downstream import zero_shot_scores
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.evaluation import auroc_interval
+from adaptor_hf.evaluation.baselines import LEGEND, MARK, above_baseline
 from adaptor_hf.hub import write_model_card
 from adaptor_hf.towers import load_text_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
@@ -124,7 +125,7 @@ def main() -> None:
 
     print(f"\nPhantom drawings, {len(views['test'])} held-out pairs. Brackets: 95 % bootstrap intervals over patients.")
     print(f"\nRetrieval (chosen on validation, one seed)\n\n{retrieval}")
-    print(f"\nZero-shot classification, AUROC (0.5 is chance)\n\n{zero_shot}")
+    print(f"\nZero-shot classification, AUROC\n\n{zero_shot}")
     print("\nThe raw towers have no row: their two spaces cannot be compared without training.")
     made = {"model": Path(arguments.output_dir), "card": card, "curves": curves, "reports": page, "cache": cache.path}
     print("\n" + "\n".join(f"{name + ':':8} {path}" for name, path in made.items()))
@@ -150,9 +151,12 @@ def zero_shot_table(variants: list[Variant], test, table: Path) -> str:
                 cells.append("one class")
                 continue
             scores = zero_shot_scores(variant.model, text_tower, test.image_embeddings(), positive, negative)
-            cells.append("{:.2f} [{:.2f}, {:.2f}]".format(*auroc_interval(scores.cpu().numpy(), truth, patients)))
+            area, low, high = auroc_interval(scores.cpu().numpy(), truth, patients)
+            mark = "" if above_baseline("auroc", low, high, 0.5) else f" {MARK}"
+            cells.append(f"{area:.2f} [{low:.2f}, {high:.2f}]{mark}")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines.append("| trivial: chance |" + " 0.50 |" * len(ZERO_SHOT_PROMPTS))
+    return "\n".join([*lines, "", LEGEND])
 
 
 def check_reloaded(folder: str, model: AdaptorModel, test, images: Path) -> None:

@@ -64,8 +64,9 @@ def test_each_module_is_a_run_beside_the_empty_mask(table, checkpoint, tmp_path)
     by_metric = {line["metric"]: line for line in lines if line["module"] == "adaptor"}
     with open(table, encoding="utf-8") as file:
         negative = [row["effusion"] == "0" for row in csv.DictReader(file) if row["split"] == "test"]
-    assert by_metric["dice_reference"]["trivial_baseline"] == pytest.approx(np.mean(negative))
-    assert by_metric["dice_positive"]["trivial_baseline"] == 0
+    trivial = by_metric["dice_reference"]["trivial_baselines"]
+    assert trivial.keys() == {"empty mask", "mean training mask", "full mask"}
+    assert trivial["empty mask"]["value"] == pytest.approx(np.mean(negative))
     assert by_metric["dice_reference"]["selected_on"] == "validation"
     assert by_metric["dice_reference"]["n_test"] == len(negative)
     assert by_metric["dice_reference"]["head_params"] > 0
@@ -212,3 +213,108 @@ def test_a_mask_of_another_size_is_resized_and_an_unknown_one_left_out(table, ch
 def test_a_table_without_masks_says_what_to_name(table, checkpoint, tmp_path):
     with pytest.raises(ValueError, match="no column masks"):
         run(table, checkpoint, tmp_path, "--mask_column", "masks")
+
+
+def changed_table(table, folder, change):
+    """The table with full paths, each row as `change(number, row)` leaves it."""
+    with open(table, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows):
+        row["image"], row["mask"] = str(table.parent / row["image"]), str(table.parent / row["mask"])
+        change(number, row)
+    folder.mkdir(exist_ok=True)
+    with open(folder / "changed.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder / "changed.csv"
+
+
+def test_the_mean_mask_of_the_training_rows_is_scored_in_the_frame_of_the_model(table, checkpoint, tmp_path, capsys):
+    generator = np.random.default_rng(0)
+
+    def draw(number, row):
+        # Boxes that move a little, in files of twice the size that the model sees.
+        mask = np.zeros((56, 56), np.uint8)
+        top, left = generator.integers(8, 24, 2)
+        mask[top : top + 24, left : left + 24] = 255 * (number % 5 > 0)
+        row["mask"], row["image"] = str(tmp_path / f"{number}-mask.png"), str(tmp_path / f"{number}.png")
+        Image.fromarray(mask).save(row["mask"])
+        Image.fromarray(mask // 2 + 40).save(row["image"])
+
+    changed = changed_table(table, tmp_path, draw)
+    run(changed, checkpoint, tmp_path / "out", "--controls", "none", "--image_size", "28")
+    with open(changed, encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    parts = {
+        part: np.stack([
+            np.asarray(Image.open(row["mask"]).resize((28, 28), Image.Resampling.NEAREST)) > 0
+            for row in rows
+            if row["split"] == part
+        ])
+        for part in ("train", "validation", "test")
+    }  # fmt: skip
+    mean, best = parts["train"].mean(0), {}
+    for level in np.linspace(0, mean.max(), 101)[:-1]:
+        guess, truth = mean > level, parts["validation"]
+        best[level] = 2 * (guess & truth).sum() / (guess.sum() * len(truth) + truth.sum())
+    guess, truth = mean > max(best, key=best.get), parts["test"]
+    lines = {line["metric"]: line for line in read_results(tmp_path / "out/runs").lines}
+    found = lines["dice_pooled"]["trivial_baselines"]["mean training mask"]["value"]
+    assert found == pytest.approx(2 * (guess & truth).sum() / (guess.sum() * len(truth) + truth.sum()))
+    full = lines["dice_pooled"]["trivial_baselines"]["full mask"]["value"]
+    assert full == pytest.approx(2 * truth.sum() / (truth.size + truth.sum()))
+    assert found > full
+    said = capsys.readouterr().out
+    (row,) = [line for line in said.splitlines() if "| trivial: mean training mask |" in line]
+    assert f"{found:.3f} [" in row
+    assert "† Not above its best trivial baseline" in said
+    assert not any(verify_tree(tmp_path / "out/runs").values())
+
+
+def test_a_share_of_the_training_rows_has_its_own_mean_mask(table, tower):
+    from adaptor_hf.downstream.data import load_table
+    from adaptor_hf.downstream.masks import MeanMasks, summarize_masks
+
+    dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"])
+    collator = MaskCollator(tower.processor, 28, False)
+    masks = np.stack([collator([dataset[row]])["labels"][0].numpy() > 0 for row in range(len(dataset))])
+    whole = summarize_masks(dataset, collator)
+    np.testing.assert_allclose(whole.mean, masks.mean(0))
+    assert (whole.filled == masks.any((1, 2))).all()
+    means = MeanMasks(dataset, dataset, collator, whole.mean, "dice_pooled")
+    kept = np.arange(len(dataset)) < 4
+    np.testing.assert_allclose(means.of(kept)[0], masks[:4].mean(0))
+    assert means.of(np.ones(len(dataset), dtype=bool))[0] is whole.mean
+
+
+def test_grey_and_turned_mask_files_are_said_with_their_number(table, checkpoint, tmp_path, capsys):
+    ramp = np.broadcast_to(np.linspace(0, 255, 32), (32, 32)).astype(np.uint8)
+
+    def change(number, row):
+        if row["effusion"] == "1" and row["split"] == "train":
+            row["mask"] = str(tmp_path / f"{number}.png")
+            Image.fromarray(np.where(np.arange(32)[:, None] >= 16, ramp, 0).astype(np.uint8)).save(row["mask"])
+            grey.append(number)
+        elif row["split"] == "test":
+            row["effusion"], row["mask"] = "1", str(tmp_path / f"{number}.png")
+            Image.fromarray(np.uint8(255) * (np.arange(32)[None] >= np.full((32, 1), 16))).save(row["mask"])
+            turned.append(number)
+
+    (tmp_path / "changed").mkdir()
+    grey, turned = [], []
+    changed = changed_table(table, tmp_path, change)
+    run(changed, checkpoint, tmp_path / "out", "--controls", "none")
+    notes = {note for line in read_results(tmp_path / "out/runs").lines for note in line["run_notes"]}
+    said = capsys.readouterr().out
+    assert any(note.startswith(f"{len(grey)} of 12 training masks have many grey levels") for note in notes)
+    assert any(note.startswith(f"{len(turned)} of {len(turned)} true masks fit the mean") for note in notes)
+    assert all(f"Note: Adaptor, 100 %: {note}" in said for note in notes)
+    (mean,) = [line for line in said.splitlines() if "| trivial: mean training mask |" in line]
+    assert mean.startswith("| phantom-boxes |  |")
+    assert str(tmp_path) not in "".join(notes)
+    assert not any(verify_tree(tmp_path / "out/runs").values())
+    run(table, checkpoint, tmp_path / "healthy", "--controls", "none")
+    assert not any(
+        "grey" in note for line in read_results(tmp_path / "healthy/runs").lines for note in line["run_notes"]
+    )

@@ -1,5 +1,6 @@
 """Zero-shot, retrieval, few-shot and text understanding, from the script to results."""
 
+import csv
 import json
 
 import numpy as np
@@ -11,7 +12,14 @@ from synthetic import synthetic_config
 import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.downstream.few_shot import draw_episode, few_shot_scores
-from adaptor_hf.downstream.text_understanding import swap_laterality, swap_negation, swap_severity
+from adaptor_hf.downstream.text_understanding import (
+    NUM_UNTRAINED,
+    SwapResult,
+    swap_laterality,
+    swap_negation,
+    swap_severity,
+    swap_table,
+)
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.towers import load_text_tower, load_vision_tower
@@ -76,13 +84,27 @@ def test_zero_shot_with_prompts_of_a_file(run, tmp_path):
     assert not any(verify_tree(folder / "runs").values())
 
 
-def test_retrieval_counts_equal_reports_as_positives(run, table):
+def test_retrieval_counts_equal_reports_as_positives(run, table, capsys):
     folder = run("retrieval", "--text_column", "text", "--label_column", "kind", "--controls", "tower")
     lines = {line["metric"]: line for line in read_results(folder / "runs").lines}
     assert lines["mean_recall"]["module"] == "adaptor"
     assert lines["image_to_text_recall@10"]["value"] >= lines["image_to_text_recall@1"]["value"]
     assert lines["image_to_text_precision@1"]["value"] <= 1
     assert 0 < lines["image_to_text_recall@1"]["trivial_baseline"] < 1
+    with open(table, encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    kinds, of_text = [row["kind"] for row in rows], {row["text"]: row["kind"] for row in reversed(rows)}
+    # In a random order every place holds each candidate equally often.
+    expected = {
+        "text_to_image": np.mean([kinds.count(kind) / len(kinds) for kind in of_text.values()]),
+        "image_to_text": np.mean([list(of_text.values()).count(kind) / len(of_text) for kind in kinds]),
+    }
+    for way, value in expected.items():
+        for k in (1, 5):
+            assert lines[f"{way}_precision@{k}"]["trivial_baseline"] == pytest.approx(value)
+    said = capsys.readouterr().out
+    assert "| trivial: chance |" in said
+    assert "† Not above its best trivial baseline" in said
     assert not any(verify_tree(folder / "runs").values())
 
 
@@ -149,7 +171,36 @@ def test_text_understanding_reports_every_system_and_no_report(run, table):
     results = json.loads(text)["results"]
     assert {result["system"] for result in results} == {"text tower alone", "Adaptor", "Adaptor, untrained"}
     assert {result["swap"] for result in results} == {"negation"}
+    assert {len(result["untrained"]) for result in results} == {0, NUM_UNTRAINED}
     for result in results:
         assert -1 <= result["text_cosine"] <= 1
         assert (result["accuracy"] is None) == (result["system"] == "text tower alone")
     assert "effusion" not in text
+    # The control of the modules is the first of the untrained ones.
+    (control,) = [result for result in results if result["system"] == "Adaptor, untrained"]
+    assert control["accuracy"] == control["untrained"][0]
+
+
+def test_text_understanding_is_beside_untrained_adaptors_whatever_the_controls(run, capsys):
+    run("text_understanding", "--text_column", "text", "--controls", "none")
+    said = capsys.readouterr().out
+    assert f"trivial: {NUM_UNTRAINED} untrained Adaptors" in said
+    assert "Chance is 0.5" not in said
+    (row,) = [line for line in said.splitlines() if line.startswith("| negation | Adaptor |")]
+    assert row.rstrip(" |").endswith("†")
+    assert "† Not above its best trivial baseline" in said
+
+
+def test_a_swap_is_marked_unless_it_is_above_the_highest_untrained_adaptor_and_the_coin():
+    def result(low, untrained):
+        return SwapResult("negation", "Adaptor", 9, 9, 0.9, 0.5, low + 0.1, low, low + 0.2, untrained)
+
+    assert result(0.6, [0.3, 0.55]).above_baseline
+    assert not result(0.6, [0.3, 0.77]).above_baseline
+    assert not result(0.45, [0.3, 0.4]).above_baseline
+    assert result(0.45, [0.3, 0.4]).baseline == 0.5
+    table = swap_table([SwapResult("negation", "text tower alone", 9, 9, 0.9, 0.5), result(0.6, [0.3, 0.77])])
+    rows = table.splitlines()
+    assert rows[2].endswith("| 0.500 |  |")
+    assert rows[3].endswith("| 0.700 [0.600, 0.800] † |")
+    assert "0.535 (0.300 to 0.770)" in rows[4]

@@ -152,7 +152,10 @@ class TestMetricTables:
         (adaptor,) = [name for name in rows if name.startswith("adaptor_hf, dinov2-b")]
         assert rows[raw]["auroc"].endswith("†")
         assert not rows[adaptor]["auroc"].endswith("†")
-        assert rows["trivial baseline"]["auroc"] == "0.500"
+        assert rows["trivial: chance"]["auroc"] == "0.500"
+        assert rows["trivial: majority class"]["accuracy"] == "0.500"
+        assert rows["trivial: always positive"]["f1"] == "0.667"
+        assert any(note.startswith("† Not above its best trivial baseline") for note in table.notes)
         assert rows[adaptor]["seeds"] == "3"
         assert rows[adaptor]["images (patients)"] == "40 (40)"
         assert rows[adaptor]["tower saw it"] == "no"
@@ -249,6 +252,8 @@ class TestCard:
             "seeds": 2,
             "interval_95": [round(cell.ci_lo, 4), round(cell.ci_hi, 4)],
             "trivial_baseline": 0.5,
+            "trivial_name": "chance",
+            "above_trivial": True,
         }
         assert auroc.dataset_args["split_hash"] == FIELDS["split_hash"]
         assert auroc.dataset_args["tower_saw_dataset"] == "no"

@@ -222,6 +222,9 @@ TOWERS = {
 }
 
 
+CHANCE = {"image_to_text_recall@1": 0.2, "image_to_text_median_rank": 9.5, "text_to_image_recall@1": 0.05}
+
+
 def card_of(folder, **changes) -> tuple[dict, str]:
     """Metadata and text of a card with known numbers."""
     metrics = {"image_to_text_recall@1": 0.25, "image_to_text_median_rank": 4.0, "text_to_image_recall@1": 0.5}
@@ -233,7 +236,9 @@ def card_of(folder, **changes) -> tuple[dict, str]:
         "pairs": {"train": 100, "test": 20},
         "split_hash": "0123456789ab",
         "arguments": {"learning_rate": "2e-05"},
-        "result": RetrievalResult("x", metrics, intervals, {"image_to_text": 20, "text_to_image": 17}),
+        "result": RetrievalResult(
+            "x", metrics, intervals, {"image_to_text": 20, "text_to_image": 17}, chance=dict(CHANCE)
+        ),
         "evaluated_on": "test",
         "dataset_name": "Some: data | set",
         "versions": {"torch": "2.0"},
@@ -258,15 +263,21 @@ class TestCard:
 
     def test_numbers_carry_n_interval_and_split(self, tmp_path):
         metadata, text = card_of(tmp_path)
-        assert "| image_to_text_recall@1 | 0.250 | [0.150, 0.350] | 20 |" in text
-        assert "| text_to_image_recall@1 | 0.500 | [0.400, 0.600] | 17 |" in text
-        assert "| image_to_text_median_rank | 4.000 |  | 20 |" in text
+        assert "| image_to_text_recall@1 | 0.250 † | [0.150, 0.350] | 0.200 | 20 |" in text
+        assert "| text_to_image_recall@1 | 0.500 | [0.400, 0.600] | 0.050 | 17 |" in text
+        # Nothing is shown without an interval.
+        assert "| image_to_text_median_rank | 4.000 † |  | 9.500 | 20 |" in text
+        assert "† Not above its best trivial baseline" in text
         (result,) = metadata["model-index"][0]["results"]
         assert result["dataset"]["args"] == {"split_hash": "0123456789ab"}
         assert result["dataset"]["split"] == "test"
         assert [(m["type"], m["value"], m["args"]) for m in result["metrics"]] == [
-            ("image_to_text_recall@1", 0.25, {"n": 20, "interval_95": [0.15, 0.35]}),
-            ("text_to_image_recall@1", 0.5, {"n": 17, "interval_95": [0.4, 0.6]}),
+            (
+                "image_to_text_recall@1",
+                0.25,
+                {"n": 20, "interval_95": [0.15, 0.35], "chance": 0.2, "above_chance": False},
+            ),
+            ("text_to_image_recall@1", 0.5, {"n": 17, "interval_95": [0.4, 0.6], "chance": 0.05, "above_chance": True}),
         ]
 
     def test_the_hub_reads_it(self, tmp_path):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from adaptor_hf.data import masks
 from adaptor_hf.data.images import image_size
 from adaptor_hf.data.mask_drawing import decode_rle, draw_shape, encode_rle, parse_shape, shape_box
 from adaptor_hf.data.masks import (
@@ -390,3 +391,33 @@ class TestFeature:
         picture = Image.open(io.BytesIO(storage[0]["files"][0]["bytes"]))
         assert picture.mode == "1"
         assert storage[0]["image"] is None
+
+
+def test_files_with_many_grey_levels_are_counted_and_masks_are_not(tmp_path):
+    inside = np.zeros((64, 64), np.uint8)
+    inside[20:44, 10:50] = 255
+    ramp = np.broadcast_to(np.linspace(0, 255, 64), (64, 64)).astype(np.uint8)
+    pictures = {
+        "mask.png": inside,
+        "faint.png": inside // 255,
+        "numbered.png": np.arange(64 * 64).reshape(64, 64).astype(np.uint8) // 16,
+        "small.jpg": np.where(inside > 0, 255, 0).astype(np.uint8),
+        "soft.png": np.maximum(ramp, 0),
+        "ramp.jpg": ramp // 2 + 20,
+    }
+    found = {}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+        notes = Counter()
+        read_mask(file_mask([str(tmp_path / name)], None), notes)
+        found[name] = notes["grey"]
+    assert found == {"mask.png": 0, "faint.png": 0, "numbered.png": 0, "small.jpg": 0, "soft.png": 1, "ramp.jpg": 1}
+
+
+def test_grey_masks_are_warned_of_once_where_nobody_counts(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(masks, "_warned", set())
+    Image.fromarray(np.arange(4096).reshape(64, 64).astype(np.uint8)).save(tmp_path / "soft.png")
+    for _ in range(2):
+        read_mask(file_mask([str(tmp_path / "soft.png")], None))
+    assert caplog.text.count("many grey levels") == 1
+    assert str(tmp_path) not in caplog.text

@@ -142,7 +142,9 @@ class TestFinishedRun:
             "args": {"split_hash": re.search(r"Split hash `([0-9a-f]{12})`", card)[1]},
         }
         metrics = {metric["type"]: metric for metric in result["metrics"]}
-        assert len(metrics) == 7
+        assert len(metrics) == 13
+        assert all(metric["args"]["chance"] > 0 for metric in metrics.values())
+        assert "| metric | value | 95 % interval | chance | n |" in card
         low, high = metrics["image_to_text_recall@5"]["args"]["interval_95"]
         assert 0 <= low <= metrics["image_to_text_recall@5"]["value"] <= high <= 1
         assert "| learning_rate | 0.001 |" in card
@@ -151,14 +153,14 @@ class TestFinishedRun:
     def test_controls_are_printed_and_in_the_card(self, finished):
         card = (finished[0] / "README.md").read_text(encoding="utf-8")
         for text in (finished[1].stdout, card):
-            variants = re.findall(r"^\| ([A-Za-z, ]+) \| \d\.\d{3} ", text, flags=re.MULTILINE)
+            variants = re.findall(r"^\| ([A-Za-z,: ]+) \| \d\.\d{3} ", text, flags=re.MULTILINE)
             assert variants == [
                 "Adaptor, this run",
                 "Adaptor",
                 "two linear projections",
                 "Adaptor, shuffled pairs",
                 "Adaptor, untrained",
-                "chance",
+                "trivial: chance",
             ]
 
     def test_controls_are_kept_beside_the_checkpoint_where_the_evaluation_finds_them(

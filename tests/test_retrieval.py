@@ -1,5 +1,7 @@
 """Retrieval metrics and intervals: against plain loops, simulation and definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,13 @@ from adaptor_hf.evaluation import (
     auroc_interval,
     bootstrap_interval,
     chance_recall,
+    chance_retrieval,
     retrieval,
     retrieval_intervals,
     retrieval_metrics,
     retrieval_ranks,
 )
+from adaptor_hf.evaluation.retrieval import chance_of_ranks, weighted_median
 
 RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} | {"mean_recall"}
 
@@ -65,6 +69,7 @@ def test_metrics_are_those_of_a_loop_over_images_and_distinct_texts():
         for k in (1, 5, 10):
             assert metrics[f"{way}_recall@{k}"] == pytest.approx(np.mean(np.array(expected) <= k))
         assert metrics[f"{way}_median_rank"] == np.median(expected)
+        assert metrics[f"{way}_mean_rank"] == pytest.approx(np.mean(expected))
     assert metrics["mean_recall"] == pytest.approx(np.mean([metrics[name] for name in RECALLS - {"mean_recall"}]))
 
 
@@ -109,12 +114,45 @@ def test_nan_never_ranks_first(bad):
 
 def test_chance_is_what_random_rankings_score():
     ids = torch.tensor([0] * 6 + [1] * 3 + list(range(2, 20)))
-    expected = chance_recall(ids)
-    assert set(expected) == RECALLS
+    expected = chance_retrieval(ids)
+    assert {name: value for name, value in expected.items() if "recall" in name} == chance_recall(ids)
+    assert set(chance_recall(ids)) == RECALLS
     draws = [retrieval_metrics(unit(len(ids), 8, 2 * n), unit(20, 8, 2 * n + 1)[ids], ids)[0] for n in range(400)]
+    assert set(expected) == set(draws[0])
     for name, value in expected.items():
+        if name.endswith("_median_rank"):
+            continue  # that of the distribution, not the mean of the samples' medians: below
         scores = np.array([draw[name] for draw in draws])
         assert value == pytest.approx(scores.mean(), abs=4 * scores.std() / 20), name
+
+
+def test_chance_of_ranks_is_that_of_every_order():
+    candidates, positives = np.array([4, 5, 5, 3]), np.array([1, 2, 2, 3])
+    found = chance_of_ranks(candidates, positives)
+    pooled = []
+    for row, (n, m) in enumerate(zip(candidates, positives, strict=True)):
+        firsts = np.array([1 + min(order.index(one) for one in range(m)) for order in itertools.permutations(range(n))])
+        assert found["mrr"][row] == pytest.approx((1 / firsts).mean())
+        assert found["mean_rank"][row] == pytest.approx(firsts.mean())
+        for k in (1, 5, 10):
+            assert found[f"recall@{k}"][row] == pytest.approx((firsts <= k).mean())
+        pooled += np.repeat(firsts, 120 // len(firsts)).tolist()
+    assert found["median_rank"] == np.median(pooled)
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_the_median_rank_by_chance_with_one_positive_is_the_middle(count):
+    found = chance_retrieval(torch.arange(count))
+    assert found["image_to_text_median_rank"] == found["image_to_text_mean_rank"] == (count + 1) / 2
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=12))
+def test_a_weighted_median_is_that_of_repeated_values(rows):
+    values, weights = np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=float)
+    (found,) = weighted_median(values, weights[None])
+    repeated = np.repeat(values, weights.astype(int))
+    assert np.isnan(found) if len(repeated) == 0 else found == np.median(repeated)
 
 
 def test_chance_with_fewer_candidates_than_k_is_one():
@@ -199,7 +237,7 @@ def test_intervals_of_recalls_hold_their_metrics():
     images = torch.nn.functional.normalize(texts + 2 * unit(60, 6, 1), dim=1)
     metrics, ranks = retrieval_metrics(images, texts, ids)
     intervals = retrieval_intervals(ranks, ids, np.arange(60) // 2)
-    assert set(intervals) == RECALLS
+    assert set(intervals) == set(metrics)
     for name, (low, high) in intervals.items():
         assert low <= metrics[name] <= high
         assert low < high

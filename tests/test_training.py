@@ -265,16 +265,19 @@ class TestControls:
             "two linear projections",
             "Adaptor, shuffled pairs",
             "Adaptor, untrained",
-            "chance",
         ]
         assert recall["Adaptor"] > recall["Adaptor, shuffled pairs"] + 0.2
-        assert recall["Adaptor"] > recall["chance"] + 0.2
+        assert recall["Adaptor"] > results[0].chance["mean_recall"] + 0.2
         assert results[0].learning_rate in (1e-3, 5e-3)
         low, high = results[0].intervals["mean_recall"]
         assert low <= recall["Adaptor"] <= high
         table = format_table(results)
-        assert table.count("\n") == 6
-        assert "chance" in table
+        rows = {row.split(" | ")[0].strip("| "): row for row in table.splitlines()[2:7]}
+        assert list(rows) == [*recall, "trivial: chance"]
+        assert f"{results[0].chance['image_to_text_recall@1']:.3f}" in rows["trivial: chance"]
+        assert "†" not in rows["Adaptor"]
+        assert "†" in rows["Adaptor, shuffled pairs"]
+        assert table.splitlines()[-1].startswith("† Not above its best trivial baseline")
 
     def test_shuffled_pairs_keep_images_and_move_texts(self, views):
         shuffled = ShuffledPairs(views["train"], seed=0)
@@ -286,7 +289,7 @@ class TestControls:
 
     def test_intervals_are_over_patients(self, views):
         result = evaluate_retrieval(synthetic_model(), views["test"], "x")
-        assert set(result.intervals) == {name for name in result.metrics if "recall" in name}
+        assert set(result.intervals) == set(result.metrics) == set(result.chance)
 
 
 def test_a_cache_can_be_built_here_and_trained_elsewhere(tmp_path):

@@ -120,9 +120,11 @@ def _training_facts(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> 
 
 
 def _retrieval_facts(retrieval: Mapping[str, Any]) -> dict[str, str]:
-    split, intervals = retrieval["split"], retrieval["intervals"]
+    split, intervals, chance = retrieval["split"], retrieval["intervals"], retrieval.get("chance") or {}
     values = "; ".join(
-        f"{name} {value:.3f}" + (" [{:.3f}, {:.3f}]".format(*intervals[name]) if name in intervals else "")
+        f"{name} {value:.3f}"
+        + (" [{:.3f}, {:.3f}]".format(*intervals[name]) if name in intervals else "")
+        + (f" (chance {chance[name]:.3f})" if name in chance else "")
         for name, value in retrieval["metrics"].items()
     )
     chosen = " The same split chose the checkpoint." if split == "validation" else ""

@@ -35,6 +35,8 @@ _STORAGE = pa.struct(
         "image": pa.string(),
     }
 )
+# A file may number its structures (left and right lung, ribs); more levels are grey.
+MOST_LEVELS = 16
 _JPEG = b"\xff\xd8"
 _warned: set[str] = set()
 
@@ -115,7 +117,8 @@ def read_mask(value: dict[str, Any], notes: Counter | None = None) -> Image.Imag
 
     Args:
         value: What the functions of this module give, with paths that can be opened.
-        notes: Counts what was tolerated: "resized" is a mask that had to be brought to the size of its image.
+        notes: Counts what was tolerated: "resized" is a mask that had to be brought to the size of its image, "grey"
+            one of files with more than 16 levels above 0 (a JPEG: with more grey pixels than bright ones).
 
     Returns:
         8-bit grey image of the size of the image: 255 inside, 0 outside.
@@ -128,7 +131,7 @@ def read_mask(value: dict[str, Any], notes: Counter | None = None) -> Image.Imag
     name = f"mask of {value['image']}" if value["image"] else "mask"
     size = image_size(value["image"]) if value["image"] else None
     if value["kind"] in ("files", "roi"):
-        parts = _from_files(value, size)
+        parts = _from_files(value, size, notes)
     else:
         frame = (value["width"], value["height"]) if value["width"] is not None else size
         if frame is None:
@@ -238,12 +241,15 @@ def _draw(value: dict[str, Any], frame: tuple[int, int], name: str) -> np.ndarra
     return inside
 
 
-def _from_files(value: dict[str, Any], size: tuple[int, int] | None) -> list[np.ndarray]:
+def _from_files(value: dict[str, Any], size: tuple[int, int] | None, notes: Counter | None) -> list[np.ndarray]:
     groups: dict[int, list] = {}
     for file in value["files"]:
         groups.setdefault(file["group"], []).append(file["path"] if file["bytes"] is None else file["bytes"])
     if value["kind"] == "files":
-        return [_inside(source)[0] for sources in groups.values() for source in sources]
+        found = [_inside(source) for sources in groups.values() for source in sources]
+        if any(levels > MOST_LEVELS for *_, levels in found):
+            _note_grey(notes)
+        return [inside for inside, *_ in found]
     return [_roi(sources, size) for sources in groups.values()]
 
 
@@ -251,7 +257,7 @@ def _roi(sources: list, size: tuple[int, int] | None) -> np.ndarray:
     """The mask among the candidates: two values only, and of the image's size if one is."""
     second_best = None
     for source in sources:
-        inside, two_values = _inside(source)
+        inside, two_values, _ = _inside(source)
         if two_values and size in (None, inside.shape[::-1]):
             return inside
         if two_values and second_best is None:
@@ -265,13 +271,31 @@ def _roi(sources: list, size: tuple[int, int] | None) -> np.ndarray:
     return second_best
 
 
-def _inside(source: str | bytes) -> tuple[np.ndarray, bool]:
-    """Mask of a file, and whether its picture has the two values of one. Palettes are read as the grey they mean."""
+def _inside(source: str | bytes) -> tuple[np.ndarray, bool, int]:
+    """
+    Mask of a file, whether its picture has the two values of one, and its number of levels above 0. Palettes are read
+    as the grey they mean.
+    """
     values = read_image(source, return_raw=True)
     if _is_jpeg(source):
         # Compression smears the edges of a mask over grey values, and lifts its background above 0.
-        return values > 127, float(((values > 32) & (values < 223)).mean()) < 0.02
-    return values > 0, bool(values.min() == 0 and ((values == 0) | (values == values.max())).all())
+        grey = (values > 32) & (values < 223)
+        two_values = float(grey.mean()) < 0.02
+        # Of a small mask the edges are all there is: a ramp has most of its bright pixels in between.
+        return values > 127, two_values, len(np.unique(values[grey])) if grey.sum() > (values >= 223).sum() else 1
+    two_values = bool(values.min() == 0 and ((values == 0) | (values == values.max())).all())
+    return values > 0, two_values, 1 if two_values else len(np.unique(values[values > 0]))
+
+
+def _note_grey(notes: Counter | None) -> None:
+    if notes is not None:
+        notes["grey"] += 1
+    elif "grey" not in _warned:
+        _warned.add("grey")
+        logger.warning(
+            "A mask file has many grey levels, such as a soft mask or a ramp: every value above 0 counts as inside (in "
+            "a JPEG above 127). Said once."
+        )
 
 
 def _is_jpeg(source: str | bytes) -> bool:

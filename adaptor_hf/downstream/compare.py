@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+
 logger = logging.getLogger(__name__)
 
 PAGE = "comparison.md"
@@ -210,13 +212,14 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     for one in found:
         spread = f" ± {np.std(one.values, ddof=1):.3f}" if len(one.values) > 1 else ""
         cost = costs.get(one.line["vision_tower"], {})
-        cells = [one.name, f"{one.value:.3f}{spread} [{one.ci_lo:.3f}, {one.ci_hi:.3f}]", len(one.values)]
+        mark = "" if above_baseline(metric, one.ci_lo, one.ci_hi, one.line["trivial_baseline"]) else f" {MARK}"
+        cells = [one.name, f"{one.value:.3f}{spread} [{one.ci_lo:.3f}, {one.ci_hi:.3f}]{mark}", len(one.values)]
         cells += [f"{one.trained:,}", one.line["tower_saw_dataset"], cost.get("license") or "unknown"]
         cells += [f"{cost[name]:.2f}" if name in cost else "" for name in ("gigabytes", "minutes")]
         table.append("| " + " | ".join(map(str, cells)) + " |")
-    trivial = line["trivial_baseline"]
-    table.append(f"| trivial baseline | {'' if np.isnan(trivial) else f'{trivial:.3f}'} |" + " |" * (len(head) - 1))
-    parts.append("\n".join(table))
+    for label, _, (value,) in baseline_rows([one.line for one in found], [metric]):
+        table.append(f"| {label} | {value} |" + " |" * (len(head) - 1))
+    parts += ["\n".join(table), LEGEND]
     rows = ["| first | second | first - second | adjusted p |", "|---|---|---|---|"]
     for first, second, difference in pairs:
         value = f"{difference.value:+.3f} [{difference.ci_lo:+.3f}, {difference.ci_hi:+.3f}]"

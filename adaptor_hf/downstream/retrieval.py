@@ -104,19 +104,23 @@ def run_retrieval(
             image = _features(model, "image", embeds["image_embeds"])
             text = _features(model, "text", embeds["text_embeds"])
             _, ranks = retrieval_metrics(image, text, text_ids)
-            precisions = None
+            precisions = same_class = None
             if classes is not None:
                 first = first_occurrences(text_ids)[1]
-                kinds = torch.from_numpy(np.asarray(classes, np.int64))
+                kinds = torch.from_numpy(np.asarray(classes, np.int64)).unique(return_inverse=True)[1]
                 ways = {"image_to_text": (image, text[first], kinds, kinds[first])}
                 ways["text_to_image"] = (text[first], image, kinds[first], kinds)
                 precisions = {
                     way: precision_at_k(*sides, [k for k in PRECISION_AT if k <= len(sides[1])])
                     for way, sides in ways.items()
                 }
+                same_class = {
+                    way: torch.bincount(candidates, minlength=len(kinds))[queries].numpy()
+                    for way, (*_, queries, candidates) in ways.items()
+                }
             return retrieval_predictions(
                 table["image_id"][:], table["patient_id"][:], ranks, text_ids, precisions=precisions,
-                num_resamples=num_resamples,
+                same_class=same_class, num_resamples=num_resamples,
             )  # fmt: skip
 
         finish_run(found, Path(output_dir), fields, score, {"n_train": 0, "head_params": 0, "trainable_params": 0})

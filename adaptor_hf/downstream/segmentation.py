@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 import os
 import tempfile
@@ -20,6 +21,7 @@ from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import VisionTower
 from .data import plain_rows
+from .masks import GreyMasks, MeanMasks, summarize_masks
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -165,23 +167,39 @@ def masked_rows(dataset: Dataset, source: str) -> Dataset:
     return dataset if known.all() else dataset.select(np.flatnonzero(known))
 
 
-def mask_counts(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """`(B, 4)` float64 of the columns of `segmentation_counts`: what metrics need, in place of maps."""
+def mask_counts(
+    logits: torch.Tensor, labels: torch.Tensor, mean: tuple[np.ndarray, float] | None = None
+) -> torch.Tensor:
+    """
+    `(B, 4)` float64 of the columns of `segmentation_counts`: what metrics need, in place of maps. With the mean
+    training mask and its threshold also those of `baseline_counts`.
+    """
     logits = (logits[0] if isinstance(logits, tuple) else logits)[:, 0].float()
     predicted, target = logits > 0, labels.reshape(logits.shape) > 0
     counts = [(predicted & target), predicted, target]
     columns = [values.flatten(1).sum(1).double() for values in counts]
-    return torch.stack([*columns, logits.flatten(1).amax(1).double().sigmoid()], dim=1)
+    found = torch.stack([*columns, logits.flatten(1).amax(1).double().sigmoid()], dim=1)
+    if mean is None:
+        return found
+    from ..evaluation import baseline_counts
+
+    extra = baseline_counts(logits.sigmoid().cpu().numpy(), target.cpu().numpy(), *mean)
+    joined = np.concatenate([values.reshape(len(values), -1) for values in extra.values()], axis=1)
+    return torch.cat([found, torch.from_numpy(joined).to(found)], dim=1)
 
 
 def counts_of(values: np.ndarray) -> dict[str, np.ndarray]:
     """Columns of `mask_counts` by name."""
+    from ..evaluation.mask_baselines import EXTRA_COUNTS, MEAN_COUNTS, TURNS
     from ..evaluation.segmentation import COUNTS
 
-    return {
-        name: values[:, column] if name == "score" else values[:, column].round().astype(np.int64)
-        for column, name in enumerate(COUNTS)
-    }
+    found, start = {}, 0
+    for name in COUNTS if values.shape[1] == len(COUNTS) else (*COUNTS, *EXTRA_COUNTS, *MEAN_COUNTS):
+        width = len(TURNS) if name.endswith("turned_intersection") else 1
+        part = values[:, start] if width == 1 else values[:, start : start + width]
+        found[name] = part if name == "score" else part.round().astype(np.int64)
+        start += width
+    return found
 
 
 def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
@@ -322,11 +340,13 @@ def run_segmentation(
     ]:
         raise ValueError(f"{dataset}: no mask is known in {', '.join(empty)}.")
     train, validation = (parts[part].select_columns(["image", "mask"]) for part in ("train", "validation"))
-    filled = [bool(np.asarray(row["mask"]).any()) for row in train.select_columns(["mask"])]
-    if not any(filled):
-        raise ValueError(f"{dataset}: all {len(filled)} masks of the training part are empty.")
-    strata, rows = pd.Series(np.where(filled, "mask", "negative"), dtype=object), plain_rows(parts["train"])
     collators = (MaskCollator(tower.processor, size, recipe.augment), MaskCollator(tower.processor, size, False))
+    masks = summarize_masks(train, collators[1])
+    if not masks.filled.any():
+        raise ValueError(f"{dataset}: all {len(train)} masks of the training part are empty.")
+    strata, rows = pd.Series(np.where(masks.filled, "mask", "negative"), dtype=object), plain_rows(parts["train"])
+    metric = recipe.monitor if recipe.monitor != "loss" else "dice_pooled"
+    means, grey = MeanMasks(train, validation, collators[1], masks.mean, metric), GreyMasks(dataset, masks, validation)
     found, save_to = RunList(), None if save_to is None else Path(save_to)
     for module in (module for module in modules if module.hidden_size is None):
         for fraction in fractions:
@@ -362,11 +382,14 @@ def run_segmentation(
 
                 wanted = module.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
                 save = save_to if wanted else None
-                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1])
+                mean = functools.partial(means.of, kept)
+                _score(
+                    found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1], mean, grey
+                )
     return found
 
 
-def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator) -> None:
+def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator, mean, grey) -> None:
     """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
     from ..evaluation import segmentation_predictions
     from ..evaluation.results import run_key, write_run
@@ -382,13 +405,16 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
     if not missing and not save:
         return
     trainer, model = fit()
+    if missing:
+        trainer.preprocess_logits_for_metrics = functools.partial(mask_counts, mean=mean())
     for name in missing:
         dataset = tests[name][0]
         rows = plain_rows(dataset)
         counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
         predictions = segmentation_predictions(
-            rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows), num_resamples=num_resamples
-        )
+            rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows), num_resamples=num_resamples,
+            data_notes=grey.notes(name, dataset),
+        )  # fmt: skip
         found.lines += write_run(folders[name], predictions, runs[name] | outcome)
     if save:
         save_segmenter(model, collator, save_to)

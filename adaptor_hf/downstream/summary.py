@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.notes import notes_of_lines
 from .overlap import overlap_sentences
 
 if TYPE_CHECKING:
@@ -23,8 +25,9 @@ HEADLINES = {
 
 
 def summarize(runs: RunList) -> str:
-    """Markdown of the runs' headline metrics, and how many runs were skipped or failed."""
-    parts = [headline_table(runs.lines)] if runs.lines else []
+    """Markdown of the runs' headline metrics with what a reader must know of them; runs that were skipped or failed."""
+    parts = [headline_table(runs.lines), LEGEND] if runs.lines else []
+    parts += [f"Note: {note}" for note in notes_of_lines(runs.lines)]
     parts += overlap_sentences(runs.lines)
     parts += [positive_sentence(runs.lines)] if positive_sentence(runs.lines) else []
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
@@ -42,8 +45,11 @@ def positive_sentence(lines: Iterable[Mapping[str, Any]]) -> str:
 
 
 def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
-    """One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients
-    (mean of the seeds' intervals)."""
+    """
+    One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients (mean
+    of the seeds' intervals), with a mark where it is not above the best trivial baseline. Below, each test set's
+    baselines.
+    """
     metrics = HEADLINES.get(lines[0]["task"], ())
     rows: dict[tuple, dict[str, list]] = {}
     for line in lines:
@@ -59,14 +65,11 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         share = "" if fraction is None else f"{100 * fraction:g} %"
         cells = [test, share, recipe, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
         table.append("| " + " | ".join(cells) + " |")
-    trivial = [_mean(line["trivial_baseline"] for line in lines if line["metric"] == metric) for metric in shown]
-    table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", *trivial]) + " |")
+    for test in dict.fromkeys(key[0] for key in rows):
+        of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
+        for label, share, cells in baseline_rows(of_test, shown):
+            table.append("| " + " | ".join([test, share, "", label, "", "", *cells]) + " |")
     return "\n".join(table)
-
-
-def _mean(values: Iterable[float]) -> str:
-    known = [value for value in values if not np.isnan(value)]
-    return f"{np.mean(known):.3f}" if known else ""
 
 
 def _cell(lines: list[Mapping[str, Any]]) -> str:
@@ -76,7 +79,9 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     low, high = (np.mean([line[end] for line in lines]) for end in ("ci_lo", "ci_hi"))
     interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
-    return f"{np.mean(values):.3f}{spread}{interval}"
+    baseline = float(np.mean([line["trivial_baseline"] for line in lines]))
+    mark = "" if above_baseline(lines[0]["metric"], low, high, baseline) else f" {MARK}"
+    return f"{np.mean(values):.3f}{spread}{interval}{mark}"
 
 
 __all__ = ["HEADLINES", "headline_table", "positive_sentence", "summarize"]

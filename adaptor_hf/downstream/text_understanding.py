@@ -9,22 +9,32 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from ..evaluation.baselines import MARK, above_baseline
+from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
+from .modules import Module
 from .overlap import overlap_fields
 from .zero_shot import tower_text_features
 
 if TYPE_CHECKING:
     from ..data.training_rows import Seen
-    from .modules import Module
 
 RESULT_FILE = "text_understanding.json"
+# One set of random weights prefers one side of a swap by chance: measured, from .28 to .77 of the images.
+NUM_UNTRAINED = 10
+LEGEND = (
+    "Own report wins: share of images whose own report scores above its changed form. An untrained Adaptor is no coin: "
+    f"its random weights prefer one form. So {NUM_UNTRAINED} of them are the baseline: mean, and lowest to highest.\n\n"
+    f"{MARK} Not above its best trivial baseline: the 95 % interval does not lie above the highest of the untrained "
+    "Adaptors and of 0.5, or there is no interval."
+)
 
 _FINDINGS = (
     "effusions?|pleural fluid|pneumothora(?:x|ces)|consolidations?|opacit(?:y|ies)|airspace disease|pneumonia|ed?ema|"
@@ -90,7 +100,8 @@ class SwapResult:
         text_cosine (`float`): Mean cosine between a report and its changed form: 1 means the change is not seen.
         other_cosine (`float`): Mean cosine between different reports, to compare that with.
         accuracy (`float`), ci_lo, ci_hi (`float`): Share of images whose own report scores above its changed form,
-            with its interval over patients. Chance is 0.5; ties count as errors. NaN for a text tower alone.
+            with its interval over patients; ties count as errors. NaN for a text tower alone.
+        untrained (`list[float]`): The same share for untrained Adaptors; empty for a text tower alone.
     """
 
     swap: str
@@ -102,6 +113,17 @@ class SwapResult:
     accuracy: float = float("nan")
     ci_lo: float = float("nan")
     ci_hi: float = float("nan")
+    untrained: list[float] = field(default_factory=list)
+
+    @property
+    def baseline(self) -> float:
+        """The best that an Adaptor that has learned nothing scores: the highest of `untrained` and of 0.5."""
+        return max([0.5, *self.untrained]) if self.untrained else float("nan")
+
+    @property
+    def above_baseline(self) -> bool:
+        """Whether the interval lies above `baseline`."""
+        return above_baseline("accuracy", self.ci_lo, self.ci_hi, self.baseline)
 
 
 def run_text_understanding(
@@ -117,19 +139,24 @@ def run_text_understanding(
     num_resamples: int = 1000,
 ) -> list[SwapResult]:
     """
-    Every swap for the text tower alone (before the Adaptor) and for each module with a model (after it).
+    Every swap for the text tower alone (before the Adaptor) and for each module with a model (after it), beside
+    untrained Adaptors, which are always made.
 
     Args:
         texts (`Sequence[str]` of length N), patients (`Sequence`): Report and patient of each image.
         image_embeds (`torch.Tensor` of shape `(N, D)`): Of the vision tower.
-        modules (`Sequence[Module]`): Others than those with a model are left out.
+        modules (`Sequence[Module]`): Others than those with a model are left out. The first of them has the shape of
+            the untrained ones.
         text_tower (`TextTower`): The Adaptor's.
         output_dir (`str` or `PathLike`): For `text_understanding.json`, which holds numbers and no report.
         dataset (`str`), seen (`Mapping[str, Seen]`, *optional*): For the file.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
     codes = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
-    images = {module.key: module.features(image_embeds) for module in modules if module.model is not None}
+    modules = [module for module in modules if module.model is not None]
+    images = {module.key: module.features(image_embeds) for module in modules}
+    untrained = [Module("untrained", model) for model in untrained_models(modules[0].model)] if modules else []
+    untrained_images = [module.features(image_embeds) for module in untrained]
     found = []
     for swap, change in SWAPS.items():
         changed = {text: other for text in dict.fromkeys(texts) if (other := change(text)) is not None}
@@ -142,15 +169,16 @@ def run_text_understanding(
         pooled = tower_text_features(text_tower, both)
         raw = torch.nn.functional.normalize(pooled.float().cpu(), dim=1)
         found.append(SwapResult(swap, "text tower alone", len(changed), len(rows), *_cosines(raw)))
-        for module in (module for module in modules if module.model is not None):
+        reference = [
+            float(_own_report_wins(image[rows], adapted_texts(module.model, pooled), of_row).mean())
+            for module, image in zip(untrained, untrained_images, strict=True)
+        ]
+        for module in modules:
             embeds = adapted_texts(module.model, pooled)
-            before, after = embeds.chunk(2)
-            image = images[module.key][rows]
-            hits = ((image * before[of_row]).sum(1) > (image * after[of_row]).sum(1)).double().numpy()
+            hits = _own_report_wins(images[module.key][rows], embeds, of_row)
             interval = _interval(hits, codes[rows], num_resamples)
-            system = module.fields()["system"]
-            result = SwapResult(swap, system, len(changed), len(rows), *_cosines(embeds), hits.mean(), *interval)
-            found.append(result)
+            numbers = (*_cosines(embeds), float(hits.mean()), *interval, reference)
+            found.append(SwapResult(swap, module.fields()["system"], len(changed), len(rows), *numbers))
     path = Path(output_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
@@ -158,6 +186,22 @@ def run_text_understanding(
     written = {"dataset": dataset, "pretraining_overlap": overlap, "results": plain}
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def untrained_models(model: AdaptorModel, count: int = NUM_UNTRAINED) -> list[AdaptorModel]:
+    """Adaptors of the same shape with new weights, of seeds 0 to `count` - 1, in evaluation mode."""
+    found = []
+    with torch.random.fork_rng(devices=[]):
+        for seed in range(count):
+            torch.manual_seed(seed)
+            found.append(AdaptorModel(model.config).to(model.device).eval())
+    return found
+
+
+def _own_report_wins(images: torch.Tensor, embeds: torch.Tensor, of_row: np.ndarray) -> np.ndarray:
+    """`(n,)` 1 where an image scores above the changed report; `embeds` holds the reports, then their changed forms."""
+    before, after = embeds.chunk(2)
+    return ((images * before[of_row]).sum(1) > (images * after[of_row]).sum(1)).double().numpy()
 
 
 @torch.no_grad()
@@ -187,12 +231,18 @@ def swap_table(results: Sequence[SwapResult]) -> str:
         return "No report has a finding denied or stated, a side or a size: nothing to swap."
     lines = ["| swap | system | reports | images | cosine to the changed report | to other reports | own report wins |"]
     lines.append("|" + "---|" * 7)
-    for result in results:
+    for number, result in enumerate(results):
         wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} [{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
+        wins += "" if result.above_baseline else f" {MARK}"
         cells = [result.swap, result.system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
                  f"{result.other_cosine:.3f}", wins]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
-    return "\n".join([*lines, "", "Chance is 0.5."])
+        scores, last = result.untrained, number + 1 == len(results) or results[number + 1].swap != result.swap
+        if last and scores:
+            spread = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
+            lines.append(f"| {result.swap} | trivial: {len(scores)} untrained Adaptors | | | | | {spread} |")
+            lines.append(f"| {result.swap} | trivial: a coin | | | | | 0.500 |")
+    return "\n".join([*lines, "", LEGEND])
 
 
 __all__ = [

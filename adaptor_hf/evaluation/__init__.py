@@ -9,6 +9,7 @@ from .classification import (
     specificity_thresholds,
 )
 from .compare import compare_predictions
+from .mask_baselines import baseline_counts, mean_mask, mean_mask_threshold
 from .predictions import (
     Predictions,
     classification_predictions,
@@ -20,6 +21,7 @@ from .results import append_results, finished_runs, read_results, run_key, write
 from .retrieval import (
     alignment_and_uniformity,
     chance_recall,
+    chance_retrieval,
     precision_at_k,
     retrieval_intervals,
     retrieval_metrics,
@@ -42,8 +44,10 @@ __all__ = [
     "alignment_and_uniformity",
     "append_results",
     "auroc_interval",
+    "baseline_counts",
     "bootstrap_interval",
     "chance_recall",
+    "chance_retrieval",
     "classification_intervals",
     "classification_metrics",
     "classification_predictions",
@@ -53,6 +57,8 @@ __all__ = [
     "finished_runs",
     "holm",
     "load_predictions",
+    "mean_mask",
+    "mean_mask_threshold",
     "metrics_of_counts",
     "paired_bootstrap",
     "precision_at_k",

@@ -34,7 +34,14 @@ def card_results(cells: Iterable[Cell]) -> list:
             details["interval_95"] = [round(cell.ci_lo, 4), round(cell.ci_hi, 4)]
         if not math.isnan(cell.trivial_baseline):
             details["trivial_baseline"] = round(cell.trivial_baseline, 4)
-        described = ("module", "protocol", "recipe", "fraction", "tower_saw_dataset", "positive_class")
+            details["trivial_name"] = cell.trivial_name or "trivial"
+            details["above_trivial"] = cell.beats_trivial
+        if cell.run_notes:
+            details["notes"] = cell.run_notes
+        described = (
+            "module", "protocol", "recipe", "fraction", "tower_saw_dataset", "pretraining_overlap", "seen_patients",
+            "seen_images", "positive_class",
+        )  # fmt: skip
         found.append(
             EvalResult(
                 task_type=TASK_TYPES.get(fields["task"], fields["task"]),

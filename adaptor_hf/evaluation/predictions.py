@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
 PREDICTIONS_FILE = "predictions.parquet"
@@ -29,8 +30,9 @@ class Predictions:
 
             * classification: `target` (class number, or 0, 1 and NaN) and `score`, `(N,)` or `(N, C)`;
             * segmentation: `target` (whether there is a mask) and the counts of `segmentation_counts`, with `score`;
+              those of `baseline_counts` where known;
             * retrieval: `direction`, `target` (number of positives), `candidates` (number), `score` (the rank of the
-              best positive), and any `precision@k`.
+              best positive), any `precision@k`, and `same_class`, the number of candidates of the query's class.
 
             Others, such as `sex` or `view`, are kept for subgroups.
         settings (`dict`): Keyword arguments of the metrics, `num_resamples` and `bootstrap_seed`.
@@ -104,9 +106,14 @@ def segmentation_predictions(
     columns: Mapping[str, Sequence] | None = None,
     **settings: Any,
 ) -> Predictions:
-    """`counts` as of `segmentation_counts`; `settings`: `num_resamples`, `bootstrap_seed`."""
+    """
+    `counts` as of `segmentation_counts`, and joined with them those of `baseline_counts`, without which the empty mask
+    is the only baseline; `settings`: `num_resamples`, `bootstrap_seed`, `data_notes` (sentences on the data for every
+    reader of the results).
+    """
     basic = {"target": (np.asarray(counts["target_pixels"]) > 0).astype(np.int64)}
     basic |= {name: np.asarray(counts[name]) for name in COUNTS}
+    basic |= {name: np.asarray(counts[name]) for name in (*EXTRA_COUNTS, *MEAN_COUNTS) if name in counts}
     return Predictions("segmentation", _with_ids(image_ids, patient_ids, basic, columns), settings)
 
 
@@ -117,6 +124,7 @@ def retrieval_predictions(
     text_ids: Any,
     *,
     precisions: Mapping[str, Mapping[int, np.ndarray]] | None = None,
+    same_class: Mapping[str, np.ndarray] | None = None,
     **settings: Any,
 ) -> Predictions:
     """
@@ -125,6 +133,8 @@ def retrieval_predictions(
         ranks (`Mapping`): `image_to_text` `(N,)` and `text_to_image` `(distinct texts,)`, from `retrieval_metrics`.
         text_ids (`torch.Tensor` of shape `(N,)`): Equal for equal texts, as there.
         precisions (`Mapping`, *optional*): Direction to k to precision of each query, from `precision_at_k`.
+        same_class (`Mapping`, *optional*): Direction to the number of candidates of each query's class: what a random
+            order scores in `precision@k`.
     """
     ids, first, inverse, copies = np.unique(
         np.asarray(text_ids), return_index=True, return_inverse=True, return_counts=True
@@ -148,6 +158,8 @@ def retrieval_predictions(
         of_way = (precisions or {}).get(way, {})
         for k in sorted({k for values in (precisions or {}).values() for k in values}):
             part[f"precision@{k}"] = np.asarray(of_way[k]) if k in of_way else np.full(len(order), np.nan)
+        if same_class is not None:
+            part["same_class"] = np.asarray(same_class[way], dtype=np.int64)
         for name, values in part.items():
             parts.setdefault(name, []).append(values)
     return Predictions("retrieval", {name: np.concatenate(values) for name, values in parts.items()}, settings)

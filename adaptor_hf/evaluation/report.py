@@ -11,7 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .baselines import LEGEND as MARK_LEGEND
+from .baselines import MARK, baseline_rows
 from .groups import subgroup_tables
+from .notes import duplicate_notes
 from .results import ResultFiles, read_results
 from .tables import Cell, Table, aggregate, lovt_csv, row_label
 
@@ -25,7 +28,7 @@ PHANTOM = (
 OURS = "ours"
 LEGEND = [
     "Intervals: 95 %, percentile bootstrap over patients; of several seeds, the mean of their ends.",
-    "† The interval does not lie on the better side of the trivial baseline: nothing is shown to be learned.",
+    MARK_LEGEND,
 ]
 PUBLISHED_NOTE = (
     "Published rows are quoted: other splits, heads and ways of choosing, no interval. A difference to them is no "
@@ -196,14 +199,13 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
                 str(first.fields.get("tower_saw_dataset") or "unknown"),
             ]
         )
+        notes += [
+            f"{label}: {note}" for note in dict.fromkeys(note for cell in found.values() for note in cell.run_notes)
+        ]
         notes += [f"{label}, {cell.metric}: {note}" for cell in found.values() for note in cell.notes]
-    trivial = {}
-    for cell in cells:
-        if not math.isnan(cell.trivial_baseline):
-            trivial.setdefault(cell.metric, set()).add(round(cell.trivial_baseline, 3))
-    spans = [f"{min(found):.3f}" + (f" to {max(found):.3f}" if len(found) > 1 else "") for found in trivial.values()]
-    text = dict(zip(trivial, spans, strict=True))
-    body.append(["trivial baseline", "", *(text.get(metric, "") for metric in metrics), *[""] * 4])
+    lines = [line for cell in cells for line in cell.lines]
+    notes += duplicate_notes(lines)
+    body += [[label, share, *trivial, *[""] * 4] for label, share, trivial in baseline_rows(lines, metrics)]
     where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
     return Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
@@ -240,7 +242,7 @@ def _formatted(cell: Cell, scale: float, digits: int) -> str:
         text += f" [{cell.ci_lo * scale:.{digits}f}, {cell.ci_hi * scale:.{digits}f}]"
     if not math.isnan(cell.seed_hi):
         text += f" ±{(cell.seed_hi - cell.value) * scale:.{digits}f}"
-    return text if cell.beats_trivial else f"{text} †"
+    return text if cell.beats_trivial else f"{text} {MARK}"
 
 
 def _page(tables: list[Table], found: ResultFiles, drawn: list[Path], phantom: bool, folder: Path) -> str:

@@ -18,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, digest, save_predictions
 from .scoring import CI_METHOD, score_predictions
 
@@ -118,6 +119,7 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
     if path.exists():
         raise FileExistsError(f"{path} exists: this run was scored before, and a test split is scored once.")
     scores = score_predictions(predictions)
+    notes = run_notes(predictions, scores)
     sha256 = digest(save_predictions(predictions, folder))
     described = {"pretraining_overlap": "unknown"} | fields
     described = {name: described.get(name) for name in (*IDENTITY, *OUTCOME)}
@@ -128,6 +130,7 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
         | vars(score)
         | {
             "ci_method": CI_METHOD if not math.isnan(score.ci_lo) else None,
+            "run_notes": notes,
             "predictions_sha256": sha256,
             "versions": package_versions(),
         }

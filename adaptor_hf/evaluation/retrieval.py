@@ -52,7 +52,7 @@ def retrieval_metrics(
     image_embeds: torch.Tensor, text_embeds: torch.Tensor, text_ids: torch.Tensor
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """
-    Recall@{1, 5, 10}, median and mean reciprocal rank in both directions, between all images and all distinct texts.
+    Recall@{1, 5, 10}, median, mean and mean reciprocal rank both ways, between all images and all distinct texts.
 
     Args:
         image_embeds (`torch.Tensor` of shape `(N, D)`): L2-normalised; row i is an image.
@@ -75,6 +75,7 @@ def retrieval_metrics(
         for k in RECALL_AT:
             metrics[f"{direction}_recall@{k}"] = (rank <= k).double().mean().item()
         metrics[f"{direction}_median_rank"] = rank.double().quantile(0.5).item()
+        metrics[f"{direction}_mean_rank"] = rank.double().mean().item()
         metrics[f"{direction}_mrr"] = rank.double().reciprocal().mean().item()
     recalls = [value for name, value in metrics.items() if "recall@" in name]
     metrics["mean_recall"] = sum(recalls) / len(recalls)
@@ -122,7 +123,7 @@ def retrieval_intervals(
     ranks: dict[str, torch.Tensor], text_ids: torch.Tensor, patients: np.ndarray, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """
-    95 % bootstrap intervals over patients of the recalls of [`retrieval_metrics`].
+    95 % bootstrap intervals over patients of [`retrieval_metrics`].
 
     Args:
         ranks (`dict[str, torch.Tensor]`): The ranks that `retrieval_metrics` returned.
@@ -131,16 +132,20 @@ def retrieval_intervals(
         seed (`int`, defaults to 0): Seed of the resampling.
 
     Returns:
-        `dict[str, tuple[float, float]]`: One interval for each recall and for `mean_recall`.
+        `dict[str, tuple[float, float]]`: One interval for each metric.
     """
     _, first = first_occurrences(text_ids)
     groups = {"image_to_text": patients, "text_to_image": patients[first.cpu().numpy()]}
-    hits = {
-        f"{direction}_recall@{k}": (rank.cpu().numpy() <= k).astype(np.float64)
-        for direction, rank in ranks.items()
-        for k in RECALL_AT
-    }
-    intervals = {
+    intervals, hits = {}, {}
+    for direction, rank in ranks.items():
+        values, of_way = rank.cpu().numpy().astype(np.float64), groups[direction]
+        hits |= {f"{direction}_recall@{k}": (values <= k).astype(np.float64) for k in RECALL_AT}
+        intervals[f"{direction}_mean_rank"] = bootstrap_interval(values, of_way, seed=seed)
+        intervals[f"{direction}_mrr"] = bootstrap_interval(1 / values, of_way, seed=seed)
+        intervals[f"{direction}_median_rank"] = bootstrap_interval(
+            values, of_way, metric=weighted_median, weighted=True, seed=seed
+        )
+    intervals |= {
         name: bootstrap_interval(values, groups[name.split("_recall")[0]], seed=seed) for name, values in hits.items()
     }
     intervals["mean_recall"] = bootstrap_interval(
@@ -149,19 +154,78 @@ def retrieval_intervals(
     return intervals
 
 
-def chance_recall(text_ids: torch.Tensor) -> dict[str, float]:
-    """Expected recalls of a random ranking of the same images and texts, in the names of [`retrieval_metrics`]."""
+def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`(B,)` medians of `values` `(N,)`, each drawn as often as a row of `weights` `(B, N)` says; NaN where none is."""
+    order = np.argsort(values, kind="stable")
+    ordered, below = np.asarray(values, dtype=np.float64)[order], np.cumsum(weights[:, order], axis=1)
+    half = below[:, -1:] / 2
+    lower, upper = (below >= half).argmax(1), (below > half).argmax(1)
+    return np.where(half[:, 0] > 0, (ordered[lower] + ordered[upper]) / 2, np.nan)
+
+
+def chance_of_ranks(candidates: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray | float]:
+    """
+    What a random order of the candidates gives, exactly.
+
+    Args:
+        candidates, positives (`np.ndarray` of shape `(Q,)`, int): Of each query: their number, and how many of them are
+            positives, at least one.
+
+    Returns:
+        `dict`: `(Q,)` expected `recall@1`, `recall@5`, `recall@10`, `mrr` and `mean_rank` of the first positive; and
+        `median_rank`, a `float`: the median of its distribution over all queries.
+    """
+    kinds, of_query, counts = np.unique(
+        np.stack([candidates, positives]), axis=1, return_inverse=True, return_counts=True
+    )
+    of_query = np.ravel(of_query)
+    found: dict[str, list[float]] = {}
+    below = np.zeros(int(kinds[0].max()) + 1)
+    for (n, m), count in zip(kinds.T.tolist(), counts.tolist(), strict=True):
+        draws = np.arange(n - m + 1)
+        # Share of orders without a positive among the first r, for r from 0 on.
+        missed = np.concatenate([[1.0], np.cumprod((n - m - draws) / (n - draws))])
+        for k in RECALL_AT:
+            found.setdefault(f"recall@{k}", []).append(1 - missed[min(k, n - m + 1)])
+        found.setdefault("mrr", []).append(float((-np.diff(missed) / (draws + 1)).sum()))
+        found.setdefault("mean_rank", []).append((n + 1) / (m + 1))
+        below[: len(missed)] += count * (1 - missed)
+        below[len(missed) :] += count
+    share = below / len(of_query)
+    rounding = 1e-9
+    median = ((share >= 0.5 - rounding).argmax() + (share > 0.5 + rounding).argmax()) / 2
+    return {name: np.array(values)[of_query] for name, values in found.items()} | {"median_rank": float(median)}
+
+
+def chance_retrieval(text_ids: torch.Tensor) -> dict[str, float]:
+    """
+    What a random order of the same images and texts scores, exactly: expected recalls, mean rank and reciprocal rank,
+    and the median of the rank's distribution.
+
+    Args:
+        text_ids (`torch.Tensor` of shape `(N,)`, int64): As in [`retrieval_metrics`].
+
+    Returns:
+        `dict[str, float]`: In the names of [`retrieval_metrics`].
+    """
     distinct, copies = text_ids.cpu().unique(return_counts=True)
-    num_images = len(text_ids)
-    metrics = {f"image_to_text_recall@{k}": min(1.0, k / len(distinct)) for k in RECALL_AT}
-    for k in RECALL_AT:
-        # No positive among k drawn: the product over draws of (others left) / (images left).
-        draws = torch.arange(min(k, num_images), dtype=torch.float64)
-        others = (num_images - copies.double())[:, None] - draws
-        missed = (others.clamp_min(0) / (num_images - draws)).prod(1)
-        metrics[f"text_to_image_recall@{k}"] = (1 - missed).mean().item()
-    metrics["mean_recall"] = sum(metrics.values()) / len(metrics)
-    return metrics
+    num_images, num_texts = len(text_ids), len(distinct)
+    ways = {
+        "image_to_text": (np.full(num_images, num_texts), np.ones(num_images, dtype=np.int64)),
+        "text_to_image": (np.full(num_texts, num_images), copies.numpy()),
+    }
+    metrics = {
+        f"{way}_{name}": float(np.mean(values))
+        for way, counts in ways.items()
+        for name, values in chance_of_ranks(*counts).items()
+    }
+    recalls = [value for name, value in metrics.items() if "recall@" in name]
+    return metrics | {"mean_recall": sum(recalls) / len(recalls)}
+
+
+def chance_recall(text_ids: torch.Tensor) -> dict[str, float]:
+    """The recalls of [`chance_retrieval`]."""
+    return {name: value for name, value in chance_retrieval(text_ids).items() if "recall" in name}
 
 
 def _similarity(queries: torch.Tensor, candidates: torch.Tensor, start: int, block: int) -> torch.Tensor:
@@ -203,10 +267,13 @@ def alignment_and_uniformity(image_embeds: torch.Tensor, text_embeds: torch.Tens
 
 __all__ = [
     "alignment_and_uniformity",
+    "chance_of_ranks",
     "chance_recall",
+    "chance_retrieval",
     "first_occurrences",
     "precision_at_k",
     "retrieval_intervals",
     "retrieval_metrics",
     "retrieval_ranks",
+    "weighted_median",
 ]

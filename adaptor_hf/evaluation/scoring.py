@@ -1,13 +1,15 @@
 """From predictions to numbers: value, interval over patients and trivial baseline of each metric."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from .baselines import best_baseline
 from .classification import SINGLE, classification_intervals, classification_metrics, metrics_under_weights
+from .mask_baselines import baseline_masks
 from .predictions import Predictions
-from .retrieval import RECALL_AT
+from .retrieval import RECALL_AT, chance_of_ranks, weighted_median
 from .segmentation import COUNTS, counts_under_weights, metrics_of_counts, segmentation_intervals
 from .statistics import interval_of, resampled_weights
 
@@ -24,7 +26,10 @@ class Score:
         metric (`str`): Its name.
         value (`float`): NaN where the rows do not determine it; then `note` says why, if it is known.
         ci_lo, ci_hi (`float`): Ends of the 95 % interval; NaN where there is none.
-        trivial_baseline (`float`): What a model that has learned nothing scores on these rows; NaN where there is none.
+        trivial_baseline (`float`): The best that a model that has learned nothing scores on these rows, NaN where there
+            is none, and
+        trivial_name (`str`): which that is.
+        trivial_baselines (`dict`): All of them by name: `value`, and `ci_lo` and `ci_hi` where it has an interval.
         note (`str`): What a reader must know.
     """
 
@@ -33,18 +38,29 @@ class Score:
     ci_lo: float = float("nan")
     ci_hi: float = float("nan")
     trivial_baseline: float = float("nan")
+    trivial_name: str = ""
+    trivial_baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
 
 
 def score_predictions(predictions: Predictions) -> list[Score]:
     """
-    All metrics of a run's predictions. Trivial baselines: for classification the class frequencies of training as
-    constant scores (for F1 the better of that and "always positive"), for segmentation an all-empty mask, for retrieval
-    a random order.
+    All metrics of a run's predictions. Trivial baselines: for classification chance, the majority class, "always
+    positive" (F1) and the class frequencies of training as probabilities; for segmentation an empty mask, the mean
+    training mask and a full mask; for retrieval a random order.
     """
     return {"classification": _classification, "segmentation": _segmentation, "retrieval": _retrieval}[
         predictions.kind
     ](predictions)
+
+
+def _score(
+    metric: str, value: float, interval: tuple[float, float], trivial: dict[str, dict[str, float]], note: str = ""
+) -> Score:
+    """A score with the best of its baselines; those that are not defined are left out."""
+    trivial = {name: numbers for name, numbers in trivial.items() if not np.isnan(numbers["value"])}
+    name, best = best_baseline(metric, {name: numbers["value"] for name, numbers in trivial.items()})
+    return Score(metric, value, *interval, best, name, trivial, note)
 
 
 def _classification(predictions: Predictions) -> list[Score]:
@@ -54,22 +70,14 @@ def _classification(predictions: Predictions) -> list[Score]:
     intervals = classification_intervals(scores, labels, predictions.patients, **options, **_resampling(predictions))
     trivial = _trivial_classification(predictions, options)
     notes = " ".join(values.notes)
-    constant = _constant_note(scores)
     return [
-        Score(name, value, *intervals[name], trivial.get(name, float("nan")), notes if np.isnan(value) else constant)
+        _score(name, value, intervals[name], trivial.get(name, {}), notes if np.isnan(value) else "")
         for name, value in values.items()
     ]
 
 
-def _constant_note(scores: np.ndarray) -> str:
-    if len(scores) > 1 and (scores == scores[:1]).all():
-        return "Every image has the same score."
-    if scores.ndim == 2 and scores.shape[1] > 1 and len(np.unique(scores.argmax(1))) == 1 and len(scores) > 1:
-        return "Every image has the same class first."
-    return ""
-
-
-def _trivial_classification(predictions: Predictions, options: dict) -> dict[str, float]:
+def _trivial_classification(predictions: Predictions, options: dict) -> dict[str, dict[str, dict[str, float]]]:
+    """Of each metric the trivial baselines by name."""
     scores, labels = predictions.columns["score"], predictions.columns["target"]
     scores = scores[:, None] if scores.ndim == 1 else scores
     exclusive = options["problem_type"] == SINGLE and scores.shape[1] > 1
@@ -82,16 +90,37 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
         raise ValueError(f"Got {len(frequencies)} train_frequencies for {scores.shape[1]} classes.")
     plain = {"problem_type": options["problem_type"], "class_names": options.get("class_names")}
     trivial = dict(classification_metrics(np.tile(frequencies, (len(scores), 1)), labels, **plain))
-    if not exclusive:
-        always = classification_metrics(np.ones(scores.shape), labels, **plain)
-        for name in [name for name in trivial if name.partition("/")[0] == "f1"]:
-            trivial[name] = max(trivial[name], always[name])
+    guessed = _random_guesses(np.asarray(frequencies), truth, exclusive)
     columns = (
         [""] if scores.shape[1] == 1 else ["", *(f"/{name}" for name in plain["class_names"] or range(len(truth[0])))]
     )
     for point in options.get("operating_points") or {}:
         trivial |= {f"sensitivity@specificity{point}{column}": round(1 - float(point), 9) for column in columns}
-    return trivial
+    found = {name: {_CONSTANT.get(name.split("/")[0], "chance"): {"value": value}} for name, value in trivial.items()}
+    for column, accuracy in zip(columns, guessed, strict=False):
+        found[f"accuracy{column}"]["chance"] = {"value": float(accuracy)}
+    if not exclusive:
+        always = classification_metrics(np.ones(scores.shape), labels, **plain)
+        for name in [name for name in trivial if name.partition("/")[0] == "f1"]:
+            found[name]["always positive"] = {"value": always[name]}
+    return found
+
+
+# What the class frequencies of training are as constant scores.
+_CONSTANT = dict.fromkeys(
+    ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity"), "majority class"
+) | dict.fromkeys(("ece", "brier"), "class frequencies")
+
+
+def _random_guesses(frequencies: np.ndarray, truth: np.ndarray, exclusive: bool) -> list[float]:
+    """Expected accuracy of guesses drawn by the class frequencies: of all classes, and, of labels, of each."""
+    if exclusive:
+        return [float((truth.mean(0) * frequencies).sum())]
+    known = ~np.isnan(truth.astype(np.float64))
+    shares = np.where(known, truth, 0).sum(0) / np.maximum(known.sum(0), 1)
+    each = np.where(known.any(0), shares * frequencies + (1 - shares) * (1 - frequencies), np.nan)
+    mean = float(each[known.any(0)].mean()) if known.any() else float("nan")
+    return [mean, *each.tolist()] if len(each) > 1 else [mean]
 
 
 def _segmentation(predictions: Predictions) -> list[Score]:
@@ -99,61 +128,69 @@ def _segmentation(predictions: Predictions) -> list[Score]:
     values = metrics_of_counts(counts)
     intervals = segmentation_intervals(counts, predictions.patients, **_resampling(predictions))
     notes = " ".join(values.notes)
-    empty = "" if counts["predicted_pixels"].any() else "Nothing is predicted in any image: an all-empty mask."
+    trivial: dict[str, dict[str, dict[str, float]]] = {name: {} for name in intervals}
+    for name, guess in baseline_masks(predictions.columns).items():
+        found = metrics_of_counts(guess)
+        ends = segmentation_intervals(guess, predictions.patients, **_resampling(predictions))
+        for metric, (low, high) in ends.items():
+            interval = {} if np.isnan(low) else {"ci_lo": low, "ci_hi": high}
+            trivial[metric][name] = {"value": found[metric]} | interval
     return [
-        Score(name, values[name], *interval, values[f"all_empty/{name}"], notes if np.isnan(values[name]) else empty)
+        _score(name, values[name], interval, trivial[name], notes if np.isnan(values[name]) else "")
         for name, interval in intervals.items()
     ]
 
 
 def _retrieval(predictions: Predictions) -> list[Score]:
     parts = _retrieval_parts(predictions)
-    ranks, directions = predictions.columns["score"], predictions.columns["direction"]
-    medians = [
-        Score(f"{way}_median_rank", float(np.median(ranks[directions == way])))
-        for way in dict.fromkeys(directions.tolist())
-    ]
     draws: dict[str, list[np.ndarray]] = {}
     sampling = _resampling(predictions)
     for weights in resampled_weights(predictions.patients, sampling["num_resamples"], sampling["seed"]):
         for name, draw in _weighted_means(parts, weights).items():
             draws.setdefault(name, []).append(draw)
-    joined = {name: np.concatenate(values) for name, values in draws.items()}
-    recalls = [name for name in parts if "_recall@" in name]
-    scores = [
-        Score(name, float(values[rows].mean()), *interval_of(joined[name]), float(chance[rows].mean()))
-        for name, (rows, values, chance) in parts.items()
+    whole = _weighted_means(parts, np.ones((1, len(predictions))))
+    chance = {name: float(chance[rows].mean()) for name, (rows, _, chance) in parts.items()}
+    chance["mean_recall"] = float(np.mean([value for name, value in chance.items() if "_recall@" in name]))
+    return [
+        _score(name, float(value[0]), interval_of(np.concatenate(draws[name])), {"chance": {"value": chance[name]}})
+        for name, value in whole.items()
     ]
-    by_name = {score.metric: score for score in scores}
-    mean = Score(
-        "mean_recall",
-        float(np.mean([by_name[name].value for name in recalls])),
-        *interval_of(joined["mean_recall"]),
-        float(np.mean([by_name[name].trivial_baseline for name in recalls])),
-    )
-    return [*scores, *medians, mean]
 
 
 def _retrieval_parts(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Of each metric that is a mean: its rows, their values, and what a random order gives, `(N,)` each."""
+    """Of each metric: its rows, their values, and what a random order gives, `(N,)` each."""
     parts = {}
-    ranks = predictions.columns["score"]
+    ranks, candidates = (predictions.columns[name].astype(np.float64) for name in ("score", "candidates"))
     for way in ("image_to_text", "text_to_image"):
         rows = predictions.columns["direction"] == way
         if not rows.any():
             continue
+        found = chance_of_ranks(*(predictions.columns[name][rows] for name in ("candidates", "target")))
+        chance = {name: np.full(len(rows), np.nan) for name in found}
+        for name, values in found.items():
+            chance[name][rows] = values
         for k in RECALL_AT:
-            parts[f"{way}_recall@{k}"] = (rows, ranks <= k, _chance(predictions, k))
-        parts[f"{way}_mrr"] = (rows, 1 / ranks, _chance_reciprocal(predictions))
+            parts[f"{way}_recall@{k}"] = (rows, ranks <= k, chance[f"recall@{k}"])
+        parts[f"{way}_mrr"] = (rows, 1 / ranks, chance["mrr"])
+        for name in ("mean_rank", "median_rank"):
+            parts[f"{way}_{name}"] = (rows, ranks, chance[name])
         for name, values in predictions.columns.items():
             if name.startswith("precision@") and not np.isnan(values[rows]).any():
-                parts[f"{way}_{name}"] = (rows, np.where(rows, values, 0), np.full(len(rows), np.nan))
+                unknown = np.full(len(rows), np.nan)
+                share = (
+                    predictions.columns["same_class"] / candidates if "same_class" in predictions.columns else unknown
+                )
+                parts[f"{way}_{name}"] = (rows, np.where(rows, values, 0), share)
     return parts
 
 
 def _weighted_means(parts: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """Means, of median ranks the median, and the mean of the recalls."""
     found = {}
     for name, (rows, values, _) in parts.items():
+        if name.endswith("_median_rank"):
+            found[name] = weighted_median(values[rows], weights[:, rows])
+            continue
         total = weights @ rows
         found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
     found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
@@ -170,33 +207,6 @@ def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dic
         return lambda weights: counts_under_weights(counts, weights)
     parts = _retrieval_parts(predictions)
     return lambda weights: _weighted_means(parts, weights)
-
-
-def _chance(predictions: Predictions, k: int) -> np.ndarray:
-    """(N,) probability that a random order has a positive among the first k."""
-    candidates, positives = (predictions.columns[name].astype(np.float64) for name in ("candidates", "target"))
-    missed = np.ones(len(candidates))
-    for draw in range(k):
-        left = candidates - draw
-        missed *= np.where(left > 0, np.maximum(left - positives, 0) / np.maximum(left, 1), 0)
-    return 1 - missed
-
-
-def _chance_reciprocal(predictions: Predictions) -> np.ndarray:
-    """(N,) expected reciprocal of the first positive's rank in a random order."""
-    expected = {}
-    for n, m in set(
-        zip(predictions.columns["candidates"].tolist(), predictions.columns["target"].tolist(), strict=True)
-    ):
-        first, missed = np.arange(1, n - m + 2), 1.0
-        chances = []
-        for rank in first:
-            left = n - rank + 1
-            chances.append(missed * m / left)
-            missed *= (left - m) / left
-        expected[n, m] = float((np.array(chances) / first).sum())
-    pairs = zip(predictions.columns["candidates"].tolist(), predictions.columns["target"].tolist(), strict=True)
-    return np.array([expected[pair] for pair in pairs])
 
 
 def _resampling(predictions: Predictions) -> dict[str, int]:

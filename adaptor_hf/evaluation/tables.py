@@ -9,11 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from .baselines import above_baseline
 from .results import IDENTITY, OUTCOME
 from .statistics import seed_interval
 
-# A trivial predictor is perfect in one of each pair: precision and recall, sensitivity and specificity, and so on.
-ONE_SIDED = ("precision", "recall", "specificity", "ece", "sensitivity_any_mask", "false_alarm_rate")
 ROW_FIELDS = tuple(name for name in IDENTITY if name not in ("seed", "checkpoint"))
 
 
@@ -29,9 +28,12 @@ class Cell:
         value (`float`): Their mean.
         ci_lo, ci_hi (`float`): Mean ends of the seeds' intervals over patients.
         seed_lo, seed_hi (`float`): Interval of the mean over seeds by Student's t; NaN at one seed.
-        trivial_baseline (`float`): Mean over seeds.
+        trivial_baseline (`float`): The best trivial baseline, mean over seeds.
         n_test, n_patients (`int`): Of each run.
-        notes (`list[str]`): What a reader must know.
+        notes (`list[str]`): What a reader must know of the metric.
+        run_notes (`list[str]`): What a reader must know of the runs.
+        trivial_name (`str`): Which baseline is the best, over seeds.
+        lines (`list[Mapping]`): The result lines, one a seed.
     """
 
     fields: dict[str, Any]
@@ -46,14 +48,14 @@ class Cell:
     n_test: int
     n_patients: int
     notes: list[str] = field(default_factory=list)
+    run_notes: list[str] = field(default_factory=list)
+    trivial_name: str = ""
+    lines: list[Mapping[str, Any]] = field(default_factory=list, repr=False)
 
     @property
     def beats_trivial(self) -> bool:
-        """Whether the interval is on the better side of the trivial baseline, where beating that means something."""
-        name = self.metric.split("/")[0]
-        if math.isnan(self.ci_lo) or math.isnan(self.trivial_baseline) or name in ONE_SIDED:
-            return True
-        return self.ci_hi < self.trivial_baseline if name == "brier" else self.ci_lo > self.trivial_baseline
+        """Whether the interval is on the better side of the best trivial baseline, as of `above_baseline`."""
+        return above_baseline(self.metric, self.ci_lo, self.ci_hi, self.trivial_baseline)
 
 
 def aggregate(lines: Iterable[Mapping[str, Any]]) -> list[Cell]:
@@ -110,6 +112,9 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         n_test=int(members[0].get("n_test") or 0),
         n_patients=int(members[0].get("n_patients") or 0),
         notes=notes,
+        run_notes=sorted({note for line in members for note in line.get("run_notes") or ()}),
+        trivial_name=" or ".join(sorted({line.get("trivial_name") or "" for line in members} - {""})),
+        lines=members,
     )
 
 

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .baselines import baselines_of
+from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, digest, load_predictions
 from .results import IDENTITY, NUMBERS, OUTCOME, RESULTS_FILE, read_results, run_key
 from .scoring import score_predictions
@@ -31,7 +33,9 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
     results = read_results(folder / RESULTS_FILE)
     predictions = load_predictions(folder)
     found = list(results.faults)
-    scores = {score.metric: vars(score) for score in score_predictions(predictions)}
+    scored = score_predictions(predictions)
+    notes = run_notes(predictions, scored)
+    scores = {score.metric: vars(score) for score in scored}
     rows = {"n_test": len(predictions), "n_patients": len(set(predictions.patients.tolist()))}
     sha256 = digest(folder / PREDICTIONS_FILE)
     if any(line.get("predictions_sha256") != sha256 for line in results.lines):
@@ -42,6 +46,9 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
             found.append(f"run {key}: no line for {', '.join(missing)}.")
         for line in lines:
             found += _compare(line, scores.get(line["metric"]), rows)
+        # Lines of a version before 0.4 have neither notes of a run nor several baselines.
+        if any(line.get("run_notes", notes) != notes for line in lines):
+            found.append(f"run {key}: its notes are not those that the predictions give.")
     return found
 
 
@@ -78,11 +85,10 @@ def _compare(line: dict[str, Any], score: dict[str, Any] | None, rows: dict[str,
     found = [
         f"{where}: {name} is {line[name]:.6g}, the predictions give {score[name]:.6g}."
         for name in NUMBERS
-        if not (
-            math.isclose(line[name], score[name], rel_tol=TOLERANCE, abs_tol=TOLERANCE)
-            or (math.isnan(line[name]) and math.isnan(score[name]))
-        )
+        if not _close(line[name], score[name])
     ]
+    if "trivial_baselines" in line:
+        found += _compare_baselines(where, baselines_of(line), score["trivial_baselines"])
     found += [
         f"{where}: {name} is {line.get(name)}, the predictions have {value}."
         for name, value in rows.items()
@@ -95,6 +101,22 @@ def _compare(line: dict[str, Any], score: dict[str, Any] | None, rows: dict[str,
     if key != line["run"]:
         found.append(f"{where}: the fields of the run give the key {key}; one of them was changed.")
     return found
+
+
+def _close(first: float, second: float) -> bool:
+    both_unknown = math.isnan(first) and math.isnan(second)
+    return both_unknown or math.isclose(first, second, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+
+
+def _compare_baselines(where: str, written: dict, computed: dict) -> list[str]:
+    if written.keys() != computed.keys():
+        return [f"{where}: the trivial baselines are {', '.join(written) or 'none'}, expected {', '.join(computed)}."]
+    return [
+        f"{where}: {part} of the baseline {name!r} is {written[name].get(part)}, the predictions give {value:.6g}."
+        for name, numbers in computed.items()
+        for part, value in numbers.items()
+        if written[name].get(part) is None or not _close(written[name][part], value)
+    ]
 
 
 __all__ = ["verify_run", "verify_tree"]

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.reading import Reading
+from ..evaluation.baselines import LEGEND, MARK
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -15,11 +16,13 @@ TEMPLATE = Path(__file__).with_name("model_card_template.md")
 EVALUATION = """\
 Retrieval on the `{split}` split, one seed. Copies of a text count as one candidate and all its images as
 positives; ties count against the model; intervals are 95 % bootstrap intervals over patients; n is the number of
-queries.
+queries. Chance is what a random order of the same images and texts scores, exactly.
 
-| metric | value | 95 % interval | n |
-|---|---|---|---|
-{rows}"""
+| metric | value | 95 % interval | chance | n |
+|---|---|---|---|---|
+{rows}
+
+{legend}"""
 READING = {
     "RGB": (" Images were read in colour.", 'mode="RGB"'),
     "voi_lut": (" DICOM files were read as displayed, with their VOI LUT or window.", "voi_lut=True"),
@@ -147,10 +150,11 @@ def write_model_card(
                 dataset_args={"split_hash": split_hash},
                 metric_type=name,
                 metric_value=round(value, 4),
-                metric_args={"n": count, "interval_95": [round(end, 4) for end in interval]},
+                metric_args={"n": count, "interval_95": [round(end, 4) for end in result.intervals[name]]}
+                | _beside_chance(result, name),
             )
-            for name, value, interval, count in metrics
-            if interval is not None
+            for name, value, count in metrics
+            if name in result.intervals
         ]
         or None,
     )
@@ -174,7 +178,7 @@ def write_model_card(
         pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
         split_hash=split_hash,
         reading=describe_reading(config.get("vision_tower")),
-        evaluation=describe_evaluation(metrics, evaluated_on),
+        evaluation=describe_evaluation(result, metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
         arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),
         versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
@@ -184,23 +188,31 @@ def write_model_card(
     return path
 
 
-def list_metrics(result: "RetrievalResult", num_pairs: int) -> list[tuple[str, float, tuple[float, float] | None, int]]:
-    """Name, value, interval and number of queries of each metric."""
+def list_metrics(result: "RetrievalResult", num_pairs: int) -> list[tuple[str, float, int]]:
+    """Name, value and number of queries of each metric."""
     counts = {
         name: next((count for way, count in result.num_queries.items() if name.startswith(way)), num_pairs)
         for name in result.metrics
     }
-    return [(name, value, result.intervals.get(name), counts[name]) for name, value in result.metrics.items()]
+    return [(name, value, counts[name]) for name, value in result.metrics.items()]
 
 
-def describe_evaluation(metrics: list[tuple], evaluated_on: str | None) -> str:
+def _beside_chance(result: "RetrievalResult", name: str) -> dict[str, Any]:
+    if name not in result.chance:
+        return {}
+    return {"chance": round(result.chance[name], 4), "above_chance": result.above_chance(name)}
+
+
+def describe_evaluation(result: "RetrievalResult | None", metrics: list[tuple], evaluated_on: str | None) -> str:
     if not metrics:
         return "Not evaluated: no pairs were held out. Nothing is known about how well it works."
-    rows = [
-        f"| {name} | {value:.3f} | {'' if interval is None else '[{:.3f}, {:.3f}]'.format(*interval)} | {count} |"
-        for name, value, interval, count in metrics
-    ]
-    return EVALUATION.format(split=evaluated_on, rows="\n".join(rows))
+    rows = []
+    for name, value, count in metrics:
+        interval = "[{:.3f}, {:.3f}]".format(*result.intervals[name]) if name in result.intervals else ""
+        shown = f"{value:.3f}" if result.above_chance(name) else f"{value:.3f} {MARK}"
+        chance = f"{result.chance[name]:.3f}" if name in result.chance else ""
+        rows.append(f"| {name} | {shown} | {interval} | {chance} | {count} |")
+    return EVALUATION.format(split=evaluated_on, rows="\n".join(rows), legend=LEGEND)
 
 
 def is_hub_id(tower: dict[str, Any]) -> bool:

@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 from transformers import TrainerCallback, set_seed
 
 from ..configuration_adaptor import AdaptorConfig
-from ..evaluation.retrieval import chance_recall, retrieval_intervals, retrieval_metrics
+from ..evaluation.baselines import LEGEND, MARK, above_baseline
+from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from .arguments import AdaptorTrainingArguments
 from .trainer import AdaptorTrainer, embed_pairs
@@ -36,6 +37,8 @@ class RetrievalResult:
         num_queries (`dict[str, int]`): Queries of each direction, `image_to_text` and `text_to_image`.
         learning_rate (`float`, *optional*): The rate chosen on validation; `None` where nothing was trained.
         validation_mean_recall (`float`, *optional*): What it was chosen by.
+        chance (`dict[str, float]`): What a random order of the same images and texts scores, exactly, in the names of
+            `metrics`.
     """
 
     name: str
@@ -44,6 +47,12 @@ class RetrievalResult:
     num_queries: dict[str, int] = field(default_factory=dict)
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
+    chance: dict[str, float] = field(default_factory=dict)
+
+    def above_chance(self, metric: str) -> bool:
+        """Whether the interval of a metric is on the better side of chance, as of `above_baseline`."""
+        low, high = self.intervals.get(metric, (float("nan"),) * 2)
+        return above_baseline(metric, low, high, self.chance.get(metric, float("nan")))
 
 
 @dataclass
@@ -91,7 +100,8 @@ def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) 
     embeds = embed_pairs(model, pairs)
     metrics, ranks = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
     intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs))
-    return RetrievalResult(name, metrics, intervals, {way: len(rank) for way, rank in ranks.items()})
+    queries = {way: len(rank) for way, rank in ranks.items()}
+    return RetrievalResult(name, metrics, intervals, queries, chance=chance_retrieval(embeds["text_row"]))
 
 
 def patients_of(pairs: "EmbeddingCache") -> np.ndarray:
@@ -186,8 +196,8 @@ def train_variants(
 
 
 def compare_retrieval(variants: Sequence[Variant], test: "EmbeddingCache") -> list[RetrievalResult]:
-    """Retrieval of every variant on a split, and the chance level of that split."""
-    results = [
+    """Retrieval of every variant on a split."""
+    return [
         replace(
             evaluate_retrieval(variant.model, test, variant.name),
             learning_rate=variant.learning_rate,
@@ -195,25 +205,31 @@ def compare_retrieval(variants: Sequence[Variant], test: "EmbeddingCache") -> li
         )
         for variant in variants
     ]
-    return [*results, RetrievalResult("chance", chance_recall(torch.from_numpy(test.text_rows)), {})]
 
 
 def format_table(results: list[RetrievalResult]) -> str:
-    """Markdown table of recalls, with 95 % intervals where there are any."""
+    """
+    Markdown table of retrieval with 95 % intervals, a mark where a value is not above chance, chance itself in the last
+    row, and a legend.
+    """
     columns = ["image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10"]
-    columns.append("mean_recall")
-    head = ["variant", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "learning rate"]
+    columns += ["mean_recall", "image_to_text_median_rank"]
+    head = ["variant", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "i2t median rank", "learning rate"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
         cells = [result.name]
         for column in columns:
-            cell = f"{result.metrics[column]:.3f}"
+            digits = 1 if column.endswith("_rank") else 3
+            cell = f"{result.metrics[column]:.{digits}f}"
             if column in result.intervals:
-                cell += " [{:.3f}, {:.3f}]".format(*result.intervals[column])
-            cells.append(cell)
+                low, high = result.intervals[column]
+                cell += f" [{low:.{digits}f}, {high:.{digits}f}]"
+            cells.append(cell if result.above_chance(column) else f"{cell} {MARK}")
         cells.append("" if result.learning_rate is None else f"{result.learning_rate:g}")
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    chance = [f"{results[0].chance[column]:.{1 if column.endswith('_rank') else 3}f}" for column in columns]
+    lines.append("| " + " | ".join(["trivial: chance", *chance, ""]) + " |")
+    return "\n".join([*lines, "", LEGEND])
 
 
 __all__ = [
