@@ -14,6 +14,7 @@ from ..private_mode import check_private_mode, is_private, private_rows, refuse_
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
+from .features import weights_digest
 from .provenance import tower_name, with_reading
 
 if TYPE_CHECKING:
@@ -153,11 +154,13 @@ def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: 
 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
-    """What a comparison says of the model's vision tower: licence, size of its embeddings, and the minutes it took."""
-    spec = with_reading(load_adaptor(arguments).config.vision_tower or {}, arguments.voi_lut)
+    """What a comparison says of the model's vision tower (licence, size of embeddings, minutes) and its weights."""
+    model = load_adaptor(arguments)
+    spec = with_reading(model.config.vision_tower or {}, arguments.voi_lut)
     # Stored as float16.
     gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
-    return {tower_name(spec): {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}}
+    tower = {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}
+    return {tower_name(spec): tower, weights_digest(model): {"minutes": seconds / 60}}
 
 
 def cache_dir_of(arguments: DownstreamArguments) -> Path:

@@ -7,22 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, HEADLINES, VALUES, checkpoint_label
+
 if TYPE_CHECKING:
     from .classification import RunList
-
-HEADLINES = {
-    "classification": ("auroc", "auprc", "accuracy", "f1"),
-    "few_shot": ("auroc", "accuracy"),
-    "zero_shot": ("auroc", "accuracy", "f1"),
-    "retrieval": ("image_to_text_recall@1", "image_to_text_recall@10", "text_to_image_recall@10", "mean_recall"),
-    "segmentation": ("dice_reference", "dice_positive", "dice_pooled", "auroc_any_mask"),
-}
-"""Metrics of the terminal's table; all of them are in the result files."""
 
 
 def summarize(runs: RunList) -> str:
     """Markdown of the runs' headline metrics, and how many runs were skipped or failed."""
-    parts = [headline_table(runs.lines)] if runs.lines else []
+    parts = [headline_table(runs.lines), VALUES] if runs.lines else []
+    if any(line.get("selected_on") == "test" for line in runs.lines):
+        parts.append(CHOSEN_ON_TEST_NOTE)
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
         parts.append("Phantoms: these numbers show that the machinery works, and nothing about patients.")
     if runs.skipped:
@@ -39,19 +34,25 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         if line["metric"] in metrics:
             key = (line["test_set"] or line["dataset"], line["fraction"], line["recipe"] or "", line["system"])
-            key = (*key, line["protocol"])
+            key = (*key, line["protocol"], _checkpoint(line))
             rows.setdefault(key, {}).setdefault(line["metric"], []).append(line)
     shown = [metric for metric in metrics if any(metric in row for row in rows.values())]
-    head = ["test set", "fraction", "recipe", "system", "protocol", "seeds", *shown]
+    head = ["test set", "fraction", "recipe", "system", "protocol", "checkpoint", "seeds", *shown]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (test, fraction, recipe, system, protocol), found in rows.items():
+    for (test, fraction, recipe, system, protocol, checkpoint), found in rows.items():
         seeds = max(len(of_metric) for of_metric in found.values())
         share = "" if fraction is None else f"{100 * fraction:g} %"
-        cells = [test, share, recipe, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
+        cells = [test, share, recipe, system, protocol, checkpoint, str(seeds)]
+        cells += [_cell(found.get(metric, [])) for metric in shown]
         table.append("| " + " | ".join(cells) + " |")
     trivial = [_mean(line["trivial_baseline"] for line in lines if line["metric"] == metric) for metric in shown]
-    table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", *trivial]) + " |")
+    table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", "", *trivial]) + " |")
     return "\n".join(table)
+
+
+def _checkpoint(line: Mapping[str, Any]) -> str:
+    marked = CHOSEN_ON_TEST if line.get("selected_on") == "test" else ""
+    return ", ".join(part for part in (checkpoint_label(line), marked) if part)
 
 
 def _mean(values: Iterable[float]) -> str:

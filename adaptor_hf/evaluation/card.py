@@ -34,6 +34,10 @@ def card_results(cells: Iterable[Cell]) -> list:
             details["interval_95"] = [round(cell.ci_lo, 4), round(cell.ci_hi, 4)]
         if not math.isnan(cell.trivial_baseline):
             details["trivial_baseline"] = round(cell.trivial_baseline, 4)
+        if not math.isnan(cell.seed_std):
+            details["standard_deviation_over_seeds"] = round(cell.seed_std, 4)
+        if fields.get("selected_on") == "test":
+            details["selected_on"] = "test"
         described = ("module", "protocol", "recipe", "fraction", "tower_saw_dataset")
         found.append(
             EvalResult(
@@ -95,10 +99,10 @@ def add_results_to_card(model_dir: str | os.PathLike, results: str | os.PathLike
     """
     from ..downstream.features import weights_digest
     from ..modeling_adaptor import AdaptorModel
-    from .results import read_results
+    from .results import read_sound_results
 
     digest = weights_digest(AdaptorModel.from_pretrained(model_dir, load_towers=False))
-    lines = read_results(results).lines
+    lines = read_sound_results(results).lines
     own = [line for line in lines if line.get("module") == "adaptor" and line.get("checkpoint") == digest]
     if not own:
         others = sorted({str(line.get("checkpoint")) for line in lines if line.get("module") == "adaptor"})

@@ -1,0 +1,90 @@
+"""What tables and figures call runs, checkpoints and metrics, and which way each metric is better."""
+
+from collections.abc import Mapping
+from typing import Any
+
+HEADLINES = {
+    "classification": ("auroc", "auprc", "accuracy", "f1"),
+    "few_shot": ("auroc", "accuracy"),
+    "zero_shot": ("auroc", "accuracy", "f1"),
+    "retrieval": ("image_to_text_recall@1", "image_to_text_recall@10", "text_to_image_recall@10", "mean_recall"),
+    "segmentation": ("dice_reference", "dice_positive", "dice_pooled", "auroc_any_mask"),
+}
+"""Metrics of each task in the terminal's table and in LaTeX; all of them are in the result files."""
+
+LOWER_IS_BETTER = ("brier", "ece", "false_alarm_rate", "image_to_text_median_rank", "text_to_image_median_rank")
+# A trivial predictor is perfect in one of each pair: precision and recall, sensitivity and specificity, and so on.
+ONE_SIDED = ("precision", "recall", "specificity", "ece", "sensitivity_any_mask", "false_alarm_rate")
+CHOSEN_ON_TEST = "CHOSEN ON THE TEST SPLIT"
+CHOSEN_ON_TEST_NOTE = (
+    f"{CHOSEN_ON_TEST}: epoch, learning rate or threshold were picked by these very rows; the value is too good by an "
+    "unknown amount and proves nothing."
+)
+VALUES = (
+    "Values: mean over seeds ± standard deviation over seeds, where there are several, and [95 % interval], of several "
+    "seeds the mean of their ends."
+)
+_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "ece": "ECE", "mrr": "MRR", "iou": "IoU", "dice": "Dice"}
+
+
+def checkpoint_label(fields: Mapping[str, Any]) -> str:
+    """A checkpoint's own name, where results carry one, and 8 hex digits of its weights' digest; "" without one."""
+    digest = fields.get("checkpoint")
+    return " ".join(str(part) for part in (fields.get("checkpoint_name"), digest and str(digest)[:8]) if part)
+
+
+def row_label(fields: Mapping[str, Any]) -> str:
+    """A row's name: system, module where that says more, towers, and what else tells it from its neighbours."""
+    return ", ".join(row_parts(fields).values())
+
+
+def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What [`row_label`] joins, by what it says; only what there is."""
+    system, module = str(fields["system"]), fields.get("module")
+    towers = "+".join(str(fields[name]) for name in ("vision_tower", "text_tower") if fields.get(name))
+    parts = {
+        "system": system,
+        "module": str(module) if module and str(module).lower() not in system.lower() else "",
+        "towers": towers,
+        "protocol": str(fields.get("protocol") or ""),
+        "recipe": str(fields.get("recipe") or ""),
+        "input size": f"{fields['input_size']} px" if fields.get("input_size") else "",
+        "checkpoint": checkpoint_label(fields),
+        "selection": CHOSEN_ON_TEST if fields.get("selected_on") == "test" else "",
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name in words: `image_to_text_recall@1` is "image to text recall@1", `dice_pooled` "Dice pooled"."""
+    metric, _, label = metric.partition("/")
+    words = [_NAMES.get(word, word) for word in metric.split("_")]
+    return " ".join(words) + (f", {label}" if label else "")
+
+
+def rows_in_words(fields: Mapping[str, Any]) -> str:
+    """Test rows in words: "40 images of 20 patients"; no patients where the interval says that they are not known."""
+    images, patients = fields.get("n_test") or 0, fields.get("n_patients") or 0
+    return f"{images} images" if units(fields)[1] == "images" else f"{images} images of {patients} patients"
+
+
+def units(fields: Mapping[str, Any]) -> tuple[int, str]:
+    """How many units an interval's resamples draw, and which: patients, or images where patients are unknown."""
+    over = str(fields.get("interval_over") or "patients")
+    return int((fields.get("n_test") if over == "images" else fields.get("n_patients")) or 0), over
+
+
+__all__ = [
+    "CHOSEN_ON_TEST",
+    "CHOSEN_ON_TEST_NOTE",
+    "HEADLINES",
+    "LOWER_IS_BETTER",
+    "ONE_SIDED",
+    "VALUES",
+    "checkpoint_label",
+    "metric_title",
+    "row_label",
+    "row_parts",
+    "rows_in_words",
+    "units",
+]
