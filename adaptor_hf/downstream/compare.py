@@ -119,7 +119,8 @@ def finding(difference: Any, number: int, line: Mapping[str, Any]) -> str:
     """
     if difference.p_value < ALPHA:
         return f"the {'first' if difference.value > 0 else 'second'} has the higher value"
-    said = f"not shown to differ: {_interval(difference)}"
+    beside = " by Holm's rule" if number > 1 and not difference.ci_lo <= 0 <= difference.ci_hi else ""
+    said = f"not shown to differ{beside}: {_interval(difference)}"
     if np.isnan(difference.standard_error):
         return said
     if difference.standard_error == 0:

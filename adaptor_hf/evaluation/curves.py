@@ -60,7 +60,7 @@ def draw_curves(curves: Sequence[Curve], title: str, path: Path) -> list[Path]:
     heading = "\n".join(textwrap.fill(part, 82) for part in title.split("\n"))
     if len(curves) > MAX_CURVES:
         heading += f"\n({MAX_CURVES} of {len(curves)} runs)"
-    height = 2.3 + 0.145 * (lines + heading.count("\n") + 1)
+    height = 2.75 + 0.14 * (lines + heading.count("\n") + 1)
     with plt.rc_context({"font.size": _POINTS}):
         figure, (left, right) = plt.subplots(1, 2, figsize=(WIDTH_INCHES, height), layout="constrained")
         handles = []
@@ -80,9 +80,10 @@ def draw_curves(curves: Sequence[Curve], title: str, path: Path) -> list[Path]:
         left.set(xlabel="1 - specificity", ylabel="sensitivity", title="ROC")
         right.set(xlabel="recall (sensitivity)", ylabel="precision", title="Precision-recall")
         for axis in (left, right):
-            axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
+            axis.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), box_aspect=1)
             axis.spines[["top", "right"]].set_visible(False)
         figure.suptitle(heading, fontsize=_POINTS + 1)
+        figure.get_layout_engine().set(h_pad=0.08)
         figure.legend(handles=handles, loc="outside lower left", frameon=False, fontsize=_POINTS, handlelength=2.6)
         return save(figure, path)
 

@@ -72,8 +72,14 @@ def draw_parameters(
         labels = [textwrap.fill(row_label(cell.fields), 95, subsequent_indent="   ") for cell in shown]
         height = 4 + 0.18 * sum(label.count("\n") + 1 for label in labels)
         figure, axis = plt.subplots(figsize=(7, height), layout="constrained")
+        sizes = [max(cell.fields["trainable_params"], 1) / 1e6 for cell in shown]
+        decades = max(0.5, math.log10(max(sizes) / min(sizes)))
         for number, (cell, label) in enumerate(zip(shown, labels, strict=True)):
-            millions = max(cell.fields["trainable_params"], 1) / 1e6
+            # Equal numbers of parameters stand side by side.
+            beside = sum(
+                other.fields["trainable_params"] == cell.fields["trainable_params"] for other in shown[:number]
+            )
+            millions = sizes[number] * 10 ** (0.02 * beside * decades)
             ends = [[cell.value - cell.ci_lo], [cell.ci_hi - cell.value]]
             ends = None if math.isnan(cell.ci_lo) else np.maximum(ends, 0)
             axis.errorbar(millions, cell.value, yerr=ends, linestyle="", label=label, **point(number))
@@ -86,11 +92,15 @@ def draw_parameters(
                 for vision, values in rows.items()
             ]
             axis.plot(*zip(*points, strict=True), "x", color="grey", label="Adaptor, published (no interval)")
-        axis.set(xscale="log", xlabel="trainable parameters, millions", ylabel=f"{metric}, 95 % interval")
+        axis.set(
+            xscale="log",
+            xlabel="trainable parameters, millions (equal ones side by side)",
+            ylabel=f"{metric}, 95 % interval",
+        )
         rows = "; ".join(sorted({rows_in_words(cell.fields) for cell in shown}))
         axis.set_title((f"{dataset}, {largest * 100:g} % of training data" if largest else dataset) + f"\n{rows}")
         # Few points lie within a decade: its tenths get labels too, as plain numbers.
-        axis.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_locator(plt.LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
         axis.xaxis.set_major_formatter(plt.FuncFormatter(lambda value, _: f"{value:g}"))
         axis.xaxis.set_minor_formatter(plt.NullFormatter())
         figure.legend(loc="outside lower left", frameon=False, fontsize="x-small")

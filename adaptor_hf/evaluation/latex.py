@@ -84,15 +84,27 @@ def _panels(columns: list[int], widths: dict[int, float]) -> list[list[int]]:
 
 
 def _chunks(rows: list[int], lines: list[int], limit: int, parts: list[str] | None) -> list[list[int]]:
-    found, used, part = [[]], 0, None
+    """Rows for each page; a part goes to the next page whole, where it fits one."""
+    groups: list[list[tuple[int, int]]] = []
     for row, needed in zip(rows, lines, strict=True):
-        # A heading and the space before it.
-        heading = 2 if parts and (parts[row] != part or not found[-1]) else 0
-        if found[-1] and used + needed + heading > limit:
+        if parts is None or not groups or parts[row] != parts[groups[-1][-1][0]]:
+            groups.append([])
+        groups[-1].append((row, needed))
+    found: list[list[int]] = [[]]
+    used = 0
+    for group in groups:
+        # Beside the rows of a part, its heading and the space before it.
+        extra = 2 if parts else 0
+        if found[-1] and used + extra + sum(needed for _, needed in group) > limit:
             found.append([])
-            used, heading = 0, 2 if parts else 0
-        found[-1].append(row)
-        used, part = used + needed + heading, parts[row] if parts else None
+            used = 0
+        used += extra
+        for row, needed in group:
+            if found[-1] and used + needed > limit:
+                found.append([])
+                used = extra
+            found[-1].append(row)
+            used += needed
     return found
 
 

@@ -1,6 +1,6 @@
 """What tables and figures call runs, checkpoints and metrics, and which way each metric is better."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 HEADLINES = {
@@ -15,6 +15,7 @@ HEADLINES = {
 LOWER_IS_BETTER = ("brier", "ece", "false_alarm_rate", "image_to_text_median_rank", "text_to_image_median_rank")
 # A trivial predictor is perfect in one of each pair: precision and recall, sensitivity and specificity, and so on.
 ONE_SIDED = ("precision", "recall", "specificity", "ece", "sensitivity_any_mask", "false_alarm_rate")
+TOWERS = ("vision tower", "text tower")
 CHOSEN_ON_TEST = "CHOSEN ON THE TEST SPLIT"
 CHOSEN_ON_TEST_NOTE = (
     f"{CHOSEN_ON_TEST}: epoch, learning rate or threshold were picked by these very rows; the value is too good by an "
@@ -35,17 +36,20 @@ def checkpoint_label(fields: Mapping[str, Any]) -> str:
 
 def row_label(fields: Mapping[str, Any]) -> str:
     """A row's name: system, module where that says more, towers, and what else tells it from its neighbours."""
-    return ", ".join(row_parts(fields).values())
+    parts = row_parts(fields)
+    towers = "+".join(parts[name] for name in TOWERS if name in parts)
+    # The two towers stand where the first of them does.
+    return ", ".join(dict.fromkeys(towers if name in TOWERS else part for name, part in parts.items()))
 
 
 def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
     """What [`row_label`] joins, by what it says; only what there is."""
     system, module = str(fields["system"]), fields.get("module")
-    towers = "+".join(str(fields[name]) for name in ("vision_tower", "text_tower") if fields.get(name))
     parts = {
         "system": system,
         "module": str(module) if module and str(module).lower() not in system.lower() else "",
-        "towers": towers,
+        "vision tower": str(fields.get("vision_tower") or ""),
+        "text tower": str(fields.get("text_tower") or ""),
         "protocol": str(fields.get("protocol") or ""),
         "recipe": str(fields.get("recipe") or ""),
         "input size": f"{fields['input_size']} px" if fields.get("input_size") else "",
@@ -53,6 +57,16 @@ def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
         "selection": CHOSEN_ON_TEST if fields.get("selected_on") == "test" else "",
     }
     return {name: part for name, part in parts.items() if part}
+
+
+def shared_parts(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What all rows have alike, of `row_parts`; of towers, all that have one. System and checkpoint stay."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = {row.get(name) for row in rows if name in row or name not in TOWERS}
+        if len(values) == 1 and name not in ("system", "checkpoint", "selection"):
+            found[name] = values.pop()
+    return found
 
 
 def metric_title(metric: str) -> str:
@@ -86,5 +100,6 @@ __all__ = [
     "row_label",
     "row_parts",
     "rows_in_words",
+    "shared_parts",
     "units",
 ]

@@ -24,6 +24,7 @@ from .naming import (
     row_label,
     row_parts,
     rows_in_words,
+    shared_parts,
 )
 from .results import ResultFiles, read_sound_results
 from .tables import Cell, Table, aggregate, lovt_csv
@@ -300,9 +301,7 @@ def _prepare_latex(table: Table, rows: list[dict[str, Cell]], metrics: list[str]
     shown = [metric for metric in chosen if metric in metrics] or metrics
     table.headline = [offset + metrics.index(metric) for metric in shown]
     named = [row_parts(first.fields) | {"split": str(first.fields["split_hash"])} for first in map(_first, rows)]
-    shared = {name: part for name, part in named[0].items() if all(row.get(name) == part for row in named[1:])}
-    shared.pop("system", None)
-    shared.pop("selection", None)
+    shared = shared_parts(named)
     table.short = [", ".join(part for name, part in row.items() if name not in shared) for row in named]
     table.short.append("trivial baseline")
     shares = [_first(row).fields.get("fraction") for row in rows]

@@ -12,7 +12,7 @@ import numpy as np
 from .classification import SINGLE
 from .curves import Curve, draw_curves
 from .figures import draw_parameters, draw_reliability, file_name
-from .naming import row_parts, rows_in_words
+from .naming import row_parts, rows_in_words, shared_parts
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .tables import ROW_FIELDS, Cell
 
@@ -46,12 +46,14 @@ def draw_all(
         where, split, task = key
         loaded = [load_predictions(_any(run)["folder"]) for run in runs]
         names = short_names([_any(run) for run in runs])
+        drawn_of = {(_share(_any(run)), f"seed {_any(run)['seed']}") for run in runs}
+        shared = "".join(f", {part}" for part in next(iter(drawn_of)) if part) if len(drawn_of) == 1 else ""
         stem = file_name(f"{where}_{split}_{task}")
         calibrated = [number for number, run in enumerate(runs) if not math.isnan(run["ece"]["value"])] if all(
             "ece" in run for run in runs) else []  # fmt: skip
         if calibrated:
             if any(learned(runs[number].get("auroc")) for number in calibrated):
-                title = f"{where}, {task}, split {split}\n{rows_in_words(_any(runs[0]))}"
+                title = f"{where}, {task}, split {split}{shared}\n{rows_in_words(_any(runs[0]))}"
                 drawn += draw_reliability({names[number]: loaded[number] for number in calibrated},
                                           folder / f"reliability_{stem}.png", title)  # fmt: skip
             else:
@@ -70,7 +72,7 @@ def draw_all(
             patients = len(np.unique(loaded[0].patients[known]))
             count = {"n_test": int(known.sum()), "n_patients": patients}
             count["interval_over"] = _any(runs[0]).get("interval_over")
-            title = f"{what}\n{rows_in_words(count)}, {int(curves[0].truth[known].sum())} positive"
+            title = f"{what}{shared}\n{rows_in_words(count)}, {int(curves[0].truth[known].sum())} positive"
             drawn += draw_curves(curves, title, folder / f"curves_{stem}_{file_name(name)}")
     return drawn, left_out
 
@@ -82,14 +84,13 @@ def learned(line: Mapping[str, Any] | None) -> bool:
 
 def short_names(lines: Sequence[Mapping[str, Any]]) -> list[str]:
     """Names of runs that say only what differs between them, fraction and seed last."""
-    parts = [
-        row_parts(line)
-        | {"fraction": f"{100 * line['fraction']:g} %" if line.get("fraction") else "", "seed": f"seed {line['seed']}"}
-        for line in lines
-    ]
-    shared = {name for name, part in parts[0].items() if all(one.get(name) == part for one in parts)}
-    shared -= {"system", "selection", "checkpoint"}
+    parts = [row_parts(line) | {"fraction": _share(line), "seed": f"seed {line['seed']}"} for line in lines]
+    shared = shared_parts(parts)
     return [", ".join(part for name, part in one.items() if part and name not in shared) for one in parts]
+
+
+def _share(line: Mapping[str, Any]) -> str:
+    return f"{100 * line['fraction']:g} % of the training rows" if line.get("fraction") else ""
 
 
 def _groups(runs: Iterable[dict[str, Mapping[str, Any]]]) -> dict[tuple, list[dict[str, Mapping[str, Any]]]]:
