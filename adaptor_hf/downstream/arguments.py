@@ -148,6 +148,8 @@ class DownstreamArguments(PrivacyArguments):
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
         if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(_ONLY_FOR[wrong[0]])}, not {self.task}.")
+        if self.more_models and (given := [name for name in ("do_predict", "save_model") if getattr(self, name)]):
+            raise ValueError(f"--{given[0]} writes into one folder, which --more_models would overwrite: one model a run.")
         if self.controls == ["none"]:
             self.controls = []
         for name in ("external", "control_model"):
