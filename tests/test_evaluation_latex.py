@@ -80,7 +80,7 @@ def test_chosen_metrics_are_columns_and_an_unknown_one_is_refused(tmp_path):
     text = latex_table(table_of(tmp_path, ["brier", "ece"]))
     assert "brier & ECE" in text
     assert "AUROC" not in text
-    with pytest.raises(ValueError, match="No result has the metric auc. There are: auroc"):
+    with pytest.raises(ValueError, match=r"No result has the metric auc\. There are: auroc"):
         metric_tables(aggregate(read_results(tmp_path).lines), ["auc"])
 
 
@@ -107,7 +107,12 @@ def test_no_column_or_row_is_lost_over_the_parts_and_no_part_is_wider_than_it_ma
 
 @pytest.mark.skipif(shutil.which("pdflatex") is None, reason="needs pdflatex")
 def test_pdflatex_sets_a_wide_table_without_an_overfull_box_or_a_float_higher_than_a_page(tmp_path):
-    (tmp_path / "table.tex").write_text(latex_table(wide()), encoding="utf-8")
+    groups = "; ".join(f"group_{number} 0.812 [0.775, 0.850] (n 40, 12 positive)" for number in range(6))
+    sentences = Table(
+        "subgroups", "By group", ["run", "seeds", "groups", "gap"], [["a long run " * 8, "3", groups, "0.1"]] * 9
+    )
+    text = latex_table(wide()) + latex_table(sentences)
+    (tmp_path / "table.tex").write_text(text, encoding="utf-8")
     (tmp_path / "page.tex").write_text(
         "\\documentclass[letterpaper]{article}\\usepackage{array,booktabs}\n"
         "\\begin{document}\\input{table}\\clearpage\\end{document}\n"

@@ -134,13 +134,10 @@ class TestRepeatedImages:
 
     @pytest.mark.parametrize("kind", ["classification", "segmentation"])
     def test_an_image_that_is_there_twice_is_refused_with_its_rows_and_without_its_id(self, kind):
+        sound = of_masks(8) if kind == "segmentation" else of_labels(8)
+        columns = sound.columns | {"image_id": np.array(self.ids(), dtype=object)}
         with pytest.raises(ValueError, match=r"2 of 8 rows repeat .* \(2 images; rows from 0: 0, 6; 3, 7\)") as error:
-            if kind == "classification":
-                classification_predictions(self.ids(), [None] * 8, [0, 1] * 4, np.linspace(0, 1, 8),
-                                           problem_type="single_label_classification")  # fmt: skip
-            else:
-                counts = segmentation_counts(np.zeros((8, 3, 3)), np.eye(3)[None].repeat(8, 0))
-                segmentation_predictions(self.ids(), [None] * 8, counts)
+            Predictions(kind, columns, sound.settings)
         assert "i0" not in str(error.value)
 
     def test_of_retrieval_an_image_may_have_several_texts_and_no_text_twice(self):

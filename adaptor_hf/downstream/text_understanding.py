@@ -87,6 +87,7 @@ class SwapResult:
         num_texts, num_pairs (`int`): Different reports that could be changed; images with such a report.
         text_cosine (`float`): Mean cosine between a report and its changed form: 1 means the change is not seen.
         other_cosine (`float`): Mean cosine between different reports, to compare that with.
+        checkpoint (`str`): Name and digest of the model's weights.
         accuracy (`float`), ci_lo, ci_hi (`float`): Share of images whose own report scores above its changed form,
             with its interval over patients. Chance is 0.5; ties count as errors. NaN for a text tower alone.
     """
@@ -100,6 +101,7 @@ class SwapResult:
     accuracy: float = float("nan")
     ci_lo: float = float("nan")
     ci_hi: float = float("nan")
+    checkpoint: str = ""
 
 
 def run_text_understanding(
@@ -125,6 +127,8 @@ def run_text_understanding(
         dataset (`str`): For the file.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
+    from ..evaluation.naming import checkpoint_label
+
     codes = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
     images = {module.key: module.features(image_embeds) for module in modules if module.model is not None}
     found = []
@@ -145,14 +149,28 @@ def run_text_understanding(
             image = images[module.key][rows]
             hits = ((image * before[of_row]).sum(1) > (image * after[of_row]).sum(1)).double().numpy()
             interval = _interval(hits, codes[rows], num_resamples)
-            system = module.fields()["system"]
-            result = SwapResult(swap, system, len(changed), len(rows), *_cosines(embeds), hits.mean(), *interval)
+            fields = module.fields()
+            own = checkpoint_label(fields)
+            counts = len(changed), len(rows)
+            result = SwapResult(swap, fields["system"], *counts, *_cosines(embeds), hits.mean(), *interval, own)
             found.append(result)
     path = Path(output_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
+    plain = [*_other_results(path, dataset, plain), *plain]
     path.write_text(json.dumps({"dataset": dataset, "results": plain}, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def _other_results(path: Path, dataset: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a file holds of other checkpoints on the same data set; a damaged file holds nothing."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        replaced = {(one["swap"], one["system"], one["checkpoint"]) for one in new}
+        kept = [one for one in known["results"] if (one["swap"], one["system"], one.get("checkpoint")) not in replaced]
+        return kept if known["dataset"] == dataset else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 @torch.no_grad()
@@ -184,7 +202,8 @@ def swap_table(results: Sequence[SwapResult]) -> str:
     lines.append("|" + "---|" * 7)
     for result in results:
         wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} [{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
-        cells = [result.swap, result.system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
+        system = ", ".join(part for part in (result.system, result.checkpoint) if part)
+        cells = [result.swap, system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
                  f"{result.other_cosine:.3f}", wins]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join([*lines, "", "Chance is 0.5."])

@@ -16,6 +16,7 @@ _POINTS_PER_CM = 28.45
 _SMALL, _FOOTNOTE = 9.0, 8.0  # font sizes, in points, of a document in 10 point
 _GAP = 6.0  # twice \tabcolsep
 _LABEL_POINTS = 84.0  # the least that names of rows get
+_WIDEST = 130.0  # a value; sentences are broken
 _LINES = 46  # of \small on a page, caption and notes included
 _MAX_NOTES = 14
 _LONG_WORD = 14
@@ -45,7 +46,7 @@ def latex_table(table: Table) -> str:
         label_points = WIDTH_CM * _POINTS_PER_CM - sum(widths[column] + _GAP for column in columns)
         rows = [row for row in range(len(table.rows)) if any(table.rows[row][column] for column in columns)]
         note_lines = sum(math.ceil(_points(note, _FOOTNOTE) / (WIDTH_CM * _POINTS_PER_CM)) for note in notes)
-        for chunk in _chunks(rows, [_lines(table, names, row, columns, label_points) for row in rows],
+        for chunk in _chunks(rows, [_lines(table, names, row, columns, widths, label_points) for row in rows],
                              max(8, _LINES - 4 - note_lines), table.parts):  # fmt: skip
             panels.append((columns, chunk, label_points))
     made = [
@@ -171,20 +172,30 @@ def _cell_lines(text: str) -> list[str]:
     return [found["value"] + found["mark"], found["interval"]] if found else [text]
 
 
-def _lines(table: Table, names: list[str], row: int, columns: list[int], label_points: float) -> int:
-    label = math.ceil(1.1 * _points(names[row], _SMALL) / label_points)
-    return max(label, *(len(_cell_lines(table.rows[row][column])) for column in columns))
+def _lines(table: Table, names: list[str], row: int, columns: list[int], widths: dict, label_points: float) -> int:
+    found = [_wrapped(names[row], label_points)]
+    for column in columns:
+        found.append(
+            sum(_wrapped(line, _column_points(table, column)) for line in _cell_lines(table.rows[row][column]))
+        )
+    return max(found)
+
+
+def _wrapped(text: str, points: float) -> int:
+    """Lines that a text needs in a column; of long texts a tenth is lost at their ends."""
+    width = _points(text, _SMALL)
+    return 1 if width <= points else math.ceil(1.1 * width / points)
 
 
 def _column_points(table: Table, column: int) -> float:
-    """Width that a column needs for its longest line in bold; its heading is broken between words."""
+    """Width of a column for its longest line in bold; headings and sentences are broken between words."""
     words = [_points(word, _SMALL) for word in _head(table, column).split() if len(word) <= _LONG_WORD]
     cells = [
         _points(line, size, 1.16)
         for row in table.rows
         for line, size in zip(_cell_lines(row[column]), (_SMALL, _FOOTNOTE), strict=False)
     ]
-    return max(24.0, *words, *cells) + 3
+    return min(max(24.0, *words, *cells) + 3, _WIDEST)
 
 
 def _points(text: str, size: float, factor: float = 1.0) -> float:
