@@ -175,9 +175,7 @@ def _cell_lines(text: str) -> list[str]:
 def _lines(table: Table, names: list[str], row: int, columns: list[int], widths: dict, label_points: float) -> int:
     found = [_wrapped(names[row], label_points)]
     for column in columns:
-        found.append(
-            sum(_wrapped(line, _column_points(table, column)) for line in _cell_lines(table.rows[row][column]))
-        )
+        found.append(sum(_wrapped(line, widths[column]) for line in _cell_lines(table.rows[row][column])))
     return max(found)
 
 
