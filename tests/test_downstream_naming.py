@@ -53,7 +53,8 @@ def test_private_mode_keeps_folders_names_out_of_results_and_labels(tmp_path):
 
 def test_the_terminals_table_tells_two_checkpoints_apart_and_says_what_plus_minus_is():
     base = {"task": "zero_shot", "dataset": "d", "test_set": None, "fraction": None, "recipe": None,
-            "system": "Adaptor", "protocol": "zeroshot", "metric": "auroc", "ci_lo": 0.4, "ci_hi": 0.9, "trivial_baseline": 0.5}  # fmt: skip
+            "system": "Adaptor", "protocol": "zeroshot",
+            "metric": "auroc", "ci_lo": 0.4, "ci_hi": 0.9, "trivial_baseline": 0.5}  # fmt: skip
     lines = [
         base | {"checkpoint": digest * 12, "checkpoint_name": name, "seed": seed, "value": value}
         for digest, name, values in (("a", "one", (0.6, 0.8)), ("b", "two", (0.7, 0.7)))
