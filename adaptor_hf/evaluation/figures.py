@@ -161,7 +161,8 @@ def draw_tsne(points: Mapping[str, np.ndarray], labels: Sequence[str], path: Pat
         for number, name in enumerate(names):
             axis.scatter(*place[classes == name].T, s=10, label=name, **point(number))
         axis.set(title=f"{title}, {len(place)} rows", xticks=[], yticks=[])
-    axes[0, -1].legend(frameon=False, fontsize="small")
+    # Beside the maps, where it covers no point.
+    figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
     return save(figure, path)[0]
 
 
