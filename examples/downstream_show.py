@@ -22,8 +22,8 @@ import torch
 from adaptor_hf import AdaptorModel
 from adaptor_hf.data.phantom import write_phantoms
 from adaptor_hf.embeddings import open_cache
-from adaptor_hf.evaluation.analysis import attention_maps, before_and_after, tsne_map
-from adaptor_hf.evaluation.figures import draw_attention, draw_tsne
+from adaptor_hf.evaluation.analysis import before_and_after, tsne_map
+from adaptor_hf.evaluation.figures import draw_tsne
 from adaptor_hf.evaluation.report import PHANTOM, write_report
 
 ROOT = Path(__file__).parents[1]
@@ -94,11 +94,7 @@ def swaps(results: Path) -> str:
 
 @torch.no_grad()
 def analyse(table: Path, model_folder: Path, folder: Path) -> str:
-    """What the Adaptor does to the embeddings: numbers as a table, maps and attention as figures."""
-    from PIL import Image
-
-    from adaptor_hf.towers import load_vision_tower
-
+    """What the Adaptor does to the embeddings: numbers as a table, and maps."""
     model = AdaptorModel.from_pretrained(model_folder, load_towers=False).eval()
     pairs = open_cache(next((model_folder / "embeddings").glob("pairs-*"))).paired().split("test")
     images, texts = pairs.image_embeddings().float(), pairs.text_embeddings().float()
@@ -120,13 +116,6 @@ def analyse(table: Path, model_folder: Path, folder: Path) -> str:
     mapped = model.get_image_features(image_embeds=images).pooler_output
     points = {"before the Adaptor": tsne_map(images), "after the Adaptor": tsne_map(mapped)}
     draw_tsne(points, classes[:400], folder / "tsne.png")
-
-    tower = load_vision_tower("lite0")
-    chosen = [Image.open(table.parent / records["image"].iloc[row]) for row in range(4)]
-    output = tower(**tower.processor(chosen, return_tensors="pt"))
-    tokens = torch.cat([output.pooler_output[:, None], output.last_hidden_state], dim=1)
-    maps = attention_maps(model, tokens, tuple(tower.spec["grid_shape"]))
-    draw_attention([np.asarray(image) for image in chosen], maps, folder / "attention.png")
     return "\n".join([*lines, "", said])
 
 
@@ -156,9 +145,7 @@ def main() -> None:
         "predictor. Intervals are over patients.",
         "", "| task | state |", "|---|---|", *rows, "",
         "## Text understanding", "", swaps(results), "",
-        "## Embeddings before and after the Adaptor", "", numbers, "", "![t-SNE](figures/tsne.png)", "",
-        "The attention below was not learned: with one vector an image in pre-training it has nothing to choose from.",
-        "", "![attention](figures/attention.png)",
+        "## Embeddings before and after the Adaptor", "", numbers, "", "![t-SNE](figures/tsne.png)",
     ]  # fmt: skip
     (folder / "README.md").write_text("\n".join(page) + "\n", encoding="utf-8")
     print(f"\n{time.perf_counter() - started:.0f} s, {time.process_time() - cpu:.0f} CPU-s. {folder / 'README.md'}")

@@ -1,5 +1,6 @@
 """Sweeps go on where they stopped, comparisons pair what belongs together, and the page says "no difference"."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,14 @@ import pytest
 import yaml
 
 from adaptor_hf.downstream.arguments import parse_arguments
-from adaptor_hf.downstream.compare import candidates, compare_pairs, recommend, remember_costs, write_comparison
+from adaptor_hf.downstream.compare import (
+    candidates,
+    compare_pairs,
+    finding,
+    recommend,
+    remember_costs,
+    write_comparison,
+)
 from adaptor_hf.downstream.sweep import STATE_FILE, run_sweep, sweep_jobs
 from adaptor_hf.evaluation import classification_predictions, read_results, write_run
 
@@ -104,9 +112,9 @@ def test_a_better_candidate_is_recommended(tmp_path):
 
 
 def test_no_difference_is_said_and_the_smaller_one_taken(tmp_path):
-    folder = written(tmp_path, {"large": (1.0, 1000), "small": (1.0, 10), "poor": (-1.0, 1)})
+    folder = written(tmp_path, {"poor": (-1.0, 1), "large": (1.0, 1000), "small": (1.0, 10)})
     page = write_comparison(folder, num_resamples=200, costs={"v": {"license": "mit", "gigabytes": 0.5, "minutes": 2}})
-    assert "**No difference** between 2 of 3" in page
+    assert "**No difference** shown between 2 of 3" in page
     assert "Take the simplest of them: small on v, linear." in page
     assert "| mit | 0.50 | 2.00 |" in page
     found = candidates(read_results(folder / "runs").lines, "auroc", 1.0)
@@ -114,6 +122,45 @@ def test_no_difference_is_said_and_the_smaller_one_taken(tmp_path):
     assert len(pairs) == 3
     assert [len(one.values) for one in found] == [2, 2, 2]
     assert "nothing to compare" in recommend(found[:1], [])
+
+
+def test_two_checkpoints_on_the_same_towers_are_told_apart_by_name_and_digest(tmp_path):
+    folder = written(tmp_path, {"adaptor": (1.0, 10), "other": (1.0, 10), "third": (1.0, 10)})
+    names = {"0": ("run-a", "a" * 12), "1": ("run-b", "b" * 12), "2": (None, "c" * 12)}
+    for path in folder.glob("runs/*/results.jsonl"):
+        name, digest = names[path.parent.name[0]]
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        same = {"system": "Adaptor", "module": "adaptor", "checkpoint": digest, "checkpoint_name": name}
+        path.write_text("".join(json.dumps(line | same | {"run": line["run"] + digest}) + "\n" for line in lines))
+    found = candidates(read_results(folder / "runs").lines, "auroc", 1.0)
+    assert sorted(one.name for one in found) == [
+        "Adaptor on v, linear (cccccccc)",
+        "Adaptor on v, linear (run-a aaaaaaaa)",
+        "Adaptor on v, linear (run-b bbbbbbbb)",
+    ]
+    page = write_comparison(folder, num_resamples=100, costs={"v": {"minutes": 9.0}, "a" * 12: {"minutes": 1.5}})
+    (row,) = [line for line in page.splitlines() if line.startswith("| Adaptor on v, linear (run-a aaaaaaaa) | 0.")]
+    assert row.endswith("| 1.50 |")
+
+
+def test_no_difference_says_what_could_have_been_seen(tmp_path):
+    folder = written(tmp_path, {"large": (1.0, 1000), "small": (1.0, 10)}, seeds=(3, 4))
+    page = write_comparison(folder, num_resamples=400)
+    (pair,) = compare_pairs(candidates(read_results(folder / "runs").lines, "auroc", 1.0), "auroc", 400)
+    seen = f"{2.8016 * pair[2].standard_error:.2g}"
+    assert f"a difference under about {seen} could not have been seen with 60 patients" in page
+    assert f"A difference to the best under about {seen} could not have been seen with 60 patients" in page
+    assert finding(pair[2], 1, {"interval_over": "images", "n_test": 120, "n_patients": 60}).endswith("with 120 images")
+
+
+def test_what_was_chosen_on_the_test_split_is_marked_and_never_recommended(tmp_path):
+    folder = written(tmp_path, {"adaptor": (1.5, 10), "tower": (0.0, 5)})
+    for path in folder.glob("runs/0-1/results.jsonl"):
+        path.write_text(path.read_text().replace('"selected_on": "validation"', '"selected_on": "test"'))
+    page = write_comparison(folder, num_resamples=100)
+    assert "adaptor on v, linear, CHOSEN ON THE TEST SPLIT" in page
+    assert "proves nothing" in page
+    assert "**Nothing to recommend**" in page
 
 
 def test_a_control_is_never_recommended(tmp_path):

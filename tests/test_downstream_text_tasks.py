@@ -78,7 +78,7 @@ def test_zero_shot_with_prompts_of_a_file(run, tmp_path):
     draws = {line["run"]: line["value"] for line in lines if line["metric"] == "auroc" and line["module"] == "adaptor"}
     assert len(draws) == 3
     assert len(set(draws.values())) > 1
-    assert all(line["selected_on"] is None and line["n_train"] == 0 for line in lines)
+    assert all(line["selected_on"] == "none" and line["n_train"] == 0 for line in lines)
     run("zero_shot", *words)
     assert len({line["run"] for line in read_results(folder / "runs").lines}) == 3 * 2 + 2
     assert not any(verify_tree(folder / "runs").values())

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from adaptor_hf.evaluation.compare import compare_predictions
+from adaptor_hf.evaluation.compare import compare_all, compare_predictions
 from adaptor_hf.evaluation.predictions import Predictions, classification_predictions, segmentation_predictions
 from adaptor_hf.evaluation.segmentation import image_dice, segmentation_counts
-from adaptor_hf.evaluation.statistics import paired_bootstrap
+from adaptor_hf.evaluation.statistics import Difference, paired_bootstrap
 from adaptor_hf.evaluation.weighted import weighted_auroc
 
 
@@ -47,6 +47,52 @@ def test_seeds_widen_the_interval_by_their_spread_and_the_value_is_the_differenc
     assert found.ci_hi - found.ci_lo > 2 * (steady.ci_hi - steady.ci_lo)
     assert found.ci_lo < found.value < found.ci_hi
     assert found.method == "paired bootstrap over patients and seeds"
+
+
+def test_every_pair_at_once_is_each_pair_alone():
+    kinds = [[run(0.5, 0), run(0.6, 1)], [run(1.0, 2)], [run(1.4, 3), run(1.2, 4)]]
+    together = compare_all(kinds, "auroc", num_resamples=200)
+    assert set(together) == {(0, 1), (0, 2), (1, 2)}
+    for (one, other), found in together.items():
+        assert found == compare_predictions(kinds[one], kinds[other], "auroc", num_resamples=200)
+
+
+def test_the_detectable_difference_is_the_one_a_test_finds_four_times_of_five():
+    """Against the test itself: paired differences with a true mean of that size, drawn anew many times."""
+    rng, rows = np.random.default_rng(0), 150
+    noise = rng.normal(size=rows)
+    one = paired_bootstrap(noise, np.zeros(rows), np.arange(rows), num_resamples=2000)
+    assert np.isnan(one.standard_error)
+    error = noise.std(ddof=1) / np.sqrt(rows)
+    found = Difference(0.0, -1.0, 1.0, 1.0, "", error)
+    effect = found.detectable()
+    draws = rng.normal(effect, noise.std(ddof=1), size=(20_000, rows))
+    statistic = draws.mean(1) / (draws.std(axis=1, ddof=1) / np.sqrt(rows))
+    assert np.mean(np.abs(statistic) > 1.96) == pytest.approx(0.8, abs=0.02)
+    assert found.detectable(alpha=0.005) > effect
+
+
+def test_the_standard_error_is_that_of_many_samples():
+    """One pair's bootstrap against the spread of the difference over fresh draws of patients."""
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        labels, shared = np.arange(200) % 2, rng.normal(size=200)
+        sides = [s * labels + shared + 0.5 * rng.normal(size=200) for s in (1.0, 1.0)]
+        ids = [f"i{row}" for row in range(200)]
+        return [
+            classification_predictions(ids, [None] * 200, labels, scores, problem_type="single_label_classification",
+                                       probabilities=False) for scores in sides
+        ]  # fmt: skip
+
+    def difference(sides):
+        areas = [weighted_auroc(side.columns["score"], side.columns["target"], np.ones((1, 200)))[0] for side in sides]
+        return areas[0] - areas[1]
+
+    true = np.std([difference(draw(seed)) for seed in range(300)], ddof=1)
+    errors = [compare_predictions([one], [other], "auroc", num_resamples=300).standard_error
+              for one, other in (draw(seed) for seed in range(1000, 1010))]  # fmt: skip
+    assert np.mean(errors) == pytest.approx(true, rel=0.15)
 
 
 def test_a_run_does_not_differ_from_itself_and_a_better_one_does():

@@ -111,7 +111,9 @@ class TestPaperTables:
         (ours,) = [name for name in rows if "(ours" in name]
         (cell,) = [c for c in cells if c.metric == "auroc" and c.fields["dataset"] == "rsna"
                    and c.fields["module"] == "adaptor"]  # fmt: skip
-        assert rows[ours]["dinov2-b 10 %"].startswith(f"{100 * cell.value:.1f} [{100 * cell.ci_lo:.1f}, ")
+        spread = np.std(cell.values, ddof=1)
+        expected = f"{100 * cell.value:.1f} ± {100 * spread:.1f} [{100 * cell.ci_lo:.1f}, {100 * cell.ci_hi:.1f}]"
+        assert rows[ours]["dinov2-b 10 %"] == expected
         assert rows[ours]["dinov2-b 1 %"] == ""
         second = rows_of(tables["table2"])
         assert second["MGCA R50 (published)"]["RSNA AUROC 100 %"] == "89.9"
@@ -125,6 +127,16 @@ class TestPaperTables:
         write(tmp_path, dataset="phantom-rsna", test_set="rsna")
         tables = paper_tables(aggregate(read_results(tmp_path).lines))
         assert not any("ours" in row[0] for table in tables for row in table.rows)
+
+    def test_two_checkpoints_on_the_same_towers_have_rows_of_their_own_with_name_and_digest(self, tmp_path):
+        for number, name in enumerate(("first", "second")):
+            write(tmp_path / name, seed=number, checkpoint=f"{number}" * 12, checkpoint_name=name)
+        cells = aggregate(read_results(tmp_path).lines)
+        tables = {table.name: table for table in [*paper_tables(cells), *metric_tables(cells)]}
+        for table in ("table1_rsna_auroc", "table2", "metrics_rsna_classification"):
+            for label in ("first 00000000", "second 11111111"):
+                assert sum(label in row[0] for row in tables[table].rows) == 1, (table, label)
+        assert all(len(cell.values) == 1 for cell in cells)
 
     def test_two_runs_for_one_place_get_two_rows(self, tmp_path):
         write(tmp_path / "a", input_size=224)
@@ -178,13 +190,9 @@ class TestFormats:
             1.96 * np.std(values, ddof=1) / np.sqrt(3), abs=1e-5
         )
 
-    def test_markdown_latex_and_csv_escape_what_they_must(self):
+    def test_markdown_and_csv_escape_what_they_must(self):
         table = Table("a_b", "A & B", ["x", "50 %"], [["p|q", "1_2 ±3 †"]], ["50 % & more"])
         assert "| p\\|q | 1_2 ±3 † |" in table.markdown()
-        latex = table.latex()
-        assert r"1\_2 $\pm$3 $\dagger$ \\" in latex
-        assert r"\caption{A \& B. 50 \% \& more}" in latex
-        assert r"\label{tab:a-b}" in latex
         assert table.csv() == "x,50 %\np|q,1_2 ±3 †\n"
 
 
@@ -201,7 +209,10 @@ class TestCommand:
         for page, text in ((out, report), (out, phantom)):
             for figure in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
                 assert (page / figure).read_bytes()[:4] == b"\x89PNG"
-        assert {"parameters_rsna_auroc.png", "reliability_rsna.png"} <= {p.name for p in (out / "figures").iterdir()}
+        drawn = {path.name for path in (out / "figures").iterdir()}
+        for stem in ("parameters_rsna_auroc", "reliability_rsna_0123456789ab_classification"):
+            assert {f"{stem}.png", f"{stem}.pdf"} <= drawn
+        assert "curves_rsna_0123456789ab_classification_positive.pdf" in drawn
         for ending in ("md", "tex", "csv"):
             assert (out / "tables" / f"table1_rsna_auroc.{ending}").is_file()
         assert (out / "lovt" / "downstream_rsna_classification_linear_0.1.csv").is_file()
@@ -250,6 +261,7 @@ class TestCard:
             "n": 40,
             "patients": 40,
             "seeds": 2,
+            "standard_deviation_over_seeds": round(float(np.std(cell.values, ddof=1)), 4),
             "interval_95": [round(cell.ci_lo, 4), round(cell.ci_hi, 4)],
             "trivial_baseline": 0.5,
             "trivial_name": "chance",

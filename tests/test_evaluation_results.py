@@ -6,6 +6,7 @@ import multiprocessing
 import re
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -25,6 +26,7 @@ from adaptor_hf.evaluation.results import (
     append_results,
     finished_runs,
     read_results,
+    read_sound_results,
     run_key,
     write_run,
 )
@@ -125,6 +127,42 @@ class TestPredictions:
             classification_predictions(
                 ["a"], ["b"], [0], [0.5], problem_type="single_label_classification", columns={"score": [1]}
             )
+
+
+class TestRepeatedImages:
+    def ids(self, rows=8):
+        return [f"i{row}" for row in range(rows - 2)] + ["i0", "i3"]
+
+    @pytest.mark.parametrize("kind", ["classification", "segmentation"])
+    def test_an_image_that_is_there_twice_is_refused_with_its_rows_and_without_its_id(self, kind):
+        sound = of_masks(8) if kind == "segmentation" else of_labels(8)
+        columns = sound.columns | {"image_id": np.array(self.ids(), dtype=object)}
+        with pytest.raises(ValueError, match=r"2 of 8 rows repeat .* \(2 images; rows from 0: 0, 6; 3, 7\)") as error:
+            Predictions(kind, columns, sound.settings)
+        assert "i0" not in str(error.value)
+
+    def test_of_retrieval_an_image_may_have_several_texts_and_no_text_twice(self):
+        ranks = {"image_to_text": np.ones(4), "text_to_image": np.ones(3)}
+        found = retrieval_predictions(["a", "a", "b", "c"], [None] * 4, ranks, torch.tensor([0, 1, 1, 2]))
+        assert len(found) == 7
+        with pytest.raises(ValueError, match="1 of 4 rows repeat an image with the same text"):
+            retrieval_predictions(["a", "a", "b", "c"], [None] * 4, ranks, torch.tensor([0, 0, 1, 2]))
+
+    def test_a_run_of_someone_else_with_repeated_images_is_told_and_not_used(self, tmp_path):
+        write_run(tmp_path / "good", of_labels(), FIELDS)
+        write_run(tmp_path / "bad", of_labels(), FIELDS | {"seed": 1})
+        path = tmp_path / "bad" / PREDICTIONS_FILE
+        table = pq.read_table(path)
+        names = table["image_id"].to_pylist()
+        column = pa.array([names[1], *names[1:]])
+        table = table.set_column(table.column_names.index("image_id"), "image_id", column)
+        pq.write_table(table, path)
+        found = read_sound_results(tmp_path)
+        assert {line["seed"] for line in found.lines} == {0}
+        assert "1 of 60 rows repeat" in found.faults[0]
+        with pytest.raises(ValueError, match=rf"{re.escape(str(path))}: 1 of 60 rows repeat"):
+            load_predictions(path)
+        assert "1 of 60 rows repeat" in verify_tree(tmp_path)[str(tmp_path / "bad")][0]
 
 
 class TestScores:
@@ -245,6 +283,11 @@ class TestRuns:
         ("change", "message"),
         [
             ({"selected_on": "test"}, "nothing may be chosen there"),
+            (
+                {"selected_on": "Testing"},
+                "selected_on is one of none, train, validation, cross-valid",
+            ),
+            ({"selected_on": "test-2017"}, "got 'test-2017'"),
             ({"sead": 1}, "Did you mean 'seed'"),
             ({"seed": None}, "needs seed"),
             ({"protocol": "probing"}, "protocol is one of"),
@@ -300,6 +343,15 @@ class TestDamage:
         path = tmp_path / RESULTS_FILE
         path.write_text(re.sub(r'"value": [\d.]+', '"value": "high"', path.read_text(), count=1))
         assert "line 1: value is 'high'" in read_results(tmp_path).faults[0]
+
+    def test_a_choice_that_is_none_of_the_known_is_told_and_one_on_test_is_read(self, tmp_path):
+        write_run(tmp_path, of_labels(), FIELDS)
+        path = tmp_path / RESULTS_FILE
+        path.write_text(path.read_text().replace('"selected_on": "validation"', '"selected_on": "the test split"', 1))
+        found = read_results(tmp_path)
+        assert "line 1: selected_on is one of none" in found.faults[0]
+        path.write_text(path.read_text().replace('"selected_on": "the test split"', '"selected_on": "test"'))
+        assert read_results(tmp_path).lines[0]["selected_on"] == "test"
 
     def test_two_values_of_one_run_are_told_and_the_first_is_kept(self, tmp_path):
         write_run(tmp_path / "a", of_labels(), FIELDS)

@@ -225,8 +225,10 @@ def downstream_facts(run: Path) -> dict[str, str]:
 
 def _first_lines(lines: list[Mapping[str, Any]], limit: int = 12) -> str:
     """The first values as they stand in the result lines, and how many more there are; nothing is picked by value."""
+    from ..evaluation.naming import row_label
+
     shown = [
-        f"{line['system']}, {line['test_set'] or line['dataset']}, {100 * (line['fraction'] or 1):g} %, seed "
+        f"{row_label(line)}, {line['test_set'] or line['dataset']}, {100 * (line['fraction'] or 1):g} %, seed "
         f"{line['seed']}: {line['metric']} {line['value']:.3f} [{line['ci_lo']:.3f}, {line['ci_hi']:.3f}]"
         for line in lines
         if line["value"] == line["value"]

@@ -190,6 +190,8 @@ class DownstreamArguments(PrivacyArguments):
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
         if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(_ONLY_FOR[wrong[0]])}, not {self.task}.")
+        if self.more_models and (given := [name for name in ("do_predict", "save_model") if getattr(self, name)]):
+            raise ValueError(f"--{given[0]} would be overwritten by --more_models: give one model a command.")
         if self.controls == ["none"]:
             self.controls = []
         for name in ("external", "control_model"):

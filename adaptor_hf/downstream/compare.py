@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label, rows_in_words, units
+from ..evaluation.tables import ROW_FIELDS
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,8 @@ METRIC = {
 """What each task is compared by."""
 
 CONTROLS = ("untrained", "shuffled")
+ALPHA = 0.05
+MAX_RESAMPLES = 20_000
 SIMPLEST_FIRST = ("tower", "projections", "mlp", "adaptor", "lora", "finetune")
 
 
@@ -62,62 +67,117 @@ class Candidate:
 
 
 def candidates(lines: Sequence[Mapping[str, Any]], metric: str, fraction: float | None) -> list[Candidate]:
-    """Combinations of towers, module, protocol and recipe at one fraction, on the own test set; best value first."""
+    """Kinds of run (they differ in the seed alone) at one fraction, on the own test set; best value first."""
     groups: dict[tuple, list] = {}
     for line in lines:
         if line["metric"] == metric and line["fraction"] == fraction and line["test_set"] is None:
-            keys = ("vision_tower", "text_tower", "system", "checkpoint", "protocol", "recipe")
-            groups.setdefault(tuple(line[key] for key in keys), []).append(line)
+            groups.setdefault(tuple(line.get(key) for key in ROW_FIELDS), []).append(line)
+    plain = Counter(_name(members[0]) for members in groups.values())
     found = []
-    for (vision, text, system, *_), members in groups.items():
+    for members in groups.values():
         members = sorted(members, key=lambda line: line["seed"])
-        towers = " + ".join(name for name in (vision, text) if name)
         low, high = (float(np.mean([line[end] for line in members])) for end in ("ci_lo", "ci_hi"))
-        name = f"{system} on {towers}, {members[0]['protocol']}"
+        line = max(members, key=lambda line: line.get("selected_on") == "test")
+        more = [line["recipe"], f"{line['input_size']} px" if line["input_size"] else None]
+        name = ", ".join([_name(line), *(str(part) for part in more if part and plain[_name(line)] > 1)])
+        name += f", {CHOSEN_ON_TEST}" if line.get("selected_on") == "test" else ""
         values = [line["value"] for line in members]
-        found.append(Candidate(name, [Path(line["folder"]) for line in members], values, low, high, members[0]))
+        found.append(Candidate(name, [Path(line["folder"]) for line in members], values, low, high, line))
     return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: -one.value)
 
 
+def _name(line: Mapping[str, Any]) -> str:
+    towers = " + ".join(name for name in (line["vision_tower"], line["text_tower"]) if name)
+    checkpoint = checkpoint_label(line)
+    return f"{line['system']} on {towers}, {line['protocol']}" + (f" ({checkpoint})" if checkpoint else "")
+
+
 def compare_pairs(found: Sequence[Candidate], metric: str, num_resamples: int = 2000) -> list[tuple[int, int, Any]]:
-    """Every pair of candidates with its difference over patients and seeds, p-values adjusted by Holm's rule."""
+    """
+    Every pair of candidates with its difference over patients and seeds, p-values adjusted by Holm's rule. With many
+    pairs there are more resamples, up to 20,000: the smallest p-value is 2 / (resamples + 1) times the number of pairs.
+    """
     from ..evaluation import holm, load_predictions
-    from ..evaluation.compare import compare_predictions
+    from ..evaluation.compare import compare_all
 
     loaded = [[load_predictions(folder) for folder in one.folders] for one in found]
-    pairs = [
-        (first, second, compare_predictions(loaded[first], loaded[second], metric, num_resamples=num_resamples))
-        for first in range(len(found))
-        for second in range(first + 1, len(found))
-    ]
+    number = len(found) * (len(found) - 1) // 2
+    num_resamples = max(num_resamples, min(80 * number, MAX_RESAMPLES))
+    pairs = [(*pair, one) for pair, one in compare_all(loaded, metric, num_resamples=num_resamples).items()]
     for (*_, difference), adjusted in zip(pairs, holm([pair[2].p_value for pair in pairs]), strict=True):
         difference.p_value = float(adjusted)
     return pairs
 
 
+def finding(difference: Any, number: int, line: Mapping[str, Any]) -> str:
+    """
+    One comparison in a sentence: which is better, or what difference could have been seen.
+
+    Args:
+        difference (`Difference`): With its p-value adjusted.
+        number (`int`): Of comparisons: a difference has to pass the first step of Holm's rule, 0.05 / number.
+        line (`Mapping`): A result line, for the number of patients.
+    """
+    if difference.p_value < ALPHA:
+        return f"the {'first' if difference.value > 0 else 'second'} has the higher value"
+    beside = " by Holm's rule" if number > 1 and not difference.ci_lo <= 0 <= difference.ci_hi else ""
+    said = f"not shown to differ{beside}: {_interval(difference)}"
+    if np.isnan(difference.standard_error):
+        return said
+    if difference.standard_error == 0:
+        return f"{said}; the same value on every resample"
+    count, drawn = units(line)
+    least = f"{difference.detectable(alpha=ALPHA / number):.2g}"
+    return f"{said}; a difference under about {least} could not have been seen with {count} {drawn}"
+
+
+def _interval(difference: Any) -> str:
+    if np.isnan(difference.ci_lo):
+        return f"{difference.value:+.3f} (no interval)"
+    return f"{difference.value:+.3f} [{difference.ci_lo:+.3f}, {difference.ci_hi:+.3f}]"
+
+
 def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]]) -> str:
     """
     One paragraph: the best candidate if it is better than every other, else the simplest of those that the test rows
-    cannot tell from the best. Untrained and shuffled Adaptors are controls: they are compared, and never recommended.
+    cannot tell from the best, and what difference they could have shown. Untrained and shuffled Adaptors are controls,
+    and what was chosen on the test split proves nothing: they are compared, and never recommended.
     """
     if len(found) < 2:
         return "There is one candidate: nothing to compare."
-    equal = [0] + [second for first, second, difference in pairs if first == 0 and difference.p_value >= 0.05]
-    real = [found[number] for number in equal if found[number].line["module"] not in CONTROLS]
+    equal = [0] + [second for first, second, difference in pairs if first == 0 and difference.p_value >= ALPHA]
+    real = [found[number] for number in equal if _may_be_taken(found[number])]
     if len(equal) == 1 and real:
         return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
     if not real:
+        why = "is a control" if found[0].line["module"] in CONTROLS else "was chosen on the test split"
         return (
-            f"**Nothing to recommend**: {found[0].name} is a control, and better than all that is none. Look for a "
+            f"**Nothing to recommend**: {found[0].name} {why}, and better than all that is none. Look for a "
             "fault in the pre-training, or in this evaluation."
         )
     others = len(found) - len(equal)
     beaten = f" {others} other{'s are' if others > 1 else ' is'} worse." if others else ""
     simplest = min(real, key=lambda one: (_simplicity(one), one.trained, -one.value))
-    return (
-        f"**No difference** between {len(equal)} of {len(found)} candidates on these test rows:"
-        f" {'; '.join(found[number].name for number in equal)}.{beaten} Take the simplest of them: {simplest.name}."
+    of_best = [
+        one.detectable(alpha=ALPHA / len(pairs)) for first, second, one in pairs if first == 0 and second in equal
+    ]
+    seen = [f"{value:.2g}" for value in (min(of_best), max(of_best)) if value > 0]
+    count, drawn = units(found[0].line)
+    power = (
+        f" A difference to the best under about {' to '.join(dict.fromkeys(seen))} could not have been seen with "
+        f"{count} {drawn}: smaller ones are not ruled out."
+        if seen
+        else ""
     )
+    return (
+        f"**No difference** shown between {len(equal)} of {len(found)} candidates on these test rows:"
+        f" {'; '.join(found[number].name for number in equal)}.{beaten}{power} Take the simplest of them: "
+        f"{simplest.name}."
+    )
+
+
+def _may_be_taken(candidate: Candidate) -> bool:
+    return candidate.line["module"] not in CONTROLS and candidate.line.get("selected_on") != "test"
 
 
 def _simplicity(candidate: Candidate) -> int:
@@ -145,7 +205,8 @@ def write_comparison(
             out where there is one alone.
         metric (`str`, *optional*): By which number.
         costs (`Mapping`, *optional*): By vision tower: `license`, `gigabytes` (of the embeddings of 100,000 images) and
-            `minutes` (of embedding and training here). By default what `remember_costs` kept in the folder.
+            `minutes` (of embedding and training here); by the digest of a checkpoint, its own `minutes`. By default
+            what `remember_costs` kept in the folder.
         num_resamples (`int`, defaults to 2000): Of the paired bootstrap.
 
     Returns:
@@ -154,10 +215,11 @@ def write_comparison(
     Raises:
         ValueError: no such run, or runs on different test rows.
     """
-    from ..evaluation import read_results
+    from ..evaluation.results import read_sound_results
 
     metric = metric or METRIC[task]
-    results = read_results(Path(output_dir) / "runs")
+    root = Path(output_dir) / "runs"
+    results = read_sound_results(root)
     lines = [line for line in results.lines if line["task"] == task and dataset in (None, line["dataset"])]
     if len(splits := {(line["dataset"], line["split_hash"]) for line in lines if line["test_set"] is None}) > 1:
         named = ", ".join(f"{name} (split {split})" for name, split in sorted(splits))
@@ -171,15 +233,17 @@ def write_comparison(
         raise ValueError(f"No finished {task} run with {metric} at fraction {fraction}; fractions: {shares}.")
     pairs = compare_pairs(found, metric, num_resamples)
     costs = read_costs(output_dir) if costs is None else costs
-    page = _page(found, pairs, metric, task, fraction, costs, results.faults)
+    page = _page(
+        found, pairs, metric, task, fraction, costs, [fault.replace(f"{root}{os.sep}", "") for fault in results.faults]
+    )
     (Path(output_dir) / PAGE).write_text(page, encoding="utf-8")
     return page
 
 
 def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[str, Any]]) -> None:
     """
-    Keep what models cost, by vision tower, for a later comparison. Of minutes the longest counts: a command that was
-    run again found its embeddings and runs there.
+    Keep what models cost, by vision tower and by the digest of a checkpoint, for a later comparison. Of minutes the
+    longest counts: a command that was run again found its embeddings and runs there.
     """
     known = read_costs(output_dir)
     for tower, cost in costs.items():
@@ -211,7 +275,7 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     table = ["| candidate | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
     for one in found:
         spread = f" ± {np.std(one.values, ddof=1):.3f}" if len(one.values) > 1 else ""
-        cost = costs.get(one.line["vision_tower"], {})
+        cost = costs.get(one.line["vision_tower"], {}) | costs.get(str(one.line.get("checkpoint")), {})
         mark = "" if above_baseline(metric, one.ci_lo, one.ci_hi, one.line["trivial_baseline"]) else f" {MARK}"
         cells = [one.name, f"{one.value:.3f}{spread} [{one.ci_lo:.3f}, {one.ci_hi:.3f}]{mark}", len(one.values)]
         cells += [f"{one.trained:,}", one.line["tower_saw_dataset"], cost.get("license") or "unknown"]
@@ -220,17 +284,24 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     for label, _, (value,) in baseline_rows([one.line for one in found], [metric]):
         table.append(f"| {label} | {value} |" + " |" * (len(head) - 1))
     parts += ["\n".join(table), LEGEND]
-    rows = ["| first | second | first - second | adjusted p |", "|---|---|---|---|"]
+    rows = ["| first | second | first - second | adjusted p | finding |", "|---|---|---|---|---|"]
     for first, second, difference in pairs:
-        value = f"{difference.value:+.3f} [{difference.ci_lo:+.3f}, {difference.ci_hi:+.3f}]"
-        rows.append(f"| {found[first].name} | {found[second].name} | {value} | {difference.p_value:.3g} |")
+        cells = [_interval(difference), f"{difference.p_value:.3g}", finding(difference, len(pairs), line)]
+        rows.append(f"| {found[first].name} | {found[second].name} | {' | '.join(cells)} |")
+    parts.append(VALUES)
+    if any(one.line.get("selected_on") == "test" for one in found):
+        parts.append(CHOSEN_ON_TEST_NOTE)
     if pairs:
         parts.append("\n".join(rows))
         parts.append(
-            f"Differences: {pairs[0][2].method}, 95 % intervals; p-values by Holm's rule over all {len(pairs)} pairs. "
-            f"Values: mean and standard deviation over seeds, mean interval over {line['n_patients']} patients "
-            f"({line['n_test']} images). The choice rests on these test rows: confirm it on others."
+            f"Differences: {pairs[0][2].method}, 95 % intervals; p-values by Holm's rule over all {len(pairs)} pairs; "
+            f"tested on {rows_in_words(line)}. What could not have been seen: a true difference that a test at 0.05 / "
+            f"{len(pairs)} (the first step of Holm's rule) would find with less than 80 % probability, by the standard "
+            "error of the paired bootstrap. The choice rests on these test rows: confirm it on others."
         )
+        if 2 * len(pairs) / (MAX_RESAMPLES + 1) >= ALPHA:
+            parts.append(f"{len(pairs)} pairs are too many for {MAX_RESAMPLES} resamples: no difference can be shown. "
+                         "Compare fewer candidates.")  # fmt: skip
     parts += [f"Not used: {fault}" for fault in faults]
     return "\n\n".join(parts) + "\n"
 

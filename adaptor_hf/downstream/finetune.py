@@ -20,6 +20,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..private_mode import error_text
 from ..towers_adaptor import VisionTower
 from .data import LabelledData, training_subset
+from .modules import checkpoint_name
 from .probe import check_labels, macro_auroc
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def run_finetune(
                 "system": SYSTEMS[method],
                 "module": method,
                 "checkpoint": weights_digest(model),
+                "checkpoint_name": checkpoint_name(model.name_or_path),
                 "vision_tower": tower_name(tower.spec),
                 "text_tower": text_tower,
                 "task": "classification",

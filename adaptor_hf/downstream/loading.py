@@ -16,6 +16,7 @@ from ..private_mode import check_private_mode, is_private, private_rows, refuse_
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
+from .features import weights_digest
 from .modules import saved_controls
 from .overlap import seen_rows
 from .provenance import tower_name
@@ -232,11 +233,13 @@ def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: 
 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
-    """What a comparison says of the model's vision tower: licence, size of its embeddings, and the minutes it took."""
-    spec = arguments.reading.in_spec(load_adaptor(arguments).config.vision_tower or {})
+    """What a comparison says of the model's vision tower (licence, size of embeddings, minutes) and its weights."""
+    model = load_adaptor(arguments)
+    spec = arguments.reading.in_spec(model.config.vision_tower or {})
     # Stored as float16.
     gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
-    return {tower_name(spec): {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}}
+    tower = {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}
+    return {tower_name(spec): tower, weights_digest(model): {"minutes": seconds / 60}}
 
 
 def cache_dir_of(arguments: DownstreamArguments) -> Path:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..modeling_adaptor import AdaptorModel
+from ..private_mode import is_private
 from .features import adaptor_features, weights_digest
 
 logger = logging.getLogger(__name__)
@@ -42,11 +45,13 @@ class Module:
         key (`str`): A key of `SYSTEMS`.
         model (`AdaptorModel`, *optional*): In evaluation mode; `None` leaves the tower's features as they are.
         hidden_size (`int`, *optional*): Of the head's hidden layer, where that is the control.
+        name (`str`, *optional*): What results call the checkpoint, see [`checkpoint_name`].
     """
 
     key: str
     model: AdaptorModel | None = None
     hidden_size: int | None = None
+    name: str | None = None
     _digest: str | None = field(default=None, repr=False)
 
     def features(self, embeds: torch.Tensor) -> torch.Tensor:
@@ -56,7 +61,25 @@ class Module:
         """What results say of it."""
         if self._digest is None and self.model is not None:
             self._digest = weights_digest(self.model)
-        return {"system": SYSTEMS[self.key], "module": self.key, "checkpoint": self._digest}
+        # Heads as large as two different checkpoints are two controls.
+        size = "" if self.hidden_size is None else f", {self.hidden_size} hidden"
+        system = f"{SYSTEMS[self.key]}{size}"
+        return {"system": system, "module": self.key, "checkpoint": self._digest, "checkpoint_name": self.name}
+
+
+def checkpoint_name(place: str | os.PathLike) -> str | None:
+    """
+    What results call a checkpoint beside the digest of its weights: a hub id, or its folder's own name (of a trainer's
+    `checkpoint-500`, and of the controls inside a checkpoint, with the run's). None in private mode or without place.
+    """
+    if is_private() or not str(place):
+        return None
+    if not os.path.exists(place):
+        return str(place)
+    path = Path(place).resolve()
+    if path.parent.name == CONTROLS_FOLDER:
+        path = path.parent.parent
+    return f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
 
 
 def load_modules(
@@ -88,7 +111,7 @@ def load_modules(
         raise ValueError(f"Unknown control {', '.join(unknown)}. Choose of {', '.join(BUILT_IN)}.")
     if unknown := [name for name in control_models or {} if name not in ("projections", "shuffled")]:
         raise ValueError(f"A control model is projections or shuffled, got {', '.join(unknown)}.")
-    modules = [Module("adaptor", model.to(device).eval())]
+    modules = [Module("adaptor", model.to(device).eval(), name=checkpoint_name(model.name_or_path))]
     for name in controls:
         if name == "tower":
             modules.append(Module("tower"))
@@ -104,7 +127,7 @@ def load_modules(
         loaded = AdaptorModel.from_pretrained(path, load_towers=False).to(device).eval()
         if loaded.config.vision_hidden_size != model.config.vision_hidden_size:
             raise ValueError(f"The control model {name} was trained with another vision tower.")
-        modules.append(Module(name, loaded))
+        modules.append(Module(name, loaded, name=checkpoint_name(path)))
     return modules
 
 
@@ -143,6 +166,7 @@ __all__ = [
     "CONTROLS_FOLDER",
     "SYSTEMS",
     "Module",
+    "checkpoint_name",
     "load_modules",
     "matched_hidden_size",
     "save_variants",

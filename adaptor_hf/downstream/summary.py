@@ -8,25 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, HEADLINES, VALUES, checkpoint_label
 from ..evaluation.notes import notes_of_lines
 from .overlap import overlap_sentences
 
 if TYPE_CHECKING:
     from .classification import RunList
 
-HEADLINES = {
-    "classification": ("auroc", "auprc", "accuracy", "f1"),
-    "few_shot": ("auroc", "accuracy"),
-    "zero_shot": ("auroc", "accuracy", "f1"),
-    "retrieval": ("image_to_text_recall@1", "image_to_text_recall@10", "text_to_image_recall@10", "mean_recall"),
-    "segmentation": ("dice_reference", "dice_positive", "dice_pooled", "auroc_any_mask"),
-}
-"""Metrics of the terminal's table; all of them are in the result files."""
-
 
 def summarize(runs: RunList) -> str:
     """Markdown of the runs' headline metrics with what a reader must know of them; runs that were skipped or failed."""
-    parts = [headline_table(runs.lines), LEGEND] if runs.lines else []
+    parts = [headline_table(runs.lines), VALUES, LEGEND] if runs.lines else []
+    if any(line.get("selected_on") == "test" for line in runs.lines):
+        parts.append(CHOSEN_ON_TEST_NOTE)
     parts += [f"Note: {note}" for note in notes_of_lines(runs.lines)]
     parts += overlap_sentences(runs.lines)
     parts += [positive_sentence(runs.lines)] if positive_sentence(runs.lines) else []
@@ -38,7 +32,7 @@ def summarize(runs: RunList) -> str:
     return "\n\n".join(parts) or "No run."
 
 
-def positive_sentence(lines: Iterable[Mapping[str, Any]]) -> str:
+def positive_sentence(lines: Sequence[Mapping[str, Any]]) -> str:
     """What the scores speak for, where that is one class; "" elsewhere."""
     names = dict.fromkeys(line["positive_class"] for line in lines if line.get("positive_class") is not None)
     return f"Positive class: {', '.join(names)}." if names else ""
@@ -55,21 +49,27 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
     for line in lines:
         if line["metric"] in metrics:
             key = (line["test_set"] or line["dataset"], line["fraction"], line["recipe"] or "", line["system"])
-            key = (*key, line["protocol"])
+            key = (*key, line["protocol"], _checkpoint(line))
             rows.setdefault(key, {}).setdefault(line["metric"], []).append(line)
     shown = [metric for metric in metrics if any(metric in row for row in rows.values())]
-    head = ["test set", "fraction", "recipe", "system", "protocol", "seeds", *shown]
+    head = ["test set", "fraction", "recipe", "system", "protocol", "checkpoint", "seeds", *shown]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (test, fraction, recipe, system, protocol), found in rows.items():
+    for (test, fraction, recipe, system, protocol, checkpoint), found in rows.items():
         seeds = max(len(of_metric) for of_metric in found.values())
         share = "" if fraction is None else f"{100 * fraction:g} %"
-        cells = [test, share, recipe, system, protocol, str(seeds), *(_cell(found.get(metric, [])) for metric in shown)]
+        cells = [test, share, recipe, system, protocol, checkpoint, str(seeds)]
+        cells += [_cell(found.get(metric, [])) for metric in shown]
         table.append("| " + " | ".join(cells) + " |")
     for test in dict.fromkeys(key[0] for key in rows):
         of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
         for label, share, cells in baseline_rows(of_test, shown):
-            table.append("| " + " | ".join([test, share, "", label, "", "", *cells]) + " |")
+            table.append("| " + " | ".join([test, share, "", label, "", "", "", *cells]) + " |")
     return "\n".join(table)
+
+
+def _checkpoint(line: Mapping[str, Any]) -> str:
+    marked = CHOSEN_ON_TEST if line.get("selected_on") == "test" else ""
+    return ", ".join(part for part in (checkpoint_label(line), marked) if part)
 
 
 def _cell(lines: list[Mapping[str, Any]]) -> str:

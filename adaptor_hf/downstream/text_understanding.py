@@ -99,6 +99,7 @@ class SwapResult:
         num_texts, num_pairs (`int`): Different reports that could be changed; images with such a report.
         text_cosine (`float`): Mean cosine between a report and its changed form: 1 means the change is not seen.
         other_cosine (`float`): Mean cosine between different reports, to compare that with.
+        checkpoint (`str`): Name and digest of the model's weights.
         accuracy (`float`), ci_lo, ci_hi (`float`): Share of images whose own report scores above its changed form,
             with its interval over patients; ties count as errors. NaN for a text tower alone.
         untrained (`list[float]`): The same share for untrained Adaptors; empty for a text tower alone.
@@ -113,6 +114,7 @@ class SwapResult:
     accuracy: float = float("nan")
     ci_lo: float = float("nan")
     ci_hi: float = float("nan")
+    checkpoint: str = ""
     untrained: list[float] = field(default_factory=list)
 
     @property
@@ -152,6 +154,8 @@ def run_text_understanding(
         dataset (`str`), seen (`Mapping[str, Seen]`, *optional*): For the file.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
+    from ..evaluation.naming import checkpoint_label
+
     codes = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
     modules = [module for module in modules if module.model is not None]
     images = {module.key: module.features(image_embeds) for module in modules}
@@ -177,15 +181,31 @@ def run_text_understanding(
             embeds = adapted_texts(module.model, pooled)
             hits = _own_report_wins(images[module.key][rows], embeds, of_row)
             interval = _interval(hits, codes[rows], num_resamples)
-            numbers = (*_cosines(embeds), float(hits.mean()), *interval, reference)
-            found.append(SwapResult(swap, module.fields()["system"], len(changed), len(rows), *numbers))
+            fields, cosines = module.fields(), _cosines(embeds)
+            result = SwapResult(
+                swap, fields["system"], len(changed), len(rows), *cosines, float(hits.mean()), *interval,
+                checkpoint=checkpoint_label(fields), untrained=reference,
+            )  # fmt: skip
+            found.append(result)
     path = Path(output_dir) / RESULT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
+    plain = [*_other_results(path, dataset, plain), *plain]
     overlap = {module.key: overlap_fields(seen, module.key) for module in modules}
     written = {"dataset": dataset, "pretraining_overlap": overlap, "results": plain}
     path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
     return found
+
+
+def _other_results(path: Path, dataset: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a file holds of other checkpoints on the same data set; a damaged file holds nothing."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        replaced = {(one["swap"], one["system"], one["checkpoint"]) for one in new}
+        kept = [one for one in known["results"] if (one["swap"], one["system"], one.get("checkpoint")) not in replaced]
+        return kept if known["dataset"] == dataset else []
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def untrained_models(model: AdaptorModel, count: int = NUM_UNTRAINED) -> list[AdaptorModel]:
@@ -234,7 +254,8 @@ def swap_table(results: Sequence[SwapResult]) -> str:
     for number, result in enumerate(results):
         wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} [{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
         wins += "" if result.above_baseline else f" {MARK}"
-        cells = [result.swap, result.system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
+        system = ", ".join(part for part in (result.system, result.checkpoint) if part)
+        cells = [result.swap, system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
                  f"{result.other_cosine:.3f}", wins]  # fmt: skip
         lines.append("| " + " | ".join(map(str, cells)) + " |")
         scores, last = result.untrained, number + 1 == len(results) or results[number + 1].swap != result.swap

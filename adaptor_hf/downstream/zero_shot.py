@@ -199,7 +199,8 @@ def run_zero_shot(
                     columns=subgroup_columns(rows), num_resamples=num_resamples,
                 )  # fmt: skip
 
-            finish_run(found, Path(output_dir), fields, score, {"n_train": 0, "head_params": 0, "trainable_params": 0})
+            outcome = {"n_train": 0, "head_params": 0, "trainable_params": 0, "selected_on": "none"}
+            finish_run(found, Path(output_dir), fields, score, outcome)
     return found
 
 

@@ -12,6 +12,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("results", help="folder with runs, or a results.jsonl")
     report.add_argument("--output_dir", default="report", help="folder of the report")
     report.add_argument("--no_figures", action="store_true", help="tables only; no matplotlib needed")
+    report.add_argument(
+        "--metrics", nargs="+", default=[], help="of the LaTeX tables; default: a task's headline metrics"
+    )
     verify = commands.add_parser("verify", help="compute every number again from the predictions")
     verify.add_argument("run", help="folder of a run, or of many")
     subgroups = commands.add_parser("subgroups", help="AUROC by sex, age band, view or any column, and the gaps")
@@ -30,10 +33,10 @@ def _tables(arguments: argparse.Namespace) -> list[str]:
     """Markdown of what `subgroups` and `studies` print; phantoms say what they are."""
     from .groups import study_lines, subgroup_tables
     from .report import PHANTOM, is_phantom, metric_tables
-    from .results import read_results
+    from .results import read_sound_results
     from .tables import aggregate
 
-    lines = read_results(arguments.results).lines
+    lines = read_sound_results(arguments.results).lines
     said = []
     for phantom in (False, True):
         chosen = [line for line in lines if is_phantom(line["dataset"]) == phantom]
@@ -58,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command == "report":
             from .report import write_report
 
-            pages = write_report(arguments.results, arguments.output_dir, figures=not arguments.no_figures)
+            pages = write_report(
+                arguments.results, arguments.output_dir, figures=not arguments.no_figures, metrics=arguments.metrics
+            )
             print(*(page for page in pages if page.suffix == ".md" and page.parent.name != "tables"), sep="\n")
             return 0
         if arguments.command in ("subgroups", "studies"):

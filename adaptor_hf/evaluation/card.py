@@ -36,6 +36,10 @@ def card_results(cells: Iterable[Cell]) -> list:
             details["trivial_baseline"] = round(cell.trivial_baseline, 4)
             details["trivial_name"] = cell.trivial_name or "trivial"
             details["above_trivial"] = cell.beats_trivial
+        if not math.isnan(cell.seed_std):
+            details["standard_deviation_over_seeds"] = round(cell.seed_std, 4)
+        if fields.get("selected_on") == "test":
+            details["selected_on"] = "test"
         if cell.run_notes:
             details["notes"] = cell.run_notes
         described = (
@@ -102,10 +106,10 @@ def add_results_to_card(model_dir: str | os.PathLike, results: str | os.PathLike
     """
     from ..downstream.features import weights_digest
     from ..modeling_adaptor import AdaptorModel
-    from .results import read_results
+    from .results import read_sound_results
 
     digest = weights_digest(AdaptorModel.from_pretrained(model_dir, load_towers=False))
-    lines = read_results(results).lines
+    lines = read_sound_results(results).lines
     own = [line for line in lines if line.get("module") == "adaptor" and line.get("checkpoint") == digest]
     if not own:
         others = sorted({str(line.get("checkpoint")) for line in lines if line.get("module") == "adaptor"})

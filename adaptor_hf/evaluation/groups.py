@@ -11,10 +11,11 @@ import numpy as np
 from ..data.demographics import Ages, age_years, is_age_column, is_sex_column, read_ages, sex_groups
 from ..data.missing import is_missing
 from .classification import SINGLE
+from .naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, row_label
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .scoring import score_predictions
 from .subgroups import AGE_EDGES, Subgroups, age_bands, aggregate_rows, subgroup_metrics
-from .tables import ROW_FIELDS, Table, row_label
+from .tables import ROW_FIELDS, Table
 from .weighted import weighted_auroc
 
 MAX_GROUPS = 20
@@ -118,11 +119,13 @@ def subgroup_tables(lines: Iterable[Mapping[str, Any]], columns: Sequence[str] =
     tables: dict[tuple, list[list[str]]] = {}
     notes: dict[tuple, dict[str, None]] = {}
     known: set[str] = set()
-    for kind, folders in _kinds(lines).items():
-        fields, loaded = dict(kind), [load_predictions(folder) for folder in folders]
+    for runs in _kinds(lines).values():
+        # A seed that was chosen on the test split marks them all.
+        fields = max((line for _, line in runs), key=lambda line: line.get("selected_on") == "test")
+        loaded = [load_predictions(folder) for folder, _ in runs]
         there = group_columns(loaded[0])
         known |= there.keys()
-        key = tuple(fields[name] for name in ("dataset", "test_set", "task"))
+        key = tuple(fields.get(name) for name in ("dataset", "test_set", "task"))
         rows = tables.setdefault(key, [])
         notes.setdefault(key, {}).update(dict.fromkeys(group_notes(loaded[0])))
         for column in (name for name in there if name in columns or not columns):
@@ -139,7 +142,8 @@ def subgroup_tables(lines: Iterable[Mapping[str, Any]], columns: Sequence[str] =
             dataset, test_set, task = key
             where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
             name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
-            made.append(Table(f"subgroups_{name}", f"{where}: {task} by group", head, rows, [*_NOTES, *notes[key]]))
+            said = [*_NOTES, *notes[key]] + [CHOSEN_ON_TEST_NOTE] * any(CHOSEN_ON_TEST in row[0] for row in rows)
+            made.append(Table(f"subgroups_{name}", f"{where}: {task} by group", head, rows, said))
     return made
 
 
@@ -187,16 +191,17 @@ def study_lines(lines: Iterable[Mapping[str, Any]], *, how: str = "mean") -> lis
     return found
 
 
-def _kinds(lines: Iterable[Mapping[str, Any]]) -> dict[tuple, list[Path]]:
-    """Folders of the classification runs of a kind, in the order of their seeds; of fractions the largest."""
+def _kinds(lines: Iterable[Mapping[str, Any]]) -> dict[tuple, list[tuple[Path, Mapping[str, Any]]]]:
+    """Folders of the classification runs of a kind, and a line of each, by seed; of fractions the largest."""
     kinds: dict[tuple, list] = {}
     for folder, line in _first_lines(lines).items():
         if line["task"] in GROUPED_TASKS:
-            kind = tuple((name, line.get(name)) for name in (*ROW_FIELDS, "checkpoint") if name != "fraction")
-            kinds.setdefault(kind, []).append((line.get("fraction") or 0, line["seed"], folder))
+            kind = tuple((name, line.get(name)) for name in ROW_FIELDS if name != "fraction")
+            kinds.setdefault(kind, []).append((line.get("fraction") or 0, line["seed"], folder, line))
+    largest = {kind: max(fraction for fraction, *_ in runs) for kind, runs in kinds.items()}
     return {
-        kind: [folder for fraction, _, folder in sorted(runs) if fraction == max(runs)[0]]
-        for kind, runs in kinds.items()
+        kind: [(folder, line) for fraction, _, folder, line in sorted(runs, key=lambda run: run[:2]) if fraction == top]
+        for (kind, runs), top in zip(kinds.items(), largest.values(), strict=True)
     }
 
 

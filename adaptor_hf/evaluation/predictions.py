@@ -25,8 +25,8 @@ class Predictions:
 
     Args:
         kind (`str`): `classification`, `segmentation` or `retrieval`.
-        columns (`dict[str, np.ndarray]`): `image_id`, `patient_id` (None: unknown, the image counts as a patient of its
-            own), and
+        columns (`dict[str, np.ndarray]`): `image_id` (once each; of retrieval, an image with several texts has a row
+            for each), `patient_id` (None: unknown, the image counts as a patient of its own), and
 
             * classification: `target` (class number, or 0, 1 and NaN) and `score`, `(N,)` or `(N, C)`;
             * segmentation: `target` (whether there is a mask) and the counts of `segmentation_counts`, with `score`;
@@ -53,6 +53,8 @@ class Predictions:
         lengths = {name: len(values) for name, values in self.columns.items()}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise ValueError(f"Columns need the same number of rows, at least one, got {lengths}.")
+        if fault := repeated_images(self.kind, self.columns["image_id"]):
+            raise ValueError(fault)
         self.settings = {"num_resamples": 1000, "bootstrap_seed": 0} | self.settings
 
     def __len__(self) -> int:
@@ -64,6 +66,39 @@ class Predictions:
         pairs = zip(self.columns["patient_id"], self.columns["image_id"], strict=True)
         names = [f"image {image}" if patient is None else f"patient {patient}" for patient, image in pairs]
         return np.unique(names, return_inverse=True)[1]
+
+
+def repeated_images(kind: str, image_ids: Sequence) -> str | None:
+    """
+    What is wrong with the ids of test images, without naming one; None where each is there once. Of retrieval, where an
+    image may have several texts, nothing can be said by them.
+    """
+    names = np.array([str(value) for value in image_ids])
+    ids, first, codes, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
+    repeated = np.flatnonzero(counts > 1)
+    if kind == "retrieval" or not len(repeated):
+        return None
+    groups = [np.flatnonzero(codes == number) for number in repeated[np.argsort(first[repeated])][:3]]
+    rows = "; ".join(", ".join(map(str, group[:5])) + (", ..." if len(group) > 5 else "") for group in groups)
+    more = "; ..." if len(repeated) > len(groups) else ""
+    return (
+        f"{len(names) - len(ids)} of {len(names)} rows repeat the image_id of an earlier row ({len(repeated)} images; "
+        f"rows from 0: {rows}{more}): each would count several times. Keep one row an image, for instance with the "
+        "mean of its scores; different images need ids of their own."
+    )
+
+
+def repeated_images_of(folder: str | os.PathLike) -> str | None:
+    """`repeated_images` of a run's `predictions.parquet`; None where there is none, or it cannot be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(Path(folder) / PREDICTIONS_FILE, columns=["image_id"])
+        kind = json.loads((table.schema.metadata or {})[_METADATA])["kind"]
+        return repeated_images(kind, table["image_id"].to_pylist())
+    except (pa.ArrowInvalid, OSError, KeyError, ValueError):
+        return None
 
 
 def classification_predictions(
@@ -139,6 +174,12 @@ def retrieval_predictions(
     ids, first, inverse, copies = np.unique(
         np.asarray(text_ids), return_index=True, return_inverse=True, return_counts=True
     )
+    pairs = set(zip(map(str, image_ids), inverse.tolist(), strict=True))
+    if len(pairs) < len(inverse):
+        raise ValueError(
+            f"{len(inverse) - len(pairs)} of {len(inverse)} rows repeat an image with the same text: each would be "
+            "asked for several times. Keep one row for each image and text; different images need ids of their own."
+        )
     rows = {"image_to_text": np.arange(len(inverse)), "text_to_image": first}
     positives = {"image_to_text": np.ones(len(inverse), dtype=np.int64), "text_to_image": copies}
     candidates = {"image_to_text": len(ids), "text_to_image": len(inverse)}
@@ -207,7 +248,7 @@ def load_predictions(path: str | os.PathLike) -> Predictions:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is damaged, or was not written by `save_predictions`.
+        ValueError: a file that is damaged, was not written by `save_predictions`, or holds an image more than once.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -232,7 +273,10 @@ def load_predictions(path: str | os.PathLike) -> Predictions:
             columns[name] = np.array(column.to_pylist(), dtype=object)
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
-    return Predictions(columns=columns, **json.loads(described))
+    try:
+        return Predictions(columns=columns, **json.loads(described))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def digest(path: str | os.PathLike) -> str:
@@ -247,6 +291,8 @@ __all__ = [
     "classification_predictions",
     "digest",
     "load_predictions",
+    "repeated_images",
+    "repeated_images_of",
     "retrieval_predictions",
     "save_predictions",
     "segmentation_predictions",

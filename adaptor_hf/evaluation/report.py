@@ -7,16 +7,28 @@ Phantom results get a page of their own: they show that the machinery works and 
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from .baselines import LEGEND as MARK_LEGEND
-from .baselines import MARK, baseline_rows
+from .baselines import MARK, baseline_rows, is_one_sided, lower_is_better
 from .groups import subgroup_tables
+from .latex import latex_table
+from .naming import (
+    CHOSEN_ON_TEST,
+    CHOSEN_ON_TEST_NOTE,
+    HEADLINES,
+    VALUES,
+    checkpoint_label,
+    row_label,
+    row_parts,
+    rows_in_words,
+    shared_parts,
+)
 from .notes import duplicate_notes
-from .results import ResultFiles, read_results
-from .tables import Cell, Table, aggregate, lovt_csv, row_label
+from .results import ResultFiles, read_sound_results
+from .tables import Cell, Table, aggregate, lovt_csv
 
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 VISION, TEXT = ("resnet-ae", "dinov2-s", "dinov2-b"), ("bert", "biobert", "clinicalbert", "pubmedbert", "cxrbert")
@@ -26,10 +38,11 @@ PHANTOM = (
     "**Phantom data: drawn by a program, no patients. These numbers show that the machinery works, and nothing else.**"
 )
 OURS = "ours"
-LEGEND = [
-    "Intervals: 95 %, percentile bootstrap over patients; of several seeds, the mean of their ends.",
-    MARK_LEGEND,
-]
+LEGEND = [VALUES, MARK_LEGEND]
+BOLD = (
+    "Bold: the highest value (of errors and ranks the lowest) of its column among rows of one part and split, where "
+    "its interval is better than the best trivial baseline. Others, with intervals that overlap, need not differ."
+)
 PUBLISHED_NOTE = (
     "Published rows are quoted: other splits, heads and ways of choosing, no interval. A difference to them is no "
     "finding. Published segmentation values count an empty prediction on an empty image 1 and are means of batches."
@@ -59,17 +72,32 @@ def paper_tables(cells: Iterable[Cell]) -> list[Table]:
     return tables
 
 
-def metric_tables(cells: Iterable[Cell]) -> list[Table]:
-    """One table a data set, task and test set: each row a kind of run at a fraction, each metric with its interval."""
+def metric_tables(cells: Iterable[Cell], metrics: Sequence[str] = ()) -> list[Table]:
+    """
+    One table a data set, task and test set: each row a kind of run at a fraction, each metric with its interval.
+
+    Args:
+        cells (`Iterable[Cell]`): As of `aggregate`.
+        metrics (`Sequence[str]`): What the LaTeX tables show; by default the headline metrics of each task.
+
+    Raises:
+        ValueError: a metric that no cell has.
+    """
+    cells = list(cells)
+    known = dict.fromkeys(cell.metric for cell in cells if "/" not in cell.metric)
+    if missing := [metric for metric in metrics if metric not in known]:
+        raise ValueError(f"No result has the metric {', '.join(missing)}. There are: {', '.join(known) or 'none'}.")
     groups: dict[tuple, list[Cell]] = {}
     for cell in cells:
         if "/" not in cell.metric:
             key = tuple(cell.fields.get(name) for name in ("dataset", "test_set", "task"))
             groups.setdefault(key, []).append(cell)
-    return [_metric_table(key, members) for key, members in sorted(groups.items(), key=str)]
+    return [_metric_table(key, members, metrics) for key, members in sorted(groups.items(), key=str)]
 
 
-def write_report(results: str | os.PathLike, output_dir: str | os.PathLike, *, figures: bool = True) -> list[Path]:
+def write_report(
+    results: str | os.PathLike, output_dir: str | os.PathLike, *, figures: bool = True, metrics: Sequence[str] = ()
+) -> list[Path]:
     """
     Read result files and write the report.
 
@@ -78,14 +106,21 @@ def write_report(results: str | os.PathLike, output_dir: str | os.PathLike, *, f
         output_dir (`str` or `PathLike`): For `report.md` and, of phantom results, `phantom.md`; beside them `tables/`
             with every table as Markdown, LaTeX and CSV, `lovt/` in LoVT's layout, and `figures/`.
         figures (`bool`, defaults to `True`): Needs matplotlib.
+        metrics (`Sequence[str]`): As in `metric_tables`.
 
     Returns:
         `list[Path]`: What was written, pages first.
 
     Raises:
         FileNotFoundError: no result file.
+        ValueError: a metric that no result has.
     """
-    found = read_results(results)
+    found = read_sound_results(results)
+    # A page may be passed on: it names files within the folder that was read, and no place on this machine.
+    root = Path(results) if Path(results).is_dir() else Path(results).parent
+    found.faults = [fault.replace(f"{root}{os.sep}", "") for fault in found.faults]
+    if missing := [name for name in metrics if found.lines and not any(name == line["metric"] for line in found.lines)]:
+        raise ValueError(f"No result has the metric {', '.join(missing)}. There are: {', '.join(_metrics(found))}.")
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -95,13 +130,22 @@ def write_report(results: str | os.PathLike, output_dir: str | os.PathLike, *, f
             continue
         cells = aggregate(lines)
         part = folder / "phantom" if phantom else folder
-        tables = [*([] if phantom else _used(paper_tables(cells))), *metric_tables(cells), *subgroup_tables(lines)]
-        drawn = _draw(lines, cells, part / "figures", with_published=not phantom) if figures else []
+        here = [metric for metric in metrics if any(cell.metric == metric for cell in cells)]
+        tables = [
+            *([] if phantom else _used(paper_tables(cells))),
+            *metric_tables(cells, here),
+            *subgroup_tables(lines),
+        ]
+        drawn, left_out = [], []
+        if figures:
+            from .report_figures import draw_all
+
+            drawn, left_out = draw_all(lines, cells, part / "figures", None if phantom else published())
         page = folder / ("phantom.md" if phantom else "report.md")
-        page.write_text(_page(tables, found, drawn, phantom, folder), encoding="utf-8")
+        page.write_text(_page(tables, found, drawn, left_out, phantom, folder), encoding="utf-8")
         written.insert(0, page)
         for table in tables:
-            for ending, text in (("md", table.markdown()), ("tex", table.latex()), ("csv", table.csv())):
+            for ending, text in (("md", table.markdown()), ("tex", latex_table(table)), ("csv", table.csv())):
                 written.append(_write(part / "tables" / f"{table.name}.{ending}", text))
         written += [_write(part / "lovt" / name, text) for name, text in lovt_csv(cells).items()]
         written += drawn
@@ -121,17 +165,30 @@ def _tower_table(task: str, rows: dict, cells: list[Cell], known: dict) -> Table
     for text in TEXT:
         values = [value for vision in VISION for value in rows[text][vision]]
         body.append([f"{text} (published)", *(f"{value:.1f}" for value in values)])
-    ours: dict[str, dict] = {}
+    groups: dict[str, list[Cell]] = {}
     for cell in cells:
         fields = cell.fields
         if _matches(cell, dataset, metric) and str(fields.get("module") or "adaptor").lower() == "adaptor":
             parts = [OURS, fields["system"], fields["protocol"], fields.get("recipe"), _split_of(cell)]
             label = f"{fields.get('text_tower')} ({', '.join(str(part) for part in parts if part)})"
-            key, number = (fields.get("vision_tower"), fields.get("fraction")), 1
-            # Two input sizes, say: each gets a row, none is dropped.
-            while key in ours.get(label if number == 1 else f"{label} {number}", {}):
-                number += 1
-            ours.setdefault(label if number == 1 else f"{label} {number}", {})[key] = cell
+            groups.setdefault(label, []).append(cell)
+    ours: dict[str, dict] = {}
+    for label, members in groups.items():
+        places = [(cell.fields.get("vision_tower"), cell.fields.get("fraction")) for cell in members]
+        # One row for all vision towers, unless a place would hold two numbers: then each run has its own.
+        twice = len(set(places)) < len(places)
+        for place, cell in zip(places, members, strict=True):
+            own = [
+                f"{cell.fields['input_size']} px" if cell.fields.get("input_size") else "",
+                checkpoint_label(cell.fields),
+            ]
+            own.append(CHOSEN_ON_TEST if cell.fields.get("selected_on") == "test" else "")
+            name = ", ".join([label[:-1], *filter(None, own)]) + ")" if twice else label
+            ours.setdefault(name, {})[place] = cell
+        if not twice and (named := [cell for cell in members if checkpoint_label(cell.fields)]):
+            listed = dict.fromkeys(f"{cell.fields['vision_tower']} {checkpoint_label(cell.fields)}" for cell in named)
+            notes.append(f"{label}: checkpoints {', '.join(listed)}.")
+        notes += [f"{label}: {CHOSEN_ON_TEST_NOTE}"] * any(cell.fields.get("selected_on") == "test" for cell in members)
     for label, found in ours.items():
         values = [_percent(found.get((vision, fraction))) for vision in VISION for fraction in fractions]
         if any(values):
@@ -156,6 +213,12 @@ def _method_table(name: str, title: str, section: str, cells: list[Cell], known:
         dataset, metric = task.split("/")
         columns += [f"{DATASET_NAMES[dataset]} {METRIC_NAMES[metric]} {f * 100:g} %" for f in known["fractions"]]
     body, notes = [], [PUBLISHED_NOTE, *LEGEND]
+    if any(
+        _matches(cell, *task.split("/")) and cell.fields.get("selected_on") == "test"
+        for cell in cells
+        for task in tasks
+    ):
+        notes.append(CHOSEN_ON_TEST_NOTE)
     for entry in known[section]:
         values = [entry["results"].get(task, [None] * 3) for task in tasks]
         cells_of = ["" if value is None else f"{value:.1f}" for part in values for value in part]
@@ -178,15 +241,16 @@ def _method_table(name: str, title: str, section: str, cells: list[Cell], known:
     return Table(name, f"{title}, per cent", columns, body, notes)
 
 
-def _metric_table(key: tuple, cells: list[Cell]) -> Table:
+def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table:
     dataset, test_set, task = key
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     columns = ["run", "training data", *metrics, "seeds", "images (patients)", "head parameters", "tower saw it"]
     rows: dict[tuple, dict[str, Cell]] = {}
     for cell in cells:
         rows.setdefault((_split_label(cell), cell.fields.get("fraction")), {})[cell.metric] = cell
-    body, notes = [], list(LEGEND)
-    for (label, fraction), found in sorted(rows.items(), key=lambda row: (row[0][1] or 0, row[0][0])):
+    ordered = sorted(rows.items(), key=lambda row: (row[0][1] or 0, row[0][0]))
+    body, notes = [], _legend(cells)
+    for (label, fraction), found in ordered:
         first = next(iter(found.values()))
         body.append(
             [
@@ -208,7 +272,81 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
     body += [[label, share, *trivial, *[""] * 4] for label, share, trivial in baseline_rows(lines, metrics)]
     where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
-    return Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
+    table = Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
+    _prepare_latex(table, [found for _, found in ordered], metrics, chosen or HEADLINES.get(task, ()))
+    return table
+
+
+def _legend(cells: list[Cell]) -> list[str]:
+    """What values, intervals and marks mean, and what rows were tested and chosen on, of these cells."""
+
+    def named(name: str) -> list[str]:
+        return sorted({str(cell.fields[name]) for cell in cells if cell.fields.get(name) is not None})
+
+    notes = [VALUES]
+    if methods := named("ci_method"):
+        notes.append(f"Intervals: {'; '.join(methods)}.")
+    notes.append(MARK_LEGEND)
+    notes.append(f"Tested on {'; '.join(sorted({rows_in_words(cell.fields) for cell in cells}))}.")
+    notes.append(f"Epoch, learning rate and thresholds chosen on: {', '.join(named('selected_on')) or 'not stated'}.")
+    if positive := named("positive_class"):
+        notes.append(f"Positive class: {', '.join(positive)}.")
+    return notes + [CHOSEN_ON_TEST_NOTE] * ("test" in named("selected_on"))
+
+
+def _prepare_latex(table: Table, rows: list[dict[str, Cell]], metrics: list[str], chosen: Sequence[str]) -> None:
+    """Headline columns, short names of rows, parts by training data, and the best of each in bold. Changes `table`."""
+    offset = 2
+    shown = [metric for metric in chosen if metric in metrics] or metrics
+    table.headline = [offset + metrics.index(metric) for metric in shown]
+    named = [row_parts(first.fields) | {"split": str(first.fields["split_hash"])} for first in map(_first, rows)]
+    shared = shared_parts(named)
+    table.short = [", ".join(part for name, part in row.items() if name not in shared) for row in named]
+    baselines = table.rows[len(rows) :]
+    table.short += [row[0] for row in baselines]
+    shares = [_first(row).fields.get("fraction") for row in rows]
+    several = len(set(shares)) > 1
+    parts = ["" if share is None else f"{share * 100:g} % of the training rows" for share in shares]
+    table.parts = [*parts, *[""] * len(baselines)] if several else None
+    for metric, column in zip(shown, table.headline, strict=True):
+        table.bold |= {(row, column) for row in _best([found.get(metric) for found in rows], shares)}
+    notes = list(table.notes[: len(_legend([cell for row in rows for cell in row.values()]))])
+    seeds = sorted({len(_first(row).values) for row in rows})
+    told = [f"{name} {part}" for name, part in shared.items()]
+    if not several and parts[0]:
+        told.append(parts[0])
+    told.append(f"seeds a row: {', '.join(map(str, seeds))}")
+    notes.append(f"All rows: {'; '.join(told)}.")
+    if table.bold:
+        notes.append(BOLD)
+    marked = [f"{short}, {cell.metric}: {note}" for short, row in zip(table.short, rows, strict=False)
+              for name, cell in row.items() if name in shown for note in cell.notes]  # fmt: skip
+    table.latex_notes = notes + marked
+
+
+def _first(row: dict[str, Cell]) -> Cell:
+    return next(iter(row.values()))
+
+
+def _best(cells: list[Cell | None], shares: list) -> set[int]:
+    """Rows of the best printed value among those of one share and split; none alone, and none that shows nothing."""
+    groups: dict[tuple, list[int]] = {}
+    for row, cell in enumerate(cells):
+        if cell is not None and not math.isnan(cell.value) and cell.fields.get("selected_on") != "test":
+            groups.setdefault((shares[row], cell.fields["split_hash"]), []).append(row)
+    found = set()
+    for rows in groups.values():
+        name = cells[rows[0]].metric.partition("/")[0]
+        if len(rows) > 1 and not is_one_sided(name):
+            best = (min if lower_is_better(name) else max)(rows, key=lambda row: cells[row].value)
+            same = [row for row in rows if f"{cells[row].value:.3f}" == f"{cells[best].value:.3f}"]
+            if not math.isnan(cells[best].ci_lo) and cells[best].beats_trivial:
+                found.update(same)
+    return found
+
+
+def _metrics(found: ResultFiles) -> list[str]:
+    return list(dict.fromkeys(line["metric"] for line in found.lines if "/" not in line["metric"]))
 
 
 def _split_label(cell: Cell) -> str:
@@ -238,51 +376,35 @@ def _formatted(cell: Cell, scale: float, digits: int) -> str:
     if math.isnan(cell.value):
         return "not defined"
     text = f"{cell.value * scale:.{digits}f}"
+    if not math.isnan(cell.seed_std):
+        text += f" ± {cell.seed_std * scale:.{digits}f}"
     if not math.isnan(cell.ci_lo):
         text += f" [{cell.ci_lo * scale:.{digits}f}, {cell.ci_hi * scale:.{digits}f}]"
-    if not math.isnan(cell.seed_hi):
-        text += f" ±{(cell.seed_hi - cell.value) * scale:.{digits}f}"
+    elif not math.isnan(cell.trivial_baseline):
+        text += " (no interval)"
     return text if cell.beats_trivial else f"{text} {MARK}"
 
 
-def _page(tables: list[Table], found: ResultFiles, drawn: list[Path], phantom: bool, folder: Path) -> str:
+def _page(
+    tables: list[Table], found: ResultFiles, drawn: list[Path], left_out: list[str], phantom: bool, folder: Path
+) -> str:
     parts = ["# Phantom results" if phantom else "# Results"]
     if phantom:
         parts.append(PHANTOM)
-    parts.append("Each value: mean over seeds [95 % interval over patients] ±half of the 95 % t-interval over seeds.")
+    parts.append(VALUES)
     if found.faults:
         listed = "\n".join(f"* {fault}" for fault in found.faults)
         parts.append(f"**Lines that could not be used ({len(found.faults)}):**\n\n{listed}")
     parts += [table.markdown() for table in tables]
     if not tables:
         parts.append("No result could be read.")
-    parts += [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in drawn]
+    shown = [path for path in drawn if path.suffix == ".png"]
+    parts += [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in shown]
+    if left_out:
+        parts.append(
+            "Not drawn, because nothing is shown to be learned:\n\n" + "\n".join(f"* {one}" for one in left_out)
+        )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
-
-
-def _draw(lines: list[dict], cells: list[Cell], folder: Path, *, with_published: bool) -> list[Path]:
-    from .figures import draw_parameters, draw_reliability
-    from .predictions import load_predictions
-
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = draw_parameters(cells, folder, published() if with_published else None)
-    # One seed a kind of run, at its largest fraction: more curves cannot be told apart.
-    chosen: dict[tuple, dict[str, Any]] = {}
-    for line in lines:
-        if line["task"] == "classification" and line["metric"] == "ece" and not math.isnan(line["value"]):
-            where = str(line["test_set"] or line["dataset"])
-            best = chosen.setdefault((where, row_label(line)), line)
-            if (line["fraction"] or 0, -line["seed"]) > (best["fraction"] or 0, -best["seed"]):
-                chosen[where, row_label(line)] = line
-    curves: dict[str, dict[str, Any]] = {}
-    for (where, label), line in sorted(chosen.items()):
-        if (Path(line["folder"]) / "predictions.parquet").is_file():
-            share = f", {100 * line['fraction']:g} %" if line["fraction"] else ""
-            curves.setdefault(where, {})[f"{label}{share}, seed {line['seed']}"] = load_predictions(line["folder"])
-    for where, of_set in curves.items():
-        name = "".join(c if c.isalnum() else "-" for c in where)
-        drawn.append(draw_reliability(of_set, folder / f"reliability_{name}.png"))
-    return drawn
 
 
 def _write(path: Path, text: str) -> Path:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from .notes import run_notes
-from .predictions import PREDICTIONS_FILE, Predictions, digest, save_predictions
+from .predictions import PREDICTIONS_FILE, Predictions, digest, repeated_images_of, save_predictions
 from .scoring import CI_METHOD, score_predictions
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ IDENTITY = (
 """Fields that tell one run from another; known before it starts, so that a sweep can skip it."""
 
 OUTCOME = (
+    "checkpoint_name",
     "n_train",
     "head_params",
     "trainable_params",
@@ -46,6 +47,12 @@ OUTCOME = (
 )
 REQUIRED = ("system", "task", "dataset", "split_hash", "protocol", "seed", "tower_saw_dataset")
 PROTOCOLS = ("frozen", "finetune", "lora", "linear", "mlp2", "zeroshot", "fewshot", "retrieval")
+SELECTED_ON = ("none", "train", "validation", "cross-validation", "external", "test")
+"""
+Rows that epoch, learning rate and thresholds were chosen on: `none` where nothing was chosen, `cross-validation` within
+the training rows, `external` for another data set. None (null) where it is not known. `test` is refused by
+[`write_run`]; a line of someone else that says so is read, and marked wherever it is shown.
+"""
 NUMBERS = ("value", "ci_lo", "ci_hi", "trivial_baseline")
 
 
@@ -76,7 +83,7 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     Check the fields that describe a run.
 
     Raises:
-        ValueError: a required field is missing, a name is unknown, or the test split selected something.
+        ValueError: a required field is missing, a name is unknown, or a field has no value that it can have.
     """
     known = (*IDENTITY, *OUTCOME)
     for name in fields:
@@ -93,8 +100,14 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"tower_saw_dataset is yes, no or unknown, got {fields['tower_saw_dataset']!r}.")
     if fields.get("pretraining_overlap", "unknown") not in ("found", "none", "unknown"):
         raise ValueError(f"pretraining_overlap is found, none or unknown, got {fields['pretraining_overlap']!r}.")
-    if str(fields.get("selected_on", "")).startswith("test"):
-        raise ValueError("selected_on is the test split: nothing may be chosen there. Choose on validation.")
+    if fault := _selection_fault(fields.get("selected_on")):
+        raise ValueError(fault)
+
+
+def _selection_fault(value: Any) -> str | None:
+    if value is None or value in SELECTED_ON:
+        return None
+    return f"selected_on is one of {', '.join(SELECTED_ON)}, or null where it is not known, got {value!r}."
 
 
 def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -111,10 +124,12 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
 
     Raises:
         FileExistsError: the run was scored before. A test split is scored once.
-        ValueError: as of [`check_fields`].
+        ValueError: as of [`check_fields`], or something was chosen on the test split.
     """
     folder = Path(folder)
     key = run_key(fields)
+    if fields.get("selected_on") == "test":
+        raise ValueError("selected_on is the test split: nothing may be chosen there. Choose on validation.")
     path = folder / RESULTS_FILE
     if path.exists():
         raise FileExistsError(f"{path} exists: this run was scored before, and a test split is scored once.")
@@ -201,6 +216,22 @@ def read_results(path: str | os.PathLike) -> ResultFiles:
     return found
 
 
+def read_sound_results(path: str | os.PathLike) -> ResultFiles:
+    """
+    As `read_results`, without the runs whose predictions hold an image more than once: each of them is a fault. Runs
+    whose predictions are elsewhere are taken as they are.
+    """
+    found = read_results(path)
+    wrong = {}
+    for folder in dict.fromkeys(line["folder"] for line in found.lines):
+        if fault := repeated_images_of(folder):
+            wrong[folder] = fault
+            found.faults.append(f"{Path(folder) / PREDICTIONS_FILE}: {fault}")
+            logger.warning(found.faults[-1])
+    found.lines = [line for line in found.lines if line["folder"] not in wrong]
+    return found
+
+
 def finished_runs(lines: Iterable[Mapping[str, Any]]) -> set[str]:
     """Keys of runs of which every metric is there; one that a crash cut short is not among them."""
     counts: dict[str, int] = {}
@@ -248,7 +279,7 @@ def _decode(data: bytes) -> dict[str, Any] | str:
             line[name] = float("nan")
         elif isinstance(line[name], bool) or not isinstance(line[name], int | float):
             return f"{name} is {line[name]!r}, expected a number or null"
-    return line
+    return _selection_fault(line.get("selected_on")) or line
 
 
 def _same(first: float, second: float) -> bool:
@@ -261,12 +292,14 @@ __all__ = [
     "PREDICTIONS_FILE",
     "REQUIRED",
     "RESULTS_FILE",
+    "SELECTED_ON",
     "ResultFiles",
     "append_results",
     "check_fields",
     "finished_runs",
     "package_versions",
     "read_results",
+    "read_sound_results",
     "run_key",
     "write_run",
 ]

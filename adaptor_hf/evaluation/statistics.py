@@ -130,6 +130,7 @@ class Difference:
         value, ci_lo, ci_hi (`float`): The difference and the ends of its interval.
         p_value (`float`): In (0, 1].
         method (`str`): How the interval was made.
+        standard_error (`float`): Of the difference; NaN where it is not known.
     """
 
     value: float
@@ -137,6 +138,16 @@ class Difference:
     ci_hi: float
     p_value: float
     method: str
+    standard_error: float = float("nan")
+
+    def detectable(self, power: float = 0.8, alpha: float = 0.05) -> float:
+        """
+        The smallest true difference that a two-sided test at `alpha` finds with this power on data like these, by the
+        normal approximation: (z(1 - alpha / 2) + z(power)) standard errors.
+        """
+        from scipy.stats import norm
+
+        return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * self.standard_error)
 
 
 def paired_bootstrap(

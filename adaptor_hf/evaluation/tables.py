@@ -1,4 +1,4 @@
-"""Result lines of several seeds as one cell, and tables as Markdown, LaTeX and CSV."""
+"""Result lines of several seeds as one cell, and tables as Markdown and CSV (LaTeX: `latex`)."""
 
 import csv
 import io
@@ -10,10 +10,15 @@ from typing import Any
 import numpy as np
 
 from .baselines import above_baseline
+from .naming import row_label
 from .results import IDENTITY, OUTCOME
 from .statistics import seed_interval
 
-ROW_FIELDS = tuple(name for name in IDENTITY if name not in ("seed", "checkpoint"))
+ROW_FIELDS = tuple(name for name in IDENTITY if name != "seed")
+"""What tells one kind of run from another; runs that differ in the seed alone are of one kind."""
+
+SHOWN = ("ci_method", "interval_over", "positive_class")
+"""More of a line that tables say, where it is there."""
 
 
 @dataclass
@@ -27,6 +32,7 @@ class Cell:
         values (`list[float]`): One a seed.
         value (`float`): Their mean.
         ci_lo, ci_hi (`float`): Mean ends of the seeds' intervals over patients.
+        seed_std (`float`): Their standard deviation (n - 1): what "±" is everywhere; NaN at one seed.
         seed_lo, seed_hi (`float`): Interval of the mean over seeds by Student's t; NaN at one seed.
         trivial_baseline (`float`): The best trivial baseline, mean over seeds.
         n_test, n_patients (`int`): Of each run.
@@ -42,6 +48,7 @@ class Cell:
     value: float
     ci_lo: float
     ci_hi: float
+    seed_std: float
     seed_lo: float
     seed_hi: float
     trivial_baseline: float
@@ -60,7 +67,7 @@ class Cell:
 
 def aggregate(lines: Iterable[Mapping[str, Any]]) -> list[Cell]:
     """
-    Lines that differ only in the seed, as one cell. Other splits, and two checkpoints at one seed, stay apart.
+    Lines that differ only in the seed, as one cell. Other splits and other checkpoints stay apart.
 
     Args:
         lines (`Iterable[Mapping]`): As of `read_results`.
@@ -69,17 +76,7 @@ def aggregate(lines: Iterable[Mapping[str, Any]]) -> list[Cell]:
     for line in lines:
         key = (*(line.get(name) for name in ROW_FIELDS), line["metric"])
         groups.setdefault(key, []).append(line)
-    cells = []
-    for members in groups.values():
-        seeds = [line.get("seed") for line in members]
-        if len(set(seeds)) < len(seeds):
-            by_checkpoint: dict[Any, list] = {}
-            for line in members:
-                by_checkpoint.setdefault(line.get("checkpoint"), []).append(line)
-            cells += [_cell(part) for part in by_checkpoint.values()]
-        else:
-            cells.append(_cell(members))
-    return cells
+    return [_cell(members) for members in groups.values()]
 
 
 def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
@@ -92,13 +89,18 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         notes.append(f"{len(values) - len(known)} of {len(values)} seeds have no value.")
     distinct = len({line.get("predictions_sha256") for line in members})
     if distinct < len(members):
-        notes.append(f"{len(members)} seeds gave {distinct} distinct predictions: its ± is too small.")
-    shared = {name: members[0].get(name) for name in (*ROW_FIELDS, *OUTCOME)}
-    for name in OUTCOME:
+        notes.append(f"{len(members)} seeds gave {distinct} distinct predictions: the ± is too small.")
+    shared = {name: members[0].get(name) for name in (*ROW_FIELDS, *OUTCOME, *SHOWN)}
+    for name in (*OUTCOME, *SHOWN):
         if any(line.get(name) != shared[name] for line in members):
             shared[name] = "varies"
-    if len({line.get("checkpoint") for line in members}) == 1:
-        shared["checkpoint"] = members[0].get("checkpoint")
+    # Folders of one checkpoint, and lines of a version without names: its first name will do.
+    shared["checkpoint_name"] = next((line["checkpoint_name"] for line in members if line.get("checkpoint_name")), None)
+    if any(line.get("selected_on") == "test" for line in members):
+        shared["selected_on"] = "test"
+    # Without an interval there is no method.
+    shared["ci_method"] = next((line["ci_method"] for line in members if line.get("ci_method")), None)
+    shared |= {name: int(members[0].get(name) or 0) for name in ("n_test", "n_patients")}
     return Cell(
         fields=shared,
         metric=members[0]["metric"],
@@ -106,11 +108,12 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         value=mean,
         ci_lo=float(np.mean([line["ci_lo"] for line in members])),
         ci_hi=float(np.mean([line["ci_hi"] for line in members])),
+        seed_std=float(np.std(known, ddof=1)) if len(known) > 1 else math.nan,
         seed_lo=seed_lo,
         seed_hi=seed_hi,
         trivial_baseline=float(np.mean([line["trivial_baseline"] for line in members])),
-        n_test=int(members[0].get("n_test") or 0),
-        n_patients=int(members[0].get("n_patients") or 0),
+        n_test=shared["n_test"],
+        n_patients=shared["n_patients"],
         notes=notes,
         run_notes=sorted({note for line in members for note in line.get("run_notes") or ()}),
         trivial_name=" or ".join(sorted({line.get("trivial_name") or "" for line in members} - {""})),
@@ -120,13 +123,30 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
 
 @dataclass
 class Table:
-    """A table of text: `columns` names, `rows` of as many cells, `notes` below it."""
+    """
+    A table of text.
+
+    Args:
+        name, title (`str`): Of its files, and above it.
+        columns (`list[str]`), rows (`list[list[str]]`): Names of the columns, and as many cells a row.
+        notes (`list[str]`): Below it.
+        headline (`list[int]`, *optional*): Columns of values that LaTeX shows; all but the first by default.
+        short (`list[str]`, *optional*): LaTeX's names of the rows.
+        parts (`list[str]`, *optional*): Part of the LaTeX table that each row stands in, by its heading.
+        bold (`set[tuple[int, int]]`): Row and column of what LaTeX sets in bold.
+        latex_notes (`list[str]`, *optional*): Instead of `notes` in LaTeX.
+    """
 
     name: str
     title: str
     columns: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    headline: list[int] | None = None
+    short: list[str] | None = None
+    parts: list[str] | None = None
+    bold: set[tuple[int, int]] = field(default_factory=set)
+    latex_notes: list[str] | None = None
 
     def markdown(self) -> str:
         """With its title as a heading."""
@@ -135,26 +155,6 @@ class Table:
         lines += ["|" + "---|" * len(self.columns)]
         lines += ["| " + " | ".join(_one_line(cell) for cell in row) + " |" for row in self.rows]
         return "\n".join([*lines, "", *(f"* {note}" for note in self.notes)]).rstrip() + "\n"
-
-    def latex(self) -> str:
-        """For the package booktabs."""
-        rows = [" & ".join(_latex(cell) for cell in row) + r" \\" for row in [self.columns, *self.rows]]
-        return "\n".join(
-            [
-                r"\begin{table}",
-                rf"\caption{{{_latex(self.title)}.{''.join(' ' + _latex(note) for note in self.notes)}}}",
-                rf"\label{{tab:{self.name.replace('_', '-')}}}",
-                rf"\begin{{tabular}}{{{'l' * len(self.columns)}}}",
-                r"\toprule",
-                rows[0],
-                r"\midrule",
-                *rows[1:],
-                r"\bottomrule",
-                r"\end{tabular}",
-                r"\end{table}",
-                "",
-            ]
-        )
 
     def csv(self) -> str:
         """Columns and rows, without title and notes."""
@@ -175,10 +175,10 @@ def lovt_csv(cells: Iterable[Cell]) -> dict[str, str]:
     for cell in cells:
         if "/" in cell.metric:
             continue
-        parts = [cell.fields.get(name) for name in ("dataset", "task", "protocol", "fraction")]
+        parts = [cell.fields.get(name) for name in ("dataset", "test_set", "task", "protocol", "fraction")]
         task = "_".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts if part is not None)
         file = "downstream_" + "".join(c if c.isalnum() or c in "._-" else "-" for c in task) + ".csv"
-        row = files.setdefault(file, {}).setdefault(row_label(cell.fields), {})
+        row = files.setdefault(file, {}).setdefault(f"{row_label(cell.fields)}, split {cell.fields['split_hash']}", {})
         std = float(np.std(cell.values, ddof=1)) if len(cell.values) > 1 else math.nan
         name = f"{cell.fields['task']}_test/{cell.metric}"
         row[f"{name}_run_results"] = ";".join(f"{value:.6g}" for value in cell.values)
@@ -193,28 +193,8 @@ def lovt_csv(cells: Iterable[Cell]) -> dict[str, str]:
     return texts
 
 
-def row_label(fields: Mapping[str, Any]) -> str:
-    """A row's name: system, module where that says more, towers, and what else tells it from its neighbours."""
-    towers = "+".join(str(fields[name]) for name in ("vision_tower", "text_tower") if fields.get(name))
-    module = fields.get("module")
-    parts = [str(fields["system"])]
-    parts += [str(module)] if module and str(module).lower() not in str(fields["system"]).lower() else []
-    parts += [towers] if towers else []
-    parts += [str(fields[name]) for name in ("protocol", "recipe") if fields.get(name)]
-    parts += [f"{fields['input_size']} px"] if fields.get("input_size") else []
-    if fields.get("checkpoint"):
-        parts.append(str(fields["checkpoint"])[:8])
-    return ", ".join(parts)
-
-
 def _one_line(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _latex(text: str) -> str:
-    replaced = {"\\": r"\textbackslash{}", "±": r"$\pm$", "†": r"$\dagger$", "~": r"\textasciitilde{}"}
-    replaced |= {"^": r"\textasciicircum{}"} | {c: "\\" + c for c in "&%$#_{}"}
-    return "".join(replaced.get(c, c) for c in text)
-
-
-__all__ = ["Cell", "Table", "aggregate", "lovt_csv", "row_label"]
+__all__ = ["ROW_FIELDS", "Cell", "Table", "aggregate", "lovt_csv"]

@@ -1,0 +1,100 @@
+"""What tables and figures call runs, checkpoints and metrics, and which way each metric is better."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+HEADLINES = {
+    "classification": ("auroc", "auprc", "accuracy", "f1"),
+    "few_shot": ("auroc", "accuracy"),
+    "zero_shot": ("auroc", "accuracy", "f1"),
+    "retrieval": ("image_to_text_recall@1", "image_to_text_recall@10", "text_to_image_recall@10", "mean_recall"),
+    "segmentation": ("dice_reference", "dice_positive", "dice_pooled", "auroc_any_mask"),
+}
+"""Metrics of each task in the terminal's table and in LaTeX; all of them are in the result files."""
+
+TOWERS = ("vision tower", "text tower")
+CHOSEN_ON_TEST = "CHOSEN ON THE TEST SPLIT"
+CHOSEN_ON_TEST_NOTE = (
+    f"{CHOSEN_ON_TEST}: epoch, learning rate or threshold were picked by these very rows; the value is too good by an "
+    "unknown amount and proves nothing."
+)
+VALUES = (
+    "Values: mean over seeds ± standard deviation over seeds, where there are several, and [95 % interval], of several "
+    "seeds the mean of their ends."
+)
+_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "ece": "ECE", "mrr": "MRR", "iou": "IoU", "dice": "Dice"}
+
+
+def checkpoint_label(fields: Mapping[str, Any]) -> str:
+    """A checkpoint's own name, where results carry one, and 8 hex digits of its weights' digest; "" without one."""
+    digest = fields.get("checkpoint")
+    return " ".join(str(part) for part in (fields.get("checkpoint_name"), digest and str(digest)[:8]) if part)
+
+
+def row_label(fields: Mapping[str, Any]) -> str:
+    """A row's name: system, module where that says more, towers, and what else tells it from its neighbours."""
+    parts = row_parts(fields)
+    towers = "+".join(parts[name] for name in TOWERS if name in parts)
+    # The two towers stand where the first of them does.
+    return ", ".join(dict.fromkeys(towers if name in TOWERS else part for name, part in parts.items()))
+
+
+def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
+    """What [`row_label`] joins, by what it says; only what there is."""
+    system, module = str(fields["system"]), fields.get("module")
+    parts = {
+        "system": system,
+        "module": str(module) if module and str(module).lower() not in system.lower() else "",
+        "vision tower": str(fields.get("vision_tower") or ""),
+        "text tower": str(fields.get("text_tower") or ""),
+        "protocol": str(fields.get("protocol") or ""),
+        "recipe": str(fields.get("recipe") or ""),
+        "input size": f"{fields['input_size']} px" if fields.get("input_size") else "",
+        "checkpoint": checkpoint_label(fields),
+        "selection": CHOSEN_ON_TEST if fields.get("selected_on") == "test" else "",
+    }
+    return {name: part for name, part in parts.items() if part}
+
+
+def shared_parts(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """What all rows have alike, of `row_parts`; of towers, all that have one. System and checkpoint stay."""
+    found = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = {row.get(name) for row in rows if name in row or name not in TOWERS}
+        if len(values) == 1 and name not in ("system", "checkpoint", "selection"):
+            found[name] = values.pop()
+    return found
+
+
+def metric_title(metric: str) -> str:
+    """A metric's name in words: `image_to_text_recall@1` is "image to text recall@1", `dice_pooled` "Dice pooled"."""
+    metric, _, label = metric.partition("/")
+    words = [_NAMES.get(word, word) for word in metric.split("_")]
+    return " ".join(words) + (f", {label}" if label else "")
+
+
+def rows_in_words(fields: Mapping[str, Any]) -> str:
+    """Test rows in words: "40 images of 20 patients"; no patients where the interval says that they are not known."""
+    images, patients = fields.get("n_test") or 0, fields.get("n_patients") or 0
+    return f"{images} images" if units(fields)[1] == "images" else f"{images} images of {patients} patients"
+
+
+def units(fields: Mapping[str, Any]) -> tuple[int, str]:
+    """How many units an interval's resamples draw, and which: patients, or images where patients are unknown."""
+    over = str(fields.get("interval_over") or "patients")
+    return int((fields.get("n_test") if over == "images" else fields.get("n_patients")) or 0), over
+
+
+__all__ = [
+    "CHOSEN_ON_TEST",
+    "CHOSEN_ON_TEST_NOTE",
+    "HEADLINES",
+    "VALUES",
+    "checkpoint_label",
+    "metric_title",
+    "row_label",
+    "row_parts",
+    "rows_in_words",
+    "shared_parts",
+    "units",
+]
