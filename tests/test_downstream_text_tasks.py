@@ -186,14 +186,14 @@ def test_text_understanding_is_beside_untrained_adaptors_whatever_the_controls(r
     said = capsys.readouterr().out
     assert f"trivial: {NUM_UNTRAINED} untrained Adaptors" in said
     assert "Chance is 0.5" not in said
-    (row,) = [line for line in said.splitlines() if line.startswith("| negation | Adaptor |")]
+    (row,) = [line for line in said.splitlines() if line.startswith("| negation | Adaptor, model")]
     assert row.rstrip(" |").endswith("†")
     assert "† Not above its best trivial baseline" in said
 
 
 def test_a_swap_is_marked_unless_it_is_above_the_highest_untrained_adaptor_and_the_coin():
     def result(low, untrained):
-        return SwapResult("negation", "Adaptor", 9, 9, 0.9, 0.5, low + 0.1, low, low + 0.2, untrained)
+        return SwapResult("negation", "Adaptor", 9, 9, 0.9, 0.5, low + 0.1, low, low + 0.2, untrained=untrained)
 
     assert result(0.6, [0.3, 0.55]).above_baseline
     assert not result(0.6, [0.3, 0.77]).above_baseline
