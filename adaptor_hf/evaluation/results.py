@@ -36,6 +36,7 @@ OUTCOME = (
     "trainable_params",
     "total_params",
     "lr",
+    "C",
     "selected_on",
     "tower_saw_dataset",
     "commit",
