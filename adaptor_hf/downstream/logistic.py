@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 STRENGTHS = tuple(float(f"{10 ** (half / 2):.4g}") for half in range(-12, 9))
 """Inverse penalties, scikit-learn's C: 1e-6 to 1e4 in half decades. The probe's grid, the same for every system."""
 
-TOLERANCE = 1e-5
+TOLERANCE = 1e-6
 """Largest gradient at which the solver stops, in coordinates where the curvature is about 1: a step of that length, in
 standard errors of a coefficient, is left."""
 
