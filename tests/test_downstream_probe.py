@@ -9,10 +9,11 @@ from synthetic import synthetic_model
 
 from adaptor_hf.downstream.features import adaptor_features, weights_digest
 from adaptor_hf.downstream.modules import load_modules, matched_hidden_size
-from adaptor_hf.downstream.probe import _batches, fit_probe, fold_standardization, macro_auroc
+from adaptor_hf.downstream.probe import _batches, fit_probe, fold_standardization, has_seed, macro_auroc
 from adaptor_hf.downstream.recipes import RECIPES, get_recipe
 
-QUICK = replace(RECIPES["rigorous"], learning_rates=(5e-2,), max_steps=60)
+# A linear head by gradient; the recipe's own is in test_downstream_logistic.py.
+QUICK = replace(RECIPES["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)
 
 
 def separable(rows: int = 120, labels: int = 2, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -81,6 +82,13 @@ def test_the_rate_after_a_plateau_is_the_reduced_one():
     reduced = rates.index(5e-3)
     assert set(rates[:reduced]) == {1e-2}
     assert max(rates[reduced:]) == 5e-3
+
+
+def test_only_a_logistic_regression_has_no_seed():
+    assert not has_seed(RECIPES["rigorous"])
+    assert has_seed(RECIPES["rigorous"], hidden_size=8)
+    assert all(has_seed(recipe) for name, recipe in RECIPES.items() if name != "rigorous")
+    assert has_seed(get_recipe("rigorous", head="mlp2"))
 
 
 def test_five_seeds_give_five_results_and_one_seed_one():

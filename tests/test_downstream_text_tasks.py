@@ -12,6 +12,7 @@ from synthetic import synthetic_config
 import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.downstream.few_shot import draw_episode, few_shot_scores
+from adaptor_hf.downstream.logistic import STRENGTHS
 from adaptor_hf.downstream.text_understanding import (
     NUM_UNTRAINED,
     SwapResult,
@@ -119,6 +120,7 @@ def test_few_shot_scores_every_episode_of_every_module(run):
     lines = read_results(folder / "runs").lines
     runs = {(line["module"], line["recipe"], line["seed"]) for line in lines}
     assert runs == {(m, f"{k} shots", s) for m in ("adaptor", "tower") for k in (1, 4) for s in range(3)}
+    assert all(line["C"] in STRENGTHS for line in lines)
     assert not any(verify_tree(folder / "runs").values())
 
 
@@ -145,7 +147,21 @@ def test_few_shot_learns_classes_that_are_apart_and_chooses_c_on_validation():
     scores, strength = few_shot_scores(features, labels, draw_episode(labels["train"], 2, 0))
     assert (scores.argmax(1) == labels["test"]).mean() > 0.9
     np.testing.assert_allclose(scores.sum(1), 1)
-    assert strength in (0.01, 0.1, 1.0, 10.0, 100.0)
+    assert strength in STRENGTHS
+
+
+def test_few_shot_has_scikit_learns_solution_with_one_c_for_all_labels():
+    from sklearn.linear_model import LogisticRegression
+
+    generator = np.random.default_rng(0)
+    labels = {part: generator.integers(0, 2, (60, 2)).astype(np.float32) for part in ("train", "validation", "test")}
+    features = {part: generator.normal(size=(60, 20)) + 0.8 * truth.repeat(10, 1) for part, truth in labels.items()}
+    episode = draw_episode(labels["train"], 4, 0)
+    scores, strength = few_shot_scores(features, labels, episode)
+    for column, rows in enumerate(episode):
+        model = LogisticRegression(C=strength, tol=1e-8, max_iter=10_000)
+        model.fit(features["train"][rows], labels["train"][rows, column])
+        np.testing.assert_allclose(scores[:, column], model.predict_proba(features["test"])[:, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize(

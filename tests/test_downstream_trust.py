@@ -138,7 +138,7 @@ def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_p
     plan = {
         "common": {"model": str(checkpoint), "table": str(table), "dataset_name": "phantom-boxes", "device": "cpu",
                    "label_column": ["effusion", "edema"], "num_resamples": 20, "controls": ["tower"]},
-        "over": {"task": ["classification"], "recipe": ["rigorous", "mgca"]},
+        "over": {"task": ["classification"], "recipe": ["gloria", "mgca"]},
     }  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "adaptor_hf.downstream", "sweep", str(tmp_path / "plan.json")]

@@ -210,8 +210,9 @@ def downstream_facts(run: Path) -> dict[str, str]:
         facts["partitions"] = hashes + "."
     if chosen := values("selected_on"):
         facts["selection"] = f"Chosen on: {', '.join(chosen)}."
-    if rates := values("lr"):
-        facts["training"] = f"Learning rates chosen: {', '.join(rates)}; recipes {', '.join(values('recipe'))}."
+    chosen = {"learning rates": values("lr"), "C of logistic regressions": values("C")}
+    if said := "; ".join(f"{what} {', '.join(of_runs)}" for what, of_runs in chosen.items() if of_runs):
+        facts["training"] = f"Chosen: {said}; recipes {', '.join(values('recipe'))}."
     if external:
         facts["external"] = _first_lines(external)
     if lines and lines[0].get("versions"):

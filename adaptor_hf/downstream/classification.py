@@ -17,7 +17,7 @@ from .data import LabelledData, align_classes, training_subset
 from .features import tower_features
 from .modules import Module
 from .overlap import overlap_fields
-from .probe import Probe, fit_probe
+from .probe import Probe, fit_probe, has_seed
 from .provenance import input_size, tower_name, tower_saw
 from .recipes import ProbeRecipe
 
@@ -99,8 +99,9 @@ def run_classification(
     """
     Train a head for each module, fraction and seed, and score it once on the test part and on each external set.
 
-    Epoch, learning rate and thresholds come from the validation part. A run that is finished in `output_dir` is not
-    made again.
+    Penalty, or epoch and learning rate, and thresholds come from the validation part. A run that is finished in
+    `output_dir` is not made again. Where nothing but the training rows depends on the seed (a logistic regression),
+    seeds with the same rows would be one run under several names: only the first is made, and the log says so.
 
     Args:
         embedded ([`EmbeddedData`]): With `train`, `validation` and `test`.
@@ -125,11 +126,12 @@ def run_classification(
         aligned = align_classes(other.data, data.class_names, data.exclusive)
         tests[aligned.name] = EmbeddedData(aligned, other.embeds, other.vision_spec)
     found = RunList()
+    set_aside_earlier_probes(Path(output_dir))
     for module in modules:
         features = {part: module.features(embedded.embeds[part]) for part in ("train", "validation")}
         test_features = {name: module.features(test.embeds["test"]) for name, test in tests.items()}
         for fraction in fractions:
-            for seed in seeds:
+            for seed in distinct_seeds(data, module, recipe, fraction, seeds):
                 fields = _fields(embedded, module, recipe, fraction, seed, text_tower)
                 runs = {name: _test_fields(fields, name, tests[name], data.name) for name in tests}
                 try:
@@ -167,6 +169,7 @@ def _run(found, runs, tests, test_features, features, data, module, recipe, outp
         "head_params": probe.num_parameters,
         "trainable_params": probe.num_parameters,
         "lr": probe.learning_rate,
+        "C": probe.strength,
         "selected_on": "validation",
     }
     settings = decisions(probe.predict(features["validation"]), data)
@@ -175,6 +178,46 @@ def _run(found, runs, tests, test_features, features, data, module, recipe, outp
         test = tests[name].data
         predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)
         found.lines += write_run(folders[name], predictions, runs[name] | outcome)
+
+
+def distinct_seeds(
+    data: LabelledData, module: Module, recipe: ProbeRecipe, fraction: float, seeds: Sequence[int]
+) -> list[int]:
+    """The seeds that give heads of their own: all, or of a head without a seed those that draw other training rows."""
+    if has_seed(recipe, module.hidden_size):
+        return list(seeds)
+    found = {}
+    for seed in seeds:
+        found.setdefault(training_subset(data, fraction, recipe.fraction_rule, seed).tobytes(), seed)
+    if len(found) < len(seeds):
+        logger.info("%s, %g %%: %d seeds draw the same training rows, and a logistic regression has no other chance: "
+                    "%d run.", module.fields()["system"], 100 * fraction,
+                    len(seeds), len(found))  # fmt: skip
+    return list(found.values())
+
+
+def set_aside_earlier_probes(output_dir: Path) -> None:
+    """
+    Rename result files of linear probes that an earlier version trained by gradient under the name `rigorous`: they are
+    no runs of today's recipe, and must not stand in one mean with them. Said in the log.
+    """
+    from ..evaluation.results import RESULTS_FILE, read_results
+
+    aside = 0
+    for path in sorted((output_dir / "runs").glob(f"*/{RESULTS_FILE}")):
+        lines = read_results(path).lines
+        earlier = lines and "C" not in lines[0]
+        if earlier and (lines[0]["protocol"] == "fewshot" or _is_probe(lines[0])):
+            os.replace(path, path.with_name(f"{RESULTS_FILE}.earlier_probe"))
+            aside += 1
+    if aside:
+        logger.warning("%d runs are by the linear probe of an earlier version, which did not converge. Their "
+                       "result files are kept as %s.earlier_probe, and what is asked for is made again.", aside,
+                       RESULTS_FILE)  # fmt: skip
+
+
+def _is_probe(line: dict[str, Any]) -> bool:
+    return line["task"] == "classification" and line["protocol"] == "linear" and line["recipe"] == "rigorous"
 
 
 def decisions(scores: np.ndarray, data: LabelledData) -> dict[str, Any]:
@@ -294,10 +337,12 @@ __all__ = [
     "RunList",
     "class_frequencies",
     "decisions",
+    "distinct_seeds",
     "embed_labelled",
     "finish_run",
     "finished_lines",
     "predict",
     "run_classification",
+    "set_aside_earlier_probes",
     "subgroup_columns",
 ]

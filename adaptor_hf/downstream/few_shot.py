@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from ..private_mode import error_text
-from .probe import macro_auroc
+from .logistic import STRENGTHS, logistic_path
+from .probe import PATIENCE, validation_score
 
 if TYPE_CHECKING:
     from .classification import EmbeddedData, RunList
@@ -22,8 +24,6 @@ logger = logging.getLogger(__name__)
 
 SHOTS = (1, 2, 4, 8, 16)
 EPISODES = 20
-STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Inverse regularisation strengths, C; chosen on validation."""
 
 
 def draw_episode(labels: np.ndarray, shots: int, seed: int) -> list[np.ndarray]:
@@ -61,40 +61,35 @@ def few_shot_scores(
     features: dict[str, np.ndarray], labels: dict[str, np.ndarray], episode: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """
-    Probabilities of the test rows, and C: the one with the highest macro AUROC on validation, shared by all labels.
+    Probabilities of the test rows, and C: the one with the highest macro AUROC on validation (of equal ones the lowest
+    loss), shared by all labels. Solver and grid are those of the linear probe.
 
     Args:
-        features (`dict[str, np.ndarray]`): `train`, `validation` and `test`, `(n, D)`, L2-normalised.
+        features (`dict[str, np.ndarray]`): `train`, `validation` and `test`, `(n, D)`, of the length sqrt(D), so that C
+            means what it means for standardised features.
         labels (`dict[str, np.ndarray]`): Of `train` and `validation`.
         episode: From [`draw_episode`].
     """
-    best: tuple[float, float, np.ndarray] | None = None
+    arrays = {part: torch.from_numpy(values) for part, values in features.items()}
     exclusive = labels["train"].ndim == 1
-    for strength in STRENGTHS:
-        validation, test = _fit(
-            features["train"], labels["train"], episode, strength, [features["validation"], features["test"]]
-        )
-        score = macro_auroc(validation, labels["validation"], exclusive)
-        score = -np.inf if np.isnan(score) else score
-        if best is None or score > best[0]:
-            best = (score, strength, test)
-    return best[2], best[1]
-
-
-def _fit(features: np.ndarray, labels: np.ndarray, episode, strength: float, others: list) -> list[np.ndarray]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
-    outputs: list[list[np.ndarray]] = [[] for _ in others]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        for number, rows in enumerate(episode):
-            targets = labels[rows] if labels.ndim == 1 else labels[rows, number]
-            model = LogisticRegression(C=strength, max_iter=1000).fit(features[rows], targets)
-            for output, rows_of in zip(outputs, others, strict=True):
-                probabilities = model.predict_proba(rows_of)
-                output.append(probabilities if labels.ndim == 1 else probabilities[:, 1:])
-    return [np.concatenate(parts, 1) for parts in outputs]
+    paths = []
+    for number, rows in enumerate(episode):
+        targets = labels["train"][rows] if exclusive else labels["train"][rows, number : number + 1]
+        classes = int(labels["train"].max()) + 1 if exclusive else 1
+        paths.append(logistic_path(arrays["train"][rows], targets, STRENGTHS, num_logits=classes))
+    known = labels["validation"]
+    best, best_reached, waited = None, (-math.inf, -math.inf), 0
+    for fits in zip(*paths, strict=True):
+        weight, bias = torch.cat([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits])
+        reached = validation_score(arrays["validation"] @ weight.T + bias, torch.from_numpy(known), known)
+        waited += 1
+        if best is None or reached > best_reached:
+            best, best_reached, waited = (weight, bias, fits[0].strength), reached, 0
+        if waited >= PATIENCE:
+            break
+    weight, bias, strength = best
+    logits = arrays["test"] @ weight.T + bias
+    return (logits.softmax(1) if exclusive else logits.sigmoid()).numpy(), strength
 
 
 def run_few_shot(
@@ -122,7 +117,7 @@ def run_few_shot(
     """
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
-    from .classification import RunList, _fields, finish_run, subgroup_columns
+    from .classification import RunList, _fields, finish_run, set_aside_earlier_probes, subgroup_columns
     from .overlap import overlap_fields
     from .provenance import tower_saw
     from .recipes import RECIPES
@@ -132,11 +127,13 @@ def run_few_shot(
         if part not in data.parts:
             raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
     found, rows = RunList(), data.rows("test")
+    set_aside_earlier_probes(Path(output_dir))
     for module in (module for module in modules if module.hidden_size is None):
         features = {}
         for part, embeds in embedded.embeds.items():
             values = module.features(embeds).numpy().astype(np.float64)
-            features[part] = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+            lengths = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+            features[part] = values / lengths * math.sqrt(values.shape[1])
         for count in shots:
             for seed in range(episodes):
                 fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
@@ -149,17 +146,18 @@ def run_few_shot(
                     found.failed.append(f"{fields['system']}, {count} shots: {error_text(error)}")
                     break
 
-                def score(features=features, episode=episode) -> Any:
-                    probabilities, _ = few_shot_scores(features, data.labels, episode)
+                parameters = (next(iter(features.values())).shape[1] + 1) * data.num_logits
+                outcome = {"n_train": len(np.unique(np.concatenate(episode))), "head_params": parameters,
+                           "trainable_params": parameters, "selected_on": "validation"}  # fmt: skip
+
+                def score(features=features, episode=episode, outcome=outcome) -> Any:
+                    probabilities, outcome["C"] = few_shot_scores(features, data.labels, episode)
                     return classification_predictions(
                         rows["image_id"], rows["patient_id"], data.labels["test"], probabilities,
                         problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
                         columns=subgroup_columns(rows), num_resamples=num_resamples,
                     )  # fmt: skip
 
-                parameters = (next(iter(features.values())).shape[1] + 1) * data.num_logits
-                outcome = {"n_train": len(np.unique(np.concatenate(episode))), "head_params": parameters,
-                           "trainable_params": parameters, "selected_on": "validation"}  # fmt: skip
                 finish_run(found, Path(output_dir), fields, score, outcome)
     return found
 

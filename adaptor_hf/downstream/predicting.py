@@ -13,7 +13,7 @@ from ..data.reading import Reading
 from ..heads_adaptor import AdaptorForImageClassification
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
-from .classification import EmbeddedData
+from .classification import EmbeddedData, distinct_seeds
 from .data import plain_rows, training_subset
 from .features import tower_features
 from .modules import Module
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 def final_probes(
     embedded: EmbeddedData, module: Module, recipe: ProbeRecipe, fraction: float, seeds: Sequence[int], device: str
 ) -> list[Probe]:
-    """The heads that `run_classification` scored, one a seed: trained again, which gives the same."""
+    """The heads that `run_classification` scored, one a distinct seed: trained again, which gives the same."""
     data = embedded.data
     train, validation = (module.features(embedded.embeds[part]) for part in ("train", "validation"))
     probes = []
-    for seed in seeds:
+    for seed in distinct_seeds(data, module, recipe, fraction, seeds):
         rows = training_subset(data, fraction, recipe.fraction_rule, seed)
         probes.append(
             fit_probe(

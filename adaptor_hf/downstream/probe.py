@@ -1,4 +1,4 @@
-"""Training a head on cached features; epoch and learning rate are chosen on validation."""
+"""Training a head on cached features; penalty, or epoch and learning rate, are chosen on validation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,13 @@ import torch
 from torch import nn
 
 from ..heads_adaptor import ClassificationHead, classification_loss
+from .logistic import logistic_path
 from .recipes import ProbeRecipe
 
 logger = logging.getLogger(__name__)
+
+PATIENCE = 6
+"""Values of C in a row, three decades of the grid, that may be no better on validation before the path ends."""
 
 
 @dataclass
@@ -25,18 +29,22 @@ class Probe:
     A trained head.
 
     Args:
-        head (`nn.Module`): In evaluation mode, on the CPU.
-        mean, scale (`torch.Tensor` of shape `(D,)`): The head reads `(features - mean) / scale`.
-        learning_rate (`float`), step (`int`), score (`float`): What validation chose, and its value there (higher is
-            better; the negative loss where that is monitored).
+        head (`nn.Module`): In evaluation mode, on the CPU; float64 where it is a logistic regression, else float32.
+        mean, scale (`torch.Tensor` of shape `(D,)`): The head reads `(features - mean) / scale`. The scale of a feature
+            that is constant on the training rows is infinite: it says nothing, whatever it is elsewhere.
+        learning_rate (`float`, *optional*), step (`int`, *optional*): What validation chose, of a head that is trained
+            by gradient.
+        score (`float`): The value on validation there (higher is better; the negative loss where that is monitored).
+        strength (`float`, *optional*): C of the logistic regression that validation chose.
     """
 
     head: nn.Module
     mean: torch.Tensor
     scale: torch.Tensor
-    learning_rate: float
-    step: int
+    learning_rate: float | None
+    step: int | None
     score: float
+    strength: float | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -45,8 +53,13 @@ class Probe:
     @torch.no_grad()
     def predict(self, features: torch.Tensor) -> np.ndarray:
         """Probabilities, `(n, C)` float64: softmax for exclusive classes (`head.exclusive`), else sigmoid."""
-        logits = self.head((features - self.mean) / self.scale).double()
+        logits = self.head((features.to(self.mean.dtype) - self.mean) / self.scale).double()
         return (logits.softmax(1) if self.head.exclusive else logits.sigmoid()).numpy()
+
+
+def has_seed(recipe: ProbeRecipe, hidden_size: int | None = None) -> bool:
+    """Whether a head depends on the seed beyond its training rows: a logistic regression does not."""
+    return recipe.strengths is None or (hidden_size or recipe.hidden_size) is not None
 
 
 def fit_probe(
@@ -64,7 +77,10 @@ def fit_probe(
     class_names: Sequence[str] | None = None,
 ) -> Probe:
     """
-    Train a head with each learning rate of the recipe and keep the one that is best on validation.
+    Train a head with each penalty or learning rate of the recipe and keep the one that is best on validation.
+
+    A linear head of a recipe with `strengths` is a logistic regression solved to convergence; every other head is
+    trained by gradient.
 
     Args:
         features, validation_features (`torch.Tensor` of shape `(n, D)`): float32.
@@ -72,7 +88,7 @@ def fit_probe(
         recipe ([`ProbeRecipe`]): How.
         num_logits (`int`): C, or the number of exclusive classes.
         exclusive (`bool`): Whether the classes exclude each other.
-        seed (`int`): Of initial weights, dropout and order.
+        seed (`int`): Of initial weights, dropout and order; a logistic regression has none of them.
         hidden_size (`int`, *optional*): Of the head's hidden layer, instead of the recipe's.
         device (defaults to `"cpu"`): Where to train.
         class_names (`Sequence[str]`, *optional*): For messages.
@@ -83,26 +99,79 @@ def fit_probe(
     check_labels(labels, num_logits, exclusive, class_names)
     if not (torch.isfinite(features).all() and torch.isfinite(validation_features).all()):
         raise ValueError("A feature is NaN or infinite. Build the cache again, or check the Adaptor's weights.")
-    mean, scale = torch.zeros(features.shape[1]), torch.ones(features.shape[1])
+    by_gradient = has_seed(recipe, hidden_size)
+    if not by_gradient:
+        features, validation_features = features.double(), validation_features.double()
+    mean, scale = torch.zeros_like(features[0]), torch.ones_like(features[0])
     if recipe.standardize:
-        mean, deviation = features.mean(0), features.std(0, correction=0)
-        # A feature that never changes says nothing, and must not be divided by rounding errors.
-        scale = torch.where(deviation > 1e-6 * deviation.max().clamp(min=1e-12), deviation, torch.ones_like(deviation))
+        mean, scale = standardization(features)
     train = _on(device, (features - mean) / scale, labels)
     validation = _on(device, (validation_features - mean) / scale, validation_labels)
+    if by_gradient:
+        best = _best_rate(train, validation, recipe, num_logits, exclusive, seed, hidden_size)
+    else:
+        best = _best_strength(train, validation, recipe, num_logits, exclusive)
+    return replace(best, head=best.head.cpu().eval(), mean=mean, scale=scale)
+
+
+def standardization(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and deviation of each feature, `(D,)`; infinity in place of a deviation that is only rounding."""
+    mean, deviation = features.mean(0), features.std(0, correction=0)
+    # A feature that never changes says nothing, and must not be divided by rounding errors.
+    rounding = 1e-6 * torch.maximum(deviation.max(), mean.abs()).clamp(min=1e-12)
+    return mean, torch.where(deviation > rounding, deviation, torch.inf)
+
+
+def _best_strength(train: tuple, validation: tuple, recipe: ProbeRecipe, num_logits: int, exclusive: bool) -> Probe:
+    """
+    One C for all labels: highest macro AUROC on validation, of equal ones the lowest loss. From the strongest penalty
+    on, until `PATIENCE` values in a row were no better: beyond, the head only fits its training rows more.
+    """
+    features, labels, known = validation
+    best, best_reached, waited = None, (-math.inf, -math.inf), 0
+    for fit in logistic_path(train[0], train[2], recipe.strengths, num_logits=num_logits, device=train[0].device):
+        logits = features.cpu() @ fit.weight.T + fit.bias
+        reached = validation_score(logits, labels.cpu(), known)
+        waited += 1
+        if best is None or reached > best_reached:
+            best, best_reached, waited = fit, reached, 0
+        if waited >= PATIENCE:
+            break
+    if best.strength in (min(recipe.strengths), max(recipe.strengths)):
+        logger.warning(
+            "Validation chose C = %g, an end of the grid (%g to %g): with few validation rows that may be chance, else "
+            "a better one lies outside.", best.strength, min(recipe.strengths), max(recipe.strengths),
+        )  # fmt: skip
+    head = ClassificationHead(train[0].shape[1], num_logits, None, recipe.dropout).double()
+    head.exclusive = exclusive
+    with torch.no_grad():
+        head[-1].weight.copy_(best.weight)
+        head[-1].bias.copy_(best.bias)
+    return Probe(head, None, None, None, None, best_reached[0], best.strength)
+
+
+def _best_rate(
+    train: tuple,
+    validation: tuple,
+    recipe: ProbeRecipe,
+    num_logits: int,
+    exclusive: bool,
+    seed: int,
+    hidden_size: int | None,
+) -> Probe:
     best, best_reached = None, None
+    width, device = train[0].shape[1], train[0].device
     for rate in recipe.learning_rates:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            head = ClassificationHead(features.shape[1], num_logits, hidden_size or recipe.hidden_size, recipe.dropout)
+            head = ClassificationHead(width, num_logits, hidden_size or recipe.hidden_size, recipe.dropout)
             head.exclusive = exclusive
             if recipe.weight_std is not None:
                 nn.init.normal_(head[-1].weight, std=recipe.weight_std)
                 nn.init.zeros_(head[-1].bias)
             found, step, reached = _train(head.to(device), train, validation, recipe, rate, seed)
         if best is None or reached > best_reached:
-            best, best_reached = Probe(found, mean, scale, rate, step, reached[0]), reached
-    best.head = best.head.cpu().eval()
+            best, best_reached = Probe(found, None, None, rate, step, reached[0]), reached
     return best
 
 
@@ -236,12 +305,17 @@ def _evaluate(head: ClassificationHead, validation: tuple, monitor: str) -> tupl
     head.train()
     if monitor == "loss":
         return -loss, loss
-    values = logits.float().cpu().numpy()
     if head.exclusive and monitor == "metric":
-        return float((values.argmax(1) == known).mean()), loss
-    score = macro_auroc(values, known, head.exclusive)
+        return float((logits.cpu().numpy().argmax(1) == known).mean()), loss
+    return validation_score(logits, labels, known)[0], loss
+
+
+def validation_score(logits: torch.Tensor, labels: torch.Tensor, known: np.ndarray) -> tuple[float, float]:
+    """Macro AUROC and, for what it cannot tell apart, the negative loss: higher is better."""
+    loss = classification_loss(logits, labels).item()
+    score = macro_auroc(logits.double().cpu().numpy(), known, known.ndim == 1)
     # With one class alone on validation there is no AUROC: the loss is what is left to choose by.
-    return (-loss if math.isnan(score) else score), loss
+    return (-loss if math.isnan(score) else score), -loss
 
 
 def macro_auroc(scores: np.ndarray, labels: np.ndarray, exclusive: bool) -> float:
@@ -258,4 +332,13 @@ def macro_auroc(scores: np.ndarray, labels: np.ndarray, exclusive: bool) -> floa
     return float(np.mean(areas)) if areas else math.nan
 
 
-__all__ = ["Probe", "check_labels", "fit_probe", "fold_standardization", "macro_auroc"]
+__all__ = [
+    "Probe",
+    "check_labels",
+    "fit_probe",
+    "fold_standardization",
+    "has_seed",
+    "macro_auroc",
+    "standardization",
+    "validation_score",
+]

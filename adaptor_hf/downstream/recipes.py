@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from .logistic import STRENGTHS
+
 
 @dataclass(frozen=True)
 class ProbeRecipe:
@@ -29,6 +31,9 @@ class ProbeRecipe:
         standardize (`bool`): Features to mean 0 and deviation 1 of the training rows.
         weight_std (`float`, *optional*): Initial weights normal with this deviation, biases 0.
         fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
+        strengths (`tuple[float, ...]`, *optional*): Where given, a linear head is a logistic regression solved to
+            convergence, C (inverse penalty) one of these by macro AUROC on validation, and what is said above of
+            optimizer, length and rate is of heads with a hidden layer.
     """
 
     name: str
@@ -49,6 +54,7 @@ class ProbeRecipe:
     standardize: bool = False
     weight_std: float | None = None
     fraction_rule: str = "nested"
+    strengths: tuple[float, ...] | None = None
 
     @property
     def hidden_size(self) -> int | None:
@@ -56,7 +62,9 @@ class ProbeRecipe:
 
 
 RECIPES: dict[str, ProbeRecipe] = {
-    "rigorous": ProbeRecipe("rigorous", max_steps=300, eval_steps=20, patience=5, standardize=True),
+    "rigorous": ProbeRecipe(
+        "rigorous", max_steps=300, eval_steps=20, patience=5, standardize=True, strengths=STRENGTHS
+    ),
     "adaptor": ProbeRecipe(
         "adaptor", "mlp2", (5e-5,), weight_decay=1e-4, batch_size=512, epochs=100, min_delta=1e-3, monitor="metric",
         schedule="cosine_restarts", dropout=0.1, fraction_rule="mgca",

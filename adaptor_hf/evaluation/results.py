@@ -38,6 +38,7 @@ OUTCOME = (
     "trainable_params",
     "total_params",
     "lr",
+    "C",
     "selected_on",
     "tower_saw_dataset",
     "pretraining_overlap",
