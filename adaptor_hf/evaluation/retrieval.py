@@ -1,12 +1,13 @@
 """Image-text retrieval: exact search in blocks, every copy of a text a positive, ties counted against us."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from .statistics import bootstrap_interval
+from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .statistics import resampled_weights
 
 RECALL_AT = (1, 5, 10)
 # Similarities of one block: 64 MiB in float32.
@@ -119,34 +120,78 @@ def precision_at_k(
 
 
 def retrieval_intervals(
-    ranks: dict[str, torch.Tensor], text_ids: torch.Tensor, patients: np.ndarray, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+    ranks: dict[str, torch.Tensor],
+    text_ids: torch.Tensor,
+    patients: np.ndarray,
+    seed: int = 0,
+    *,
+    num_resamples: int = 1000,
+    unit: str = "patients",
+) -> Intervals:
     """
-    95 % bootstrap intervals over patients of the recalls of [`retrieval_metrics`].
+    95 % intervals over patients of the recalls of [`retrieval_metrics`].
 
     Args:
         ranks (`dict[str, torch.Tensor]`): The ranks that `retrieval_metrics` returned.
         text_ids (`torch.Tensor` of shape `(N,)`, int64): The same ids as there.
         patients (`np.ndarray` of shape `(N,)`): Patient of each row. A text belongs to its first row's patient.
-        seed (`int`, defaults to 0): Seed of the resampling.
+        seed (`int`, defaults to 0), num_resamples: Of the resampling.
+        unit (`str`, defaults to `"patients"`): `"images"` where no patient is known.
 
     Returns:
-        `dict[str, tuple[float, float]]`: One interval for each recall and for `mean_recall`.
+        [`Intervals`]: Of each recall and of `mean_recall`.
     """
     _, first = first_occurrences(text_ids)
-    groups = {"image_to_text": patients, "text_to_image": patients[first.cpu().numpy()]}
-    hits = {
-        f"{direction}_recall@{k}": (rank.cpu().numpy() <= k).astype(np.float64)
-        for direction, rank in ranks.items()
-        for k in RECALL_AT
+    groups = {"image_to_text": np.asarray(patients), "text_to_image": np.asarray(patients)[first.cpu().numpy()]}
+    ways = np.concatenate([np.full(len(ranks[way]), way) for way in groups])
+    rank = np.concatenate([ranks[way].cpu().numpy() for way in groups])
+    parts = {f"{way}_recall@{k}": (ways == way, rank <= k) for way in groups for k in RECALL_AT}
+    joined = np.concatenate(list(groups.values()))
+    return mean_intervals(parts, joined, num_resamples=num_resamples, seed=seed, unit=unit)
+
+
+def mean_intervals(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    groups: np.ndarray,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    unit: str = "patients",
+) -> Intervals:
+    """
+    Intervals of means over queries, and of `mean_recall`, the mean of the recalls.
+
+    Args:
+        parts (`Mapping`): Name to `(N,)` bool of its rows and `(N,)` of their values, in [0, 1].
+        groups (`np.ndarray` of shape `(N,)`): Patient of each query.
+    """
+    values = {name: float(value[0]) for name, value in means_under_weights(parts, np.ones((1, len(groups)))).items()}
+    blocks = resampled_weights(groups, num_resamples, seed)
+    draws = gather_draws(means_under_weights(parts, weights) for weights in blocks)
+    return make_intervals(mean_recipes(parts), values, draws, groups, level=level, unit=unit)
+
+
+def mean_recipes(parts: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, Recipe]:
+    """How each metric of [`mean_intervals`] gets its interval."""
+    found = {
+        name: Recipe("share" if "_recall@" in name else "mean", rows, needs={"": rows})
+        for name, (rows, _) in parts.items()
     }
-    intervals = {
-        name: bootstrap_interval(values, groups[name.split("_recall")[0]], seed=seed) for name, values in hits.items()
-    }
-    intervals["mean_recall"] = bootstrap_interval(
-        list(hits.values()), [groups[name.split("_recall")[0]] for name in hits], seed=seed
-    )
-    return intervals
+    recalls = tuple(name for name in parts if "_recall@" in name)
+    return found | {"mean_recall": Recipe("average", parts=recalls)}
+
+
+def means_under_weights(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Each mean, and `mean_recall`, `(B,)` under each row of weights `(B, N)`."""
+    found = {}
+    for name, (rows, values) in parts.items():
+        total = weights @ rows
+        found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
+    found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
+    return found
 
 
 def chance_recall(text_ids: torch.Tensor) -> dict[str, float]:
@@ -205,6 +250,9 @@ __all__ = [
     "alignment_and_uniformity",
     "chance_recall",
     "first_occurrences",
+    "mean_intervals",
+    "mean_recipes",
+    "means_under_weights",
     "precision_at_k",
     "retrieval_intervals",
     "retrieval_metrics",

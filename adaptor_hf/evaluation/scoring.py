@@ -5,13 +5,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .classification import SINGLE, classification_intervals, classification_metrics, metrics_under_weights
+from .classification import (
+    SINGLE,
+    classification_intervals,
+    classification_metrics,
+    classification_recipes,
+    metrics_under_weights,
+    nearly_constant,
+)
+from .intervals import Intervals, Recipe
 from .predictions import Predictions
-from .retrieval import RECALL_AT
-from .segmentation import COUNTS, counts_under_weights, metrics_of_counts, segmentation_intervals
-from .statistics import interval_of, resampled_weights
+from .retrieval import RECALL_AT, mean_intervals, mean_recipes, means_under_weights
+from .segmentation import COUNTS, counts_under_weights, segmentation_intervals, segmentation_recipes
 
-CI_METHOD = "percentile bootstrap over patients"
 _OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
 
 
@@ -26,6 +32,8 @@ class Score:
         ci_lo, ci_hi (`float`): Ends of the 95 % interval; NaN where there is none.
         trivial_baseline (`float`): What a model that has learned nothing scores on these rows; NaN where there is none.
         note (`str`): What a reader must know.
+        interval_note (`str`): Why there is no interval, or why it is in doubt.
+        ci_method (`str`, *optional*): How the interval was made.
     """
 
     metric: str
@@ -34,6 +42,8 @@ class Score:
     ci_hi: float = float("nan")
     trivial_baseline: float = float("nan")
     note: str = ""
+    interval_note: str = ""
+    ci_method: str | None = None
 
 
 def score_predictions(predictions: Predictions) -> list[Score]:
@@ -42,27 +52,38 @@ def score_predictions(predictions: Predictions) -> list[Score]:
     constant scores (for F1 the better of that and "always positive"), for segmentation an all-empty mask, for retrieval
     a random order.
     """
+    from .hf_metrics import score_with_metrics
+
+    values, notes = score_with_metrics(predictions)
     return {"classification": _classification, "segmentation": _segmentation, "retrieval": _retrieval}[
         predictions.kind
-    ](predictions)
+    ](predictions, values, notes)
 
 
-def _classification(predictions: Predictions) -> list[Score]:
-    options = {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+def _score(name: str, value: float, intervals: Intervals, trivial: float, note: str) -> Score:
+    reason = intervals.reasons.get(name) or intervals.cautions.get(name, "")
+    return Score(name, value, *intervals[name], trivial, note, reason, intervals.methods.get(name))
+
+
+def metric_options(predictions: Predictions) -> dict:
+    """Settings that the metrics take."""
+    return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+
+
+def _classification(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
+    options = metric_options(predictions)
     scores, labels = predictions.columns["score"], predictions.columns["target"]
-    values = classification_metrics(scores, labels, **options)
     intervals = classification_intervals(scores, labels, predictions.patients, **options, **_resampling(predictions))
     trivial = _trivial_classification(predictions, options)
-    notes = " ".join(values.notes)
     constant = _constant_note(scores)
     return [
-        Score(name, value, *intervals[name], trivial.get(name, float("nan")), notes if np.isnan(value) else constant)
+        _score(name, value, intervals, trivial.get(name, float("nan")), notes if np.isnan(value) else constant)
         for name, value in values.items()
     ]
 
 
 def _constant_note(scores: np.ndarray) -> str:
-    if len(scores) > 1 and (scores == scores[:1]).all():
+    if len(scores) > 1 and all(nearly_constant(column) for column in scores.reshape(len(scores), -1).T):
         return "Every image has the same score."
     if scores.ndim == 2 and scores.shape[1] > 1 and len(np.unique(scores.argmax(1))) == 1 and len(scores) > 1:
         return "Every image has the same class first."
@@ -86,6 +107,7 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
         always = classification_metrics(np.ones(scores.shape), labels, **plain)
         for name in [name for name in trivial if name.partition("/")[0] == "f1"]:
             trivial[name] = max(trivial[name], always[name])
+    trivial |= _random_precision(truth, options)
     columns = (
         [""] if scores.shape[1] == 1 else ["", *(f"/{name}" for name in plain["class_names"] or range(len(truth[0])))]
     )
@@ -94,44 +116,58 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
     return trivial
 
 
-def _segmentation(predictions: Predictions) -> list[Score]:
+def _random_precision(truth: np.ndarray, options: dict) -> dict[str, float]:
+    """`auprc` of random scores: constant ones give the prevalence, which random ones exceed at few rows."""
+    known = ~np.isnan(truth.astype(np.float64))
+    names = options.get("class_names") or range(truth.shape[1])
+    of_class = {
+        f"auprc/{name}": expected_average_precision(int((truth[rows, column] == 1).sum()), int(rows.sum()))
+        for column, (name, rows) in enumerate(zip(names, known.T, strict=True))
+    }
+    defined = [value for value in of_class.values() if not np.isnan(value)]
+    mean = {"auprc": float(np.mean(defined)) if defined else float("nan")}
+    return mean if truth.shape[1] == 1 else mean | of_class
+
+
+def expected_average_precision(positives: int, rows: int) -> float:
+    """
+    Mean average precision over all orders of so many rows (Bestgen 2015): `positives / rows` only where rows are many.
+
+    Returns:
+        `float`: NaN without positives.
+    """
+    if not 0 <= positives <= rows:
+        raise ValueError(f"positives go from 0 to {rows}, the number of rows; got {positives}.")
+    if positives == 0:
+        return float("nan")
+    if rows == 1:
+        return 1.0
+    harmonic = float((1 / np.arange(1, rows + 1)).sum())
+    return (harmonic + (positives - 1) / (rows - 1) * (rows - harmonic)) / rows
+
+
+def _segmentation(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
     counts = {name: predictions.columns[name] for name in COUNTS}
-    values = metrics_of_counts(counts)
     intervals = segmentation_intervals(counts, predictions.patients, **_resampling(predictions))
-    notes = " ".join(values.notes)
     empty = "" if counts["predicted_pixels"].any() else "Nothing is predicted in any image: an all-empty mask."
     return [
-        Score(name, values[name], *interval, values[f"all_empty/{name}"], notes if np.isnan(values[name]) else empty)
-        for name, interval in intervals.items()
+        _score(name, values[name], intervals, values[f"all_empty/{name}"], notes if np.isnan(values[name]) else empty)
+        for name in intervals
     ]
 
 
-def _retrieval(predictions: Predictions) -> list[Score]:
+def _retrieval(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
     parts = _retrieval_parts(predictions)
-    ranks, directions = predictions.columns["score"], predictions.columns["direction"]
-    medians = [
-        Score(f"{way}_median_rank", float(np.median(ranks[directions == way])))
-        for way in dict.fromkeys(directions.tolist())
+    means = {name: (rows, of_query) for name, (rows, of_query, _) in parts.items()}
+    intervals = mean_intervals(means, predictions.patients, **_resampling(predictions))
+    trivial = {name: float(chance[rows].mean()) for name, (rows, _, chance) in parts.items()}
+    trivial["mean_recall"] = float(np.mean([trivial[name] for name in parts if "_recall@" in name]))
+    medians = [name for name in values if name.endswith("_median_rank")]
+    return [
+        *(_score(name, values[name], intervals, trivial[name], "") for name in parts),
+        *(Score(name, values[name], interval_note="No interval: none is made for a median.") for name in medians),
+        _score("mean_recall", values["mean_recall"], intervals, trivial["mean_recall"], ""),
     ]
-    draws: dict[str, list[np.ndarray]] = {}
-    sampling = _resampling(predictions)
-    for weights in resampled_weights(predictions.patients, sampling["num_resamples"], sampling["seed"]):
-        for name, draw in _weighted_means(parts, weights).items():
-            draws.setdefault(name, []).append(draw)
-    joined = {name: np.concatenate(values) for name, values in draws.items()}
-    recalls = [name for name in parts if "_recall@" in name]
-    scores = [
-        Score(name, float(values[rows].mean()), *interval_of(joined[name]), float(chance[rows].mean()))
-        for name, (rows, values, chance) in parts.items()
-    ]
-    by_name = {score.metric: score for score in scores}
-    mean = Score(
-        "mean_recall",
-        float(np.mean([by_name[name].value for name in recalls])),
-        *interval_of(joined["mean_recall"]),
-        float(np.mean([by_name[name].trivial_baseline for name in recalls])),
-    )
-    return [*scores, *medians, mean]
 
 
 def _retrieval_parts(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
@@ -151,25 +187,26 @@ def _retrieval_parts(predictions: Predictions) -> dict[str, tuple[np.ndarray, np
     return parts
 
 
-def _weighted_means(parts: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
-    found = {}
-    for name, (rows, values, _) in parts.items():
-        total = weights @ rows
-        found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
-    found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
-    return found
-
-
 def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from weights of the rows `(B, N)` to each metric `(B,)` that has an interval."""
+    """A function from weights of the rows `(B, N)` to each metric `(B,)` that may have an interval."""
     if predictions.kind == "classification":
-        options = {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
-        return metrics_under_weights(predictions.columns["score"], predictions.columns["target"], **options)
+        columns = predictions.columns
+        return metrics_under_weights(columns["score"], columns["target"], **metric_options(predictions))
     if predictions.kind == "segmentation":
         counts = {name: predictions.columns[name] for name in COUNTS}
         return lambda weights: counts_under_weights(counts, weights)
-    parts = _retrieval_parts(predictions)
-    return lambda weights: _weighted_means(parts, weights)
+    parts = {name: (rows, values) for name, (rows, values, _) in _retrieval_parts(predictions).items()}
+    return lambda weights: means_under_weights(parts, weights)
+
+
+def interval_recipes(predictions: Predictions) -> dict[str, Recipe]:
+    """How each metric of [`values_under_weights`] gets its interval."""
+    columns = predictions.columns
+    if predictions.kind == "classification":
+        return classification_recipes(columns["score"], columns["target"], **metric_options(predictions))
+    if predictions.kind == "segmentation":
+        return segmentation_recipes({name: columns[name] for name in COUNTS})
+    return mean_recipes({name: (rows, values) for name, (rows, values, _) in _retrieval_parts(predictions).items()})
 
 
 def _chance(predictions: Predictions, k: int) -> np.ndarray:
@@ -199,8 +236,20 @@ def _chance_reciprocal(predictions: Predictions) -> np.ndarray:
     return np.array([expected[pair] for pair in pairs])
 
 
-def _resampling(predictions: Predictions) -> dict[str, int]:
-    return {"num_resamples": predictions.settings["num_resamples"], "seed": predictions.settings["bootstrap_seed"]}
+def _resampling(predictions: Predictions) -> dict:
+    settings = predictions.settings
+    return {
+        "num_resamples": settings["num_resamples"],
+        "seed": settings["bootstrap_seed"],
+        "unit": predictions.interval_over,
+    }
 
 
-__all__ = ["CI_METHOD", "Score", "score_predictions", "values_under_weights"]
+__all__ = [
+    "Score",
+    "expected_average_precision",
+    "interval_recipes",
+    "metric_options",
+    "score_predictions",
+    "values_under_weights",
+]

@@ -32,7 +32,7 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
     predictions = load_predictions(folder)
     found = list(results.faults)
     scores = {score.metric: vars(score) for score in score_predictions(predictions)}
-    rows = {"n_test": len(predictions), "n_patients": len(set(predictions.patients.tolist()))}
+    rows = {"n_test": len(predictions), "n_patients": predictions.num_patients}
     sha256 = digest(folder / PREDICTIONS_FILE)
     if any(line.get("predictions_sha256") != sha256 for line in results.lines):
         found.append(f"{PREDICTIONS_FILE} is not the file that was scored: its SHA-256 is another one.")
