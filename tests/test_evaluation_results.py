@@ -131,7 +131,7 @@ class TestScores:
         found = {score.metric: score for score in score_predictions(of_labels(train_frequencies=[0.2, 0.6]))}
         truth = of_labels().columns["target"][:, 0]
         assert found["auroc"].trivial_baseline == 0.5
-        assert found["auprc/effusion"].trivial_baseline == pytest.approx(truth.mean())
+        assert found["auprc/effusion"].trivial_baseline > truth.mean() + 0.02  # of random scores, at 60 rows
         assert found["accuracy/effusion"].trivial_baseline == pytest.approx(1 - truth.mean())
         assert found["brier/effusion"].trivial_baseline == pytest.approx(((0.2 - truth) ** 2).mean())
         # Always positive is the better guess for F1.
@@ -165,7 +165,7 @@ class TestScores:
             assert found[name].trivial_baseline == pytest.approx(value), name
         intervals = retrieval_intervals(known["ranks"], known["ids"], known["patients"])
         for name, interval in intervals.items():
-            np.testing.assert_allclose((found[name].ci_lo, found[name].ci_hi), interval, atol=0.08, err_msg=name)
+            np.testing.assert_allclose((found[name].ci_lo, found[name].ci_hi), interval, atol=0.02, err_msg=name)
         assert found["image_to_text_precision@5"].value == pytest.approx(0.5)
         assert "text_to_image_precision@5" not in found
 
@@ -216,7 +216,8 @@ class TestRuns:
         assert line["n_test"] == 60
         assert line["n_patients"] == 23
         assert line["ci_lo"] < line["value"] < line["ci_hi"]
-        assert line["ci_method"] == "percentile bootstrap over patients"
+        assert line["ci_method"] == "score interval, Hanley-McNeil variance scaled to that over patients"
+        assert line["interval_over"] == "patients"
 
     def test_a_run_is_scored_once(self, tmp_path):
         write_run(tmp_path, of_labels(), FIELDS)

@@ -88,7 +88,8 @@ def compare_pairs(found: Sequence[Candidate], metric: str, num_resamples: int = 
         for first in range(len(found))
         for second in range(first + 1, len(found))
     ]
-    for (*_, difference), adjusted in zip(pairs, holm([pair[2].p_value for pair in pairs]), strict=True):
+    possible = [pair for pair in pairs if not np.isnan(pair[2].p_value)]
+    for (*_, difference), adjusted in zip(possible, holm([pair[2].p_value for pair in possible]), strict=True):
         difference.p_value = float(adjusted)
     return pairs
 
@@ -100,7 +101,7 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
     """
     if len(found) < 2:
         return "There is one candidate: nothing to compare."
-    equal = [0] + [second for first, second, difference in pairs if first == 0 and difference.p_value >= 0.05]
+    equal = [0] + [second for first, second, difference in pairs if first == 0 and not difference.p_value < 0.05]
     real = [found[number] for number in equal if found[number].line["module"] not in CONTROLS]
     if len(equal) == 1 and real:
         return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
@@ -225,11 +226,17 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
         parts.append("\n".join(rows))
         parts.append(
             f"Differences: {pairs[0][2].method}, 95 % intervals; p-values by Holm's rule over all {len(pairs)} pairs. "
-            f"Values: mean and standard deviation over seeds, mean interval over {line['n_patients']} patients "
-            f"({line['n_test']} images). The choice rests on these test rows: confirm it on others."
+            f"Values: mean and standard deviation over seeds, mean interval over {_counted(line)}. "
+            "The choice rests on these test rows: confirm it on others."
         )
     parts += [f"Not used: {fault}" for fault in faults]
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(line: Mapping[str, Any]) -> str:
+    if line.get("n_patients") is None:
+        return f"{line['n_test']} images (no patient is known)"
+    return f"{line['n_patients']} patients ({line['n_test']} images)"
 
 
 __all__ = [

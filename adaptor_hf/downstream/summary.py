@@ -51,6 +51,14 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         table.append("| " + " | ".join(cells) + " |")
     trivial = [_mean(line["trivial_baseline"] for line in lines if line["metric"] == metric) for metric in shown]
     table.append("| " + " | ".join(["", "", "", "trivial baseline", "", "", *trivial]) + " |")
+    over = " and ".join(sorted({line.get("interval_over") or "patients" for line in lines}))
+    table += ["", f"[95 % interval over {over}; n/a: none, see interval_note in the result file]"]
+    reasons = {
+        f"{line['metric']}: {line['interval_note']}"
+        for line in lines
+        if line["metric"] in shown and line.get("interval_note")
+    }
+    table += [f"* {reason}" for reason in sorted(reasons)]
     return "\n".join(table)
 
 
@@ -65,7 +73,7 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
         return "not defined"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     low, high = (np.mean([line[end] for line in lines]) for end in ("ci_lo", "ci_hi"))
-    interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    interval = " [n/a]" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
     return f"{np.mean(values):.3f}{spread}{interval}"
 
 

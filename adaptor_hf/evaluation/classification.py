@@ -358,7 +358,7 @@ class _Task:
             "auprc": Recipe("ap", positive, needs=with_positive | with_negative, reason=constant),
             "accuracy": Recipe("share", known, needs={"": known}),
             "balanced_accuracy": Recipe("average", parts=("recall", "specificity")),
-            "f1": Recipe("mean", positive, needs=with_positive),
+            "f1": Recipe("ratio", positive, needs=with_positive),
             "recall": Recipe("share", positive, needs=with_positive),
             "specificity": Recipe("share", negative, needs=with_negative),
             "brier": Recipe("mean", known, needs={"": known}),

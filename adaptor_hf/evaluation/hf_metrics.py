@@ -99,8 +99,10 @@ class SegmentationMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs: Any) -> None:
-        """Add predictions (bool or probabilities) and masks, `(N, H, W)` each or lists of `(H, W)`."""
-        super().add_batch(**segmentation_counts(predictions, references, threshold=self.threshold))
+        """Add predictions (bool or probabilities) and masks, `(N, H, W)` each or lists of `(H, W)`; or their counts."""
+        if predictions is not None:
+            kwargs = segmentation_counts(predictions, references, threshold=self.threshold)
+        super().add_batch(**kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs: Any) -> None:
         """Add one image."""
@@ -123,7 +125,7 @@ class RecallMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _ranks_info("Recall at 1, 5 and 10.")
 
-    def _compute(self, predictions, references) -> dict[str, float]:
+    def _compute(self, predictions, references, **others) -> dict[str, float]:
         found = {
             f"{way}_recall@{k}": float((ranks <= k).mean())
             for way, ranks in _by_way(predictions, references).items()
@@ -138,7 +140,7 @@ class RankMetric(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _ranks_info("Mean reciprocal rank and median rank.")
 
-    def _compute(self, predictions, references) -> dict[str, float]:
+    def _compute(self, predictions, references, **others) -> dict[str, float]:
         found = {}
         for way, ranks in _by_way(predictions, references).items():
             found[f"{way}_mrr"] = float((1 / ranks).mean())

@@ -22,6 +22,7 @@ AREA_PRIOR, MEAN_PRIOR = 10, 2
 
 METHODS = {
     "share": "Wilson, at the effective number of images over {unit}",
+    "ratio": "Wilson, at the effective number of rows over {unit}",
     "mean": "Wilson, at the effective number of {unit}",
     "area": "score interval, Hanley-McNeil variance scaled to that over {unit}",
     "ap": "Clopper-Pearson, at the effective number of positives over {unit}",
@@ -36,7 +37,7 @@ class Recipe:
     How a metric gets its interval.
 
     Args:
-        kind (`str`): `share` (of rows), `mean` (of numbers in [0, 1], or a ratio such as F1), `area` (AUROC), `ap`
+        kind (`str`): `share` (of rows), `mean` (of numbers in [0, 1]), `ratio` (such as F1), `area` (AUROC), `ap`
             (average precision), `average` (of `parts`), or `none`.
         rows (`np.ndarray` of shape `(N,)`, bool): Rows in the denominator; of `area` the positives.
         others (`np.ndarray` of shape `(N,)`, bool, *optional*): Of `area`, the negatives.
@@ -169,6 +170,8 @@ def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, le
         variance = (patients * variance + MEAN_PRIOR * spread / patients) / (patients + MEAN_PRIOR)
         number = spread / variance if variance > 0 else patients
         return _wilson(value, number, t.ppf(tail, patients + MEAN_PRIOR - 1))
+    if recipe.kind == "ratio":
+        return _wilson(value, spread / variance if spread > 0 and variance > 0 else patients, normal)
     rows = recipe.rows.sum()
     if rows == patients:
         return _wilson(value, rows, normal)

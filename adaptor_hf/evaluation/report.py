@@ -24,7 +24,8 @@ PHANTOM = (
 )
 OURS = "ours"
 LEGEND = [
-    "Intervals: 95 %, percentile bootstrap over patients; of several seeds, the mean of their ends.",
+    "Intervals: 95 %, over patients, or over images where the table says so; of several seeds, the mean of their ends. "
+    "n/a: there is none, for the reason below.",
     "† The interval does not lie on the better side of the trivial baseline: nothing is shown to be learned.",
 ]
 PUBLISHED_NOTE = (
@@ -183,6 +184,8 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
     for cell in cells:
         rows.setdefault((_split_label(cell), cell.fields.get("fraction")), {})[cell.metric] = cell
     body, notes = [], list(LEGEND)
+    if any(cell.n_patients is None for cell in cells):
+        notes.append("Rows without a number of patients: none is known, and their intervals are over images.")
     for (label, fraction), found in sorted(rows.items(), key=lambda row: (row[0][1] or 0, row[0][0])):
         first = next(iter(found.values()))
         body.append(
@@ -191,7 +194,7 @@ def _metric_table(key: tuple, cells: list[Cell]) -> Table:
                 "" if fraction is None else f"{float(fraction) * 100:g} %",
                 *(_number(found.get(metric)) for metric in metrics),
                 str(len(first.values)),
-                f"{first.n_test} ({first.n_patients})",
+                str(first.n_test) if first.n_patients is None else f"{first.n_test} ({first.n_patients})",
                 "" if first.fields.get("head_params") is None else str(first.fields["head_params"]),
                 str(first.fields.get("tower_saw_dataset") or "unknown"),
             ]
@@ -238,6 +241,8 @@ def _formatted(cell: Cell, scale: float, digits: int) -> str:
     text = f"{cell.value * scale:.{digits}f}"
     if not math.isnan(cell.ci_lo):
         text += f" [{cell.ci_lo * scale:.{digits}f}, {cell.ci_hi * scale:.{digits}f}]"
+    else:
+        text += " [n/a]"
     if not math.isnan(cell.seed_hi):
         text += f" ±{(cell.seed_hi - cell.value) * scale:.{digits}f}"
     return text if cell.beats_trivial else f"{text} †"
@@ -247,7 +252,9 @@ def _page(tables: list[Table], found: ResultFiles, drawn: list[Path], phantom: b
     parts = ["# Phantom results" if phantom else "# Results"]
     if phantom:
         parts.append(PHANTOM)
-    parts.append("Each value: mean over seeds [95 % interval over patients] ±half of the 95 % t-interval over seeds.")
+    parts.append(
+        "Each value: mean over seeds [95 % interval over patients, or images] ±half of the 95 % t-interval over seeds."
+    )
     if found.faults:
         listed = "\n".join(f"* {fault}" for fault in found.faults)
         parts.append(f"**Lines that could not be used ({len(found.faults)}):**\n\n{listed}")

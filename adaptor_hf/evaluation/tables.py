@@ -30,7 +30,7 @@ class Cell:
         ci_lo, ci_hi (`float`): Mean ends of the seeds' intervals over patients.
         seed_lo, seed_hi (`float`): Interval of the mean over seeds by Student's t; NaN at one seed.
         trivial_baseline (`float`): Mean over seeds.
-        n_test, n_patients (`int`): Of each run.
+        n_test, n_patients (`int`): Of each run; None where no patient is known.
         notes (`list[str]`): What a reader must know.
     """
 
@@ -44,7 +44,7 @@ class Cell:
     seed_hi: float
     trivial_baseline: float
     n_test: int
-    n_patients: int
+    n_patients: int | None
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -85,7 +85,7 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
     values = [float(line["value"]) for line in members]
     known = [value for value in values if not math.isnan(value)]
     mean, seed_lo, seed_hi = seed_interval(known) if known else (math.nan,) * 3
-    notes = sorted({line["note"] for line in members if line.get("note")})
+    notes = sorted({line[name] for line in members for name in ("note", "interval_note") if line.get(name)})
     if len(known) < len(values):
         notes.append(f"{len(values) - len(known)} of {len(values)} seeds have no value.")
     distinct = len({line.get("predictions_sha256") for line in members})
@@ -108,7 +108,7 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         seed_hi=seed_hi,
         trivial_baseline=float(np.mean([line["trivial_baseline"] for line in members])),
         n_test=int(members[0].get("n_test") or 0),
-        n_patients=int(members[0].get("n_patients") or 0),
+        n_patients=members[0].get("n_patients"),
         notes=notes,
     )
 
