@@ -4,10 +4,10 @@ import warnings
 
 import numpy as np
 import pytest
-from scipy.special import betainc
-from scipy.stats import t
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
+from scipy.stats import t
 from sklearn import metrics as sk
 
 from adaptor_hf.evaluation.classification import (
