@@ -28,7 +28,7 @@ METHODS = {
     "ap": "Clopper-Pearson, at the effective number of positives over {unit}",
     "average": "MOVER over {unit}",
 }
-_STEPS = 60
+_STEPS = 36
 
 
 @dataclass(frozen=True)
@@ -152,10 +152,10 @@ def _ends(name, recipes, values, draws, codes, level: float) -> tuple[float, flo
 
 
 def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, level: float) -> tuple[float, float]:
-    from scipy.stats import beta, norm, t
+    from scipy.special import betaincinv, ndtri, stdtrit
 
     value, tail = min(max(value, 0.0), 1.0), (1 + level) / 2
-    normal, patients = norm.ppf(tail), _count(codes, recipe.rows)
+    normal, patients = ndtri(tail), _count(codes, recipe.rows)
     spread = value * (1 - value)
     if patients == 0:
         return np.nan, np.nan
@@ -164,19 +164,19 @@ def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, le
     if recipe.kind == "ap":
         number = min(spread / variance, recipe.rows.sum()) if spread > 0 and variance > 0 else patients
         hits, misses = value * number, (1 - value) * number
-        low = beta.ppf(1 - tail, hits, misses + 1) if hits > 0 else 0.0
-        return low, beta.ppf(tail, hits + 1, misses) if misses > 0 else 1.0
+        low = betaincinv(hits, misses + 1, 1 - tail) if hits > 0 else 0.0
+        return low, betaincinv(hits + 1, misses, tail) if misses > 0 else 1.0
     if recipe.kind == "mean":
         variance = (patients * variance + MEAN_PRIOR * spread / patients) / (patients + MEAN_PRIOR)
         number = spread / variance if variance > 0 else patients
-        return _wilson(value, number, t.ppf(tail, patients + MEAN_PRIOR - 1))
+        return _wilson(value, number, stdtrit(patients + MEAN_PRIOR - 1, tail))
     if recipe.kind == "ratio":
         return _wilson(value, spread / variance if spread > 0 and variance > 0 else patients, normal)
     rows = recipe.rows.sum()
     if rows == patients:
         return _wilson(value, rows, normal)
     number = min(spread / variance, rows) if spread > 0 and variance > 0 else patients
-    return _wilson(value, number, t.ppf(tail, patients - 1) if patients > 1 else normal)
+    return _wilson(value, number, stdtrit(patients - 1, tail) if patients > 1 else normal)
 
 
 def _wilson(value: float, number: float, quantile: float) -> tuple[float, float]:
@@ -189,7 +189,7 @@ def _wilson(value: float, number: float, quantile: float) -> tuple[float, float]
 def _area(value: float, variance: float, positives: int, negatives: int, tail: float) -> tuple[float, float]:
     """Areas that the observed one does not contradict, under Hanley and McNeil's variance (Newcombe 2006, method 5),
     scaled by how much the observed variance differs from it."""
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     if negatives == 0:
         return np.nan, np.nan
@@ -199,7 +199,7 @@ def _area(value: float, variance: float, positives: int, negatives: int, tail: f
     if 0 < value < 1:
         ratio = variance / hanley_mcneil(inside, positives, negatives)
         scale = (smaller * ratio + AREA_PRIOR) / (smaller + AREA_PRIOR)
-    quantile = t.ppf(tail, smaller + AREA_PRIOR - 1)
+    quantile = stdtrit(smaller + AREA_PRIOR - 1, tail)
 
     def contradicted(area: float) -> bool:
         return abs(value - area) > quantile * np.sqrt(scale * hanley_mcneil(area, positives, negatives))
