@@ -18,6 +18,7 @@ from typing import Any
 import datasets
 import evaluate
 import numpy as np
+from evaluate import CombinedEvaluations
 
 from .classification import SINGLE, Metrics, classification_metrics
 from .predictions import Predictions
@@ -175,7 +176,7 @@ class PrecisionMetric(evaluate.Metric):
         return {f"{way}_{name}": float(of_way.mean()) for way, of_way in ways if not np.isnan(of_way).any()}
 
 
-def task_metric(predictions: Predictions, **kwargs: Any) -> evaluate.CombinedEvaluations:
+def task_metric(predictions: Predictions, **kwargs: Any) -> CombinedEvaluations:
     """
     The metrics of a run's task, by `evaluate.combine`.
 
@@ -213,6 +214,15 @@ def task_rows(predictions: Predictions, rows: slice = slice(None)) -> dict[str, 
     return {"predictions": scores, "references": references}
 
 
+def compute_on_ranks(metric: CombinedEvaluations, rows: dict[str, Any]) -> dict[str, float] | None:
+    """The metrics of the rows of all processes; None on others than the first, where a combination's own fails."""
+    if metric.evaluation_modules[0].process_id == 0:
+        return metric.compute(**rows)
+    for part in metric.evaluation_modules:
+        part.compute(**{"predictions": None, "references": None} | rows)
+    return None
+
+
 def score_with_metrics(predictions: Predictions) -> tuple[dict[str, float], str]:
     """Point estimates of all rows, and the sentences that come with them. Nothing stays on disk."""
     with tempfile.TemporaryDirectory() as folder:
@@ -242,6 +252,7 @@ __all__ = [
     "RankMetric",
     "RecallMetric",
     "SegmentationMetric",
+    "compute_on_ranks",
     "score_with_metrics",
     "task_metric",
     "task_rows",
