@@ -147,7 +147,8 @@ def test_intervals_have_the_spread_of_sklearn_on_the_drawn_rows():
     roots = np.roots([1 + square, -2 * point["accuracy"] - square, point["accuracy"] ** 2])
     np.testing.assert_allclose(intervals["accuracy"], np.sort(roots.real), atol=1e-9)
     precision = [sk.average_precision_score(labels[row] == 1, scores[row, 1]) for row in rows]
-    number = point["auprc/1"] * (1 - point["auprc/1"]) / np.var(precision, ddof=1)
+    # No more than there are positives.
+    number = min((labels == 1).sum(), point["auprc/1"] * (1 - point["auprc/1"]) / np.var(precision, ddof=1))
     hits, misses = point["auprc/1"] * number, (1 - point["auprc/1"]) * number
     # Clopper and Pearson: where the binomial tail, an incomplete beta function, is 2.5 %.
     assert betainc(hits, misses + 1, intervals["auprc/1"][0]) == pytest.approx(0.025)
