@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import betainc
+from scipy.stats import t
 from sklearn import metrics as sk
 
 from adaptor_hf.evaluation.classification import (
@@ -132,23 +134,27 @@ def test_calibrated_scores_have_a_small_error_and_confident_wrong_ones_a_large_o
     assert classification_metrics(1 - scores, labels, problem_type=SINGLE)["ece"] > 0.4
 
 
-def test_intervals_are_quantiles_of_sklearn_on_the_drawn_rows():
+def test_intervals_have_the_spread_of_sklearn_on_the_drawn_rows():
     scores, labels = softmax_case(rows=90, seed=1)
     patients = np.arange(90) // 3
     intervals = classification_intervals(scores, labels, patients, problem_type=SINGLE, num_resamples=200, seed=4)
     drawn = np.random.default_rng(4).multinomial(30, np.full(30, 1 / 30), size=200)[:, patients]
     rows = [np.repeat(np.arange(90), counts) for counts in drawn]
-    second = {
-        "accuracy": [sk.accuracy_score(labels[row], scores[row].argmax(1)) for row in rows],
-        "f1": [sk.f1_score(labels[row], scores[row].argmax(1), average="macro") for row in rows],
-        "auroc": [sk.roc_auc_score(labels[row], scores[row], multi_class="ovr") for row in rows],
-        "auprc/1": [sk.average_precision_score(labels[row] == 1, scores[row, 1]) for row in rows],
-    }
-    for name, values in second.items():
-        np.testing.assert_allclose(intervals[name], np.quantile(values, [0.025, 0.975]), atol=1e-12, err_msg=name)
     point = classification_metrics(scores, labels, problem_type=SINGLE)
+    accuracy = np.var([sk.accuracy_score(labels[row], scores[row].argmax(1)) for row in rows], ddof=1)
+    number = min(90, point["accuracy"] * (1 - point["accuracy"]) / accuracy)
+    square = t.ppf(0.975, 29) ** 2 / number
+    roots = np.roots([1 + square, -2 * point["accuracy"] - square, point["accuracy"] ** 2])
+    np.testing.assert_allclose(intervals["accuracy"], np.sort(roots.real), atol=1e-9)
+    precision = [sk.average_precision_score(labels[row] == 1, scores[row, 1]) for row in rows]
+    # No more than there are positives.
+    number = min((labels == 1).sum(), point["auprc/1"] * (1 - point["auprc/1"]) / np.var(precision, ddof=1))
+    hits, misses = point["auprc/1"] * number, (1 - point["auprc/1"]) * number
+    # Clopper and Pearson: where the binomial tail, an incomplete beta function, is 2.5 %.
+    assert betainc(hits, misses + 1, intervals["auprc/1"][0]) == pytest.approx(0.025)
+    assert betainc(hits + 1, misses, intervals["auprc/1"][1]) == pytest.approx(0.975)
     assert set(intervals) == set(point)
-    # The calibration error of few rows is biased upwards in resamples; every other interval holds its value.
+    assert np.isnan(intervals["ece"]).all()
     assert all(low <= point[name] <= high for name, (low, high) in intervals.items() if name != "ece")
 
 

@@ -6,7 +6,7 @@ import pytest
 from adaptor_hf.evaluation.compare import compare_all, compare_predictions
 from adaptor_hf.evaluation.predictions import Predictions, classification_predictions, segmentation_predictions
 from adaptor_hf.evaluation.segmentation import image_dice, segmentation_counts
-from adaptor_hf.evaluation.statistics import Difference, paired_bootstrap
+from adaptor_hf.evaluation.statistics import Difference, delong, paired_bootstrap
 from adaptor_hf.evaluation.weighted import weighted_auroc
 
 
@@ -21,18 +21,41 @@ def run(strength: float, seed: int, rows: int = 120, order=None) -> Predictions:
     )  # fmt: skip
 
 
-def test_one_seed_a_side_is_the_paired_bootstrap_whatever_the_order_of_rows():
+def test_one_seed_a_side_has_the_spread_of_delongs_test_whatever_the_order_of_rows():
     first, second = run(1.5, 0), run(1.0, 1)
-    found = compare_predictions([first], [second], "auroc", num_resamples=300)
+    for predictions in (first, second):  # DeLong's test needs one image a patient
+        predictions.columns["patient_id"] = predictions.columns["image_id"]
+    found = compare_predictions([first], [second], "auroc", num_resamples=1000)
     labels = first.columns["target"]
-    expected = paired_bootstrap(
-        (first.columns["score"], labels), (second.columns["score"], labels), first.patients, metric=weighted_auroc,
-        weighted=True, num_resamples=300,
-    )  # fmt: skip
-    for name in ("value", "ci_lo", "ci_hi", "p_value"):
-        assert getattr(found, name) == pytest.approx(getattr(expected, name)), name
+    expected = delong(first.columns["score"], labels, first.patients, second.columns["score"])
+    assert found.value == pytest.approx(expected.value)
+    assert found.ci_hi - found.ci_lo == pytest.approx(expected.ci_hi - expected.ci_lo, rel=0.25)
+    assert found.ci_lo > 0
+    assert expected.p_value < found.p_value < 0.01
     shuffled = run(1.0, 1, order=np.random.default_rng(5).permutation(120))
-    assert compare_predictions([first], [shuffled], "auroc", num_resamples=300) == found
+    shuffled.columns["patient_id"] = shuffled.columns["image_id"]
+    again = compare_predictions([first], [shuffled], "auroc", num_resamples=1000)
+    for name in ("value", "ci_lo", "ci_hi"):
+        assert getattr(again, name) == pytest.approx(getattr(found, name), abs=1e-9), name
+
+
+def test_the_p_value_is_below_a_level_exactly_where_that_interval_leaves_out_zero():
+    for strength in (1.05, 1.15, 1.2, 1.3):
+        sides = [run(strength, 0)], [run(1.0, 1)]
+        p_value = compare_predictions(*sides, "auroc", num_resamples=200).p_value
+        for level, leaves_out in ((1 - p_value - 1e-3, True), (1 - p_value + 1e-3, False)):
+            if 0 < level < 1:
+                found = compare_predictions(*sides, "auroc", num_resamples=200, level=level)
+                assert (not found.ci_lo <= 0 <= found.ci_hi) == leaves_out
+
+
+def test_too_few_positives_give_a_difference_without_interval_and_say_why():
+    sides = [run(1.5, 0, rows=40), run(1.0, 1, rows=40)]
+    for predictions in sides:
+        predictions.columns["target"] = (np.arange(40) < 4).astype(int)
+    found = compare_predictions([sides[0]], [sides[1]], "auroc", num_resamples=50)
+    assert np.isnan([found.ci_lo, found.ci_hi, found.p_value]).all()
+    assert "patients positive, fewer than 5" in found.method
 
 
 def test_seeds_widen_the_interval_by_their_spread_and_the_value_is_the_difference_of_means():
@@ -46,7 +69,7 @@ def test_seeds_widen_the_interval_by_their_spread_and_the_value_is_the_differenc
     steady = compare_predictions([run(1.0, seed) for seed in (0, 1, 2)], second, "auroc", num_resamples=400)
     assert found.ci_hi - found.ci_lo > 2 * (steady.ci_hi - steady.ci_lo)
     assert found.ci_lo < found.value < found.ci_hi
-    assert found.method == "paired bootstrap over patients and seeds"
+    assert found.method == "paired MOVER over patients and seeds"
 
 
 def test_every_pair_at_once_is_each_pair_alone():
@@ -102,7 +125,7 @@ def test_a_run_does_not_differ_from_itself_and_a_better_one_does():
         [run(3.0, s) for s in (0, 1)], [run(0.5, s) for s in (2, 3)], "auroc", num_resamples=200
     )
     assert better.ci_lo > 0
-    assert better.p_value == pytest.approx(2 / 201)
+    assert better.p_value < 0.01
 
 
 def test_masks_are_compared_by_any_of_their_metrics():

@@ -170,7 +170,7 @@ class TestScores:
         found = {score.metric: score for score in score_predictions(of_labels(train_frequencies=[0.2, 0.6]))}
         truth = of_labels().columns["target"][:, 0]
         assert found["auroc"].trivial_baseline == 0.5
-        assert found["auprc/effusion"].trivial_baseline == pytest.approx(truth.mean())
+        assert found["auprc/effusion"].trivial_baseline > truth.mean() + 0.02  # of random scores, at 60 rows
         accuracy = found["accuracy/effusion"].trivial_baselines
         assert accuracy["majority class"]["value"] == pytest.approx(1 - truth.mean())
         assert accuracy["chance"]["value"] == pytest.approx(0.2 * truth.mean() + 0.8 * (1 - truth.mean()))
@@ -213,7 +213,7 @@ class TestScores:
         intervals = retrieval_intervals(known["ranks"], known["ids"], known["patients"])
         for name, interval in intervals.items():
             ends = (found[name].ci_lo, found[name].ci_hi)
-            np.testing.assert_allclose(ends, interval, atol=2 if "_rank" in name else 0.08, err_msg=name)
+            np.testing.assert_allclose(ends, interval, atol=0.5 if "_rank" in name else 0.02, err_msg=name)
         assert found["image_to_text_precision@5"].value == pytest.approx(0.5)
         assert "text_to_image_precision@5" not in found
 
@@ -264,7 +264,8 @@ class TestRuns:
         assert line["n_test"] == 60
         assert line["n_patients"] == 23
         assert line["ci_lo"] < line["value"] < line["ci_hi"]
-        assert line["ci_method"] == "percentile bootstrap over patients"
+        assert line["ci_method"] == "score interval, Hanley-McNeil variance scaled to that over patients"
+        assert line["interval_over"] == "patients"
 
     def test_a_run_is_scored_once(self, tmp_path):
         write_run(tmp_path, of_labels(), FIELDS)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import t
 from sklearn import metrics as sk
 
 from adaptor_hf.evaluation.segmentation import (
@@ -86,14 +87,19 @@ def test_a_last_small_batch_does_not_count_more():
     assert of_batches != pytest.approx(metrics_of_counts(joined)["dice_reference"])
 
 
-def test_intervals_are_quantiles_of_resampled_patients():
+def test_the_interval_of_a_mean_is_wilsons_with_the_variance_between_patients():
     predicted, targets = masks(30)
     counts, patients = segmentation_counts(predicted, targets), np.arange(30) // 2
-    intervals = segmentation_intervals(counts, patients, num_resamples=60, seed=3)
-    drawn = np.random.default_rng(3).multinomial(15, np.full(15, 1 / 15), size=60)[:, patients]
-    draws = [metrics_of_counts({name: np.repeat(column, rows) for name, column in counts.items()}) for rows in drawn]
-    for name, interval in intervals.items():
-        np.testing.assert_allclose(interval, np.quantile([draw[name] for draw in draws], [0.025, 0.975]))
+    low, high = segmentation_intervals(counts, patients, num_resamples=4000, seed=3)["dice_reference"]
+    drawn = np.random.default_rng(3).multinomial(15, np.full(15, 1 / 15), size=4000)[:, patients]
+    dice = image_dice(counts)
+    mean = dice.mean()
+    observed = np.var([np.average(dice, weights=rows) for rows in drawn], ddof=1)
+    variance = (15 * observed + 2 * mean * (1 - mean) / 15) / 17
+    # Wilson's ends are the roots of (p - mean)^2 = t^2 p (1 - p) / n.
+    square = t.ppf(0.975, 16) ** 2 * variance / (mean * (1 - mean))
+    roots = np.sort(np.roots([1 + square, -2 * mean - square, mean**2]).real)
+    np.testing.assert_allclose((low, high), roots, atol=1e-9)
 
 
 def test_without_any_mask_or_without_empty_images_it_says_so():

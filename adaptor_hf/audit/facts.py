@@ -130,7 +130,7 @@ def _retrieval_facts(retrieval: Mapping[str, Any]) -> dict[str, str]:
     chosen = " The same split chose the checkpoint." if split == "validation" else ""
     return {
         "metrics": "Recall@k and median rank between images and reports, both ways; equal reports count as one.",
-        "uncertainty": "95 % bootstrap intervals over patients; one seed.",
+        "uncertainty": "95 % intervals over patients (over images where no patient is known); one seed.",
         "internal": f"On the {split} split.{chosen}",
         "performance": f"On the {split} split: {values}.{chosen}",
         "outputs": "Embeddings whose cosine ranks reports for an image and images for a report; no threshold.",
@@ -194,7 +194,7 @@ def downstream_facts(run: Path) -> dict[str, str]:
         "metrics": f"{listed('metric')}.",
         "uncertainty": f"{listed('ci_method')}; seeds {listed('seed')}.",
         "numbers": "; ".join(
-            f"{name}: {train} training and {test} test rows, {patients} test patients"
+            f"{name}: {train} training and {test} test rows, {patients or 'unknown'} test patients"
             for name, train, test, patients in sizes
         )
         + ".",

@@ -104,7 +104,8 @@ def compare_pairs(found: Sequence[Candidate], metric: str, num_resamples: int = 
     number = len(found) * (len(found) - 1) // 2
     num_resamples = max(num_resamples, min(80 * number, MAX_RESAMPLES))
     pairs = [(*pair, one) for pair, one in compare_all(loaded, metric, num_resamples=num_resamples).items()]
-    for (*_, difference), adjusted in zip(pairs, holm([pair[2].p_value for pair in pairs]), strict=True):
+    possible = [pair for pair in pairs if not np.isnan(pair[2].p_value)]
+    for (*_, difference), adjusted in zip(possible, holm([pair[2].p_value for pair in possible]), strict=True):
         difference.p_value = float(adjusted)
     return pairs
 
@@ -145,7 +146,7 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
     """
     if len(found) < 2:
         return "There is one candidate: nothing to compare."
-    equal = [0] + [second for first, second, difference in pairs if first == 0 and difference.p_value >= ALPHA]
+    equal = [0] + [second for first, second, difference in pairs if first == 0 and not difference.p_value < ALPHA]
     real = [found[number] for number in equal if _may_be_taken(found[number])]
     if len(equal) == 1 and real:
         return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
@@ -304,6 +305,12 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
                          "Compare fewer candidates.")  # fmt: skip
     parts += [f"Not used: {fault}" for fault in faults]
     return "\n\n".join(parts) + "\n"
+
+
+def _counted(line: Mapping[str, Any]) -> str:
+    if line.get("n_patients") is None:
+        return f"{line['n_test']} images (no patient is known)"
+    return f"{line['n_patients']} patients ({line['n_test']} images)"
 
 
 __all__ = [

@@ -64,6 +64,14 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
         for label, share, cells in baseline_rows(of_test, shown):
             table.append("| " + " | ".join([test, share, "", label, "", "", "", *cells]) + " |")
+    over = " and ".join(sorted({line.get("interval_over") or "patients" for line in lines}))
+    table += ["", f"Intervals are over {over}; n/a: there is none, for the reason below or in the result file."]
+    reasons = {
+        f"{line['metric']}: {line['interval_note']}"
+        for line in lines
+        if line["metric"] in shown and line.get("interval_note")
+    }
+    table += [f"* {reason}" for reason in sorted(reasons)]
     return "\n".join(table)
 
 
@@ -78,7 +86,7 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
         return "not defined"
     spread = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
     low, high = (np.mean([line[end] for line in lines]) for end in ("ci_lo", "ci_hi"))
-    interval = "" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
+    interval = " [n/a]" if np.isnan(low) else f" [{low:.3f}, {high:.3f}]"
     baseline = float(np.mean([line["trivial_baseline"] for line in lines]))
     mark = "" if above_baseline(lines[0]["metric"], low, high, baseline) else f" {MARK}"
     return f"{np.mean(values):.3f}{spread}{interval}{mark}"

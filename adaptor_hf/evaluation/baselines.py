@@ -20,9 +20,10 @@ def lower_is_better(metric: str) -> bool:
 
 
 def is_one_sided(metric: str) -> bool:
-    """Whether a metric such as recall is perfect for a predictor that always says the same: no mark then."""
+    """Whether no mark is due: a metric such as recall is perfect for a predictor that always says the same, and of a
+    median no interval is made."""
     name = metric.split("/")[0]
-    return name in ONE_SIDED or name.startswith("specificity@")
+    return name in ONE_SIDED or name.startswith("specificity@") or name.endswith("median_rank")
 
 
 def best_baseline(metric: str, values: Mapping[str, float]) -> tuple[str, float]:

@@ -29,7 +29,8 @@ def card_results(cells: Iterable[Cell]) -> list:
         if "/" in cell.metric or math.isnan(cell.value):
             continue
         dataset, fields = str(cell.fields.get("test_set") or cell.fields["dataset"]), cell.fields
-        details = {"n": cell.n_test, "patients": cell.n_patients, "seeds": len(cell.values)}
+        details = {"n": cell.n_test, "seeds": len(cell.values)}
+        details |= {"interval_over": "images"} if cell.n_patients is None else {"patients": cell.n_patients}
         if not math.isnan(cell.ci_lo):
             details["interval_95"] = [round(cell.ci_lo, 4), round(cell.ci_hi, 4)]
         if not math.isnan(cell.trivial_baseline):

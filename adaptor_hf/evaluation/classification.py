@@ -1,14 +1,19 @@
 """Classification metrics: binary, multi-class and multi-label, unknown labels left out, and their intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from .statistics import interval_of, resampled_weights
+from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .statistics import resampled_weights
 from .weighted import weighted_areas
 
 NUM_BINS = 15
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
+
+
+_NEAR_CONSTANT = "All scores are equal up to rounding."
 
 
 class Metrics(dict[str, float]):
@@ -77,26 +82,33 @@ def classification_intervals(
     num_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
+    unit: str = "patients",
+) -> Intervals:
     """
-    Percentile bootstrap intervals over patients of all that [`classification_metrics`] gives, from its arguments.
+    Intervals over patients of all that [`classification_metrics`] gives, from its arguments.
 
     Args:
         patients (`np.ndarray` of shape `(N,)`): Images of one patient are drawn together.
         num_resamples, level, seed: As in [`bootstrap_interval`].
+        unit (`str`, defaults to `"patients"`): What `patients` are, for the sentences: `"images"` where none is known.
 
     Returns:
-        `dict[str, tuple[float, float]]`: A resample without one of the classes is left out of that class's intervals
-        and of the means; where that leaves half of the resamples or fewer, both ends are NaN.
+        [`Intervals`]: Both ends are NaN, with a reason, where fewer than 5 patients are positive or negative, where all
+        scores of a class are equal up to rounding, and for `ece`, which is biased upwards.
     """
     task = _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
     if len(patients) != task.num_rows:
         raise ValueError(f"Got {len(patients)} patients for {task.num_rows} rows.")
-    draws: dict[str, list[np.ndarray]] = {}
-    for weights in resampled_weights(np.asarray(patients), num_resamples, seed):
-        for name, values in task.values(weights).items():
-            draws.setdefault(name, []).append(values)
-    return {name: interval_of(np.concatenate(values), level) for name, values in draws.items()}
+    patients = np.asarray(patients)
+    values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
+    draws = gather_draws(task.values(weights) for weights in resampled_weights(patients, num_resamples, seed))
+    return make_intervals(task.recipes(), values, draws, patients, level=level, unit=unit)
+
+
+def classification_recipes(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, Recipe]:
+    """How each metric gets its interval; arguments of [`classification_metrics`]."""
+    defaults = {"class_names": None, "thresholds": None, "probabilities": True, "operating_points": None}
+    return _Task(scores, labels, **(defaults | options)).recipes()
 
 
 def metrics_under_weights(
@@ -310,6 +322,56 @@ class _Task:
                 found |= {f"{name}/{self.names[column]}": values[:, column] for column in columns}
         return found
 
+    def recipes(self) -> dict[str, Recipe]:
+        """How each metric of `values` gets its interval."""
+        found: dict[str, Recipe] = {}
+        of_class: dict[str, list[str]] = {}
+        for column, label in enumerate(self.names):
+            for name, recipe in self._recipes_of(column).items():
+                own = f"{name}/{label}" if self.num_classes > 1 else name
+                parts = tuple(f"{part}/{label}" if self.num_classes > 1 else part for part in recipe.parts)
+                found[own] = replace(recipe, parts=parts)
+                if self._defined(name)[column]:
+                    of_class.setdefault(name, []).append(own)
+        everyone = np.ones(self.num_rows, dtype=bool)
+        if self.exclusive:
+            whole = {
+                "accuracy": Recipe("share", everyone, needs={"": everyone}),
+                "balanced_accuracy": Recipe("average", parts=tuple(of_class.get("recall", ()))),
+                "brier": Recipe("mean", everyone, needs={"": everyone}, scale=2.0),
+                "ece": _no_ece(),
+            }
+            found = {name: recipe for name, recipe in found.items() if name.partition("/")[0] not in whole} | whole
+        if self.num_classes > 1:
+            for name, own in of_class.items():
+                found.setdefault(name, _no_ece() if name == "ece" else Recipe("average", parts=tuple(own)))
+        return found
+
+    def _recipes_of(self, column: int) -> dict[str, Recipe]:
+        known, positive = self.known[:, column], self.positive[:, column]
+        negative = known & ~positive
+        with_positive, with_negative = {"positive": positive}, {"negative": negative}
+        ranked = self.scores[known, column]
+        constant = _NEAR_CONSTANT if len(ranked) and nearly_constant(ranked) else ""
+        found = {
+            "auroc": Recipe("area", positive, negative, with_positive | with_negative, reason=constant),
+            "auprc": Recipe("ap", positive, needs=with_positive | with_negative, reason=constant),
+            "accuracy": Recipe("share", known, needs={"": known}),
+            "balanced_accuracy": Recipe("average", parts=("recall", "specificity")),
+            "f1": Recipe("ratio", positive, needs=with_positive),
+            "recall": Recipe("share", positive, needs=with_positive),
+            "specificity": Recipe("share", negative, needs=with_negative),
+            "brier": Recipe("mean", known, needs={"": known}),
+            "ece": _no_ece(),
+        }
+        called = known if self.predicted is None else self.predicted[:, column] & known
+        none = "" if called.any() else "Nothing is called positive."
+        found["precision"] = Recipe("share", called, needs=with_positive | {"called positive": called}, reason=none)
+        for point in self.operating_points:
+            found[f"sensitivity@specificity{point}"] = found["recall"]
+            found[f"specificity@specificity{point}"] = found["specificity"]
+        return found
+
     def _defined(self, name: str) -> np.ndarray:
         """(C,) which classes a mean is over: decided by the rows themselves, never by a resample."""
         has_positive, has_negative = self.positive.any(0), (self.known & ~self.positive).any(0)
@@ -359,6 +421,15 @@ class _Task:
         ]
         totals = weights @ self.known
         return {"ece": np.stack(ece, 1), "brier": _ratio(weights @ (squares * self.known), totals, totals > 0)}
+
+
+def nearly_constant(scores: np.ndarray) -> bool:
+    """Whether all scores are equal up to the rounding of float32."""
+    return bool(np.ptp(scores) <= 8 * np.finfo(np.float32).eps * np.abs(scores).max())
+
+
+def _no_ece() -> Recipe:
+    return Recipe("none", reason="the calibration error of few rows is biased upwards, and so are its resamples.")
 
 
 def _calibration_error(confidence: np.ndarray, right: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -436,8 +507,10 @@ __all__ = [
     "Metrics",
     "classification_intervals",
     "classification_metrics",
+    "classification_recipes",
     "f1_thresholds",
     "metrics_under_weights",
+    "nearly_constant",
     "reliability_curve",
     "sensitivity_at_specificity",
     "specificity_thresholds",

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .intervals import difference_interval, gather_draws
 from .predictions import Predictions
-from .scoring import values_under_weights
-from .statistics import Difference, interval_of, resampled_weights
+from .scoring import interval_recipes, values_under_weights
+from .statistics import Difference, resampled_weights
 
 
 def compare_predictions(
@@ -22,8 +23,7 @@ def compare_predictions(
     Mean of a metric over the seeds of one kind of run, minus that of another, on the same images.
 
     Each resample draws patients, the same for both sides, and of each side as many of its seeds as it has, so that the
-    interval holds chance of both kinds. With one seed a side it is the paired bootstrap over patients, and speaks of
-    these two trained models only.
+    interval holds chance of both kinds. With one seed a side it speaks of these two trained models only.
 
     Args:
         first, second (`Sequence[Predictions]`): One a seed.
@@ -31,7 +31,8 @@ def compare_predictions(
         num_resamples, level, seed: As in `bootstrap_interval`.
 
     Returns:
-        [`Difference`]: With a two-sided p-value, as of `paired_bootstrap`.
+        [`Difference`]: As of `difference_interval`. NaN ends and p-value where a side has no interval, which `method`
+        then explains.
 
     Raises:
         ValueError: if the runs are not of the same images, patients and targets, or do not have the metric.
@@ -71,44 +72,56 @@ def compare_all(
     functions = [values_under_weights(predictions) for predictions in runs]
     # Resampled rows are those of the first run; `back` sends them to the rows of each.
     back = [order[np.argsort(other)] for other in orders]
-    whole = np.ones((1, len(reference)))
-    known = functions[0](whole)
-    if metric not in known:
-        raise ValueError(f"No metric {metric!r} here. There are: {', '.join(known)}.")
-    points = np.array([function(whole)[metric][0] for function in functions])
-    if np.isnan(points).any():
+    points = [
+        {name: float(value[0]) for name, value in function(np.ones((1, len(reference)))).items()}
+        for function in functions
+    ]
+    if metric not in points[0]:
+        raise ValueError(f"No metric {metric!r} here. There are: {', '.join(points[0])}.")
+    if np.isnan([point[metric] for point in points]).any():
         raise ValueError(f"{metric} is not defined on these rows: there is nothing to compare.")
-    blocks = [
-        np.stack([function(weights[:, rows])[metric] for function, rows in zip(functions, back, strict=True)], axis=1)
-        for weights in resampled_weights(reference.patients, num_resamples, seed)
+    blocks = list(resampled_weights(reference.patients, num_resamples, seed))
+    draws = [
+        gather_draws(function(weights[:, rows]) for weights in blocks)
+        for function, rows in zip(functions, back, strict=True)
     ]
-    ends = np.cumsum([len(kind) for kind in kinds])[:-1]
-    draws, values = np.split(np.concatenate(blocks), ends, axis=1), np.split(points, ends)
-    return {
-        (one, other): _difference(draws[one], draws[other], values[one], values[other], level, seed)
-        for one in range(len(kinds))
-        for other in range(one + 1, len(kinds))
+    found, ends = {}, np.cumsum([0, *(len(kind) for kind in kinds)])
+    for one in range(len(kinds)):
+        for other in range(one + 1, len(kinds)):
+            generator = np.random.default_rng(seed + 1)
+            parts = [slice(ends[number], ends[number + 1]) for number in (one, other)]
+            sides = [_mean_over_seeds(points[part], draws[part], generator) for part in parts]
+            places = [int(ends[number]) for number in (one, other)]
+            difference = difference_interval(
+                tuple(interval_recipes(runs[place]) for place in places),
+                (sides[0][0], sides[1][0]),
+                (sides[0][1], sides[1][1]),
+                metric,
+                tuple(reference.patients[back[place]] for place in places),
+                level=level,
+                unit=reference.interval_over,
+            )
+            drawn = sides[0][1][metric] - sides[1][1][metric]
+            defined = drawn[~np.isnan(drawn)]
+            difference.standard_error = float(defined.std(ddof=1)) if len(defined) > 1 else float("nan")
+            if len(kinds[one]) + len(kinds[other]) > 2 and not difference.method.startswith("none"):
+                difference.method += " and seeds"
+            found[one, other] = difference
+    return found
+
+
+def _mean_over_seeds(
+    points: Sequence[dict[str, float]], draws: Sequence[dict[str, np.ndarray]], generator: np.random.Generator
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Mean over seeds of each metric, of all rows and of each resample; a resample draws seeds too."""
+    means = {name: float(np.mean([point[name] for point in points])) for name in points[0]}
+    first = next(iter(draws[0].values()))
+    chosen = generator.integers(len(draws), size=(len(draws), len(first)))
+    resampled = {
+        name: np.take_along_axis(np.stack([of_seed[name] for of_seed in draws]), chosen, axis=0).mean(0)
+        for name in draws[0]
     }
-
-
-def _difference(first, second, first_values, second_values, level: float, seed: int) -> Difference:
-    """Of draws `(B, seeds)` and the values of all rows `(seeds,)` of two sides."""
-    generator = np.random.default_rng(seed + 1)
-    means = [
-        np.take_along_axis(side, generator.integers(side.shape[1], size=side.shape), axis=1).mean(1)
-        for side in (first, second)
-    ]
-    difference = means[0] - means[1]
-    defined = difference[~np.isnan(difference)]
-    smaller = min((defined <= 0).sum(), (defined >= 0).sum())
-    several = len(first_values) + len(second_values) > 2
-    return Difference(
-        float(first_values.mean() - second_values.mean()),
-        *interval_of(difference, level),
-        float(min(1.0, 2 * (smaller + 1) / (len(defined) + 1))),
-        "paired bootstrap over patients" + (" and seeds" if several else ""),
-        float(defined.std(ddof=1)) if len(defined) > 1 else float("nan"),
-    )
+    return means, resampled
 
 
 def _order(predictions: Predictions) -> np.ndarray:

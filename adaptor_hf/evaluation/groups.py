@@ -184,7 +184,11 @@ def study_lines(lines: Iterable[Mapping[str, Any]], *, how: str = "mean") -> lis
         predictions = load_predictions(folder)
         if predictions.kind == "classification" and "study_id" in predictions.columns:
             studies = study_predictions(predictions, how=how)
-            counts = {"n_test": len(studies), "n_patients": len(set(studies.patients.tolist()))}
+            counts = {
+                "n_test": len(studies),
+                "n_patients": studies.num_patients,
+                "interval_over": studies.interval_over,
+            }
             found += [dict(line) | counts | vars(score) for score in score_predictions(studies)]
     if not found:
         raise ValueError("No classification run has a column study_id: nothing can be scored by study.")

@@ -11,14 +11,18 @@ With several processes give `num_process`, `process_id` and one `experiment_id`,
 Intervals need patients: [`~adaptor_hf.evaluation.classification_intervals`].
 """
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
+from evaluate import CombinedEvaluations
 
-from .classification import SINGLE, classification_metrics
+from .classification import SINGLE, Metrics, classification_metrics
+from .predictions import Predictions
+from .retrieval import RECALL_AT
 from .segmentation import COUNTS, metrics_of_counts, segmentation_counts
 
 PAPER = "https://arxiv.org/abs/2401.01179"
@@ -32,7 +36,7 @@ class ClassificationMetric(evaluate.Metric):
     Args:
         problem_type (`str`): As in a config of transformers.
         num_classes (`int`): C; 1 for a binary problem with one logit.
-        class_names, thresholds, probabilities: As there.
+        class_names, thresholds, probabilities, operating_points: As there.
         kwargs: Of `evaluate.Metric`, such as `num_process` and `experiment_id`.
     """
 
@@ -44,6 +48,7 @@ class ClassificationMetric(evaluate.Metric):
         class_names: Sequence[str] | None = None,
         thresholds: float | Sequence[float] | None = None,
         probabilities: bool = True,
+        operating_points: Mapping[str, Sequence[float]] | None = None,
         **kwargs: Any,
     ):
         self.num_classes = num_classes
@@ -53,7 +58,9 @@ class ClassificationMetric(evaluate.Metric):
             "class_names": class_names,
             "thresholds": thresholds,
             "probabilities": probabilities,
+            "operating_points": operating_points,
         }
+        self.notes: list[str] = []
         super().__init__(**kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -66,7 +73,7 @@ class ClassificationMetric(evaluate.Metric):
         )
 
     def _compute(self, predictions, references) -> dict[str, float]:
-        return dict(classification_metrics(np.asarray(predictions), np.asarray(references), **self.options))
+        return _noted(self, classification_metrics(np.asarray(predictions), np.asarray(references), **self.options))
 
 
 class SegmentationMetric(evaluate.Metric):
@@ -81,6 +88,7 @@ class SegmentationMetric(evaluate.Metric):
 
     def __init__(self, *, threshold: float = 0.5, **kwargs: Any):
         self.threshold = threshold
+        self.notes: list[str] = []
         super().__init__(**kwargs)
 
     def _info(self) -> evaluate.MetricInfo:
@@ -92,8 +100,10 @@ class SegmentationMetric(evaluate.Metric):
         )
 
     def add_batch(self, *, predictions=None, references=None, **kwargs: Any) -> None:
-        """Add predictions (bool or probabilities) and masks, `(N, H, W)` each or lists of `(H, W)`."""
-        super().add_batch(**segmentation_counts(predictions, references, threshold=self.threshold))
+        """Add predictions (bool or probabilities) and masks, `(N, H, W)` each or lists of `(H, W)`; or their counts."""
+        if predictions is not None:
+            kwargs = segmentation_counts(predictions, references, threshold=self.threshold)
+        super().add_batch(**kwargs)
 
     def add(self, *, prediction=None, reference=None, **kwargs: Any) -> None:
         """Add one image."""
@@ -106,7 +116,145 @@ class SegmentationMetric(evaluate.Metric):
         return super().compute(**kwargs)
 
     def _compute(self, **counts) -> dict[str, float]:
-        return dict(metrics_of_counts({name: np.asarray(values) for name, values in counts.items()}))
+        return _noted(self, metrics_of_counts({name: np.asarray(values) for name, values in counts.items()}))
 
 
-__all__ = ["ClassificationMetric", "SegmentationMetric"]
+class RecallMetric(evaluate.Metric):
+    """Share of queries whose best positive is among the first 1, 5 and 10, each way, and `mean_recall`. Predictions are
+    ranks, 1 is best; references `image_to_text` or `text_to_image`."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _ranks_info("Recall at 1, 5 and 10.")
+
+    def _compute(self, predictions, references, **others) -> dict[str, float]:
+        found = {
+            f"{way}_recall@{k}": float((ranks <= k).mean())
+            for way, ranks in _by_way(predictions, references).items()
+            for k in RECALL_AT
+        }
+        return found | {"mean_recall": float(np.mean(list(found.values())))}
+
+
+class RankMetric(evaluate.Metric):
+    """Mean reciprocal, mean and median of the best positive's rank, each way; rows as of [`RecallMetric`]."""
+
+    def _info(self) -> evaluate.MetricInfo:
+        return _ranks_info("Mean reciprocal, mean and median rank.")
+
+    def _compute(self, predictions, references, **others) -> dict[str, float]:
+        found = {}
+        for way, ranks in _by_way(predictions, references).items():
+            found[f"{way}_mrr"] = float((1 / ranks).mean())
+            found[f"{way}_mean_rank"] = float(ranks.mean())
+            found[f"{way}_median_rank"] = float(np.median(ranks))
+        return found
+
+
+class PrecisionMetric(evaluate.Metric):
+    """Mean of each query's precision among its first k, each way.
+
+    Args:
+        k (`int`): For the names.
+        kwargs: Of `evaluate.Metric`.
+    """
+
+    def __init__(self, *, k: int, **kwargs: Any):
+        self.k = k
+        super().__init__(**kwargs)
+
+    def _info(self) -> evaluate.MetricInfo:
+        name = f"precision@{self.k}"
+        features = {name: datasets.Value("float64"), "references": datasets.Value("string")}
+        return evaluate.MetricInfo(description=name, citation=PAPER, features=datasets.Features(features))
+
+    def compute(self, *, predictions=None, **kwargs: Any) -> dict[str, float] | None:
+        """The metrics of all that was added; a combination passes predictions that others take."""
+        return super().compute(**kwargs)
+
+    def _compute(self, references, **columns) -> dict[str, float]:
+        ((name, values),) = columns.items()
+        ways = _by_way(values, references).items()
+        return {f"{way}_{name}": float(of_way.mean()) for way, of_way in ways if not np.isnan(of_way).any()}
+
+
+def task_metric(predictions: Predictions, **kwargs: Any) -> CombinedEvaluations:
+    """
+    The metrics of a run's task, by `evaluate.combine`.
+
+    Args:
+        predictions ([`Predictions`]): Its kind and settings; rows are added with [`task_rows`].
+        kwargs: Of `evaluate.Metric`, such as `num_process`, `process_id`, `experiment_id` and `cache_dir`.
+    """
+    from .scoring import metric_options
+
+    if predictions.kind == "segmentation":
+        return evaluate.combine([SegmentationMetric(**kwargs)])
+    if predictions.kind == "classification":
+        scores = predictions.columns["score"]
+        num_classes = 1 if scores.ndim == 1 else scores.shape[1]
+        return evaluate.combine(
+            [ClassificationMetric(num_classes=num_classes, **metric_options(predictions), **kwargs)]
+        )
+    ks = [int(name.partition("@")[2]) for name in predictions.columns if name.startswith("precision@")]
+    precisions = [PrecisionMetric(k=k, **kwargs) for k in ks]
+    return evaluate.combine([RecallMetric(**kwargs), RankMetric(**kwargs), *precisions])
+
+
+def task_rows(predictions: Predictions, rows: slice = slice(None)) -> dict[str, Any]:
+    """What [`task_metric`] takes in `compute`, of all rows or of some."""
+    columns = {name: values[rows] for name, values in predictions.columns.items()}
+    if predictions.kind == "segmentation":
+        return {name: columns[name] for name in COUNTS}
+    if predictions.kind == "retrieval":
+        precisions = {name: values for name, values in columns.items() if name.startswith("precision@")}
+        return {"predictions": columns["score"], "references": columns["direction"].astype(str)} | precisions
+    scores, labels = columns["score"], columns["target"]
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    exclusive = predictions.settings["problem_type"] == SINGLE and scores.shape[1] > 1
+    references = labels.astype(np.int64) if exclusive else labels.reshape(scores.shape).astype(np.float64)
+    return {"predictions": scores, "references": references}
+
+
+def compute_on_ranks(metric: CombinedEvaluations, rows: dict[str, Any]) -> dict[str, float] | None:
+    """The metrics of the rows of all processes; None on others than the first, where a combination's own fails."""
+    if metric.evaluation_modules[0].process_id == 0:
+        return metric.compute(**rows)
+    for part in metric.evaluation_modules:
+        part.compute(**{"predictions": None, "references": None} | rows)
+    return None
+
+
+def score_with_metrics(predictions: Predictions) -> tuple[dict[str, float], str]:
+    """Point estimates of all rows, and the sentences that come with them. Nothing stays on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        metric = task_metric(predictions, keep_in_memory=True, cache_dir=folder)
+        values = metric.compute(**task_rows(predictions))
+    return values, " ".join(note for part in metric.evaluation_modules for note in getattr(part, "notes", ()))
+
+
+def _noted(metric: evaluate.Metric, found: Metrics) -> dict[str, float]:
+    metric.notes = found.notes
+    return dict(found)
+
+
+def _ranks_info(description: str) -> evaluate.MetricInfo:
+    features = datasets.Features({"predictions": datasets.Value("int64"), "references": datasets.Value("string")})
+    return evaluate.MetricInfo(description=description, citation=PAPER, features=features)
+
+
+def _by_way(values, ways) -> dict[str, np.ndarray]:
+    values, ways = np.asarray(values), np.asarray(ways)
+    return {way: values[ways == way] for way in ("image_to_text", "text_to_image") if (ways == way).any()}
+
+
+__all__ = [
+    "ClassificationMetric",
+    "PrecisionMetric",
+    "RankMetric",
+    "RecallMetric",
+    "SegmentationMetric",
+    "compute_on_ranks",
+    "score_with_metrics",
+    "task_metric",
+    "task_rows",
+]

@@ -67,6 +67,16 @@ class Predictions:
         names = [f"image {image}" if patient is None else f"patient {patient}" for patient, image in pairs]
         return np.unique(names, return_inverse=True)[1]
 
+    @property
+    def interval_over(self) -> str:
+        """What intervals are over: `"patients"`, or `"images"` where the patient of none is known."""
+        return "images" if all(patient is None for patient in self.columns["patient_id"]) else "patients"
+
+    @property
+    def num_patients(self) -> int | None:
+        """Number of patients, images without one counted as one each; None where none is known."""
+        return len(set(self.patients.tolist())) if self.interval_over == "patients" else None
+
 
 def repeated_images(kind: str, image_ids: Sequence) -> str | None:
     """

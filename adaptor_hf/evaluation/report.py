@@ -250,6 +250,8 @@ def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table
         rows.setdefault((_split_label(cell), cell.fields.get("fraction")), {})[cell.metric] = cell
     ordered = sorted(rows.items(), key=lambda row: (row[0][1] or 0, row[0][0]))
     body, notes = [], _legend(cells)
+    if any(cell.n_patients is None for cell in cells):
+        notes.append("Rows without a number of patients: none is known, and their intervals are over images.")
     for (label, fraction), found in ordered:
         first = next(iter(found.values()))
         body.append(
@@ -258,7 +260,7 @@ def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table
                 "" if fraction is None else f"{float(fraction) * 100:g} %",
                 *(_number(found.get(metric)) for metric in metrics),
                 str(len(first.values)),
-                f"{first.n_test} ({first.n_patients})",
+                str(first.n_test) if first.n_patients is None else f"{first.n_test} ({first.n_patients})",
                 "" if first.fields.get("head_params") is None else str(first.fields["head_params"]),
                 str(first.fields.get("tower_saw_dataset") or "unknown"),
             ]
@@ -380,8 +382,8 @@ def _formatted(cell: Cell, scale: float, digits: int) -> str:
         text += f" ± {cell.seed_std * scale:.{digits}f}"
     if not math.isnan(cell.ci_lo):
         text += f" [{cell.ci_lo * scale:.{digits}f}, {cell.ci_hi * scale:.{digits}f}]"
-    elif not math.isnan(cell.trivial_baseline):
-        text += " (no interval)"
+    else:
+        text += " [n/a]"
     return text if cell.beats_trivial else f"{text} {MARK}"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, digest, repeated_images_of, save_predictions
-from .scoring import CI_METHOD, score_predictions
+from .scoring import score_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -142,10 +142,10 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
     lines = [
         {"run": key, "num_metrics": len(scores)}
         | described
-        | {"n_test": len(predictions), "n_patients": len(set(predictions.patients.tolist()))}
+        | {"n_test": len(predictions), "n_patients": predictions.num_patients}
+        | {"interval_over": predictions.interval_over}
         | vars(score)
         | {
-            "ci_method": CI_METHOD if not math.isnan(score.ci_lo) else None,
             "run_notes": notes,
             "predictions_sha256": sha256,
             "versions": package_versions(),

@@ -1,12 +1,13 @@
 """Image-text retrieval: exact search in blocks, every copy of a text a positive, ties counted against us."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import nn
 
-from .statistics import bootstrap_interval
+from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .statistics import resampled_weights
 
 RECALL_AT = (1, 5, 10)
 # Similarities of one block: 64 MiB in float32.
@@ -120,47 +121,90 @@ def precision_at_k(
 
 
 def retrieval_intervals(
-    ranks: dict[str, torch.Tensor], text_ids: torch.Tensor, patients: np.ndarray, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+    ranks: dict[str, torch.Tensor],
+    text_ids: torch.Tensor,
+    patients: np.ndarray,
+    seed: int = 0,
+    *,
+    num_resamples: int = 1000,
+    unit: str = "patients",
+) -> Intervals:
     """
-    95 % bootstrap intervals over patients of [`retrieval_metrics`].
+    95 % intervals over patients of the recalls and ranks of [`retrieval_metrics`]; none for median ranks.
 
     Args:
         ranks (`dict[str, torch.Tensor]`): The ranks that `retrieval_metrics` returned.
         text_ids (`torch.Tensor` of shape `(N,)`, int64): The same ids as there.
         patients (`np.ndarray` of shape `(N,)`): Patient of each row. A text belongs to its first row's patient.
-        seed (`int`, defaults to 0): Seed of the resampling.
+        seed (`int`, defaults to 0), num_resamples: Of the resampling.
+        unit (`str`, defaults to `"patients"`): `"images"` where no patient is known.
 
     Returns:
-        `dict[str, tuple[float, float]]`: One interval for each metric.
+        [`Intervals`]: Of each metric but the median ranks.
     """
     _, first = first_occurrences(text_ids)
-    groups = {"image_to_text": patients, "text_to_image": patients[first.cpu().numpy()]}
-    intervals, hits = {}, {}
-    for direction, rank in ranks.items():
-        values, of_way = rank.cpu().numpy().astype(np.float64), groups[direction]
-        hits |= {f"{direction}_recall@{k}": (values <= k).astype(np.float64) for k in RECALL_AT}
-        intervals[f"{direction}_mean_rank"] = bootstrap_interval(values, of_way, seed=seed)
-        intervals[f"{direction}_mrr"] = bootstrap_interval(1 / values, of_way, seed=seed)
-        intervals[f"{direction}_median_rank"] = bootstrap_interval(
-            values, of_way, metric=weighted_median, weighted=True, seed=seed
+    groups = {"image_to_text": np.asarray(patients), "text_to_image": np.asarray(patients)[first.cpu().numpy()]}
+    ways = np.concatenate([np.full(len(ranks[way]), way) for way in groups])
+    rank = np.concatenate([ranks[way].cpu().numpy() for way in groups]).astype(np.float64)
+    candidates = {"image_to_text": len(first), "text_to_image": len(text_ids)}
+    parts, scales = {}, {}
+    for way in groups:
+        parts |= {f"{way}_recall@{k}": (ways == way, rank <= k) for k in RECALL_AT}
+        parts[f"{way}_mrr"] = (ways == way, 1 / rank)
+        parts[f"{way}_mean_rank"] = (ways == way, rank)
+        scales[f"{way}_mean_rank"] = float(candidates[way])
+    joined = np.concatenate(list(groups.values()))
+    return mean_intervals(parts, joined, scales=scales, num_resamples=num_resamples, seed=seed, unit=unit)
+
+
+def mean_intervals(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    groups: np.ndarray,
+    *,
+    scales: Mapping[str, float] | None = None,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+    unit: str = "patients",
+) -> Intervals:
+    """
+    Intervals of means over queries, and of `mean_recall`, the mean of the recalls.
+
+    Args:
+        parts (`Mapping`): Name to `(N,)` bool of its rows and `(N,)` of their values, in [0, 1], or in [0, scale].
+        groups (`np.ndarray` of shape `(N,)`): Patient of each query.
+        scales (`Mapping[str, float]`, *optional*): Of values with another upper end than 1.
+    """
+    values = {name: float(value[0]) for name, value in means_under_weights(parts, np.ones((1, len(groups)))).items()}
+    blocks = resampled_weights(groups, num_resamples, seed)
+    draws = gather_draws(means_under_weights(parts, weights) for weights in blocks)
+    return make_intervals(mean_recipes(parts, scales), values, draws, groups, level=level, unit=unit)
+
+
+def mean_recipes(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]], scales: Mapping[str, float] | None = None
+) -> dict[str, Recipe]:
+    """How each metric of [`mean_intervals`] gets its interval."""
+    found = {
+        name: Recipe(
+            "share" if "_recall@" in name else "mean", rows, needs={"": rows}, scale=(scales or {}).get(name, 1.0)
         )
-    intervals |= {
-        name: bootstrap_interval(values, groups[name.split("_recall")[0]], seed=seed) for name, values in hits.items()
+        for name, (rows, _) in parts.items()
     }
-    intervals["mean_recall"] = bootstrap_interval(
-        list(hits.values()), [groups[name.split("_recall")[0]] for name in hits], seed=seed
-    )
-    return intervals
+    recalls = tuple(name for name in parts if "_recall@" in name)
+    return found | {"mean_recall": Recipe("average", parts=recalls)}
 
 
-def weighted_median(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(B,)` medians of `values` `(N,)`, each drawn as often as a row of `weights` `(B, N)` says; NaN where none is."""
-    order = np.argsort(values, kind="stable")
-    ordered, below = np.asarray(values, dtype=np.float64)[order], np.cumsum(weights[:, order], axis=1)
-    half = below[:, -1:] / 2
-    lower, upper = (below >= half).argmax(1), (below > half).argmax(1)
-    return np.where(half[:, 0] > 0, (ordered[lower] + ordered[upper]) / 2, np.nan)
+def means_under_weights(
+    parts: Mapping[str, tuple[np.ndarray, np.ndarray]], weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Each mean, and `mean_recall`, `(B,)` under each row of weights `(B, N)`."""
+    found = {}
+    for name, (rows, values) in parts.items():
+        total = weights @ rows
+        found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
+    found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
+    return found
 
 
 def chance_of_ranks(candidates: np.ndarray, positives: np.ndarray) -> dict[str, np.ndarray | float]:
@@ -271,9 +315,11 @@ __all__ = [
     "chance_recall",
     "chance_retrieval",
     "first_occurrences",
+    "mean_intervals",
+    "mean_recipes",
+    "means_under_weights",
     "precision_at_k",
     "retrieval_intervals",
     "retrieval_metrics",
     "retrieval_ranks",
-    "weighted_median",
 ]

@@ -6,14 +6,25 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .baselines import best_baseline
-from .classification import SINGLE, classification_intervals, classification_metrics, metrics_under_weights
+from .classification import (
+    SINGLE,
+    classification_intervals,
+    classification_metrics,
+    classification_recipes,
+    metrics_under_weights,
+)
+from .intervals import Intervals, Recipe
 from .mask_baselines import baseline_masks
 from .predictions import Predictions
-from .retrieval import RECALL_AT, chance_of_ranks, weighted_median
-from .segmentation import COUNTS, counts_under_weights, metrics_of_counts, segmentation_intervals
-from .statistics import interval_of, resampled_weights
+from .retrieval import RECALL_AT, chance_of_ranks, mean_intervals, mean_recipes, means_under_weights
+from .segmentation import (
+    COUNTS,
+    counts_under_weights,
+    metrics_of_counts,
+    segmentation_intervals,
+    segmentation_recipes,
+)
 
-CI_METHOD = "percentile bootstrap over patients"
 _OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
 
 
@@ -31,6 +42,8 @@ class Score:
         trivial_name (`str`): which that is.
         trivial_baselines (`dict`): All of them by name: `value`, and `ci_lo` and `ci_hi` where it has an interval.
         note (`str`): What a reader must know.
+        interval_note (`str`): Why there is no interval, or why it is in doubt.
+        ci_method (`str`, *optional*): How the interval was made.
     """
 
     metric: str
@@ -41,6 +54,8 @@ class Score:
     trivial_name: str = ""
     trivial_baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     note: str = ""
+    interval_note: str = ""
+    ci_method: str | None = None
 
 
 def score_predictions(predictions: Predictions) -> list[Score]:
@@ -49,29 +64,37 @@ def score_predictions(predictions: Predictions) -> list[Score]:
     positive" (F1) and the class frequencies of training as probabilities; for segmentation an empty mask, the mean
     training mask and a full mask; for retrieval a random order.
     """
+    from .hf_metrics import score_with_metrics
+
+    values, notes = score_with_metrics(predictions)
     return {"classification": _classification, "segmentation": _segmentation, "retrieval": _retrieval}[
         predictions.kind
-    ](predictions)
+    ](predictions, values, notes)
 
 
 def _score(
-    metric: str, value: float, interval: tuple[float, float], trivial: dict[str, dict[str, float]], note: str = ""
+    metric: str, value: float, intervals: Intervals, trivial: dict[str, dict[str, float]], note: str = ""
 ) -> Score:
     """A score with the best of its baselines; those that are not defined are left out."""
     trivial = {name: numbers for name, numbers in trivial.items() if not np.isnan(numbers["value"])}
     name, best = best_baseline(metric, {name: numbers["value"] for name, numbers in trivial.items()})
-    return Score(metric, value, *interval, best, name, trivial, note)
+    reason = intervals.reasons.get(metric) or intervals.cautions.get(metric, "")
+    method = intervals.methods.get(metric)
+    return Score(metric, value, *intervals[metric], best, name, trivial, note, reason, method)
 
 
-def _classification(predictions: Predictions) -> list[Score]:
-    options = {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+def metric_options(predictions: Predictions) -> dict:
+    """Settings that the metrics take."""
+    return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+
+
+def _classification(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
+    options = metric_options(predictions)
     scores, labels = predictions.columns["score"], predictions.columns["target"]
-    values = classification_metrics(scores, labels, **options)
     intervals = classification_intervals(scores, labels, predictions.patients, **options, **_resampling(predictions))
     trivial = _trivial_classification(predictions, options)
-    notes = " ".join(values.notes)
     return [
-        _score(name, value, intervals[name], trivial.get(name, {}), notes if np.isnan(value) else "")
+        _score(name, value, intervals, trivial.get(name, {}), notes if np.isnan(value) else "")
         for name, value in values.items()
     ]
 
@@ -90,6 +113,7 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
         raise ValueError(f"Got {len(frequencies)} train_frequencies for {scores.shape[1]} classes.")
     plain = {"problem_type": options["problem_type"], "class_names": options.get("class_names")}
     trivial = dict(classification_metrics(np.tile(frequencies, (len(scores), 1)), labels, **plain))
+    trivial |= _random_precision(truth, options)
     guessed = _random_guesses(np.asarray(frequencies), truth, exclusive)
     columns = (
         [""] if scores.shape[1] == 1 else ["", *(f"/{name}" for name in plain["class_names"] or range(len(truth[0])))]
@@ -123,11 +147,39 @@ def _random_guesses(frequencies: np.ndarray, truth: np.ndarray, exclusive: bool)
     return [mean, *each.tolist()] if len(each) > 1 else [mean]
 
 
-def _segmentation(predictions: Predictions) -> list[Score]:
+def _random_precision(truth: np.ndarray, options: dict) -> dict[str, float]:
+    """`auprc` of random scores: constant ones give the prevalence, which random ones exceed at few rows."""
+    known = ~np.isnan(truth.astype(np.float64))
+    names = options.get("class_names") or range(truth.shape[1])
+    of_class = {
+        f"auprc/{name}": expected_average_precision(int((truth[rows, column] == 1).sum()), int(rows.sum()))
+        for column, (name, rows) in enumerate(zip(names, known.T, strict=True))
+    }
+    defined = [value for value in of_class.values() if not np.isnan(value)]
+    mean = {"auprc": float(np.mean(defined)) if defined else float("nan")}
+    return mean if truth.shape[1] == 1 else mean | of_class
+
+
+def expected_average_precision(positives: int, rows: int) -> float:
+    """
+    Mean average precision over all orders of so many rows (Bestgen 2015): `positives / rows` only where rows are many.
+
+    Returns:
+        `float`: NaN without positives.
+    """
+    if not 0 <= positives <= rows:
+        raise ValueError(f"positives go from 0 to {rows}, the number of rows; got {positives}.")
+    if positives == 0:
+        return float("nan")
+    if rows == 1:
+        return 1.0
+    harmonic = float((1 / np.arange(1, rows + 1)).sum())
+    return (harmonic + (positives - 1) / (rows - 1) * (rows - harmonic)) / rows
+
+
+def _segmentation(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
     counts = {name: predictions.columns[name] for name in COUNTS}
-    values = metrics_of_counts(counts)
     intervals = segmentation_intervals(counts, predictions.patients, **_resampling(predictions))
-    notes = " ".join(values.notes)
     trivial: dict[str, dict[str, dict[str, float]]] = {name: {} for name in intervals}
     for name, guess in baseline_masks(predictions.columns).items():
         found = metrics_of_counts(guess)
@@ -136,24 +188,24 @@ def _segmentation(predictions: Predictions) -> list[Score]:
             interval = {} if np.isnan(low) else {"ci_lo": low, "ci_hi": high}
             trivial[metric][name] = {"value": found[metric]} | interval
     return [
-        _score(name, values[name], interval, trivial[name], notes if np.isnan(values[name]) else "")
-        for name, interval in intervals.items()
+        _score(name, values[name], intervals, trivial[name], notes if np.isnan(values[name]) else "")
+        for name in intervals
     ]
 
 
-def _retrieval(predictions: Predictions) -> list[Score]:
+def _retrieval(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:
     parts = _retrieval_parts(predictions)
-    draws: dict[str, list[np.ndarray]] = {}
-    sampling = _resampling(predictions)
-    for weights in resampled_weights(predictions.patients, sampling["num_resamples"], sampling["seed"]):
-        for name, draw in _weighted_means(parts, weights).items():
-            draws.setdefault(name, []).append(draw)
-    whole = _weighted_means(parts, np.ones((1, len(predictions))))
+    means = _retrieval_means(predictions)
+    intervals = mean_intervals(
+        means, predictions.patients, scales=_rank_scales(predictions), **_resampling(predictions)
+    )
+    for name in parts.keys() - means.keys():
+        intervals[name] = (float("nan"), float("nan"))
+        intervals.reasons[name] = "No interval: none is made for a median."
     chance = {name: float(chance[rows].mean()) for name, (rows, _, chance) in parts.items()}
     chance["mean_recall"] = float(np.mean([value for name, value in chance.items() if "_recall@" in name]))
     return [
-        _score(name, float(value[0]), interval_of(np.concatenate(draws[name])), {"chance": {"value": chance[name]}})
-        for name, value in whole.items()
+        _score(name, values[name], intervals, {"chance": {"value": chance[name]}}) for name in (*parts, "mean_recall")
     ]
 
 
@@ -184,33 +236,58 @@ def _retrieval_parts(predictions: Predictions) -> dict[str, tuple[np.ndarray, np
     return parts
 
 
-def _weighted_means(parts: dict, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Means, of median ranks the median, and the mean of the recalls."""
-    found = {}
-    for name, (rows, values, _) in parts.items():
-        if name.endswith("_median_rank"):
-            found[name] = weighted_median(values[rows], weights[:, rows])
-            continue
-        total = weights @ rows
-        found[name] = np.divide(weights @ (rows * values), total, out=np.full(len(total), np.nan), where=total > 0)
-    found["mean_recall"] = np.mean([found[name] for name in found if "_recall@" in name], axis=0)
-    return found
+def _retrieval_means(predictions: Predictions) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Rows and values of each metric that is a mean."""
+    parts = _retrieval_parts(predictions)
+    return {name: (rows, values) for name, (rows, values, _) in parts.items() if not name.endswith("_median_rank")}
+
+
+def _rank_scales(predictions: Predictions) -> dict[str, float]:
+    """Upper ends of the mean ranks: the number of candidates."""
+    columns = predictions.columns
+    return {
+        f"{way}_mean_rank": float(columns["candidates"][columns["direction"] == way].max())
+        for way in ("image_to_text", "text_to_image")
+        if (columns["direction"] == way).any()
+    }
 
 
 def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from weights of the rows `(B, N)` to each metric `(B,)` that has an interval."""
+    """A function from weights of the rows `(B, N)` to each metric `(B,)` that may have an interval."""
     if predictions.kind == "classification":
-        options = {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
-        return metrics_under_weights(predictions.columns["score"], predictions.columns["target"], **options)
+        columns = predictions.columns
+        return metrics_under_weights(columns["score"], columns["target"], **metric_options(predictions))
     if predictions.kind == "segmentation":
         counts = {name: predictions.columns[name] for name in COUNTS}
         return lambda weights: counts_under_weights(counts, weights)
-    parts = _retrieval_parts(predictions)
-    return lambda weights: _weighted_means(parts, weights)
+    parts = _retrieval_means(predictions)
+    return lambda weights: means_under_weights(parts, weights)
 
 
-def _resampling(predictions: Predictions) -> dict[str, int]:
-    return {"num_resamples": predictions.settings["num_resamples"], "seed": predictions.settings["bootstrap_seed"]}
+def interval_recipes(predictions: Predictions) -> dict[str, Recipe]:
+    """How each metric of [`values_under_weights`] gets its interval."""
+    columns = predictions.columns
+    if predictions.kind == "classification":
+        return classification_recipes(columns["score"], columns["target"], **metric_options(predictions))
+    if predictions.kind == "segmentation":
+        return segmentation_recipes({name: columns[name] for name in COUNTS})
+    return mean_recipes(_retrieval_means(predictions), _rank_scales(predictions))
 
 
-__all__ = ["CI_METHOD", "Score", "score_predictions", "values_under_weights"]
+def _resampling(predictions: Predictions) -> dict:
+    settings = predictions.settings
+    return {
+        "num_resamples": settings["num_resamples"],
+        "seed": settings["bootstrap_seed"],
+        "unit": predictions.interval_over,
+    }
+
+
+__all__ = [
+    "Score",
+    "expected_average_precision",
+    "interval_recipes",
+    "metric_options",
+    "score_predictions",
+    "values_under_weights",
+]

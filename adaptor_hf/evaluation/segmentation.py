@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from .classification import Metrics
-from .statistics import interval_of, resampled_weights
+from .classification import Metrics, nearly_constant
+from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .statistics import resampled_weights
 from .weighted import weighted_auroc
 
 COUNTS = ("intersection", "predicted_pixels", "target_pixels", "score")
@@ -113,15 +114,35 @@ def segmentation_intervals(
     num_resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> dict[str, tuple[float, float]]:
-    """Percentile bootstrap intervals over patients `(N,)` of [`metrics_of_counts`], all-empty scores not among them."""
+    unit: str = "patients",
+) -> Intervals:
+    """Intervals over patients `(N,)` of [`metrics_of_counts`], all-empty scores not among them; `unit` as in
+    [`classification_intervals`]."""
     if len(patients) != _num_images(counts):
         raise ValueError(f"Got {len(patients)} patients for {_num_images(counts)} images.")
-    draws: dict[str, list[np.ndarray]] = {}
-    for weights in resampled_weights(np.asarray(patients), num_resamples, seed):
-        for name, values in counts_under_weights(counts, weights).items():
-            draws.setdefault(name, []).append(values)
-    return {name: interval_of(np.concatenate(values), level) for name, values in draws.items()}
+    patients = np.asarray(patients)
+    values = {
+        name: float(value[0]) for name, value in counts_under_weights(counts, np.ones((1, len(patients)))).items()
+    }
+    blocks = resampled_weights(patients, num_resamples, seed)
+    draws = gather_draws(counts_under_weights(counts, weights) for weights in blocks)
+    return make_intervals(segmentation_recipes(counts), values, draws, patients, level=level, unit=unit)
+
+
+def segmentation_recipes(counts: Mapping[str, np.ndarray]) -> dict[str, Recipe]:
+    """How each metric gets its interval."""
+    positive = np.asarray(counts["target_pixels"]) > 0
+    everyone = np.ones(len(positive), dtype=bool)
+    with_mask, without = {"with a mask": positive}, {"without a mask": ~positive}
+    constant = "All scores are equal up to rounding." if nearly_constant(np.asarray(counts["score"])) else ""
+    means = ("dice_positive", "dice_pooled", "iou_positive", "iou_pooled")
+    return {
+        "dice_reference": Recipe("mean", everyone, needs={"": everyone}),
+        **{name: Recipe("mean", positive, needs=with_mask) for name in means},
+        "auroc_any_mask": Recipe("area", positive, ~positive, with_mask | without, reason=constant),
+        "sensitivity_any_mask": Recipe("share", positive, needs=with_mask),
+        "false_alarm_rate": Recipe("share", ~positive, needs=without),
+    }
 
 
 def image_dice(counts: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -172,4 +193,5 @@ __all__ = [
     "segmentation_counts",
     "segmentation_intervals",
     "segmentation_metrics",
+    "segmentation_recipes",
 ]

@@ -35,7 +35,7 @@ class Cell:
         seed_std (`float`): Their standard deviation (n - 1): what "±" is everywhere; NaN at one seed.
         seed_lo, seed_hi (`float`): Interval of the mean over seeds by Student's t; NaN at one seed.
         trivial_baseline (`float`): The best trivial baseline, mean over seeds.
-        n_test, n_patients (`int`): Of each run.
+        n_test, n_patients (`int`): Of each run; no patients where none is known.
         notes (`list[str]`): What a reader must know of the metric.
         run_notes (`list[str]`): What a reader must know of the runs.
         trivial_name (`str`): Which baseline is the best, over seeds.
@@ -53,7 +53,7 @@ class Cell:
     seed_hi: float
     trivial_baseline: float
     n_test: int
-    n_patients: int
+    n_patients: int | None
     notes: list[str] = field(default_factory=list)
     run_notes: list[str] = field(default_factory=list)
     trivial_name: str = ""
@@ -84,7 +84,7 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
     values = [float(line["value"]) for line in members]
     known = [value for value in values if not math.isnan(value)]
     mean, seed_lo, seed_hi = seed_interval(known) if known else (math.nan,) * 3
-    notes = sorted({line["note"] for line in members if line.get("note")})
+    notes = sorted({line[name] for line in members for name in ("note", "interval_note") if line.get(name)})
     if len(known) < len(values):
         notes.append(f"{len(values) - len(known)} of {len(values)} seeds have no value.")
     distinct = len({line.get("predictions_sha256") for line in members})
@@ -100,7 +100,7 @@ def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
         shared["selected_on"] = "test"
     # Without an interval there is no method.
     shared["ci_method"] = next((line["ci_method"] for line in members if line.get("ci_method")), None)
-    shared |= {name: int(members[0].get(name) or 0) for name in ("n_test", "n_patients")}
+    shared |= {"n_test": int(members[0].get("n_test") or 0), "n_patients": members[0].get("n_patients")}
     return Cell(
         fields=shared,
         metric=members[0]["metric"],

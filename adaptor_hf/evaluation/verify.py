@@ -36,7 +36,7 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
     scored = score_predictions(predictions)
     notes = run_notes(predictions, scored)
     scores = {score.metric: vars(score) for score in scored}
-    rows = {"n_test": len(predictions), "n_patients": len(set(predictions.patients.tolist()))}
+    rows = {"n_test": len(predictions), "n_patients": predictions.num_patients}
     sha256 = digest(folder / PREDICTIONS_FILE)
     if any(line.get("predictions_sha256") != sha256 for line in results.lines):
         found.append(f"{PREDICTIONS_FILE} is not the file that was scored: its SHA-256 is another one.")

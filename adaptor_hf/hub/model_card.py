@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 EVALUATION = """\
 Retrieval on the `{split}` split, one seed. Copies of a text count as one candidate and all its images as
-positives; ties count against the model; intervals are 95 % bootstrap intervals over patients; n is the number of
-queries. Chance is what a random order of the same images and texts scores, exactly.
+positives; ties count against the model; intervals are 95 % intervals over patients, or over images where no
+patient is known; n is the number of queries. Chance is what a random order of the same images and texts scores,
+exactly.
 
 | metric | value | 95 % interval | chance | n |
 |---|---|---|---|---|

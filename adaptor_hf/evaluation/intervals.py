@@ -1,0 +1,320 @@
+"""
+Intervals that cover at few patients: of shares, means, AUROC and average precision, of their means and differences.
+
+The spread comes from a bootstrap over patients; its percentiles do not cover at 5 to 20 positives, and near 1 hardly at
+all (`benchmarks/bench_coverage.py`). Each kind of metric therefore has an interval of its own, and what is a mean or a
+difference of others is combined from theirs (MOVER: Zou and Donner 2008). docs/evaluation.md has the formulas and the
+simulated coverage.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from .statistics import Difference
+
+MIN_PATIENTS = 5
+"""Of each class; with fewer there is no interval: none was found that covers and still says anything."""
+
+AREA_PRIOR, MEAN_PRIOR = 10, 2
+"""Patients that the assumed variance weighs as many as, beside the observed one."""
+
+METHODS = {
+    "share": "Wilson, at the effective number of images over {unit}",
+    "ratio": "Wilson, at the effective number of rows over {unit}",
+    "mean": "Wilson, at the effective number of {unit}",
+    "area": "score interval, Hanley-McNeil variance scaled to that over {unit}",
+    "ap": "Clopper-Pearson, at the effective number of positives over {unit}",
+    "average": "MOVER over {unit}",
+}
+_STEPS = 36
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    How a metric gets its interval.
+
+    Args:
+        kind (`str`): `share` (of rows), `mean` (of numbers in [0, 1]), `ratio` (such as F1), `area` (AUROC), `ap`
+            (average precision), `average` (of `parts`), or `none`.
+        rows (`np.ndarray` of shape `(N,)`, bool): Rows in the denominator; of `area` the positives.
+        others (`np.ndarray` of shape `(N,)`, bool, *optional*): Of `area`, the negatives.
+        needs (`Mapping[str, np.ndarray]`): Name to `(N,)` bool of rows of which at least [`MIN_PATIENTS`] must be.
+        parts (`tuple[str, ...]`): Metrics whose mean this is.
+        reason (`str`): Why there is none, if that is known before.
+        scale (`float`): The metric lies in [0, `scale`].
+    """
+
+    kind: str
+    rows: np.ndarray | None = None
+    others: np.ndarray | None = None
+    needs: Mapping[str, np.ndarray] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
+    reason: str = ""
+    scale: float = 1.0
+
+
+class Intervals(dict[str, tuple[float, float]]):
+    """Name to ends, both NaN where there is no interval; `reasons` says why, `cautions` where one is doubtful, and
+    `methods` how it was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.reasons: dict[str, str] = {}
+        self.cautions: dict[str, str] = {}
+        self.methods: dict[str, str] = {}
+
+
+def gather_draws(blocks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Metrics of blocks of resamples, `(b,)` each, joined by name."""
+    draws: dict[str, list[np.ndarray]] = {}
+    for block in blocks:
+        for name, values in block.items():
+            draws.setdefault(name, []).append(values)
+    return {name: np.concatenate(parts) for name, parts in draws.items()}
+
+
+def make_intervals(
+    recipes: Mapping[str, Recipe],
+    values: Mapping[str, float],
+    draws: Mapping[str, np.ndarray],
+    groups: np.ndarray,
+    *,
+    level: float = 0.95,
+    unit: str = "patients",
+) -> Intervals:
+    """
+    Intervals of many metrics of one set of rows.
+
+    Args:
+        recipes (`Mapping[str, Recipe]`): By metric; parts of an average among them.
+        values (`Mapping[str, float]`): Of all rows.
+        draws (`Mapping[str, np.ndarray]`): `(B,)` of each metric, under the same resamples of whole groups.
+        groups (`np.ndarray` of shape `(N,)`): Patient of each row.
+        level (`float`, defaults to 0.95): Coverage, in (0, 1).
+        unit (`str`, defaults to `"patients"`): What a group is, for the sentences.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is a coverage in (0, 1), got {level}. For 95 % pass 0.95.")
+    codes = np.unique(groups, return_inverse=True)[1]
+    found = Intervals()
+    for name, recipe in recipes.items():
+        # Parts of an average may be few: their mean is shown with a caution.
+        ends, few = _ends(name, recipes, values, draws, codes, level), _too_few(name, recipes, codes, unit)
+        reason = recipe.reason
+        if codes.max() == 0:
+            reason = f"All rows are of one {unit.removesuffix('s')}: nothing is known about others."
+        elif recipe.kind != "average" or len(few) == len(recipe.parts):
+            reason = reason or next(iter(few.values()), "")
+        if np.isnan(values[name]) or reason or np.isnan(ends).any():
+            ends = (np.nan, np.nan)
+            if not np.isnan(values[name]):
+                found.reasons[name] = "No interval: " + (reason or f"undefined in most resamples of {unit}.")
+        else:
+            found.methods[name] = METHODS[recipe.kind].format(unit=unit)
+            if few:
+                found.cautions[name] = (
+                    f"Interval in doubt: {len(few)} of {len(recipe.parts)} classes have fewer than {MIN_PATIENTS} "
+                    f"{unit} with or without it."
+                )
+        found[name] = (float(ends[0]), float(ends[1]))
+    return found
+
+
+def _too_few(name: str, recipes: Mapping[str, Recipe], codes: np.ndarray, unit: str) -> dict[str, str]:
+    """Of the metric, or of each part of an average: why its rows are too few."""
+    recipe = recipes[name]
+    if recipe.kind == "average":
+        return {
+            part: next(iter(why.values())) for part in recipe.parts if (why := _too_few(part, recipes, codes, unit))
+        }
+    counts = {what: _count(codes, rows) for what, rows in recipe.needs.items()}
+    wrong = [f"{number} {unit}{' ' + what if what else ''}" for what, number in counts.items() if number < MIN_PATIENTS]
+    if recipe.kind == "none" or recipe.reason:
+        return {name: recipe.reason}
+    return {name: f"{wrong[0]}, fewer than {MIN_PATIENTS}."} if wrong else {}
+
+
+def _ends(name, recipes, values, draws, codes, level: float) -> tuple[float, float]:
+    recipe, value = recipes[name], values[name]
+    if np.isnan(value) or recipe.kind == "none":
+        return np.nan, np.nan
+    if recipe.kind == "average":
+        return _average(recipe.parts, recipes, values, draws, codes, level, value)
+    known = draws[name][~np.isnan(draws[name])]
+    if len(known) <= 0.5 * len(draws[name]):
+        return np.nan, np.nan
+    low, high = _single(recipe, value / recipe.scale, known.var(ddof=1) / recipe.scale**2, codes, level)
+    # Rounding must not put the value outside.
+    return recipe.scale * min(low, value / recipe.scale), recipe.scale * max(high, value / recipe.scale)
+
+
+def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, level: float) -> tuple[float, float]:
+    from scipy.special import betaincinv, ndtri, stdtrit
+
+    value, tail = min(max(value, 0.0), 1.0), (1 + level) / 2
+    normal, patients = ndtri(tail), _count(codes, recipe.rows)
+    spread = value * (1 - value)
+    if patients == 0:
+        return np.nan, np.nan
+    if recipe.kind == "area":
+        return _area(value, variance, patients, _count(codes, recipe.others), tail)
+    if recipe.kind == "ap":
+        number = min(spread / variance, recipe.rows.sum()) if spread > 0 and variance > 0 else patients
+        hits, misses = value * number, (1 - value) * number
+        low = betaincinv(hits, misses + 1, 1 - tail) if hits > 0 else 0.0
+        return low, betaincinv(hits + 1, misses, tail) if misses > 0 else 1.0
+    if recipe.kind == "mean":
+        variance = (patients * variance + MEAN_PRIOR * spread / patients) / (patients + MEAN_PRIOR)
+        number = spread / variance if variance > 0 else patients
+        return _wilson(value, number, stdtrit(patients + MEAN_PRIOR - 1, tail))
+    if recipe.kind == "ratio":
+        return _wilson(value, spread / variance if spread > 0 and variance > 0 else patients, normal)
+    rows = recipe.rows.sum()
+    if rows == patients:
+        return _wilson(value, rows, normal)
+    number = min(spread / variance, rows) if spread > 0 and variance > 0 else patients
+    return _wilson(value, number, stdtrit(patients - 1, tail) if patients > 1 else normal)
+
+
+def _wilson(value: float, number: float, quantile: float) -> tuple[float, float]:
+    square = quantile**2 / number
+    centre = value + square / 2
+    half = np.sqrt(square * (value * (1 - value) + square / 4))
+    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
+
+
+def _area(value: float, variance: float, positives: int, negatives: int, tail: float) -> tuple[float, float]:
+    """Areas that the observed one does not contradict, under Hanley and McNeil's variance (Newcombe 2006, method 5),
+    scaled by how much the observed variance differs from it."""
+    from scipy.special import stdtrit
+
+    if negatives == 0:
+        return np.nan, np.nan
+    smaller = min(positives, negatives)
+    inside = min(max(value, 0.25 / smaller), 1 - 0.25 / smaller)
+    scale = 1.0
+    if 0 < value < 1:
+        ratio = variance / hanley_mcneil(inside, positives, negatives)
+        scale = (smaller * ratio + AREA_PRIOR) / (smaller + AREA_PRIOR)
+    quantile = stdtrit(smaller + AREA_PRIOR - 1, tail)
+
+    def contradicted(area: float) -> bool:
+        return abs(value - area) > quantile * np.sqrt(scale * hanley_mcneil(area, positives, negatives))
+
+    return _search(value, 0.0, contradicted), _search(value, 1.0, contradicted)
+
+
+def hanley_mcneil(area: float, positives: int, negatives: int) -> float:
+    """Variance of an AUROC of so many independent positives and negatives with exponential scores (Radiology 1982)."""
+    both_positive, both_negative = area / (2 - area), 2 * area**2 / (1 + area)
+    more = (positives - 1) * (both_positive - area**2) + (negatives - 1) * (both_negative - area**2)
+    return max(0.0, (area * (1 - area) + more) / (positives * negatives))
+
+
+def _search(inner: float, outer: float, outside: Callable[[float], bool]) -> float:
+    """Where, from `inner` to `outer`, `outside` becomes true."""
+    for _ in range(_STEPS):
+        middle = (inner + outer) / 2
+        if outside(middle):
+            outer = middle
+        else:
+            inner = middle
+    return outer
+
+
+def _average(parts, recipes, values, draws, codes, level: float, value: float) -> tuple[float, float]:
+    ends = np.array([_ends(part, recipes, values, draws, codes, level) for part in parts])
+    below, above = np.array([values[part] for part in parts]) - ends[:, 0], ends[:, 1] - [values[p] for p in parts]
+    correlation = _correlation(np.stack([draws[part] for part in parts]))
+    halves = [np.sqrt(max(0.0, side @ correlation @ side)) / len(parts) for side in (below, above)]
+    return value - halves[0], value + halves[1]
+
+
+def _correlation(draws: np.ndarray) -> np.ndarray:
+    """`(C, C)` of draws `(C, B)`; 0 beside a metric that does not vary."""
+    known = draws[:, ~np.isnan(draws).any(0)]
+    if known.shape[1] < 2:
+        return np.eye(len(draws))
+    centred = known - known.mean(1, keepdims=True)
+    lengths = np.sqrt((centred**2).sum(1))
+    # Rounding of a constant is no variation.
+    vary = lengths > 1e-12 * np.sqrt(known.shape[1])
+    scaled = np.where(vary[:, None], centred / np.where(vary, lengths, 1)[:, None], 0)
+    correlation = scaled @ scaled.T
+    np.fill_diagonal(correlation, 1.0)
+    return correlation
+
+
+def difference_interval(
+    recipes: tuple[Mapping[str, Recipe], Mapping[str, Recipe]],
+    values: tuple[Mapping[str, float], Mapping[str, float]],
+    draws: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
+    metric: str,
+    groups: tuple[np.ndarray, np.ndarray],
+    *,
+    level: float = 0.95,
+    unit: str = "patients",
+) -> Difference:
+    """
+    First minus second of a metric on the same rows, by MOVER from the two intervals and the draws' correlation.
+
+    Args:
+        recipes, values, draws: Of both sides, as of [`make_intervals`]; draws under the same resamples.
+        metric (`str`): Which.
+        groups: Of both sides, whose rows may be in another order.
+        level, unit: As there.
+
+    Returns:
+        [`Difference`]: The p-value is 1 minus the largest level whose interval leaves out 0, so that p < 0.05 exactly
+        where the 95 % interval does. Where either side has no interval, its ends and the p-value are NaN.
+    """
+    first, second = (side[metric] for side in values)
+    difference = float(first - second)
+    method = f"paired MOVER over {unit}"
+    both = np.stack([side[metric] for side in draws])
+    sides = list(zip(recipes, values, draws, [np.unique(part, return_inverse=True)[1] for part in groups], strict=True))
+    single = [make_intervals(*side, unit=unit) for side in sides]
+    if any(metric in side.reasons for side in single):
+        return Difference(difference, np.nan, np.nan, np.nan, "none: " + _first_reason(single, metric))
+    if np.nanmax(np.abs(both[0] - both[1])) < 1e-12 and abs(difference) < 1e-12:
+        return Difference(0.0, 0.0, 0.0, 1.0, method)
+    smaller = min(_count(sides[0][3], rows) for rows in _denominators(metric, recipes[0]))
+    # Of few patients the correlation is as uncertain as the variances: the same two patients stand for "none".
+    correlation = _correlation(both)[0, 1] * smaller / (smaller + MEAN_PRIOR)
+
+    def at(level: float) -> tuple[float, float]:
+        (low_1, high_1), (low_2, high_2) = (_ends(metric, *side, level) for side in sides)
+        lower = _combine(first - low_1, high_2 - second, correlation)
+        return difference - lower, difference + _combine(high_1 - first, second - low_2, correlation)
+
+    def holds_zero(level: float) -> bool:
+        low, high = at(level)
+        return low <= 0 <= high
+
+    p_value = 1.0 - _search(0.0, 1.0 - 1e-12, holds_zero) if difference else 1.0
+    return Difference(difference, *(float(end) for end in at(level)), float(p_value), method)
+
+
+def _combine(one: float, other: float, correlation: float) -> float:
+    return float(np.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other)))
+
+
+def _denominators(metric: str, recipes: Mapping[str, Recipe]) -> list[np.ndarray]:
+    recipe = recipes[metric]
+    if recipe.kind == "average":
+        return [rows for part in recipe.parts for rows in _denominators(part, recipes)]
+    return [rows for rows in (recipe.rows, recipe.others) if rows is not None]
+
+
+def _first_reason(sides: Iterable[Intervals], metric: str) -> str:
+    return next(side.reasons[metric] for side in sides if metric in side.reasons)
+
+
+def _count(codes: np.ndarray, rows: np.ndarray) -> int:
+    return len(np.unique(codes[rows]))
+
+
+__all__ = ["Intervals", "Recipe", "difference_interval", "gather_draws", "hanley_mcneil", "make_intervals"]
