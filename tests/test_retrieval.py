@@ -19,7 +19,7 @@ from adaptor_hf.evaluation import (
     retrieval_metrics,
     retrieval_ranks,
 )
-from adaptor_hf.evaluation.retrieval import chance_of_ranks, weighted_median
+from adaptor_hf.evaluation.retrieval import chance_of_ranks
 
 RECALLS = {f"{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} | {"mean_recall"}
 
@@ -144,15 +144,6 @@ def test_chance_of_ranks_is_that_of_every_order():
 def test_the_median_rank_by_chance_with_one_positive_is_the_middle(count):
     found = chance_retrieval(torch.arange(count))
     assert found["image_to_text_median_rank"] == found["image_to_text_mean_rank"] == (count + 1) / 2
-
-
-@settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=12))
-def test_a_weighted_median_is_that_of_repeated_values(rows):
-    values, weights = np.array([row[0] for row in rows]), np.array([row[1] for row in rows], dtype=float)
-    (found,) = weighted_median(values, weights[None])
-    repeated = np.repeat(values, weights.astype(int))
-    assert np.isnan(found) if len(repeated) == 0 else found == np.median(repeated)
 
 
 def test_chance_with_fewer_candidates_than_k_is_one():

@@ -172,8 +172,9 @@ class PrecisionMetric(evaluate.Metric):
         return super().compute(**kwargs)
 
     def _compute(self, references, **columns) -> dict[str, float]:
-        ((name, values),) = columns.items()
-        ways = _by_way(values, references).items()
+        # A combination of several passes the columns of all.
+        name = f"precision@{self.k}"
+        ways = _by_way(columns[name], references).items()
         return {f"{way}_{name}": float(of_way.mean()) for way, of_way in ways if not np.isnan(of_way).any()}
 
 
