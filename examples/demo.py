@@ -123,7 +123,7 @@ def main() -> None:
     curves = draw_curves(trainer.state.log_history, output / "curves.png")
     page = draw_retrieval(model, views["test"], pairs, output / "retrieved_reports.png")
 
-    print(f"\nPhantom drawings, {len(views['test'])} held-out pairs. Brackets: 95 % bootstrap intervals over patients.")
+    print(f"\nPhantom drawings, {len(views['test'])} held-out pairs. Brackets: 95 % intervals over patients.")
     print(f"\nRetrieval (chosen on validation, one seed)\n\n{retrieval}")
     print(f"\nZero-shot classification, AUROC\n\n{zero_shot}")
     print("\nThe raw towers have no row: their two spaces cannot be compared without training.")
@@ -153,7 +153,7 @@ def zero_shot_table(variants: list[Variant], test, table: Path) -> str:
             scores = zero_shot_scores(variant.model, text_tower, test.image_embeddings(), positive, negative)
             area, low, high = auroc_interval(scores.cpu().numpy(), truth, patients)
             mark = "" if above_baseline("auroc", low, high, 0.5) else f" {MARK}"
-            cells.append(f"{area:.2f} [{low:.2f}, {high:.2f}]{mark}")
+            cells.append(f"{area:.2f} {'[n/a]' if np.isnan(low) else f'[{low:.2f}, {high:.2f}]'}{mark}")
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("| trivial: chance |" + " 0.50 |" * len(ZERO_SHOT_PROMPTS))
     return "\n".join([*lines, "", LEGEND])

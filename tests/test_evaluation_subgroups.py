@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from adaptor_hf.evaluation.statistics import auroc_interval
+from adaptor_hf.evaluation import auroc_interval
 from adaptor_hf.evaluation.subgroups import age_bands, aggregate_rows, subgroup_metrics
 
 

@@ -265,8 +265,8 @@ class TestCard:
         metadata, text = card_of(tmp_path)
         assert "| image_to_text_recall@1 | 0.250 † | [0.150, 0.350] | 0.200 | 20 |" in text
         assert "| text_to_image_recall@1 | 0.500 | [0.400, 0.600] | 0.050 | 17 |" in text
-        # Nothing is shown without an interval.
-        assert "| image_to_text_median_rank | 4.000 † |  | 9.500 | 20 |" in text
+        # Of a median no interval is made, so that no mark says anything of it.
+        assert "| image_to_text_median_rank | 4.000 | n/a | 9.500 | 20 |" in text
         assert "† Not above its best trivial baseline" in text
         (result,) = metadata["model-index"][0]["results"]
         assert result["dataset"]["args"] == {"split_hash": "0123456789ab"}

@@ -240,9 +240,13 @@ def _cosines(embeds: torch.Tensor) -> tuple[float, float]:
 
 
 def _interval(hits: np.ndarray, patients: np.ndarray, num_resamples: int) -> tuple[float, float]:
-    from ..evaluation import bootstrap_interval
+    from ..evaluation import share_interval
 
-    return bootstrap_interval(hits, patients, num_resamples=num_resamples)
+    return share_interval(hits, patients, num_resamples=num_resamples)
+
+
+def _ends(result: SwapResult) -> str:
+    return "[n/a]" if np.isnan(result.ci_lo) else f"[{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
 
 
 def swap_table(results: Sequence[SwapResult]) -> str:
@@ -252,7 +256,7 @@ def swap_table(results: Sequence[SwapResult]) -> str:
     lines = ["| swap | system | reports | images | cosine to the changed report | to other reports | own report wins |"]
     lines.append("|" + "---|" * 7)
     for number, result in enumerate(results):
-        wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} [{result.ci_lo:.3f}, {result.ci_hi:.3f}]"
+        wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} {_ends(result)}"
         wins += "" if result.above_baseline else f" {MARK}"
         system = ", ".join(part for part in (result.system, result.checkpoint) if part)
         cells = [result.swap, system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",

@@ -28,9 +28,9 @@ from .retrieval import (
     retrieval_ranks,
 )
 from .segmentation import metrics_of_counts, segmentation_counts, segmentation_intervals, segmentation_metrics
+from .single_intervals import auroc_interval, share_interval
 from .statistics import (
     Difference,
-    auroc_interval,
     bootstrap_interval,
     delong,
     holm,
@@ -75,6 +75,7 @@ __all__ = [
     "segmentation_metrics",
     "segmentation_predictions",
     "sensitivity_at_specificity",
+    "share_interval",
     "specificity_thresholds",
     "write_run",
 ]

@@ -301,50 +301,8 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, 
     return mean, float(mean - half), float(mean + half)
 
 
-def auroc_interval(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    *,
-    num_resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> tuple[float, float, float]:
-    """
-    Area under the ROC curve and its percentile bootstrap interval, resampling whole groups (patients).
-
-    Args:
-        scores (`np.ndarray` of shape `(N,)`): Higher means positive. Ties count half.
-        labels (`np.ndarray` of shape `(N,)`): 0 or 1, both present.
-        groups (`np.ndarray` of shape `(N,)`): Rows of one group are drawn together.
-        num_resamples, level, seed: As in [`bootstrap_interval`].
-
-    Returns:
-        `tuple[float, float, float]`: The area, the lower and the upper end. Resamples of one class alone are left out.
-
-    Raises:
-        ValueError: if only one class is present, a label is neither 0 nor 1, a score is NaN, or the lengths differ.
-    """
-    from .weighted import weighted_auroc
-
-    scores, labels, groups = np.asarray(scores, dtype=np.float64), np.asarray(labels), np.asarray(groups)
-    if not len(scores) == len(labels) == len(groups):
-        raise ValueError(f"Got {len(scores)} scores, {len(labels)} labels and {len(groups)} groups.")
-    if np.isnan(scores).any() or not np.isin(labels, (0, 1)).all():
-        raise ValueError("Scores must not be NaN and labels must be 0 or 1: leave out uncertain and missing labels.")
-    labels = labels.astype(bool)
-    if labels.all() or not labels.any():
-        raise ValueError(f"The AUROC needs both classes, got {int(labels.sum())} positives among {len(labels)} rows.")
-    area = weighted_auroc(scores, labels, np.ones((1, len(labels))))[0]
-    draws = bootstrap_draws(
-        [scores, labels], groups, weighted_auroc, weighted=True, num_resamples=num_resamples, seed=seed
-    )
-    return float(area), *interval_of(draws, level, share=0)
-
-
 __all__ = [
     "Difference",
-    "auroc_interval",
     "bootstrap_draws",
     "bootstrap_interval",
     "delong",

@@ -1,5 +1,6 @@
 """The model card: what was trained, on which towers, how it was measured, and what it is not for."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,8 @@ if TYPE_CHECKING:
 TEMPLATE = Path(__file__).with_name("model_card_template.md")
 EVALUATION = """\
 Retrieval on the `{split}` split, one seed. Copies of a text count as one candidate and all its images as
-positives; ties count against the model; intervals are 95 % intervals over patients, or over images where no
-patient is known; n is the number of queries. Chance is what a random order of the same images and texts scores,
-exactly.
+positives; ties count against the model; intervals are 95 % intervals over {unit}; n is the number of queries. Chance
+is what a random order of the same images and texts scores, exactly.
 
 | metric | value | 95 % interval | chance | n |
 |---|---|---|---|---|
@@ -209,11 +209,12 @@ def describe_evaluation(result: "RetrievalResult | None", metrics: list[tuple], 
         return "Not evaluated: no pairs were held out. Nothing is known about how well it works."
     rows = []
     for name, value, count in metrics:
-        interval = "[{:.3f}, {:.3f}]".format(*result.intervals[name]) if name in result.intervals else ""
+        low, high = result.intervals.get(name, (math.nan, math.nan))
+        interval = "n/a" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
         shown = f"{value:.3f}" if result.above_chance(name) else f"{value:.3f} {MARK}"
         chance = f"{result.chance[name]:.3f}" if name in result.chance else ""
         rows.append(f"| {name} | {shown} | {interval} | {chance} | {count} |")
-    return EVALUATION.format(split=evaluated_on, rows="\n".join(rows), legend=LEGEND)
+    return EVALUATION.format(split=evaluated_on, unit=result.interval_over, rows="\n".join(rows), legend=LEGEND)
 
 
 def is_hub_id(tower: dict[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -33,12 +34,13 @@ class RetrievalResult:
     Args:
         name (`str`): What was trained.
         metrics (`dict[str, float]`): As of `retrieval_metrics`.
-        intervals (`dict[str, tuple[float, float]]`): 95 % bootstrap intervals over patients; empty for chance.
+        intervals (`dict[str, tuple[float, float]]`): 95 % intervals; empty for chance.
         num_queries (`dict[str, int]`): Queries of each direction, `image_to_text` and `text_to_image`.
         learning_rate (`float`, *optional*): The rate chosen on validation; `None` where nothing was trained.
         validation_mean_recall (`float`, *optional*): What it was chosen by.
         chance (`dict[str, float]`): What a random order of the same images and texts scores, exactly, in the names of
             `metrics`.
+        interval_over (`str`): `patients`, or `images` where no patient is known.
     """
 
     name: str
@@ -48,6 +50,7 @@ class RetrievalResult:
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
     chance: dict[str, float] = field(default_factory=dict)
+    interval_over: str = "patients"
 
     def above_chance(self, metric: str) -> bool:
         """Whether the interval of a metric is on the better side of chance, as of `above_baseline`."""
@@ -99,9 +102,12 @@ def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) 
     """Retrieval on a split with intervals over its patients. Rows without patient count as one patient each."""
     embeds = embed_pairs(model, pairs)
     metrics, ranks = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
-    intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs))
+    known = any(patient is not None for patient in pairs.pairs["patient_id"][:])
+    unit = "patients" if known else "images"
+    intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs), unit=unit)
     queries = {way: len(rank) for way, rank in ranks.items()}
-    return RetrievalResult(name, metrics, intervals, queries, chance=chance_retrieval(embeds["text_row"]))
+    chance = chance_retrieval(embeds["text_row"])
+    return RetrievalResult(name, metrics, dict(intervals), queries, chance=chance, interval_over=unit)
 
 
 def patients_of(pairs: "EmbeddingCache") -> np.ndarray:
@@ -223,13 +229,13 @@ def format_table(results: list[RetrievalResult]) -> str:
             cell = f"{result.metrics[column]:.{digits}f}"
             if column in result.intervals:
                 low, high = result.intervals[column]
-                cell += f" [{low:.{digits}f}, {high:.{digits}f}]"
+                cell += " [n/a]" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
             cells.append(cell if result.above_chance(column) else f"{cell} {MARK}")
         cells.append("" if result.learning_rate is None else f"{result.learning_rate:g}")
         lines.append("| " + " | ".join(cells) + " |")
     chance = [f"{results[0].chance[column]:.{1 if column.endswith('_rank') else 3}f}" for column in columns]
     lines.append("| " + " | ".join(["trivial: chance", *chance, ""]) + " |")
-    return "\n".join([*lines, "", LEGEND])
+    return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", "", LEGEND])
 
 
 __all__ = [
