@@ -252,8 +252,8 @@ def test_other_patients_are_not_drawn_together():
 
 @pytest.mark.parametrize("name", [" Train", "TRAINING", "val", "Valid ", "validate", "dev", "test", "Testing"])
 def test_a_split_name_has_one_meaning_everywhere(name, tmp_path):
+    from adaptor_hf.data.splits import rename_splits
     from adaptor_hf.embeddings.table import merge_splits, read_ids
-    from adaptor_hf.training.pairs import rename_splits
 
     meant = canonical_split(name)
     assert meant in SPLITS
@@ -269,8 +269,8 @@ def test_a_split_name_has_one_meaning_everywhere(name, tmp_path):
 
 
 def test_an_unknown_split_name_is_refused_everywhere_in_the_same_words(tmp_path):
+    from adaptor_hf.data.splits import rename_splits
     from adaptor_hf.embeddings.table import merge_splits, read_ids
-    from adaptor_hf.training.pairs import rename_splits
 
     data = pairs(["1"], ["holdout"])
     table = tmp_path / "p.csv"

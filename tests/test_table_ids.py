@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.splits import assign_splits
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.downstream.data import load_table, split_table
@@ -52,7 +53,7 @@ def test_ids_in_two_spellings_stop_until_it_is_said_what_they_are(kind, column, 
         number = lambda name: int("".join(filter(str.isdecimal, name)))  # noqa: E731
         assert torn(assign_splits(merged, **shares), number) == 0
         assert torn(assign_splits(apart, **shares, ids="exact"), number) > N / 4
-        parts, _ = split_table(load_table(path, ids="canonical"), **shares)
+        parts, _ = split_table(load_table(path, ids="canonical"), SplitRule(**shares))
         assert sum(len({number(name) for name in part["patient_id"]}) for part in parts.values()) == N
 
 

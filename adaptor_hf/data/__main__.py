@@ -21,6 +21,7 @@ from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
 from .reading import IMAGE_MODES
+from .split_rule import SplitRule
 from .splits import DEFAULT_SEED
 
 
@@ -83,7 +84,7 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--split_alias", nargs="*", default=[], metavar="OLD=NEW", help="rename splits")
     table.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
     table.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
-    table.add_argument("--seed", type=int, default=0, help="of the split by patient")
+    table.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split by patient")
     table.add_argument("--near_copies", action="store_true", help="also look for images that are nearly copies")
     table.add_argument("--private", action="store_true", help="no path, quoted value or column name in what is said")
 
@@ -105,9 +106,7 @@ def _check_own_table(args: argparse.Namespace) -> int:
             args.table,
             ids=args.ids,
             split_alias=args.split_alias,
-            validation_fraction=args.validation_fraction,
-            test_fraction=args.test_fraction,
-            seed=args.seed,
+            rule=_rule(args),
             near=args.near_copies,
             image_root=args.image_root,
             filters=args.filter or None,
@@ -122,6 +121,11 @@ def _check_own_table(args: argparse.Namespace) -> int:
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0 if result["ok"] else 1
+
+
+def _rule(args: argparse.Namespace) -> SplitRule:
+    shares = {"validation_fraction": args.validation_fraction, "test_fraction": args.test_fraction}
+    return SplitRule(seed=args.seed, **shares)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from .duplicates import copies_across, describe_copies
 from .ids import canonical_id, certain_message, find_spellings, loose_message, scientific_message
+from .split_rule import SplitRule
+from .splits import SPLITS
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -30,9 +33,7 @@ def check_table(
     *,
     ids: str | None = None,
     split_alias: Sequence[str] = (),
-    validation_fraction: float = 0.1,
-    test_fraction: float = 0.1,
-    seed: int = 0,
+    rule: SplitRule | None = None,
     near: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
@@ -42,7 +43,8 @@ def check_table(
     Args:
         table: What `load_pairs` takes.
         ids: "exact" or "canonical", as the scripts would get it; None reports what they would stop at.
-        split_alias, validation_fraction, test_fraction, seed: Of the split, as in the scripts.
+        split_alias: Renames of splits, as in the scripts.
+        rule: How a table without a split would be split; None is the scripts' default.
         near: Also look for near copies (`adaptor_hf.data.near_copies`); reads every image.
         options: More of `load_pairs`.
 
@@ -72,8 +74,8 @@ def check_table(
             "column with --patient_column if there is one."
         )
     result["rows_without_text"] = pairs["text"][:].count(None)
-    shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed, "ids": ids}
-    splits = _check_splits(pairs, named, list(split_alias), shares, result, stops)
+    rule = replace(rule or SplitRule(), ids=ids or "canonical")
+    splits = _check_splits(pairs, named, list(split_alias), rule, result, stops)
     _check_repeats(pairs, rows, result, warnings)
     digests, missing = _digests(pairs)
     result["images_missing"] = len(missing)
@@ -158,22 +160,14 @@ def _check_splits(
     pairs: Dataset,
     patients: list[str | None],
     aliases: list[str],
-    shares: dict[str, Any],
+    rule: SplitRule,
     result: dict[str, Any],
     stops: list[str],
 ) -> list[str]:
     """Splits by the scripts' rule, and what is wrong with those that are given."""
-    from ..training.pairs import rename_splits, split_training_rows
-    from .splits import SPLITS, assign_splits, check_disjoint
-
     result["splits_given"] = None not in pairs.unique("split")
     try:
-        pairs = rename_splits(pairs, aliases)
-        given = set(pairs.unique("split"))
-        if None not in given and "train" in given and "validation" not in given:
-            pairs = split_training_rows(pairs, shares["validation_fraction"], shares["seed"], shares["ids"])
-        pairs = assign_splits(pairs, **shares)
-        check_disjoint(pairs, ids=shares["ids"])
+        pairs, _ = rule.apply(pairs, aliases)
     except ValueError as error:
         stops.append(str(error))
     splits = [split or "none" for split in pairs["split"][:]]
