@@ -61,7 +61,7 @@ def test_the_terminals_table_tells_two_checkpoints_apart_and_says_what_plus_minu
         for seed, value in enumerate(values)
     ]
     table = headline_table(lines)
-    assert f"| one aaaaaaaa | 2 | 0.700 ± {np.std([0.6, 0.8], ddof=1):.3f} [0.400, 0.900] |" in table
+    assert f"| one aaaaaaaa | 2 | 0.700 ± {np.std([0.6, 0.8], ddof=1):.3f} [0.400, 0.900] † |" in table
     assert "| two bbbbbbbb | 2 | 0.700 ± 0.000" in table
     marked = headline_table([line | {"selected_on": "test"} for line in lines])
     assert marked.count("CHOSEN ON THE TEST SPLIT") == 2

@@ -75,7 +75,10 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
         FileNotFoundError, ValueError: as of the loaders; test rows that were in pre-training.
     """
     check_private_mode(arguments)
-    rule, leak = split_rule_of(arguments), None
+    leak = None
+    if arguments.dataset is None:
+        refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
+    rule = split_rule_of(arguments)
     if arguments.dataset is not None:
         from ..data import describe
         from ..data.__main__ import parse_options
@@ -86,7 +89,6 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
         )  # fmt: skip
         leak = describe(next(iter(parts.values())))["leak"]
     else:
-        refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
         table = load_table(arguments.table, **table_options(arguments))
         parts, split_hash = split_table(table, rule, split_alias=arguments.split_alias)
     seen = {} if "test" not in parts else _seen(arguments, parts["test"], arguments.name, arguments.table)
