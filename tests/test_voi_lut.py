@@ -143,7 +143,8 @@ def export(tmp_path):
             dataset.WindowCenter, dataset.WindowWidth = "1400", "300"
             dataset.save_as(path)
     words = ["index_dicom", str(root / "export"), "--reports", str(root / "ris.csv"), "--on", "AccessionNumber"]
-    assert data([*words, "--text_column", "Report", "--to", str(tmp_path / "pairs"), "--num_proc", "1"]) == 0
+    words += ["--text_column", "Report", "--test_fraction", "0.3"]
+    assert data([*words, "--to", str(tmp_path / "pairs"), "--num_proc", "1"]) == 0
     return tmp_path / "pairs" / "pairs.csv"
 
 
@@ -153,7 +154,6 @@ def test_a_run_on_an_export_trains_on_it_says_so_and_is_evaluated_so(export, tin
         "--train_file", str(export), "--voi_lut", "--vision_tower", str(tiny_dinov2), "--text_tower", str(tiny_bert),
         "--output_dir", str(output), "--hidden_size", "32", "--num_attention_heads", "2", "--intermediate_size", "64",
         "--num_hidden_layers", "1", "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
-        "--test_fraction", "0.3",
     ])  # fmt: skip
     # The embeddings are of the pictures as displayed.
     cache, pairs = open_cache(output / "embeddings"), load_pairs(export)
