@@ -44,7 +44,7 @@ _HIDDEN_OPTIONS = (
     "patient_column", "study_column", "id_column", "view_column", "split_column", "split_alias", "filter",
     "image_store", "key_file", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "table",
     "mask_column", "towers_dir", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column",
-    "prompts",
+    "prompts", "id_namespace",
 )  # fmt: skip
 
 # Then the machine's name and the process's number: a temporary folder may be shared by machines.

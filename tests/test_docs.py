@@ -175,3 +175,17 @@ def check_command(command: list[str]) -> None:
         assert (ROOT / command[1]).is_file(), command
     else:
         assert command[0] in ("git", "cd", "hf", "nvidia-smi"), f"unknown command: {command}"
+
+
+def test_the_page_on_trust_names_tests_that_exist():
+    page = (ROOT / "docs/trust.md").read_text(encoding="utf-8")
+    rows = [line for line in page.splitlines() if line.startswith("| ") and not line.startswith(("| fault", "|---"))]
+    assert len(rows) > 40
+    for row in rows:
+        named = re.findall(r"`(tests/\w+\.py)((?:::\w+)*)`", row)
+        assert named, row
+        for file, inside in named:
+            for name in inside.split("::")[1:]:
+                assert re.search(
+                    rf"^ *(?:def|class) {name}\b", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE
+                ), name

@@ -6,6 +6,7 @@ import stat
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from safetensors.numpy import load_file
 from synthetic import synthetic_config
 
@@ -183,6 +184,26 @@ class TestSplitRule:
         changes = {"scheme": "official", "seed": 1, "validation_fraction": 0.2, "test_fraction": 0.2, "ids": "exact",
                    "dataset": "rsna"}  # fmt: skip
         assert len({rule.hash, *(rule.with_options(**{name: value}).hash for name, value in changes.items())}) == 7
+
+    def test_a_table_is_split_as_both_scripts_would_and_its_own_split_is_kept(self):
+        ids = [f"p{number // 2}" for number in range(400)]
+        plain = Dataset.from_dict({"image_id": [str(number) for number in range(400)], "patient_id": ids})
+        split, used = SplitRule().apply(plain)
+        assert used == SplitRule()
+        parts = dict(zip(ids, split["split"], strict=True))
+        assert set(parts.values()) == {"train", "validation", "test"}
+        # Few of the rows, in another order and spelling, are split alike.
+        few = Dataset.from_dict({"image_id": ["x", "y"], "patient_id": [" P7", "p0"]})
+        assert SplitRule().apply(few)[0]["split"][:] in (
+            [parts["p7"], parts["p0"]],
+            ["train", "test"],
+            ["test", "train"],
+        )
+        given = plain.add_column("split", ["train"] * 300 + ["test"] * 100)
+        kept, used = SplitRule().apply(given)
+        assert used.scheme == "given"
+        assert set(kept["split"][300:]) == {"test"}
+        assert {"train", "validation"} == set(kept["split"][:300])
 
     def test_both_scripts_start_from_one_default(self):
         from adaptor_hf.training.recipe import DataArguments

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.training_rows import TRAINING_ROWS_FILE
 from ..embeddings.files import file_sha256, write_json
 from ..private_mode import is_private, key_name
 
@@ -28,6 +29,7 @@ _OF_PRETRAINING = (
     "run.json",
     "training_args.json",
     RETRIEVAL_FILE,
+    TRAINING_ROWS_FILE,
     "controls/*/model.safetensors",
 )
 _OF_DOWNSTREAM = (

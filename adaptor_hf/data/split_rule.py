@@ -105,7 +105,7 @@ class SplitRule:
             ValueError: a split on some rows only, a patient in several splits, or impossible aliases.
         """
         table = rename_splits(table, aliases)
-        given = set(table.unique("split"))
+        given = set(table.unique("split")) if "split" in table.column_names else {None}
         options = {"seed": self.seed, "ids": self.ids}
         if "train" in given and not given & {"validation", None}:
             logger.warning("The table has no validation split: taking one from its training patients.")

@@ -178,6 +178,7 @@ def write_model_card(
         dataset=dataset,
         pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
         split_hash=split_hash,
+        split_rule=describe_rule(config.get("split_rule")),
         reading=describe_reading(config.get("vision_tower")),
         evaluation=describe_evaluation(result, metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
@@ -215,6 +216,17 @@ def describe_evaluation(result: "RetrievalResult | None", metrics: list[tuple], 
         chance = f"{result.chance[name]:.3f}" if name in result.chance else ""
         rows.append(f"| {name} | {shown} | {interval} | {chance} | {count} |")
     return EVALUATION.format(split=evaluated_on, unit=result.interval_over, rows="\n".join(rows), legend=LEGEND)
+
+
+def describe_rule(rule: dict[str, Any] | None) -> str:
+    """How the data was split, for a sentence."""
+    if rule is None:
+        return "split by patient where patients were known"
+    if rule["scheme"] == "given":
+        return "the split of the table"
+    shares = f"{100 * rule['validation_fraction']:g} % validation, {100 * rule['test_fraction']:g} % test"
+    scheme = "by patient where patients were known" if rule["scheme"] == "patient" else f"scheme {rule['scheme']}"
+    return f"split rule `{rule['hash']}` ({scheme}, {shares}, seed {rule['seed']})"
 
 
 def is_hub_id(tower: dict[str, Any]) -> bool:
