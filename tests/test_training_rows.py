@@ -116,7 +116,7 @@ class TestPrivateMode:
             else:
                 with private_mode(key):
                     seen = read_training_rows(tmp_path).compare(["12"], keyed_digests(digests("a")), ["x"])
-            assert seen.status == "unknown"
+            assert (seen.patients, seen.images, seen.status) == (None, None, "unknown")
 
     def test_a_private_test_finds_the_rows_of_an_open_run(self, run):
         with private_mode(b"k" * 32):
