@@ -169,7 +169,7 @@ def test_an_external_set_is_checked_too(run, table):
         run("classification", "--external", f"elsewhere={table}")
 
 
-def test_byte_copies_across_the_parts_of_a_table_stop_a_task_or_are_dropped(run, table, tmp_path, checkpoint):
+def test_byte_copies_across_the_parts_of_a_table_stop_a_task_or_are_dropped(run, table, tmp_path, caplog):
     with open(table, encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     splits = dict(
@@ -185,7 +185,11 @@ def test_byte_copies_across_the_parts_of_a_table_stop_a_task_or_are_dropped(run,
     lines = read_results(
         run("classification", "--duplicates", "drop", source=tmp_path / "set" / "metadata.csv") / "runs"
     ).lines
-    assert {line["n_train"] for line in lines} == {sum(split == "train" for split in splits.values()) - 1}
+    number = sum(split == "train" for split in splits.values())
+    assert {line["n_train"] for line in lines} == {number - 1}
+    caplog.clear()
+    run("few_shot", "--duplicates", "keep", source=tmp_path / "set" / "metadata.csv")
+    assert "They stay: results are too good." in caplog.text
 
 
 def test_digests_come_from_the_cache_where_a_file_was_embedded(table, tmp_path, tiny_dinov2, monkeypatch):

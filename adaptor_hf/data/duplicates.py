@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ACTIONS = ("refuse", "drop")
+ACTIONS = ("refuse", "drop", "keep")
 """What `--duplicates` takes."""
 
 _EXAMPLES = 5
@@ -108,7 +108,7 @@ def without_copies(cache: EmbeddingCache, action: str = "refuse") -> EmbeddingCa
     Args:
         cache: All splits.
         action: "refuse" stops where there are copies. "drop" leaves the training rows among them out, and says how
-            many; held-out rows stay.
+            many; held-out rows stay. "keep" says how many and goes on, as published protocols do.
 
     Returns:
         The cache itself, or a view of the rows that are left.
@@ -118,7 +118,7 @@ def without_copies(cache: EmbeddingCache, action: str = "refuse") -> EmbeddingCa
             The message has counts and source rows.
     """
     if action not in ACTIONS:
-        raise ValueError(f"duplicates (--duplicates) is refuse or drop, got {action!r}.")
+        raise ValueError(f"duplicates (--duplicates) is refuse, drop or keep, got {action!r}.")
     digests = cache.image_digests()
     if digests is None:
         logger.info("The cache does not know its images' contents: copies of images across splits are not looked for.")
@@ -136,6 +136,9 @@ def without_copies(cache: EmbeddingCache, action: str = "refuse") -> EmbeddingCa
             f"{said} Held-out results would be too good. Correct the table (python -m adaptor_hf.data check --table "
             "finds them), give the copies the same patient id, or pass --duplicates drop to leave them out of training."
         )
+    if action == "keep":
+        logger.warning("%s They stay: held-out results are too good.", said)
+        return cache
     logger.warning("%s %d training rows are left out.", said, copies.training.sum())
     if copies.training.sum() == splits.count("train"):
         raise ValueError("All training images are copies of held-out ones: there is nothing to train on.")

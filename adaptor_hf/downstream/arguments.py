@@ -113,8 +113,8 @@ class DownstreamArguments(PrivacyArguments):
     )
     duplicates: str = field(
         default="refuse",
-        metadata={"help": "Training images that are copies of held-out ones: refuse, or drop them from training.",
-                  "choices": ["refuse", "drop"]},
+        metadata={"help": "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
+                  "choices": ["refuse", "drop", "keep"]},
     )  # fmt: skip
     external: list[str] = field(
         default_factory=list,

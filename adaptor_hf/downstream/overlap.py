@@ -115,7 +115,7 @@ def check_copies(
     Args:
         parts (`Mapping[str, Dataset]`): By split.
         cache_dir: As in `seen_rows`.
-        action (`str`): `refuse`, or `drop`: leave the training rows among them out.
+        action (`str`): `refuse`, `drop` (leave the training rows among them out) or `keep` (say it and go on).
         known_leak (`str`, *optional*): The split is a reference's that is known to leak: copies are said, and stay.
 
     Returns:
@@ -133,8 +133,9 @@ def check_copies(
     numbers = [number for rows in parts.values() for number in (rows["source_row"][:] if "source_row" in
                rows.column_names else range(len(rows)))]  # fmt: skip
     said = describe_copies(copies, numbers, splits)
-    if known_leak:
-        logger.warning("%s The split is known to leak: %s", said, known_leak)
+    if known_leak or action == "keep":
+        why = f"The split is known to leak: {known_leak}" if known_leak else "They stay: results are too good."
+        logger.warning("%s %s", said, why)
         return keep
     if action == "refuse":
         raise ValueError(

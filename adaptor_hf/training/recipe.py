@@ -89,8 +89,8 @@ class DataArguments:
     )
     duplicates: str = field(
         default="refuse",
-        metadata={"help": "Training images that are copies of held-out ones: refuse, or drop them from training.",
-                  "choices": ["refuse", "drop"]},
+        metadata={"help": "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
+                  "choices": ["refuse", "drop", "keep"]},
     )  # fmt: skip
     image_store: str | None = field(
         default=None, metadata={"help": "Folder that keeps resized images: the next tower need not decode."}
