@@ -143,10 +143,9 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
         return [f"Retrieval cannot be computed again: {error}"]
     found = _differences("Retrieval", recorded["metrics"], result.metrics, TOLERANCE)
     found += _differences("Chance", recorded.get("chance", {}), result.chance, TOLERANCE)
-    for name, ends in result.intervals.items():
-        if name not in recorded["intervals"] and "recall" not in name:
-            continue  # before version 0.4, ranks had none
-        before = recorded["intervals"].get(name, [math.nan, math.nan])
+    none = [math.nan, math.nan]
+    for name in sorted(recorded["intervals"].keys() | result.intervals.keys()):
+        before, ends = (intervals.get(name, none) for intervals in (recorded["intervals"], result.intervals))
         pairs = {"low": (before[0], ends[0]), "high": (before[1], ends[1])}
         for end, (old, new) in pairs.items():
             found += _differences("Retrieval", {f"{name}, {end} end": old}, {f"{name}, {end} end": new}, TOLERANCE)

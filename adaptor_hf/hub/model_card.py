@@ -1,6 +1,5 @@
 """The model card: what was trained, on which towers, how it was measured, and what it is not for."""
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,11 +150,9 @@ def write_model_card(
                 dataset_args={"split_hash": split_hash},
                 metric_type=name,
                 metric_value=round(value, 4),
-                metric_args={"n": count, "interval_95": [round(end, 4) for end in result.intervals[name]]}
-                | _beside_chance(result, name),
+                metric_args={"n": count} | _interval(result, name) | _beside_chance(result, name),
             )
             for name, value, count in metrics
-            if name in result.intervals
         ]
         or None,
     )
@@ -199,6 +196,10 @@ def list_metrics(result: "RetrievalResult", num_pairs: int) -> list[tuple[str, f
     return [(name, value, counts[name]) for name, value in result.metrics.items()]
 
 
+def _interval(result: "RetrievalResult", name: str) -> dict[str, list[float]]:
+    return {"interval_95": [round(end, 4) for end in result.intervals[name]]} if name in result.intervals else {}
+
+
 def _beside_chance(result: "RetrievalResult", name: str) -> dict[str, Any]:
     if name not in result.chance:
         return {}
@@ -210,8 +211,7 @@ def describe_evaluation(result: "RetrievalResult | None", metrics: list[tuple], 
         return "Not evaluated: no pairs were held out. Nothing is known about how well it works."
     rows = []
     for name, value, count in metrics:
-        low, high = result.intervals.get(name, (math.nan, math.nan))
-        interval = "n/a" if math.isnan(low) else f"[{low:.3f}, {high:.3f}]"
+        interval = "[{:.3f}, {:.3f}]".format(*result.intervals[name]) if name in result.intervals else "n/a"
         shown = f"{value:.3f}" if result.above_chance(name) else f"{value:.3f} {MARK}"
         chance = f"{result.chance[name]:.3f}" if name in result.chance else ""
         rows.append(f"| {name} | {shown} | {interval} | {chance} | {count} |")

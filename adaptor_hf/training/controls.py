@@ -34,13 +34,14 @@ class RetrievalResult:
     Args:
         name (`str`): What was trained.
         metrics (`dict[str, float]`): As of `retrieval_metrics`.
-        intervals (`dict[str, tuple[float, float]]`): 95 % intervals; empty for chance.
+        intervals (`dict[str, tuple[float, float]]`): 95 % intervals, of those metrics that have one.
         num_queries (`dict[str, int]`): Queries of each direction, `image_to_text` and `text_to_image`.
         learning_rate (`float`, *optional*): The rate chosen on validation; `None` where nothing was trained.
         validation_mean_recall (`float`, *optional*): What it was chosen by.
         chance (`dict[str, float]`): What a random order of the same images and texts scores, exactly, in the names of
             `metrics`.
         interval_over (`str`): `patients`, or `images` where no patient is known.
+        interval_note (`str`): Why there is no interval.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RetrievalResult:
     validation_mean_recall: float | None = None
     chance: dict[str, float] = field(default_factory=dict)
     interval_over: str = "patients"
+    interval_note: str = ""
 
     def above_chance(self, metric: str) -> bool:
         """Whether the interval of a metric is on the better side of chance, as of `above_baseline`."""
@@ -102,12 +104,13 @@ def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) 
     """Retrieval on a split with intervals over its patients. Rows without patient count as one patient each."""
     embeds = embed_pairs(model, pairs)
     metrics, ranks = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
-    known = any(patient is not None for patient in pairs.pairs["patient_id"][:])
-    unit = "patients" if known else "images"
+    unit = "patients" if any(patient is not None for patient in pairs.pairs["patient_id"][:]) else "images"
     intervals = retrieval_intervals(ranks, embeds["text_row"], patients_of(pairs), unit=unit)
     queries = {way: len(rank) for way, rank in ranks.items()}
     chance = chance_retrieval(embeds["text_row"])
-    return RetrievalResult(name, metrics, dict(intervals), queries, chance=chance, interval_over=unit)
+    known = {metric: ends for metric, ends in intervals.items() if not math.isnan(ends[0])}
+    note = " ".join(sorted({reason for metric, reason in intervals.reasons.items() if metric not in known}))
+    return RetrievalResult(name, metrics, known, queries, chance=chance, interval_over=unit, interval_note=note)
 
 
 def patients_of(pairs: "EmbeddingCache") -> np.ndarray:
@@ -229,13 +232,16 @@ def format_table(results: list[RetrievalResult]) -> str:
             cell = f"{result.metrics[column]:.{digits}f}"
             if column in result.intervals:
                 low, high = result.intervals[column]
-                cell += " [n/a]" if math.isnan(low) else f" [{low:.{digits}f}, {high:.{digits}f}]"
+                cell += f" [{low:.{digits}f}, {high:.{digits}f}]"
+            elif not column.endswith("median_rank"):
+                cell += " [n/a]"
             cells.append(cell if result.above_chance(column) else f"{cell} {MARK}")
         cells.append("" if result.learning_rate is None else f"{result.learning_rate:g}")
         lines.append("| " + " | ".join(cells) + " |")
     chance = [f"{results[0].chance[column]:.{1 if column.endswith('_rank') else 3}f}" for column in columns]
     lines.append("| " + " | ".join(["trivial: chance", *chance, ""]) + " |")
-    return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", "", LEGEND])
+    notes = sorted({result.interval_note for result in results} - {""})
+    return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", *notes, "", LEGEND])
 
 
 __all__ = [
