@@ -14,7 +14,7 @@ import torch
 
 from ..private_mode import error_text
 from .logistic import STRENGTHS, logistic_path
-from .probe import PATIENCE, validation_score
+from .selection import choose_on_validation
 
 if TYPE_CHECKING:
     from .classification import EmbeddedData, RunList
@@ -61,8 +61,8 @@ def few_shot_scores(
     features: dict[str, np.ndarray], labels: dict[str, np.ndarray], episode: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """
-    Probabilities of the test rows, and C: the one with the highest macro AUROC on validation (of equal ones the lowest
-    loss), shared by all labels. Solver and grid are those of the linear probe.
+    Probabilities of the test rows, and C, shared by all labels. Solver, grid and the rule that chooses C on validation
+    are those of the linear probe.
 
     Args:
         features (`dict[str, np.ndarray]`): `train`, `validation` and `test`, `(n, D)`, of the length sqrt(D), so that C
@@ -77,17 +77,13 @@ def few_shot_scores(
         targets = labels["train"][rows] if exclusive else labels["train"][rows, number : number + 1]
         classes = int(labels["train"].max()) + 1 if exclusive else 1
         paths.append(logistic_path(arrays["train"][rows], targets, STRENGTHS, num_logits=classes))
-    known = labels["validation"]
-    best, best_reached, waited = None, (-math.inf, -math.inf), 0
-    for fits in zip(*paths, strict=True):
-        weight, bias = torch.cat([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits])
-        reached = validation_score(arrays["validation"] @ weight.T + bias, torch.from_numpy(known), known)
-        waited += 1
-        if best is None or reached > best_reached:
-            best, best_reached, waited = (weight, bias, fits[0].strength), reached, 0
-        if waited >= PATIENCE:
-            break
-    weight, bias, strength = best
+    joined = (
+        (torch.cat([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits]), fits[0].strength)
+        for fits in zip(*paths, strict=True)
+    )
+    (weight, bias, strength), _ = choose_on_validation(
+        joined, lambda fit: arrays["validation"] @ fit[0].T + fit[1], labels["validation"]
+    )
     logits = arrays["test"] @ weight.T + bias
     return (logits.softmax(1) if exclusive else logits.sigmoid()).numpy(), strength
 
