@@ -15,6 +15,7 @@ import torch
 from ..private_mode import error_text
 from .logistic import STRENGTHS, logistic_path
 from .selection import choose_on_validation
+from .targets import labels_hash
 
 if TYPE_CHECKING:
     from .classification import EmbeddedData, RunList
@@ -122,7 +123,7 @@ def run_few_shot(
     for part in ("train", "validation", "test"):
         if part not in data.parts:
             raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
-    found, rows = RunList(), data.rows("test")
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data)
     set_aside_earlier_probes(Path(output_dir))
     for module in (module for module in modules if module.hidden_size is None):
         features = {}
@@ -134,6 +135,7 @@ def run_few_shot(
             for seed in range(episodes):
                 fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
                 fields |= {"task": "few_shot", "protocol": "fewshot", "recipe": f"{count} shots", "fraction": None}
+                fields["targets_hash"] = targets
                 fields["tower_saw_dataset"] = tower_saw(embedded.vision_spec, data.name)
                 fields |= overlap_fields(data.seen, module.key)
                 try:

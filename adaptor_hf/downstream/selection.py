@@ -17,16 +17,19 @@ PATIENCE = 6
 """Values of C in a row, three decades of the grid, that may be no better on validation before the path ends."""
 
 TOLERANCE = 1.0
-"""Standard errors of a difference in AUROC under which two values of C rank the validation rows equally well."""
+"""
+Standard errors of a difference in AUROC up to which two values of C count as equal (the one-standard-error rule). Less
+would not do: a single pair of rows in another order is a difference of 0.7 standard errors.
+"""
 
 
 def choose_on_validation(
     fits: Iterable[T], logits_of: Callable[[T], torch.Tensor], labels: np.ndarray
 ) -> tuple[T, float]:
     """
-    The fit with the lowest validation loss among those whose macro AUROC is within one standard error (`TOLERANCE`) of the
-    best one. AUROC alone would take a penalty by a few pairs of rows, at the strongest ones by rounding: there the
-    ranking no longer depends on the penalty, and the probabilities shrink to the prevalence.
+    The fit with the lowest validation loss among those whose macro AUROC is not lower than the best one by more than
+    `TOLERANCE` standard errors of their paired difference. AUROC alone would choose by a few pairs of rows, even where
+    the penalty is so strong that it changes the ranking no more and shrinks the probabilities to the prevalence.
 
     Args:
         fits (`Iterable`): From the strongest penalty on. The rest is not asked for once `PATIENCE` fits in a row have
