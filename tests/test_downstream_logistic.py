@@ -182,7 +182,7 @@ def test_c_has_the_lowest_loss_of_those_that_validation_cannot_tell_from_the_bes
 
 
 def test_a_penalty_that_no_longer_changes_the_ranking_is_not_chosen():
-    # The first feature alone ranks best, and the strongest penalties weigh it most; more of C adds noise to the ranking.
+    # Every feature says the same: the limit of strong penalties, their sum, ranks as well as any.
     generator = np.random.default_rng(3)
     labels = generator.integers(0, 2, (144, 1)).astype(np.float32)
     features = generator.normal(size=(144, 40)) + 0.8 * labels
@@ -198,14 +198,15 @@ def test_a_penalty_that_no_longer_changes_the_ranking_is_not_chosen():
     assert ((chances - labels[80:]) ** 2).mean() < 0.8 * labels[80:].var()
 
 
-def test_the_error_of_an_auroc_is_delongs():
+def test_the_error_of_an_auroc_is_the_jackknifes():
     from adaptor_hf.downstream.selection import auroc_and_influence
 
     _, labels = drawn(120, 5, 2, 0)
     scores = labels + np.random.default_rng(0).normal(size=labels.shape)
     area, influence = auroc_and_influence(scores, labels, False)
+    # The infinitesimal jackknife divides by m, not by m - 1: at 12 positives it is 4 % smaller.
     assert area == pytest.approx(macro_auroc(scores, labels, False))
-    assert np.sqrt((influence**2).sum()) == pytest.approx(jackknife_error(scores, 0 * scores, labels), rel=0.05)
+    assert np.sqrt((influence**2).sum()) == pytest.approx(jackknife_error(scores, 0 * scores, labels), rel=0.08)
     partly = labels.copy()
     partly[:40, 0] = np.nan
     assert auroc_and_influence(scores, partly, False)[0] == pytest.approx(macro_auroc(scores, partly, False))

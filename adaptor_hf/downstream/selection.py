@@ -71,8 +71,9 @@ def _choice(losses: list[float], areas: list[float], influences: list[np.ndarray
 
 def auroc_and_influence(scores: np.ndarray, labels: np.ndarray, exclusive: bool) -> tuple[float, np.ndarray]:
     """
-    Macro AUROC, and what each row adds to it, `(n,)`: the root of the sum of squares is the standard error (DeLong et
-    al. 1988), and that of the difference of two is the standard error of the paired difference. NaN and zeros where no
+    Macro AUROC, and what each row adds to it, `(n,)`: the root of the sum of squares is the standard error (the
+    infinitesimal jackknife: DeLong et al. 1988 but for m / (m - 1)), and that of the difference of two is the standard
+    error of the paired difference. NaN and zeros where no
     column has both classes.
 
     Args:
