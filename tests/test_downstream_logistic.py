@@ -181,23 +181,6 @@ def test_c_has_the_lowest_loss_of_those_that_validation_cannot_tell_from_the_bes
     assert losses[probe.strength] <= min(losses[one] for one in equal) + 1e-6
 
 
-def test_a_penalty_that_no_longer_changes_the_ranking_is_not_chosen():
-    # Every feature says the same: the limit of strong penalties, their sum, ranks as well as any.
-    generator = np.random.default_rng(3)
-    labels = generator.integers(0, 2, (144, 1)).astype(np.float32)
-    features = generator.normal(size=(144, 40)) + 0.8 * labels
-    probe = fit_probe(
-        torch.from_numpy(features[:16]), labels[:16], torch.from_numpy(features[16:80]), labels[16:80], RIGOROUS,
-        num_logits=1, exclusive=False, seed=0,
-    )  # fmt: skip
-    chances = probe.predict(torch.from_numpy(features[80:]))
-    strongest = next(logistic_path(torch.from_numpy(features[:16]), labels[:16], [1e-6], num_logits=1))
-    limit = torch.from_numpy(features[16:80]) @ strongest.weight.T
-    assert macro_auroc(limit.numpy(), labels[16:80], False) >= probe.score - 0.02
-    assert np.ptp(chances) > 0.3
-    assert ((chances - labels[80:]) ** 2).mean() < 0.8 * labels[80:].var()
-
-
 def test_the_error_of_an_auroc_is_the_jackknifes():
     from adaptor_hf.downstream.selection import auroc_and_influence
 
