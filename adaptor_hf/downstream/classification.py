@@ -20,6 +20,7 @@ from .overlap import overlap_fields
 from .probe import Probe, fit_probe, has_seed
 from .provenance import input_size, tower_name, tower_saw
 from .recipes import ProbeRecipe
+from .targets import labels_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +126,7 @@ def run_classification(
     for other in external:
         aligned = align_classes(other.data, data.class_names, data.exclusive)
         tests[aligned.name] = EmbeddedData(aligned, other.embeds, other.vision_spec)
+    targets = {name: {"targets_hash": labels_hash(data, test.data)} for name, test in tests.items()}
     found = RunList()
     set_aside_earlier_probes(Path(output_dir))
     for module in modules:
@@ -133,7 +135,7 @@ def run_classification(
         for fraction in fractions:
             for seed in distinct_seeds(data, module, recipe, fraction, seeds):
                 fields = _fields(embedded, module, recipe, fraction, seed, text_tower)
-                runs = {name: _test_fields(fields, name, tests[name], data.name) for name in tests}
+                runs = {name: _test_fields(fields, name, tests[name], data.name) | targets[name] for name in tests}
                 try:
                     _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples,
                          device)  # fmt: skip

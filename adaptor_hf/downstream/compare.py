@@ -32,6 +32,7 @@ METRIC = {
 
 CONTROLS = ("untrained", "shuffled")
 ALPHA = 0.05
+TARGETS = ROW_FIELDS.index("targets_hash")
 MAX_RESAMPLES = 20_000
 SIMPLEST_FIRST = ("tower", "projections", "mlp", "adaptor", "lora", "finetune")
 
@@ -79,11 +80,17 @@ def candidates(lines: Sequence[Mapping[str, Any]], metric: str, fraction: float 
         low, high = (float(np.mean([line[end] for line in members])) for end in ("ci_lo", "ci_hi"))
         line = max(members, key=lambda line: line.get("selected_on") == "test")
         more = [line["recipe"], f"{line['input_size']} px" if line["input_size"] else None]
+        more += [_target(line)] * (len({key[TARGETS] for key in groups}) > 1)
         name = ", ".join([_name(line), *(str(part) for part in more if part and plain[_name(line)] > 1)])
         name += f", {CHOSEN_ON_TEST}" if line.get("selected_on") == "test" else ""
         values = [line["value"] for line in members]
         found.append(Candidate(name, [Path(line["folder"]) for line in members], values, low, high, line))
     return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: -one.value)
+
+
+def _target(line: Mapping[str, Any]) -> str:
+    named = [line.get("positive_class"), f"targets {str(line.get('targets_hash') or 'unknown')[:8]}"]
+    return ", ".join(part for part in named if part)
 
 
 def _name(line: Mapping[str, Any]) -> str:
@@ -227,6 +234,13 @@ def write_comparison(
         raise ValueError(
             f"{output_dir} holds runs on several data sets or splits: {named}. Name one with --dataset; runs on other "
             "splits belong in a folder of their own."
+        )
+    targets = {line.get("targets_hash"): line for line in lines if line["test_set"] is None}
+    if len(targets.keys() - {None}) > 1:
+        named = ", ".join(sorted(_target(line) for line in targets.values()))
+        raise ValueError(
+            f"{output_dir} holds {task} runs that predict different things ({named}): other labels, classes or cells "
+            "of the table. Runs on each belong in a folder of their own (--output_dir)."
         )
     found = candidates(lines, metric, fraction)
     if not found:

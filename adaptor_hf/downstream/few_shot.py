@@ -14,7 +14,8 @@ import torch
 
 from ..private_mode import error_text
 from .logistic import STRENGTHS, logistic_path
-from .probe import PATIENCE, validation_score
+from .selection import choose_on_validation
+from .targets import labels_hash
 
 if TYPE_CHECKING:
     from .classification import EmbeddedData, RunList
@@ -61,8 +62,8 @@ def few_shot_scores(
     features: dict[str, np.ndarray], labels: dict[str, np.ndarray], episode: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, float]:
     """
-    Probabilities of the test rows, and C: the one with the highest macro AUROC on validation (of equal ones the lowest
-    loss), shared by all labels. Solver and grid are those of the linear probe.
+    Probabilities of the test rows, and C, shared by all labels. Solver, grid and the rule that chooses C on validation
+    are those of the linear probe.
 
     Args:
         features (`dict[str, np.ndarray]`): `train`, `validation` and `test`, `(n, D)`, of the length sqrt(D), so that C
@@ -77,17 +78,13 @@ def few_shot_scores(
         targets = labels["train"][rows] if exclusive else labels["train"][rows, number : number + 1]
         classes = int(labels["train"].max()) + 1 if exclusive else 1
         paths.append(logistic_path(arrays["train"][rows], targets, STRENGTHS, num_logits=classes))
-    known = labels["validation"]
-    best, best_reached, waited = None, (-math.inf, -math.inf), 0
-    for fits in zip(*paths, strict=True):
-        weight, bias = torch.cat([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits])
-        reached = validation_score(arrays["validation"] @ weight.T + bias, torch.from_numpy(known), known)
-        waited += 1
-        if best is None or reached > best_reached:
-            best, best_reached, waited = (weight, bias, fits[0].strength), reached, 0
-        if waited >= PATIENCE:
-            break
-    weight, bias, strength = best
+    joined = (
+        (torch.cat([fit.weight for fit in fits]), torch.cat([fit.bias for fit in fits]), fits[0].strength)
+        for fits in zip(*paths, strict=True)
+    )
+    (weight, bias, strength), _ = choose_on_validation(
+        joined, lambda fit: arrays["validation"] @ fit[0].T + fit[1], labels["validation"]
+    )
     logits = arrays["test"] @ weight.T + bias
     return (logits.softmax(1) if exclusive else logits.sigmoid()).numpy(), strength
 
@@ -126,7 +123,7 @@ def run_few_shot(
     for part in ("train", "validation", "test"):
         if part not in data.parts:
             raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
-    found, rows = RunList(), data.rows("test")
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data)
     set_aside_earlier_probes(Path(output_dir))
     for module in (module for module in modules if module.hidden_size is None):
         features = {}
@@ -138,6 +135,7 @@ def run_few_shot(
             for seed in range(episodes):
                 fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
                 fields |= {"task": "few_shot", "protocol": "fewshot", "recipe": f"{count} shots", "fraction": None}
+                fields["targets_hash"] = targets
                 fields["tower_saw_dataset"] = tower_saw(embedded.vision_spec, data.name)
                 fields |= overlap_fields(data.seen, module.key)
                 try:

@@ -136,11 +136,12 @@ def run_finetune(
     from .features import weights_digest
     from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
+    from .targets import labels_hash
 
     for part in ("train", "validation", "test"):
         if part not in data.parts:
             raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
-    found, rows = RunList(), data.rows("test")
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data)
     images = {
         part: dataset.select_columns(["image"]).add_column("target", data.labels[part].tolist())
         for part, dataset in data.parts.items()
@@ -166,6 +167,7 @@ def run_finetune(
                 "seed": int(seed),
                 "tower_saw_dataset": tower_saw(tower.spec, data.name),
                 "positive_class": data.positive_class,
+                "targets_hash": targets,
             } | overlap_fields(data.seen, method)
             outcome = {"n_train": len(kept), "lr": rate, "selected_on": "validation"}
 

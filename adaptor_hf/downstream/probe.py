@@ -16,11 +16,9 @@ from torch import nn
 from ..heads_adaptor import ClassificationHead, classification_loss
 from .logistic import logistic_path
 from .recipes import ProbeRecipe
+from .selection import choose_on_validation
 
 logger = logging.getLogger(__name__)
-
-PATIENCE = 6
-"""Values of C in a row, three decades of the grid, that may be no better on validation before the path ends."""
 
 
 @dataclass
@@ -123,20 +121,11 @@ def standardization(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def _best_strength(train: tuple, validation: tuple, recipe: ProbeRecipe, num_logits: int, exclusive: bool) -> Probe:
-    """
-    One C for all labels: highest macro AUROC on validation, of equal ones the lowest loss. From the strongest penalty
-    on, until `PATIENCE` values in a row were no better: beyond, the head only fits its training rows more.
-    """
-    features, labels, known = validation
-    best, best_reached, waited = None, (-math.inf, -math.inf), 0
-    for fit in logistic_path(train[0], train[2], recipe.strengths, num_logits=num_logits, device=train[0].device):
-        logits = features.cpu() @ fit.weight.T + fit.bias
-        reached = validation_score(logits, labels.cpu(), known)
-        waited += 1
-        if best is None or reached > best_reached:
-            best, best_reached, waited = fit, reached, 0
-        if waited >= PATIENCE:
-            break
+    """One C for all labels, as of `choose_on_validation`."""
+    features, _, known = validation
+    fits = logistic_path(train[0], train[2], recipe.strengths, num_logits=num_logits, device=train[0].device)
+    features = features.cpu()
+    best, score = choose_on_validation(fits, lambda fit: features @ fit.weight.T + fit.bias, known)
     if best.strength in (min(recipe.strengths), max(recipe.strengths)):
         logger.warning(
             "Validation chose C = %g, an end of the grid (%g to %g): with few validation rows that may be chance, else "
@@ -147,7 +136,7 @@ def _best_strength(train: tuple, validation: tuple, recipe: ProbeRecipe, num_log
     with torch.no_grad():
         head[-1].weight.copy_(best.weight)
         head[-1].bias.copy_(best.bias)
-    return Probe(head, None, None, None, None, best_reached[0], best.strength)
+    return Probe(head, None, None, None, None, score, best.strength)
 
 
 def _best_rate(

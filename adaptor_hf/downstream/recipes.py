@@ -32,7 +32,7 @@ class ProbeRecipe:
         weight_std (`float`, *optional*): Initial weights normal with this deviation, biases 0.
         fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
         strengths (`tuple[float, ...]`, *optional*): Where given, a linear head is a logistic regression solved to
-            convergence, C (inverse penalty) one of these by macro AUROC on validation, and what is said above of
+            convergence, C (inverse penalty) one of these as of `choose_on_validation`, and what is said above of
             optimizer, length and rate is of heads with a hidden layer.
     """
 

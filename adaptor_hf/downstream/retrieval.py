@@ -78,10 +78,11 @@ def run_retrieval(
     from .classification import RunList, finish_run
     from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
+    from .targets import pairs_hash
 
     found = RunList()
     text_ids = torch.from_numpy(pairs.text_rows)
-    table = pairs.pairs
+    table, targets = pairs.pairs, pairs_hash(pairs, classes)
     embeds = {"image_embeds": pairs.image_embeddings(), "text_embeds": pairs.text_embeddings()}
     for module in (module for module in modules if module.model is not None):
         fields = (
@@ -95,6 +96,7 @@ def run_retrieval(
                 "protocol": "retrieval",
                 "input_size": input_size(pairs.vision_spec),
                 "seed": 0,
+                "targets_hash": targets,
                 "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
             }
             | overlap_fields(seen, module.key)

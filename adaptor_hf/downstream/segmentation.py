@@ -325,6 +325,7 @@ def run_segmentation(
     from .classification import RunList
     from .overlap import overlap_fields
     from .provenance import tower_name, tower_saw
+    from .targets import masks_hash
 
     for part in ("train", "validation", "test"):
         if part not in parts:
@@ -339,6 +340,10 @@ def run_segmentation(
         name for name, rows in (parts | {name: rows for name, (rows, _) in tests.items()}).items() if not len(rows)
     ]:
         raise ValueError(f"{dataset}: no mask is known in {', '.join(empty)}.")
+    targets = {
+        name: masks_hash({"train": parts["train"], "validation": parts["validation"], "test": rows})
+        for name, (rows, _) in tests.items()
+    }
     train, validation = (parts[part].select_columns(["image", "mask"]) for part in ("train", "validation"))
     collators = (MaskCollator(tower.processor, size, recipe.augment), MaskCollator(tower.processor, size, False))
     masks = summarize_masks(train, collators[1])
@@ -365,7 +370,8 @@ def run_segmentation(
                 }
                 runs = {
                     name: fields
-                    | {"split_hash": hashed, "tower_saw_dataset": tower_saw(tower.spec, name)}
+                    | {"split_hash": hashed, "targets_hash": targets[name]}
+                    | {"tower_saw_dataset": tower_saw(tower.spec, name)}
                     | overlap_fields(seen_of[name], module.key)
                     | ({} if name == dataset else {"test_set": name})
                     for name, (_, hashed) in tests.items()

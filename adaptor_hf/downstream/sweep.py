@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import logging
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .arguments import parse_arguments
+from .arguments import pairs_of, parse_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,10 @@ def run_sweep(
     for job in sweep_jobs(plan):
         words = [word for name, value in job.items() for word in as_option(name, value)]
         jobs[json.dumps(job, sort_keys=True)] = parse_arguments([*words, "--output_dir", str(folder)])
-    done = _read_state(folder / STATE_FILE) & jobs.keys()
+    contents = {name: _tables_digest(arguments) for name, arguments in jobs.items()}
+    state = _read_state(folder / STATE_FILE)
+    # Another table under the same name is another job: its runs say by their keys what of them is finished.
+    done = {name: contents[name] for name in jobs if state.get(name) == contents[name]}
     print(f"{len(done)} of {len(jobs)} jobs are done, {len(jobs) - len(done)} are left:")
     for name in jobs:
         if name not in done:
@@ -86,7 +90,7 @@ def run_sweep(
             logger.warning("Failed: %s: %s", name, error)
             continue
         status[name] = "done"
-        done.add(name)
+        done[name] = contents[name]
         _write_state(folder / STATE_FILE, done)
     failed = {name: why for name, why in status.items() if why not in ("done", "left")}
     for name, why in failed.items():
@@ -94,21 +98,34 @@ def run_sweep(
     return status
 
 
-def _read_state(path: Path) -> set[str]:
-    """Finished jobs. A damaged file costs a look at each job's runs, and no result: those are in their own folders."""
+def _tables_digest(arguments: Any) -> str:
+    """16 hex digits of the content of the tables and prompts that a job names."""
+    digest = hashlib.sha256()
+    for name in [arguments.table, arguments.prompts, *pairs_of(arguments.external).values()]:
+        content = Path(name).read_bytes() if name and Path(name).is_file() else b""
+        digest.update(hashlib.sha256(content).digest())
+    return digest.hexdigest()[:16]
+
+
+def _read_state(path: Path) -> dict[str, str]:
+    """
+    Finished jobs, each with its `_tables_digest`. A damaged file, or one of an earlier version, which had no digests,
+    costs a look at each job's runs, and no result: those are in their own folders.
+    """
     if not path.is_file():
-        return set()
+        return {}
     try:
-        return set(json.loads(path.read_text(encoding="utf-8"))["done"])
+        done = json.loads(path.read_text(encoding="utf-8"))["done"]
+        return done if isinstance(done, dict) else {}
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is damaged: every job is looked at again, its finished runs are kept.", path)
-        return set()
+        return {}
 
 
-def _write_state(path: Path, done: set[str]) -> None:
+def _write_state(path: Path, done: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps({"done": sorted(done)}, indent=1) + "\n", encoding="utf-8")
+    aside.write_text(json.dumps({"done": dict(sorted(done.items()))}, indent=1) + "\n", encoding="utf-8")
     os.replace(aside, path)
 
 

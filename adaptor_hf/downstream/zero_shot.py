@@ -163,12 +163,13 @@ def run_zero_shot(
     from .classification import RunList, finish_run, subgroup_columns
     from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
+    from .targets import labels_hash
 
     data = embedded.data
     if "test" not in data.parts:
         raise ValueError(f"{data.name} has no test part; it has {', '.join(data.parts)}.")
     prompts = prompts.for_classes(data.class_names, data.exclusive)
-    found, rows = RunList(), data.rows("test")
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data, parts=("test",))
     # The digest is that of the whole set: set, number and seed determine a draw, and draws are one recipe's seeds.
     drawn = "" if prompts_per_class is None else f", {prompts_per_class} a class"
     recipe = f"{prompts.name}{drawn} ({prompts.digest})"
@@ -187,6 +188,7 @@ def run_zero_shot(
                 "input_size": input_size(embedded.vision_spec),
                 "seed": int(seed),
                 "positive_class": data.positive_class,
+                "targets_hash": targets,
                 "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
             } | overlap_fields(data.seen, module.key)  # fmt: skip
 

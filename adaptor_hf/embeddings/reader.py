@@ -207,12 +207,19 @@ class EmbeddingCache:
         (n,) 16-byte digests of the content of each pair row's image, empty without image; keyed in private mode. None
         where they are not known: the cache has no images, or its embeddings were imported.
         """
-        if "images" not in self._store.vectors or (self.vision_spec or {}).get("library") == "external":
+        return self._digests("images", self.vision_spec, self.image_rows)
+
+    def text_digests(self) -> np.ndarray | None:
+        """(n,) 16-byte digests of each pair row's text, as `image_digests`."""
+        return self._digests("texts", self.text_spec, self.text_rows)
+
+    def _digests(self, side: str, spec: dict | None, rows: np.ndarray) -> np.ndarray | None:
+        if side not in self._store.vectors or (spec or {}).get("library") == "external":
             return None
-        folder = self.path.parent / self.manifest["images"]
+        folder = self.path.parent / self.manifest[side]
         shards = [map_batch(folder / shard["file"]) for shard in read_manifest(folder)["shards"]]
         known = np.concatenate([np.zeros(1, KEY_DTYPE), *(key_view(batch, "digest") for batch in shards)])
-        return known[self.image_rows + 1]
+        return known[rows + 1]
 
     @property
     def num_texts(self) -> int:

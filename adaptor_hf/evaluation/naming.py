@@ -51,9 +51,28 @@ def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
         "recipe": str(fields.get("recipe") or ""),
         "input size": f"{fields['input_size']} px" if fields.get("input_size") else "",
         "checkpoint": checkpoint_label(fields),
+        "targets": str(fields.get("targets") or ""),
         "selection": CHOSEN_ON_TEST if fields.get("selected_on") == "test" else "",
     }
     return {name: part for name, part in parts.items() if part}
+
+
+def mark_targets(rows: Sequence[dict[str, Any]]) -> None:
+    """
+    Set `targets` where rows of one test set and task predict different things: the class that scores speak for, where
+    there is one, and 8 hex digits of `targets_hash`. Changes the rows; elsewhere their names do not grow.
+    """
+    known: dict[tuple, set] = {}
+    for row in rows:
+        known.setdefault(_test_of(row), set()).add(row.get("targets_hash"))
+    for row in rows:
+        if len(known[_test_of(row)]) > 1:
+            said = f"targets {row['targets_hash'][:8]}" if row.get("targets_hash") else "targets unknown"
+            row["targets"] = ", ".join(part for part in (row.get("positive_class"), said) if part)
+
+
+def _test_of(row: Mapping[str, Any]) -> tuple:
+    return tuple(row.get(name) for name in ("dataset", "test_set", "task", "split_hash"))
 
 
 def shared_parts(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
@@ -91,6 +110,7 @@ __all__ = [
     "HEADLINES",
     "VALUES",
     "checkpoint_label",
+    "mark_targets",
     "metric_title",
     "row_label",
     "row_parts",

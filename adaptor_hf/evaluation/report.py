@@ -331,11 +331,11 @@ def _first(row: dict[str, Cell]) -> Cell:
 
 
 def _best(cells: list[Cell | None], shares: list) -> set[int]:
-    """Rows of the best printed value among those of one share and split; none alone, and none that shows nothing."""
+    """Rows of the best printed value of one share, split and target; none alone, and none that shows nothing."""
     groups: dict[tuple, list[int]] = {}
     for row, cell in enumerate(cells):
         if cell is not None and not math.isnan(cell.value) and cell.fields.get("selected_on") != "test":
-            groups.setdefault((shares[row], cell.fields["split_hash"]), []).append(row)
+            groups.setdefault((shares[row], cell.fields["split_hash"], cell.fields.get("targets_hash")), []).append(row)
     found = set()
     for rows in groups.values():
         name = cells[rows[0]].metric.partition("/")[0]

@@ -12,7 +12,7 @@ import numpy as np
 from .classification import SINGLE
 from .curves import Curve, draw_curves
 from .figures import draw_parameters, draw_reliability, file_name
-from .naming import row_parts, rows_in_words, shared_parts
+from .naming import mark_targets, row_parts, rows_in_words, shared_parts
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .tables import ROW_FIELDS, Cell
 
@@ -40,6 +40,8 @@ def draw_all(
     folder.mkdir(parents=True, exist_ok=True)
     drawn, left_out = draw_parameters(cells, folder, published)
     by_run: dict[str, dict[str, Mapping[str, Any]]] = {}
+    lines = [dict(line) for line in lines]
+    mark_targets(lines)
     for line in lines:
         by_run.setdefault(line["run"], {})[line["metric"]] = line
     for key, runs in _groups(by_run.values()).items():
@@ -94,7 +96,10 @@ def _share(line: Mapping[str, Any]) -> str:
 
 
 def _groups(runs: Iterable[dict[str, Mapping[str, Any]]]) -> dict[tuple, list[dict[str, Mapping[str, Any]]]]:
-    """Runs by test set, split and task: of each kind the first seed at its largest fraction, Adaptors first."""
+    """
+    Runs by test set, split with targets where there are several, and task: of each kind the first seed at its largest
+    fraction, Adaptors first.
+    """
     chosen: dict[tuple, dict[str, Mapping[str, Any]]] = {}
     for run in runs:
         line = _any(run)
@@ -105,9 +110,9 @@ def _groups(runs: Iterable[dict[str, Mapping[str, Any]]]) -> dict[tuple, list[di
     groups: dict[tuple, list] = {}
     for run in chosen.values():
         line = _any(run)
-        groups.setdefault((str(line.get("test_set") or line["dataset"]), line["split_hash"], line["task"]), []).append(
-            run
-        )
+        named = [line["split_hash"], *([line["targets"]] if line.get("targets") else [])]
+        key = (str(line.get("test_set") or line["dataset"]), ", ".join(named), line["task"])
+        groups.setdefault(key, []).append(run)
     return {key: sorted(groups[key], key=_place) for key in sorted(groups)}
 
 

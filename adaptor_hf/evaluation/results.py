@@ -27,9 +27,15 @@ logger = logging.getLogger(__name__)
 RESULTS_FILE = "results.jsonl"
 IDENTITY = (
     "system", "module", "vision_tower", "text_tower", "checkpoint", "task", "dataset", "test_set", "split_hash",
-    "protocol", "recipe", "input_size", "fraction", "seed", "positive_class",
+    "protocol", "recipe", "input_size", "fraction", "seed", "positive_class", "targets_hash",
 )  # fmt: skip
-"""Fields that tell one run from another; known before it starts, so that a sweep can skip it."""
+"""
+Fields that tell one run from another; known before it starts, so that a sweep can skip it. `targets_hash` is a digest
+of what is predicted: names and exclusiveness of the classes and every image's label (or mask, or report) of the parts
+that the run reads, of the training part all rows.
+"""
+LATER = ("positive_class", "targets_hash")
+"""Those that earlier versions did not have: where they are None, a run keeps the key that it had."""
 
 OUTCOME = (
     "checkpoint_name",
@@ -74,8 +80,7 @@ class ResultFiles:
 def run_key(fields: Mapping[str, Any]) -> str:
     """16 hex digits that name a run: a digest of its `IDENTITY` fields. Fields that are absent count as None."""
     check_fields(fields)
-    # Runs of earlier versions, which named no positive class, keep their key.
-    identity = {name: fields.get(name) for name in IDENTITY if name != "positive_class" or fields.get(name) is not None}
+    identity = {name: fields.get(name) for name in IDENTITY if name not in LATER or fields.get(name) is not None}
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

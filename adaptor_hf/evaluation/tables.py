@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .baselines import above_baseline
-from .naming import row_label
+from .naming import mark_targets, row_label
 from .results import IDENTITY, OUTCOME
 from .statistics import seed_interval
 
@@ -76,7 +76,9 @@ def aggregate(lines: Iterable[Mapping[str, Any]]) -> list[Cell]:
     for line in lines:
         key = (*(line.get(name) for name in ROW_FIELDS), line["metric"])
         groups.setdefault(key, []).append(line)
-    return [_cell(members) for members in groups.values()]
+    cells = [_cell(members) for members in groups.values()]
+    mark_targets([cell.fields for cell in cells])
+    return cells
 
 
 def _cell(members: Sequence[Mapping[str, Any]]) -> Cell:
