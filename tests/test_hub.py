@@ -277,6 +277,7 @@ class TestCard:
                 0.25,
                 {"n": 20, "interval_95": [0.15, 0.35], "chance": 0.2, "above_chance": False},
             ),
+            ("image_to_text_median_rank", 4.0, {"n": 20, "chance": 9.5, "above_chance": True}),
             ("text_to_image_recall@1", 0.5, {"n": 17, "interval_95": [0.4, 0.6], "chance": 0.05, "above_chance": True}),
         ]
 
