@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from adaptor_hf.evaluation.compare import compare_all, compare_predictions
+from adaptor_hf.evaluation.compare import compare_all, compare_predictions, mean_interval
 from adaptor_hf.evaluation.predictions import Predictions, classification_predictions, segmentation_predictions
+from adaptor_hf.evaluation.scoring import score_predictions
 from adaptor_hf.evaluation.segmentation import image_dice, segmentation_counts
 from adaptor_hf.evaluation.statistics import Difference, delong, paired_bootstrap
 from adaptor_hf.evaluation.weighted import weighted_auroc
@@ -159,3 +160,16 @@ def test_other_images_targets_or_metrics_are_refused():
     twice.columns["image_id"][1] = "i0"
     with pytest.raises(ValueError, match="more than once"):
         compare_predictions([twice], [twice], "auroc")
+
+
+def test_the_interval_of_a_mean_over_seeds_is_that_of_one_run_and_seeds_widen_it():
+    one = run(1.0, 0)
+    value, low, high = mean_interval([one], "auroc", num_resamples=400)
+    scores = {score.metric: score for score in score_predictions(one)}["auroc"]
+    assert value == pytest.approx(scores.value)
+    np.testing.assert_allclose((low, high), (scores.ci_lo, scores.ci_hi), atol=0.02)
+    several = mean_interval(
+        [run(strength, seed) for seed, strength in enumerate((0.2, 1.0, 2.0))], "auroc", num_resamples=400
+    )
+    steady = mean_interval([run(1.0, seed) for seed in (0, 1, 2)], "auroc", num_resamples=400)
+    assert several[2] - several[1] > 1.3 * (steady[2] - steady[1])

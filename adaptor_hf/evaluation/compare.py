@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .intervals import difference_interval, gather_draws
+from .intervals import difference_interval, gather_draws, make_intervals
 from .predictions import Predictions
 from .scoring import interval_recipes, values_under_weights
 from .statistics import Difference, resampled_weights
@@ -110,6 +110,32 @@ def compare_all(
     return found
 
 
+def mean_interval(
+    runs: Sequence[Predictions], metric: str, *, num_resamples: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float, float]:
+    """
+    Mean of a metric over the seeds of one kind of run, and the ends of its interval over patients and seeds.
+
+    Args:
+        runs (`Sequence[Predictions]`): One a seed, of the same rows in the same order.
+        metric, num_resamples, level, seed: As in [`compare_predictions`].
+
+    Returns:
+        `tuple[float, float, float]`: NaN ends where there is no interval.
+    """
+    first = runs[0]
+    if any(not _equal(run.columns["image_id"], first.columns["image_id"]) for run in runs):
+        raise ValueError("The runs have other rows, or the same in another order.")
+    functions = [values_under_weights(run) for run in runs]
+    whole = np.ones((1, len(first)))
+    points = [{name: float(value[0]) for name, value in function(whole).items()} for function in functions]
+    blocks = list(resampled_weights(first.patients, num_resamples, seed))
+    draws = [gather_draws(map(function, blocks)) for function in functions]
+    means, resampled = _mean_over_seeds(points, draws, np.random.default_rng(seed + 1))
+    ends = make_intervals(interval_recipes(first), means, resampled, first.patients, level=level)
+    return means[metric], *ends[metric]
+
+
 def _mean_over_seeds(
     points: Sequence[dict[str, float]], draws: Sequence[dict[str, np.ndarray]], generator: np.random.Generator
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
@@ -139,4 +165,4 @@ def _equal(first: np.ndarray, second: np.ndarray) -> bool:
     return first.shape == second.shape and np.array_equal(first.astype(float), second.astype(float), equal_nan=True)
 
 
-__all__ = ["compare_all", "compare_predictions"]
+__all__ = ["compare_all", "compare_predictions", "mean_interval"]

@@ -35,9 +35,8 @@ from adaptor_hf.evaluation import (
     segmentation_counts,
     segmentation_predictions,
 )
+from adaptor_hf.evaluation.compare import mean_interval
 from adaptor_hf.evaluation.results import RESULTS_FILE, read_results
-from adaptor_hf.evaluation.scoring import values_under_weights
-from adaptor_hf.evaluation.statistics import interval_of, resampled_weights
 from adaptor_hf.training import AdaptorTrainingArguments
 from adaptor_hf.training.controls import ShuffledPairs, train_variant
 from adaptor_hf.training.pairs import contrastive_splits
@@ -216,19 +215,6 @@ def plan(protocol: dict) -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def mean_and_interval(runs: list[Predictions], metric: str, num_resamples: int, level: float) -> list[float]:
-    """Mean over seeds, and the ends of its interval over patients and seeds."""
-    functions = [values_under_weights(run) for run in runs]
-    whole = np.ones((1, len(runs[0])))
-    points = [function(whole)[metric][0] for function in functions]
-    draws = np.concatenate([
-        np.stack([function(weights)[metric] for function in functions], axis=1)
-        for weights in resampled_weights(runs[0].patients, num_resamples, 0)
-    ])  # fmt: skip
-    seeds = np.random.default_rng(1).integers(draws.shape[1], size=draws.shape)
-    return [float(np.mean(points)), *interval_of(np.take_along_axis(draws, seeds, 1).mean(1), level)]
-
-
 def report(protocol: dict, output: Path) -> None:
     """Tables of all readouts, and the thirteen comparisons with Holm's correction, as Markdown and JSON."""
     runs, settings = read_runs(output), protocol["comparisons"]
@@ -240,7 +226,7 @@ def report(protocol: dict, output: Path) -> None:
             if len(found) != len(expected):
                 raise ValueError(f"{readout}, {system}: {len(found)} finished runs, expected {len(expected)}. Run the "
                                  "part again, without --only and --seeds.")  # fmt: skip
-            value = mean_and_interval(found, metric, **resampling)
+            value = mean_interval(found, metric, **resampling)
             values.append({"readout": readout, "system": system, "metric": metric, "value": value[0],
                            "interval": value[1:], "seeds": len(found), "n_test": len(found[0])})  # fmt: skip
             if system in settings["against"]:
@@ -263,7 +249,7 @@ def trivial_values(protocol: dict, output: Path, resampling: dict) -> list[dict]
     mean = load_predictions(output / "mean_mask")
     test = contrastive_splits(pair_cache(protocol, output))["test"]
     chance = chance_recall(torch.from_numpy(test.text_rows))["mean_recall"]
-    value, *interval = mean_and_interval([mean], "dice_positive", **resampling)
+    value, *interval = mean_interval([mean], "dice_positive", **resampling)
     # An empty mask has Dice 0 with every lung, and a random order one expected recall: neither has an interval.
     rows = [("lungs", "mean_mask", value, interval, mean), ("lungs", "all_empty", 0.0, None, mean),
             ("retrieval", "chance", chance, None, test)]  # fmt: skip
