@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-PRIORS = {"area": 8.0, "ap": 1.0, "ratio": 0.25, "share": 2.0, "mean": 2.0}
+PRIORS = {"area": 8.0, "ap": 1.5, "ratio": 0.25, "share": 2.0, "mean": 2.0}
 """Patients that the assumed variance weighs as many as, beside the observed one; chosen by simulation."""
 
 WITHIN = 0.75
