@@ -64,7 +64,7 @@ def cells() -> Iterator[tuple[Cell, int]]:
     """Cells and the share of `--sets` that they draw: large ones are slow, and easy to cover."""
     for patients in (50, 200, 1000):
         for positive in sorted({5, 10, 20, patients // 4, patients // 2} - {12}):
-            part = 1 if patients < 1000 and positive <= 25 else 2 if positive <= 20 else 4 if patients < 1000 else 16
+            part = 1 if patients < 1000 and positive <= 25 else 2 if positive <= 20 else 4
             for images in (1, 3):
                 for family in FAMILIES:
                     yield Cell(patients, positive, images, family), part
@@ -182,15 +182,16 @@ def ends_of(kind: str, point: np.ndarray, drawn: np.ndarray, patients: list[int]
     return np.minimum(low, point), np.maximum(high, point)
 
 
-def mean_ends(points: list, ends: list, draws: list) -> tuple[np.ndarray, np.ndarray]:
-    """MOVER of a mean of metrics, each `(S,)`, with draws `(B, S)`."""
+def mean_ends(points: list, ends: list, draws: list, alike: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """MOVER of a mean of metrics, each `(S,)`, with draws `(B, S)`; lower arms may be taken as fully correlated."""
     count, sizes = len(points), []
     for side in (0, 1):
         arms = [abs(point - both[side]) for point, both in zip(points, ends, strict=True)]
         total = sum(arm**2 for arm in arms)
         for one in range(count):
             for other in range(one):
-                total = total + 2 * correlations(draws[one], draws[other]) * arms[one] * arms[other]
+                shared = 1 if alike and side == 0 else np.maximum(correlations(draws[one], draws[other]), 0)
+                total = total + 2 * shared * arms[one] * arms[other]
         sizes.append(np.sqrt(np.maximum(total, 0)) / count)
     return np.mean(points, 0) - sizes[0], np.mean(points, 0) + sizes[1]
 
@@ -239,7 +240,7 @@ def classification_coverage(cell: Cell, sets: int, resamples: int = 200, seed: i
                 [draws[name][:, label] for label in of_labels],
             )
             mean = f"mean {name} of {MACRO}"
-            held[mean, "package"].append(inside(mean_ends(*several), right[mean]))
+            held[mean, "package"].append(inside(mean_ends(*several, alike=name == "auprc"), right[mean]))
         if len(models) == 2:
             for name in METRICS:
                 parts = [[model[part][name] for model in models] for part in range(3)]
@@ -297,28 +298,25 @@ def exact_wilson(number: int, shares: np.ndarray) -> np.ndarray:
     return (binom.pmf(hits, number, shares[:, None]) * holds).sum(1)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", type=int, default=4000, help="test sets a cell; large cells have fewer")
-    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap; result lines have 1000")
-    parser.add_argument("--full", action="store_true", help="also print every cell")
-    arguments = parser.parse_args()
-    rows: list[tuple[str, str, str, dict[str, float]]] = []
+def simulate(sets: int, resamples: int) -> Iterator[tuple[str, str, str, dict[str, float]]]:
+    """Metric, group of the table, cell in words, and coverage by method."""
     for cell, part in cells():
-        sets = max(MACRO, arguments.sets // part)
         group = str(cell.positive) if cell.positive <= 20 else "25 and more"
         where = f"{cell.patients} patients, {cell.positive} positive, {cell.images} image(s) each, {cell.family}"
-        found = classification_coverage(cell, sets, arguments.resamples)
-        rows += [(name, group, f"{where}, {sets} sets", methods) for name, methods in found.items()]
+        for name, methods in classification_coverage(cell, max(MACRO, sets // part), resamples).items():
+            yield name, group, where, methods
     for patients in (5, 10, 20, 50, 200):
         for images in (1, 3):
             for name in MEANS:
-                found = mean_coverage(name, patients, images, arguments.sets, arguments.resamples)
                 where = f"{patients} patients, {images} image(s) each, {name}"
                 group = str(patients) if patients <= 20 else "25 and more"
-                rows += [(label, group, where, methods) for label, methods in found.items()]
-    print(f"Coverage in per cent of nominal 95 % intervals; Monte-Carlo error at {arguments.sets} sets ±", end=" ")
-    print(f"{196 * np.sqrt(0.95 * 0.05 / arguments.sets):.1f}, of cells with 1/16 of the sets four times that.\n")
+                for label, methods in mean_coverage(name, patients, images, sets, resamples).items():
+                    yield label, group, where, methods
+
+
+def print_tables(rows: list[tuple[str, str, str, dict[str, float]]], sets: int, full: bool) -> None:
+    print(f"Coverage in per cent of nominal 95 % intervals; Monte-Carlo error at {sets} sets ±", end=" ")
+    print(f"{196 * np.sqrt(0.95 * 0.05 / sets):.1f}, of large cells and means over labels twice that.\n")
     print("| metric | positives | cells | min | median | max | under 93 | over 97 | percentile: min | median | max |")
     print("|---" * 11 + "|")
     for name, group in dict.fromkeys((name, group) for name, group, *_ in rows):
@@ -331,11 +329,21 @@ def main() -> None:
     print("\nWilson's interval of a share, exact, over true shares of 0.50 to 0.99: ", end="")
     exact = {number: 100 * exact_wilson(number, np.arange(0.5, 0.991, 0.001)) for number in (5, 10, 20, 50)}
     print("; ".join(f"{n} images {c.min():.1f} to {c.max():.1f}, mean {c.mean():.1f}" for n, c in exact.items()) + ".")
-    if arguments.full:
+    if full:
         print("\n| metric | cell | package | percentile |\n|---|---|---|---|")
         for name, _, where, methods in rows:
             old = f"{100 * methods['percentile']:.1f}" if "percentile" in methods else ""
             print(f"| {name} | {where} | {100 * methods['package']:.1f} | {old} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", type=int, default=4000, help="test sets a cell; large cells have fewer")
+    parser.add_argument("--resamples", type=int, default=200, help="of the bootstrap; result lines have 1000")
+    parser.add_argument("--full", action="store_true", help="also print every cell")
+    arguments = parser.parse_args()
+    rows = list(simulate(arguments.sets, arguments.resamples))
+    print_tables(rows, arguments.sets, arguments.full)
 
 
 if __name__ == "__main__":

@@ -164,8 +164,12 @@ def _search(inner: float, outer: float, outside: Callable[[float], bool]) -> flo
 def _average(parts, recipes, values, draws, codes, level: float, value: float) -> tuple[float, float]:
     ends = np.array([_ends(part, recipes, values, draws, codes, level) for part in parts])
     below, above = np.array([values[part] for part in parts]) - ends[:, 0], ends[:, 1] - [values[p] for p in parts]
-    correlation = _correlation(np.stack([draws[part] for part in parts]))
-    halves = [np.sqrt(max(0.0, side @ correlation @ side)) / len(parts) for side in (below, above)]
+    # Of few patients, correlations below 0 are mostly chance, and would make the mean look too certain.
+    correlation = np.maximum(_correlation(np.stack([draws[part] for part in parts])), 0)
+    # Average precision of few positives errs upwards in every class, so that its errors do not cancel.
+    alike = np.ones_like(correlation) if all(recipes[part].kind == "ap" for part in parts) else correlation
+    sides = ((below, alike), (above, correlation))
+    halves = [np.sqrt(max(0.0, side @ matrix @ side)) / len(parts) for side, matrix in sides]
     return value - halves[0], value + halves[1]
 
 
