@@ -40,30 +40,31 @@ def bench():
     sys.path.pop(0)
 
 
-# Percentiles of the bootstrap cover less than 91 % in each of these, an interval half as wide again more than 97.5 %.
-HARD = [
-    (("auroc",), (50, 5, 3, "mixture, 70 % seen")),
-    (("auprc",), (50, 10, 3, "normal, 1.8")),
-    (("recall",), (50, 10, 1, "mixture, 70 % seen")),
-    (("f1",), (50, 5, 3, "mixture, 70 % seen")),
-]
+# Percentiles of the bootstrap cover under 92 % in each of these; of F1 over 97.5 %, as they also vary the prevalence.
+HARD = {
+    "auroc": (50, 5, 3, "mixture, 70 % seen"),
+    "auprc": (50, 20, 1, "exponential, 20"),
+    "recall": (50, 5, 3, "rounded"),
+    "specificity": (50, 25, 1, "normal, 2.9"),
+    "f1": (200, 20, 1, "normal, 1.8"),
+}
 
 
-@pytest.mark.parametrize(("names", "cell"), HARD, ids=lambda value: str(value[0]))
-def test_few_positives_are_covered_where_percentiles_are_not(bench, names, cell):
-    found = bench.classification_coverage(bench.Cell(*cell), 2000, seed=1)
-    for name in names:  # 2,000 sets: two standard errors are 1 %
-        assert 0.925 <= found[name]["package"] <= 0.975, name
-        assert found[name]["percentile"] < 0.91, name
+@pytest.mark.parametrize("name", HARD)
+def test_few_positives_are_covered_where_percentiles_are_not(bench, name):
+    found = bench.classification_coverage(bench.Cell(*HARD[name]), 1500, seed=1)[name]
+    assert 0.92 <= found["package"] <= 0.975  # 1,500 sets: two standard errors are 1.1 %
+    assert not 0.92 <= found["percentile"] <= 0.975
 
 
 def test_means_and_differences_are_covered(bench):
-    found = bench.mean_coverage("Dice, a tenth missed", 10, 1, 2000, seed=1)
-    assert 0.925 <= found["Dice"]["package"] <= 0.975
-    assert found["Dice"]["percentile"] < 0.91
-    found = bench.classification_coverage(bench.Cell(200, 20, 3), 1000, seed=1)
-    for name in ("auprc", "recall", "f1", "accuracy"):
-        assert 0.92 <= found[f"difference of {name}"]["package"] <= 0.98, name
+    found = bench.mean_coverage("Dice, a tenth missed", 20, 1, 2000, seed=1)
+    assert 0.92 <= found["Dice"]["package"] <= 0.975
+    assert found["Dice"]["percentile"] < 0.92
+    found = bench.classification_coverage(bench.Cell(50, 10, 3), 1500, seed=1)
+    for name in ("recall", "f1", "accuracy"):
+        assert 0.925 <= found[f"difference of {name}"]["package"] <= 0.985, name
+    assert 0.92 <= found["balanced accuracy"]["package"] <= 0.975
 
 
 def test_the_benchmark_judges_what_result_lines_hold(bench):
