@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import betainc
-from scipy.stats import t
+from scipy.special import expit, logit
+from scipy.stats import norm
 from sklearn import metrics as sk
 
 from adaptor_hf.evaluation.classification import (
@@ -142,17 +142,22 @@ def test_intervals_have_the_spread_of_sklearn_on_the_drawn_rows():
     rows = [np.repeat(np.arange(90), counts) for counts in drawn]
     point = classification_metrics(scores, labels, problem_type=SINGLE)
     accuracy = np.var([sk.accuracy_score(labels[row], scores[row].argmax(1)) for row in rows], ddof=1)
-    number = min(90, point["accuracy"] * (1 - point["accuracy"]) / accuracy)
-    square = t.ppf(0.975, 29) ** 2 / number
+    spread = point["accuracy"] * (1 - point["accuracy"])
+    # Beside it the variance of a share, of three images a patient that correlate by .75.
+    variance = (30 * accuracy + 2 * (0.75 + 0.25 / 3) * spread / 30) / 32
+    square = norm.ppf(0.975) ** 2 / min(90, spread / variance)
     roots = np.roots([1 + square, -2 * point["accuracy"] - square, point["accuracy"] ** 2])
     np.testing.assert_allclose(intervals["accuracy"], np.sort(roots.real), atol=1e-9)
-    precision = [sk.average_precision_score(labels[row] == 1, scores[row, 1]) for row in rows]
-    # No more than there are positives.
-    number = min((labels == 1).sum(), point["auprc/1"] * (1 - point["auprc/1"]) / np.var(precision, ddof=1))
-    hits, misses = point["auprc/1"] * number, (1 - point["auprc/1"]) * number
-    # Clopper and Pearson: where the binomial tail, an incomplete beta function, is 2.5 %.
-    assert betainc(hits, misses + 1, intervals["auprc/1"][0]) == pytest.approx(0.025)
-    assert betainc(hits + 1, misses, intervals["auprc/1"][1]) == pytest.approx(0.975)
+    precision = np.array([sk.average_precision_score(labels[row] == 1, scores[row, 1]) for row in rows])
+    odds = np.log([(labels[row] == 1).sum() / (labels[row] != 1).sum() for row in rows])
+    observed = np.var(precision - np.polyval(np.polyfit(odds, precision, 1), odds), ddof=1)
+    holders, images = len(set(patients[labels == 1])), (labels == 1).sum()
+    spread = point["auprc/1"] * (1 - point["auprc/1"])
+    assumed = spread / holders * (0.75 + 0.25 * holders / images)
+    half = norm.ppf(0.975) * np.sqrt((holders * observed + 2 * assumed) / (holders + 2)) / spread
+    np.testing.assert_allclose(
+        intervals["auprc/1"], expit(logit(point["auprc/1"]) + np.array([-half, half])), atol=1e-9
+    )
     assert set(intervals) == set(point)
     assert np.isnan(intervals["ece"]).all()
     assert all(low <= point[name] <= high for name, (low, high) in intervals.items() if name != "ece")

@@ -264,7 +264,7 @@ class TestRuns:
         assert line["n_test"] == 60
         assert line["n_patients"] == 23
         assert line["ci_lo"] < line["value"] < line["ci_hi"]
-        assert line["ci_method"] == "score interval, Hanley-McNeil variance scaled to that over patients"
+        assert line["ci_method"] == "logit, variance over patients and Hanley-McNeil's"
         assert line["interval_over"] == "patients"
 
     def test_a_run_is_scored_once(self, tmp_path):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from scipy.stats import t
+from scipy.stats import norm
 from sklearn import metrics as sk
 
 from adaptor_hf.evaluation.segmentation import (
@@ -95,9 +95,10 @@ def test_the_interval_of_a_mean_is_wilsons_with_the_variance_between_patients():
     dice = image_dice(counts)
     mean = dice.mean()
     observed = np.var([np.average(dice, weights=rows) for rows in drawn], ddof=1)
-    variance = (15 * observed + 2 * mean * (1 - mean) / 15) / 17
-    # Wilson's ends are the roots of (p - mean)^2 = t^2 p (1 - p) / n.
-    square = t.ppf(0.975, 16) ** 2 * variance / (mean * (1 - mean))
+    # Of two images a patient that correlate by .75.
+    variance = (15 * observed + 2 * (0.75 + 0.25 / 2) * mean * (1 - mean) / 15) / 17
+    # Wilson's ends are the roots of (p - mean)^2 = z^2 p (1 - p) / n.
+    square = norm.ppf(0.975) ** 2 * variance / (mean * (1 - mean))
     roots = np.sort(np.roots([1 + square, -2 * mean - square, mean**2]).real)
     np.testing.assert_allclose((low, high), roots, atol=1e-9)
 

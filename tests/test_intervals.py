@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score
 
 from adaptor_hf.evaluation import classification_intervals, classification_predictions, write_run
-from adaptor_hf.evaluation.intervals import Recipe, hanley_mcneil, make_intervals
+from adaptor_hf.evaluation.classification import classification_recipes, metrics_under_weights
+from adaptor_hf.evaluation.draws import gather_draws, without
+from adaptor_hf.evaluation.intervals import Recipe, difference_interval, hanley_mcneil, make_intervals
 from adaptor_hf.evaluation.scoring import expected_average_precision, score_predictions
 from adaptor_hf.evaluation.verify import verify_run
 
@@ -37,18 +40,83 @@ def bench():
     sys.path.pop(0)
 
 
-def test_few_positives_are_covered_where_percentiles_are_not(bench):
-    found = bench.classification_coverage(bench.Cell(50, 5, 1, 1.8), 200, 150, seed=1)
-    for name, of in found.items():  # 200 sets: two standard errors are 3 %
-        assert of["package"] >= 0.92, name
-    assert found["auroc"]["percentile"] < 0.88
-    assert found["recall"]["percentile"] < 0.88
+# Percentiles of the bootstrap cover under 92 % in each of these; of F1 over 97.5 %, as they also vary the prevalence.
+HARD = {
+    "auroc": (50, 5, 3, "mixture, 70 % seen"),
+    "auprc": (50, 20, 1, "exponential, 20"),
+    "recall": (50, 5, 3, "rounded"),
+    "specificity": (50, 25, 1, "normal, 2.9"),
+    "f1": (200, 20, 1, "normal, 1.8"),
+}
 
 
-def test_differences_of_equal_models_are_covered(bench):
-    found = bench.difference_coverage(bench.Cell(60, 10, 1, 0.74), 40, 60, seed=1)
-    assert all(of["package"] >= 0.87 for of in found.values())
-    assert any(of["package"] < 1 for of in found.values())
+@pytest.mark.parametrize("name", HARD)
+def test_few_positives_are_covered_where_percentiles_are_not(bench, name):
+    found = bench.classification_coverage(bench.Cell(*HARD[name]), 1500, seed=1)[name]
+    assert 0.92 <= found["package"] <= 0.975  # 1,500 sets: two standard errors are 1.1 %
+    assert not 0.92 <= found["percentile"] <= 0.975
+
+
+def test_means_and_differences_are_covered(bench):
+    found = bench.mean_coverage("Dice, a tenth missed", 20, 1, 2000, seed=1)
+    assert 0.92 <= found["Dice"]["package"] <= 0.975
+    assert found["Dice"]["percentile"] < 0.92
+    found = bench.classification_coverage(bench.Cell(50, 10, 3), 1500, seed=1)
+    for name in ("recall", "f1", "accuracy"):
+        assert 0.925 <= found[f"difference of {name}"]["package"] <= 0.985, name
+    assert 0.92 <= found["balanced accuracy"]["package"] <= 0.975
+
+
+def test_the_benchmark_judges_what_result_lines_hold(bench):
+    cell = bench.Cell(40, 8, 3)
+    generator = np.random.default_rng(0)
+    positive, negative = bench.draw(cell, generator, 1)
+    weights = generator.multinomial(40, np.full(40, 1 / 40), 200)
+    labels, patients = np.arange(120) < 24, np.repeat(np.arange(40), 3)
+    options = {"problem_type": SINGLE, "thresholds": expit(1.08)}
+    sides, parts = [], []
+    for model in range(2):
+        scores = expit(np.concatenate([positive[model].ravel(), negative[model].ravel()]))
+        how, values = (make(scores, labels, **options) for make in (classification_recipes, metrics_under_weights))
+        draws = gather_draws(values, [np.repeat(weights, 3, axis=1).astype(float)], how)
+        points = {name: value[0] for name, value in values(np.ones((1, 120))).items()}
+        sides.append((how, points, draws))
+        intervals = make_intervals(how, points, draws, patients)
+        raw = bench.metrics(positive[model], negative[model], 1.08, weights)
+        odds = np.log(weights[:, :8].sum(1) / weights[:, 8:].sum(1))
+        raw |= {name: without(raw[name], odds) for name in ("auprc", "f1")}
+        sizes = {"auroc": [8, 32], "specificity": [32], "accuracy": [40]}
+        ends = {
+            name: bench.ends_of(kind, np.array([points[name]]), raw[name], sizes.get(name, [8]), 3)
+            for name, kind in bench.KINDS.items()
+        }
+        for name in bench.METRICS:
+            np.testing.assert_allclose(np.ravel(ends[name]), intervals[name], atol=1e-5, err_msg=name)
+        two = [[np.array([points[n]]), ends[n], raw[n]] for n in ("recall", "specificity")]
+        np.testing.assert_allclose(
+            np.ravel(bench.mean_ends(*zip(*two, strict=True))), intervals["balanced_accuracy"], atol=1e-5
+        )
+        parts.append((points, ends, raw))
+    for name in bench.METRICS:
+        found = difference_interval(*zip(*sides, strict=True), name, (patients, patients))
+        by_bench = bench.difference_holds_zero(
+            *[[part[number][name] for part in parts] for number in range(3)], min(sizes.get(name, [8]))
+        )
+        assert by_bench == (found.ci_lo <= 0 <= found.ci_hi), name
+
+
+def test_average_precision_and_f1_are_of_the_share_of_positives_at_hand():
+    generator = np.random.default_rng(0)
+    positives = generator.integers(5, 60, 300)
+    weights = np.ones((300, 100))
+    weights[:, :10] = positives[:, None] / 10
+    rows = np.arange(100) < 10
+    recipes = {"f1": Recipe("ratio", rows, ~rows), "recall": Recipe("share", rows)}
+    odds = np.log(positives / 90)
+    own = generator.normal(0, 0.01, 300)
+    draws = gather_draws(lambda _: {"f1": 0.5 + 0.1 * odds + own, "recall": 0.1 * odds}, [weights], recipes)
+    assert draws["f1"].std() == pytest.approx(own.std(), rel=0.02)
+    np.testing.assert_array_equal(draws["recall"], 0.1 * odds)
 
 
 def test_a_share_of_one_image_a_patient_is_wilsons():

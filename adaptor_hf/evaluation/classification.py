@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .draws import gather_draws
+from .intervals import Intervals, Recipe, make_intervals
 from .statistics import resampled_weights
 from .weighted import weighted_areas
 
@@ -101,8 +102,9 @@ def classification_intervals(
         raise ValueError(f"Got {len(patients)} patients for {task.num_rows} rows.")
     patients = np.asarray(patients)
     values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
-    draws = gather_draws(task.values(weights) for weights in resampled_weights(patients, num_resamples, seed))
-    return make_intervals(task.recipes(), values, draws, patients, level=level, unit=unit)
+    recipes = task.recipes()
+    draws = gather_draws(task.values, resampled_weights(patients, num_resamples, seed), recipes)
+    return make_intervals(recipes, values, draws, patients, level=level, unit=unit)
 
 
 def classification_recipes(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, Recipe]:
@@ -355,10 +357,10 @@ class _Task:
         constant = _NEAR_CONSTANT if len(ranked) and nearly_constant(ranked) else ""
         found = {
             "auroc": Recipe("area", positive, negative, with_positive | with_negative, reason=constant),
-            "auprc": Recipe("ap", positive, needs=with_positive | with_negative, reason=constant),
+            "auprc": Recipe("ap", positive, negative, with_positive | with_negative, reason=constant),
             "accuracy": Recipe("share", known, needs={"": known}),
             "balanced_accuracy": Recipe("average", parts=("recall", "specificity")),
-            "f1": Recipe("ratio", positive, needs=with_positive),
+            "f1": Recipe("ratio", positive, negative, with_positive),
             "recall": Recipe("share", positive, needs=with_positive),
             "specificity": Recipe("share", negative, needs=with_negative),
             "brier": Recipe("mean", known, needs={"": known}),

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .intervals import difference_interval, gather_draws, make_intervals
+from .draws import gather_draws
+from .intervals import difference_interval, make_intervals
 from .predictions import Predictions
 from .scoring import interval_recipes, values_under_weights
 from .statistics import Difference, resampled_weights
@@ -82,8 +83,8 @@ def compare_all(
         raise ValueError(f"{metric} is not defined on these rows: there is nothing to compare.")
     blocks = list(resampled_weights(reference.patients, num_resamples, seed))
     draws = [
-        gather_draws(function(weights[:, rows]) for weights in blocks)
-        for function, rows in zip(functions, back, strict=True)
+        gather_draws(function, (weights[:, rows] for weights in blocks), interval_recipes(predictions))
+        for function, rows, predictions in zip(functions, back, runs, strict=True)
     ]
     found, ends = {}, np.cumsum([0, *(len(kind) for kind in kinds)])
     for one in range(len(kinds)):
@@ -130,7 +131,9 @@ def mean_interval(
     whole = np.ones((1, len(first)))
     points = [{name: float(value[0]) for name, value in function(whole).items()} for function in functions]
     blocks = list(resampled_weights(first.patients, num_resamples, seed))
-    draws = [gather_draws(map(function, blocks)) for function in functions]
+    draws = [
+        gather_draws(function, blocks, interval_recipes(run)) for function, run in zip(functions, runs, strict=True)
+    ]
     means, resampled = _mean_over_seeds(points, draws, np.random.default_rng(seed + 1))
     ends = make_intervals(interval_recipes(first), means, resampled, first.patients, level=level)
     return means[metric], *ends[metric]

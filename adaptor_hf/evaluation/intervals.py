@@ -12,20 +12,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from .formulas import PRIORS, combine, hanley_mcneil, interval_ends
 from .statistics import Difference
 
 MIN_PATIENTS = 5
 """Of each class; with fewer there is no interval: none was found that covers and still says anything."""
 
-AREA_PRIOR, MEAN_PRIOR = 10, 2
-"""Patients that the assumed variance weighs as many as, beside the observed one."""
-
 METHODS = {
     "share": "Wilson, at the effective number of images over {unit}",
-    "ratio": "Wilson, at the effective number of rows over {unit}",
+    "ratio": "Wilson, at the effective number of {unit} at this share of positives",
     "mean": "Wilson, at the effective number of {unit}",
-    "area": "score interval, Hanley-McNeil variance scaled to that over {unit}",
-    "ap": "Clopper-Pearson, at the effective number of positives over {unit}",
+    "area": "logit, variance over {unit} and Hanley-McNeil's",
+    "ap": "logit, variance over {unit} at this share of positives",
     "average": "MOVER over {unit}",
 }
 _STEPS = 36
@@ -39,8 +37,9 @@ class Recipe:
     Args:
         kind (`str`): `share` (of rows), `mean` (of numbers in [0, 1]), `ratio` (such as F1), `area` (AUROC), `ap`
             (average precision), `average` (of `parts`), or `none`.
-        rows (`np.ndarray` of shape `(N,)`, bool): Rows in the denominator; of `area` the positives.
-        others (`np.ndarray` of shape `(N,)`, bool, *optional*): Of `area`, the negatives.
+        rows (`np.ndarray` of shape `(N,)`, bool): Rows in the denominator; of `area`, `ap`
+            and F1 the positives.
+        others (`np.ndarray` of shape `(N,)`, bool, *optional*): Of `area`, `ap` and F1, the negatives.
         needs (`Mapping[str, np.ndarray]`): Name to `(N,)` bool of rows of which at least [`MIN_PATIENTS`] must be.
         parts (`tuple[str, ...]`): Metrics whose mean this is.
         reason (`str`): Why there is none, if that is known before.
@@ -65,15 +64,6 @@ class Intervals(dict[str, tuple[float, float]]):
         self.reasons: dict[str, str] = {}
         self.cautions: dict[str, str] = {}
         self.methods: dict[str, str] = {}
-
-
-def gather_draws(blocks: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Metrics of blocks of resamples, `(b,)` each, joined by name."""
-    draws: dict[str, list[np.ndarray]] = {}
-    for block in blocks:
-        for name, values in block.items():
-            draws.setdefault(name, []).append(values)
-    return {name: np.concatenate(parts) for name, parts in draws.items()}
 
 
 def make_intervals(
@@ -152,66 +142,12 @@ def _ends(name, recipes, values, draws, codes, level: float) -> tuple[float, flo
 
 
 def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, level: float) -> tuple[float, float]:
-    from scipy.special import betaincinv, ndtri, stdtrit
-
-    value, tail = min(max(value, 0.0), 1.0), (1 + level) / 2
-    normal, patients = ndtri(tail), _count(codes, recipe.rows)
-    spread = value * (1 - value)
-    if patients == 0:
+    classes = [rows for rows in (recipe.rows, recipe.others if recipe.kind == "area" else None) if rows is not None]
+    patients, rows = [_count(codes, of) for of in classes], [int(of.sum()) for of in classes]
+    if 0 in patients:
         return np.nan, np.nan
-    if recipe.kind == "area":
-        return _area(value, variance, patients, _count(codes, recipe.others), tail)
-    if recipe.kind == "ap":
-        number = min(spread / variance, recipe.rows.sum()) if spread > 0 and variance > 0 else patients
-        hits, misses = value * number, (1 - value) * number
-        low = betaincinv(hits, misses + 1, 1 - tail) if hits > 0 else 0.0
-        return low, betaincinv(hits + 1, misses, tail) if misses > 0 else 1.0
-    if recipe.kind == "mean":
-        variance = (patients * variance + MEAN_PRIOR * spread / patients) / (patients + MEAN_PRIOR)
-        number = spread / variance if variance > 0 else patients
-        return _wilson(value, number, stdtrit(patients + MEAN_PRIOR - 1, tail))
-    if recipe.kind == "ratio":
-        return _wilson(value, spread / variance if spread > 0 and variance > 0 else patients, normal)
-    rows = recipe.rows.sum()
-    if rows == patients:
-        return _wilson(value, rows, normal)
-    number = min(spread / variance, rows) if spread > 0 and variance > 0 else patients
-    return _wilson(value, number, stdtrit(patients - 1, tail) if patients > 1 else normal)
-
-
-def _wilson(value: float, number: float, quantile: float) -> tuple[float, float]:
-    square = quantile**2 / number
-    centre = value + square / 2
-    half = np.sqrt(square * (value * (1 - value) + square / 4))
-    return max(0.0, (centre - half) / (1 + square)), min(1.0, (centre + half) / (1 + square))
-
-
-def _area(value: float, variance: float, positives: int, negatives: int, tail: float) -> tuple[float, float]:
-    """Areas that the observed one does not contradict, under Hanley and McNeil's variance (Newcombe 2006, method 5),
-    scaled by how much the observed variance differs from it."""
-    from scipy.special import stdtrit
-
-    if negatives == 0:
-        return np.nan, np.nan
-    smaller = min(positives, negatives)
-    inside = min(max(value, 0.25 / smaller), 1 - 0.25 / smaller)
-    scale = 1.0
-    if 0 < value < 1:
-        ratio = variance / hanley_mcneil(inside, positives, negatives)
-        scale = (smaller * ratio + AREA_PRIOR) / (smaller + AREA_PRIOR)
-    quantile = stdtrit(smaller + AREA_PRIOR - 1, tail)
-
-    def contradicted(area: float) -> bool:
-        return abs(value - area) > quantile * np.sqrt(scale * hanley_mcneil(area, positives, negatives))
-
-    return _search(value, 0.0, contradicted), _search(value, 1.0, contradicted)
-
-
-def hanley_mcneil(area: float, positives: int, negatives: int) -> float:
-    """Variance of an AUROC of so many independent positives and negatives with exponential scores (Radiology 1982)."""
-    both_positive, both_negative = area / (2 - area), 2 * area**2 / (1 + area)
-    more = (positives - 1) * (both_positive - area**2) + (negatives - 1) * (both_negative - area**2)
-    return max(0.0, (area * (1 - area) + more) / (positives * negatives))
+    low, high = interval_ends(recipe.kind, np.float64(value), np.float64(variance), patients, sum(rows), level)
+    return float(low), float(high)
 
 
 def _search(inner: float, outer: float, outside: Callable[[float], bool]) -> float:
@@ -228,8 +164,12 @@ def _search(inner: float, outer: float, outside: Callable[[float], bool]) -> flo
 def _average(parts, recipes, values, draws, codes, level: float, value: float) -> tuple[float, float]:
     ends = np.array([_ends(part, recipes, values, draws, codes, level) for part in parts])
     below, above = np.array([values[part] for part in parts]) - ends[:, 0], ends[:, 1] - [values[p] for p in parts]
-    correlation = _correlation(np.stack([draws[part] for part in parts]))
-    halves = [np.sqrt(max(0.0, side @ correlation @ side)) / len(parts) for side in (below, above)]
+    # Of few patients, correlations below 0 are mostly chance, and would make the mean look too certain.
+    correlation = np.maximum(_correlation(np.stack([draws[part] for part in parts])), 0)
+    # Average precision of few positives errs upwards in every class, so that its errors do not cancel.
+    alike = np.ones_like(correlation) if all(recipes[part].kind == "ap" for part in parts) else correlation
+    sides = ((below, alike), (above, correlation))
+    halves = [np.sqrt(max(0.0, side @ matrix @ side)) / len(parts) for side, matrix in sides]
     return value - halves[0], value + halves[1]
 
 
@@ -283,12 +223,12 @@ def difference_interval(
         return Difference(0.0, 0.0, 0.0, 1.0, method)
     smaller = min(_count(sides[0][3], rows) for rows in _denominators(metric, recipes[0]))
     # Of few patients the correlation is as uncertain as the variances: the same two patients stand for "none".
-    correlation = _correlation(both)[0, 1] * smaller / (smaller + MEAN_PRIOR)
+    correlation = _correlation(both)[0, 1] * smaller / (smaller + PRIORS["mean"])
 
     def at(level: float) -> tuple[float, float]:
         (low_1, high_1), (low_2, high_2) = (_ends(metric, *side, level) for side in sides)
-        lower = _combine(first - low_1, high_2 - second, correlation)
-        return difference - lower, difference + _combine(high_1 - first, second - low_2, correlation)
+        lower = float(combine(first - low_1, high_2 - second, correlation))
+        return difference - lower, difference + float(combine(high_1 - first, second - low_2, correlation))
 
     def holds_zero(level: float) -> bool:
         low, high = at(level)
@@ -296,10 +236,6 @@ def difference_interval(
 
     p_value = 1.0 - _search(0.0, 1.0 - 1e-12, holds_zero) if difference else 1.0
     return Difference(difference, *(float(end) for end in at(level)), float(p_value), method)
-
-
-def _combine(one: float, other: float, correlation: float) -> float:
-    return float(np.sqrt(max(0.0, one**2 + other**2 - 2 * correlation * one * other)))
 
 
 def _denominators(metric: str, recipes: Mapping[str, Recipe]) -> list[np.ndarray]:
@@ -317,4 +253,4 @@ def _count(codes: np.ndarray, rows: np.ndarray) -> int:
     return len(np.unique(codes[rows]))
 
 
-__all__ = ["Intervals", "Recipe", "difference_interval", "gather_draws", "hanley_mcneil", "make_intervals"]
+__all__ = ["Intervals", "Recipe", "difference_interval", "hanley_mcneil", "make_intervals"]

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .draws import gather_draws
+from .intervals import Intervals, Recipe, make_intervals
 from .statistics import resampled_weights
 
 RECALL_AT = (1, 5, 10)
@@ -177,8 +178,9 @@ def mean_intervals(
     """
     values = {name: float(value[0]) for name, value in means_under_weights(parts, np.ones((1, len(groups)))).items()}
     blocks = resampled_weights(groups, num_resamples, seed)
-    draws = gather_draws(means_under_weights(parts, weights) for weights in blocks)
-    return make_intervals(mean_recipes(parts, scales), values, draws, groups, level=level, unit=unit)
+    recipes = mean_recipes(parts, scales)
+    draws = gather_draws(lambda weights: means_under_weights(parts, weights), blocks, recipes)
+    return make_intervals(recipes, values, draws, groups, level=level, unit=unit)
 
 
 def mean_recipes(

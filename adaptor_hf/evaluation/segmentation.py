@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from .classification import Metrics, nearly_constant
-from .intervals import Intervals, Recipe, gather_draws, make_intervals
+from .draws import gather_draws
+from .intervals import Intervals, Recipe, make_intervals
 from .statistics import resampled_weights
 from .weighted import weighted_auroc
 
@@ -125,8 +126,9 @@ def segmentation_intervals(
         name: float(value[0]) for name, value in counts_under_weights(counts, np.ones((1, len(patients)))).items()
     }
     blocks = resampled_weights(patients, num_resamples, seed)
-    draws = gather_draws(counts_under_weights(counts, weights) for weights in blocks)
-    return make_intervals(segmentation_recipes(counts), values, draws, patients, level=level, unit=unit)
+    recipes = segmentation_recipes(counts)
+    draws = gather_draws(lambda weights: counts_under_weights(counts, weights), blocks, recipes)
+    return make_intervals(recipes, values, draws, patients, level=level, unit=unit)
 
 
 def segmentation_recipes(counts: Mapping[str, np.ndarray]) -> dict[str, Recipe]:
