@@ -17,6 +17,7 @@ from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.training_rows import KEY_FILE, TRAINING_ROWS_FILE, id_namespaces, write_training_rows
 from adaptor_hf.downstream.arguments import TASKS
 from adaptor_hf.downstream.data import load_table
+from adaptor_hf.downstream.overlap import seen_rows
 from adaptor_hf.embeddings.contents import content_digests
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.towers import load_text_tower, load_vision_tower
@@ -162,6 +163,15 @@ def test_training_images_under_new_ids_are_found(run, table, tmp_path):
     copies = write(tmp_path / "copies.csv", rows)
     with pytest.raises(ValueError, match=r"adaptor: 0 of \d+ patients, \d+ of \d+ images"):
         run("classification", source=copies)
+
+
+def test_a_set_is_disjoint_only_from_all_that_a_model_was_trained_on(tmp_path):
+    """RSNA's images are NIH's: that MIMIC-CXR was trained on too says nothing of them."""
+    test = load_table(write_labelled_images(tmp_path / "set", 8))
+    images = np.array([b"0" * 16], "S16")
+    for names, status in ((("mimic_cxr",), "none"), (("mimic_cxr", "nih_chestxray14"), "unknown")):
+        write_training_rows(tmp_path, images, ["1"], names)
+        assert seen_rows(test, {"adaptor": str(tmp_path)}, name="rsna")["adaptor"].status == status
 
 
 def test_an_external_set_is_checked_too(run, table):

@@ -61,6 +61,10 @@ class TestCompare:
     def test_rows_without_patient_leave_the_answer_open(self, run):
         assert read_training_rows(run).compare(["99", None], digests("x", "y"), ["my-hospital"]).status == "unknown"
 
+    def test_one_row_without_patient_does_not_hide_the_patients_that_are_found(self, run):
+        seen = read_training_rows(run).compare(["12", None], digests("x", "y"), ["my-hospital"])
+        assert (seen.patients, seen.status) == (1, "found")
+
     def test_without_the_key_patients_are_unknown_and_images_are_not(self, run):
         (run / KEY_FILE).unlink()
         seen = read_training_rows(run).compare(["12"], digests("a"), ["my-hospital"])

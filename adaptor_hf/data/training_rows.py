@@ -111,15 +111,22 @@ class TrainingRows:
         found_patients = None
         if disjoint:
             found_patients = 0
-        elif self.patients is None or len(known) < len(patient_ids) or not known:
+        elif self.patients is None or not known:
             why.append("rows without patient id cannot be compared")
         elif not shared:
-            why.append("the patient ids are of another data set as far as is known; --id_namespace says otherwise")
+            why.append(
+                "the patient ids are of another data set as far as is known (where they are not, the same "
+                "--id_namespace in pre-training and here lets them be compared)"
+            )
         elif self.key is None:
             why.append(f"the key of the patients' digests ({KEY_FILE}, or the same --key_file) is not at hand")
         else:
             mine = set(self.patients.tolist())
             found_patients = sum(any(_hmac(self.key, name, patient) in mine for name in shared) for patient in distinct)
+            # What is found stays found; of rows without id no more can be said.
+            if not found_patients and len(known) < len(patient_ids):
+                found_patients = None
+                why.append("rows without patient id cannot be compared")
         of_images = 0 if images is None else len(images)
         return Seen(found_patients, found_images, len(distinct), of_images, "; ".join(why))
 

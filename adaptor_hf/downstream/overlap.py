@@ -61,7 +61,9 @@ def seen_rows(
         if images is None:
             images = content_digests(test, cache_dir)
         mine = id_namespaces(namespace or name, table)
-        disjoint = any(disjoint_sets(theirs, name) for theirs in rows.namespaces)
+        # Each named set that it was trained on must be disjoint: one of several says nothing of the others.
+        named = [theirs for theirs in rows.namespaces if not theirs.startswith("sha256:")]
+        disjoint = bool(named) and all(disjoint_sets(theirs, name) for theirs in named)
         found[module] = rows.compare(patients, images, mine, disjoint=disjoint)
     for reason in {seen.reason for seen in found.values() if seen.status == "unknown" and seen.reason}:
         logger.warning("Whether %s overlaps with pre-training is not known: %s.", name, reason)
@@ -147,7 +149,8 @@ def check_copies(
 
 
 def _counts(seen: Seen) -> str:
-    return f"{_of(seen.patients, f'of {seen.of_patients} patients')}, {_of(seen.images, f'of {seen.of_images} images')}"
+    patients = _of(seen.patients, f"of {seen.of_patients} patients") if seen.of_patients else "no patient ids"
+    return f"{patients}, {_of(seen.images, f'of {seen.of_images} images')}"
 
 
 def _of(count: int | None, what: str) -> str:
