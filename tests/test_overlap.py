@@ -210,3 +210,32 @@ def test_digests_come_from_the_cache_where_a_file_was_embedded(table, tmp_path, 
     build_cache(dataset, vision_tower=str(tiny_dinov2), cache_dir=tmp_path / "cache")
     monkeypatch.setattr(contents, "content_key", lambda path: pytest.fail("the file was read again"))
     np.testing.assert_array_equal(content_digests(dataset, tmp_path / "cache"), plain)
+
+
+def test_reports_and_comparisons_say_what_was_seen_and_set_nothing_of_it_in_bold(run, tmp_path, checkpoint):
+    from adaptor_hf.evaluation.report import write_report
+
+    torch.manual_seed(5)
+    config = AdaptorModel.from_pretrained(checkpoint, load_towers=False).config
+    AdaptorModel(config).save_pretrained(tmp_path / "other")
+    words = ["--split_seed", "5", "--allow_seen", "--more_models", str(tmp_path / "other"), "--compare"]
+    folder = run("classification", *words)
+    seen = next(line for line in read_results(folder / "runs").lines if line["pretraining_overlap"] == "found")
+    counts = f"{seen['seen_patients']} patients, {seen['seen_images']} images"
+    assert counts in (folder / "comparison.md").read_text()
+    assert "its scores are too good" in (folder / "comparison.md").read_text()
+    write_report(folder / "runs", tmp_path / "report")
+    pages = {path.suffix: path.read_text() for path in (tmp_path / "report").glob("**/metrics_*")}
+    pages[".page"] = (tmp_path / "report" / "phantom.md").read_text()
+    assert {".csv", ".tex", ".page"} <= pages.keys()
+    for suffix in (".csv", ".page"):
+        assert counts in pages[suffix], suffix
+    for suffix in (".tex", ".page"):
+        assert "its scores are too good" in " ".join(pages[suffix].split()), suffix
+    assert "Overlap of phantom-boxes with pre-training: unknown." in pages[".page"]
+
+
+def test_options_of_a_split_that_the_table_has_are_said_to_change_nothing(run, tmp_path, caplog):
+    own = write_labelled_images(tmp_path / "own", 120, seed=4)
+    run("retrieval", "--split_seed", "5", "--id_namespace", "elsewhere", source=own)
+    assert "The table has splits of its own: --split_seed changes none of them." in caplog.text

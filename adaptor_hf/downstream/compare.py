@@ -15,6 +15,7 @@ import numpy as np
 
 from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
 from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label, rows_in_words, units
+from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 
 logger = logging.getLogger(__name__)
@@ -286,19 +287,33 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     parts = [f"# {metric} of {task} on {line['dataset']}{share}", recommend(found, pairs)]
     if str(line["dataset"]).startswith("phantom"):
         parts.append("These are phantoms: the page shows that the machinery works, and says nothing about patients.")
-    head = [metric, "seeds", "trained here", "tower saw the data", "licence", "GB of 100,000 images", "minutes"]
+    head = [
+        metric,
+        "seeds",
+        "trained here",
+        "tower saw the data",
+        "pre-training saw",
+        "licence",
+        "GB of 100,000 images",
+        "minutes",
+    ]
     table = ["| candidate | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
     for one in found:
         spread = f" ± {np.std(one.values, ddof=1):.3f}" if len(one.values) > 1 else ""
         cost = costs.get(one.line["vision_tower"], {}) | costs.get(str(one.line.get("checkpoint")), {})
         mark = "" if above_baseline(metric, one.ci_lo, one.ci_hi, one.line["trivial_baseline"]) else f" {MARK}"
         cells = [one.name, f"{one.value:.3f}{spread} [{one.ci_lo:.3f}, {one.ci_hi:.3f}]{mark}", len(one.values)]
-        cells += [f"{one.trained:,}", one.line["tower_saw_dataset"], cost.get("license") or "unknown"]
+        cells += [
+            f"{one.trained:,}",
+            one.line["tower_saw_dataset"],
+            overlap_cell(one.line),
+            cost.get("license") or "unknown",
+        ]
         cells += [f"{cost[name]:.2f}" if name in cost else "" for name in ("gigabytes", "minutes")]
         table.append("| " + " | ".join(map(str, cells)) + " |")
     for label, _, (value,) in baseline_rows([one.line for one in found], [metric]):
         table.append(f"| {label} | {value} |" + " |" * (len(head) - 1))
-    parts += ["\n".join(table), LEGEND]
+    parts += ["\n".join(table), LEGEND, *overlap_sentences(one.line for one in found)]
     rows = ["| first | second | first - second | adjusted p | finding |", "|---|---|---|---|---|"]
     for first, second, difference in pairs:
         cells = [_interval(difference), f"{difference.p_value:.3g}", finding(difference, len(pairs), line)]

@@ -90,6 +90,9 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
         leak = describe(next(iter(parts.values())))["leak"]
     else:
         table = load_table(arguments.table, **table_options(arguments))
+        options = ("split_seed", "validation_fraction", "test_fraction")
+        if table.unique("split") != [None] and (given := [o for o in options if getattr(arguments, o) is not None]):
+            logger.warning("The table has splits of its own: --%s changes none of them.", ", --".join(given))
         parts, split_hash = split_table(table, rule, split_alias=arguments.split_alias)
     seen = {} if "test" not in parts else _seen(arguments, parts["test"], arguments.name, arguments.table)
     return LoadedParts(*private_parts(parts, split_hash, arguments.subgroup_column), seen, leak)

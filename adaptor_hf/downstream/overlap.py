@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +11,13 @@ import numpy as np
 from ..data.duplicates import copies_across, describe_copies
 from ..data.training_rows import TRAINING_ROWS_FILE, Seen, find_training_rows, id_namespaces
 from ..embeddings.contents import content_digests
+from ..evaluation.overlap import UNTRAINED, counted
 from .provenance import disjoint_sets
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-
-UNTRAINED = ("tower", "mlp", "untrained")
-"""Modules that no pre-training of ours has shaped; what a tower saw is `tower_saw_dataset`."""
 
 
 def seen_rows(
@@ -91,23 +89,6 @@ def overlap_fields(seen: Mapping[str, Seen] | None, module: str) -> dict[str, An
     return seen.get(module, seen.get("adaptor", Seen(None, None))).fields()
 
 
-def overlap_sentences(lines: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What to print below a table of result lines: a sentence for each kind of overlap, without repetition."""
-    said: dict[str, None] = {}
-    for line in lines:
-        status, test = line.get("pretraining_overlap"), line.get("test_set") or line["dataset"]
-        if line.get("module") in UNTRAINED:
-            continue
-        if status == "found":
-            counts = _of(line.get("seen_patients"), "test patients") + " and " + _of(line.get("seen_images"), "images")
-            said[f"Pre-training of {line['system']} had seen {counts} of {test}: its scores are too good."] = None
-        elif status == "none":
-            said[f"No test patient and no test image of {test} was in pre-training."] = None
-        else:
-            said[f"Overlap of {test} with pre-training: unknown."] = None
-    return list(said)
-
-
 def check_copies(
     parts: Mapping[str, Dataset], cache_dir: Any, action: str = "refuse", *, known_leak: str | None = None
 ) -> np.ndarray:
@@ -149,12 +130,8 @@ def check_copies(
 
 
 def _counts(seen: Seen) -> str:
-    patients = _of(seen.patients, f"of {seen.of_patients} patients") if seen.of_patients else "no patient ids"
-    return f"{patients}, {_of(seen.images, f'of {seen.of_images} images')}"
+    patients = counted(seen.patients, f"of {seen.of_patients} patients") if seen.of_patients else "no patient ids"
+    return f"{patients}, {counted(seen.images, f'of {seen.of_images} images')}"
 
 
-def _of(count: int | None, what: str) -> str:
-    return f"{'an unknown number' if count is None else count} {what}"
-
-
-__all__ = ["UNTRAINED", "check_copies", "overlap_fields", "overlap_sentences", "seen_rows"]
+__all__ = ["check_copies", "overlap_fields", "seen_rows"]

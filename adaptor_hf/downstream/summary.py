@@ -10,7 +10,7 @@ import numpy as np
 from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
 from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, HEADLINES, VALUES, checkpoint_label
 from ..evaluation.notes import notes_of_lines
-from .overlap import overlap_sentences
+from ..evaluation.overlap import overlap_sentences
 
 if TYPE_CHECKING:
     from .classification import RunList

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..evaluation.overlap import overlap_sentences
 from ..modeling_adaptor import AdaptorModel
 from ..private_mode import private_rows, refuse_identifying_columns
 from ..tower_bundles_adaptor import use_towers_dir
@@ -34,7 +35,7 @@ from .loading import (
     with_default_reading,
 )
 from .modules import SYSTEMS, Module, load_modules, saved_controls
-from .overlap import check_copies, overlap_fields, overlap_sentences
+from .overlap import check_copies, overlap_fields
 from .predicting import take_away
 from .prompts import load_prompts
 from .provenance import input_size, tower_name

@@ -27,6 +27,7 @@ from .naming import (
     shared_parts,
 )
 from .notes import duplicate_notes
+from .overlap import overlap_cell, overlap_sentences
 from .results import ResultFiles, read_sound_results
 from .tables import Cell, Table, aggregate, lovt_csv
 
@@ -244,7 +245,16 @@ def _method_table(name: str, title: str, section: str, cells: list[Cell], known:
 def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table:
     dataset, test_set, task = key
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
-    columns = ["run", "training data", *metrics, "seeds", "images (patients)", "head parameters", "tower saw it"]
+    columns = [
+        "run",
+        "training data",
+        *metrics,
+        "seeds",
+        "images (patients)",
+        "head parameters",
+        "tower saw it",
+        "pre-training saw",
+    ]
     rows: dict[tuple, dict[str, Cell]] = {}
     for cell in cells:
         rows.setdefault((_split_label(cell), cell.fields.get("fraction")), {})[cell.metric] = cell
@@ -263,20 +273,38 @@ def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table
                 str(first.n_test) if first.n_patients is None else f"{first.n_test} ({first.n_patients})",
                 "" if first.fields.get("head_params") is None else str(first.fields["head_params"]),
                 str(first.fields.get("tower_saw_dataset") or "unknown"),
+                overlap_cell(first.fields),
             ]
         )
         notes += [
             f"{label}: {note}" for note in dict.fromkeys(note for cell in found.values() for note in cell.run_notes)
         ]
-        notes += [f"{label}, {cell.metric}: {note}" for cell in found.values() for note in cell.notes]
+    notes += _grouped({label: list(found.values()) for (label, _), found in ordered})
     lines = [line for cell in cells for line in cell.lines]
     notes += duplicate_notes(lines)
-    body += [[label, share, *trivial, *[""] * 4] for label, share, trivial in baseline_rows(lines, metrics)]
+    body += [[label, share, *trivial, *[""] * 5] for label, share, trivial in baseline_rows(lines, metrics)]
     where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
     table = Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
     _prepare_latex(table, [found for _, found in ordered], metrics, chosen or HEADLINES.get(task, ()))
     return table
+
+
+def _grouped(rows: dict[str, list[Cell]]) -> list[str]:
+    """Notes of cells, each sentence once with the metrics that it is about, and with the rows unless these are all."""
+    about: dict[str, dict[str, list[str]]] = {}
+    for label, cells in rows.items():
+        for cell in cells:
+            for note in cell.notes:
+                about.setdefault(note, {}).setdefault(label, []).append(cell.metric)
+    said = []
+    for note, of_rows in about.items():
+        metrics = {label: ", ".join(names) for label, names in of_rows.items()}
+        if len(metrics) == len(rows) and len(set(metrics.values())) == 1:
+            said.append(f"{next(iter(metrics.values()))}: {note}")
+        else:
+            said += [f"{label}, {names}: {note}" for label, names in metrics.items()]
+    return said
 
 
 def _legend(cells: list[Cell]) -> list[str]:
@@ -293,6 +321,7 @@ def _legend(cells: list[Cell]) -> list[str]:
     notes.append(f"Epoch, learning rate and thresholds chosen on: {', '.join(named('selected_on')) or 'not stated'}.")
     if positive := named("positive_class"):
         notes.append(f"Positive class: {', '.join(positive)}.")
+    notes += overlap_sentences([line for cell in cells for line in cell.lines])
     return notes + [CHOSEN_ON_TEST_NOTE] * ("test" in named("selected_on"))
 
 
@@ -334,7 +363,8 @@ def _best(cells: list[Cell | None], shares: list) -> set[int]:
     """Rows of the best printed value of one share, split and target; none alone, and none that shows nothing."""
     groups: dict[tuple, list[int]] = {}
     for row, cell in enumerate(cells):
-        if cell is not None and not math.isnan(cell.value) and cell.fields.get("selected_on") != "test":
+        fair = cell is not None and cell.fields.get("selected_on") != "test"
+        if fair and not math.isnan(cell.value) and cell.fields.get("pretraining_overlap") != "found":
             groups.setdefault((shares[row], cell.fields["split_hash"], cell.fields.get("targets_hash")), []).append(row)
     found = set()
     for rows in groups.values():

@@ -1,0 +1,44 @@
+"""What tables say of the overlap of test rows with pre-training."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+UNTRAINED = ("tower", "mlp", "untrained")
+"""Modules that no pre-training of ours has shaped; what a tower saw is `tower_saw_dataset`."""
+
+
+def overlap_sentences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What to print below a table of result lines: a sentence for each kind of overlap, without repetition."""
+    said: dict[str, None] = {}
+    for line in lines:
+        status, test = line.get("pretraining_overlap"), line.get("test_set") or line["dataset"]
+        if line.get("module") in UNTRAINED:
+            continue
+        if status == "found":
+            counts = (
+                counted(line.get("seen_patients"), "test patients")
+                + " and "
+                + counted(line.get("seen_images"), "images")
+            )
+            said[f"Pre-training of {line['system']} had seen {counts} of {test}: its scores are too good."] = None
+        elif status == "none":
+            said[f"No test patient and no test image of {test} was in pre-training."] = None
+        else:
+            said[f"Overlap of {test} with pre-training: unknown."] = None
+    return list(said)
+
+
+def overlap_cell(line: Mapping[str, Any]) -> str:
+    """What of the test rows pre-training saw, in a table's cell: none, unknown, or the counts."""
+    status = line.get("pretraining_overlap") or "unknown"
+    if status != "found":
+        return str(status)
+    return f"{counted(line.get('seen_patients'), 'patients')}, {counted(line.get('seen_images'), 'images')}"
+
+
+def counted(count: int | None, what: str) -> str:
+    """ "3 images", or that their number is not known."""
+    return f"{'an unknown number of' if count is None else count} {what}"
+
+
+__all__ = ["UNTRAINED", "counted", "overlap_cell", "overlap_sentences"]
