@@ -102,8 +102,8 @@ class TestPretraining:
         assert without_copies(cache) is cache
         assert caplog.text == ""
         assert [len(view) for view in contrastive_splits(cache).values()] == [16, 4, 4]
-        with pytest.raises(ValueError, match="refuse or drop, got 'keep'"):
-            without_copies(cache, "keep")
+        with pytest.raises(ValueError, match="refuse, drop or keep, got 'ask'"):
+            without_copies(cache, "ask")
 
 
 def phantoms(count):
