@@ -305,8 +305,10 @@ def _name_rows(mask: pa.ChunkedArray, rows: pa.Array, limit: int = 5) -> str:
 
 def _report(values: dict[str, pa.ChunkedArray], paths: pa.ChunkedArray, rows: pa.Array) -> None:
     """Log counts of rows without text, and rows that share an id. Row numbers only: no text, path or id in a log."""
-    if values["text"].null_count:
-        logger.info("%d of %d rows have no text and are image-only.", values["text"].null_count, len(rows))
+    missing = values["text"].null_count
+    # Of all rows it is no news: nobody asked for texts.
+    if 0 < missing < len(rows):
+        logger.info("%d of %d rows have no text and are image-only.", missing, len(rows))
     repeated_id = values["image_id"].to_pandas().duplicated(keep=False).to_numpy()
     if not repeated_id.any():
         return
