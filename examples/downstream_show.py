@@ -70,12 +70,13 @@ def pretrain(table: Path, model: Path) -> None:
 
 
 def downstream(table: Path, model: Path, output: Path) -> dict[str, str]:
+    from adaptor_hf.downstream.loading import with_default_reading
     from adaptor_hf.downstream.sweep import run_sweep
     from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
 
     def start(job) -> str:
         started = time.process_time()
-        said = TASK_FUNCTIONS[job.task](job, "cpu")
+        said = TASK_FUNCTIONS[job.task](with_default_reading(job), "cpu")
         return f"{said}\n\n{job.task}: {time.process_time() - started:.0f} CPU-s"
 
     return run_sweep(plan(table, model), output, start)
@@ -114,7 +115,10 @@ def analyse(table: Path, model_folder: Path, folder: Path) -> str:
     records = rows.loc[pairs.pairs["image_id"][:]]
     classes = np.where(records["effusion"] == "1", "effusion", "none")
     mapped = model.get_image_features(image_embeds=images).pooler_output
-    points = {"before the Adaptor": tsne_map(images), "after the Adaptor": tsne_map(mapped)}
+    near = min(40, len(images) // 3)
+    points = {
+        "before the Adaptor": tsne_map(images, perplexity=near), "after the Adaptor": tsne_map(mapped, perplexity=near),
+    }  # fmt: skip
     draw_tsne(points, classes[:400], folder / "tsne.png")
     return "\n".join([*lines, "", said])
 

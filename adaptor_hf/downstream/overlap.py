@@ -73,8 +73,8 @@ def seen_rows(
             raise ValueError(
                 f"{message} Test on what pre-training held out: leave out --split_seed, --test_fraction and "
                 "--validation_fraction, so that the checkpoint's rule holds, or give the --split_column of the "
-                "pre-training. If patient ids of two places only look alike, give each its --id_namespace. With "
-                "--allow_seen the task is run all the same, and every result carries the counts."
+                "pre-training. If patient ids of two places only look alike, give each its --id_namespace in both "
+                "scripts. With --allow_seen the task is run all the same, and every result carries the counts."
             )
         logger.warning("%s --allow_seen: every result carries the counts.", message)
     return found

@@ -37,8 +37,9 @@ def overlap_cell(line: Mapping[str, Any]) -> str:
 
 
 def counted(count: int | None, what: str) -> str:
-    """ "3 images", or that their number is not known."""
-    return f"{'an unknown number of' if count is None else count} {what}"
+    """Such as "3 images" or "3 of 5 images", or that their number is not known."""
+    unknown = "an unknown number" if what.startswith("of ") else "an unknown number of"
+    return f"{unknown if count is None else count} {what}"
 
 
 __all__ = ["UNTRAINED", "counted", "overlap_cell", "overlap_sentences"]
