@@ -154,8 +154,9 @@ def test_a_signal_saves_the_running_step_and_exits_with_75(cache, whole, tmp_pat
     assert 58 in [entry["step"] for entry in entries if "eval_loss" in entry]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("number", "reached"), [(signal.SIGUSR1, [1]), (signal.SIGTERM, [0, 1])])
+@pytest.mark.parametrize(
+    ("number", "reached"), [(signal.SIGUSR1, [1]), pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.slow)]
+)
 def test_a_signal_to_any_process_stops_all_at_one_step(cache, whole_of_two, number, reached, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     ranks = start_ranks(command(cache, output), log)

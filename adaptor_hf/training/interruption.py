@@ -1,5 +1,6 @@
 """SIGTERM and SIGUSR1: finish the step, save, exit with 75. And what the script says and returns when it ends early."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -197,6 +198,10 @@ def run_script(main: Callable[[], None]) -> None:
         except KeyboardInterrupt as interruption:
             stopped, go_on = signals.received, str(interruption) or GO_ON
             status = EXIT_REQUEUE if stopped or isinstance(interruption, Interrupted) else EXIT_CTRL_C
+            if isinstance(interruption, Interrupted):
+                # All processes stop at one step, so all come here; one that is gone makes the others' call fail.
+                with contextlib.suppress(RuntimeError):
+                    leave_process_group()
         except (ValueError, OSError, FloatingPointError) as error:
             sys.exit(f"error: {error_text(error)}")
         except Exception as error:
