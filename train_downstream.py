@@ -14,10 +14,10 @@ import torch
 import transformers
 
 from adaptor_hf.audit.manifest import write_downstream_manifest
-from adaptor_hf.downstream.arguments import parse_arguments, places_of
-from adaptor_hf.downstream.loading import cache_dir_of
-from adaptor_hf.downstream.tasks import run_job
-from adaptor_hf.private_mode import start_private_mode
+from adaptor_hf.privacy.mode import start_private_mode
+from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
+from adaptor_hf.tasks.loading import cache_dir_of
+from adaptor_hf.tasks.run import run_job
 from adaptor_hf.training.interruption import run_script
 
 logger = logging.getLogger("train_downstream")
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not only_process():
         return
-    start_private_mode(options, [*places_of(options), options.towers_dir])
+    start_private_mode(options, [*path_arguments(options), options.towers_dir])
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
         logging.getLogger(name).setLevel(logging.INFO)

@@ -16,19 +16,19 @@ from transformers import set_seed
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import write_pretraining_manifest
+from adaptor_hf.audit.run_record import RunRecord, last_evaluation
 from adaptor_hf.data.duplicates import without_copies
+from adaptor_hf.data.terms import check_consent, restricted_terms
 from adaptor_hf.embeddings import build_cache, open_cache
-from adaptor_hf.hub.data_terms import check_consent, restricted_terms
-from adaptor_hf.private_mode import check_private_cache, start_private_mode
+from adaptor_hf.privacy.mode import check_private_cache, start_private_mode
 from adaptor_hf.tower_bundles_adaptor import use_towers_dir
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.checkpoints import find_checkpoint
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs, record_training_rows
-from adaptor_hf.training.recipe import check_together, parse_arguments, places_of
+from adaptor_hf.training.recipe import check_together, parse_arguments, path_arguments
 from adaptor_hf.training.report import processor_of, report_run
-from adaptor_hf.training.run_record import RunRecord, last_evaluation
 from adaptor_hf.training.summary import describe_run, environment_warnings, fit_batch_to_data
 
 logger = logging.getLogger("train_pretrain")
@@ -37,7 +37,7 @@ logger = logging.getLogger("train_pretrain")
 def main(arguments: list[str] | None = None) -> None:
     record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)
-    start_private_mode(run, [*places_of(data, model_arguments, training), run.towers_dir])
+    start_private_mode(run, [*path_arguments(data, model_arguments, training), run.towers_dir])
     # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
     logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
     with record.phase("cache"):
         if data.cache:
             cache = open_cache(data.cache)
-            check_private_cache(cache.side_manifests().values())
+            check_private_cache(cache.modality_manifests().values())
         else:
             pairs = load_training_pairs(data, run)
             cache = build_cache(

@@ -14,10 +14,13 @@ from .configuration_adaptor import AdaptorConfig
 from .heads_adaptor import AdaptorForImageClassification, AdaptorForSemanticSegmentation
 from .image_processing_adaptor import AdaptorImageProcessor
 from .modeling_adaptor import AdaptorModel, AdaptorOutput, AdaptorPreTrainedModel
+from .moved import install as _install_moved
 from .processing_adaptor import AdaptorProcessor
 from .towers import presets as _presets  # noqa: F401  (fills the table of tower names)
 
 __version__ = "0.1.0"
+
+_install_moved()
 
 AutoConfig.register("adaptor", AdaptorConfig, exist_ok=True)
 AutoModel.register(AdaptorConfig, AdaptorModel, exist_ok=True)

@@ -126,7 +126,7 @@ def _open(place: Path, recorded: Mapping[str, Any]) -> EmbeddingCache:
 
 
 def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:
-    from .audit.manifest import RETRIEVAL_FILE
+    from .evaluation.results import RETRIEVAL_FILE
     from .modeling_adaptor import AdaptorModel
     from .training.controls import evaluate_retrieval
     from .training.pairs import contrastive_splits

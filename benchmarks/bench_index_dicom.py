@@ -33,8 +33,8 @@ def write_tree(root: Path, count: int) -> None:
     print(f"making {count:,} files", file=sys.stderr)
     from io import BytesIO
 
-    from adaptor_hf.data.phantom.generate import plan
-    from adaptor_hf.data.phantom.layout_pacs import dicom_object
+    from adaptor_hf.phantom.generate import plan
+    from adaptor_hf.phantom.layout_pacs import dicom_object
 
     planned = next(plan(1, 64, 0))
     dataset = dicom_object(planned, planned.record(64, 0), 0)

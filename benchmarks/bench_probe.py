@@ -17,10 +17,10 @@ import torch
 from datasets import Dataset
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
-from adaptor_hf.downstream.classification import EmbeddedData, run_classification
-from adaptor_hf.downstream.data import LabelledData
-from adaptor_hf.downstream.modules import load_modules
-from adaptor_hf.downstream.recipes import get_recipe
+from adaptor_hf.tasks.classification import EmbeddedData, run_classification
+from adaptor_hf.tasks.controls import load_modules
+from adaptor_hf.tasks.data import LabelledData
+from adaptor_hf.tasks.protocols import get_recipe
 
 
 def synthetic_data(rows: int, width: int) -> EmbeddedData:

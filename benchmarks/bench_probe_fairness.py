@@ -22,8 +22,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adaptor_hf.downstream.probe import fit_probe
-from adaptor_hf.downstream.recipes import RECIPES, ProbeRecipe
+from adaptor_hf.tasks.probe import fit_probe
+from adaptor_hf.tasks.protocols import RECIPES, ProbeRecipe
 
 PHANTOM_LABELS = ("consolidation", "effusion", "pneumothorax", "cardiomegaly")
 QUARTERS = tuple(10.0 ** np.arange(-7, 5.25, 0.25))
@@ -96,8 +96,8 @@ def compare(name: str, features: torch.Tensor, labels: np.ndarray, patients: np.
 
 def features_of(table: Path, root: Path, folder: Path) -> torch.Tensor:
     """`(n, 1280)` of the tower, for every row of a table with `image` and `patient_id`."""
-    from adaptor_hf.downstream.data import load_table
-    from adaptor_hf.downstream.features import tower_features
+    from adaptor_hf.tasks.data import load_table
+    from adaptor_hf.tasks.features import tower_features
 
     dataset = load_table(table, label_columns=[], image_root=root, patient_column="patient_id")
     embeds, kept, _ = tower_features(dataset, "lite0", folder / "embeddings")
@@ -109,7 +109,7 @@ def features_of(table: Path, root: Path, folder: Path) -> torch.Tensor:
 def main() -> None:
     import pandas as pd
 
-    from adaptor_hf.data.phantom import write_phantoms
+    from adaptor_hf.phantom import write_phantoms
 
     warnings.filterwarnings("ignore", "The table has no")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -32,9 +32,9 @@ EPOCHS = 20
 
 def pairs_of(folder: Path):
     """Pairs with a split, and what to call them."""
-    from adaptor_hf.data.phantom import write_phantoms
     from adaptor_hf.data.splits import assign_splits
     from adaptor_hf.data.tables import load_pairs
+    from adaptor_hf.phantom import write_phantoms
 
     real = os.environ.get("ADAPTOR_REALBENCH")
     if real:

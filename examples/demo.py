@@ -23,14 +23,14 @@ from demo_figures import draw_curves, draw_retrieval
 from transformers import AutoModel, pipeline, set_seed
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.data.phantom import ZERO_SHOT_PROMPTS, write_phantoms
 from adaptor_hf.data.splits import split_hash
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.downstream import zero_shot_scores
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.evaluation import auroc_interval
 from adaptor_hf.evaluation.baselines import LEGEND, MARK, above_baseline
 from adaptor_hf.hub import write_model_card
+from adaptor_hf.phantom import ZERO_SHOT_PROMPTS, write_phantoms
+from adaptor_hf.tasks import zero_shot_scores
 from adaptor_hf.towers import load_text_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import Variant, compare_retrieval, format_table, train_variants

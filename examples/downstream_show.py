@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.data.phantom import write_phantoms
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.evaluation.analysis import before_and_after, tsne_map
 from adaptor_hf.evaluation.figures import draw_tsne
 from adaptor_hf.evaluation.report import PHANTOM, write_report
+from adaptor_hf.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
@@ -70,9 +70,9 @@ def pretrain(table: Path, model: Path) -> None:
 
 
 def downstream(table: Path, model: Path, output: Path) -> dict[str, str]:
-    from adaptor_hf.downstream.loading import with_default_reading
-    from adaptor_hf.downstream.sweep import run_sweep
-    from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
+    from adaptor_hf.tasks.loading import with_default_reading
+    from adaptor_hf.tasks.run import TASK_FUNCTIONS
+    from adaptor_hf.tasks.sweep import run_sweep
 
     def start(job) -> str:
         started = time.process_time()
@@ -84,7 +84,7 @@ def downstream(table: Path, model: Path, output: Path) -> dict[str, str]:
 
 def swaps(results: Path) -> str:
     """The table of text understanding, from its file."""
-    from adaptor_hf.downstream.text_understanding import RESULT_FILE, SwapResult, swap_table
+    from adaptor_hf.tasks.text_understanding import RESULT_FILE, SwapResult, swap_table
 
     if not (results / RESULT_FILE).is_file():
         return "No result."

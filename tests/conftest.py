@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# `load_local_dataset` keeps its results in the cache of `datasets`: in tests that is not the user's.
+# `load_public_dataset` keeps its results in the cache of `datasets`: in tests that is not the user's.
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="adaptor-hf-tests-")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

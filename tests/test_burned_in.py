@@ -11,11 +11,11 @@ from fixtures.dicom import write_dicom
 from PIL import Image
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-from adaptor_hf import private_mode
 from adaptor_hf.data.burned_in import count_flags, describe_flags
 from adaptor_hf.data.features import RadiographImage
+from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.private_mode import private_rows
+from adaptor_hf.privacy import mode as private_mode
 
 PIXELS = np.arange(64, dtype=np.uint16).reshape(8, 8)
 

@@ -12,11 +12,11 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorForImageClassification, AdaptorModel
-from adaptor_hf.downstream.arguments import parse_arguments
-from adaptor_hf.downstream.classification import set_aside_earlier_probes
-from adaptor_hf.downstream.logistic import STRENGTHS
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.tasks.arguments import parse_arguments
+from adaptor_hf.tasks.classification import set_aside_earlier_probes
+from adaptor_hf.tasks.logistic import STRENGTHS
 from adaptor_hf.towers import load_vision_tower
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from labelled_images import write_labelled_images
 
-from adaptor_hf.downstream.data import align_classes, labelled_data, load_table, split_table, training_subset
+from adaptor_hf.tasks.data import align_classes, labelled_data, load_table, split_table, training_subset
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,10 @@ import shlex
 from dataclasses import fields
 from pathlib import Path
 
-from adaptor_hf.downstream.arguments import DownstreamArguments, parse_arguments
-from adaptor_hf.downstream.prompts import list_prompt_sets
-from adaptor_hf.downstream.recipes import RECIPES
-from adaptor_hf.downstream.tasks import TASK_FUNCTIONS
+from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
+from adaptor_hf.tasks.prompts import list_prompt_sets
+from adaptor_hf.tasks.protocols import RECIPES
+from adaptor_hf.tasks.run import TASK_FUNCTIONS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/downstream.md").read_text(encoding="utf-8")

@@ -8,10 +8,10 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream.data import labelled_data, load_table, split_table
-from adaptor_hf.downstream.finetune import run_finetune, trainable_model
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.tasks.data import labelled_data, load_table, split_table
+from adaptor_hf.tasks.finetune import run_finetune, trainable_model
 from adaptor_hf.towers import load_vision_tower
 
 

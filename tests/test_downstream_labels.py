@@ -11,11 +11,11 @@ from PIL import Image
 
 from adaptor_hf.data.catalog import list_datasets
 from adaptor_hf.data.positive import choose_positive, is_negative, sure_positive
-from adaptor_hf.downstream.arguments import DownstreamArguments, table_options
-from adaptor_hf.downstream.data import align_classes, labelled_data, load_table, plain_rows, split_table
-from adaptor_hf.downstream.prompts import load_prompts
-from adaptor_hf.downstream.summary import summarize
 from adaptor_hf.evaluation.results import read_results, run_key
+from adaptor_hf.tasks.arguments import DownstreamArguments, table_options
+from adaptor_hf.tasks.data import align_classes, labelled_data, load_table, plain_rows, split_table
+from adaptor_hf.tasks.prompts import load_prompts
+from adaptor_hf.tasks.summary import summarize
 
 ROWS = 40
 
@@ -275,10 +275,10 @@ def test_results_of_another_positive_class_are_another_run():
 
 
 def test_the_script_names_the_positive_class_in_every_line_and_on_the_console(tmp_path):
-    from adaptor_hf.downstream.classification import EmbeddedData, run_classification
-    from adaptor_hf.downstream.few_shot import run_few_shot
-    from adaptor_hf.downstream.modules import Module
-    from adaptor_hf.downstream.recipes import RECIPES
+    from adaptor_hf.tasks.classification import EmbeddedData, run_classification
+    from adaptor_hf.tasks.controls import Module
+    from adaptor_hf.tasks.few_shot import run_few_shot
+    from adaptor_hf.tasks.protocols import RECIPES
 
     data = labelled(table_of(tmp_path, {"label": ["effusion", "normal"]}))
     embeds = {part: torch.randn(len(labels), 8) + 2 * torch.from_numpy(labels) for part, labels in data.labels.items()}

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from adaptor_hf.data.phantom import generate_phantoms
-from adaptor_hf.downstream import logistic
-from adaptor_hf.downstream.logistic import STRENGTHS, logistic_path
-from adaptor_hf.downstream.probe import fit_probe, fold_standardization, macro_auroc, standardization
-from adaptor_hf.downstream.recipes import RECIPES, get_recipe
 from adaptor_hf.heads_adaptor import ClassificationHead
+from adaptor_hf.phantom import generate_phantoms
+from adaptor_hf.tasks import logistic
+from adaptor_hf.tasks.logistic import STRENGTHS, logistic_path
+from adaptor_hf.tasks.probe import fit_probe, fold_standardization, macro_auroc, standardization
+from adaptor_hf.tasks.protocols import RECIPES, get_recipe
 
 RIGOROUS = RECIPES["rigorous"]
 
@@ -182,7 +182,7 @@ def test_c_has_the_lowest_loss_of_those_that_validation_cannot_tell_from_the_bes
 
 
 def test_the_error_of_an_auroc_is_the_jackknifes():
-    from adaptor_hf.downstream.selection import auroc_and_influence
+    from adaptor_hf.tasks.selection import auroc_and_influence
 
     _, labels = drawn(120, 5, 2, 0)
     scores = labels + np.random.default_rng(0).normal(size=labels.shape)

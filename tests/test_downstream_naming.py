@@ -3,12 +3,12 @@
 import numpy as np
 
 from adaptor_hf.configuration_adaptor import AdaptorConfig
-from adaptor_hf.downstream.classification import RunList
-from adaptor_hf.downstream.modules import checkpoint_name, load_modules
-from adaptor_hf.downstream.summary import headline_table, summarize
 from adaptor_hf.evaluation.naming import checkpoint_label, row_label
 from adaptor_hf.modeling_adaptor import AdaptorModel
-from adaptor_hf.private_mode import private_mode
+from adaptor_hf.privacy.mode import private_mode
+from adaptor_hf.tasks.classification import RunList
+from adaptor_hf.tasks.controls import checkpoint_name, load_modules
+from adaptor_hf.tasks.summary import headline_table, summarize
 
 
 def test_a_folder_gives_its_own_name_and_what_lies_in_it_the_runs(tmp_path):

@@ -7,10 +7,11 @@ import pytest
 import torch
 from synthetic import synthetic_model
 
-from adaptor_hf.downstream.features import adaptor_features, weights_digest
-from adaptor_hf.downstream.modules import load_modules, matched_hidden_size
-from adaptor_hf.downstream.probe import _batches, fit_probe, fold_standardization, has_seed, macro_auroc
-from adaptor_hf.downstream.recipes import RECIPES, get_recipe
+from adaptor_hf.evaluation.naming import weights_digest
+from adaptor_hf.tasks.controls import load_modules, matched_hidden_size
+from adaptor_hf.tasks.features import adaptor_features
+from adaptor_hf.tasks.probe import _batches, fit_probe, fold_standardization, has_seed, macro_auroc
+from adaptor_hf.tasks.protocols import RECIPES, get_recipe
 
 # A linear head by gradient; the recipe's own is in test_downstream_logistic.py.
 QUICK = replace(RECIPES["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)

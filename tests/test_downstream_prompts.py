@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from adaptor_hf.downstream.prompts import list_prompt_sets, load_prompts
+from adaptor_hf.tasks.prompts import list_prompt_sets, load_prompts
 
 
 @pytest.mark.parametrize("name", list_prompt_sets())

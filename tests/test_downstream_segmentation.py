@@ -11,8 +11,10 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream.modules import Module
-from adaptor_hf.downstream.segmentation import (
+from adaptor_hf.evaluation import read_results, segmentation_counts
+from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.tasks.controls import Module
+from adaptor_hf.tasks.segmentation import (
     SEGMENTATION_RECIPES,
     KeepBestDecoder,
     MaskCollator,
@@ -23,8 +25,6 @@ from adaptor_hf.downstream.segmentation import (
     segmentation_model,
     train_decoder,
 )
-from adaptor_hf.evaluation import read_results, segmentation_counts
-from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.towers import load_vision_tower
 
 
@@ -74,7 +74,7 @@ def test_each_module_is_a_run_beside_the_empty_mask(table, checkpoint, tmp_path)
 
 
 def test_training_changes_the_decoder_and_no_bit_of_tower_and_adaptor(table, tower):
-    from adaptor_hf.downstream.data import load_table
+    from adaptor_hf.tasks.data import load_table
 
     torch.manual_seed(0)
     config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
@@ -110,7 +110,7 @@ def test_recipes_have_the_references_values():
 
 
 def test_the_rate_of_the_adaptor_recipe_is_half_a_cosine_of_a_hundred_epochs(table, tower):
-    from adaptor_hf.downstream.data import load_table
+    from adaptor_hf.tasks.data import load_table
 
     torch.manual_seed(0)
     config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
@@ -274,8 +274,8 @@ def test_the_mean_mask_of_the_training_rows_is_scored_in_the_frame_of_the_model(
 
 
 def test_a_share_of_the_training_rows_has_its_own_mean_mask(table, tower):
-    from adaptor_hf.downstream.data import load_table
-    from adaptor_hf.downstream.masks import MeanMasks, summarize_masks
+    from adaptor_hf.tasks.data import load_table
+    from adaptor_hf.tasks.masks import MeanMasks, summarize_masks
 
     dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"])
     collator = MaskCollator(tower.processor, 28, False)

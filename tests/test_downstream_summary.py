@@ -2,8 +2,8 @@
 
 import math
 
-from adaptor_hf.downstream.classification import RunList
-from adaptor_hf.downstream.summary import headline_table, summarize
+from adaptor_hf.tasks.classification import RunList
+from adaptor_hf.tasks.summary import headline_table, summarize
 
 
 def line(system: str, value: float, half: float = 0.05, **more):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from adaptor_hf.downstream.arguments import parse_arguments
-from adaptor_hf.downstream.compare import (
+from adaptor_hf.evaluation import classification_predictions, read_results, write_run
+from adaptor_hf.tasks.arguments import parse_arguments
+from adaptor_hf.tasks.compare import (
     candidates,
     compare_pairs,
     finding,
@@ -16,8 +17,7 @@ from adaptor_hf.downstream.compare import (
     remember_costs,
     write_comparison,
 )
-from adaptor_hf.downstream.sweep import STATE_FILE, run_sweep, sweep_jobs
-from adaptor_hf.evaluation import classification_predictions, read_results, write_run
+from adaptor_hf.tasks.sweep import STATE_FILE, run_sweep, sweep_jobs
 
 CONFIGS = Path(__file__).parent.parent / "configs/recipes/downstream"
 PLAN = {
@@ -188,7 +188,7 @@ def test_runs_on_several_data_sets_are_not_compared(tmp_path):
 
 
 def test_of_several_data_sets_one_is_compared_by_its_name(tmp_path, capsys):
-    from adaptor_hf.downstream.__main__ import main
+    from adaptor_hf.tasks.__main__ import main
 
     folder = written(tmp_path, {"one": (1.0, 10), "two": (1.0, 5)})
     for path in folder.glob("runs/0-*/results.jsonl"):

@@ -13,13 +13,13 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream.compare import write_comparison
-from adaptor_hf.downstream.sweep import run_sweep
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.report import write_report
 from adaptor_hf.evaluation.results import run_key
 from adaptor_hf.evaluation.tables import aggregate
 from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.tasks.compare import write_comparison
+from adaptor_hf.tasks.sweep import run_sweep
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 

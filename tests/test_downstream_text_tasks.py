@@ -11,9 +11,11 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream.few_shot import draw_episode, few_shot_scores
-from adaptor_hf.downstream.logistic import STRENGTHS
-from adaptor_hf.downstream.text_understanding import (
+from adaptor_hf.evaluation import read_results
+from adaptor_hf.evaluation.verify import verify_tree
+from adaptor_hf.tasks.few_shot import draw_episode, few_shot_scores
+from adaptor_hf.tasks.logistic import STRENGTHS
+from adaptor_hf.tasks.text_understanding import (
     NUM_UNTRAINED,
     SwapResult,
     swap_laterality,
@@ -21,8 +23,6 @@ from adaptor_hf.downstream.text_understanding import (
     swap_severity,
     swap_table,
 )
-from adaptor_hf.evaluation import read_results
-from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 

@@ -17,8 +17,8 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream.features import weights_digest
 from adaptor_hf.evaluation import load_predictions, read_results
+from adaptor_hf.evaluation.naming import weights_digest
 from adaptor_hf.evaluation.results import RESULTS_FILE
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.towers import load_vision_tower
@@ -141,7 +141,7 @@ def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_p
         "over": {"task": ["classification"], "recipe": ["gloria", "mgca"]},
     }  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(plan))
-    command = [sys.executable, "-m", "adaptor_hf.downstream", "sweep", str(tmp_path / "plan.json")]
+    command = [sys.executable, "-m", "adaptor_hf.tasks", "sweep", str(tmp_path / "plan.json")]
     command += ["--output_dir", str(tmp_path / "out")]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **quiet)
@@ -162,7 +162,7 @@ def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_p
 
 
 def test_a_job_of_a_sweep_does_what_the_script_does(table, checkpoint, tmp_path, capsys):
-    from adaptor_hf.downstream.__main__ import main
+    from adaptor_hf.tasks.__main__ import main
 
     torch.manual_seed(4)
     config = AdaptorModel.from_pretrained(checkpoint, load_towers=False).config

@@ -14,8 +14,8 @@ from PIL import Image
 from adaptor_hf.data.__main__ import main as data_main
 from adaptor_hf.data.duplicates import copies_across, describe_copies, without_copies
 from adaptor_hf.data.near_copies import aligned_correlation, image_prints, near_copies
-from adaptor_hf.data.phantom import generate_phantoms
 from adaptor_hf.embeddings import build_cache
+from adaptor_hf.phantom import generate_phantoms
 from adaptor_hf.training.pairs import contrastive_splits
 
 rows = st.lists(

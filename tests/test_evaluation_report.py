@@ -246,7 +246,7 @@ class TestCard:
     def test_results_enter_the_metadata_and_come_back(self, runs, tmp_path):
         from huggingface_hub import ModelCard
 
-        from adaptor_hf.evaluation.card import add_to_card
+        from adaptor_hf.hub.results_card import add_to_card
 
         (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n\n# Model\n\nText.\n")
         lines = [line for line in read_results(runs).lines if line["folder"].endswith(("rsna-0", "rsna-1"))]
@@ -274,7 +274,7 @@ class TestCard:
         assert (tmp_path / "README.md").read_text() == first
 
     def test_no_card_is_said(self, tmp_path):
-        from adaptor_hf.evaluation.card import add_to_card
+        from adaptor_hf.hub.results_card import add_to_card
 
         with pytest.raises(FileNotFoundError, match="No model card"):
             add_to_card(tmp_path, [])

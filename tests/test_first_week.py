@@ -12,22 +12,24 @@ from test_privacy import contents, found, streams  # noqa: F401
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import private_messages, private_mode, verify
+from adaptor_hf import verify
 from adaptor_hf.audit.__main__ import main as audit
 from adaptor_hf.data.__main__ import main as data
-from adaptor_hf.data.phantom.__main__ import main as phantom
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.layout_pacs import RADIOLOGIST, case_of
+from adaptor_hf.phantom.__main__ import main as phantom
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.layout_pacs import RADIOLOGIST, case_of
+from adaptor_hf.privacy import messages as private_messages
+from adaptor_hf.privacy import mode as private_mode
 
 COUNT, LANGUAGE = 48, "de"
 MAINS = {
-    "adaptor_hf.data.phantom": phantom, "adaptor_hf.data": data, "adaptor_hf.audit": audit,
+    "adaptor_hf.phantom": phantom, "adaptor_hf.data": data, "adaptor_hf.audit": audit,
     "adaptor_hf.verify": verify.main, "train_pretrain.py": train_pretrain.main,
     "train_downstream.py": train_downstream.main,
 }  # fmt: skip
 # What makes the run small: options that replace those of the page, or are added to them.
 SMALL = {
-    "adaptor_hf.data.phantom": ["--n", str(COUNT), "--image_size", "64", "--language", LANGUAGE],
+    "adaptor_hf.phantom": ["--n", str(COUNT), "--image_size", "64", "--language", LANGUAGE],
     "train_pretrain.py": ["--hidden_size", "48", "--num_attention_heads", "4", "--intermediate_size", "64",
                           "--global_batch_size", "8", "--num_train_epochs", "2", "--use_cpu"],
     "train_downstream.py": ["--device", "cpu", "--num_resamples", "20", "--seeds", "0", "--controls", "tower"],
@@ -83,7 +85,7 @@ def canaries_of_the_export(folder):
 def test_the_page_runs_without_network_and_no_patient_is_in_what_it_leaves(run, tmp_path, capfd):
     words = commands(ROOT / "docs/first_week.md")
     assert [next(w for w in command[1:] if w != "-m") for command in words] == [
-        "adaptor_hf.data.phantom", "adaptor_hf.data", "adaptor_hf.audit", "train_pretrain.py", "train_downstream.py",
+        "adaptor_hf.phantom", "adaptor_hf.data", "adaptor_hf.audit", "train_pretrain.py", "train_downstream.py",
         "adaptor_hf.verify", "adaptor_hf.verify", "adaptor_hf.audit",
     ]  # fmt: skip
     run(words[0])

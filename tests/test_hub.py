@@ -17,14 +17,14 @@ from synthetic import synthetic_cache, synthetic_config
 from adaptor_hf import AdaptorForImageClassification, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
 from adaptor_hf.data.catalog import list_datasets
 from adaptor_hf.data.splits import split_hash
-from adaptor_hf.downstream.predicting import save_classifier
-from adaptor_hf.downstream.probe import Probe
-from adaptor_hf.downstream.recipes import get_recipe
+from adaptor_hf.data.terms import RESTRICTED, restricted_terms
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.hub import push_folder, write_model_card
-from adaptor_hf.hub.data_terms import RESTRICTED, restricted_terms
 from adaptor_hf.hub.model_card import LICENSES, strictest_license
 from adaptor_hf.hub.push import PUSHED_FILES, files_to_push, without_local_paths
+from adaptor_hf.tasks.final_heads import save_classifier
+from adaptor_hf.tasks.probe import Probe
+from adaptor_hf.tasks.protocols import get_recipe
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import RetrievalResult

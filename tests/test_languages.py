@@ -4,13 +4,13 @@ import re
 
 import pytest
 
-from adaptor_hf.data.phantom import FINDINGS, LANGUAGES, generate_phantoms
-from adaptor_hf.data.phantom.findings import SIZES
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.translated_reports import _words
 from adaptor_hf.data.report_sentences import sentences_of, split_sentences
 from adaptor_hf.data.reports import HEADINGS, parse_sections, section_texts
-from adaptor_hf.downstream.prompts import load_prompts
+from adaptor_hf.phantom import FINDINGS, LANGUAGES, generate_phantoms
+from adaptor_hf.phantom.findings import SIZES
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.translated_reports import _words
+from adaptor_hf.tasks.prompts import load_prompts
 
 GERMAN = """Röntgen Thorax in 2 Ebenen vom 12.03.2024
 

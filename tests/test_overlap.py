@@ -15,11 +15,11 @@ import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.training_rows import KEY_FILE, TRAINING_ROWS_FILE, id_namespaces, write_training_rows
-from adaptor_hf.downstream.arguments import TASKS
-from adaptor_hf.downstream.data import load_table
-from adaptor_hf.downstream.overlap import seen_rows
 from adaptor_hf.embeddings.contents import content_digests
 from adaptor_hf.evaluation import read_results
+from adaptor_hf.tasks.arguments import TASKS
+from adaptor_hf.tasks.data import load_table
+from adaptor_hf.tasks.overlap import seen_rows
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 NAME = "phantom-boxes"

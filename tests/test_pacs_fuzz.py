@@ -13,8 +13,8 @@ import pydicom
 import pytest
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit
 
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.layout_pacs import dicom_object
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.layout_pacs import dicom_object
 
 ROOT = Path(__file__).parents[1]
 COUNT, SIDE = 200, 64
@@ -26,7 +26,7 @@ CHILD = """
 import json, resource, sys, time
 from pathlib import Path
 from adaptor_hf.data.images import image_size, read_image
-from adaptor_hf.data.pacs.headers import HeaderError, header_facts
+from adaptor_hf.data.dicom_headers import HeaderError, header_facts
 from adaptor_hf.data.pacs.walk import referenced_files
 
 folder, limit = Path(sys.argv[1]), int(sys.argv[2])

@@ -21,18 +21,18 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from adaptor_hf.data import index_dicom
 from adaptor_hf.data.__main__ import main as data_command
+from adaptor_hf.data.dicom_headers import FAULTS, HeaderError, header_facts
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.pacs import index as index_module
-from adaptor_hf.data.pacs.headers import FAULTS, HeaderError, header_facts
 from adaptor_hf.data.pacs.reports_table import read_report_table
 from adaptor_hf.data.pacs.rules import RULES, TABLE_RULES
-from adaptor_hf.data.phantom import generate_phantoms, write_layout
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.layout_pacs import case_of, dicom_object
-from adaptor_hf.data.phantom.pacs_trouble import TROUBLE
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.privacy import keyed_hash
-from adaptor_hf.private_mode import private_mode
+from adaptor_hf.phantom import generate_phantoms, write_layout
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.layout_pacs import case_of, dicom_object
+from adaptor_hf.phantom.pacs_trouble import TROUBLE
+from adaptor_hf.privacy.keys import keyed_hash
+from adaptor_hf.privacy.mode import private_mode
 
 N, SIDE, SEED = 24, 64, 5
 RULE_OF = {**{name: name for name in TROUBLE}, "presentation_state": "non_image"}
@@ -153,7 +153,7 @@ def test_a_dicomdir_as_root_takes_only_what_it_names(hospital, indexed):
 
 
 def test_a_dicomdir_that_leads_out_is_refused(tmp_path):
-    from adaptor_hf.data.phantom.pacs_trouble import directory_file
+    from adaptor_hf.phantom.pacs_trouble import directory_file
 
     (tmp_path / "DICOMDIR").write_bytes(directory_file(["../../etc/passwd"]))
     with pytest.raises(ValueError, match="leads out of its folder"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adaptor_hf.data.phantom import (
+from adaptor_hf.phantom import (
     FINDINGS,
     ZERO_SHOT_PROMPTS,
     Finding,
@@ -18,8 +18,8 @@ from adaptor_hf.data.phantom import (
     generate_phantoms,
     write_phantoms,
 )
-from adaptor_hf.data.phantom.__main__ import main
-from adaptor_hf.data.phantom.findings import (
+from adaptor_hf.phantom.__main__ import main
+from adaptor_hf.phantom.findings import (
     DEVICES,
     SIDES,
     SIZES,
@@ -30,9 +30,9 @@ from adaptor_hf.data.phantom.findings import (
     nodule_diameter,
     tube_height,
 )
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.reports import Study, write_report
-from adaptor_hf.data.phantom.targets import BOXED, MASKS, masks_of
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.reports import Study, write_report
+from adaptor_hf.phantom.targets import BOXED, MASKS, masks_of
 
 MENTION = {
     "consolidation": r"consolidation|airspace (opacity|disease)|infiltrate|parenchymal opacity",

@@ -1,4 +1,4 @@
-"""Phantoms in the trees of public data sets come back from `load_local_dataset` as they were drawn."""
+"""Phantoms in the trees of public data sets come back from `load_public_dataset` as they were drawn."""
 
 import csv
 import gzip
@@ -11,14 +11,14 @@ import pytest
 from PIL import Image
 
 import train_pretrain
-from adaptor_hf.data import load_local_dataset
+from adaptor_hf.data import load_public_dataset
 from adaptor_hf.data.labels import CHEXPERT_LABELS
-from adaptor_hf.data.phantom import LAYOUTS, generate_phantoms, write_layout
-from adaptor_hf.data.phantom.generate import plan
-from adaptor_hf.data.phantom.layout_covidx import class_of
-from adaptor_hf.data.phantom.layout_dicom import SIZE
-from adaptor_hf.data.phantom.layout_ids import covidx_file, covidx_patient, mimic_ids, nih_name, rsna_id, siim_id
 from adaptor_hf.data.report_sentences import split_sentences
+from adaptor_hf.phantom import LAYOUTS, generate_phantoms, write_layout
+from adaptor_hf.phantom.generate import plan
+from adaptor_hf.phantom.layout_covidx import class_of
+from adaptor_hf.phantom.layout_dicom import SIZE
+from adaptor_hf.phantom.layout_ids import covidx_file, covidx_patient, mimic_ids, nih_name, rsna_id, siim_id
 
 N, SMALL, SEED = 48, 64, 3
 
@@ -49,7 +49,7 @@ def enlarged(mask: Image.Image) -> np.ndarray:
 
 
 def test_mimic_cxr_gives_ids_splits_texts_and_pictures_back(trees, plans, records):
-    dataset = load_local_dataset("mimic_cxr", trees["mimic_cxr"])
+    dataset = load_public_dataset("mimic_cxr", trees["mimic_cxr"])
     rows = rows_of(dataset)
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
@@ -74,7 +74,7 @@ LABELS = {
 
 
 def test_mimic_cxr_gives_labels_back(trees, plans, records):
-    rows = rows_of(load_local_dataset("mimic_cxr", trees["mimic_cxr"], task="classification"))
+    rows = rows_of(load_public_dataset("mimic_cxr", trees["mimic_cxr"], task="classification"))
     values = []
     for planned, record in zip(plans, records, strict=True):
         labels = dict(zip(CHEXPERT_LABELS, rows[mimic_ids(planned, SEED)[2]]["labels"], strict=True))
@@ -118,7 +118,7 @@ def test_the_mimic_cxr_tree_has_the_published_form(trees):
 
 def test_rsna_gives_ids_labels_boxes_and_patients_back(trees, plans, records):
     match = "pneumonia-challenge-dataset-mappings_2018.json"
-    dataset = load_local_dataset("rsna", trees["rsna"], task="detection", nih_match=match)
+    dataset = load_public_dataset("rsna", trees["rsna"], task="detection", nih_match=match)
     rows, boxes = rows_of(dataset), 0
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
@@ -132,20 +132,20 @@ def test_rsna_gives_ids_labels_boxes_and_patients_back(trees, plans, records):
     assert boxes > 5
     row = next(iter(rows.values()))
     assert row["image"].size == (SIZE, SIZE)
-    three = rows_of(load_local_dataset("rsna", trees["rsna"], classes=3))
+    three = rows_of(load_public_dataset("rsna", trees["rsna"], classes=3))
     for planned in plans:
         assert (three[rsna_id(planned, SEED)]["labels"] == 0) == (not planned.findings)
 
 
 def test_rsna_pictures_are_those_that_were_drawn(trees, plans, records):
-    rows = rows_of(load_local_dataset("rsna", trees["rsna"]))
+    rows = rows_of(load_public_dataset("rsna", trees["rsna"]))
     for planned, record in list(zip(plans, records, strict=True))[:4]:
         small = rows[rsna_id(planned, SEED)]["image"].resize((SMALL, SMALL), Image.Resampling.BOX)
         assert np.abs(np.asarray(small, dtype=float) - np.asarray(record["image"])).mean() < 4
 
 
 def test_siim_gives_ids_labels_and_masks_back_to_the_pixel(trees, plans, records):
-    rows = rows_of(load_local_dataset("siim", trees["siim"], task="segmentation"))
+    rows = rows_of(load_public_dataset("siim", trees["siim"], task="segmentation"))
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
         row = rows[siim_id(planned, SEED)]
@@ -158,7 +158,7 @@ def test_siim_gives_ids_labels_and_masks_back_to_the_pixel(trees, plans, records
 
 
 def test_covidx_gives_ids_labels_and_splits_back(trees, plans, records):
-    dataset = load_local_dataset("covidx", trees["covidx"])
+    dataset = load_public_dataset("covidx", trees["covidx"])
     rows = rows_of(dataset)
     assert len(rows) == N
     names = next(iter(dataset.values())).features["labels"].names
@@ -209,9 +209,9 @@ def test_wrong_arguments_are_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_writes_a_layout(tmp_path):
-    words = [sys.executable, "-m", "adaptor_hf.data.phantom", str(tmp_path / "tree"), "--n", "3", "--layout", "siim"]
+    words = [sys.executable, "-m", "adaptor_hf.phantom", str(tmp_path / "tree"), "--n", "3", "--layout", "siim"]
     subprocess.run([*words, "--image_size", "64"], check=True, capture_output=True)
-    assert len(load_local_dataset("siim", tmp_path / "tree")["train"]) > 0
+    assert len(load_public_dataset("siim", tmp_path / "tree")["train"]) > 0
 
 
 def test_training_starts_from_a_mimic_cxr_tree(trees, tmp_path):

@@ -18,13 +18,15 @@ from PIL import Image
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import private_messages, private_mode
-from adaptor_hf.downstream.arguments import parse_arguments
-from adaptor_hf.downstream.loading import load_parts
-from adaptor_hf.identifying import identifying_columns
-from adaptor_hf.privacy import keyed_hash, load_key
-from adaptor_hf.private_messages import hide, without_quotations
-from adaptor_hf.private_mode import PrivacyArguments, keyed_digests, private_rows, start_private_mode
+from adaptor_hf.data.private_rows import private_rows, refuse_identifying_columns
+from adaptor_hf.privacy import messages as private_messages
+from adaptor_hf.privacy import mode as private_mode
+from adaptor_hf.privacy.identifying import identifying_columns
+from adaptor_hf.privacy.keys import keyed_hash, load_key
+from adaptor_hf.privacy.messages import hide, without_quotations
+from adaptor_hf.privacy.mode import PrivacyArguments, keyed_digests, start_private_mode
+from adaptor_hf.tasks.arguments import parse_arguments
+from adaptor_hf.tasks.loading import load_parts
 
 PERSON = "ZEBRAFINK^OTTILIE"
 BIRTH = "19310217"
@@ -305,7 +307,7 @@ class TestRefusals:
         with pytest.raises(ValueError, match="columns 12, counted"):
             load_parts(parse_arguments(downstream), "classification")
         arguments = PrivacyArguments(allow_identifying_columns=True)
-        private_mode.refuse_identifying_columns(str(table), "image", arguments)
+        refuse_identifying_columns(str(table), "image", arguments)
 
     def test_private_mode_needs_a_key_file_and_the_environment_asks_for_it(self, monkeypatch, streams, tmp_path):
         with pytest.raises(ValueError, match="needs --key_file"):
@@ -382,7 +384,7 @@ class TestErrors:
         assert "No such" in without_quotations(ours) or "no such" in without_quotations(ours)
 
     def test_our_words_stay_around_the_words_of_a_library(self, tmp_path):
-        from adaptor_hf.downstream.prompts import load_prompts
+        from adaptor_hf.tasks.prompts import load_prompts
 
         (tmp_path / "prompts.json").write_text("{DOE")
         error = self.raised(lambda: load_prompts(str(tmp_path / "prompts.json")))

@@ -13,12 +13,12 @@ from fixtures.shards import add_member, write_shard
 from adaptor_hf.data.captions import choose_captions, replace_name_tokens
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.convert import main as convert
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.yfcc15m import clean_text
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(name, root, **options):
-    return load_local_dataset(name, root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
 
 
 def read(name, root, scheme=None, seed=0, **options):

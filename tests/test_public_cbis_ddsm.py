@@ -6,7 +6,7 @@ from fixtures.cbis_ddsm import CASES, SIZE, region, write_cbis
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.check import check_dataset, format_check
-from adaptor_hf.data.local import describe, load_local_dataset
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 LAYOUTS = ["tcia", "tcia-new", "jpeg"]
 
@@ -17,7 +17,7 @@ def tree(request, tmp_path_factory):
 
 
 def load(root, **options):
-    return load_local_dataset("cbis_ddsm", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("cbis_ddsm", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

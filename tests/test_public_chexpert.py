@@ -7,12 +7,12 @@ from fixtures.real_tables import real_table
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.labels import CHEXPERT_LABELS, COMPETITION_LABELS
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.chexpert import five_by_200_candidates, read_part
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, **options):
-    return load_local_dataset("chexpert", root, **options)
+    return load_public_dataset("chexpert", root, **options)
 
 
 @pytest.fixture

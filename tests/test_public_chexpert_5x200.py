@@ -7,7 +7,7 @@ from fixtures.real_tables import real_table
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.labels import COMPETITION_LABELS
-from adaptor_hf.data.local import load_local_dataset
+from adaptor_hf.data.public_datasets import load_public_dataset
 
 COLUMNS = HEADER.split(",")[5:]
 LIST_HEADER = f",imgpath,{HEADER.partition(',')[2]},subject_id"
@@ -40,7 +40,7 @@ def tree(tmp_path):
 
 
 def load(root, **options):
-    return load_local_dataset("chexpert_5x200", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("chexpert_5x200", root, cache_dir=root.parent / "cache", **options)
 
 
 def read(root, **options):

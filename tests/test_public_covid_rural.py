@@ -5,11 +5,11 @@ import pytest
 from fixtures.covid_rural import STEMS, write_covid_rural
 from fixtures.rsna import write_lovt_split
 
-from adaptor_hf.data.local import describe, load_local_dataset
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, **options):
-    return load_local_dataset("covid_rural", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("covid_rural", root, cache_dir=root.parent / "cache", **options)
 
 
 @pytest.mark.parametrize("inner", ["", "covid_rural_annot"])

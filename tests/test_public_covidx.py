@@ -4,12 +4,12 @@ import pytest
 from fixtures.covidx import TEST, TRAIN, write_covidx
 
 from adaptor_hf.data.catalog import Request, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.covidx import parse_line
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, **options):
-    return load_local_dataset("covidx", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("covidx", root, cache_dir=root.parent / "cache", **options)
 
 
 def read(root, scheme="official", **options):

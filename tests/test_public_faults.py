@@ -16,7 +16,7 @@ from PIL import Image
 
 from adaptor_hf.data import images
 from adaptor_hf.data.catalog import TASKS, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 # Writer, glob of the images that the tables name, table and a column of it.
 SETS = {
@@ -71,7 +71,7 @@ def copy(trees, tmp_path):
 def load(name, root, **options):
     # NIH's boxes are all in the official test list.
     options.setdefault("split_scheme", "patient")
-    return load_local_dataset(name, root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
 
 
 @pytest.mark.parametrize("name", SETS)

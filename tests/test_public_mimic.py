@@ -5,12 +5,12 @@ import pytest
 from fixtures.mimic_cxr import IMAGES, write_mimic_cxr
 
 from adaptor_hf.data import report_files
-from adaptor_hf.data.local import describe, load_local_dataset
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, task="pretraining", **options):
     # One report of the tree is missing: one row of eight.
-    return load_local_dataset("mimic_cxr", root, task, max_fault_share=0.2, **options)
+    return load_public_dataset("mimic_cxr", root, task, max_fault_share=0.2, **options)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ class TestReports:
         assert report["dropped"] == {"empty report": 1}
         assert report["faults"] == 1
         with pytest.raises(ValueError, match=r"1 of 7 rows are faulty.*\n.*csv.gz:8: expected a report of the study"):
-            load_local_dataset("mimic_cxr", root)
+            load_public_dataset("mimic_cxr", root)
 
     def test_without_findings_the_default_takes_the_last_paragraph_and_mgca_leaves_the_report_out(self, root):
         assert load(root)["train"][2]["text"] == "Portable view. Heart size is normal."
@@ -79,7 +79,7 @@ class TestReports:
     def test_a_report_that_is_not_text_is_a_fault(self, root):
         (root / "files/p10/p10999991/s50999991.txt").write_bytes(b" FINDINGS: \xff\xfe\n")
         with pytest.raises(ValueError, match="the report is not UTF-8"):
-            load_local_dataset("mimic_cxr", root, max_fault_share=0.2)
+            load_public_dataset("mimic_cxr", root, max_fault_share=0.2)
 
     def test_several_processes_read_the_same(self, tmp_path, monkeypatch):
         paths = []
@@ -108,7 +108,7 @@ class TestReports:
         generator = np.random.default_rng(0)
         images = [images[place] for place in generator.permutation(len(images))]
         root = write_mimic_cxr(tmp_path / "mimic", images=images, reports=reports)
-        for part in load_local_dataset("mimic_cxr", root).values():
+        for part in load_public_dataset("mimic_cxr", root).values():
             for row in part.select_columns(["study_id", "text"]):
                 assert row["text"] == f"Nodule number {int(row['study_id'][2:])}."
 

@@ -7,8 +7,8 @@ from fixtures.real_tables import real_table
 from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.nih_chestxray14 import LABELS
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +17,7 @@ def tree(tmp_path_factory):
 
 
 def load(root, **options):
-    return load_local_dataset("nih_chestxray14", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("nih_chestxray14", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

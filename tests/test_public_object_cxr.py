@@ -6,12 +6,12 @@ from fixtures.object_cxr import TRAIN, write_object_cxr
 from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.object_cxr import parse_annotation
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, **options):
-    return load_local_dataset("object_cxr", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("object_cxr", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

@@ -9,8 +9,8 @@ import pytest
 from fixtures.openi import write_kaggle, write_nlm
 
 from adaptor_hf.data.catalog import Request, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.openi import image_key
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 @pytest.fixture(params=[write_kaggle, write_nlm])
@@ -19,7 +19,7 @@ def tree(request, tmp_path):
 
 
 def load(root, **options):
-    return load_local_dataset("openi", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("openi", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

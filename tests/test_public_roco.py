@@ -8,8 +8,8 @@ from fixtures.roco import write_v1, write_v2
 
 from adaptor_hf.data.archives import parse_member
 from adaptor_hf.data.catalog import Request, get_dataset
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.roco import subset_mask
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def v2(tmp_path):
 
 
 def load(name, root, **options):
-    return load_local_dataset(name, root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

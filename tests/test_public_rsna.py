@@ -9,8 +9,8 @@ from fixtures.rsna import NEGATIVE, POSITIVE, ROWS, patient, write_lovt_split, w
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.fractions import fraction_mask
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.rsna import read_match
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def tree(tmp_path_factory):
 
 
 def load(root, **options):
-    return load_local_dataset("rsna", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("rsna", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from fixtures.shenzhen_montgomery import lungs, write_montgomery, write_shenzhen
 
-from adaptor_hf.data.local import describe, load_local_dataset
 from adaptor_hf.data.public.shenzhen_montgomery import _reading
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(name, root, **options):
-    return load_local_dataset(name, root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

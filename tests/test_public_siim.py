@@ -10,11 +10,11 @@ from fixtures.siim import OVERLAPPING, REAL_RUNS, ROWS, uid, write_siim
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.fractions import fraction_mask
-from adaptor_hf.data.local import describe, load_local_dataset
+from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 
 def load(root, **options):
-    return load_local_dataset("siim", root, cache_dir=root.parent / "cache", **options)
+    return load_public_dataset("siim", root, cache_dir=root.parent / "cache", **options)
 
 
 def by_id(splits):

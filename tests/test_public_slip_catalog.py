@@ -9,8 +9,8 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, top_k_accuracy_scor
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.convert import main as convert
-from adaptor_hf.data.local import load_local_dataset
 from adaptor_hf.data.public.slip_catalog import class_prompts, class_texts
+from adaptor_hf.data.public_datasets import load_public_dataset
 from adaptor_hf.evaluation.slip_metrics import slip_score
 
 
@@ -20,7 +20,7 @@ def tree(tmp_path):
 
 
 def load(root, name):
-    return load_local_dataset(
+    return load_public_dataset(
         "slip_catalog", root, cache_dir=root.parent / "cache", dataset=name, validation_fraction=0
     )
 

@@ -15,18 +15,19 @@ from transformers import AutoImageProcessor, pipeline
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import AdaptorForImageClassification, AdaptorModel, private_mode
+from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.downstream.data import load_table
-from adaptor_hf.downstream.modules import Module
-from adaptor_hf.downstream.provenance import tower_name
-from adaptor_hf.downstream.segmentation import MaskCollator, save_segmenter, segmentation_model
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor
+from adaptor_hf.privacy import mode as private_mode
+from adaptor_hf.tasks.controls import Module
+from adaptor_hf.tasks.data import load_table
+from adaptor_hf.tasks.provenance import tower_name
+from adaptor_hf.tasks.segmentation import MaskCollator, save_segmenter, segmentation_model
 from adaptor_hf.towers_adaptor import load_vision_tower
 from adaptor_hf.training.report import processor_of
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from synthetic import synthetic_cache, synthetic_model
 
+from adaptor_hf.audit.run_record import RUN_FILE, RunRecord, last_evaluation
 from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pairs import contrastive_splits
-from adaptor_hf.training.run_record import RUN_FILE, RunRecord, last_evaluation
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from adaptor_hf.data.training_rows import (
     read_training_rows,
     write_training_rows,
 )
-from adaptor_hf.private_mode import keyed_digests, private_mode
+from adaptor_hf.privacy.mode import keyed_digests, private_mode
 
 
 def digests(*names: str) -> np.ndarray:

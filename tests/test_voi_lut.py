@@ -14,15 +14,16 @@ from PIL import Image
 
 import train_downstream
 import train_pretrain
-from adaptor_hf import AdaptorModel, private_mode, towers_adaptor
-from adaptor_hf.data import describe, load_local_dataset
+from adaptor_hf import AdaptorModel, towers_adaptor
+from adaptor_hf.data import describe, load_public_dataset
 from adaptor_hf.data.__main__ import main as data
 from adaptor_hf.data.images import read_image
-from adaptor_hf.data.phantom import write_layout
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.downstream.data import load_table
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
+from adaptor_hf.phantom import write_layout
+from adaptor_hf.privacy import mode as private_mode
+from adaptor_hf.tasks.data import load_table
 from adaptor_hf.towers_adaptor import load_vision_tower
 
 NAMES = ["a.dcm", "b.jpg", "c.dcm", "d.jpg"]
@@ -79,8 +80,8 @@ def test_the_choice_stays_with_a_saved_data_set_and_with_private_rows(table, tmp
 
 def test_a_public_data_set_carries_it_and_is_kept_once(tmp_path):
     root, cache = write_rsna(tmp_path / "rsna"), tmp_path / "kept"
-    plain = load_local_dataset("rsna", root, "classification", cache_dir=cache)
-    displayed = load_local_dataset("rsna", root, "classification", cache_dir=cache, voi_lut=True)
+    plain = load_public_dataset("rsna", root, "classification", cache_dir=cache)
+    displayed = load_public_dataset("rsna", root, "classification", cache_dir=cache, voi_lut=True)
     assert {split: part.features["image"].voi_lut for split, part in displayed.items()} == dict.fromkeys(plain, True)
     assert not any(part.features["image"].voi_lut for part in plain.values())
     assert describe(displayed) == describe(plain)

@@ -6,7 +6,7 @@ from synthetic import synthetic_config
 from torch.nn.functional import normalize
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.downstream import embed_prompts, zero_shot_scores
+from adaptor_hf.tasks import embed_prompts, zero_shot_scores
 from adaptor_hf.towers import load_text_tower
 
 POSITIVE = ["pleural effusion", "effusion seen on the left", "there is a small effusion"]

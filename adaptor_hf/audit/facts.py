@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .manifest import RETRIEVAL_FILE
+from ..evaluation.results import RETRIEVAL_FILE
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.training_rows import TRAINING_ROWS_FILE
 from ..embeddings.files import file_sha256, write_json
-from ..private_mode import is_private, key_name
+from ..evaluation.results import RETRIEVAL_FILE
+from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
 MANIFEST_FILE = "manifest.json"
-RETRIEVAL_FILE = "retrieval.json"
 VERSION = 1
 _OF_PRETRAINING = (
     "model.safetensors",
@@ -163,7 +163,6 @@ def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], patt
 
 __all__ = [
     "MANIFEST_FILE",
-    "RETRIEVAL_FILE",
     "changed_files",
     "place_beside",
     "read_run_manifest",

@@ -85,7 +85,7 @@ def read_table_rows(dataset: Dataset) -> tuple[pd.DataFrame, dict[str, list[str 
     """Rows and labels of a data set as `load_table` gives it, for `describe_data`; no image is opened."""
     from datasets import ClassLabel
 
-    from ..downstream.data import plain_rows
+    from ..tasks.data import plain_rows
 
     frame = plain_rows(dataset)
     frame["split"] = [value or "no split" for value in dataset["split"][:]]
@@ -260,7 +260,7 @@ def load_rows(
     """
     if (Path(source) / "latest.json").is_file() or Path(source).name.startswith("pairs-"):
         return read_cache_rows(source), {}, ["A cache knows no sex, age or label: name the table, with --cache."]
-    from ..downstream.data import load_table
+    from ..tasks.data import load_table
 
     own = [name for name in (sex_column, age_column) if name not in ("sex", "age")]
     # A stated mode: nothing is read, and so no file has to be looked at.

@@ -1,18 +1,28 @@
-"""Data sets, images, report text, splits and the phantom."""
+"""Data sets, images, report text and splits."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .catalog import list_datasets
-    from .local import describe, load_local_dataset
     from .pacs import index_dicom
+    from .public_datasets import describe, load_public_dataset
 
-_EXPORTS = {"describe": "local", "index_dicom": "pacs", "list_datasets": "catalog", "load_local_dataset": "local"}
+_EXPORTS = {
+    "describe": "public_datasets",
+    "index_dicom": "pacs",
+    "list_datasets": "catalog",
+    "load_public_dataset": "public_datasets",
+}
 
-__all__ = ["describe", "index_dicom", "list_datasets", "load_local_dataset"]
+__all__ = ["describe", "index_dicom", "list_datasets", "load_public_dataset"]
 
 
 def __getattr__(name: str):
+    if name == "load_local_dataset":
+        from ..moved import warn_of
+
+        name = "load_public_dataset"
+        warn_of("adaptor_hf.data.load_local_dataset", f"adaptor_hf.data.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

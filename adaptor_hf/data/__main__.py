@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from .catalog import list_datasets
+from .catalog import list_datasets, parse_options
 from .ids import MODES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
@@ -23,25 +23,6 @@ from .pacs.rules import KEEPABLE, MODALITIES
 from .reading import IMAGE_MODES
 from .split_rule import SplitRule
 from .splits import DEFAULT_SEED
-
-
-def parse_options(words: list[str]) -> dict[str, object]:
-    """
-    Options of a data set from "name=value" words; true, false, numbers and null are read as such.
-
-    Raises:
-        ValueError: A word has no "=".
-    """
-    options = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name:
-            raise ValueError(f"An option is name=value, got {word!r}.")
-        try:
-            options[name] = json.loads(value)
-        except ValueError:
-            options[name] = value
-    return options
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -91,7 +72,7 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def _check_own_table(args: argparse.Namespace) -> int:
     """Exit status 0, 1 where something would stop a script, 2 where the table cannot be read."""
-    from ..private_messages import hide, hide_messages, without_quotations
+    from ..privacy.messages import hide, hide_messages, without_quotations
     from .check_table import check_table, format_table_check
 
     private = args.private or os.environ.get("ADAPTOR_PRIVATE", "").lower() in ("1", "true", "yes", "on")

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from .pacs.headers import HeaderError, header_facts
+from .dicom_headers import HeaderError, header_facts
 
 if TYPE_CHECKING:
     from datasets import Dataset

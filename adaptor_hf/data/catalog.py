@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -59,7 +60,7 @@ class Request:
 
 
 @dataclass
-class Found:
+class LoadedRows:
     """
     What a loader found: a row per image (pairs, labels, boxes) with the columns of the data contract.
 
@@ -99,7 +100,7 @@ class Found:
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A data set that `load_local_dataset` loads from disk."""
+    """A data set that `load_public_dataset` loads from disk."""
 
     name: str
     title: str
@@ -111,11 +112,11 @@ class PublicDataset:
     homepage: str
     tested: str
     """How far the loader was tested: "fixture", "real sample" or "real set"."""
-    read: Callable[[Request], Found] = field(repr=False)
+    read: Callable[[Request], LoadedRows] = field(repr=False)
     split_schemes: tuple[str, ...] = ("patient",)
     """The first is what `split_scheme="official"` means where the data set has no official split."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of `load_local_dataset` for this data set, with their defaults."""
+    """Options of `load_public_dataset` for this data set, with their defaults."""
     option_help: dict[str, str] = field(default_factory=dict)
     split_notes: dict[str, str] = field(default_factory=dict)
     """By split scheme: what it is, with counts."""
@@ -144,8 +145,27 @@ def get_dataset(name: str) -> PublicDataset:
 
 
 def list_datasets() -> list[PublicDataset]:
-    """All data sets that `load_local_dataset` loads: name, tasks, files, licence, where to get it, how tested."""
+    """All data sets that `load_public_dataset` loads: name, tasks, files, licence, where to get it, how tested."""
     return [get_dataset(name) for name in sorted(MODULES)]
 
 
-__all__ = ["TASKS", "Found", "PublicDataset", "Request", "get_dataset", "list_datasets"]
+def parse_options(words: list[str]) -> dict[str, object]:
+    """
+    Options of a data set from "name=value" words; true, false, numbers and null are read as such.
+
+    Raises:
+        ValueError: A word has no "=".
+    """
+    options = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name:
+            raise ValueError(f"An option is name=value, got {word!r}.")
+        try:
+            options[name] = json.loads(value)
+        except ValueError:
+            options[name] = value
+    return options
+
+
+__all__ = ["TASKS", "LoadedRows", "PublicDataset", "Request", "get_dataset", "list_datasets", "parse_options"]

@@ -13,7 +13,7 @@ import numpy as np
 from .burned_in import count_flags, describe_flags
 from .catalog import get_dataset
 from .colour import SAMPLE, ColourCounts, count_colour
-from .local import load_with_report
+from .public_datasets import load_with_report
 
 _EXAMPLES = 10
 
@@ -25,18 +25,18 @@ def check_dataset(
     Load a data set anew, tolerating every fault, and read images.
 
     Args:
-        name, root, task, options: As for `load_local_dataset`.
+        name, root, task, options: As for `load_public_dataset`.
         read: Number of rows whose image, and mask, is decoded, evenly spread; None reads all.
 
     Returns:
-        The report of the load (`adaptor_hf.data.local_report.LoadReport`) and `rows_read`, `unreadable`,
+        The report of the load (`adaptor_hf.data.public_report.LoadReport`) and `rows_read`, `unreadable`,
         `unreadable_examples`, `masks_resized` (masks of another size than their image), `image_mode` (how images are
         read), `colour` (files in colour, grey and unreadable, of up to 200 looked at), `dicom` (what the rows' DICOM
         files say of text in the picture, see `count_flags`) and `ok`: whether faults stay under the share that loading
         tolerates.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_local_dataset`, but for the share of faults.
+        FileNotFoundError, ValueError: as `load_public_dataset`, but for the share of faults.
     """
     parts, report = load_with_report(name, root, task, max_fault_share=1.0, refresh=True, **options)
     total = sum(map(len, parts.values()))

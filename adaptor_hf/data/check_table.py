@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference
 from .duplicates import copies_across, describe_copies
 from .ids import canonical_id, certain_message, find_spellings, loose_message, scientific_message
 from .split_rule import SplitRule
@@ -194,10 +195,6 @@ def _check_repeats(pairs: Dataset, rows: list[int], result: dict[str, Any], warn
 
 def _digests(pairs: Dataset) -> tuple[np.ndarray, list[int]]:
     """(n,) digests of the images' contents, empty where there is none, and the rows whose image cannot be read."""
-    from ..embeddings.files import KEY_DTYPE
-    from ..embeddings.keys import content_key, digest
-    from ..embeddings.table import IMAGE_BLOCK_ROWS, blocks, image_reference
-
     digests, missing = np.zeros(len(pairs), KEY_DTYPE), []
     of_path: dict[str, bytes] = {}
     for start, values in blocks(pairs.with_format("arrow"), "image", IMAGE_BLOCK_ROWS):
@@ -261,8 +258,6 @@ def _check_near(
     column, readable = pairs.select_columns(["image"]).with_format("arrow"), []
 
     def images():
-        from ..embeddings.table import image_reference
-
         for place in wanted:
             path, data = image_reference(column[int(place)]["image"][0].as_py())
             try:

@@ -10,14 +10,14 @@ from .labels import LABEL_POLICIES
 _INTRODUCTION = """\
 # Public data sets
 
-`load_local_dataset` reads a public data set from the folder it was downloaded to, as it was published: no script
+`load_public_dataset` reads a public data set from the folder it was downloaded to, as it was published: no script
 before, no constant to edit. Nothing is downloaded. Images stay where they are.
 
 <!-- not run -->
 ```python
-from adaptor_hf.data import load_local_dataset
+from adaptor_hf.data import load_public_dataset
 
-parts = load_local_dataset("mimic_cxr", "/data/mimic-cxr-jpg", task="pretraining")
+parts = load_public_dataset("mimic_cxr", "/data/mimic-cxr-jpg", task="pretraining")
 print(parts["train"][0]["text"])
 ```
 
@@ -51,7 +51,7 @@ def index_page(datasets: list[PublicDataset]) -> str:
 
 def dataset_page(one: PublicDataset) -> str:
     """The page of a data set: files, tasks, options, splits, policies, traps."""
-    lines = [f"# {one.title}", "", f"`load_local_dataset({one.name!r}, root)`", ""]
+    lines = [f"# {one.title}", "", f"`load_public_dataset({one.name!r}, root)`", ""]
     lines += [
         f"* Where to get it: {one.homepage}",
         f"* Licence: {one.license}",

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..privacy import load_key
-from ..private_mode import key_name, keyed_digests, private_key
+from ..privacy.keys import load_key
+from ..privacy.mode import key_name, keyed_digests, private_key
 from .ids import canonical_id, canonical_ids
 
 TRAINING_ROWS_FILE = "training_rows.safetensors"

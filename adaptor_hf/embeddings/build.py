@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from ..data.reading import Reading
-from ..private_mode import check_private_mode
+from ..privacy.mode import check_private_mode
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES, read_manifest
 from .image_store import ImageStore
 from .memory import release_memory
+from .modalities import Modality, Plan, Settings
 from .pairs import write_pairs
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_cache
 from .shards import PIECE_ROWS, SHARD_ROWS
-from .sides import Plan, Settings, Side
 from .source import TowerSource
 from .table import PairTable, merge_splits, read_table
 
@@ -151,7 +151,7 @@ def _build(
     release_memory()
     ranks.on_main(lambda: check_faults(table, cache_dir, max_fault_fraction))
     sides = [
-        Side(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
+        Modality(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
     ]
     if ranks.on_main(lambda: any(len(side.missing(table)) for side in sides)):
         _build_missing(sides, table, cache_dir, ranks)
@@ -194,7 +194,7 @@ def _worker_count(on_cuda: bool) -> int:
 
 
 @contextmanager
-def _space_named(cache_dir: Path, side: Side, plan: Plan) -> Iterator[None]:
+def _space_named(cache_dir: Path, side: Modality, plan: Plan) -> Iterator[None]:
     """Say how much space is needed when the disk is full."""
     try:
         yield
@@ -210,7 +210,7 @@ def _space_named(cache_dir: Path, side: Side, plan: Plan) -> Iterator[None]:
         ) from error
 
 
-def _build_missing(sides: list[Side], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
+def _build_missing(sides: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
     from filelock import FileLock, Timeout
 
     lock = FileLock(cache_dir / _LOCK)

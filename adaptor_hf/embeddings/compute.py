@@ -8,11 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from ..data.content_keys import KEY_DTYPE, digest, image_reference, key_vector
 from ..data.reading import Reading
-from .files import KEY_DTYPE, NUMPY_DTYPES
+from .files import NUMPY_DTYPES
 from .image_store import GREY, ImageStore
-from .keys import digest, key_vector
-from .table import image_reference
 
 READ_ERROR = "image file cannot be read"  # worth another try at the next build
 DECODE_ERROR = "image cannot be decoded"

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..private_mode import key_name, keyed_digests
-from .files import KEY_DTYPE, MANIFEST, key_view, map_batch, read_manifest
-from .keys import content_key, digest, key_vector
+from ..data.content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference, key_vector
+from ..privacy.mode import key_name, keyed_digests
+from .files import MANIFEST, key_view, map_batch, read_manifest
 from .lookup import find_keys
 from .progress import progress
-from .table import IMAGE_BLOCK_ROWS, blocks, image_key, image_reference
+from .table import image_key
 
 if TYPE_CHECKING:
     from datasets import Dataset

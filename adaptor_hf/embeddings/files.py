@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..data.content_keys import KEY_DTYPE
+
 FORMAT = "adaptor_hf.embeddings"
 CACHE_VERSION = 1
 MANIFEST = "cache.json"
 CHECKED = "checked.json"
 NUMPY_DTYPES = {"float16": np.float16, "float32": np.float32}
-KEY_DTYPE = np.dtype("S16")  # 128-bit digests, as fixed-length bytes numpy can sort
 
 
 def _write_aside(path: Path, write, sync: bool = True) -> None:

@@ -12,9 +12,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..data.content_keys import digest
 from ..data.reading import Reading
 from .files import write_bytes
-from .keys import digest
 
 logger = logging.getLogger(__name__)
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from ..private_mode import check_private_mode, private_rows
+from ..data.content_keys import BLOCK_ROWS, key_vector
+from ..data.private_rows import private_rows
+from ..privacy.mode import check_private_mode
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
 from .files import NUMPY_DTYPES, embedding_batch, file_entry, write_batch
-from .keys import key_vector, side_key
+from .keys import side_key
 from .pairs import kept_rows, write_pairs_folder
 from .reader import EmbeddingCache, open_cache
-from .shards import SHARD_ROWS, SideFolder
-from .table import BLOCK_ROWS, PairTable, find_duplicates, merge_splits, read_ids, read_texts
+from .shards import SHARD_ROWS, ModalityFolder
+from .table import PairTable, find_duplicates, merge_splits, read_ids, read_texts
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +127,7 @@ def _find_faults(rows: PairTable, side: str, array: np.ndarray, dtype: str | Non
 
 def _write_side(
     cache_dir: Path, side: str, array: np.ndarray, rows: PairTable, name: str, dtype: str | None
-) -> tuple[SideFolder, np.ndarray]:
+) -> tuple[ModalityFolder, np.ndarray]:
     """Write one side's folder if it is not there; returns it and the (n,) row numbers of the table's rows in it."""
     dtype = _storage_dtype(array, dtype)
     if side == "images":
@@ -155,7 +157,7 @@ def _write_side(
     }
     identity = {"kind": kind, "library": "external", "name": name, "weights": state.hexdigest()}
     header = {"tower": spec, "identity": identity, "dtype": dtype, "width": array.shape[1], "max_text_length": None}
-    folder = SideFolder(cache_dir, side, side_key(identity, dtype, None), header)
+    folder = ModalityFolder(cache_dir, side, side_key(identity, dtype, None), header)
     if not folder.rows:
         folder.path.mkdir(parents=True, exist_ok=True)
         entries = []

@@ -1,64 +1,21 @@
 """Identity of what goes into a cache: images, texts, and everything in a tower that determines its numbers."""
 
-import errno
-import hashlib
 import json
 import os
-import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ..data.archives import container, parse_member, read_bytes
-from .files import CACHE_VERSION, KEY_DTYPE
+from ..data.content_keys import digest
+from .files import CACHE_VERSION
 
 # Fields that say where something came from, not what it computes.
 _NOT_IN_KEY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "processor_class"}
-
-
-def digest(data: bytes) -> bytes:
-    """128-bit BLAKE2 digest."""
-    return hashlib.blake2b(data, digest_size=16).digest()
-
-
-def key_vector(digests: Iterable[bytes]) -> np.ndarray:
-    """(n,) vector of 16-byte keys."""
-    return np.frombuffer(b"".join(digests), dtype=KEY_DTYPE)
 
 
 def json_key(value: Any, length: int = 16) -> str:
     """Hexadecimal digest of a JSON-able value."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
     return digest(text.encode("utf-8")).hex()[:length]
-
-
-def text_key(text: str) -> bytes:
-    """Key of a text: the digest of its UTF-8 bytes."""
-    return digest(text.encode("utf-8", "surrogatepass"))
-
-
-def file_key(path: str) -> bytes:
-    """Key of an image file that costs one `stat`: the digest of absolute path, size and modification time.
-
-    For a member of an archive (`adaptor_hf.data.archives`) size and time are the archive's.
-
-    Raises:
-        OSError: the file is missing or not a regular file.
-    """
-    found = os.stat(container(path))
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    return digest(f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
-
-
-def content_key(path: str) -> bytes:
-    """Key of the content of a file, or of a member of an archive."""
-    if parse_member(path) is not None:
-        return digest(read_bytes(path))
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 
 def _clean(value: Any) -> Any:

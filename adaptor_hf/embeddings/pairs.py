@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..data.content_keys import text_key
 from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import (
     CACHE_VERSION,
@@ -24,13 +25,13 @@ from .files import (
     write_json,
     write_text,
 )
-from .keys import json_key, text_key
+from .keys import json_key
 from .lookup import first_rows
 from .memory import release_memory
 from .table import PairTable
 
 if TYPE_CHECKING:
-    from .sides import Side
+    from .modalities import Modality
 
 # Numbers in one record batch, so that they are read where they lie; ids in parts, so that no copy of all is made.
 ROWS_FILE = "rows.arrow"
@@ -47,7 +48,7 @@ def kept_rows(table: PairTable) -> np.ndarray:
     return np.nonzero(keep)[0]
 
 
-def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
+def write_pairs(cache_dir: Path, table: PairTable, sides: list["Modality"]) -> Path:
     """Write the pairs folder if it is not there, and make it the one that `open_cache(cache_dir)` opens.
 
     Raises:
@@ -70,7 +71,7 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Side"]) -> Path:
     return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids, kept, excluded)
 
 
-def _content_digest(side: "Side", rows: np.ndarray) -> str:
+def _content_digest(side: "Modality", rows: np.ndarray) -> str:
     """Digest of what these rows of a side's folder stand for."""
     known = side.folder.keys("digest")
     state = hashlib.blake2b(digest_size=16)
@@ -180,7 +181,7 @@ def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
     return first_rows(keys)
 
 
-def _text_lengths(side: "Side", rows: np.ndarray) -> dict:
+def _text_lengths(side: "Modality", rows: np.ndarray) -> dict:
     used = np.zeros(side.folder.rows, dtype=bool)
     used[rows[rows >= 0]] = True
     parts = [batch.column("num_tokens").to_numpy() for batch in side.folder.batches()]

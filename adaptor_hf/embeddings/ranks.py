@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from ..private_mode import error_text
+from ..privacy.mode import error_text
 
 
 class Ranks:

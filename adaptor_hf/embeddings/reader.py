@@ -258,14 +258,14 @@ class EmbeddingCache:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the Arrow files that this cache reads, by their names relative to the cache folder."""
-        manifests = {self.path.name: self.manifest} | self.side_manifests()
+        manifests = {self.path.name: self.manifest} | self.modality_manifests()
         return {
             f"{name}/{shard['file']}": shard["sha256"]
             for name, manifest in manifests.items()
             for shard in manifest["shards"]
         }
 
-    def side_manifests(self) -> dict[str, dict]:
+    def modality_manifests(self) -> dict[str, dict]:
         """What is stored about the images and the texts, by the names of their folders."""
         names = [self.manifest[side] for side in self._store.vectors]
         return {name: read_manifest(self.path.parent / name) for name in names}

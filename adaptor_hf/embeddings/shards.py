@@ -43,7 +43,7 @@ def key_hex(keys: np.ndarray) -> list[str]:
     return [raw[start : start + 32] for start in range(0, len(raw), 32)]
 
 
-class SideFolder:
+class ModalityFolder:
     """`images-<key>/` or `texts-<key>/`: a row per distinct image or text.
 
     Attributes:
@@ -150,7 +150,7 @@ class SideFolder:
 class Build:
     """Pieces of one planned build, in `building-<plan>/` of a side's folder."""
 
-    def __init__(self, folder: SideFolder, plan: str) -> None:
+    def __init__(self, folder: ModalityFolder, plan: str) -> None:
         self.folder = folder
         self.plan = plan
         self.path = folder.path / f"building-{plan}"

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..private_mode import is_private
+from ..privacy.mode import is_private
 from .files import write_json
 from .keys import json_key, tower_files, tower_identity
 
@@ -77,6 +77,4 @@ def _versions() -> list[str]:
     # Another version may resolve the same name to other pooling or processing.
     from importlib.metadata import version
 
-    from .. import __version__
-
-    return [__version__, version("transformers"), version("timm")]
+    return [version("adaptor-hf"), version("transformers"), version("timm")]

@@ -1,23 +1,28 @@
 """The rows of a data set as the cache sees them: ids, keys of image and text, and what is wrong with them."""
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..data.archives import image_source
+from ..data.content_keys import (
+    BLOCK_ROWS,
+    IMAGE_BLOCK_ROWS,
+    KEY_DTYPE,
+    blocks,
+    digest,
+    file_key,
+    image_reference,
+    key_vector,
+    text_key,
+)
 from ..data.missing import is_missing
 from ..data.splits import canonical_split
-from ..private_mode import keyed_digests, private_name
-from .files import KEY_DTYPE
-from .keys import digest, file_key, key_vector, text_key
+from ..privacy.mode import keyed_digests, private_name
 from .lookup import first_rows
 
-BLOCK_ROWS = 2048
-IMAGE_BLOCK_ROWS = 128  # images may be stored as bytes
 ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
 _NO_KEY = b"\0" * 16
 
@@ -148,13 +153,6 @@ def _splits(given: pa.ChunkedArray) -> pa.ChunkedArray:
     return pa.chunked_array([split])
 
 
-def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, list]]:
-    """Start row and Python values of a column, block by block, without decoding."""
-    part = dataset.select_columns([column])
-    for start in range(0, len(part), rows):
-        yield start, part[start : start + rows].column(column).to_pylist()
-
-
 def find_duplicates(table: PairTable) -> None:
     """Mark rows whose image_id an earlier row has, but not an image that stands in several rows with other texts."""
     column = table.ids.column("image_id")
@@ -206,14 +204,6 @@ def read_texts(table: PairTable) -> None:
         digests.append(b"".join(block))
     table.text_keys = keyed_digests(key_vector(digests))
     table.has_text = table.text_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
-
-
-def image_reference(value) -> tuple[str | None, bytes | None]:
-    """Path and bytes of a stored image: a path, or the struct of datasets.Image and RadiographImage."""
-    if isinstance(value, dict):
-        source = image_source(value)
-        return value.get("path"), source if isinstance(source, bytes) else None
-    return (str(value), None) if value is not None else (None, None)
 
 
 def image_key(value) -> tuple[bytes, str | None]:

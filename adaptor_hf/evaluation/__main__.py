@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
             print(*_tables(arguments), sep="\n")
             return 0
         if arguments.command == "card":
-            from .card import add_results_to_card
+            from ..hub.results_card import add_results_to_card
 
             path, count = add_results_to_card(arguments.model, arguments.results)
             print(f"{path}: {count} results")

@@ -21,7 +21,7 @@ import numpy as np
 from evaluate import CombinedEvaluations
 
 from .classification import SINGLE, Metrics, classification_metrics
-from .predictions import Predictions
+from .predictions import Predictions, metric_options
 from .retrieval import RECALL_AT
 from .segmentation import COUNTS, metrics_of_counts, segmentation_counts
 
@@ -186,8 +186,6 @@ def task_metric(predictions: Predictions, **kwargs: Any) -> CombinedEvaluations:
         predictions ([`Predictions`]): Its kind and settings; rows are added with [`task_rows`].
         kwargs: Of `evaluate.Metric`, such as `num_process`, `process_id`, `experiment_id` and `cache_dir`.
     """
-    from .scoring import metric_options
-
     if predictions.kind == "segmentation":
         return evaluate.combine([SegmentationMetric(**kwargs)])
     if predictions.kind == "classification":

@@ -1,7 +1,10 @@
 """What tables and figures call runs, checkpoints and metrics, and which way each metric is better."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import torch
 
 HEADLINES = {
     "classification": ("auroc", "auprc", "accuracy", "f1"),
@@ -104,6 +107,18 @@ def units(fields: Mapping[str, Any]) -> tuple[int, str]:
     return int((fields.get("n_test") if over == "images" else fields.get("n_patients")) or 0), over
 
 
+def weights_digest(model: torch.nn.Module) -> str:
+    """12 hex digits over names and values of a model's own weights, without attached towers: a checkpoint's name in
+    results, where no path belongs."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        if not name.startswith(("vision_model.", "text_model.")):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+                          if value.ndim else str(value.item()).encode())  # fmt: skip
+    return digest.hexdigest()[:12]
+
+
 __all__ = [
     "CHOSEN_ON_TEST",
     "CHOSEN_ON_TEST_NOTE",
@@ -117,4 +132,5 @@ __all__ = [
     "rows_in_words",
     "shared_parts",
     "units",
+    "weights_digest",
 ]

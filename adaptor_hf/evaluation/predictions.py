@@ -15,6 +15,7 @@ from .segmentation import COUNTS
 
 PREDICTIONS_FILE = "predictions.parquet"
 KINDS = ("classification", "segmentation", "retrieval")
+_OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
 _METADATA = b"adaptor_hf.predictions"
 
 
@@ -295,12 +296,18 @@ def digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def metric_options(predictions: Predictions) -> dict:
+    """Settings that the metrics take."""
+    return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
+
+
 __all__ = [
     "PREDICTIONS_FILE",
     "Predictions",
     "classification_predictions",
     "digest",
     "load_predictions",
+    "metric_options",
     "repeated_images",
     "repeated_images_of",
     "retrieval_predictions",

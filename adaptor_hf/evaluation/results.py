@@ -24,6 +24,7 @@ from .scoring import score_predictions
 
 logger = logging.getLogger(__name__)
 
+RETRIEVAL_FILE = "retrieval.json"
 RESULTS_FILE = "results.jsonl"
 IDENTITY = (
     "system", "module", "vision_tower", "text_tower", "checkpoint", "task", "dataset", "test_set", "split_hash",
@@ -298,6 +299,7 @@ __all__ = [
     "PREDICTIONS_FILE",
     "REQUIRED",
     "RESULTS_FILE",
+    "RETRIEVAL_FILE",
     "SELECTED_ON",
     "ResultFiles",
     "append_results",

@@ -15,7 +15,7 @@ from .classification import (
 )
 from .intervals import Intervals, Recipe
 from .mask_baselines import baseline_masks
-from .predictions import Predictions
+from .predictions import Predictions, metric_options
 from .retrieval import RECALL_AT, chance_of_ranks, mean_intervals, mean_recipes, means_under_weights
 from .segmentation import (
     COUNTS,
@@ -24,8 +24,6 @@ from .segmentation import (
     segmentation_intervals,
     segmentation_recipes,
 )
-
-_OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
 
 
 @dataclass
@@ -81,11 +79,6 @@ def _score(
     reason = intervals.reasons.get(metric) or intervals.cautions.get(metric, "")
     method = intervals.methods.get(metric)
     return Score(metric, value, *intervals[metric], best, name, trivial, note, reason, method)
-
-
-def metric_options(predictions: Predictions) -> dict:
-    """Settings that the metrics take."""
-    return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
 
 
 def _classification(predictions: Predictions, values: dict[str, float], notes: str) -> list[Score]:

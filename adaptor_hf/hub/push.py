@@ -6,8 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from ..data.terms import check_consent
 from ..data.training_rows import TRAINING_ROWS_FILE
-from .data_terms import check_consent
 
 PUSHED_FILES = (
     "README.md",

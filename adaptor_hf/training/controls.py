@@ -3,6 +3,7 @@
 import copy
 import logging
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
 logger = logging.getLogger(__name__)
+
+
+CONTROLS_FOLDER = "controls"
+"""Inside a checkpoint's folder: the control models that `train_pretrain.py --controls` trained on the same pairs."""
 
 
 @dataclass
@@ -216,6 +221,22 @@ def compare_retrieval(variants: Sequence[Variant], test: "EmbeddingCache") -> li
     ]
 
 
+def save_variants(variants: Sequence[Variant], folder: str | os.PathLike) -> dict[str, str]:
+    """
+    Save the control models of [`train_variants`] for `adaptor_hf.tasks.controls.load_modules`.
+
+    Returns:
+        `dict[str, str]`: `projections` and `shuffled` to their folders.
+    """
+    keys = {"two linear projections": "projections", "Adaptor, shuffled pairs": "shuffled"}
+    saved = {}
+    for variant in variants:
+        if variant.name in keys:
+            saved[keys[variant.name]] = os.path.join(folder, keys[variant.name])
+            variant.model.save_pretrained(saved[keys[variant.name]])
+    return saved
+
+
 def format_table(results: list[RetrievalResult]) -> str:
     """
     Markdown table of retrieval with 95 % intervals, a mark where a value is not above chance, chance itself in the last
@@ -245,6 +266,7 @@ def format_table(results: list[RetrievalResult]) -> str:
 
 
 __all__ = [
+    "CONTROLS_FOLDER",
     "RetrievalResult",
     "ShuffledPairs",
     "Variant",
@@ -252,6 +274,7 @@ __all__ = [
     "evaluate_retrieval",
     "format_table",
     "patients_of",
+    "save_variants",
     "train_variant",
     "train_variants",
 ]

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ..private_mode import error_text, is_private
+from ..privacy.mode import error_text, is_private
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later. No shell, Python or signal uses it.
 EXIT_REQUEUE = 75

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.split_rule import SplitRule
-from ..private_mode import PrivacyArguments, is_private, private_rows, refuse_identifying_columns
+from ..privacy.mode import PrivacyArguments, is_private
 from .recipe import DataArguments
 
 if TYPE_CHECKING:
@@ -94,14 +95,14 @@ def load_dataset_pairs(arguments: DataArguments, rule: SplitRule) -> tuple["Data
     A reference split may have the same images in two parts: then the later part is left out, with a warning.
 
     Raises:
-        FileNotFoundError, ValueError: see `load_local_dataset`.
+        FileNotFoundError, ValueError: see `load_public_dataset`.
     """
     import datasets
 
-    from ..data import describe, load_local_dataset
-    from ..data.__main__ import parse_options
+    from ..data import describe, load_public_dataset
+    from ..data.catalog import parse_options
 
-    parts = load_local_dataset(
+    parts = load_public_dataset(
         arguments.dataset,
         arguments.data_root,
         "pretraining",

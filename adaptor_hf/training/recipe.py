@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import IMAGE_MODES
 from ..data.splits import DEFAULT_SEED
-from ..private_mode import PrivacyArguments, is_private
+from ..privacy.mode import PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 
@@ -291,7 +291,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def places_of(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
+def path_arguments(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
     """What among the arguments may be a path, for `start_private_mode`."""
     towers = [name if name and Path(name).exists() else None for name in (model.vision_tower, model.text_tower)]
     given = [data.train_file, data.data_root, data.cache, data.cache_dir, data.image_root, training.output_dir]
@@ -304,6 +304,6 @@ __all__ = [
     "RunArguments",
     "check_together",
     "parse_arguments",
-    "places_of",
+    "path_arguments",
     "read_recipe",
 ]

@@ -8,19 +8,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..audit.manifest import RETRIEVAL_FILE
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
 from ..data.splits import split_hash
-from ..downstream.modules import CONTROLS_FOLDER, save_variants
+from ..evaluation.results import RETRIEVAL_FILE
 from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
-from ..private_mode import is_private
+from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
 from ..towers_adaptor import load_text_processor
 from .arguments import AdaptorTrainingArguments
-from .controls import RetrievalResult, compare_retrieval, evaluate_retrieval, format_table, train_variants
+from .controls import (
+    CONTROLS_FOLDER,
+    RetrievalResult,
+    compare_retrieval,
+    evaluate_retrieval,
+    format_table,
+    save_variants,
+    train_variants,
+)
 from .trainer import write_aside
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
-from ..private_mode import private_options, rewrite_without_paths
+from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import (
     RESUME,

@@ -19,12 +19,6 @@ from sample import pairs_table, readout_parts
 from transformers import set_seed
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
-from adaptor_hf.downstream.classification import EmbeddedData, embed_labelled, run_classification
-from adaptor_hf.downstream.data import LabelledData, labelled_data, plain_rows
-from adaptor_hf.downstream.modules import Module
-from adaptor_hf.downstream.recipes import RECIPES
-from adaptor_hf.downstream.retrieval import run_retrieval
-from adaptor_hf.downstream.segmentation import SEGMENTATION_RECIPES, MaskCollator, masked_rows, run_segmentation
 from adaptor_hf.embeddings import EmbeddingCache, build_cache
 from adaptor_hf.evaluation import (
     Predictions,
@@ -37,6 +31,12 @@ from adaptor_hf.evaluation import (
 )
 from adaptor_hf.evaluation.compare import mean_interval
 from adaptor_hf.evaluation.results import RESULTS_FILE, read_results
+from adaptor_hf.tasks.classification import EmbeddedData, embed_labelled, run_classification
+from adaptor_hf.tasks.controls import Module
+from adaptor_hf.tasks.data import LabelledData, labelled_data, plain_rows
+from adaptor_hf.tasks.protocols import RECIPES
+from adaptor_hf.tasks.retrieval import run_retrieval
+from adaptor_hf.tasks.segmentation import SEGMENTATION_RECIPES, MaskCollator, masked_rows, run_segmentation
 from adaptor_hf.training import AdaptorTrainingArguments
 from adaptor_hf.training.controls import ShuffledPairs, train_variant
 from adaptor_hf.training.pairs import contrastive_splits

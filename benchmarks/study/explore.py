@@ -313,9 +313,9 @@ def phantom_rows(patients: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarra
 
 def explore_phantoms(sizes: list[int], protocol: dict, output: Path) -> None:
     """The same for drawn pairs, by number of pairs; one training a setting, scored on the same held-out patients."""
-    from adaptor_hf.data.phantom import write_phantoms
     from adaptor_hf.data.tables import load_pairs
     from adaptor_hf.embeddings import build_cache
+    from adaptor_hf.phantom import write_phantoms
 
     folder = output / "phantoms"
     if not (folder / "metadata.csv").is_file():

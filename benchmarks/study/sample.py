@@ -10,7 +10,7 @@ import pandas as pd
 
 from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.downstream.data import load_table, split_table
+from adaptor_hf.tasks.data import load_table, split_table
 
 ALIAS = ["validation=test"]
 

@@ -19,12 +19,12 @@ from explore import NUM_RESAMPLES
 from sample import readout_parts
 from sklearn.model_selection import KFold
 
-from adaptor_hf.downstream.data import labelled_data
-from adaptor_hf.downstream.features import tower_features
-from adaptor_hf.downstream.probe import fit_probe
-from adaptor_hf.downstream.recipes import RECIPES
 from adaptor_hf.evaluation.statistics import interval_of, resampled_weights
 from adaptor_hf.evaluation.weighted import weighted_auroc
+from adaptor_hf.tasks.data import labelled_data
+from adaptor_hf.tasks.features import tower_features
+from adaptor_hf.tasks.probe import fit_probe
+from adaptor_hf.tasks.protocols import RECIPES
 
 SYSTEMS = {
     "raw tower": ("tower",),

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ...private_mode import PrivacyArguments, start_private_mode
+from ...privacy.mode import PrivacyArguments, start_private_mode
 from .index import index_dicom
 from .outputs import PAIRS, format_index
 

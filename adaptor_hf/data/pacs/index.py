@@ -14,15 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...private_mode import check_private_mode
+from ...privacy.mode import check_private_mode
+from ..dicom_headers import HeaderError, header_facts, tag_of
 from ..splits import DEFAULT_SEED
-from .headers import HeaderError, header_facts, tag_of
 from .outputs import write_outputs
 from .pair_table import build_pairs
 from .reports_table import read_report_table
 from .rules import MODALITIES, check_keep
 from .state import HeaderState
-from .walk import Found, referenced_files, walk
+from .walk import WalkedFile, referenced_files, walk
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,7 +70,7 @@ def index_dicom(
 
     Files are found whatever their names, also inside zips, which are not unpacked. What is no radiograph of a wanted
     modality is left out by a named rule (`adaptor_hf.data.pacs.rules`); what cannot be read is counted by the kind of
-    fault (`adaptor_hf.data.pacs.headers.FAULTS`) and stops nothing. In private mode ids are keyed hashes.
+    fault (`adaptor_hf.data.dicom_headers.FAULTS`) and stops nothing. In private mode ids are keyed hashes.
 
     The table names DICOM files: `read_image` applies rescale and inversion when a row is read, and the display window
     where the table is loaded with `load_pairs(..., voi_lut=True)`.
@@ -133,7 +133,7 @@ def index_dicom(
 
 
 def read_headers(
-    found: Sequence[Found], on: str, state: HeaderState, num_proc: int
+    found: Sequence[WalkedFile], on: str, state: HeaderState, num_proc: int
 ) -> tuple[list[dict[str, Any] | str], int]:
     """
     Facts or fault of each object, in order, and how many of them were known from an earlier call.
@@ -183,7 +183,7 @@ def _read_chunk(chunk: list[tuple[str, int]], on: str) -> list[dict[str, Any] | 
     return results
 
 
-def _find(root: Path, skip: Path | None) -> tuple[list[Found], dict[str, int] | None]:
+def _find(root: Path, skip: Path | None) -> tuple[list[WalkedFile], dict[str, int] | None]:
     """What is there; of a DICOMDIR what it names, with counts."""
     if root.is_dir():
         return list(walk(root, skip)), None
@@ -194,7 +194,7 @@ def _find(root: Path, skip: Path | None) -> tuple[list[Found], dict[str, int] | 
 
 
 def _compare_dicomdirs(
-    root: Path, found: Sequence[Found], results: Sequence, counts: dict[str, int] | None
+    root: Path, found: Sequence[WalkedFile], results: Sequence, counts: dict[str, int] | None
 ) -> dict[str, int]:
     """How many files the DICOMDIRs of the tree name, and how many of them are not there."""
     if counts is not None:

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...private_mode import is_private
-from .headers import FAULTS
+from ...privacy.mode import is_private
+from ..dicom_headers import FAULTS
 from .rules import RULES, TABLE_RULES
 
 if TYPE_CHECKING:

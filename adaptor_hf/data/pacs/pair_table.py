@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...private_mode import private_name
+from ...privacy.mode import private_name
 from ..archives import parse_member
 from .reports_table import ReportTable
 from .rules import left_out_by
-from .walk import Found
+from .walk import WalkedFile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,7 +22,7 @@ COLUMNS = (
 
 
 def build_pairs(
-    found: Sequence[Found],
+    found: Sequence[WalkedFile],
     results: Sequence[dict[str, Any] | str],
     reports: ReportTable | None,
     modalities: Collection[str],
@@ -127,7 +127,7 @@ def _splits(columns: dict[str, pa.Array], shares: dict[str, Any]) -> pa.Array:
     return split.with_format("arrow")[:]["split"].combine_chunks()
 
 
-def _object_counts(found: Sequence[Found], results: Sequence, reasons: list[str | None]) -> dict[str, Any]:
+def _object_counts(found: Sequence[WalkedFile], results: Sequence, reasons: list[str | None]) -> dict[str, Any]:
     headers = [facts for facts in results if not isinstance(facts, str)]
     rules = Counter(r for r, facts in zip(reasons, results, strict=True) if r and not isinstance(facts, str))
     return {

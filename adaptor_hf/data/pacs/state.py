@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...private_mode import is_private, key_name, private_name
+from ...privacy.mode import is_private, key_name, private_name
 
 VERSION = 1
 _IDS = ("uid", "patient", "study", "key")

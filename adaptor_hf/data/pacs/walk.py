@@ -17,7 +17,7 @@ from ..files import outside_root
 MAX_DICOMDIR_BYTES = 1 << 28
 
 
-class Found(NamedTuple):
+class WalkedFile(NamedTuple):
     """A file or a member of a zip."""
 
     name: str
@@ -32,7 +32,7 @@ class Found(NamedTuple):
     """One of `FAULTS`, where it is not worth opening."""
 
 
-def walk(root: Path, skip: Path | None = None) -> Iterator[Found]:
+def walk(root: Path, skip: Path | None = None) -> Iterator[WalkedFile]:
     """
     Everything under a folder, in the order of its names; links to folders are followed, each folder is listed once.
 
@@ -64,7 +64,7 @@ def walk(root: Path, skip: Path | None = None) -> Iterator[Found]:
         stack += reversed(folders)
 
 
-def look_at(root: Path, path: str) -> Iterator[Found]:
+def look_at(root: Path, path: str) -> Iterator[WalkedFile]:
     """A file, or the members of a zip."""
     try:
         status = os.stat(path)
@@ -84,14 +84,14 @@ def look_at(root: Path, path: str) -> Iterator[Found]:
         yield _file(root, path, status, fault)
 
 
-def _file(root: Path, path: str, status: os.stat_result | None, fault: str | None) -> Found:
+def _file(root: Path, path: str, status: os.stat_result | None, fault: str | None) -> WalkedFile:
     name = os.path.relpath(path, root).replace(os.sep, "/")
     # A name that is no text can be shown only with its bytes replaced.
     name = name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    return Found(name, path, status.st_size if status else 0, _state(status) if status else "", fault)
+    return WalkedFile(name, path, status.st_size if status else 0, _state(status) if status else "", fault)
 
 
-def _members(root: Path, path: str, status: os.stat_result) -> Iterator[Found]:
+def _members(root: Path, path: str, status: os.stat_result) -> Iterator[WalkedFile]:
     archive = _file(root, path, status, None)
     try:
         with zipfile.ZipFile(path) as file:
@@ -118,7 +118,7 @@ def _members(root: Path, path: str, status: os.stat_result) -> Iterator[Found]:
             fault = "file_name"
         member = Member(path, entry.filename, entry.header_offset, entry.compress_size)
         name = f"{archive.name}::{entry.filename.encode('utf-8', 'replace').decode()}"
-        yield Found(name, str(member), entry.file_size, f"{_state(status)} {entry.header_offset}", fault)
+        yield WalkedFile(name, str(member), entry.file_size, f"{_state(status)} {entry.header_offset}", fault)
 
 
 def _series(names: list[str]):
@@ -161,4 +161,4 @@ def referenced_files(path: str | os.PathLike) -> list[str]:
     return names
 
 
-__all__ = ["Found", "look_at", "referenced_files", "walk"]
+__all__ = ["WalkedFile", "look_at", "referenced_files", "walk"]

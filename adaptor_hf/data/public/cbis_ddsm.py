@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import FileIndex, find_file, list_files, read_table, row_sources
 from ..masks import roi_mask
 
@@ -22,7 +22,7 @@ _SUFFIXES = (".dcm", ".jpg", ".jpeg", ".png")
 _PARTS = ("train", "test")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one abnormality each, or of one mammogram each (`unit`, and always for segmentation)."""
     import pandas as pd
 
@@ -30,7 +30,7 @@ def read(request: Request) -> Found:
     kinds, unit = _choice("abnormality", options["abnormality"], KINDS), options["unit"]
     _choice("unit", unit, {"abnormality": 0, "image": 0})
     classes = _choice("classes", options["classes"], {3: PATHOLOGIES, 2: PATHOLOGIES[1:]})
-    found = Found(pd.DataFrame(), class_names=classes)
+    found = LoadedRows(pd.DataFrame(), class_names=classes)
     table = pd.concat([_read_part(request, kind, part, found) for kind in kinds for part in _PARTS], ignore_index=True)
     pathology = table["pathology"].replace({} if len(classes) == 3 else {PATHOLOGIES[0]: PATHOLOGIES[1]})
     table["labels"] = pathology.map(classes.index)
@@ -52,7 +52,7 @@ def _choice(name: str, value, known: dict):
     return known[value]
 
 
-def _read_part(request: Request, kind: str, part: str, found: Found) -> pd.DataFrame:
+def _read_part(request: Request, kind: str, part: str, found: LoadedRows) -> pd.DataFrame:
     """The rows of a table that make sense."""
     import pandas as pd
 
@@ -146,7 +146,7 @@ def _per_image(table: pd.DataFrame, with_masks: bool) -> pd.DataFrame:
     return images.reset_index(drop=True)
 
 
-def _one_side_a_patient(table: pd.DataFrame, found: Found) -> None:
+def _one_side_a_patient(table: pd.DataFrame, found: LoadedRows) -> None:
     """Masses and calcifications were split apart: a patient who is in a test table is in test with all rows."""
     tested = set(table.loc[table["split"] == "test", "patient_id"])
     moved = (table["split"] == "train") & table["patient_id"].isin(tested)

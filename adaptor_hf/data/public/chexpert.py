@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..demographics import age_column, sex_column
 from ..files import read_table, row_sources, to_numbers
 from ..labels import CHEXPERT_LABELS, COMPETITION_LABELS, LABEL_POLICIES
@@ -20,7 +20,7 @@ PATH = r"^(?:.*/)?((?:train|valid|test)/(patient\d+)/(study\d+)/[^/]+)$"
 _VALIDATION_ROWS = 5000
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """
     Rows of train.csv, then those of valid.csv.
 
@@ -31,7 +31,7 @@ def read(request: Request) -> Found:
     import pandas as pd
 
     training, held_out = read_part(request.root, "train.csv"), read_part(request.root, "valid.csv")
-    found = Found(training, label_names=_label_names(request.options["labels"]))
+    found = LoadedRows(training, label_names=_label_names(request.options["labels"]))
     found.table_rows = len(training) + len(held_out)
     found.notes += training.attrs["notes"] + held_out.attrs["notes"]
     if request.split_scheme == "mgca":

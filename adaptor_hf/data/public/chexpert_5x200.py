@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, read_table, row_sources, to_numbers
 from ..labels import COMPETITION_LABELS
 from .chexpert import PATH, five_by_200_candidates, read_part, sample_five_by_200
@@ -18,7 +18,7 @@ _PATH_COLUMNS = ("imgpath", "Path")
 _TEXT_COLUMNS = ("report", "Report Impression", "reports")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of an image and its class; all are test rows."""
     template = request.options["text"]
     if not isinstance(template, str) or "{" in template.replace("{}", ""):
@@ -33,7 +33,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _sample(request: Request) -> Found:
+def _sample(request: Request) -> LoadedRows:
     """MGCA's rule on train.csv."""
     import pandas as pd
 
@@ -42,7 +42,7 @@ def _sample(request: Request) -> Found:
     rows = pd.concat([training.loc[places].assign(labels=number) for number, places in enumerate(chosen.values())])
     columns = ["image", "image_id", "patient_id", "study_id", "view", "sex", "age", "source", "labels"]
     counts = ", ".join(f"{name} {len(places)}" for name, places in five_by_200_candidates(training).items())
-    return Found(
+    return LoadedRows(
         rows[columns].reset_index(drop=True),
         table_rows=len(training),
         dropped={"not drawn for the 5x200 set": len(training) - len(rows)},
@@ -50,7 +50,7 @@ def _sample(request: Request) -> Found:
     )
 
 
-def _read_list(root: Path, path: Path) -> Found:
+def _read_list(root: Path, path: Path) -> LoadedRows:
     """A list of images with label columns, as MedCLIP's chexpert-5x200-val-meta.csv; lateral views included."""
     name = path.relative_to(root).as_posix()
     table = read_table(
@@ -80,7 +80,7 @@ def _read_list(root: Path, path: Path) -> Found:
     )
     lateral = int((side == "Lateral").sum())
     notes = [f"The list {name}." + (f" {lateral} of {len(rows)} views are lateral." if lateral else "")]
-    return Found(rows.reset_index(drop=True), table_rows=len(rows), notes=notes)
+    return LoadedRows(rows.reset_index(drop=True), table_rows=len(rows), notes=notes)
 
 
 def _positive(table: pd.DataFrame, name: str) -> pd.Series:

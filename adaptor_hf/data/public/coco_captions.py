@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..captions import CAPTIONS_HELP, choose_captions
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, list_files, require_file
 from ..json_files import json_table, load_json
 
@@ -11,7 +11,7 @@ _PARTS = {"train": "train", "val": "validation"}
 _KARPATHY = {"train": "train", "restval": "train", "val": "validation", "test": "test"}
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of an image and a caption."""
     read_split = _read_karpathy if request.split_scheme == "karpathy" else _read_2017
     found = read_split(request)
@@ -21,7 +21,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _read_2017(request: Request) -> Found:
+def _read_2017(request: Request) -> LoadedRows:
     import pandas as pd
 
     parts, dropped, captions = [], {}, 0
@@ -58,10 +58,10 @@ def _read_2017(request: Request) -> Found:
         require_file(request.root, "annotations/captions_train2017.json", "captions")
     rows = pd.concat(parts, ignore_index=True).astype(object)
     notes = [] if len(parts) == 2 else [f"Only the captions of {parts[0]['split'].iloc[0]} are there."]
-    return Found(rows, table_rows=captions, dropped=dropped, notes=notes)
+    return LoadedRows(rows, table_rows=captions, dropped=dropped, notes=notes)
 
 
-def _read_karpathy(request: Request) -> Found:
+def _read_karpathy(request: Request) -> LoadedRows:
     import pandas as pd
 
     path = require_file(request.root, ("dataset_coco.json", "annotations/dataset_coco.json", "*/dataset_coco.json"))
@@ -91,7 +91,7 @@ def _read_karpathy(request: Request) -> Found:
             "source": file + ":" + (images.index + 1).astype(str),
         }
     ).astype(object)
-    return Found(rows, table_rows=int(images["sentences"].map(len).sum()))
+    return LoadedRows(rows, table_rows=int(images["sentences"].map(len).sum()))
 
 
 def _base_name(name: str) -> str:

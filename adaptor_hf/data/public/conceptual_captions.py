@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..captions import CAPTIONS_HELP, NAME_TOKENS_HELP, choose_captions, clean_whitespace, replace_name_tokens
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import find_converted, read_converted
 from ..files import find_file, read_table, require_file, row_sources
 from ..lookup import likeliest_folder
@@ -30,17 +30,17 @@ _FOLDERS = {
 SHARD_ROWS = 10_000
 
 
-def read_cc3m(request: Request) -> Found:
+def read_cc3m(request: Request) -> LoadedRows:
     """Rows of CC3M."""
     return _read(request, "cc3m")
 
 
-def read_cc12m(request: Request) -> Found:
+def read_cc12m(request: Request) -> LoadedRows:
     """Rows of CC12M."""
     return _read(request, "cc12m")
 
 
-def _read(request: Request, name: str) -> Found:
+def _read(request: Request, name: str) -> LoadedRows:
     if shards := find_shards(request.root):
         found = shards_found(request, shards)
     elif find_converted(request.root, name):
@@ -54,17 +54,17 @@ def _read(request: Request, name: str) -> Found:
     return found
 
 
-def shards_found(request: Request, shards: list[str]) -> Found:
+def shards_found(request: Request, shards: list[str]) -> LoadedRows:
     """The samples of webdataset shards; those in no folder named after a split are training rows."""
     read = read_shards(request.root, shards, request.num_proc)
     rows = read.rows
     rows["text"] = clean_whitespace(rows["text"])
     rows["split"] = rows["split"].fillna("train")
     notes = [f"{len(shards)} shards of webdataset."]
-    return Found(rows, table_rows=read.samples, dropped=read.dropped, faults=read.faults, notes=notes)
+    return LoadedRows(rows, table_rows=read.samples, dropped=read.dropped, faults=read.faults, notes=notes)
 
 
-def _read_slip(request: Request, name: str) -> Found:
+def _read_slip(request: Request, name: str) -> LoadedRows:
     """What SLIP's cc3m.npy and cc12m.npy hold, once converted."""
     columns = ("image_id", "captions") + (("image_name",) if name == "cc12m" else ())
     rows, file = read_converted(request.root, name, columns)
@@ -81,10 +81,10 @@ def _read_slip(request: Request, name: str) -> Found:
     rows = choose_captions(
         rows[["image", "image_id", "text", "split", "source"]], request.options["captions"], request.seed
     )
-    return Found(rows, table_rows=total, notes=[f"SLIP's list {file}."])
+    return LoadedRows(rows, table_rows=total, notes=[f"SLIP's list {file}."])
 
 
-def _read_tsv(request: Request, name: str) -> Found:
+def _read_tsv(request: Request, name: str) -> LoadedRows:
     import pandas as pd
 
     template, parts = request.options["image_name"], []
@@ -113,7 +113,7 @@ def _read_tsv(request: Request, name: str) -> Found:
         require_file(request.root, [_TABLES[name]["train"][0], "*.tar", f"{name}.parquet"], "table")
     rows = pd.concat(parts, ignore_index=True).astype(object)
     rows["image_id"] = rows["image"]
-    return Found(rows, table_rows=len(rows))
+    return LoadedRows(rows, table_rows=len(rows))
 
 
 def image_names(template: str, rows: int) -> list[str]:

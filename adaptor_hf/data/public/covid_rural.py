@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import list_files
 from ..masks import file_mask
 from ..reference_splits import SPLIT_FILES_HELP, follow_split, shipped_split
@@ -12,7 +12,7 @@ from ..reference_splits import SPLIT_FILES_HELP, follow_split, shipped_split
 _IMAGES, _MASKS = "jpgs", "pngs_masks"
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, sorted by name."""
     import pandas as pd
 
@@ -31,7 +31,7 @@ def read(request: Request) -> Found:
     )
     dropped = {"image without a mask": len(images.keys() - masks.keys())}
     dropped["mask without an image"] = len(masks.keys() - images.keys())
-    found = Found(rows, table_rows=len(images.keys() | masks.keys()))
+    found = LoadedRows(rows, table_rows=len(images.keys() | masks.keys()))
     if request.split_scheme == "lovt":
         folder = request.options["split_files"] or base or None
         found.rows, unused = follow_split(rows, shipped_split(request.root, folder))

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, record_input, require_file
 from ..reference_splits import check_size, two_way_split
 
@@ -22,12 +22,12 @@ _FOLDERS = ("", "labels/", "covidnet/labels/")
 _SOURCES = {"rnsa": "rsna"}
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, in the order of the label files."""
     import pandas as pd
 
     files = _label_files(request.root, request.options["version"])
-    found = Found(pd.DataFrame(), notes=[f"Labels: {' and '.join(path.name for path in files.values())}."])
+    found = LoadedRows(pd.DataFrame(), notes=[f"Labels: {' and '.join(path.name for path in files.values())}."])
     parts = []
     for split, path in files.items():
         part = _read_labels(path, path.relative_to(request.root).as_posix(), found)
@@ -68,7 +68,7 @@ def parse_line(line: str) -> tuple[str, str, str, str | None]:
     return " ".join(words[: place - 1]), words[place - 1], words[place], _SOURCES.get(source, source)
 
 
-def _read_labels(path: Path, name: str, found: Found) -> pd.DataFrame:
+def _read_labels(path: Path, name: str, found: LoadedRows) -> pd.DataFrame:
     import pandas as pd
 
     rows = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table, record_input, row_sources, to_numbers
 from ..labels import CHEXPERT_LABELS, LABEL_POLICIES
 from ..report_files import locate_reports, read_reports
@@ -29,7 +29,7 @@ _RULES = {
 }
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """
     Rows of the metadata table, with their split, and reports or labels.
 
@@ -42,7 +42,7 @@ def read(request: Request) -> Found:
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
     table = read_table(request.root, base + "mimic-cxr-2.*-metadata.csv", columns=columns)
     _check_ids(table)
-    found = Found(_rows(table, *_image_place(request.root, base, options["images"])), table_rows=len(table))
+    found = LoadedRows(_rows(table, *_image_place(request.root, base, options["images"])), table_rows=len(table))
     _assign_split(found, request, base)
     if options["views"] == "frontal" or request.split_scheme == "mgca":
         frontal = found.rows["view"].isin(["PA", "AP"])
@@ -73,7 +73,7 @@ def _rows(table: pd.DataFrame, folder_of_files: str, suffix: str) -> pd.DataFram
     )
 
 
-def _assign_split(found: Found, request: Request, base: str) -> None:
+def _assign_split(found: LoadedRows, request: Request, base: str) -> None:
     names = base + "mimic-cxr-2.*-split.csv"
     table = read_table(request.root, names, columns=("dicom_id", "subject_id", "study_id", "split"))
     unknown = ~table["split"].isin(list(_SPLITS))
@@ -95,7 +95,7 @@ def _assign_split(found: Found, request: Request, base: str) -> None:
         found.rows = found.rows[~missing]
 
 
-def _add_reports(found: Found, request: Request, options: dict) -> None:
+def _add_reports(found: LoadedRows, request: Request, options: dict) -> None:
     import pandas as pd
 
     rows = found.rows
@@ -139,7 +139,7 @@ def _report_source(root: Path, option: str | None, names: list[str]) -> Path:
     )
 
 
-def _add_labels(found: Found, root: Path, base: str, option: str) -> None:
+def _add_labels(found: LoadedRows, root: Path, base: str, option: str) -> None:
     if option == "radiologist":
         table = read_table(
             root,
@@ -171,7 +171,7 @@ def _add_labels(found: Found, root: Path, base: str, option: str) -> None:
         found.rows = found.rows[~missing]
 
 
-def _repeat_validation_as_test(found: Found) -> None:
+def _repeat_validation_as_test(found: LoadedRows) -> None:
     """MGCA's validation and test files are the same: the validation and test parts of the release together."""
     import pandas as pd
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..demographics import age_column, sex_column
 from ..files import read_table, record_input, require_file, row_sources, to_numbers
 from ..lookup import locate, paths_by_stem
@@ -52,13 +52,13 @@ _OPTIONAL = ("Patient Age", "Patient Gender", "View Position")
 _BOX = ("Bbox [x", "y", "w", "h]")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, in the order of the table; for detection and segmentation those with boxes."""
     import pandas as pd
 
     root = request.root
     table = read_table(root, _TABLES, columns=_COLUMNS, optional=_OPTIONAL)
-    found = Found(pd.DataFrame(), label_names=LABELS, table_rows=len(table))
+    found = LoadedRows(pd.DataFrame(), label_names=LABELS, table_rows=len(table))
     labels, bad = _labels(table, found)
     files = table["Image Index"]
     stems = files.str.removesuffix(".png")
@@ -86,7 +86,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _labels(table: pd.DataFrame, found: Found) -> tuple[pd.DataFrame, pd.Series]:
+def _labels(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.Series]:
     """A float column a finding, and a mask of the rows that make no sense."""
     import pandas as pd
 
@@ -121,7 +121,7 @@ def _labels(table: pd.DataFrame, found: Found) -> tuple[pd.DataFrame, pd.Series]
     return pd.DataFrame(filled, columns=LABELS, index=table.index), bad
 
 
-def _ages(table: pd.DataFrame, found: Found) -> pd.Series:
+def _ages(table: pd.DataFrame, found: LoadedRows) -> pd.Series:
     # The release of 2017 writes ages as "058Y", of infants as "011M" or "014D", and has impossible ones.
     return age_column(table["Patient Age"], found.notes)
 
@@ -131,7 +131,7 @@ def _paths(root: Path) -> dict[str, str]:
     return paths_by_stem(root, folders)
 
 
-def _with_boxes(request: Request, rows: pd.DataFrame, found: Found) -> pd.DataFrame:
+def _with_boxes(request: Request, rows: pd.DataFrame, found: LoadedRows) -> pd.DataFrame:
     """The images that have boxes; under "lovt" also those without a finding that its files name."""
     table = read_table(request.root, "BBox_List_2017.csv", columns=("Image Index", "Finding Label", *_BOX))
     found.table_rows, found.box_class_names = len(table), BOX_CLASSES
@@ -187,7 +187,7 @@ def _masks(rows: pd.DataFrame, finding: str | None) -> pd.Series:
     return pd.Series(masks, index=rows.index, dtype=object)
 
 
-def _split(request: Request, found: Found) -> None:
+def _split(request: Request, found: LoadedRows) -> None:
     scheme, rows = request.split_scheme, found.rows
     if scheme == "official":
         lists = {"train": "train_val_list.txt", "test": "test_list.txt"}

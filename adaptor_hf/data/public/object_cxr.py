@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..boxes import no_boxes
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table, row_sources
 from ..lookup import locate, paths_by_stem
 from ..mask_drawing import parse_shape, shape_box
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 KINDS = {"0": "rectangle", "1": "ellipse", "2": "polygon"}
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, train.csv before dev.csv."""
     import pandas as pd
 
-    found = Found(pd.DataFrame(), class_names=["negative", "foreign object"], box_class_names=["foreign object"])
+    found = LoadedRows(pd.DataFrame(), class_names=["negative", "foreign object"], box_class_names=["foreign object"])
     parts = [_read_part(request.root, "train", found), _read_part(request.root, "dev", found)]
     for part, split in zip(parts, ("train", "test"), strict=True):
         part["split"] = split
@@ -81,7 +81,7 @@ def _boxes(shapes: list[str]) -> np.ndarray:
     return np.array(boxes, dtype=np.float32) if boxes else no_boxes()
 
 
-def _read_part(root: Path, part: str, found: Found) -> pd.DataFrame:
+def _read_part(root: Path, part: str, found: LoadedRows) -> pd.DataFrame:
     import pandas as pd
 
     table = _read_csv(root, part)

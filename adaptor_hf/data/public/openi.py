@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..captions import term_labels
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, list_files, read_table, record_input, require_file, row_sources
 from ..lookup import locate, paths_by_stem
 from ..report_sentences import RECIPES, sentences_of
@@ -28,7 +28,7 @@ _REPORTS = ("indiana_reports.csv", "*/indiana_reports.csv")
 _PROJECTIONS = ("indiana_projections.csv", "*/indiana_projections.csv")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """
     Rows of one image each; images of a study share its report.
 
@@ -60,7 +60,7 @@ def image_key(stem: str) -> str:
     return re.sub(r"^(\d+)_(?=\1_IM)", "", stem)
 
 
-def _read_kaggle(root: Path) -> tuple[Found, pd.DataFrame]:
+def _read_kaggle(root: Path) -> tuple[LoadedRows, pd.DataFrame]:
     reports = read_table(root, _REPORTS, columns=("uid", "MeSH", "findings", "impression"), optional=SECTIONS[:2])
     images = read_table(root, _PROJECTIONS, columns=("uid", "filename", "projection"))
     dropped = {
@@ -81,10 +81,10 @@ def _read_kaggle(root: Path) -> tuple[Found, pd.DataFrame]:
         source=row_sources(images),
     )
     rows = rows[["image", "image_id", "study_id", "view", "source"]].reset_index(drop=True)
-    return Found(rows, table_rows=total, dropped=_counted(dropped)), reports
+    return LoadedRows(rows, table_rows=total, dropped=_counted(dropped)), reports
 
 
-def _read_nlm(root: Path) -> tuple[Found, pd.DataFrame]:
+def _read_nlm(root: Path) -> tuple[LoadedRows, pd.DataFrame]:
     import pandas as pd
 
     files = sorted(path for path in list_files(root, suffixes=(".xml",)).sizes if re.search(r"(^|/)\d+\.xml$", path))
@@ -109,7 +109,7 @@ def _read_nlm(root: Path) -> tuple[Found, pd.DataFrame]:
     rows = rows[~keys.duplicated()].drop(columns="name").reset_index(drop=True)
     dropped = _counted({"a report without image": imageless, "the same image twice in the reports": repeated})
     notes = ["The XML files do not say which image is frontal: view is None."]
-    found = Found(rows, table_rows=len(images) + imageless, dropped=dropped, faults=faults, notes=notes)
+    found = LoadedRows(rows, table_rows=len(images) + imageless, dropped=dropped, faults=faults, notes=notes)
     return found, frame.set_index("uid")
 
 
@@ -160,7 +160,7 @@ def _without_token(text: str) -> str:
     return re.sub(r"\s+([.,;:])", r"\1", re.sub(rf"[^\s.,;:]*{TOKEN}[^\s.,;:]*", "", text)).strip()
 
 
-def _add_labels(found: Found, mesh: pd.Series, min_count: int) -> None:
+def _add_labels(found: LoadedRows, mesh: pd.Series, min_count: int) -> None:
     """Multi-label targets: the heading (what stands before "/") of each MeSH term."""
     cells = found.rows["study_id"].map(mesh)
     known = cells.notna() & ~cells.isin(UNINDEXED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..captions import NAME_TOKENS_HELP, clean_whitespace, replace_name_tokens
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import list_files, record_input, require_file
 from ..json_files import json_table, load_json
 from ..lookup import likeliest_folder
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _TEXTS = ("caption", "raw_caption")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of an image each."""
     if (column := request.options["caption"]) not in _TEXTS:
         raise ValueError(f"caption must be one of {', '.join(_TEXTS)}, got {column!r}.")
@@ -30,7 +30,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _read_annotations(request: Request, column: str) -> Found:
+def _read_annotations(request: Request, column: str) -> LoadedRows:
     import pandas as pd
 
     files = sorted(list_files(request.root, ("annotations",), (".json",)).sizes)
@@ -42,7 +42,7 @@ def _read_annotations(request: Request, column: str) -> Found:
     names = rows["subreddit"] + "/" + rows["image_id"] + ".jpg"
     folder = likeliest_folder(request.root, list(names), ("", "images/", "redcaps/", "images/redcaps/"))
     rows = rows.assign(image=folder + names, text=clean_whitespace(rows[column]), split=None)
-    return Found(rows[["image", "image_id", "text", "split", "source"]], table_rows=len(rows))
+    return LoadedRows(rows[["image", "image_id", "text", "split", "source"]], table_rows=len(rows))
 
 
 def _read_file(request: Request, file: str, column: str) -> pd.DataFrame:

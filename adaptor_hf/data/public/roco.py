@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..captions import clean_whitespace, term_labels
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, read_table, record_input, require_file, row_sources
 from ..lookup import locate, paths_by_stem
 
@@ -38,7 +38,7 @@ def subset_mask(captions: pd.Series, subset: str) -> pd.Series:
     return captions.fillna("").str.contains(pattern, case=False, regex=True)
 
 
-def read_v1(request: Request) -> Found:
+def read_v1(request: Request) -> LoadedRows:
     """Rows of ROCO v1: a figure each."""
     import pandas as pd
 
@@ -64,7 +64,7 @@ def read_v1(request: Request) -> Found:
     return _finish(rows, request, notes)
 
 
-def read_v2(request: Request) -> Found:
+def read_v2(request: Request) -> LoadedRows:
     """Rows of ROCO v2: a figure each."""
     import pandas as pd
 
@@ -125,9 +125,9 @@ def _v2_images(root: Path, name: str) -> dict[str, str]:
     return paths_by_stem(root, folders, zips)
 
 
-def _finish(rows: pd.DataFrame, request: Request, notes: list[str]) -> Found:
+def _finish(rows: pd.DataFrame, request: Request, notes: list[str]) -> LoadedRows:
     """Subset, licences, labels and exact repeats: the same for both versions."""
-    found = Found(rows, table_rows=len(rows), notes=notes)
+    found = LoadedRows(rows, table_rows=len(rows), notes=notes)
     keep = ~rows["image_id"].duplicated()
     found.dropped["id that an earlier row has"] = int((~keep).sum())
     rows["text"] = clean_whitespace(rows["text"])

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table, record_input, row_sources, to_numbers
 from ..lookup import locate, paths_by_stem
 from ..masks import box_mask
@@ -28,13 +28,13 @@ _BOX = ("x", "y", "width", "height")
 _IMAGES = "stage_2_train_images"
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, sorted by patientId."""
     import pandas as pd
 
     root, options = request.root, request.options
     table = read_table(root, "stage_2_train_labels.csv", columns=("patientId", *_BOX, "Target"))
-    total, found = len(table), Found(pd.DataFrame(), table_rows=len(table))
+    total, found = len(table), LoadedRows(pd.DataFrame(), table_rows=len(table))
     table, boxes = _checked(table, found)
     images = table.drop_duplicates("patientId").sort_values("patientId")
     ids = images["patientId"].reset_index(drop=True)
@@ -66,7 +66,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _checked(table: pd.DataFrame, found: Found) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _checked(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows that make sense, and their boxes as numbers; an image with a row that does not is left out."""
     import pandas as pd
 
@@ -125,7 +125,7 @@ def _detailed_labels(root: Path, ids: pd.Series, targets: pd.Series) -> pd.Serie
     return codes
 
 
-def _patients(request: Request, ids: pd.Series, found: Found) -> pd.Series | None:
+def _patients(request: Request, ids: pd.Series, found: LoadedRows) -> pd.Series | None:
     """NIH patient of each image, or the image itself where the table has none; None for all without the table."""
     if request.options["nih_match"] is None:
         found.notes.append(
@@ -180,7 +180,7 @@ def _column(table: pd.DataFrame, pattern: str, what: str, path: Path) -> pd.Seri
     raise ValueError(f"{path}: no column of {what}. Found: {', '.join(map(str, table.columns))}.")
 
 
-def _split(request: Request, found: Found) -> None:
+def _split(request: Request, found: LoadedRows) -> None:
     scheme, count = request.split_scheme, len(found.rows)
     if scheme in ("mgca", "gloria"):
         if scheme == "gloria" and request.task != "classification":

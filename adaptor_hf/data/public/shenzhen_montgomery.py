@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..demographics import age_years, sex_code
 from ..files import list_files, record_input
 from ..masks import file_mask
@@ -16,17 +16,17 @@ _PREFIX = {"shenzhen": "CHNCXR", "montgomery": "MCUCXR"}
 _AGE = re.compile(r"(\d+)\s*(y|year|m|month|d|day)", re.IGNORECASE)
 
 
-def read_shenzhen(request: Request) -> Found:
+def read_shenzhen(request: Request) -> LoadedRows:
     """Rows of one image each, sorted by name."""
     return _read(request, "shenzhen")
 
 
-def read_montgomery(request: Request) -> Found:
+def read_montgomery(request: Request) -> LoadedRows:
     """Rows of one image each, sorted by name."""
     return _read(request, "montgomery")
 
 
-def _read(request: Request, name: str) -> Found:
+def _read(request: Request, name: str) -> LoadedRows:
     import pandas as pd
 
     pattern = re.compile(rf"({_PREFIX[name]}_\d{{4}}_([01]))(_mask)?", re.IGNORECASE)
@@ -50,7 +50,7 @@ def _read(request: Request, name: str) -> Found:
         )
     ids = sorted(images)
     readings = _readings(request.root)
-    found = Found(pd.DataFrame(), class_names=CLASSES, table_rows=len(ids))
+    found = LoadedRows(pd.DataFrame(), class_names=CLASSES, table_rows=len(ids))
     notes = [_reading(readings[image].read_text("utf-8", "replace")) if image in readings else {} for image in ids]
     rows = {
         "image": [images[image] for image in ids],
@@ -75,7 +75,7 @@ def _read(request: Request, name: str) -> Found:
     return found
 
 
-def _check_sides(name: str, masks: dict[str, list[str]], found: Found) -> None:
+def _check_sides(name: str, masks: dict[str, list[str]], found: LoadedRows) -> None:
     """Montgomery's masks are one file a lung: with one of them missing half of the mask would be."""
     sides = {
         image: sum("left" in path or "right" in path for path in map(str.lower, paths))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table
 from ..lookup import locate, paths_by_stem
 from ..mask_drawing import parse_rle
@@ -22,14 +22,14 @@ _TABLES = ("train-rle.csv", "stage_2_train.csv")
 _FOLDERS = ("dicom-images-train", "stage_2_images")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one image each, in the order of the table; under "mgca" one for each split that an image is in."""
     import pandas as pd
 
     root = request.root
     # The name of the second column begins with a blank in one of the two files, and so does its -1.
     table = read_table(root, _TABLES, columns=("ImageId", "EncodedPixels"))
-    found = Found(pd.DataFrame(), class_names=["negative", "pneumothorax"], table_rows=len(table))
+    found = LoadedRows(pd.DataFrame(), class_names=["negative", "pneumothorax"], table_rows=len(table))
     if request.split_scheme in ("mgca", "gloria"):
         table["split"] = three_way_split(len(table), 0.3)
         found.notes += check_size(len(table), 12954, "MGCA")
@@ -49,7 +49,7 @@ def read(request: Request) -> Found:
     return found
 
 
-def _checked(table: pd.DataFrame, found: Found) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, found: LoadedRows) -> pd.DataFrame:
     """Rows of the images whose rows all make sense."""
     import pandas as pd
 

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import read_converted
 from ..files import find_file, list_files, record_input, require_file
 from ..json_files import load_json
@@ -32,7 +32,7 @@ METRICS = {
 CLEVR_CLASSES = ("count_10", "count_3", "count_4", "count_5", "count_6", "count_7", "count_8", "count_9")
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of one set of the catalog: an image and its class."""
     name = request.options["dataset"]
     catalog = load_json(record_input(require_file(request.root, CATALOG, "catalog")), CATALOG, dict)
@@ -56,7 +56,7 @@ def read(request: Request) -> Found:
         _check_labels(class_texts(request.root, name), classes, name)
     rows["source"] = f"{CATALOG}:{name}"
     notes.append(f"SLIP's metric of {name} is {metric_of(name)}.")
-    return Found(rows, class_names=classes, table_rows=len(rows), notes=notes)
+    return LoadedRows(rows, class_names=classes, table_rows=len(rows), notes=notes)
 
 
 def metric_of(name: str) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..archives import Member, list_zip
 from ..captions import CAPTIONS_HELP, choose_captions, clean_whitespace
-from ..catalog import Found, PublicDataset, Request
+from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import find_converted, read_converted
 from ..files import record_input, require_file
 from ..webdataset import find_shards
@@ -20,7 +20,7 @@ _MARKUP = r"<a.*?>|</a>|<b>|</b>|<i>|</i>"
 _URL = r"http\S+|www\S+"
 
 
-def read(request: Request) -> Found:
+def read(request: Request) -> LoadedRows:
     """Rows of an image and its title, its description, or both."""
     if shards := find_shards(request.root):
         return shards_found(request, shards)
@@ -46,7 +46,9 @@ def read(request: Request) -> Found:
     rows = rows.loc[kept, ["image", "image_id", "text", "split", "source"]].reset_index(drop=True)
     dropped = {"image not in its zip": int((~kept).sum())} if (~kept).any() else {}
     rows = choose_captions(rows, request.options["captions"], request.seed)
-    return Found(rows, table_rows=total, dropped=dropped, faults=faults, notes=["Rows are a title or a description."])
+    return LoadedRows(
+        rows, table_rows=total, dropped=dropped, faults=faults, notes=["Rows are a title or a description."]
+    )
 
 
 def clean_text(texts: pd.Series) -> pd.Series:

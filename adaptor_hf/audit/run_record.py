@@ -1,0 +1,138 @@
+"""`run.json`: what a run was given, on what it ran, what came out, how long its parts took and how much memory."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from ..data.reading import Reading
+from ..data.splits import split_hash
+from ..modeling_adaptor import AdaptorModel
+from ..privacy.mode import private_options
+from ..training.arguments import AdaptorTrainingArguments
+from ..training.report import package_versions
+from ..training.trainer import write_aside
+from .manifest import place_beside
+
+if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
+
+RUN_FILE = "run.json"
+
+
+class RunRecord:
+    """
+    Seconds of a run's parts, from the start of the process on.
+
+    It stays on this machine: it names places, unless the run is private. The list of files that are
+    pushed leaves it out.
+    """
+
+    def __init__(self) -> None:
+        self.started = psutil.Process().create_time()
+        self.seconds: dict[str, float] = {"start_up": round(time.time() - self.started, 3)}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time a part of the run; a part that comes again adds up."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = round(self.seconds.get(name, 0.0) + time.perf_counter() - start, 3)
+
+    def write(
+        self,
+        arguments: AdaptorTrainingArguments,
+        options: dict[str, Any],
+        cache: "EmbeddingCache",
+        model: AdaptorModel,
+        metrics: dict[str, float] | None = None,
+    ) -> Path:
+        """
+        Write `run.json` into the output folder.
+
+        Args:
+            arguments (`AdaptorTrainingArguments`): Of the run.
+            options (`dict`): The script's other options.
+            cache (`EmbeddingCache`): The whole cache; its files' SHA-256 identify the inputs.
+            model (`AdaptorModel`): Its saved weights in the output folder are digested.
+            metrics (`dict[str, float]`, *optional*): The last evaluation.
+        """
+        folder = Path(arguments.output_dir)
+        weights = folder / "model.safetensors"
+        self.seconds["total"] = round(time.time() - self.started, 3)
+        record = {
+            "versions": package_versions() | {"python": platform.python_version(), "cuda": torch.version.cuda},
+            "machine": {
+                "platform": platform.platform(),
+                "device": torch.cuda.get_device_name() if arguments.device.type == "cuda" else processor_name(),
+                "processes": arguments.world_size,
+                "threads": torch.get_num_threads(),
+            },
+            "options": private_options(options),
+            "training_arguments": private_options(arguments.to_dict()),
+            "inputs": {
+                "cache": place_beside(folder, cache.path),
+                "cache_fingerprint": cache.fingerprint,
+                "reading": asdict(Reading.of_spec(cache.vision_spec)),
+                "split_hash": split_hash(cache.pairs),
+                "rows": {name: len(cache.split(name)) for name in cache.splits},
+                "sha256": cache.digests(),
+            },
+            "weights": {
+                "sha256": sha256(weights) if weights.is_file() else None,
+                "parameters": model.num_parameters(only_trainable=True),
+            },
+            "metrics": metrics or {},
+            "seconds": self.seconds,
+            "peak_memory_bytes": peak_memory(arguments.device),
+        }
+        path = folder / RUN_FILE
+        write_aside(path, json.dumps(record, indent=2, default=str) + "\n")
+        return path
+
+
+def last_evaluation(log_history: list[dict[str, float]]) -> dict[str, float]:
+    """The last log entry that has evaluation metrics."""
+    return next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
+
+
+def sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def processor_name() -> str:
+    """The CPU's name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """Most memory of this process so far, in bytes: of the machine (mapped files count), and of the GPU."""
+    found = {}
+    try:
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    except ImportError:  # Windows
+        found["process"] = psutil.Process().memory_info().peak_wset
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.max_memory_allocated(device)
+    return found
+
+
+__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name", "sha256"]

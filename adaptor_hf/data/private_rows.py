@@ -1,0 +1,67 @@
+"""In private mode: keyed hashes in place of a table's ids, and no table with columns that identify a person."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from ..privacy.identifying import identifying_columns
+from ..privacy.keys import keyed_hash
+from ..privacy.mode import ID_COLUMNS, KEPT_COLUMNS, PrivacyArguments, is_private, private_key
+from .burned_in import count_flags, describe_flags
+from .table_files import read_source
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
+    """
+    A data set with keyed hashes for `image_id`, `patient_id` and `study_id`, and without columns that are neither of
+    the column contract nor sex, age or asked for. What DICOM files say of text in the picture goes to the log, as
+    counts. Outside private mode the data set itself.
+
+    Args:
+        dataset (`datasets.Dataset`): With the columns of `load_pairs`.
+        keep (`Iterable[str]`): More columns to keep.
+    """
+    key = private_key()
+    if key is None:
+        return dataset
+    if said := describe_flags(count_flags(dataset)):
+        logger.warning(said)
+    kept = {*KEPT_COLUMNS, *keep}
+    dataset = dataset.select_columns([name for name in dataset.column_names if name in kept])
+    for name in [name for name in ID_COLUMNS if name in dataset.column_names]:
+        values = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+        hashed = [None if value is None else keyed_hash(str(value), key) for value in values]
+        order = dataset.column_names
+        dataset = dataset.remove_columns(name).add_column(name, pa.array(hashed, pa.string())).select_columns(order)
+    return dataset
+
+
+def refuse_identifying_columns(source: Any, image_column: str, arguments: PrivacyArguments) -> None:
+    """
+    In private mode, refuse a table with columns that look like names or birth dates, unless they were asked for.
+
+    Raises:
+        ValueError: naming the number of columns and their places; their names may name someone.
+    """
+    if not is_private() or arguments.allow_identifying_columns or not isinstance(source, str | os.PathLike):
+        return
+    table = read_source(source, image_column).table
+    if found := identifying_columns(table):
+        places = ", ".join(str(table.column_names.index(name) + 1) for name in found)
+        raise ValueError(
+            f"{len(found)} of the table's columns look like names, birth dates or addresses (columns {places}, counted "
+            "from 1). Take them out of the table, or pass --allow_identifying_columns: they are then read past."
+        )
+
+
+__all__ = ["private_rows", "refuse_identifying_columns"]

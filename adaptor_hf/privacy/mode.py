@@ -1,0 +1,281 @@
+"""
+Private mode of the scripts: ids as keyed hashes, and no report text, path or id in anything that is written or said.
+
+It holds for the whole process from `start_private_mode` on: whatever builds a cache or writes a file asks here, so that
+no call can forget to pass the key on.
+"""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import json
+import logging
+import os
+import platform
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import psutil
+
+from .keys import keyed_hash, load_key
+from .messages import hide_messages, without_quotations
+
+if TYPE_CHECKING:
+    pass
+
+ENVIRONMENT = "ADAPTOR_PRIVATE"
+ID_COLUMNS = ("image_id", "patient_id", "study_id")
+# Columns that a run may use; all others could hold anything.
+KEPT_COLUMNS = (
+    "image", *ID_COLUMNS, "view", "text", "sections", "sentences", "labels", "boxes", "box_labels", "mask", "split",
+    "source_row", "sex", "age",
+)  # fmt: skip
+# Options that hold places, or parts of the user's table.
+_HIDDEN_OPTIONS = (
+    "train_file", "data_root", "dataset_option", "cache", "cache_dir", "image_column", "text_column", "image_root",
+    "patient_column", "study_column", "id_column", "view_column", "split_column", "split_alias", "filter",
+    "image_store", "key_file", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "table",
+    "mask_column", "towers_dir", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column",
+    "prompts", "id_namespace",
+)  # fmt: skip
+
+# Then the machine's name and the process's number: a temporary folder may be shared by machines.
+_ASIDE = f"adaptor-private-{platform.node()}-"
+
+logger = logging.getLogger(__name__)
+
+_key: bytes | None = None
+
+
+@dataclass(kw_only=True)
+class PrivacyArguments:
+    """Options of both scripts for data that must not leave the machine."""
+
+    private: bool = field(
+        default=False,
+        metadata={"help": "Write keyed hashes instead of ids, and no report or path; no tracker (docs/privacy.md)."},
+    )
+    key_file: str | None = field(
+        default=None, metadata={"help": "File with the key of --private; made, for its owner only, if it is missing."}
+    )
+    allow_identifying_columns: bool = field(
+        default=False, metadata={"help": "With --private: take a table whose columns look like names or birth dates."}
+    )
+    allow_push: bool = field(
+        default=False, metadata={"help": "With --private: let --push_to_hub send the fixed list of files."}
+    )
+
+
+def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None] = ()) -> bool:
+    """
+    Switch the process to private mode if it was asked for, by `--private` or by `ADAPTOR_PRIVATE=1`.
+
+    From here on what is written to stdout, stderr and logs has paths, file names and quoted values cut out, and data
+    sets that the library would keep in its cache go to a folder that is deleted at exit.
+
+    Args:
+        arguments (`PrivacyArguments`): Of the script.
+        places (`Iterable[str]`): Paths that were given; they are cut out of messages even where they look like words.
+
+    Returns:
+        `bool`: Whether private mode is on.
+
+    Raises:
+        ValueError: without a key file, or for an option that needs private mode.
+        PermissionError: others than its owner may read the key file.
+    """
+    if not _asked_for(arguments):
+        if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push")
+                     if getattr(arguments, name)]:  # fmt: skip
+            raise ValueError(f"--{' and --'.join(given)} would have no effect without --private.")
+        return False
+    if arguments.key_file is None:
+        raise ValueError("--private needs --key_file: the file with the key of the ids. It is made if it is missing.")
+    arguments.private = True
+    hide_messages([*places, arguments.key_file])
+    _keep_data_sets_aside()
+    _set_key(load_key(arguments.key_file, create=True))
+    return True
+
+
+def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
+    """
+    Stop where private mode was asked for and is not on, as in a command that does not know it.
+
+    Raises:
+        ValueError: saying what knows it.
+    """
+    if _key is None and _asked_for(arguments):
+        raise ValueError(
+            f"--private or {ENVIRONMENT} asks for private mode, which this command does not have. Use "
+            "train_pretrain.py or train_downstream.py, or in Python `with private_mode(key):` (docs/privacy.md)."
+        )
+
+
+def _asked_for(arguments: PrivacyArguments | None) -> bool:
+    environment = os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes", "on")
+    return environment or (arguments is not None and arguments.private)
+
+
+@contextmanager
+def private_mode(key: bytes) -> Iterator[None]:
+    """Private mode of caches and files within a block, in Python; messages and data sets' caches are left alone."""
+    before = _key
+    _set_key(key)
+    try:
+        yield
+    finally:
+        _set_key(before)
+
+
+def is_private() -> bool:
+    """Whether the process is in private mode."""
+    return _key is not None
+
+
+def private_key() -> bytes | None:
+    """The key of the ids; None outside private mode. It is for digests that stay in the run folder, never written."""
+    return _key
+
+
+def key_name() -> str | None:
+    """16 hex digits that tell one key from another and say nothing about it; None outside private mode."""
+    return None if _key is None else hashlib.blake2b(b"adaptor_hf key name", digest_size=8, key=_key).hexdigest()
+
+
+def keyed_digests(digests: np.ndarray) -> np.ndarray:
+    """
+    Digests of files and texts, made keyed in private mode: who knows a report could else look up whether it is there.
+
+    Args:
+        digests (`np.ndarray` of shape `(n,)` and dtype `S16`): All-zero ones stand for nothing and stay.
+
+    Returns:
+        `np.ndarray` of the same shape and dtype; outside private mode the same one.
+    """
+    if _key is None or not len(digests):
+        return digests
+    raw, size = np.ascontiguousarray(digests).tobytes(), digests.dtype.itemsize
+    parts = (raw[start : start + size] for start in range(0, len(raw), size))
+    keyed = (part if not any(part) else hashlib.blake2b(part, digest_size=size, key=_key).digest() for part in parts)
+    return np.frombuffer(b"".join(keyed), dtype=digests.dtype)
+
+
+def private_name(value: str) -> str:
+    """A path, file name or id as a keyed hash; outside private mode as it is, and nothing stays nothing."""
+    return value if _key is None or not value else keyed_hash(value, _key)
+
+
+def private_reason(reason: str) -> str:
+    """What is wrong with an image, without the details that a decoder quotes from the file."""
+    return reason if _key is None else reason.partition(":")[0]
+
+
+def error_text(error: BaseException) -> str:
+    """The message of an error; in private mode without what a library's error quotes, see `without_quotations`."""
+    return str(error) if _key is None else without_quotations(error)
+
+
+def private_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a run for a record: in private mode, places and parts of the user's table as keyed hashes."""
+    if _key is None:
+        return dict(options)
+    return {
+        name: _hashed(value) if name in _HIDDEN_OPTIONS else without_paths(value) for name, value in options.items()
+    }
+
+
+def without_paths(value: Any) -> Any:
+    """In private mode, a JSON value with every string that has a slash or backslash as a keyed hash, at any depth."""
+    if _key is None:
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): without_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if isinstance(value, os.PathLike) or (isinstance(value, str) and re.search(r"[/\\]", value)):
+        return keyed_hash(str(value), _key)
+    return value
+
+
+def rewrite_without_paths(path: str | os.PathLike) -> None:
+    """In private mode, replace the paths in a JSON file that a library has written."""
+    if _key is None:
+        return
+    path = Path(path)
+    value = without_paths(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
+    """
+    In private mode, refuse a ready cache that was built without it, or with another key.
+
+    Args:
+        spec_of_sides: The manifests of its folders of images and texts.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if _key is None:
+        return
+    names = {side.get("identity", {}).get("private") for side in spec_of_sides}
+    if names != {key_name()}:
+        found = "without --private" if None in names else "with another key"
+        raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")
+
+
+def _hashed(value: Any) -> Any:
+    if value is None or isinstance(value, bool) or value == []:
+        return value
+    return [_hashed(item) for item in value] if isinstance(value, list | tuple) else keyed_hash(str(value), _key)
+
+
+def _set_key(key: bytes | None) -> None:
+    global _key
+    _key = key
+
+
+def _keep_data_sets_aside() -> None:
+    import datasets
+
+    _remove_left_behind()
+    folder = tempfile.mkdtemp(prefix=f"{_ASIDE}{os.getpid()}-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    datasets.config.HF_DATASETS_CACHE = Path(folder)
+
+
+def _remove_left_behind() -> None:
+    """Folders of private runs on this machine that were killed with SIGKILL, or lost with the power."""
+    own = os.getuid() if hasattr(os, "getuid") else 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_ASIDE}*-*"):
+        process = folder.name.removeprefix(_ASIDE).partition("-")[0]
+        if process.isdigit() and not psutil.pid_exists(int(process)) and folder.stat().st_uid == own:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+__all__ = [
+    "PrivacyArguments",
+    "check_private_cache",
+    "check_private_mode",
+    "error_text",
+    "is_private",
+    "key_name",
+    "keyed_digests",
+    "private_key",
+    "private_mode",
+    "private_name",
+    "private_options",
+    "private_reason",
+    "rewrite_without_paths",
+    "start_private_mode",
+    "without_paths",
+]

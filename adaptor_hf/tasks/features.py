@@ -1,0 +1,85 @@
+"""Features of frozen parts: each image goes through its tower once, whatever trains on it afterwards."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..modeling_adaptor import AdaptorModel
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+logger = logging.getLogger(__name__)
+
+BATCH_ROWS = 8192
+
+
+def tower_features(
+    dataset: Dataset,
+    tower: Any,
+    cache_dir: str | os.PathLike,
+    *,
+    batch_size: int | None = None,
+    device: Any = None,
+    max_fault_fraction: float = 0.05,
+) -> tuple[torch.Tensor, np.ndarray, dict]:
+    """
+    Embeddings of a data set's images, from the cache as far as they are there. Data sets that share a `cache_dir`
+    share the embeddings of the images they have in common.
+
+    Args:
+        dataset (`Dataset`): With a column `image`.
+        tower: As in `build_cache`.
+        cache_dir, batch_size, device, max_fault_fraction: As in `build_cache`.
+
+    Returns:
+        `tuple[torch.Tensor, np.ndarray, dict]`: `(m, D)` float32 features of the rows whose image could be read, the
+        numbers of these rows `(m,)` int64, and the tower's spec.
+
+    Raises:
+        ValueError: too many images cannot be read; the message lists the first ones.
+    """
+    from ..embeddings import build_cache
+
+    rows = np.arange(len(dataset))
+    # Ids of their own: an image may stand in two parts of a reference split.
+    plain = dataset.select_columns(["image"]).add_column("source_row", rows).add_column("image_id", rows.astype(str))
+    plain = plain.add_column("split", np.full(len(rows), "test"))
+    cache = build_cache(
+        plain, vision_tower=tower, cache_dir=cache_dir, batch_size=batch_size, device=device,
+        max_fault_fraction=max_fault_fraction,
+    )  # fmt: skip
+    kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
+    if len(kept) < len(rows):
+        logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))
+    return cache.image_embeddings().float(), kept, cache.vision_spec
+
+
+@torch.no_grad()
+def adaptor_features(model: AdaptorModel, embeds: torch.Tensor) -> torch.Tensor:
+    """
+    What a head on the Adaptor reads: `(n, hidden_size)` float32 on the CPU, from the tower's `(n, D)`.
+
+    Raises:
+        ValueError: the model is in training mode, or was made for a tower of another width.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout changes every feature. Call model.eval() first.")
+    if embeds.shape[-1] != model.config.vision_hidden_size:
+        raise ValueError(
+            f"The Adaptor takes image embeddings {model.config.vision_hidden_size} wide, the tower gives "
+            f"{embeds.shape[-1]}: it was trained with another tower."
+        )
+    parts = [
+        model.get_image_features(image_embeds=part.to(model.device, model.dtype)).pooler_output.float().cpu()
+        for part in embeds.split(BATCH_ROWS)
+    ]
+    return torch.cat(parts)
+
+
+__all__ = ["adaptor_features", "tower_features"]

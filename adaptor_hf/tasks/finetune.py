@@ -1,0 +1,239 @@
+"""Classification with a tower that trains too: end to end, or low-rank weights in its attention (LoRA by peft)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from ..heads_adaptor import AdaptorForImageClassification
+from ..modeling_adaptor import AdaptorModel
+from ..privacy.mode import error_text
+from ..towers_adaptor import VisionTower
+from .controls import checkpoint_name
+from .data import LabelledData, training_subset
+from .probe import check_labels, macro_auroc
+
+if TYPE_CHECKING:
+    from .classification import RunList
+
+LEARNING_RATES = {"finetune": 2e-5, "lora": 2e-4}
+SYSTEMS = {"finetune": "Adaptor, fine-tuned end to end", "lora": "Adaptor, LoRA in the tower"}
+RANK = 8
+_ATTENTION = ("query", "value", "q_proj", "v_proj", "qkv")
+
+
+class ImageCollator:
+    """Rows with `image` and `target` as `pixel_values` and `labels`."""
+
+    def __init__(self, processor: Any, exclusive: bool):
+        self.processor, self.dtype = processor, torch.long if exclusive else torch.float32
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        batch = dict(self.processor([row["image"] for row in rows], return_tensors="pt"))
+        return batch | {"labels": torch.tensor(np.array([row["target"] for row in rows]), dtype=self.dtype)}
+
+
+class KeepBestTrainable(TrainerCallback):
+    """Keeps the trained weights of the best evaluation in memory."""
+
+    def __init__(self) -> None:
+        self.best, self.state = -math.inf, None
+
+    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
+        if self.state is None or metrics["eval_score"] > self.best:
+            self.best = metrics["eval_score"]
+            trained = {name for name, value in model.named_parameters() if value.requires_grad}
+            buffers = {name for name, _ in model.named_buffers()}
+            self.state = {
+                name: value.detach().cpu().clone()
+                for name, value in model.state_dict().items()
+                if name in trained | buffers
+            }
+
+
+def trainable_model(
+    model: AdaptorModel, tower: VisionTower, method: str, data: LabelledData, hidden_size: int | None, seed: int
+) -> AdaptorForImageClassification:
+    """
+    A classifier on copies of Adaptor and tower, with gradients where the method trains.
+
+    Raises:
+        ValueError: an unknown method, or a tower without attention for LoRA.
+    """
+    if method not in LEARNING_RATES:
+        raise ValueError(f"method is finetune or lora, got {method!r}.")
+    set_seed(seed)
+    adaptor, tower = copy.deepcopy(model), copy.deepcopy(tower)
+    adaptor.attach_towers(tower, None)
+    classifier = AdaptorForImageClassification.from_adaptor(
+        adaptor,
+        num_labels=data.num_logits,
+        problem_type="single_label_classification" if data.exclusive else "multi_label_classification",
+        classifier_hidden_size=hidden_size,
+    )
+    if method == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = {name.rpartition(".")[2] for name, part in tower.model.named_modules() if isinstance(part, nn.Linear)}
+        targets = sorted(names & set(_ATTENTION))
+        if not targets:
+            raise ValueError("LoRA needs a tower with attention layers; this one has none. Use a vision transformer.")
+        config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=targets, init_lora_weights=True)
+        inject_adapter_in_model(config, tower.model)
+    else:
+        classifier.adaptor.requires_grad_(True)
+        # What images never reach must not count as trained.
+        classifier.adaptor.text_projection.requires_grad_(False)
+        classifier.adaptor.logit_scale.requires_grad_(False)
+    return classifier
+
+
+def run_finetune(
+    data: LabelledData,
+    model: AdaptorModel,
+    tower: VisionTower,
+    method: str,
+    output_dir: str | os.PathLike,
+    *,
+    hidden_size: int | None = None,
+    fractions: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    epochs: int = 10,
+    batch_size: int = 16,
+    learning_rate: float | None = None,
+    text_tower: str | None = None,
+    num_resamples: int = 1000,
+    device: str = "cpu",
+) -> RunList:
+    """
+    Train for each fraction and seed and score once on the test part; the best epoch is that of the highest macro AUROC
+    on validation.
+
+    Args:
+        data ([`LabelledData`]): With `train`, `validation` and `test`.
+        model (`AdaptorModel`), tower (`VisionTower`): Copied for each run; they stay as they are.
+        method (`str`): `finetune` or `lora`.
+        hidden_size (`int`, *optional*): Of the head; `None` for a linear one.
+        learning_rate (`float`, *optional*): By default 2e-5 end to end and 2e-4 for LoRA.
+        fractions, seeds, epochs, batch_size, text_tower, num_resamples, device: As for frozen heads.
+
+    Raises:
+        ValueError: a part is missing, or as of `trainable_model`.
+    """
+    from ..evaluation import classification_predictions
+    from ..evaluation.classification import MULTI, SINGLE
+    from ..evaluation.naming import weights_digest
+    from .classification import RunList, class_frequencies, decisions, finish_run, subgroup_columns
+    from .overlap import overlap_fields
+    from .provenance import input_size, tower_name, tower_saw
+    from .targets import labels_hash
+
+    for part in ("train", "validation", "test"):
+        if part not in data.parts:
+            raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data)
+    images = {
+        part: dataset.select_columns(["image"]).add_column("target", data.labels[part].tolist())
+        for part, dataset in data.parts.items()
+    }
+    rate = learning_rate or LEARNING_RATES[method]
+    for fraction in fractions:
+        for seed in seeds:
+            kept = training_subset(data, fraction, "nested", seed)
+            fields = {
+                "system": SYSTEMS[method],
+                "module": method,
+                "checkpoint": weights_digest(model),
+                "checkpoint_name": checkpoint_name(model.name_or_path),
+                "vision_tower": tower_name(tower.spec),
+                "text_tower": text_tower,
+                "task": "classification",
+                "dataset": data.name,
+                "split_hash": data.split_hash,
+                "protocol": method,
+                "recipe": f"{epochs} epochs, lr {rate:g}",
+                "input_size": input_size(tower.spec),
+                "fraction": float(fraction),
+                "seed": int(seed),
+                "tower_saw_dataset": tower_saw(tower.spec, data.name),
+                "positive_class": data.positive_class,
+                "targets_hash": targets,
+            } | overlap_fields(data.seen, method)
+            outcome = {"n_train": len(kept), "lr": rate, "selected_on": "validation"}
+
+            def score(kept=kept, seed=seed, outcome=outcome) -> Any:
+                labels = data.labels["train"][kept]
+                check_labels(labels, data.num_logits, data.exclusive)
+                classifier = trainable_model(model, tower, method, data, hidden_size, seed)
+                trained = [value.numel() for value in classifier.parameters() if value.requires_grad]
+                outcome |= {
+                    "trainable_params": sum(trained),
+                    "head_params": sum(value.numel() for value in classifier.classifier.parameters()),
+                    "total_params": sum(value.numel() for value in classifier.parameters()),
+                }
+                train, validation = images["train"].select(kept), images["validation"]
+                collator = ImageCollator(tower.processor, data.exclusive)
+                trainer = _train(classifier, train, validation, collator, data, rate, epochs, batch_size, seed, device)
+                chosen = decisions(_probabilities(trainer, images["validation"], data), data)
+                return classification_predictions(
+                    rows["image_id"], rows["patient_id"], data.labels["test"],
+                    _probabilities(trainer, images["test"], data),
+                    problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
+                    train_frequencies=class_frequencies(labels, data), columns=subgroup_columns(rows),
+                    num_resamples=num_resamples, **chosen,
+                )  # fmt: skip
+
+            try:
+                finish_run(found, Path(output_dir), fields, score, outcome)
+            except ValueError as error:
+                found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}")
+    return found
+
+
+def _train(classifier, train, validation, collator, data, rate, epochs, batch_size, seed, device) -> Trainer:
+    def metrics(prediction: Any) -> dict[str, float]:
+        score = macro_auroc(np.asarray(prediction.predictions, np.float64), prediction.label_ids, data.exclusive)
+        return {} if math.isnan(score) else {"score": score}
+
+    class ScoredTrainer(Trainer):
+        def evaluate(self, *args, **kwargs):
+            found = super().evaluate(*args, **kwargs)
+            # With one class alone on validation there is no AUROC: the loss is what is left to choose by.
+            found.setdefault("eval_score", -found["eval_loss"])
+            keep.on_evaluate(None, None, None, found, model=self.model)
+            return found
+
+    keep = KeepBestTrainable()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, learning_rate=rate, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
+            num_train_epochs=epochs, weight_decay=0.01, warmup_steps=0.1, seed=seed, eval_strategy="epoch",
+            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
+            label_names=["labels"], use_cpu=device == "cpu",
+        )  # fmt: skip
+        trainer = ScoredTrainer(
+            model=classifier, args=arguments, train_dataset=train, eval_dataset=validation, data_collator=collator,
+            compute_metrics=metrics,
+        )  # fmt: skip
+        trainer.log = lambda *_, **__: None
+        trainer.train()
+    classifier.load_state_dict(keep.state, strict=False)
+    return trainer
+
+
+def _probabilities(trainer: Trainer, dataset: Any, data: LabelledData) -> np.ndarray:
+    logits = torch.from_numpy(np.asarray(trainer.predict(dataset).predictions)).double()
+    return (logits.softmax(1) if data.exclusive else logits.sigmoid()).numpy()
+
+
+__all__ = ["LEARNING_RATES", "RANK", "run_finetune", "trainable_model"]

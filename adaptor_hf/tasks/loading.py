@@ -1,0 +1,270 @@
+"""From the script's arguments to data sets and models."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..configuration_adaptor import AdaptorConfig
+from ..data.private_rows import private_rows, refuse_identifying_columns
+from ..data.reading import Reading
+from ..data.split_rule import SplitRule
+from ..evaluation.naming import weights_digest
+from ..modeling_adaptor import AdaptorModel
+from ..privacy.mode import check_private_mode, is_private
+from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
+from .arguments import DownstreamArguments, pairs_of, table_options
+from .controls import saved_controls
+from .data import LabelledData, labelled_data, load_public, load_table, split_table
+from .overlap import seen_rows
+from .provenance import tower_name
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data.training_rows import Seen
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class LoadedParts:
+    """
+    A data set for one task.
+
+    Args:
+        parts (`dict[str, Dataset]`): `train`, `validation`, `test`, as far as there are rows.
+        split_hash (`str`): Name of the split.
+        seen (`dict[str, Seen]`): Of each model, what of `test` was in its pre-training.
+        leak (`str`, *optional*): What the split, a reference's, is known to leak.
+    """
+
+    parts: dict[str, Dataset]
+    split_hash: str
+    seen: dict[str, Seen]
+    leak: str | None = None
+
+
+def split_rule_of(arguments: DownstreamArguments) -> SplitRule:
+    """The rule that the checkpoint was trained under, else the default one; options that are given override it."""
+    known = AdaptorConfig.from_pretrained(arguments.model).split_rule
+    rule = SplitRule() if known is None else SplitRule.from_dict(known)
+    scheme = arguments.split_scheme
+    if scheme is None and arguments.dataset is not None and rule.dataset != arguments.dataset:
+        scheme = "official"
+    return rule.with_options(
+        scheme=scheme,
+        seed=arguments.split_seed,
+        validation_fraction=arguments.validation_fraction,
+        test_fraction=arguments.test_fraction,
+        ids=arguments.ids,
+    )
+
+
+def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
+    """
+    Parts of the data set or table by the split rule of the checkpoint, none of them with a test on training rows.
+
+    Args:
+        arguments ([`DownstreamArguments`]): Of the script.
+        task (`str`): What a public data set is loaded for, see `load_public_dataset`.
+
+    Raises:
+        FileNotFoundError, ValueError: as of the loaders; test rows that were in pre-training.
+    """
+    check_private_mode(arguments)
+    leak = None
+    if arguments.dataset is None:
+        refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
+    rule = split_rule_of(arguments)
+    if arguments.dataset is not None:
+        from ..data import describe
+        from ..data.catalog import parse_options
+
+        parts, split_hash = load_public(
+            arguments.dataset, arguments.data_root, task, split_scheme=rule.scheme, **public_options(arguments, rule),
+            **parse_options(arguments.dataset_option),
+        )  # fmt: skip
+        leak = describe(next(iter(parts.values())))["leak"]
+    else:
+        table = load_table(arguments.table, **table_options(arguments))
+        options = ("split_seed", "validation_fraction", "test_fraction")
+        if table.unique("split") != [None] and (given := [o for o in options if getattr(arguments, o) is not None]):
+            logger.warning("The table has splits of its own: --%s changes none of them.", ", --".join(given))
+        parts, split_hash = split_table(table, rule, split_alias=arguments.split_alias)
+    seen = {} if "test" not in parts else _seen(arguments, parts["test"], arguments.name, arguments.table)
+    return LoadedParts(*private_parts(parts, split_hash, arguments.subgroup_column), seen, leak)
+
+
+def public_options(arguments: DownstreamArguments, rule: SplitRule) -> dict[str, Any]:
+    """How public data sets are split and read."""
+    return {
+        "seed": rule.seed,
+        "validation_fraction": rule.validation_fraction,
+        "test_fraction": rule.test_fraction,
+        "voi_lut": bool(arguments.voi_lut),
+        "image_mode": arguments.image_mode,
+        "ids": arguments.ids,
+    }
+
+
+def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
+    """Module to checkpoint, of those that were pre-trained."""
+    controls = pairs_of(arguments.control_model) or saved_controls(arguments.model)
+    return {"adaptor": arguments.model, **controls}
+
+
+def _seen(arguments: DownstreamArguments, test: Dataset, name: str, table: str | None) -> dict[str, Seen]:
+    return seen_rows(
+        test, model_folders(arguments), name=name, table=table, namespace=arguments.id_namespace,
+        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen,
+    )  # fmt: skip
+
+
+def private_parts(
+    parts: dict[str, Dataset], split_hash: str, keep: Sequence[str] = ()
+) -> tuple[dict[str, Dataset], str]:
+    """In private mode, the parts with keyed hashes as ids, and the split's hash of these; else as they are."""
+    if not is_private():
+        return parts, split_hash
+    from ..data.splits import hash_of_split
+
+    parts = {part: private_rows(rows, keep) for part, rows in parts.items()}
+    columns = {name: [] for name in ("image_id", "patient_id")}
+    for rows in parts.values():
+        for name, values in columns.items():
+            values += rows[name][:] if name in rows.column_names else [None] * len(rows)
+    splits = [part for part, rows in parts.items() for _ in range(len(rows))]
+    return parts, hash_of_split(*columns.values(), splits)
+
+
+def load_classification(arguments: DownstreamArguments) -> LabelledData:
+    """The labelled data of `--dataset` or `--table`."""
+    loaded = load_parts(arguments, "classification")
+    data = labelled_data(
+        arguments.name, loaded.parts, loaded.split_hash, classes=arguments.classes or None,
+        label_policy=arguments.label_policy, positive_label=arguments.positive_label,
+        declared=arguments.dataset is not None,
+    )  # fmt: skip
+    data.seen, data.leak = loaded.seen, loaded.leak
+    return data
+
+
+def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, LoadedParts]:
+    """Each of `--external` by name, with its test part alone; all rows of a table that brings no split."""
+    from ..data.catalog import MODULES
+    from ..data.splits import split_hash
+
+    found, rule = {}, split_rule_of(arguments)
+    for name, place in pairs_of(arguments.external).items():
+        if name in MODULES:
+            scheme = rule.scheme if rule.dataset == name else "official"
+            parts, hashed = load_public(name, place, task, split_scheme=scheme, **public_options(arguments, rule))
+            source = None
+        else:
+            refuse_identifying_columns(place, arguments.image_column, arguments)
+            table, source = load_table(place, **table_options(arguments)), place
+            parts, hashed = {"test": table}, split_hash(table)
+            if "test" in (splits := table["split"][:]):
+                parts = {"test": table.select([row for row, split in enumerate(splits) if split == "test"])}
+        if "test" not in parts:
+            raise ValueError(f"External set {name} has no test part; it has {', '.join(parts)}.")
+        # An external set is another place's: its patient ids are no namespace of --table.
+        seen = _seen(replace(arguments, id_namespace=None), parts["test"], name, source)
+        parts, hashed = private_parts({"test": parts["test"]}, hashed, arguments.subgroup_column)
+        found[name] = LoadedParts(parts, hashed, seen)
+    return found
+
+
+def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
+    """The labelled test parts of `--external`."""
+    from ..data.catalog import MODULES
+
+    found = []
+    for name, loaded in load_external_parts(arguments, "classification").items():
+        # A public data set declares its positive class; `align_classes` refuses one that is not the model's.
+        chosen = {"declared": True} if name in MODULES else {"positive_label": arguments.positive_label}
+        data = labelled_data(name, loaded.parts, loaded.split_hash, label_policy=arguments.label_policy, **chosen)
+        data.seen = loaded.seen
+        found.append(data)
+    return found
+
+
+def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
+    """The checkpoint without towers: they are loaded when images are read."""
+    model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)
+    if model.config.vision_tower is None and arguments.vision_tower is None:
+        raise ValueError(
+            f"The config of {arguments.model} names no vision tower: say with --vision_tower which one it was."
+        )
+    return model.eval()
+
+
+def with_default_reading(arguments: DownstreamArguments) -> DownstreamArguments:
+    """The arguments with `voi_lut` and `image_mode` as in the training of the checkpoint, where they do not say."""
+    if arguments.voi_lut is not None and arguments.image_mode != "auto":
+        return arguments
+    trained = Reading.of_spec(AdaptorConfig.from_pretrained(arguments.model).vision_tower)
+    voi_lut, mode = arguments.voi_lut, arguments.image_mode
+    if voi_lut is None and (voi_lut := trained.voi_lut):
+        logger.info("DICOM files are read as displayed, as in the training of this model. --voi_lut False changes it.")
+    if mode == "auto" and (mode := trained.mode) == "RGB":
+        logger.info("Images are read in colour, as in the training of this model. --image_mode L changes it.")
+    return replace(arguments, voi_lut=voi_lut, image_mode=mode)
+
+
+def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> VisionTower:
+    """The vision tower itself; its spec says how image files are read."""
+    tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
+    tower.spec = arguments.reading.in_spec(tower.spec)
+    return tower
+
+
+def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
+    """What `build_cache` loads the vision tower from."""
+    return arguments.vision_tower or model.config.vision_tower
+
+
+def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
+    """The checkpoint's text tower."""
+    reference = arguments.text_tower or model.config.text_tower
+    if reference is None:
+        raise ValueError(
+            f"The config of {arguments.model} names no text tower: say with --text_tower which one it was."
+        )
+    return load_text_tower(reference, device=device)
+
+
+def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
+    """What a comparison says of the model's vision tower (licence, size of embeddings, minutes) and its weights."""
+    model = load_adaptor(arguments)
+    spec = arguments.reading.in_spec(model.config.vision_tower or {})
+    # Stored as float16.
+    gigabytes = 2 * spec.get("hidden_size", 0) * 100_000 / 1e9
+    tower = {"license": spec.get("license"), "gigabytes": gigabytes, "minutes": seconds / 60}
+    return {tower_name(spec): tower, weights_digest(model): {"minutes": seconds / 60}}
+
+
+def cache_dir_of(arguments: DownstreamArguments) -> Path:
+    return Path(arguments.cache_dir or Path(arguments.output_dir) / "embeddings")
+
+
+__all__ = [
+    "LoadedParts",
+    "cache_dir_of",
+    "cost_of",
+    "load_adaptor",
+    "load_classification",
+    "load_external",
+    "load_external_parts",
+    "load_parts",
+    "load_text_side",
+    "load_tower",
+    "model_folders",
+    "split_rule_of",
+    "vision_tower_of",
+    "with_default_reading",
+]

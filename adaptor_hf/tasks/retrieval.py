@@ -1,0 +1,142 @@
+"""Retrieval between the images and reports of a test part, both ways; equal texts are all positives."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from .features import BATCH_ROWS
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..data.training_rows import Seen
+    from ..embeddings import EmbeddingCache
+    from .classification import RunList
+    from .controls import Module
+
+PRECISION_AT = (1, 5, 10)
+
+
+def embed_test_pairs(
+    dataset: Dataset,
+    vision_tower: Any,
+    text_tower: Any,
+    cache_dir: str | os.PathLike,
+    *,
+    batch_size: int | None = None,
+    device: Any = None,
+) -> EmbeddingCache:
+    """The rows of a data set that have image and text, as a view of an embedding cache."""
+    from ..embeddings import build_cache
+
+    names = [name for name in ("image", "text", "image_id", "patient_id", "study_id") if name in dataset.column_names]
+    if "text" not in names:
+        raise ValueError("Retrieval needs reports: name their column with --text_column.")
+    cache = build_cache(
+        dataset.select_columns(names).add_column("source_row", np.arange(len(dataset))),
+        vision_tower, text_tower, cache_dir, batch_size=batch_size, device=device,
+    ).paired()  # fmt: skip
+    if cache.num_texts < 2:
+        raise ValueError(
+            f"At least two different reports are needed, the test part has {cache.num_texts}. Name their column with "
+            "--text_column."
+        )
+    return cache
+
+
+@torch.no_grad()
+def run_retrieval(
+    pairs: EmbeddingCache,
+    modules: Sequence[Module],
+    output_dir: str | os.PathLike,
+    *,
+    dataset: str,
+    split_hash: str,
+    seen: Mapping[str, Seen] | None = None,
+    classes: np.ndarray | None = None,
+    num_resamples: int = 1000,
+) -> RunList:
+    """
+    Recall, median rank and reciprocal rank in both directions for each module, and precision by class if there is one.
+
+    Args:
+        pairs (`EmbeddingCache`): From `embed_test_pairs`.
+        modules (`Sequence[Module]`): With a model; others have no common space and are left out.
+        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
+        dataset, split_hash (`str`), seen (`Mapping[str, Seen]`, *optional*): For results.
+        classes (`np.ndarray` of shape `(len(pairs),)`, *optional*): A class a row, int64; a text has its first row's.
+        num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
+    """
+    from ..evaluation import precision_at_k, retrieval_metrics, retrieval_predictions
+    from ..evaluation.retrieval import first_occurrences
+    from .classification import RunList, finish_run
+    from .overlap import overlap_fields
+    from .provenance import input_size, tower_name, tower_saw
+    from .targets import pairs_hash
+
+    found = RunList()
+    text_ids = torch.from_numpy(pairs.text_rows)
+    table, targets = pairs.pairs, pairs_hash(pairs, classes)
+    embeds = {"image_embeds": pairs.image_embeddings(), "text_embeds": pairs.text_embeddings()}
+    for module in (module for module in modules if module.model is not None):
+        fields = (
+            module.fields()
+            | {
+                "vision_tower": tower_name(pairs.vision_spec),
+                "text_tower": tower_name(pairs.text_spec),
+                "task": "retrieval",
+                "dataset": dataset,
+                "split_hash": split_hash,
+                "protocol": "retrieval",
+                "input_size": input_size(pairs.vision_spec),
+                "seed": 0,
+                "targets_hash": targets,
+                "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
+            }
+            | overlap_fields(seen, module.key)
+        )
+
+        def score(model=module.model) -> Any:
+            image = _features(model, "image", embeds["image_embeds"])
+            text = _features(model, "text", embeds["text_embeds"])
+            _, ranks = retrieval_metrics(image, text, text_ids)
+            precisions = same_class = None
+            if classes is not None:
+                first = first_occurrences(text_ids)[1]
+                kinds = torch.from_numpy(np.asarray(classes, np.int64)).unique(return_inverse=True)[1]
+                ways = {"image_to_text": (image, text[first], kinds, kinds[first])}
+                ways["text_to_image"] = (text[first], image, kinds[first], kinds)
+                precisions = {
+                    way: precision_at_k(*sides, [k for k in PRECISION_AT if k <= len(sides[1])])
+                    for way, sides in ways.items()
+                }
+                same_class = {
+                    way: torch.bincount(candidates, minlength=len(kinds))[queries].numpy()
+                    for way, (*_, queries, candidates) in ways.items()
+                }
+            return retrieval_predictions(
+                table["image_id"][:], table["patient_id"][:], ranks, text_ids, precisions=precisions,
+                same_class=same_class, num_resamples=num_resamples,
+            )  # fmt: skip
+
+        outcome = {"n_train": 0, "head_params": 0, "trainable_params": 0, "selected_on": "none"}
+        finish_run(found, Path(output_dir), fields, score, outcome)
+    return found
+
+
+def _features(model: Any, side: str, embeds: torch.Tensor) -> torch.Tensor:
+    get = getattr(model, f"get_{side}_features")
+    parts = [
+        get(**{f"{side}_embeds": part.to(model.device, model.dtype)}).pooler_output.float().cpu()
+        for part in embeds.split(BATCH_ROWS)
+    ]
+    return torch.cat(parts)
+
+
+__all__ = ["embed_test_pairs", "run_retrieval"]

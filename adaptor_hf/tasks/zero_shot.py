@@ -1,0 +1,216 @@
+"""Zero-shot classification: is an image closer to texts that name a finding than to texts that deny it?"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..modeling_adaptor import AdaptorModel
+from ..towers_adaptor import TextTower
+from .prompts import PromptSet
+
+if TYPE_CHECKING:
+    from .classification import EmbeddedData, RunList
+    from .controls import Module
+
+logger = logging.getLogger(__name__)
+
+BATCH_TEXTS = 64
+
+
+@torch.no_grad()
+def embed_texts(model: AdaptorModel, text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+    """
+    Embeddings of texts, through the tower and the Adaptor.
+
+    Args:
+        model (`AdaptorModel`): In evaluation mode.
+        text_tower (`TextTower`): The tower that the model was trained with.
+        texts (`Sequence[str]`): As they are; what the tower cannot take is cut.
+
+    Returns:
+        `torch.Tensor` of shape `(len(texts), hidden_size)`, L2-normalised.
+
+    Raises:
+        ValueError: if the model is in training mode.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout changes every score. Call model.eval() first.")
+    pooled = tower_text_features(text_tower, texts)
+    return model.get_text_features(text_embeds=pooled.to(model.device)).pooler_output
+
+
+@torch.no_grad()
+def tower_text_features(text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
+    """`(len(texts), D)` pooled embeddings of a text tower alone."""
+    device = next(text_tower.parameters()).device
+    parts = []
+    for start in range(0, len(texts), BATCH_TEXTS):
+        chosen = list(texts[start : start + BATCH_TEXTS])
+        inputs = text_tower.processor(chosen, return_tensors="pt", padding=True, truncation=True)
+        parts.append(text_tower(**{name: value.to(device) for name, value in inputs.items()}).pooler_output)
+    return torch.cat(parts)
+
+
+def embed_prompts(model: AdaptorModel, text_tower: TextTower, prompts: Sequence[str]) -> torch.Tensor:
+    """
+    One class embedding from several wordings: the normalised mean of their normalised embeddings.
+
+    Args:
+        model (`AdaptorModel`): In evaluation mode.
+        text_tower (`TextTower`): The tower that the model was trained with.
+        prompts (`Sequence[str]`): Wordings of one class.
+
+    Returns:
+        `torch.Tensor` of shape `(hidden_size,)`, L2-normalised.
+
+    Raises:
+        ValueError: if there is no prompt, or the model is in training mode.
+        TypeError: if `prompts` is one string: its letters would be the prompts.
+    """
+    if isinstance(prompts, str):
+        raise TypeError(f"prompts must be a list of wordings, got one string. Pass [{prompts!r}].")
+    if not prompts:
+        raise ValueError("A class needs at least one prompt.")
+    return nn.functional.normalize(embed_texts(model, text_tower, prompts).mean(0), dim=0)
+
+
+@torch.no_grad()
+def zero_shot_scores(
+    model: AdaptorModel,
+    text_tower: TextTower,
+    image_embeds: torch.Tensor,
+    positive: Sequence[str],
+    negative: Sequence[str],
+) -> torch.Tensor:
+    """
+    Score of each image alone, whatever other images are scored beside it.
+
+    Args:
+        model (`AdaptorModel`): In evaluation mode.
+        text_tower (`TextTower`): The tower that the model was trained with.
+        image_embeds (`torch.Tensor` of shape `(N, D)`): Embeddings of the vision tower, as cached.
+        positive, negative (`Sequence[str]`): Texts that say the finding is there, and that it is not.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`, in [-2, 2]: cosine to the positive class minus cosine to the negative class.
+    """
+    classes = [embed_prompts(model, text_tower, prompts) for prompts in (positive, negative)]
+    images = model.get_image_features(image_embeds=image_embeds.to(model.device)).pooler_output
+    return images @ (classes[0] - classes[1])
+
+
+@torch.no_grad()
+def class_scores(
+    model: AdaptorModel, text_tower: TextTower, image_features: torch.Tensor, prompts: PromptSet
+) -> np.ndarray:
+    """
+    Scores of every class for images that went through the Adaptor.
+
+    Args:
+        image_features (`torch.Tensor` of shape `(N, hidden_size)`): From `adaptor_features`.
+        prompts ([`PromptSet`]): In the order of the classes.
+
+    Returns:
+        `np.ndarray` of shape `(N, C)`, float64: cosine to the class; minus that to its denial where there is one.
+    """
+    columns = []
+    for name, texts in prompts.positive.items():
+        weights = embed_prompts(model, text_tower, texts)
+        if name in prompts.negative:
+            weights = weights - embed_prompts(model, text_tower, prompts.negative[name])
+        columns.append(image_features.to(weights.device) @ weights)
+    return torch.stack(columns, dim=1).double().cpu().numpy()
+
+
+def run_zero_shot(
+    embedded: EmbeddedData,
+    modules: Sequence[Module],
+    text_tower: TextTower,
+    prompts: PromptSet,
+    output_dir: str | os.PathLike,
+    *,
+    prompts_per_class: int | None = None,
+    seeds: Sequence[int] = (0,),
+    num_resamples: int = 1000,
+) -> RunList:
+    """
+    Score the test part with the prompts, once a module and draw. Every image is scored alone, and nothing is chosen: a
+    label is there if its texts are closer than those of its denial.
+
+    Args:
+        embedded ([`EmbeddedData`]): With `test`.
+        modules (`Sequence[Module]`): With a model; others (the raw tower) have no common space and are left out.
+        text_tower (`TextTower`): The Adaptor's.
+        prompts ([`PromptSet`]): For the data set's classes.
+        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
+        prompts_per_class (`int`, *optional*): Draw so many, anew for each seed. By default all are used, in one run.
+        seeds (`Sequence[int]`): Of the draws.
+        num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
+
+    Raises:
+        ValueError: no test part, or a class without prompts.
+    """
+    from ..evaluation import classification_predictions
+    from ..evaluation.classification import MULTI, SINGLE
+    from .classification import RunList, finish_run, subgroup_columns
+    from .overlap import overlap_fields
+    from .provenance import input_size, tower_name, tower_saw
+    from .targets import labels_hash
+
+    data = embedded.data
+    if "test" not in data.parts:
+        raise ValueError(f"{data.name} has no test part; it has {', '.join(data.parts)}.")
+    prompts = prompts.for_classes(data.class_names, data.exclusive)
+    found, rows, targets = RunList(), data.rows("test"), labels_hash(data, parts=("test",))
+    # The digest is that of the whole set: set, number and seed determine a draw, and draws are one recipe's seeds.
+    drawn = "" if prompts_per_class is None else f", {prompts_per_class} a class"
+    recipe = f"{prompts.name}{drawn} ({prompts.digest})"
+    for module in (module for module in modules if module.model is not None):
+        features = module.features(embedded.embeds["test"])
+        for seed in seeds if prompts_per_class is not None else seeds[:1]:
+            chosen = prompts.draw(prompts_per_class, seed)
+            fields = module.fields() | {
+                "recipe": recipe,
+                "vision_tower": tower_name(embedded.vision_spec),
+                "text_tower": tower_name(text_tower.spec),
+                "task": "zero_shot",
+                "dataset": data.name,
+                "split_hash": data.split_hash,
+                "protocol": "zeroshot",
+                "input_size": input_size(embedded.vision_spec),
+                "seed": int(seed),
+                "positive_class": data.positive_class,
+                "targets_hash": targets,
+                "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
+            } | overlap_fields(data.seen, module.key)  # fmt: skip
+
+            def score(module=module, features=features, chosen=chosen) -> Any:
+                scores = class_scores(module.model, text_tower, features, chosen)
+                return classification_predictions(
+                    rows["image_id"], rows["patient_id"], data.labels["test"], scores,
+                    problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
+                    probabilities=False, thresholds=None if data.exclusive else [0.0] * data.num_logits,
+                    columns=subgroup_columns(rows), num_resamples=num_resamples,
+                )  # fmt: skip
+
+            outcome = {"n_train": 0, "head_params": 0, "trainable_params": 0, "selected_on": "none"}
+            finish_run(found, Path(output_dir), fields, score, outcome)
+    return found
+
+
+__all__ = [
+    "class_scores",
+    "embed_prompts",
+    "embed_texts",
+    "run_zero_shot",
+    "tower_text_features",
+    "zero_shot_scores",
+]

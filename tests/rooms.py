@@ -1,0 +1,122 @@
+"""The imports of a package, those inside functions too, and what is wrong with them."""
+
+import ast
+from pathlib import Path
+
+# From the lowest to the highest. A file imports its own room and lower ones.
+ROOMS = (
+    "flat",
+    "moved",
+    "files",
+    "conversion",
+    "privacy",
+    "towers",
+    "data",
+    "data.public",
+    "data.pacs",
+    "phantom",
+    "embeddings",
+    "objectives",
+    "evaluation",
+    "hub",
+    "training",
+    "tasks",
+    "audit",
+    "verify",
+)
+
+
+def modules_of(package: Path) -> dict[str, Path]:
+    """Name of each module of a package and its file."""
+    found = {}
+    for path in package.rglob("*.py"):
+        parts = path.relative_to(package.parent).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(package: Path) -> dict[str, dict[str, int]]:
+    """Of each module the modules of the package that it imports, anywhere in it but for type checkers, with a line."""
+    modules = modules_of(package)
+    found: dict[str, dict[str, int]] = {name: {} for name in modules}
+    for name, path in modules.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in _walk(tree):
+            for target in _targets(node, name, path.name == "__init__.py"):
+                while target and target not in modules:
+                    target = target.rpartition(".")[0]
+                if target and target != name:
+                    found[name].setdefault(target, node.lineno)
+    return found
+
+
+def _walk(node: ast.AST):
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _walk(child)
+
+
+def _targets(node: ast.AST, name: str, is_package: bool) -> list[str]:
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = ""
+    if node.level:
+        parts = name.split(".") if is_package else name.split(".")[:-1]
+        base = ".".join(parts[: len(parts) - node.level + 1])
+    module = ".".join(filter(None, (base, node.module)))
+    return [f"{module}.{alias.name}" for alias in node.names]
+
+
+def room_of(name: str) -> str | None:
+    """Room of a module; None of an entry point (`__main__`) and of the package itself, which nothing stands above."""
+    parts = name.split(".")[1:]
+    if not parts or parts[-1] == "__main__":
+        return None
+    if parts[0].endswith("_adaptor"):
+        return "flat"
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in ROOMS else parts[0]
+
+
+def faults_of(package: Path) -> list[str]:
+    """Climbs (a room imports a higher one), imports of entry points, rooms that have no place, and cycles."""
+    imports = imports_of(package)
+    faults = []
+    for name, targets in imports.items():
+        room = room_of(name)
+        if room is not None and room not in ROOMS:
+            faults.append(f"{name} is in the room {room}, which has no place in ROOMS")
+            continue
+        for target, line in targets.items():
+            other = room_of(target)
+            if other is None and target.endswith("__main__"):
+                faults.append(f"{name}:{line} imports the entry point {target}")
+            elif room is not None and (other is None or (other in ROOMS and ROOMS.index(other) > ROOMS.index(room))):
+                faults.append(f"{name}:{line} climbs from {room} to {target}")
+    return faults + [f"cycle: {' -> '.join([*cycle, cycle[0]])}" for cycle in cycles_of(imports)]
+
+
+def cycles_of(imports: dict[str, dict[str, int]]) -> list[list[str]]:
+    """One cycle through each group of modules that import one another, but for a package's `__init__` and its parts."""
+    graph = {
+        name: {other for other in targets if not name.startswith(f"{other}.")} for name, targets in imports.items()
+    }
+    state: dict[str, int] = {}
+    found: list[list[str]] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        state[name] = 1
+        for other in sorted(graph[name]):
+            if state.get(other) == 1:
+                found.append(path[path.index(other) :])
+            elif other not in state:
+                visit(other, [*path, other])
+        state[name] = 2
+
+    for name in sorted(graph):
+        if name not in state:
+            visit(name, [name])
+    return found
