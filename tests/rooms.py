@@ -8,6 +8,8 @@ ROOMS = (
     "flat",
     "moved",
     "files",
+    "configs",
+    "options",
     "conversion",
     "privacy",
     "towers",

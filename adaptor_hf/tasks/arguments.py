@@ -12,6 +12,8 @@ from ..privacy.mode import PrivacyArguments, is_private
 
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
 
+PROTOCOLS = ("rigorous", "adaptor", "mgca", "gloria", "slip")
+
 _ONLY_FOR = {
     "do_predict": ("classification",),
     "train_tower": ("classification",),
@@ -217,7 +219,8 @@ class DownstreamArguments(PrivacyArguments):
 
 def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
     """
-    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe; later options override it.
+    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe, and so is the value of
+    `--recipe` if it is no protocol's name. Options override it.
 
     Raises:
         OSError: if the recipe cannot be read.
@@ -226,17 +229,20 @@ def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
     """
     from transformers import HfArgumentParser
 
-    from ..training.recipe import as_option, read_recipe
+    from ..configs import read_recipe
+    from ..options.command import started_as
+    from ..training.recipe import as_option, split_recipe
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    parser = HfArgumentParser(
-        DownstreamArguments, usage="python train_downstream.py [RECIPE.yaml] --OPTION VALUE ... (--help lists them)"
-    )
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        recipe = read_recipe(Path(arguments.pop(0)))
+    command = started_as("train_downstream")
+    usage = f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ... (--help lists them)"
+    parser = HfArgumentParser(DownstreamArguments, usage=usage)
+    path, arguments = split_recipe(arguments, "downstream", PROTOCOLS)
+    if path is not None:
+        recipe = read_recipe(path)
         known = {option.name for option in fields(DownstreamArguments)}
         if unknown := sorted(map(str, recipe.keys() - known)):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See train_downstream.py --help.")
+            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {command} --help.")
         arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
     return parser.parse_args_into_dataclasses(arguments)[0]
 

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Collection, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from transformers import HfArgumentParser
 
+from ..configs import SUFFIXES, find_recipe, list_recipes, read_recipe
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import IMAGE_MODES
 from ..data.splits import DEFAULT_SEED
+from ..options.command import started_as
 from ..privacy.mode import PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
@@ -179,7 +182,8 @@ def parse_arguments(
     arguments: list[str] | None = None,
 ) -> tuple[DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]:
     """
-    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe; later options override it.
+    Parse the command line. `--recipe` names a packaged recipe or a file; so does a first argument that ends in .yaml,
+    .yml or .json. Options override it.
 
     Raises:
         OSError: if the recipe cannot be read.
@@ -189,20 +193,57 @@ def parse_arguments(
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     groups = [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]
+    command = started_as("train_pretrain")
     parser = HfArgumentParser(
-        groups, usage="python train_pretrain.py [RECIPE.yaml] --OPTION VALUE ... (--help lists the options)"
+        groups, usage=f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ... (--help lists the options)"
     )
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        recipe = read_recipe(Path(arguments.pop(0)))
+    path, arguments = split_recipe(arguments)
+    if path is not None:
+        recipe = read_recipe(path)
         known = {option.name for group in groups for option in fields(group) if option.init}
         if unknown := sorted(map(str, recipe.keys() - known)):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See python train_pretrain.py --help.")
+            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {command} --help.")
         # As if typed first: argparse then converts and checks the values, and later options win.
         arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
     data, model, run, training = parser.parse_args_into_dataclasses(arguments)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
     return data, model, run, training
+
+
+def split_recipe(
+    words: Sequence[str], kind: str = "pretrain", not_recipes: Collection[str] = ()
+) -> tuple[Path | None, list[str]]:
+    """
+    Path of the recipe that a command line names, as its first word (a file) or by `--recipe`, and the other words.
+
+    Args:
+        words (`Sequence[str]`): Of the command line, without the program.
+        kind (`str`, defaults to `"pretrain"`): `pretrain` or `downstream`.
+        not_recipes (`Collection[str]`): Values of `--recipe` that mean something else; they stay where they are.
+
+    Raises:
+        FileNotFoundError, ValueError: as [`find_recipe`]; also `ValueError` for two recipes, or `--recipe` without one.
+    """
+    given, rest = [], []
+    words = iter(words)
+    for number, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if number == 0 and word.endswith(SUFFIXES) and not word.startswith("-"):
+            given.append(word)
+            continue
+        if option != "--recipe":
+            rest.append(word)
+            continue
+        if not equals and (value := next(words, None)) is None:
+            raise ValueError(f"--recipe needs a name ({', '.join(list_recipes(kind))}) or a file.")
+        if value in not_recipes:
+            rest += ["--recipe", value]
+        else:
+            given.append(value)
+    if len(given) > 1:
+        raise ValueError(f"One recipe a command, got {' and '.join(given)}. Options after it override its values.")
+    return (find_recipe(given[0], kind) if given else None), rest
 
 
 def as_option(name: str, value: Any) -> list[str]:
@@ -269,26 +310,6 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
             "--private refuses --push_to_hub. A model trained on reports may tell of them; pass --allow_push to send "
             "the fixed list of files (model, code, processor, card) after all."
         )
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """
-    Read a YAML or JSON mapping of option names to values.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is malformed, naming the file and the place.
-    """
-    import yaml
-
-    text = path.read_text(encoding="utf-8")
-    try:
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold a mapping of option names to values, got {type(recipe).__name__}.")
-    return recipe
 
 
 def path_arguments(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
