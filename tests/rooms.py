@@ -8,6 +8,7 @@ ROOMS = (
     "flat",
     "moved",
     "files",
+    "options",
     "conversion",
     "privacy",
     "towers",

@@ -2,104 +2,59 @@
 
 import json
 import sys
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
 from ..configuration_adaptor import AdaptorConfig
-from ..data.reading import IMAGE_MODES
-from ..data.splits import DEFAULT_SEED
-from ..privacy.mode import PrivacyArguments, is_private
+from ..data.split_rule import SplitRule
+from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments, TowerArguments
+from ..options.fields import HIDDEN, OPEN, PATH, default_of, option, path_values
+from ..options.parser import OptionParser, without_recipe
+from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
+from .choices import ALIGNERS, OBJECTIVES
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
                "view_column", "split_column", "split_alias", "filter", "missing_word")  # fmt: skip
 _OF_A_CACHE = ("cache", "dataset_name", "duplicates", "id_namespace")
 _OF_A_DATASET = ("split_scheme", "dataset_option")
+# What options of both scripts are here where they were not given: there is no checkpoint that says.
+_RULE = SplitRule()
+_DEFAULTS = {
+    "split_scheme": "official", "text_column": "text", "voi_lut": False, "split_seed": _RULE.seed,
+    "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction,
+}  # fmt: skip
+
+MODEL, TRAINING, EVALUATION, SHARING = "model", "training", "evaluation", "sharing"
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TableArguments):
     """Which pairs, which part of them, and where their embeddings are kept."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id."
-        },
-    )
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "A public data set by name (python -m adaptor_hf.data list), instead of --train_file."},
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
-    split_scheme: str = field(default="official", metadata={"help": "Split of --dataset: official, patient, mgca..."})
-    dataset_option: list[str] = field(
-        default_factory=list, metadata={"help": "Options of --dataset as name=value, such as recipe=mgca; repeatable."}
-    )
-    cache: str | None = field(
-        default=None,
-        metadata={"help": "A ready embedding cache to train on, instead of --train_file and towers."},
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of image paths."})
-    text_column: str = field(default="text", metadata={"help": "Column of reports."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
-    voi_lut: bool = field(
-        default=False, metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md)."}
-    )
-    image_mode: str = field(
-        default="auto",
-        metadata={
-            "help": "L (grey) or RGB. auto: what a public data set declares; of a table, what some of its files show.",
-            "choices": list(IMAGE_MODES),
-        },
-    )
-    patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
-    study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})
-    id_column: str | None = field(default=None, metadata={"help": "Column of image ids; default: the image's path."})
-    ids: str | None = field(
-        default=None,
-        metadata={"help": "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
-                  "choices": ["exact", "canonical"]},
+    train_file: str | None = option(
+        None, "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id.",
+        group=TABLE, privacy=PATH,
     )  # fmt: skip
-    view_column: str | None = field(default=None, metadata={"help": "Column of the view, such as PA."})
-    split_column: str | None = field(default=None, metadata={"help": "Column of the split: train, validation, test."})
-    split_alias: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Rename splits, for example validation=test where a table's val part is held out."},
-    )
-    filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
-    missing_word: list[str] = field(
-        default_factory=list, metadata={"help": "More words for a missing value in the table, such as unknown."}
-    )
-    validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
-    test_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
-    split_seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of splits by patient, and of --train_fraction."})
-    train_fraction: float = field(default=1.0, metadata={"help": "Share of training patients to use (nested, seeded)."})
-    max_text_length: int = field(default=112, metadata={"help": "Tokens after which a report is cut (paper: 112)."})
-    extraction_batch_size: int | None = field(
-        default=None, metadata={"help": "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU."}
-    )
-    duplicates: str = field(
-        default="refuse",
-        metadata={"help": "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
-                  "choices": ["refuse", "drop", "keep"]},
+    cache: str | None = option(
+        None, "A ready embedding cache to train on, instead of --train_file and towers.", group=EMBEDDINGS,
+        privacy=PATH, metavar="FOLDER",
     )  # fmt: skip
-    image_store: str | None = field(
-        default=None, metadata={"help": "Folder that keeps resized images: the next tower need not decode."}
+    view_column: str | None = option(
+        None, "Column of the view, such as PA.", group=TABLE, privacy=HIDDEN, metavar="COLUMN"
     )
-    image_store_size: int = field(default=256, metadata={"help": "Shorter side of the stored images, in pixels."})
-    dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
-    id_namespace: str | None = field(
-        default=None,
-        metadata={"help": "Whose patient ids these are, such as my-hospital; default: the data set's name."},
+    train_fraction: float = option(1.0, "Share of training patients to use (nested, seeded).", group=SPLIT)
+    max_text_length: int = option(112, "Tokens after which a report is cut (paper: 112).", group=EMBEDDINGS)
+    image_store: str | None = option(
+        None, "Folder that keeps resized images: the next tower need not decode.", group=EMBEDDINGS, privacy=PATH,
+        advanced=True, metavar="FOLDER",
+    )  # fmt: skip
+    image_store_size: int = option(
+        256, "Shorter side of the stored images, in pixels.", group=EMBEDDINGS, advanced=True
     )
 
     def __post_init__(self):
@@ -108,8 +63,10 @@ class DataArguments:
                 "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
                 "one of them."
             )
-        if (self.dataset is None) != (self.data_root is None):
-            raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
+        super().__post_init__()
+        for name, value in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         without_effect = _OF_A_TABLE if self.dataset is not None else _OF_A_DATASET
         if set_ := [o.name for o in fields(self) if o.name in without_effect and self._is_set(o)]:
             source = "with" if self.dataset is not None else "without"
@@ -120,50 +77,50 @@ class DataArguments:
             raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
 
     def _is_set(self, option: Field) -> bool:
-        return getattr(self, option.name) != default_of(option)
+        return getattr(self, option.name) != _DEFAULTS.get(option.name, default_of(option))
 
 
 @dataclass
-class ModelArguments:
-    """Towers and shape of the Adaptor. Defaults of the shape are those of `AdaptorConfig`."""
+class ModelArguments(TowerArguments):
+    """Towers, aligner and objective; the last two by name or as a mapping, then instances of their dataclasses."""
 
-    vision_tower: str | None = field(
-        default=None, metadata={"help": "Preset (dinov2-b, lite0, ...), hub id, folder, timm:NAME or xrv:NAME."}
-    )
-    text_tower: str | None = field(default=None, metadata={"help": "Preset (biobert, minilm, ...), hub id or folder."})
-    hidden_size: int = field(default=768, metadata={"help": "Width of the Adaptor."})
-    num_hidden_layers: int = field(default=2, metadata={"help": "Layers; 0 is two linear projections."})
-    num_attention_heads: int = field(default=12, metadata={"help": "Attention heads."})
-    intermediate_size: int = field(default=2048, metadata={"help": "Width of the feed-forward layers."})
-    hidden_dropout_prob: float = field(default=0.1, metadata={"help": "Dropout of the layers."})
-    attention_probs_dropout_prob: float = field(default=0.1, metadata={"help": "Dropout of attention weights."})
-    logit_scale_init_value: float = field(default=2.6592, metadata={"help": "Logarithm of the initial scale."})
-    max_logit_scale: float | None = field(default=None, metadata={"help": "Bound of the scale; CLIP's is 100."})
-    image_to_text_weight: float = field(default=0.75, metadata={"help": "alpha of the paper's equation (4)."})
+    aligner: dict | str | None = option(
+        ALIGNERS.default, "Between the towers and the shared space: a name, or a JSON mapping of its fields, such as "
+        '{"hidden_size": 512} (--help_all). Default: adaptor.', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+    )  # fmt: skip
+    objective: dict | str | None = option(
+        OBJECTIVES.default, "What is minimised: a name, or a JSON mapping of its fields, such as "
+        '{"positives": "study"} (--help_all). Default: adaptor.', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        self.aligner = ALIGNERS.build(self.aligner)
+        self.objective = OBJECTIVES.build(self.objective)
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
-        """An `AdaptorConfig` of this shape; `kwargs` add widths and tower references."""
-        shape = {name: value for name, value in vars(self).items() if not name.endswith("_tower")}
-        return AdaptorConfig(**shape, **kwargs)
+        """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
+        known = {field.name for field in fields(AdaptorConfig)}
+        chosen = asdict(self.aligner) | asdict(self.objective)
+        return AdaptorConfig(**{name: value for name, value in chosen.items() if name in known}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records: fields of aligner and objective beside the towers, without those of the training arguments."""
+        towers = {name: value for name, value in vars(self).items() if name not in ("aligner", "objective")}
+        chosen = asdict(self.aligner) | asdict(self.objective)
+        trained = {field.name for field in fields(AdaptorTrainingArguments)}
+        return towers | {name: value for name, value in chosen.items() if name not in trained}
 
 
 @dataclass
 class RunArguments(PrivacyArguments):
     """What the script does besides training."""
 
-    dry_run: bool = field(default=False, metadata={"help": "Measure 32 rows here, estimate the run, and stop."})
-    controls: bool = field(
-        default=False,
-        metadata={"help": "Also train two linear projections and an Adaptor on shuffled pairs, and compare."},
+    dry_run: bool = option(False, "Measure 32 rows here, estimate the run, and stop.", group=EVALUATION)
+    controls: bool = option(
+        False, "Also train two linear projections and an Adaptor on shuffled pairs, and compare.", group=EVALUATION
     )
-    learning_rate_grid: list[float] = field(
-        default_factory=list,
-        metadata={"help": "Learning rates that --controls tries for every trained variant, chosen on validation."},
-    )
-
-    towers_dir: str | None = field(
-        default=None,
-        metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},
+    learning_rate_grid: list[float] = option(
+        [], "Learning rates that --controls tries for every trained variant, chosen on validation.", group=EVALUATION
     )
 
     def __post_init__(self):
@@ -171,15 +128,31 @@ class RunArguments(PrivacyArguments):
             raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
 
 
-def default_of(option: Field) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
+# Of transformers' options and ours beside them, those of --help.
+_PLACED = dict.fromkeys(
+    ("learning_rate", "num_train_epochs", "global_batch_size", "grad_cache_batch_size", "warmup_steps", "weight_decay",
+     "seed", "use_cpu", "resume_from_checkpoint", "report_to"), TRAINING,
+) | dict.fromkeys(("push_to_hub", "hub_model_id", "accept_data_terms"), SHARING)  # fmt: skip
+
+
+def option_parser() -> OptionParser:
+    """The parser of train_pretrain.py."""
+    return OptionParser(
+        [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments],
+        "train_pretrain.py",
+        titles=(TABLE, SPLIT, PUBLIC, EMBEDDINGS, MODEL, TRAINING, EVALUATION, SHARING, PRIVACY),
+        essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
+        placed=_PLACED,
+        choices=(ALIGNERS, OBJECTIVES),
+    )
 
 
 def parse_arguments(
     arguments: list[str] | None = None,
 ) -> tuple[DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]:
     """
-    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe; later options override it.
+    Parse the command line. `--recipe`, or a first argument that ends in .yaml, .yml or .json, is a recipe; options
+    override it.
 
     Raises:
         OSError: if the recipe cannot be read.
@@ -187,31 +160,23 @@ def parse_arguments(
             go together.
         SystemExit: for a value of the wrong type, as argparse does.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    groups = [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]
-    parser = HfArgumentParser(
-        groups, usage="python train_pretrain.py [RECIPE.yaml] --OPTION VALUE ... (--help lists the options)"
-    )
-    if arguments and arguments[0].endswith((".yaml", ".yml", ".json")):
-        recipe = read_recipe(Path(arguments.pop(0)))
-        known = {option.name for group in groups for option in fields(group) if option.init}
-        if unknown := sorted(map(str, recipe.keys() - known)):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See python train_pretrain.py --help.")
-        # As if typed first: argparse then converts and checks the values, and later options win.
-        arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
-    data, model, run, training = parser.parse_args_into_dataclasses(arguments)
+    recipes, words = without_recipe(sys.argv[1:] if arguments is None else arguments)
+    data, model, run, training = option_parser().parse(words, read_one(recipes))
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
     return data, model, run, training
 
 
-def as_option(name: str, value: Any) -> list[str]:
-    """An entry of a recipe as words of a command line; an empty one (null, []) is left at its default."""
-    if value is None or value == []:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+def read_one(recipes: list[str]) -> dict[str, Any] | None:
+    """
+    The content of the recipe that a command names, None if it names none.
+
+    Raises:
+        OSError, ValueError: see `read_recipe`; several recipes.
+    """
+    if len(recipes) > 1:
+        raise ValueError(f"One recipe a command, got {len(recipes)}.")
+    return read_recipe(recipes[0]) if recipes else None
 
 
 def check_together(
@@ -271,7 +236,7 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
         )
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
+def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
     """
     Read a YAML or JSON mapping of option names to values.
 
@@ -281,6 +246,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    path = Path(name_or_path)
     text = path.read_text(encoding="utf-8")
     try:
         recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
@@ -291,11 +257,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def path_arguments(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
+def path_arguments(
+    data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
+) -> list[str]:
     """What among the arguments may be a path, for `start_private_mode`."""
-    towers = [name if name and Path(name).exists() else None for name in (model.vision_tower, model.text_tower)]
-    given = [data.train_file, data.data_root, data.cache, data.cache_dir, data.image_root, training.output_dir]
-    return [*given, *towers, training.resume_from_checkpoint if training.resume_from_checkpoint is not True else None]
+    resumed = training.resume_from_checkpoint
+    return [*path_values(data, model, run), training.output_dir, *([resumed] if isinstance(resumed, str) else [])]
 
 
 __all__ = [
@@ -303,7 +270,9 @@ __all__ = [
     "ModelArguments",
     "RunArguments",
     "check_together",
+    "option_parser",
     "parse_arguments",
     "path_arguments",
+    "read_one",
     "read_recipe",
 ]
