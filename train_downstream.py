@@ -3,7 +3,9 @@ Evaluate an Adaptor: data -> cached features -> heads or prompts -> predictions 
 
     python train_downstream.py --task classification --model outputs/run --table labels.csv --label_column effusion \
         --patient_column subject_id --fraction 0.01 0.1 1.0 --output_dir outputs/effusion
-    python train_downstream.py configs/recipes/downstream/rsna.yaml --model outputs/run --data_root /data/rsna
+    python train_downstream.py --recipe rsna --model outputs/run --data_root /data/rsna
+
+Installed, it is also the command adaptor-downstream.
 """
 
 import logging
@@ -51,5 +53,10 @@ def main(arguments: list[str] | None = None) -> None:
     )
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Entry point of the command: `main`, with the exit status that a job script expects."""
     run_script(main)
+
+
+if __name__ == "__main__":
+    start()

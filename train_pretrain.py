@@ -3,7 +3,9 @@ Pre-train an Adaptor on image-report pairs: table -> embedding cache -> Trainer 
 
     python train_pretrain.py --vision_tower dinov2-b --text_tower biobert --train_file pairs.csv \
         --image_column path --text_column report --patient_column subject_id --output_dir outputs/run
-    accelerate launch --config_file configs/accelerate/two_t4.yaml train_pretrain.py configs/recipes/paper.yaml ...
+    accelerate launch --config_file "$(python -m adaptor_hf.configs two_t4)" -m train_pretrain --recipe paper ...
+
+Installed, it is also the command adaptor-pretrain.
 """
 
 import logging
@@ -131,5 +133,10 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
 
 
-if __name__ == "__main__":
+def start() -> None:
+    """Entry point of the command: `main`, with the exit status that a job script expects."""
     run_script(main)
+
+
+if __name__ == "__main__":
+    start()

@@ -63,9 +63,9 @@ def pretrain(table: Path, model: Path) -> None:
         return
     resume = ["--resume_from_checkpoint", "True"] if any(model.glob("checkpoint-*")) else []
     train_pretrain.main([
-        str(ROOT / "configs" / "recipes" / "small.yaml"), "--train_file", str(table), "--patient_column", "patient_id",
-        "--vision_tower", "lite0", "--text_tower", "minilm", "--num_train_epochs", "10", "--controls",
-        "--learning_rate_grid", "1e-4", "3e-4", "--dataset_name", "phantom", "--output_dir", str(model), *resume,
+        "--recipe", "small", "--train_file", str(table), "--patient_column", "patient_id", "--vision_tower", "lite0",
+        "--text_tower", "minilm", "--num_train_epochs", "10", "--controls", "--learning_rate_grid", "1e-4", "3e-4",
+        "--dataset_name", "phantom", "--output_dir", str(model), *resume,
     ])  # fmt: skip
 
 

@@ -8,6 +8,7 @@ ROOMS = (
     "flat",
     "moved",
     "files",
+    "configs",
     "options",
     "conversion",
     "privacy",

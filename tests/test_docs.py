@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from adaptor_hf.configs import list_accelerate_configs
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOT_RUN = "<!-- not run -->"
@@ -86,7 +88,7 @@ def test_files_of_the_project_that_are_named_exist(page):
 @page_parameter
 def test_commands_are_understood(page):
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
-    inline = [shlex.split(span) for span in re.findall(r"`((?:make|pip|python)\s[^`]*)`", text)]
+    inline = [shlex.split(span) for span in re.findall(r"`((?:make|pip|python|adaptor-\w+)\s[^`]*)`", text)]
     for command in [*commands(page), *inline]:
         if "--help" not in command:
             check_command(command)
@@ -95,9 +97,13 @@ def test_commands_are_understood(page):
 @page_parameter
 def test_options_in_the_text_exist(page):
     known = {option for parser in (training_parser(), cache_parser()) for option in parser._option_string_actions}
+    known.add("--recipe")
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`]*)`", text):
-        if not re.match(r"(pip|pytest|python|accelerate|make|[\w./]+\.py)\b", span) and "_loss" not in span:
+        if (
+            not re.match(r"(pip|pytest|python|accelerate|make|cp|adaptor-\w+|[\w./]+\.py)\b", span)
+            and "_loss" not in span
+        ):
             for option in re.findall(r"(?<!\S)--\w+", span):
                 assert option in known, f"{page.name}: {option}"
 
@@ -139,9 +145,15 @@ def check_command(command: list[str]) -> None:
     if command[:2] == ["accelerate", "launch"]:
         rest = command[2:]
         if "--config_file" in rest:
-            assert (ROOT / rest[rest.index("--config_file") + 1]).is_file(), command
+            path = rest[rest.index("--config_file") + 1]
+            assert path in [f"$(python -m adaptor_hf.configs {name})" for name in list_accelerate_configs()], command
         start = next(i for i, word in enumerate(rest) if word == "-m" or word.endswith(".py"))
         command = ["python", *rest[start:]]
+    for script in ("train_pretrain", "train_downstream"):
+        if command[:3] == ["python", "-m", script]:
+            command = ["python", f"{script}.py", *command[3:]]
+        elif command[0] == script.replace("train_", "adaptor-"):
+            command = ["python", f"{script}.py", *command[1:]]
     if command[0] == "make":
         makefile = (ROOT / "Makefile").read_text()
         for word in command[1:]:
@@ -150,10 +162,14 @@ def check_command(command: list[str]) -> None:
     elif command[:2] == ["python", "train_pretrain.py"]:
         from adaptor_hf.training.recipe import check_together, parse_arguments
 
-        known = training_parser()._option_string_actions
+        known = {"--recipe", *training_parser()._option_string_actions}
         assert all(word.partition("=")[0] in known for word in command if word.startswith("--")), command
-        recipe = [str(ROOT / command[2])] if command[2].endswith((".yaml", ".json")) else []
-        check_together(*parse_arguments([*recipe, *command[2 + len(recipe) :]]))
+        check_together(*parse_arguments(command[2:]))
+    elif command[:2] == ["python", "train_downstream.py"]:
+        from adaptor_hf.tasks.arguments import parse_arguments
+
+        if "--output_dir" in command:  # a whole command, not an option in the text
+            parse_arguments(command[2:])
     elif command[:3] == ["python", "-m", "adaptor_hf.embeddings"]:
         assert command[3] in ("build", "info", "verify")
         parser = cache_parser()

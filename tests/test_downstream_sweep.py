@@ -1,13 +1,14 @@
 """Sweeps go on where they stopped, comparisons pair what belongs together, and the page says "no difference"."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
+from adaptor_hf.configs import find_recipe, list_recipes
 from adaptor_hf.evaluation import classification_predictions, read_results, write_run
+from adaptor_hf.tasks.__main__ import main
 from adaptor_hf.tasks.arguments import parse_arguments
 from adaptor_hf.tasks.compare import (
     candidates,
@@ -19,7 +20,6 @@ from adaptor_hf.tasks.compare import (
 )
 from adaptor_hf.tasks.sweep import STATE_FILE, run_sweep, sweep_jobs
 
-CONFIGS = Path(__file__).parent.parent / "configs/recipes/downstream"
 PLAN = {
     "common": {"table": "t.csv", "label_column": ["x"]},
     "over": {"model": ["a", "b"], "data": [{"task": "classification"}, {"task": "few_shot"}]},
@@ -34,16 +34,16 @@ def test_every_combination_is_a_job_and_tasks_have_their_own_options():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_recipes_of_the_project_are_understood(path):
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if path.stem == "sweep":
-        status = run_sweep(content, "nowhere", lambda job: "", dry_run=True)
-        assert len(status) == 15 * 4
-        assert set(status.values()) == {"left"}
-    else:
-        options = parse_arguments([str(path), "--model", "m", "--data_root", "r", "--output_dir", "o"])
-        assert all(getattr(options, name) == value for name, value in content.items())
+@pytest.mark.parametrize("name", list_recipes("downstream"))
+def test_recipes_of_the_package_are_understood(name):
+    content = yaml.safe_load(find_recipe(name, "downstream").read_text(encoding="utf-8"))
+    options = parse_arguments(["--recipe", name, "--model", "m", "--data_root", "r", "--output_dir", "o"])
+    assert all(getattr(options, key) == value for key, value in content.items())
+
+
+def test_the_plan_of_the_package_is_every_pair_of_towers_on_every_task(capsys):
+    main(["sweep", "tower_pairs", "--output_dir", "nowhere", "--dry_run"])
+    assert f"0 of {15 * 4} jobs are done, {15 * 4} are left" in capsys.readouterr().out
 
 
 def test_an_interrupted_sweep_goes_on_and_a_failed_job_is_named(tmp_path, capsys):
@@ -188,8 +188,6 @@ def test_runs_on_several_data_sets_are_not_compared(tmp_path):
 
 
 def test_of_several_data_sets_one_is_compared_by_its_name(tmp_path, capsys):
-    from adaptor_hf.tasks.__main__ import main
-
     folder = written(tmp_path, {"one": (1.0, 10), "two": (1.0, 5)})
     for path in folder.glob("runs/0-*/results.jsonl"):
         path.write_text(path.read_text().replace('"dataset": "set"', '"dataset": "other"'))

@@ -17,6 +17,7 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
+from adaptor_hf.configs import accelerate_config
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.naming import weights_digest
 from adaptor_hf.evaluation.results import RESULTS_FILE
@@ -192,7 +193,7 @@ def test_two_launched_processes_give_what_one_gives(table, checkpoint, tmp_path)
     words += ["--device", "cpu", "--controls", "none", "--num_resamples", "20", "--output_dir"]
     train_downstream.main([*words, str(tmp_path / "one")])
     accelerate = [sys.executable, "-m", "accelerate.commands.launch"]
-    accelerate += ["--config_file", "configs/accelerate/two_cpu.yaml"]
+    accelerate += ["--config_file", str(accelerate_config("two_cpu"))]
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     launched = subprocess.run([*accelerate, "train_downstream.py", *words, str(tmp_path / "two")], cwd=ROOT,
                               env=environment, capture_output=True, text=True, check=False)  # fmt: skip

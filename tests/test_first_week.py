@@ -40,7 +40,6 @@ SMALL = {
 def run(streams, monkeypatch, tmp_path, tiny_dinov2, tiny_bert):  # noqa: F811
     """Runs a command of the page in this process as if in one of its own; gives its exit status."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "configs").symlink_to(ROOT / "configs")
     towers = {"lite0": str(tiny_dinov2), "minilm": str(tiny_bert)}
 
     def start(words):
@@ -107,7 +106,6 @@ def test_the_page_runs_without_network_and_no_patient_is_in_what_it_leaves(run, 
     # No canary but in the table that the user keeps.
     canaries, digits = canaries_of_the_export(tmp_path)
     (tmp_path / "hospital").rename(tmp_path.parent / f"{tmp_path.name}-hospital")
-    (tmp_path / "configs").unlink()
     hits = found(canaries, tmp_path, said)
     assert {kind: names - {"pairs/pairs.csv"} for kind, names in hits.items()} == {kind: set() for kind in hits}
     # The search finds them: in the table they are, and digests of ids are nowhere.

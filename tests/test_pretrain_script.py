@@ -18,6 +18,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 import train_pretrain
+from adaptor_hf.configs import accelerate_config
 from adaptor_hf.training import AdaptorTrainingArguments, recipe, summary
 
 ROOT = Path(__file__).parent.parent
@@ -474,10 +475,10 @@ def test_help_prints_every_option(capsys):
 
 
 def test_two_processes_train_together_with_controls(options, finished, tmp_path):
-    """As configs/accelerate/two_cpu.yaml says: gloo, one batch over both ranks, one writer."""
+    """As the launch config two_cpu says: gloo, one batch over both ranks, one writer."""
     output = tmp_path / "model"
     changes = {"output_dir": output, "use_cpu": None, "controls": True, "num_train_epochs": 1}
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu.yaml"]
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config("two_cpu"))]
     process = launch(
         [sys.executable, *accelerate, "train_pretrain.py", *words({**options, **changes})],
         ACCELERATE_USE_CPU="true",

@@ -23,6 +23,7 @@ from script_runs import (
 )
 from synthetic import synthetic_cache
 
+from adaptor_hf.configs import accelerate_config
 from adaptor_hf.training.interruption import EXIT_REQUEUE
 
 LAST = 64
@@ -92,7 +93,7 @@ def test_a_kill_costs_at_most_one_save_interval(cache, tmp_path):
 
 
 def launch_two(cache, output, log, **changes):
-    accelerate = ["-m", "accelerate.commands.launch", "--config_file", "configs/accelerate/two_cpu.yaml"]
+    accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config("two_cpu"))]
     python, *words = command(cache, output, **changes)
     return start([python, *accelerate, *words], log)
 

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from synthetic import synthetic_cache, synthetic_model
 from transformers import TrainerCallback
 
 from adaptor_hf import AdaptorModel
+from adaptor_hf.configs import accelerate_config
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import (
@@ -196,7 +196,7 @@ class TestSizes:
         (tmp_path / "arguments.py").write_text(
             "from adaptor_hf.training import AdaptorTrainingArguments\nAdaptorTrainingArguments(output_dir='x')\n"
         )
-        config = Path(__file__).parents[1] / "configs" / "accelerate" / "two_cpu.yaml"
+        config = accelerate_config("two_cpu")
         command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "arguments.py"]
         environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
         finished = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)

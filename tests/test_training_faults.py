@@ -296,7 +296,7 @@ class TestScript:
         page = (Path(train_pretrain.__file__).parent / "docs" / "training.md").read_text(encoding="utf-8")
         job = re.search(r"```(?:ba)?sh\n(#!/bin/bash\n.*?)```", page, re.DOTALL)[1]
         small = command(cache, tmp_path / "outputs" / "run", logging_steps=1)[2:]
-        job = job.replace("configs/recipes/small.yaml --cache embeddings", shlex.join(small))
+        job = job.replace("--recipe small --cache embeddings", shlex.join(small))
         (tmp_path / "job.sh").write_text(job.replace("python train_pretrain.py", f"{sys.executable} train_pretrain.py"))
         for name, content in (("srun", 'exec "$@"'), ("scontrol", f'echo "$@" >> {tmp_path}/scontrol.txt')):
             (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")

@@ -24,7 +24,7 @@ class TableArguments:
         None, "Folder of --dataset, as it was downloaded.", group=PUBLIC, privacy=PATH, metavar="FOLDER"
     )
     split_scheme: str | None = option(
-        None, "Split of --dataset: official, patient, mgca... Default: official; downstream as in pre-training.",
+        None, "Split of --dataset: official, patient, mgca...",
         group=PUBLIC, privacy=OPEN, metavar="NAME",
     )  # fmt: skip
     dataset_option: list[str] = option(
@@ -32,9 +32,7 @@ class TableArguments:
         metavar="NAME=VALUE",
     )  # fmt: skip
     image_column: str = option("image", "Column of image paths.", group=TABLE, privacy=HIDDEN, metavar="COLUMN")
-    text_column: str | None = option(
-        None, "Column of reports. Default: text; downstream none.", group=TABLE, privacy=HIDDEN, metavar="COLUMN"
-    )
+    text_column: str | None = option(None, "Column of reports.", group=TABLE, privacy=HIDDEN, metavar="COLUMN")
     image_root: str | None = option(
         None, "Folder that image paths are relative to.", group=TABLE, privacy=PATH, metavar="FOLDER"
     )
@@ -59,11 +57,11 @@ class TableArguments:
         group=TABLE, advanced=True, choices=["exact", "canonical"],
     )  # fmt: skip
     image_mode: str = option(
-        "auto", "L (grey) or RGB. auto: as in the training of --model; of a public data set, what it declares; of a "
-        "table, what some of its files show.", group=TABLE, advanced=True, choices=list(IMAGE_MODES),
+        "auto", "L (grey) or RGB. auto: of a public data set what it declares, of a table what some of its files show; "
+        "downstream as in the training of --model.", group=TABLE, advanced=True, choices=list(IMAGE_MODES),
     )  # fmt: skip
     voi_lut: bool | None = option(
-        None, "Read DICOM files as displayed: with their VOI LUT or window. Default: as in the training of --model.",
+        None, "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md).",
         group=TABLE, nargs="?", const=True,
     )  # fmt: skip
     dataset_name: str | None = option(
@@ -77,15 +75,9 @@ class TableArguments:
         [], "Rename splits, for example validation=test where a table's val part is held out.", group=SPLIT,
         privacy=HIDDEN, advanced=True, metavar="OLD=NEW",
     )  # fmt: skip
-    validation_fraction: float | None = option(
-        None, "Share of patients, where no split is given. Default: 0.1; downstream as in pre-training.", group=SPLIT
-    )
-    test_fraction: float | None = option(
-        None, "Share of patients, where no split is given. Default: 0.1; downstream as in pre-training.", group=SPLIT
-    )
-    split_seed: int | None = option(
-        None, "Of splits by patient. Default: 42; downstream as in pre-training.", group=SPLIT, advanced=True
-    )
+    validation_fraction: float | None = option(None, "Share of patients, where no split is given.", group=SPLIT)
+    test_fraction: float | None = option(None, "Share of patients, where no split is given.", group=SPLIT)
+    split_seed: int | None = option(None, "Of splits by patient.", group=SPLIT, advanced=True)
     duplicates: str = option(
         "refuse", "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
         group=SPLIT, advanced=True, choices=["refuse", "drop", "keep"],
@@ -108,11 +100,11 @@ class TowerArguments:
     """The towers, by preset, place or name."""
 
     vision_tower: str | None = option(
-        None, "Preset (dinov2-b, lite0...), hub id, folder, timm:NAME or xrv:NAME. Downstream: the checkpoint's.",
+        None, "Preset (dinov2-b, lite0...), hub id, folder, timm:NAME or xrv:NAME.",
         group=EMBEDDINGS, privacy=NAME_OR_PATH, advanced=True, metavar="TOWER",
     )  # fmt: skip
     text_tower: str | None = option(
-        None, "Preset (biobert, minilm...), hub id or folder. Downstream: the checkpoint's.", group=EMBEDDINGS,
+        None, "Preset (biobert, minilm...), hub id or folder.", group=EMBEDDINGS,
         privacy=NAME_OR_PATH, advanced=True, metavar="TOWER",
     )  # fmt: skip
     towers_dir: str | None = option(

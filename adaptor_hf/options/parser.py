@@ -15,7 +15,6 @@ from transformers import HfArgumentParser
 from .choices import Choice
 from .fields import OWN_METADATA, PATH
 
-RECIPE_ENDINGS = (".yaml", ".yml", ".json")
 ESSENTIAL, OTHERS = "essential", "options of transformers.TrainingArguments"
 
 
@@ -25,11 +24,14 @@ class OptionParser(HfArgumentParser):
 
     Args:
         groups (`Sequence[type]`): Dataclasses; fields declared by `option` say where they stand in `--help`.
-        script (`str`): Name of the script's file, for messages.
+        command (`str`): How the script was started, for messages.
         titles (`Sequence[str]`): Parts of `--help` in their order, after the essential options.
         essential (`Sequence[str]`): Options that come first, in this order.
-        placed (`Mapping[str, str]`, *optional*): Of fields that `option` did not declare, such as transformers' own,
-            the part of `--help`; all others are for `--help_all`.
+        placed (`Mapping[str, tuple[str, str]]`, *optional*): Of fields that `option` did not declare, such as
+            transformers' own, the part of `--help` and, where theirs does not fit, the help; in the order of the
+            mapping. All others are for `--help_all`.
+        left (`Mapping[str, Any]`, *optional*): What options without a default are in this script where they are not
+            given.
         choices (`Sequence[Choice]`): Options with fields of their own. What these were as options of their own is still
             understood, with a warning.
     """
@@ -37,14 +39,16 @@ class OptionParser(HfArgumentParser):
     def __init__(
         self,
         groups: Sequence[type],
-        script: str,
+        command: str,
         *,
         titles: Sequence[str],
         essential: Sequence[str],
-        placed: Mapping[str, str] | None = None,
+        placed: Mapping[str, tuple[str, str | None]] | None = None,
+        left: Mapping[str, Any] | None = None,
         choices: Sequence[Choice] = (),
     ):
-        self.script, self.essential, self.placed = script, tuple(essential), placed or {}
+        self.command, self.essential = command, tuple(essential)
+        self.placed, self.left = placed or {}, left or {}
         self.choices = {choice.option: choice for choice in choices}
         self.old_flags = {name: choice for choice in choices for name in choice.old_flags}
         self.names = {item.name for group in groups for item in fields(group) if item.init}
@@ -54,15 +58,16 @@ class OptionParser(HfArgumentParser):
         self._lower: dict[str, dict[str, Any]] = {}
         super().__init__(
             groups,
-            usage=f"python {script} [RECIPE.yaml] --OPTION VALUE ...",
+            usage=f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ...",
             formatter_class=_Formatter,
             add_help=False,
         )
         recipe = self._part(ESSENTIAL).add_argument(
             "--recipe",
-            metavar="FILE",
+            metavar="NAME_OR_FILE",
             default=argparse.SUPPRESS,
-            help="A YAML or JSON file of options; later ones win.",
+            help="Options of a YAML or JSON file, or of a packaged recipe (python -m adaptor_hf.configs lists them); "
+            "those beside it win.",
         )
         recipe.rank = -1
         part = self._part("help")
@@ -85,7 +90,7 @@ class OptionParser(HfArgumentParser):
         """
         recipe = dict(recipe or {})
         if unknown := sorted(map(str, recipe.keys() - self.names - self.old_flags.keys())):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See python {self.script} --help_all.")
+            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {self.command} --help_all.")
         old = argparse.ArgumentParser(add_help=False, usage=self.usage)
         for name, choice in self.old_flags.items():
             choice.add_old_flag(old, name)
@@ -156,21 +161,22 @@ class OptionParser(HfArgumentParser):
             self.old_flags[field.name].add_old_flag(self, field.name)
             return
         own = {name: field.metadata.get(name) for name in OWN_METADATA}
-        title = own["group"] or self.placed.get(field.name, OTHERS)
-        advanced = own["advanced"] or title == OTHERS
+        title, text = self.placed.get(field.name, (OTHERS, None))
+        title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
         if field.name in self.essential:
             title, advanced = ESSENTIAL, False
         plain = copy.copy(field)
         plain.metadata = {name: value for name, value in field.metadata.items() if name not in own}
         before = len(self._actions)
         HfArgumentParser._parse_dataclass_field(self._part(title), plain)
+        ranked = self.essential if title == ESSENTIAL else tuple(self.placed)
         for action in self._actions[before:]:
-            if field.name in self.essential:
-                action.rank = self.essential.index(field.name)
+            action.rank = ranked.index(field.name) if field.name in ranked else 0
+            action.help, action.left = text or action.help, self.left.get(field.name)
             if action.metavar is None and action.choices is None:
                 action.metavar = _metavar(action, own["privacy"])
             if field.name in self.choices:
-                action.default = argparse.SUPPRESS
+                action.default, action.left = argparse.SUPPRESS, self.choices[field.name].default
             if advanced:
                 self._advanced.add(id(action))
 
@@ -198,21 +204,28 @@ class _Formatter(argparse.HelpFormatter):
         named = [name for name in action.option_strings if "-" not in name[2:]]
         if action.nargs == 0 or (action.nargs == "?" and action.const is True):
             return ", ".join(named)
-        value = "{" + ",".join(map(str, action.choices)) + "}" if action.choices else str(action.metavar)
+        value = "{" + ",".join(map(str, action.choices)) + "}" if _few(action.choices) else action.metavar or "NAME"
         return f"{', '.join(named)} {value}" + (" ..." if action.nargs == "+" else "")
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        text, default = action.help or "", action.default
-        said = default is None or default is False or default == [] or default == argparse.SUPPRESS
-        if said or "default" in text.lower():
+        text = action.help or ""
+        if action.choices and not _few(action.choices):
+            text += f" One of: {', '.join(map(str, action.choices))}."
+        default = getattr(action, "left", None)
+        default = action.default if default is None else default
+        if default is None or default is False or default == [] or default == argparse.SUPPRESS:
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        return f"{text} (default: {shown})".replace("%", "%%")
+        return text if "default" in text.lower() else f"{text} (default: {shown})".replace("%", "%%")
+
+
+def _few(choices: Any) -> bool:
+    return bool(choices) and len(",".join(map(str, choices))) < 32
 
 
 def _metavar(action: argparse.Action, privacy: str | None) -> str:
-    if privacy == PATH:
-        return "PATH"
+    if privacy == PATH or action.dest.endswith("_dir"):
+        return "FOLDER" if action.dest.endswith("_dir") else "PATH"
     return {int: "N", float: "X"}.get(action.type, "TEXT" if privacy else "VALUE")
 
 
@@ -225,17 +238,4 @@ def as_option(name: str, value: Any) -> list[str]:
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-def without_recipe(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """
-    Recipes that a command line names, in a first word that ends as a recipe's file does and by `--recipe`, and its
-    other words.
-    """
-    words = list(words)
-    first = [words.pop(0)] if words and words[0].endswith(RECIPE_ENDINGS) else []
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--recipe", action="append", default=[])
-    found, rest = finder.parse_known_args(words)
-    return [*first, *found.recipe], rest
-
-
-__all__ = ["OptionParser", "as_option", "without_recipe"]
+__all__ = ["OptionParser", "as_option"]

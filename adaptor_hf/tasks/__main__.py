@@ -3,8 +3,8 @@
 import argparse
 import json
 import logging
-from pathlib import Path
 
+from ..configs import find_recipe, read_recipe
 from .compare import write_comparison
 from .sweep import run_sweep
 
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.tasks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     sweep = commands.add_parser("sweep", help="make the runs of a plan that are not done")
-    sweep.add_argument("plan", type=Path, help="a YAML or JSON file, see configs/recipes/downstream/sweep.yaml")
+    sweep.add_argument("plan", help="a YAML or JSON file, or the name of a packaged plan: tower_pairs")
     sweep.add_argument("--output_dir", required=True, help="where all runs go")
     sweep.add_argument("--dry_run", action="store_true", help="only print what is left")
     compare = commands.add_parser("compare", help="compare the finished runs of a folder in pairs")
@@ -29,9 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
             found = {name: getattr(options, name) for name in ("task", "dataset", "metric", "fraction")}
             print(write_comparison(options.output_dir, **found))
             return
-        from ..training.recipe import read_recipe
-
-        status = run_sweep(read_recipe(options.plan), options.output_dir, _start, dry_run=options.dry_run)
+        plan = read_recipe(find_recipe(options.plan, "sweep"))
+        status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     if failed := [name for name, state in status.items() if state not in ("done", "left")]:

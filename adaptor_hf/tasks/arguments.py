@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..configs import read_recipe
 from ..data.reading import Reading
 from ..data.table_arguments import (
     EMBEDDINGS,
@@ -18,10 +20,11 @@ from ..data.table_arguments import (
 )
 from ..data.table_arguments import table_options as reading_options
 from ..moved import warn_of
+from ..options.command import started_as
 from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
-from ..options.parser import OptionParser, without_recipe
+from ..options.parser import OptionParser
+from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
-from ..training.recipe import read_one
 from .protocols import RECIPES
 
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
@@ -178,32 +181,47 @@ def option_parser() -> OptionParser:
     """The parser of train_downstream.py."""
     return OptionParser(
         [DownstreamArguments],
-        "train_downstream.py",
+        started_as("train_downstream"),
         titles=(TABLE, LABELS, SPLIT, PUBLIC, EVALUATION, EMBEDDINGS, RUN, PRIVACY),
         essential=("task", "model", "table", "dataset", "data_root", "output_dir"),
+        left={
+            "voi_lut": "as in the training of --model",
+            "vision_tower": "the checkpoint's",
+            "text_tower": "the checkpoint's",
+        }
+        | dict.fromkeys(("split_scheme", "split_seed", "validation_fraction", "test_fraction"), "as in pre-training"),
     )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
     """
-    Parse the command line. `--recipe`, or a first argument that ends in .yaml, .yml or .json, is a recipe; options
-    override it.
+    Parse the command line. `--recipe` names a packaged recipe or a file; so does a first argument that ends in .yaml,
+    .yml or .json. Options override it.
 
     Raises:
         OSError: if the recipe cannot be read.
         ValueError: for unknown options or keys, or options that do not go together.
         SystemExit: for a value of the wrong type, as argparse does.
     """
-    recipes, words = without_recipe(sys.argv[1:] if arguments is None else arguments)
-    if old := [name for name in recipes if name in RECIPES]:
-        warn_of(f"--recipe {old[-1]}", f"--protocol {old[-1]}")
-        words = [f"--protocol={old[-1]}", *words]
-    recipe = read_one([name for name in recipes if name not in RECIPES])
-    if recipe is not None and "recipe" in recipe:
+    path, words = split_recipe(_with_protocol(sys.argv[1:] if arguments is None else arguments), "downstream")
+    recipe = read_recipe(path) if path else {}
+    if "recipe" in recipe:
         warn_of("the key recipe", "protocol")
         recipe = {"protocol": recipe.pop("recipe"), **recipe}
     (found,) = option_parser().parse(words, recipe)
     return found
+
+
+def _with_protocol(words: Sequence[str]) -> list[str]:
+    """The words with `--protocol` where `--recipe` names a protocol, as it did."""
+    words = list(words)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name = value if equals else "".join(words[place + 1 : place + 2])
+        if option == "--recipe" and name in RECIPES:
+            warn_of(f"--recipe {name}", f"--protocol {name}", stacklevel=3)
+            words[place] = f"--protocol{equals}{value}"
+    return words
 
 
 def pairs_of(items: list[str]) -> dict[str, str]:

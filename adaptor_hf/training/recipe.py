@@ -1,6 +1,5 @@
 """Arguments of the pre-training script, from the command line and from a YAML or JSON recipe."""
 
-import json
 import sys
 from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
@@ -8,11 +7,14 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from ..configs import read_recipe
 from ..configuration_adaptor import AdaptorConfig
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments, TowerArguments
+from ..options.command import started_as
 from ..options.fields import HIDDEN, OPEN, PATH, default_of, option, path_values
-from ..options.parser import OptionParser, without_recipe
+from ..options.parser import OptionParser
+from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
@@ -86,11 +88,11 @@ class ModelArguments(TowerArguments):
 
     aligner: dict | str | None = option(
         ALIGNERS.default, "Between the towers and the shared space: a name, or a JSON mapping of its fields, such as "
-        '{"hidden_size": 512} (--help_all). Default: adaptor.', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+        '{"hidden_size": 512} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
     )  # fmt: skip
     objective: dict | str | None = option(
         OBJECTIVES.default, "What is minimised: a name, or a JSON mapping of its fields, such as "
-        '{"positives": "study"} (--help_all). Default: adaptor.', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+        '{"positives": "study"} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -128,21 +130,34 @@ class RunArguments(PrivacyArguments):
             raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
 
 
-# Of transformers' options and ours beside them, those of --help.
-_PLACED = dict.fromkeys(
-    ("learning_rate", "num_train_epochs", "global_batch_size", "grad_cache_batch_size", "warmup_steps", "weight_decay",
-     "seed", "use_cpu", "resume_from_checkpoint", "report_to"), TRAINING,
-) | dict.fromkeys(("push_to_hub", "hub_model_id", "accept_data_terms"), SHARING)  # fmt: skip
+# Of transformers' options, and ours beside them, those of --help.
+_PLACED = {
+    "learning_rate": (TRAINING, None),
+    "num_train_epochs": (TRAINING, None),
+    "warmup_steps": (TRAINING, None),
+    "weight_decay": (TRAINING, None),
+    "global_batch_size": (TRAINING, None),
+    "grad_cache_batch_size": (TRAINING, None),
+    "seed": (TRAINING, "Of weights, order and dropout."),
+    "use_cpu": (TRAINING, "Train on the CPU, also where there is a GPU."),
+    "resume_from_checkpoint": (TRAINING, "True for the last checkpoint of output_dir, or a checkpoint's folder."),
+    "report_to": (TRAINING, "Trackers, such as tensorboard or wandb."),
+    "push_to_hub": (SHARING, "Push the model, its code and its card at the end."),
+    "hub_model_id": (SHARING, "Where to, such as me/my-model."),
+    "accept_data_terms": (SHARING, None),
+    "output_dir": (TRAINING, "Where checkpoints, model and card go."),
+}
 
 
 def option_parser() -> OptionParser:
     """The parser of train_pretrain.py."""
     return OptionParser(
         [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments],
-        "train_pretrain.py",
+        started_as("train_pretrain"),
         titles=(TABLE, SPLIT, PUBLIC, EMBEDDINGS, MODEL, TRAINING, EVALUATION, SHARING, PRIVACY),
         essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
         placed=_PLACED,
+        left=_DEFAULTS,
         choices=(ALIGNERS, OBJECTIVES),
     )
 
@@ -151,8 +166,8 @@ def parse_arguments(
     arguments: list[str] | None = None,
 ) -> tuple[DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]:
     """
-    Parse the command line. `--recipe`, or a first argument that ends in .yaml, .yml or .json, is a recipe; options
-    override it.
+    Parse the command line. `--recipe` names a packaged recipe or a file; so does a first argument that ends in .yaml,
+    .yml or .json. Options override it.
 
     Raises:
         OSError: if the recipe cannot be read.
@@ -160,23 +175,11 @@ def parse_arguments(
             go together.
         SystemExit: for a value of the wrong type, as argparse does.
     """
-    recipes, words = without_recipe(sys.argv[1:] if arguments is None else arguments)
-    data, model, run, training = option_parser().parse(words, read_one(recipes))
+    path, words = split_recipe(sys.argv[1:] if arguments is None else arguments)
+    data, model, run, training = option_parser().parse(words, read_recipe(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
     return data, model, run, training
-
-
-def read_one(recipes: list[str]) -> dict[str, Any] | None:
-    """
-    The content of the recipe that a command names, None if it names none.
-
-    Raises:
-        OSError, ValueError: see `read_recipe`; several recipes.
-    """
-    if len(recipes) > 1:
-        raise ValueError(f"One recipe a command, got {len(recipes)}.")
-    return read_recipe(recipes[0]) if recipes else None
 
 
 def check_together(
@@ -236,27 +239,6 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
         )
 
 
-def read_recipe(name_or_path: str | Path) -> dict[str, Any]:
-    """
-    Read a YAML or JSON mapping of option names to values.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is malformed, naming the file and the place.
-    """
-    import yaml
-
-    path = Path(name_or_path)
-    text = path.read_text(encoding="utf-8")
-    try:
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
-    if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold a mapping of option names to values, got {type(recipe).__name__}.")
-    return recipe
-
-
 def path_arguments(
     data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
 ) -> list[str]:
@@ -273,6 +255,5 @@ __all__ = [
     "option_parser",
     "parse_arguments",
     "path_arguments",
-    "read_one",
     "read_recipe",
 ]

@@ -92,7 +92,7 @@ def describe_run(
     if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
         lines.append(
             f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The "
-            "paper takes about 13,500. For small data see configs/recipes/small.yaml."
+            "paper takes about 13,500. For small data: --recipe small."
         )
     return "\n".join(lines)
 
