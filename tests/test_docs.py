@@ -125,12 +125,9 @@ def test_presets_in_the_docs_are_those_of_the_package():
 
 
 def training_parser():
-    from transformers import HfArgumentParser
+    from adaptor_hf.training.recipe import option_parser
 
-    from adaptor_hf.training import AdaptorTrainingArguments
-    from adaptor_hf.training.recipe import DataArguments, ModelArguments, RunArguments
-
-    return HfArgumentParser([DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments])
+    return option_parser()
 
 
 def cache_parser():
