@@ -78,7 +78,8 @@ class TestHelp:
         assert len(some) == len(set(some))
         assert set(some) < set(everything)
         more = {name for name in set(everything) - set(some) if not name.startswith("--no_")}
-        assert last == f"--help_all shows {len(more)} more: rarely needed ones, and transformers' own."
+        own = ", and transformers' own" if script == "train_pretrain" else ""
+        assert last == f"--help_all shows {len(more)} more: rarely needed ones{own}."
 
     @script_parameter
     def test_all_of_it_has_every_option_once_and_no_old_one(self, script, capsys):
@@ -105,6 +106,10 @@ class TestHelp:
     def test_what_an_option_is_where_it_is_not_given_is_the_scripts(self, script, default):
         text = " ".join(SCRIPTS[script][0].option_parser().format_help().split())
         assert f"--validation_fraction X Share of patients, where no split is given. (default: {default})" in text
+
+    def test_a_recipe_is_named_in_full(self):
+        with pytest.raises(ValueError, match="--recipe is not abbreviated"):
+            parsed("--recip", "small")
 
     def test_transformers_parser_takes_the_training_arguments_too(self):
         (training,) = HfArgumentParser(AdaptorTrainingArguments).parse_args_into_dataclasses(["--output_dir", "o"])

@@ -11,11 +11,12 @@ from dataclasses import Field, fields
 from typing import Any
 
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from .choices import Choice
 from .fields import OWN_METADATA, PATH
 
-ESSENTIAL, OTHERS = "essential", "options of transformers.TrainingArguments"
+ESSENTIAL, OTHERS = "essential", "more of training, most of it transformers' own"
 
 
 class OptionParser(HfArgumentParser):
@@ -106,6 +107,8 @@ class OptionParser(HfArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, rest = super().parse_known_args(args, namespace)
         given = vars(namespace)
+        if "recipe" in given:
+            raise ValueError("--recipe is not abbreviated.")
         higher = self._choices_of({name: given.pop(name) for name in (*self.choices, *self.old_flags) if name in given})
         for name, choice in self.choices.items():
             built = choice.build(choice.merge(self._lower.get(name, {}), higher[name]))
@@ -137,7 +140,8 @@ class OptionParser(HfArgumentParser):
                     )
                     formatter.end_section()
         else:
-            formatter.add_text(f"--help_all shows {left_out} more: rarely needed ones, and transformers' own.")
+            of_transformers = ", and transformers' own" if OTHERS in self._parts else ""
+            formatter.add_text(f"--help_all shows {left_out} more: rarely needed ones{of_transformers}.")
         return formatter.format_help()
 
     def _rank(self, title: str) -> int:
@@ -216,7 +220,8 @@ class _Formatter(argparse.HelpFormatter):
         if default is None or default is False or default == [] or default == argparse.SUPPRESS:
             return text
         shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        return text if "default" in text.lower() else f"{text} (default: {shown})".replace("%", "%%")
+        # argparse expands what follows a percent sign.
+        return text if "default" in text.lower() else f"{text} (default: {shown.replace('%', '%%')})"
 
 
 def _few(choices: Any) -> bool:
@@ -226,7 +231,8 @@ def _few(choices: Any) -> bool:
 def _metavar(action: argparse.Action, privacy: str | None) -> str:
     if privacy == PATH or action.dest.endswith("_dir"):
         return "FOLDER" if action.dest.endswith("_dir") else "PATH"
-    return {int: "N", float: "X"}.get(action.type, "TEXT" if privacy else "VALUE")
+    known = {int: "N", float: "X", string_to_bool: "True|False"}
+    return known.get(action.type, "TEXT" if privacy else "VALUE")
 
 
 def as_option(name: str, value: Any) -> list[str]:
