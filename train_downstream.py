@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not only_process():
         return
-    start_private_mode(options, [*path_arguments(options), options.towers_dir])
+    start_private_mode(options, path_arguments(options))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
         logging.getLogger(name).setLevel(logging.INFO)

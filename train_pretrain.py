@@ -10,7 +10,6 @@ Installed, it is also the command adaptor-pretrain.
 
 import logging
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import transformers
@@ -39,7 +38,7 @@ logger = logging.getLogger("train_pretrain")
 def main(arguments: list[str] | None = None) -> None:
     record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)
-    start_private_mode(run, [*path_arguments(data, model_arguments, training), run.towers_dir])
+    start_private_mode(run, path_arguments(data, model_arguments, run, training))
     # Ours at INFO, other libraries' at WARNING: a hub client logs every request. Other ranks only say what ends them.
     logging.basicConfig(level=logging.WARNING if training.should_log else logging.ERROR, format="%(message)s")
     for name in ("adaptor_hf", logger.name):
@@ -51,8 +50,8 @@ def main(arguments: list[str] | None = None) -> None:
     for problem in environment_warnings():
         logger.warning(problem)
     check_together(data, model_arguments, run, training)
-    if run.towers_dir:
-        use_towers_dir(run.towers_dir)
+    if model_arguments.towers_dir:
+        use_towers_dir(model_arguments.towers_dir)
     terms = restricted_terms(data.dataset, data.dataset_name)
     if training.push_to_hub:
         # Now rather than after the training.
@@ -129,8 +128,7 @@ def main(arguments: list[str] | None = None) -> None:
         report_run(model, training, cache, views, dataset_name=data.dataset_name, learning_rates=rates)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        options = asdict(data) | asdict(model_arguments) | asdict(run)
-        record.write(training, options, cache, model, last_evaluation(trainer.state.log_history))
+        record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
         print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
 

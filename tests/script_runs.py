@@ -17,9 +17,7 @@ from safetensors.torch import load_file
 ROOT = Path(__file__).parent.parent
 # Eight steps of 16 pairs an epoch on the 124 training pairs of `synthetic_cache`; no step of a save is an epoch's end.
 OPTIONS = {
-    "hidden_size": 48,
-    "num_attention_heads": 4,
-    "intermediate_size": 64,
+    "aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}',
     "global_batch_size": 16,
     "learning_rate": 1e-3,
     "num_train_epochs": 8,

@@ -30,26 +30,30 @@ LAUNCHES = list_accelerate_configs()
 def parsed(tmp_path: Path, *recipe: str) -> dict:
     """All arguments after `recipe`, by name."""
     groups = parse_arguments([*recipe, "--train_file", "x", "--output_dir", str(tmp_path)])
-    return {name: value for group in groups for name, value in vars(group).items()}
+    values = {name: value for group in groups for name, value in vars(group).items()}
+    return values | {name: {"name": "adaptor", **vars(values[name])} for name in ("aligner", "objective")}
 
 
 @pytest.mark.parametrize("recipe", list_recipes())
 def test_recipe_parses_to_its_values(recipe, tmp_path):
     values = parsed(tmp_path, "--recipe", recipe)
     for name, expected in yaml.safe_load(find_recipe(recipe).read_text(encoding="utf-8")).items():
-        assert values[name] == expected, name
+        assert values[name] == (values[name] | expected if isinstance(expected, dict) else expected), name
 
 
 def test_paper_recipe_is_the_default(tmp_path):
     default = parsed(tmp_path)
-    for name, value in read_recipe(find_recipe("paper")).items():
-        assert default[name] == value, name
+    recipe = read_recipe(find_recipe("paper"))
+    assert recipe["aligner"] == default["aligner"]
+    for name, value in recipe.items():
+        assert default[name] == (default[name] | value if isinstance(value, dict) else value), name
 
 
 def test_reference_recipe_swaps_the_directions_and_counts_the_batch_per_device(tmp_path):
     values = parsed(tmp_path, "--recipe", "reference_code")
-    assert values["image_to_text_weight"] == 0.25
-    assert values["positives"] == "pair"
+    assert values["objective"]["image_to_text_weight"] == 0.25
+    # What the trainer reads.
+    assert (values["objective"]["positives"], values["positives"]) == ("pair", "pair")
     assert values["per_device_train_batch_size"] == 1024
 
 

@@ -2,10 +2,9 @@
 
 import re
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
-from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
+from adaptor_hf.tasks.arguments import option_parser, parse_arguments
 from adaptor_hf.tasks.prompts import list_prompt_sets
 from adaptor_hf.tasks.protocols import RECIPES
 from adaptor_hf.tasks.run import TASK_FUNCTIONS
@@ -24,7 +23,7 @@ def test_commands_are_understood():
 
 
 def test_options_tasks_recipes_and_prompts_in_the_text_are_those_of_the_package():
-    known = {option.name for option in fields(DownstreamArguments)}
+    known = {name.removeprefix("--") for name in option_parser()._option_string_actions}
     named = {
         option for span in re.findall(r"`train_downstream\.py([^`]*)`", PAGE) for option in re.findall(r"--(\w+)", span)
     }

@@ -187,7 +187,7 @@ def test_a_corrected_report_is_another_run(run, table):
 
 
 def test_seeds_and_fractions_share_their_targets_and_tables_have_no_column_of_them(run, tmp_path):
-    words = ["--task", "classification", "--label_column", "effusion", "--fraction", "0.5", "1.0", "--recipe", "mgca"]
+    words = ["--task", "classification", "--label_column", "effusion", "--fraction", "0.5", "1.0", "--protocol", "mgca"]
     run(*words, "--seeds", "0", "1")
     lines = read_results(tmp_path / "out/runs").lines
     assert len({line["targets_hash"] for line in lines}) == 1

@@ -120,6 +120,7 @@ def test_a_damaged_result_is_kept_aside_and_its_run_made_again(table, checkpoint
     (["--label_column", "image"], "different values in 240 rows"),
     (["--fraction", "0"], "shares in"),
     (["--seeds", "1", "1"], "different whole numbers"),
+    (["--protocol", "rigorus"], "rigorus"),
     (["--recipe", "rigorus"], "rigorus"),
     (["--model", "nowhere/at/all"], "nowhere/at/all"),
     (["--image_column", "picture"], "picture"),
@@ -139,7 +140,7 @@ def test_a_killed_sweep_goes_on_without_repeating_a_run(table, checkpoint, tmp_p
     plan = {
         "common": {"model": str(checkpoint), "table": str(table), "dataset_name": "phantom-boxes", "device": "cpu",
                    "label_column": ["effusion", "edema"], "num_resamples": 20, "controls": ["tower"]},
-        "over": {"task": ["classification"], "recipe": ["gloria", "mgca"]},
+        "over": {"task": ["classification"], "protocol": ["gloria", "mgca"]},
     }  # fmt: skip
     (tmp_path / "plan.json").write_text(json.dumps(plan))
     command = [sys.executable, "-m", "adaptor_hf.tasks", "sweep", str(tmp_path / "plan.json")]

@@ -75,8 +75,9 @@ def write_copied(folder, copied: int):
 class TestPretraining:
     def words(self, table, output, tiny_dinov2, tiny_bert, *more):
         options = {"train_file": table, "vision_tower": tiny_dinov2, "text_tower": tiny_bert, "output_dir": output,
-                   "cache_dir": table.parent / "embeddings", "hidden_size": 48, "num_attention_heads": 4,
-                   "intermediate_size": 64, "num_train_epochs": 1, "global_batch_size": 4, "use_cpu": True}  # fmt: skip
+                   "cache_dir": table.parent / "embeddings",
+                   "aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}',
+                   "num_train_epochs": 1, "global_batch_size": 4, "use_cpu": True}  # fmt: skip
         return [word for name, value in options.items() for word in (f"--{name}", str(value))] + list(more)
 
     def test_copied_images_under_new_ids_stop_it_or_are_left_out(self, tmp_path, tiny_dinov2, tiny_bert, caplog):

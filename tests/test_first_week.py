@@ -30,7 +30,7 @@ MAINS = {
 # What makes the run small: options that replace those of the page, or are added to them.
 SMALL = {
     "adaptor_hf.phantom": ["--n", str(COUNT), "--image_size", "64", "--language", LANGUAGE],
-    "train_pretrain.py": ["--hidden_size", "48", "--num_attention_heads", "4", "--intermediate_size", "64",
+    "train_pretrain.py": ["--aligner", '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}',
                           "--global_batch_size", "8", "--num_train_epochs", "2", "--use_cpu"],
     "train_downstream.py": ["--device", "cpu", "--num_resamples", "20", "--seeds", "0", "--controls", "tower"],
 }  # fmt: skip

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from gpu_pretrain import ROOT, naive_steps, run_script, summarize, write_data
 
-SMALL = ("--hidden_size", "48", "--num_attention_heads", "4", "--intermediate_size", "64")
+SMALL = ("--aligner", '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}')
 
 
 @pytest.mark.slow

@@ -29,9 +29,9 @@ def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_
     output = tmp_path / "model"
     words = {
         "dataset": "mimic_cxr", "data_root": mimic, "dataset_option": "recipe=mgca", "vision_tower": tiny_dinov2,
-        "text_tower": tiny_bert, "output_dir": output, "hidden_size": 32, "num_attention_heads": 2,
-        "intermediate_size": 64, "num_hidden_layers": 1, "max_text_length": 32, "global_batch_size": 4,
-        "num_train_epochs": 1, "use_cpu": True, "report_to": "none",
+        "text_tower": tiny_bert, "output_dir": output,
+        "aligner": '{"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}',
+        "max_text_length": 32, "global_batch_size": 4, "num_train_epochs": 1, "use_cpu": True, "report_to": "none",
     }  # fmt: skip
     train_pretrain.main([word for name, value in words.items() for word in (f"--{name}", str(value))])
     assert json.loads((output / "config.json").read_text())["model_type"] == "adaptor"

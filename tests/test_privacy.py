@@ -108,8 +108,9 @@ def run_both_scripts(table, output, towers, *private):
     dinov2, bert = towers
     train_pretrain.main([
         "--train_file", str(table), "--text_column", "text", "--vision_tower", str(dinov2), "--text_tower", str(bert),
-        "--output_dir", str(output / "model"), "--hidden_size", "48", "--num_attention_heads", "4",
-        "--intermediate_size", "64", "--global_batch_size", "8", "--num_train_epochs", "2", "--learning_rate", "1e-3",
+        "--output_dir", str(output / "model"), "--aligner",
+        '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}',
+        "--global_batch_size", "8", "--num_train_epochs", "2", "--learning_rate", "1e-3",
         "--use_cpu", "--save_total_limit", "3", *private,
     ])  # fmt: skip
     common = ["--model", str(output / "model"), "--table", str(table), "--device", "cpu", "--num_resamples", "20",

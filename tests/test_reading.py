@@ -299,8 +299,9 @@ def test_a_run_on_colour_says_so_and_is_evaluated_and_used_so(table, paths, tiny
     with caplog.at_level(logging.INFO):
         train_pretrain.main([
             "--train_file", str(table), "--vision_tower", str(tiny_dinov2), "--text_tower", str(tiny_bert),
-            "--output_dir", str(output), "--hidden_size", "32", "--num_attention_heads", "2", "--intermediate_size",
-            "64", "--num_hidden_layers", "1", "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
+            "--output_dir", str(output), "--aligner",
+            '{"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}',
+            "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
         ])  # fmt: skip
     assert "Images are read as RGB: 40 of 40 files looked at are in colour" in caplog.text
     assert "Images are read as: RGB" in caplog.text

@@ -12,6 +12,7 @@ from adaptor_hf.audit.run_record import RUN_FILE, RunRecord, last_evaluation
 from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.training.recipe import DataArguments
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +65,11 @@ def test_the_record_identifies_inputs_and_weights_and_times_the_parts(tmp_path, 
     with record.phase("train"):
         pass
     history = trainer.state.log_history
-    path = record.write(trainer.args, {"cache": "some/place"}, cache, trainer.model, last_evaluation(history))
+    path = record.write(
+        trainer.args, (DataArguments(cache="some/place"),), cache, trainer.model, last_evaluation(history)
+    )
     run = json.loads(path.read_text())
+    assert (run["options"]["cache"], run["options"]["split_scheme"]) == ("some/place", "official")
     weights = (tmp_path / "model.safetensors").read_bytes()
     assert run["weights"]["sha256"] == hashlib.sha256(weights).hexdigest()
     shards = run["inputs"]["sha256"]

@@ -106,7 +106,7 @@ def test_the_script_finds_both_towers_in_the_bundle(wheels, radiographs, tmp_pat
     rows = [f"{path},report number {number}" for number, path in enumerate(sorted(radiographs.glob("*.jpg")))]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]))
     words = ["--train_file", str(tmp_path / "pairs.csv"), "--vision_tower", "lite0", "--text_tower", "minilm"]
-    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--dry_run", "--hidden_size", "48"]
+    words += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--dry_run", "--aligner", '{"hidden_size": 48}']
     with pytest.raises(OSError, match="is not here"):
         main(words)
     main([*words, "--towers_dir", str(wheels)])

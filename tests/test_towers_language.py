@@ -69,7 +69,7 @@ def test_the_dry_run_prints_the_shares_and_no_text(tiny_dinov2, tiny_bert, radio
     texts = ["выпота нет", "пневмоторакс", "canary canary", "сердце"]
     table = Dataset.from_dict({"image": paths, "image_id": paths, "text": texts, "split": ["train"] * 4})
     data = SimpleNamespace(extraction_batch_size=2, max_text_length=16)
-    model = ModelArguments(vision_tower=str(tiny_dinov2), text_tower=str(tiny_bert), hidden_size=48)
+    model = ModelArguments(vision_tower=str(tiny_dinov2), text_tower=str(tiny_bert), aligner={"hidden_size": 48})
     arguments = AdaptorTrainingArguments(output_dir=str(tmp_path), use_cpu=True, global_batch_size=4, max_steps=1)
     printed = estimate_run(table, data, model, arguments)
     assert "of the tokens are unknown to the tower" in printed

@@ -154,8 +154,9 @@ def test_a_run_on_an_export_trains_on_it_says_so_and_is_evaluated_so(export, tin
     output = tmp_path / "model"
     train_pretrain.main([
         "--train_file", str(export), "--voi_lut", "--vision_tower", str(tiny_dinov2), "--text_tower", str(tiny_bert),
-        "--output_dir", str(output), "--hidden_size", "32", "--num_attention_heads", "2", "--intermediate_size", "64",
-        "--num_hidden_layers", "1", "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
+        "--output_dir", str(output), "--aligner",
+        '{"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}',
+        "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
     ])  # fmt: skip
     # The embeddings are of the pictures as displayed.
     cache, pairs = open_cache(output / "embeddings"), load_pairs(export)

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -52,7 +52,7 @@ class RunRecord:
     def write(
         self,
         arguments: AdaptorTrainingArguments,
-        options: dict[str, Any],
+        options: Sequence[Any],
         cache: "EmbeddingCache",
         model: AdaptorModel,
         metrics: dict[str, float] | None = None,
@@ -62,7 +62,7 @@ class RunRecord:
 
         Args:
             arguments (`AdaptorTrainingArguments`): Of the run.
-            options (`dict`): The script's other options.
+            options (`Sequence`): The script's other arguments, as dataclasses.
             cache (`EmbeddingCache`): The whole cache; its files' SHA-256 identify the inputs.
             model (`AdaptorModel`): Its saved weights in the output folder are digested.
             metrics (`dict[str, float]`, *optional*): The last evaluation.
@@ -78,8 +78,8 @@ class RunRecord:
                 "processes": arguments.world_size,
                 "threads": torch.get_num_threads(),
             },
-            "options": private_options(options),
-            "training_arguments": private_options(arguments.to_dict()),
+            "options": private_options(*options),
+            "training_arguments": private_options(arguments),
             "inputs": {
                 "cache": place_beside(folder, cache.path),
                 "cache_fingerprint": cache.fingerprint,

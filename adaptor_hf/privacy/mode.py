@@ -18,13 +18,14 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
 
+from ..options.fields import PATH, hidden_options, option, values_of
 from .keys import keyed_hash, load_key
 from .messages import hide_messages, without_quotations
 
@@ -32,20 +33,15 @@ if TYPE_CHECKING:
     pass
 
 ENVIRONMENT = "ADAPTOR_PRIVATE"
+PRIVACY = "privacy"  # title of its options in --help
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
 # Columns that a run may use; all others could hold anything.
 KEPT_COLUMNS = (
     "image", *ID_COLUMNS, "view", "text", "sections", "sentences", "labels", "boxes", "box_labels", "mask", "split",
     "source_row", "sex", "age",
 )  # fmt: skip
-# Options that hold places, or parts of the user's table.
-_HIDDEN_OPTIONS = (
-    "train_file", "data_root", "dataset_option", "cache", "cache_dir", "image_column", "text_column", "image_root",
-    "patient_column", "study_column", "id_column", "view_column", "split_column", "split_alias", "filter",
-    "image_store", "key_file", "output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "table",
-    "mask_column", "towers_dir", "external", "do_predict", "control_model", "model", "more_models", "subgroup_column",
-    "prompts", "id_namespace",
-)  # fmt: skip
+# Options of transformers that hold places; ours say so where they are declared.
+_HIDDEN_OF_TRANSFORMERS = ("output_dir", "logging_dir", "run_name", "resume_from_checkpoint")
 
 # Then the machine's name and the process's number: a temporary folder may be shared by machines.
 _ASIDE = f"adaptor-private-{platform.node()}-"
@@ -59,18 +55,18 @@ _key: bytes | None = None
 class PrivacyArguments:
     """Options of both scripts for data that must not leave the machine."""
 
-    private: bool = field(
-        default=False,
-        metadata={"help": "Write keyed hashes instead of ids, and no report or path; no tracker (docs/privacy.md)."},
+    private: bool = option(
+        False, "Write keyed hashes instead of ids, and no report or path; no tracker (docs/privacy.md).", group=PRIVACY
     )
-    key_file: str | None = field(
-        default=None, metadata={"help": "File with the key of --private; made, for its owner only, if it is missing."}
+    key_file: str | None = option(
+        None, "File with the key of --private; made, for its owner only, if it is missing.", group=PRIVACY, privacy=PATH
     )
-    allow_identifying_columns: bool = field(
-        default=False, metadata={"help": "With --private: take a table whose columns look like names or birth dates."}
-    )
-    allow_push: bool = field(
-        default=False, metadata={"help": "With --private: let --push_to_hub send the fixed list of files."}
+    allow_identifying_columns: bool = option(
+        False, "With --private: take a table whose columns look like names or birth dates.", group=PRIVACY,
+        advanced=True,
+    )  # fmt: skip
+    allow_push: bool = option(
+        False, "With --private: let --push_to_hub send the fixed list of files.", group=PRIVACY, advanced=True
     )
 
 
@@ -184,13 +180,20 @@ def error_text(error: BaseException) -> str:
     return str(error) if _key is None else without_quotations(error)
 
 
-def private_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of a run for a record: in private mode, places and parts of the user's table as keyed hashes."""
-    if _key is None:
-        return dict(options)
-    return {
-        name: _hashed(value) if name in _HIDDEN_OPTIONS else without_paths(value) for name, value in options.items()
-    }
+def private_options(*groups: Any) -> dict[str, Any]:
+    """
+    Options of a run for a record: in private mode, places and parts of the user's table as keyed hashes.
+
+    Args:
+        groups: Instances of dataclasses of options, or of `TrainingArguments`. Of our own, the declarations say what an
+            option can hold.
+    """
+    found = {}
+    for group in groups:
+        hidden = hidden_options(group) | set(_HIDDEN_OF_TRANSFORMERS)
+        for name, value in values_of(group).items():
+            found[name] = value if _key is None else _hashed(value) if name in hidden else without_paths(value)
+    return found
 
 
 def without_paths(value: Any) -> Any:

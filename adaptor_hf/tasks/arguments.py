@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data.reading import IMAGE_MODES, Reading
-from ..privacy.mode import PrivacyArguments, is_private
+from ..configs import read_recipe
+from ..data.reading import Reading
+from ..data.table_arguments import (
+    EMBEDDINGS,
+    PUBLIC,
+    SPLIT,
+    TABLE,
+    TableArguments,
+    TowerArguments,
+)
+from ..data.table_arguments import table_options as reading_options
+from ..moved import warn_of
+from ..options.command import started_as
+from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
+from ..options.parser import OptionParser
+from ..options.recipe import split_recipe
+from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from .protocols import RECIPES
 
 TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
-
-PROTOCOLS = ("rigorous", "adaptor", "mgca", "gloria", "slip")
 
 _ONLY_FOR = {
     "do_predict": ("classification",),
@@ -20,165 +35,111 @@ _ONLY_FOR = {
     "save_model": ("classification", "segmentation"),
     "external": ("classification", "segmentation"),
 }
+LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
 
 
 @dataclass
-class DownstreamArguments(PrivacyArguments):
+class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     """What to evaluate, on what, and how often."""
 
-    task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": list(TASKS)})
-    model: str | None = field(default=None, metadata={"help": "An Adaptor checkpoint: a folder or a hub id."})
-    more_models: list[str] = field(
-        default_factory=list, metadata={"help": "More checkpoints, on other towers, evaluated in the same way."}
+    task: str = option(help="What is evaluated.", group=EVALUATION, choices=list(TASKS))
+    model: str | None = option(
+        None, "An Adaptor checkpoint: a folder or a hub id.", group=EVALUATION, privacy=PATH, metavar="MODEL"
     )
-    compare: bool = field(
-        default=False, metadata={"help": "Compare all runs of output_dir in pairs, and write comparison.md."}
-    )
-    output_dir: str = field(default="outputs/downstream", metadata={"help": "Where runs and their results go."})
-    dataset: str | None = field(
-        default=None, metadata={"help": "A public data set by name (python -m adaptor_hf.data list)."}
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
-    split_scheme: str | None = field(
-        default=None, metadata={"help": "Split of --dataset: official, patient, mgca... Default: as in pre-training."}
-    )
-    dataset_option: list[str] = field(
-        default_factory=list, metadata={"help": "Options of --dataset as name=value; repeatable."}
-    )
-    table: str | None = field(
-        default=None, metadata={"help": "Instead of --dataset: a CSV, TSV, Parquet or JSON-lines file, or a folder."}
-    )
-    dataset_name: str | None = field(default=None, metadata={"help": "What results call the table."})
-    label_column: list[str] = field(
-        default_factory=list, metadata={"help": "Of the table: one column of classes, or columns of 0, 1, -1, empty."}
-    )
-    positive_label: str | None = field(
-        default=None, metadata={"help": "The positive one of two classes, where their names leave it open."}
-    )
-    label_spelling: str | None = field(
-        default=None, metadata={"help": "Class names that differ in case or spaces: exact keeps, merge joins them."}
-    )
-    label_separator: str | None = field(
-        default=None, metadata={"help": "What joins several names in a label cell, such as |; none: nothing does."}
-    )
-    missing_word: list[str] = field(
-        default_factory=list, metadata={"help": "More words for a missing value in the table, such as unknown."}
-    )
-    classes: list[str] = field(default_factory=list, metadata={"help": "Labels to use; default: all."})
-    label_policy: str = field(
-        default="raw", metadata={"help": "What blank and uncertain labels become: raw, ones, zeros, ignore, mgca, trx."}
-    )
-    mask_column: str | None = field(default=None, metadata={"help": "Of the table: column of mask files."})
-    text_column: str | None = field(default=None, metadata={"help": "Of the table: column of reports."})
-    image_column: str = field(default="image", metadata={"help": "Of the table: column of image paths."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
-    voi_lut: bool | None = field(
-        default=None,
-        metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window. Default: as in the training of "
-                  "--model.", "nargs": "?", "const": True},
+    more_models: list[str] = option(
+        [], "More checkpoints, on other towers, evaluated in the same way.", group=EVALUATION, privacy=PATH,
+        advanced=True, metavar="MODEL",
     )  # fmt: skip
-    image_mode: str = field(
-        default="auto",
-        metadata={"help": "L (grey) or RGB; auto: as in the training of --model.", "choices": list(IMAGE_MODES)},
+    compare: bool = option(False, "Compare all runs of output_dir in pairs, and write comparison.md.", group=EVALUATION)
+    output_dir: str = option(
+        "outputs/downstream", "Where runs and their results go.", group=RUN, privacy=PATH, metavar="FOLDER"
     )
-    patient_column: str | None = field(default=None, metadata={"help": "Of the table: column of patient ids."})
-    split_column: str | None = field(default=None, metadata={"help": "Of the table: column of the split."})
-    split_alias: list[str] = field(
-        default_factory=list, metadata={"help": "Rename splits of the table, for example validation=test."}
+    table: str | None = option(
+        None, "A CSV, TSV, Parquet or JSON-lines file, or a folder; instead of --dataset.", group=TABLE, privacy=PATH
     )
-    study_column: str | None = field(default=None, metadata={"help": "Of the table: column of study ids."})
-    id_column: str | None = field(default=None, metadata={"help": "Of the table: column of image ids."})
-    ids: str | None = field(
-        default=None,
-        metadata={"help": "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
-                  "choices": ["exact", "canonical"]},
+    label_column: list[str] = option(
+        [], "Of the table: one column of classes, or columns of 0, 1, -1, empty.", group=LABELS, privacy=HIDDEN,
+        metavar="COLUMN",
     )  # fmt: skip
-    subgroup_column: list[str] = field(
-        default_factory=list, metadata={"help": "Of the table: columns kept for subgroups, beside view, sex and age."}
-    )
-    filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
-    validation_fraction: float | None = field(
-        default=None, metadata={"help": "Share of patients, where no split is given. Default: as in pre-training."}
-    )
-    test_fraction: float | None = field(
-        default=None, metadata={"help": "Share of patients, where no split is given. Default: as in pre-training."}
-    )
-    split_seed: int | None = field(
-        default=None, metadata={"help": "Of splits by patient. Default: as in pre-training."}
-    )
-    id_namespace: str | None = field(
-        default=None,
-        metadata={"help": "Whose patient ids these are, as in pre-training; default: the data set's name."},
-    )
-    allow_seen: bool = field(
-        default=False, metadata={"help": "Test on rows that were in pre-training; every result carries their counts."}
-    )
-    duplicates: str = field(
-        default="refuse",
-        metadata={"help": "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
-                  "choices": ["refuse", "drop", "keep"]},
+    positive_label: str | None = option(
+        None, "The positive one of two classes, where their names leave it open.", group=LABELS, privacy=HIDDEN,
+        metavar="CLASS",
     )  # fmt: skip
-    external: list[str] = field(
-        default_factory=list,
-        metadata={"help": "More test sets: DATASET=ROOT, or NAME=TABLE with the columns of the table; repeatable."},
-    )
-    recipe: str = field(default="rigorous", metadata={"help": "rigorous, adaptor, mgca, gloria or slip."})
-    head: str | None = field(default=None, metadata={"help": "linear or mlp2, instead of the recipe's."})
-    fraction: list[float] = field(default_factory=lambda: [1.0], metadata={"help": "Shares of the training rows."})
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2, 3, 4], metadata={"help": "One run each."})
-    image_size: int | None = field(
-        default=None, metadata={"help": "segmentation: side of the images in pixels; default: the tower's."}
-    )
-    epochs: int | None = field(
-        default=None, metadata={"help": "segmentation and --train_tower: instead of the recipe's."}
-    )
-    shots: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16], metadata={"help": "few_shot: images a class."})
-    episodes: int = field(default=20, metadata={"help": "few_shot: draws of them."})
-    prompts: str | None = field(
-        default=None,
-        metadata={"help": "zero_shot: chexpert, chexpert_5x200, covidx, phantom, rsna, siim, a JSON file, or SLIP's "
-                  "files as labels.json:templates.json:NAME."},
+    label_spelling: str | None = option(
+        None, "Class names that differ in case or spaces: exact keeps, merge joins them.", group=LABELS, privacy=HIDDEN,
+        advanced=True, metavar="HOW",
     )  # fmt: skip
-    prompts_per_class: int | None = field(
-        default=None, metadata={"help": "zero_shot: draw so many prompts a class, anew for each seed; default: all."}
+    label_separator: str | None = option(
+        None, "What joins several names in a label cell, such as |; none: nothing does.", group=LABELS, privacy=HIDDEN,
+        advanced=True,
+    )  # fmt: skip
+    classes: list[str] = option([], "Labels to use; default: all.", group=LABELS, privacy=HIDDEN, metavar="CLASS")
+    label_policy: str = option(
+        "raw", "What blank and uncertain labels become: raw, ones, zeros, ignore, mgca, trx.", group=LABELS,
+        privacy=OPEN, metavar="POLICY",
+    )  # fmt: skip
+    mask_column: str | None = option(
+        None, "Of the table: column of mask files.", group=LABELS, privacy=HIDDEN, metavar="COLUMN"
     )
-    controls: list[str] = field(
-        default_factory=lambda: ["tower", "untrained"],
-        metadata={"help": "Beside the Adaptor: tower, untrained, mlp; none leaves them out."},
+    subgroup_column: list[str] = option(
+        [], "Of the table: columns kept for subgroups, beside view, sex and age.", group=LABELS, privacy=HIDDEN,
+        advanced=True, metavar="COLUMN",
+    )  # fmt: skip
+    allow_seen: bool = option(
+        False, "Test on rows that were in pre-training; every result carries their counts.", group=EVALUATION,
+        advanced=True,
+    )  # fmt: skip
+    external: list[str] = option(
+        [], "More test sets: DATASET=ROOT, or NAME=TABLE with the columns of the table; repeatable.", group=EVALUATION,
+        privacy=NAMED_PATH, metavar="NAME=PLACE",
+    )  # fmt: skip
+    protocol: str = option(
+        "rigorous", f"How heads are trained: {', '.join(RECIPES)}.", group=EVALUATION, privacy=OPEN, metavar="NAME"
     )
-    train_tower: list[str] = field(
-        default_factory=list, metadata={"help": "classification: also finetune (end to end) and lora (through peft)."}
+    head: str | None = option(
+        None, "linear or mlp2, instead of the protocol's.", group=EVALUATION, privacy=OPEN, advanced=True,
+        metavar="HEAD",
+    )  # fmt: skip
+    fraction: list[float] = option([1.0], "Shares of the training rows.", group=EVALUATION)
+    seeds: list[int] = option([0, 1, 2, 3, 4], "One run each.", group=EVALUATION)
+    image_size: int | None = option(
+        None, "segmentation: side of the images in pixels; default: the tower's.", group=EVALUATION, advanced=True
     )
-    control_model: list[str] = field(
-        default_factory=list,
-        metadata={
-            "help": "projections=PATH or shuffled=PATH, trained on the same pairs; default: those beside --model."
-        },
+    epochs: int | None = option(
+        None, "segmentation and --train_tower: instead of the protocol's.", group=EVALUATION, advanced=True
     )
-    vision_tower: str | None = field(
-        default=None, metadata={"help": "Another place or preset of the checkpoint's vision tower."}
+    shots: list[int] = option([1, 2, 4, 8, 16], "few_shot: images a class.", group=EVALUATION, advanced=True)
+    episodes: int = option(20, "few_shot: draws of them.", group=EVALUATION, advanced=True)
+    prompts: str | None = option(
+        None, "zero_shot: chexpert, chexpert_5x200, covidx, phantom, rsna, siim, a JSON file, or SLIP's files as "
+        "labels.json:templates.json:NAME.", group=EVALUATION, privacy=HIDDEN, metavar="PROMPTS",
+    )  # fmt: skip
+    prompts_per_class: int | None = option(
+        None, "zero_shot: draw so many prompts a class, anew for each seed; default: all.", group=EVALUATION,
+        advanced=True,
+    )  # fmt: skip
+    controls: list[str] = option(
+        ["tower", "untrained"], "Beside the Adaptor: tower, untrained, mlp; none leaves them out.", group=EVALUATION,
+        privacy=OPEN, metavar="CONTROL",
+    )  # fmt: skip
+    train_tower: list[str] = option(
+        [], "classification: also finetune (end to end) and lora (through peft).", group=EVALUATION, privacy=OPEN,
+        advanced=True, metavar="METHOD",
+    )  # fmt: skip
+    control_model: list[str] = option(
+        [], "projections=PATH or shuffled=PATH, trained on the same pairs; default: those beside --model.",
+        group=EVALUATION, privacy=NAMED_PATH, advanced=True, metavar="CONTROL=PATH",
+    )  # fmt: skip
+    device: str | None = option(
+        None, "cpu, cuda; default: CUDA where there is one.", group=RUN, privacy=OPEN, metavar="DEVICE"
     )
-    text_tower: str | None = field(
-        default=None, metadata={"help": "Another place or preset of the checkpoint's text tower."}
-    )
-    towers_dir: str | None = field(
-        default=None,
-        metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
-    )
-    extraction_batch_size: int | None = field(default=None, metadata={"help": "Images a tower forward."})
-    device: str | None = field(default=None, metadata={"help": "cpu, cuda; default: CUDA where there is one."})
-    num_resamples: int = field(default=1000, metadata={"help": "Of the bootstrap over patients."})
-
-    do_predict: str | None = field(
-        default=None,
-        metadata={"help": "classification: a table without labels; its images' scores go to predictions.csv."},
-    )
-    save_model: bool = field(
-        default=False,
-        metadata={"help": "classification, segmentation: save the first seed's head with the Adaptor, in `model`."},
+    num_resamples: int = option(1000, "Of the bootstrap over patients.", group=EVALUATION, advanced=True)
+    do_predict: str | None = option(
+        None, "classification: a table without labels; its images' scores go to predictions.csv.", group=RUN,
+        privacy=PATH,
+    )  # fmt: skip
+    save_model: bool = option(
+        False, "classification, segmentation: save the first seed's head with the Adaptor, in `model`.", group=RUN
     )
 
     def __post_init__(self):
@@ -186,8 +147,7 @@ class DownstreamArguments(PrivacyArguments):
             raise ValueError(f"--task is one of {', '.join(TASKS)}, got {self.task!r}.")
         if (self.dataset is None) == (self.table is None):
             raise ValueError("Give --dataset (a public data set) or --table (your own), one of them.")
-        if (self.dataset is None) != (self.data_root is None):
-            raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
+        super().__post_init__()
         if self.model is None:
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
         if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
@@ -217,34 +177,51 @@ class DownstreamArguments(PrivacyArguments):
         return Reading(self.image_mode, bool(self.voi_lut))
 
 
+def option_parser() -> OptionParser:
+    """The parser of train_downstream.py."""
+    return OptionParser(
+        [DownstreamArguments],
+        started_as("train_downstream"),
+        titles=(TABLE, LABELS, SPLIT, PUBLIC, EVALUATION, EMBEDDINGS, RUN, PRIVACY),
+        essential=("task", "model", "table", "dataset", "data_root", "output_dir"),
+        left={
+            "voi_lut": "as in the training of --model",
+            "vision_tower": "the checkpoint's",
+            "text_tower": "the checkpoint's",
+        }
+        | dict.fromkeys(("split_scheme", "split_seed", "validation_fraction", "test_fraction"), "as in pre-training"),
+    )
+
+
 def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
     """
-    Parse the command line. A first argument that ends in .yaml, .yml or .json is a recipe, and so is the value of
-    `--recipe` if it is no protocol's name. Options override it.
+    Parse the command line. `--recipe` names a packaged recipe or a file; so does a first argument that ends in .yaml,
+    .yml or .json. Options override it.
 
     Raises:
         OSError: if the recipe cannot be read.
         ValueError: for unknown options or keys, or options that do not go together.
         SystemExit: for a value of the wrong type, as argparse does.
     """
-    from transformers import HfArgumentParser
+    path, words = split_recipe(_with_protocol(sys.argv[1:] if arguments is None else arguments), "downstream")
+    recipe = read_recipe(path) if path else {}
+    if "recipe" in recipe:
+        warn_of("the key recipe", "protocol")
+        recipe = {"protocol": recipe.pop("recipe"), **recipe}
+    (found,) = option_parser().parse(words, recipe)
+    return found
 
-    from ..configs import read_recipe
-    from ..options.command import started_as
-    from ..training.recipe import as_option, split_recipe
 
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    command = started_as("train_downstream")
-    usage = f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ... (--help lists them)"
-    parser = HfArgumentParser(DownstreamArguments, usage=usage)
-    path, arguments = split_recipe(arguments, "downstream", PROTOCOLS)
-    if path is not None:
-        recipe = read_recipe(path)
-        known = {option.name for option in fields(DownstreamArguments)}
-        if unknown := sorted(map(str, recipe.keys() - known)):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {command} --help.")
-        arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
-    return parser.parse_args_into_dataclasses(arguments)[0]
+def _with_protocol(words: Sequence[str]) -> list[str]:
+    """The words with `--protocol` where `--recipe` names a protocol, as it did."""
+    words = list(words)
+    for place, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        name = value if equals else "".join(words[place + 1 : place + 2])
+        if option == "--recipe" and name in RECIPES:
+            warn_of(f"--recipe {name}", f"--protocol {name}", stacklevel=3)
+            words[place] = f"--protocol{equals}{value}"
+    return words
 
 
 def pairs_of(items: list[str]) -> dict[str, str]:
@@ -252,38 +229,28 @@ def pairs_of(items: list[str]) -> dict[str, str]:
     return {name.strip(): place for name, _, place in (item.partition("=") for item in items)}
 
 
-def path_arguments(arguments: DownstreamArguments) -> list[str | None]:
+def path_arguments(arguments: DownstreamArguments) -> list[str]:
     """What among the arguments may be a path, for `start_private_mode`."""
-    more = [*pairs_of([*arguments.external, *arguments.control_model]).values(), *arguments.more_models]
-    towers = [name if name and Path(name).exists() else None for name in (arguments.vision_tower, arguments.text_tower)]
-    return [arguments.model, arguments.table, arguments.data_root, arguments.image_root, arguments.output_dir,
-            arguments.cache_dir, arguments.do_predict, *more, *towers]  # fmt: skip
+    return path_values(arguments)
 
 
 def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     """What `load_table` is told."""
-    same = (
-        "mask_column",
-        "text_column",
-        "image_column",
-        "image_root",
-        "patient_column",
-        "study_column",
-        "split_column",
-        "id_column",
-        "ids",
-    )
-    options = {name: getattr(arguments, name) for name in same}
-    return options | {
+    return reading_options(arguments) | {
+        "mask_column": arguments.mask_column,
         "label_columns": arguments.label_column,
         "extra_columns": arguments.subgroup_column,
-        "filters": arguments.filter or None,
-        "voi_lut": bool(arguments.voi_lut),
-        "image_mode": arguments.image_mode,
         "label_spelling": arguments.label_spelling,
         "label_separator": arguments.label_separator,
-        "missing_words": tuple(arguments.missing_word),
     }
 
 
-__all__ = ["TASKS", "DownstreamArguments", "pairs_of", "parse_arguments", "path_arguments", "table_options"]
+__all__ = [
+    "TASKS",
+    "DownstreamArguments",
+    "option_parser",
+    "pairs_of",
+    "parse_arguments",
+    "path_arguments",
+    "table_options",
+]

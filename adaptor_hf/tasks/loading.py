@@ -12,6 +12,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.reading import Reading
 from ..data.split_rule import SplitRule
+from ..data.table_arguments import public_options
 from ..evaluation.naming import weights_digest
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_mode, is_private
@@ -97,18 +98,6 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
         parts, split_hash = split_table(table, rule, split_alias=arguments.split_alias)
     seen = {} if "test" not in parts else _seen(arguments, parts["test"], arguments.name, arguments.table)
     return LoadedParts(*private_parts(parts, split_hash, arguments.subgroup_column), seen, leak)
-
-
-def public_options(arguments: DownstreamArguments, rule: SplitRule) -> dict[str, Any]:
-    """How public data sets are split and read."""
-    return {
-        "seed": rule.seed,
-        "validation_fraction": rule.validation_fraction,
-        "test_fraction": rule.test_fraction,
-        "voi_lut": bool(arguments.voi_lut),
-        "image_mode": arguments.image_mode,
-        "ids": arguments.ids,
-    }
 
 
 def model_folders(arguments: DownstreamArguments) -> dict[str, str]:

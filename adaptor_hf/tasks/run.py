@@ -75,7 +75,7 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
     runs = run_classification(
         embedded,
         _modules(arguments, model, device, embedded.data.num_logits),
-        get_recipe(arguments.recipe, arguments.dataset, arguments.head),
+        get_recipe(arguments.protocol, arguments.dataset, arguments.head),
         arguments.output_dir,
         fractions=arguments.fraction,
         seeds=arguments.seeds,
@@ -91,7 +91,7 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
             load_tower(arguments, model, device),
             method,
             arguments.output_dir,
-            hidden_size=get_recipe(arguments.recipe, arguments.dataset, arguments.head).hidden_size,
+            hidden_size=get_recipe(arguments.protocol, arguments.dataset, arguments.head).hidden_size,
             fractions=arguments.fraction,
             seeds=arguments.seeds,
             epochs=arguments.epochs or 10,
@@ -112,7 +112,7 @@ def classification(arguments: DownstreamArguments, device: str) -> str:
         said += "\n\n" + save_and_predict(
             embedded,
             model,
-            get_recipe(arguments.recipe, arguments.dataset, arguments.head),
+            get_recipe(arguments.protocol, arguments.dataset, arguments.head),
             fraction=max(arguments.fraction),
             seeds=arguments.seeds,
             tower=tower,
@@ -161,7 +161,7 @@ def zero_shot(arguments: DownstreamArguments, device: str) -> str:
 def segmentation(arguments: DownstreamArguments, device: str) -> str:
     from .segmentation import get_segmentation_recipe, run_segmentation
 
-    recipe = get_segmentation_recipe(arguments.recipe, arguments.dataset)
+    recipe = get_segmentation_recipe(arguments.protocol, arguments.dataset)
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     loaded = load_parts(arguments, "segmentation")
     if "train" in loaded.parts:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..options.parser import as_option
 from .arguments import pairs_of, parse_arguments
 
 logger = logging.getLogger(__name__)
@@ -64,8 +65,6 @@ def run_sweep(
     Raises:
         ValueError: a job whose options cannot be meant; before the first one starts.
     """
-    from ..training.recipe import as_option
-
     folder = Path(output_dir)
     jobs = {}
     for job in sweep_jobs(plan):

@@ -82,7 +82,7 @@ def estimate_run(
     step = seconds_a_step(model, batch)
     steps = number_of_steps(arguments, training_pairs)
     parameter_bytes = 16 * model.num_parameters()
-    activations = batch * ACTIVATION_BYTES_A_PAIR * (model_arguments.hidden_size / 768)
+    activations = batch * ACTIVATION_BYTES_A_PAIR * (model.config.hidden_size / 768)
 
     sample = [texts[row] for row in sorted(first_rows.values())[:COVERAGE_TEXTS]]
     length = min(data.max_text_length, text_tower.spec["max_length"] or data.max_text_length)

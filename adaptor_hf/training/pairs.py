@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.split_rule import SplitRule
+from ..data.table_arguments import public_options, table_options
 from ..privacy.mode import PrivacyArguments, is_private
 from .recipe import DataArguments
 
@@ -63,22 +64,7 @@ def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | No
         pairs, rule = load_dataset_pairs(arguments, rule)
     else:
         refuse_identifying_columns(arguments.train_file, arguments.image_column, privacy or PrivacyArguments())
-        pairs = load_pairs(
-            arguments.train_file,
-            image_column=arguments.image_column,
-            text_column=arguments.text_column,
-            image_root=arguments.image_root,
-            patient_column=arguments.patient_column,
-            study_column=arguments.study_column,
-            split_column=arguments.split_column,
-            id_column=arguments.id_column,
-            view_column=arguments.view_column,
-            filters=arguments.filter or None,
-            voi_lut=arguments.voi_lut,
-            ids=arguments.ids,
-            image_mode=arguments.image_mode,
-            missing_words=arguments.missing_word,
-        )
+        pairs = load_pairs(arguments.train_file, view_column=arguments.view_column, **table_options(arguments))
         pairs, rule = rule.apply(pairs, arguments.split_alias)
         pairs = patient_fraction(pairs, arguments.train_fraction, seed=rule.seed, ids=rule.ids)
     patients = pairs["patient_id"][:] if "patient_id" in pairs.column_names else [None] * len(pairs)
@@ -108,12 +94,7 @@ def load_dataset_pairs(arguments: DataArguments, rule: SplitRule) -> tuple["Data
         "pretraining",
         arguments.split_scheme,
         arguments.train_fraction,
-        seed=rule.seed,
-        validation_fraction=rule.validation_fraction,
-        test_fraction=rule.test_fraction,
-        voi_lut=arguments.voi_lut,
-        ids=arguments.ids,
-        image_mode=arguments.image_mode,
+        **public_options(arguments, rule),
         **parse_options(arguments.dataset_option),
     )
     described = describe(parts)

@@ -1,108 +1,62 @@
 """Arguments of the pre-training script, from the command line and from a YAML or JSON recipe."""
 
-import json
 import sys
-from collections.abc import Collection, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import HfArgumentParser
 
-from ..configs import SUFFIXES, find_recipe, list_recipes, read_recipe
+from ..configs import read_recipe
 from ..configuration_adaptor import AdaptorConfig
-from ..data.reading import IMAGE_MODES
-from ..data.splits import DEFAULT_SEED
+from ..data.split_rule import SplitRule
+from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments, TowerArguments
 from ..options.command import started_as
-from ..privacy.mode import PrivacyArguments, is_private
+from ..options.fields import HIDDEN, OPEN, PATH, default_of, option, path_values
+from ..options.parser import OptionParser
+from ..options.recipe import split_recipe
+from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
+from .choices import ALIGNERS, OBJECTIVES
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
                "view_column", "split_column", "split_alias", "filter", "missing_word")  # fmt: skip
 _OF_A_CACHE = ("cache", "dataset_name", "duplicates", "id_namespace")
 _OF_A_DATASET = ("split_scheme", "dataset_option")
+# What options of both scripts are here where they were not given: there is no checkpoint that says.
+_RULE = SplitRule()
+_DEFAULTS = {
+    "split_scheme": "official", "text_column": "text", "voi_lut": False, "split_seed": _RULE.seed,
+    "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction,
+}  # fmt: skip
+
+MODEL, TRAINING, EVALUATION, SHARING = "model", "training", "evaluation", "sharing"
 
 
 @dataclass
-class DataArguments:
+class DataArguments(TableArguments):
     """Which pairs, which part of them, and where their embeddings are kept."""
 
-    train_file: str | None = field(
-        default=None,
-        metadata={
-            "help": "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id."
-        },
-    )
-    dataset: str | None = field(
-        default=None,
-        metadata={"help": "A public data set by name (python -m adaptor_hf.data list), instead of --train_file."},
-    )
-    data_root: str | None = field(default=None, metadata={"help": "Folder of --dataset, as it was downloaded."})
-    split_scheme: str = field(default="official", metadata={"help": "Split of --dataset: official, patient, mgca..."})
-    dataset_option: list[str] = field(
-        default_factory=list, metadata={"help": "Options of --dataset as name=value, such as recipe=mgca; repeatable."}
-    )
-    cache: str | None = field(
-        default=None,
-        metadata={"help": "A ready embedding cache to train on, instead of --train_file and towers."},
-    )
-    cache_dir: str | None = field(
-        default=None, metadata={"help": "Where embeddings are kept. Default: `embeddings` inside output_dir."}
-    )
-    image_column: str = field(default="image", metadata={"help": "Column of image paths."})
-    text_column: str = field(default="text", metadata={"help": "Column of reports."})
-    image_root: str | None = field(default=None, metadata={"help": "Folder that image paths are relative to."})
-    voi_lut: bool = field(
-        default=False, metadata={"help": "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md)."}
-    )
-    image_mode: str = field(
-        default="auto",
-        metadata={
-            "help": "L (grey) or RGB. auto: what a public data set declares; of a table, what some of its files show.",
-            "choices": list(IMAGE_MODES),
-        },
-    )
-    patient_column: str | None = field(default=None, metadata={"help": "Column of patient ids: splits go by it."})
-    study_column: str | None = field(default=None, metadata={"help": "Column of study ids."})
-    id_column: str | None = field(default=None, metadata={"help": "Column of image ids; default: the image's path."})
-    ids: str | None = field(
-        default=None,
-        metadata={"help": "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
-                  "choices": ["exact", "canonical"]},
+    train_file: str | None = option(
+        None, "Pairs: a CSV, TSV, Parquet or JSON-lines file, an imagefolder, a `datasets` folder, a hub id.",
+        group=TABLE, privacy=PATH,
     )  # fmt: skip
-    view_column: str | None = field(default=None, metadata={"help": "Column of the view, such as PA."})
-    split_column: str | None = field(default=None, metadata={"help": "Column of the split: train, validation, test."})
-    split_alias: list[str] = field(
-        default_factory=list,
-        metadata={"help": "Rename splits, for example validation=test where a table's val part is held out."},
-    )
-    filter: list[str] = field(default_factory=list, metadata={"help": "Keep rows where column=value; repeatable."})
-    missing_word: list[str] = field(
-        default_factory=list, metadata={"help": "More words for a missing value in the table, such as unknown."}
-    )
-    validation_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
-    test_fraction: float = field(default=0.1, metadata={"help": "Share of patients, where no split is given."})
-    split_seed: int = field(default=DEFAULT_SEED, metadata={"help": "Of splits by patient, and of --train_fraction."})
-    train_fraction: float = field(default=1.0, metadata={"help": "Share of training patients to use (nested, seeded)."})
-    max_text_length: int = field(default=112, metadata={"help": "Tokens after which a report is cut (paper: 112)."})
-    extraction_batch_size: int | None = field(
-        default=None, metadata={"help": "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU."}
-    )
-    duplicates: str = field(
-        default="refuse",
-        metadata={"help": "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
-                  "choices": ["refuse", "drop", "keep"]},
+    cache: str | None = option(
+        None, "A ready embedding cache to train on, instead of --train_file and towers.", group=EMBEDDINGS,
+        privacy=PATH, metavar="FOLDER",
     )  # fmt: skip
-    image_store: str | None = field(
-        default=None, metadata={"help": "Folder that keeps resized images: the next tower need not decode."}
+    view_column: str | None = option(
+        None, "Column of the view, such as PA.", group=TABLE, privacy=HIDDEN, metavar="COLUMN"
     )
-    image_store_size: int = field(default=256, metadata={"help": "Shorter side of the stored images, in pixels."})
-    dataset_name: str | None = field(default=None, metadata={"help": "What the model card calls the data."})
-    id_namespace: str | None = field(
-        default=None,
-        metadata={"help": "Whose patient ids these are, such as my-hospital; default: the data set's name."},
+    train_fraction: float = option(1.0, "Share of training patients to use (nested, seeded).", group=SPLIT)
+    max_text_length: int = option(112, "Tokens after which a report is cut (paper: 112).", group=EMBEDDINGS)
+    image_store: str | None = option(
+        None, "Folder that keeps resized images: the next tower need not decode.", group=EMBEDDINGS, privacy=PATH,
+        advanced=True, metavar="FOLDER",
+    )  # fmt: skip
+    image_store_size: int = option(
+        256, "Shorter side of the stored images, in pixels.", group=EMBEDDINGS, advanced=True
     )
 
     def __post_init__(self):
@@ -111,8 +65,10 @@ class DataArguments:
                 "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
                 "one of them."
             )
-        if (self.dataset is None) != (self.data_root is None):
-            raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
+        super().__post_init__()
+        for name, value in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
         without_effect = _OF_A_TABLE if self.dataset is not None else _OF_A_DATASET
         if set_ := [o.name for o in fields(self) if o.name in without_effect and self._is_set(o)]:
             source = "with" if self.dataset is not None else "without"
@@ -123,50 +79,50 @@ class DataArguments:
             raise ValueError(f"--cache is trained on as it is: {', '.join(set_)} would have no effect. Leave it out.")
 
     def _is_set(self, option: Field) -> bool:
-        return getattr(self, option.name) != default_of(option)
+        return getattr(self, option.name) != _DEFAULTS.get(option.name, default_of(option))
 
 
 @dataclass
-class ModelArguments:
-    """Towers and shape of the Adaptor. Defaults of the shape are those of `AdaptorConfig`."""
+class ModelArguments(TowerArguments):
+    """Towers, aligner and objective; the last two by name or as a mapping, then instances of their dataclasses."""
 
-    vision_tower: str | None = field(
-        default=None, metadata={"help": "Preset (dinov2-b, lite0, ...), hub id, folder, timm:NAME or xrv:NAME."}
-    )
-    text_tower: str | None = field(default=None, metadata={"help": "Preset (biobert, minilm, ...), hub id or folder."})
-    hidden_size: int = field(default=768, metadata={"help": "Width of the Adaptor."})
-    num_hidden_layers: int = field(default=2, metadata={"help": "Layers; 0 is two linear projections."})
-    num_attention_heads: int = field(default=12, metadata={"help": "Attention heads."})
-    intermediate_size: int = field(default=2048, metadata={"help": "Width of the feed-forward layers."})
-    hidden_dropout_prob: float = field(default=0.1, metadata={"help": "Dropout of the layers."})
-    attention_probs_dropout_prob: float = field(default=0.1, metadata={"help": "Dropout of attention weights."})
-    logit_scale_init_value: float = field(default=2.6592, metadata={"help": "Logarithm of the initial scale."})
-    max_logit_scale: float | None = field(default=None, metadata={"help": "Bound of the scale; CLIP's is 100."})
-    image_to_text_weight: float = field(default=0.75, metadata={"help": "alpha of the paper's equation (4)."})
+    aligner: dict | str | None = option(
+        ALIGNERS.default, "Between the towers and the shared space: a name, or a JSON mapping of its fields, such as "
+        '{"hidden_size": 512} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+    )  # fmt: skip
+    objective: dict | str | None = option(
+        OBJECTIVES.default, "What is minimised: a name, or a JSON mapping of its fields, such as "
+        '{"positives": "study"} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+    )  # fmt: skip
+
+    def __post_init__(self):
+        self.aligner = ALIGNERS.build(self.aligner)
+        self.objective = OBJECTIVES.build(self.objective)
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
-        """An `AdaptorConfig` of this shape; `kwargs` add widths and tower references."""
-        shape = {name: value for name, value in vars(self).items() if not name.endswith("_tower")}
-        return AdaptorConfig(**shape, **kwargs)
+        """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
+        known = {field.name for field in fields(AdaptorConfig)}
+        chosen = asdict(self.aligner) | asdict(self.objective)
+        return AdaptorConfig(**{name: value for name, value in chosen.items() if name in known}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For records: fields of aligner and objective beside the towers, without those of the training arguments."""
+        towers = {name: value for name, value in vars(self).items() if name not in ("aligner", "objective")}
+        chosen = asdict(self.aligner) | asdict(self.objective)
+        trained = {field.name for field in fields(AdaptorTrainingArguments)}
+        return towers | {name: value for name, value in chosen.items() if name not in trained}
 
 
 @dataclass
 class RunArguments(PrivacyArguments):
     """What the script does besides training."""
 
-    dry_run: bool = field(default=False, metadata={"help": "Measure 32 rows here, estimate the run, and stop."})
-    controls: bool = field(
-        default=False,
-        metadata={"help": "Also train two linear projections and an Adaptor on shuffled pairs, and compare."},
+    dry_run: bool = option(False, "Measure 32 rows here, estimate the run, and stop.", group=EVALUATION)
+    controls: bool = option(
+        False, "Also train two linear projections and an Adaptor on shuffled pairs, and compare.", group=EVALUATION
     )
-    learning_rate_grid: list[float] = field(
-        default_factory=list,
-        metadata={"help": "Learning rates that --controls tries for every trained variant, chosen on validation."},
-    )
-
-    towers_dir: str | None = field(
-        default=None,
-        metadata={"help": "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`."},
+    learning_rate_grid: list[float] = option(
+        [], "Learning rates that --controls tries for every trained variant, chosen on validation.", group=EVALUATION
     )
 
     def __post_init__(self):
@@ -174,8 +130,36 @@ class RunArguments(PrivacyArguments):
             raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
 
 
-def default_of(option: Field) -> Any:
-    return option.default if option.default_factory is MISSING else option.default_factory()
+# Of transformers' options, and ours beside them, those of --help.
+_PLACED = {
+    "learning_rate": (TRAINING, None),
+    "num_train_epochs": (TRAINING, None),
+    "warmup_steps": (TRAINING, None),
+    "weight_decay": (TRAINING, None),
+    "global_batch_size": (TRAINING, None),
+    "grad_cache_batch_size": (TRAINING, None),
+    "seed": (TRAINING, "Of weights, order and dropout."),
+    "use_cpu": (TRAINING, "Train on the CPU, also where there is a GPU."),
+    "resume_from_checkpoint": (TRAINING, "True for the last checkpoint of output_dir, or a checkpoint's folder."),
+    "report_to": (TRAINING, "Trackers, such as tensorboard or wandb."),
+    "push_to_hub": (SHARING, "Push the model, its code and its card at the end."),
+    "hub_model_id": (SHARING, "Where to, such as me/my-model."),
+    "accept_data_terms": (SHARING, None),
+    "output_dir": (TRAINING, "Where checkpoints, model and card go."),
+}
+
+
+def option_parser() -> OptionParser:
+    """The parser of train_pretrain.py."""
+    return OptionParser(
+        [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments],
+        started_as("train_pretrain"),
+        titles=(TABLE, SPLIT, PUBLIC, EMBEDDINGS, MODEL, TRAINING, EVALUATION, SHARING, PRIVACY),
+        essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
+        placed=_PLACED,
+        left=_DEFAULTS,
+        choices=(ALIGNERS, OBJECTIVES),
+    )
 
 
 def parse_arguments(
@@ -191,68 +175,11 @@ def parse_arguments(
             go together.
         SystemExit: for a value of the wrong type, as argparse does.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    groups = [DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]
-    command = started_as("train_pretrain")
-    parser = HfArgumentParser(
-        groups, usage=f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ... (--help lists the options)"
-    )
-    path, arguments = split_recipe(arguments)
-    if path is not None:
-        recipe = read_recipe(path)
-        known = {option.name for group in groups for option in fields(group) if option.init}
-        if unknown := sorted(map(str, recipe.keys() - known)):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {command} --help.")
-        # As if typed first: argparse then converts and checks the values, and later options win.
-        arguments = [word for name, value in recipe.items() for word in as_option(name, value)] + arguments
-    data, model, run, training = parser.parse_args_into_dataclasses(arguments)
+    path, words = split_recipe(sys.argv[1:] if arguments is None else arguments)
+    data, model, run, training = option_parser().parse(words, read_recipe(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
     return data, model, run, training
-
-
-def split_recipe(
-    words: Sequence[str], kind: str = "pretrain", not_recipes: Collection[str] = ()
-) -> tuple[Path | None, list[str]]:
-    """
-    Path of the recipe that a command line names, as its first word (a file) or by `--recipe`, and the other words.
-
-    Args:
-        words (`Sequence[str]`): Of the command line, without the program.
-        kind (`str`, defaults to `"pretrain"`): `pretrain` or `downstream`.
-        not_recipes (`Collection[str]`): Values of `--recipe` that mean something else; they stay where they are.
-
-    Raises:
-        FileNotFoundError, ValueError: as [`find_recipe`]; also `ValueError` for two recipes, or `--recipe` without one.
-    """
-    given, rest = [], []
-    words = iter(words)
-    for number, word in enumerate(words):
-        option, equals, value = word.partition("=")
-        if number == 0 and word.endswith(SUFFIXES) and not word.startswith("-"):
-            given.append(word)
-            continue
-        if option != "--recipe":
-            rest.append(word)
-            continue
-        if not equals and (value := next(words, None)) is None:
-            raise ValueError(f"--recipe needs a name ({', '.join(list_recipes(kind))}) or a file.")
-        if value in not_recipes:
-            rest += ["--recipe", value]
-        else:
-            given.append(value)
-    if len(given) > 1:
-        raise ValueError(f"One recipe a command, got {' and '.join(given)}. Options after it override its values.")
-    return (find_recipe(given[0], kind) if given else None), rest
-
-
-def as_option(name: str, value: Any) -> list[str]:
-    """An entry of a recipe as words of a command line; an empty one (null, []) is left at its default."""
-    if value is None or value == []:
-        return []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
 def check_together(
@@ -312,11 +239,12 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
         )
 
 
-def path_arguments(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str | None]:
+def path_arguments(
+    data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
+) -> list[str]:
     """What among the arguments may be a path, for `start_private_mode`."""
-    towers = [name if name and Path(name).exists() else None for name in (model.vision_tower, model.text_tower)]
-    given = [data.train_file, data.data_root, data.cache, data.cache_dir, data.image_root, training.output_dir]
-    return [*given, *towers, training.resume_from_checkpoint if training.resume_from_checkpoint is not True else None]
+    resumed = training.resume_from_checkpoint
+    return [*path_values(data, model, run), training.output_dir, *([resumed] if isinstance(resumed, str) else [])]
 
 
 __all__ = [
@@ -324,6 +252,7 @@ __all__ = [
     "ModelArguments",
     "RunArguments",
     "check_together",
+    "option_parser",
     "parse_arguments",
     "path_arguments",
     "read_recipe",

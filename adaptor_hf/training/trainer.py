@@ -393,9 +393,7 @@ class AdaptorTrainer(Trainer):
                 self.processor.save_pretrained(folder)
             # The pickle of the arguments is no use to anyone; a readable copy is.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            write_aside(
-                folder / "training_args.json", json.dumps(private_options(self.args.to_dict()), indent=2, default=str)
-            )
+            write_aside(folder / "training_args.json", json.dumps(private_options(self.args), indent=2, default=str))
 
     def save_state(self) -> None:
         super().save_state()

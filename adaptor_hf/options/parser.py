@@ -1,0 +1,247 @@
+"""From a recipe and the command line to the dataclasses of a script, with a `--help` that can be read."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields
+from typing import Any
+
+from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
+
+from .choices import Choice
+from .fields import OWN_METADATA, PATH
+
+ESSENTIAL, OTHERS = "essential", "more of training, most of it transformers' own"
+
+
+class OptionParser(HfArgumentParser):
+    """
+    `HfArgumentParser` with recipes, choices (`--objective NAME or JSON`) and a short `--help`.
+
+    Args:
+        groups (`Sequence[type]`): Dataclasses; fields declared by `option` say where they stand in `--help`.
+        command (`str`): How the script was started, for messages.
+        titles (`Sequence[str]`): Parts of `--help` in their order, after the essential options.
+        essential (`Sequence[str]`): Options that come first, in this order.
+        placed (`Mapping[str, tuple[str, str]]`, *optional*): Of fields that `option` did not declare, such as
+            transformers' own, the part of `--help` and, where theirs does not fit, the help; in the order of the
+            mapping. All others are for `--help_all`.
+        left (`Mapping[str, Any]`, *optional*): What options without a default are in this script where they are not
+            given.
+        choices (`Sequence[Choice]`): Options with fields of their own. What these were as options of their own is still
+            understood, with a warning.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[type],
+        command: str,
+        *,
+        titles: Sequence[str],
+        essential: Sequence[str],
+        placed: Mapping[str, tuple[str, str | None]] | None = None,
+        left: Mapping[str, Any] | None = None,
+        choices: Sequence[Choice] = (),
+    ):
+        self.command, self.essential = command, tuple(essential)
+        self.placed, self.left = placed or {}, left or {}
+        self.choices = {choice.option: choice for choice in choices}
+        self.old_flags = {name: choice for choice in choices for name in choice.old_flags}
+        self.names = {item.name for group in groups for item in fields(group) if item.init}
+        self._parts: dict[str, Any] = {}
+        self._titles = (ESSENTIAL, *titles, OTHERS)
+        self._advanced: set[int] = set()
+        self._lower: dict[str, dict[str, Any]] = {}
+        super().__init__(
+            groups,
+            usage=f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ...",
+            formatter_class=_Formatter,
+            add_help=False,
+        )
+        recipe = self._part(ESSENTIAL).add_argument(
+            "--recipe",
+            metavar="NAME_OR_FILE",
+            default=argparse.SUPPRESS,
+            help="Options of a YAML or JSON file, or of a packaged recipe (python -m adaptor_hf.configs lists them); "
+            "those beside it win.",
+        )
+        recipe.rank = -1
+        part = self._part("help")
+        part.add_argument("-h", "--help", action=_Help, help="The options that are needed most.")
+        part.add_argument("--help_all", "--help-all", action=_Help, help="All options.")
+        for name in self.old_flags.keys() - self.names:
+            self.old_flags[name].add_old_flag(self, name)
+
+    def parse(self, words: Sequence[str], recipe: Mapping[str, Any] | None = None) -> tuple[Any, ...]:
+        """
+        Instances of the dataclasses.
+
+        Args:
+            words (`Sequence[str]`): The command line, without a recipe.
+            recipe (`Mapping`, *optional*): Options by name; those of the command line win, of a choice field by field.
+
+        Raises:
+            ValueError: unknown options or keys, or what the dataclasses refuse.
+            SystemExit: for a value of the wrong type, as argparse does.
+        """
+        recipe = dict(recipe or {})
+        if unknown := sorted(map(str, recipe.keys() - self.names - self.old_flags.keys())):
+            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {self.command} --help_all.")
+        old = argparse.ArgumentParser(add_help=False, usage=self.usage)
+        for name, choice in self.old_flags.items():
+            choice.add_old_flag(old, name)
+        given = [word for name in self.old_flags if name in recipe for word in as_option(name, recipe.pop(name))]
+        self._lower = self._choices_of(
+            vars(old.parse_args(given))
+            | {name: recipe.pop(name) for name in self.choices if recipe.get(name) is not None}
+        )
+        # As if typed first: argparse then converts and checks the values, and later options win.
+        typed = [word for name, value in recipe.items() for word in as_option(name, value)]
+        return self.parse_args_into_dataclasses([*typed, *words])
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        namespace, rest = super().parse_known_args(args, namespace)
+        given = vars(namespace)
+        if "recipe" in given:
+            raise ValueError("--recipe is not abbreviated.")
+        higher = self._choices_of({name: given.pop(name) for name in (*self.choices, *self.old_flags) if name in given})
+        for name, choice in self.choices.items():
+            built = choice.build(choice.merge(self._lower.get(name, {}), higher[name]))
+            given[name] = built
+            # The trainer reads them from its own arguments.
+            given.update({item: getattr(built, item) for item in choice.old_flags if item in self.names})
+        return namespace, rest
+
+    def format_help(self, everything: bool = False) -> str:
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, self._mutually_exclusive_groups)
+        left_out = 0
+        for title in sorted(self._parts, key=self._rank):
+            actions = [action for action in self._parts[title]._group_actions if action.help is not argparse.SUPPRESS]
+            shown = [action for action in actions if everything or id(action) not in self._advanced]
+            left_out += len({action.dest for action in actions} - {action.dest for action in shown})
+            formatter.start_section(title)
+            formatter.add_arguments(sorted(shown, key=lambda action: getattr(action, "rank", 0)))
+            formatter.end_section()
+        if everything:
+            for choice in self.choices.values():
+                for name, described in choice.describe():
+                    formatter.start_section(f"fields of --{choice.option} {name}")
+                    formatter.add_arguments(
+                        [
+                            argparse.Action([], field_name, help=text, metavar=field_name)
+                            for field_name, text in described
+                        ]
+                    )
+                    formatter.end_section()
+        else:
+            of_transformers = ", and transformers' own" if OTHERS in self._parts else ""
+            formatter.add_text(f"--help_all shows {left_out} more: rarely needed ones{of_transformers}.")
+        return formatter.format_help()
+
+    def _rank(self, title: str) -> int:
+        return self._titles.index(title) if title in self._titles else len(self._titles)
+
+    def _choices_of(self, given: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Of each choice what one source, a recipe or the command line, gives."""
+        found = {}
+        for name, choice in self.choices.items():
+            mapping = choice.read(given[name]) if name in given else {}
+            found[name] = choice.with_old_flags(mapping, {old: given[old] for old in choice.old_flags if old in given})
+        return found
+
+    def _part(self, title: str) -> Any:
+        if title not in self._parts:
+            self._parts[title] = self.add_argument_group(title)
+        return self._parts[title]
+
+    def _parse_dataclass_field(self, parser: Any, field: Field) -> None:
+        if field.name in self.old_flags:
+            self.old_flags[field.name].add_old_flag(self, field.name)
+            return
+        own = {name: field.metadata.get(name) for name in OWN_METADATA}
+        title, text = self.placed.get(field.name, (OTHERS, None))
+        title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
+        if field.name in self.essential:
+            title, advanced = ESSENTIAL, False
+        plain = copy.copy(field)
+        plain.metadata = {name: value for name, value in field.metadata.items() if name not in own}
+        before = len(self._actions)
+        HfArgumentParser._parse_dataclass_field(self._part(title), plain)
+        ranked = self.essential if title == ESSENTIAL else tuple(self.placed)
+        for action in self._actions[before:]:
+            action.rank = ranked.index(field.name) if field.name in ranked else 0
+            action.help, action.left = text or action.help, self.left.get(field.name)
+            if action.metavar is None and action.choices is None:
+                action.metavar = _metavar(action, own["privacy"])
+            if field.name in self.choices:
+                action.default, action.left = argparse.SUPPRESS, self.choices[field.name].default
+            if advanced:
+                self._advanced.add(id(action))
+
+
+class _Help(argparse.Action):
+    """`--help`, or all of it where the option ends in "all"."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        print(parser.format_help(everything=(option_string or "").endswith("all")), end="")
+        parser.exit()
+
+
+class _Formatter(argparse.HelpFormatter):
+    """One spelling of each option, and defaults that say something."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=36, width=min(shutil.get_terminal_size().columns, 120))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings:
+            return str(action.metavar)
+        named = [name for name in action.option_strings if "-" not in name[2:]]
+        if action.nargs == 0 or (action.nargs == "?" and action.const is True):
+            return ", ".join(named)
+        value = "{" + ",".join(map(str, action.choices)) + "}" if _few(action.choices) else action.metavar or "NAME"
+        return f"{', '.join(named)} {value}" + (" ..." if action.nargs == "+" else "")
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if action.choices and not _few(action.choices):
+            text += f" One of: {', '.join(map(str, action.choices))}."
+        default = getattr(action, "left", None)
+        default = action.default if default is None else default
+        if default is None or default is False or default == [] or default == argparse.SUPPRESS:
+            return text
+        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+        # argparse expands what follows a percent sign.
+        return text if "default" in text.lower() else f"{text} (default: {shown.replace('%', '%%')})"
+
+
+def _few(choices: Any) -> bool:
+    return bool(choices) and len(",".join(map(str, choices))) < 32
+
+
+def _metavar(action: argparse.Action, privacy: str | None) -> str:
+    if privacy == PATH or action.dest.endswith("_dir"):
+        return "FOLDER" if action.dest.endswith("_dir") else "PATH"
+    known = {int: "N", float: "X", string_to_bool: "True|False"}
+    return known.get(action.type, "TEXT" if privacy else "VALUE")
+
+
+def as_option(name: str, value: Any) -> list[str]:
+    """An entry of a recipe as words of a command line; an empty one (null, []) is left at its default."""
+    if value is None or value == []:
+        return []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
+
+
+__all__ = ["OptionParser", "as_option"]
