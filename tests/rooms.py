@@ -8,6 +8,7 @@ ROOMS = (
     "flat",
     "moved",
     "files",
+    "saved_code",
     "conversion",
     "privacy",
     "towers",
