@@ -152,7 +152,7 @@ class TestPush:
             files_to_push(checkpoint)
         assert set(files_to_push(run)) >= saved_code(run)
 
-    @pytest.mark.parametrize("name", ["modeling_adaptor.py", "tower_sources_adaptor.py"])
+    @pytest.mark.parametrize("name", ["modeling_adaptor.py", "tower_sources_adaptor.py", "processing_adaptor.py"])
     def test_a_folder_that_lost_code_is_refused(self, run, tmp_path, name):
         for path in run.iterdir():
             if path.is_file() and path.name != name:

@@ -51,7 +51,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                     f"The model names its {side.replace('_', ' ')} by a folder of this machine, which nobody else has. "
                     "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
                 )
-    check_code(folder, config.get("auto_map"))
+    check_code(folder, _named_classes(folder))
     files = {}
     for name in (*PUSHED_FILES, TRAINING_ROWS_FILE) if training_rows else PUSHED_FILES:
         path = folder / name
@@ -61,6 +61,18 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                 cleaned = without_local_paths(json.loads(files[name]))
                 files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def _named_classes(folder: Path) -> set[str]:
+    """Classes of remote code, `file.Class`, of the model and of its processor."""
+    found: set[str] = set()
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            # A tower's own configuration, deeper in config.json, may name code of its repository.
+            for part in (config, config.get("image_processor")):
+                found |= set(((part or {}).get("auto_map") or {}).values())
+    return found
 
 
 def without_local_paths(value: Any) -> Any:
