@@ -12,8 +12,8 @@ CODE_FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*_ad
 
 def check_code(folder: str | os.PathLike, classes: Iterable[str]) -> None:
     """
-    Raises FileNotFoundError if a folder lacks code of `classes`, as its configurations name them (`file.Class`), or what
-    that code imports.
+    Raises FileNotFoundError if a folder lacks code of `classes`, as its configurations name them (`file.Class`), or
+    what that code imports.
     """
     from transformers.dynamic_module_utils import get_relative_import_files
 
