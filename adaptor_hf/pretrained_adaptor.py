@@ -163,11 +163,10 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             towers = tuple(f"{prefix}{name}." for name in TOWER_NAMES)
             state_dict = {name: value for name, value in state_dict.items() if not name.startswith(towers)}
         if self._auto_class is not None:
-            # A class registers one Auto class; the zero-shot pipeline looks for a second one.
-            auto_map = dict(getattr(self.config, "auto_map", None) or {})
-            for name in ("AutoModel", "AutoModelForZeroShotImageClassification"):
-                auto_map[name] = "modeling_adaptor.AdaptorModel"
-            self.config.auto_map = auto_map
+            # A class registers one Auto class; the zero-shot pipeline looks for a second one. The class of the folder
+            # that the config came from is left out: its code does not come along.
+            names = ("AutoModel", "AutoModelForZeroShotImageClassification")
+            self.config.auto_map = dict.fromkeys(names, "modeling_adaptor.AdaptorModel")
         return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
 
     def push_to_hub(

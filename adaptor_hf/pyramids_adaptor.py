@@ -8,7 +8,36 @@ from typing import Any
 import torch
 from torch import nn
 
+from .frozen_towers_adaptor import VisionFeatures, VisionTower
+
 STRIDES = (2, 4, 8, 16)
+
+
+def features_with_maps(tower: VisionTower, pixel_values: torch.Tensor) -> VisionFeatures:
+    """
+    As [`VisionTower.features`], with `maps` of the same pass: the last at each of strides 2, 4, 8 and 16 that is finer
+    than the tokens' grid, `(B, C, h, w)`, or None.
+
+    Raises:
+        ValueError: if the input is no batch of images, or the network gives no maps.
+    """
+    features = tower.features(pixel_values, run=run_with_maps)
+    return features._replace(maps=maps_by_stride(features.maps, tuple(pixel_values.shape[-2:]), features.grid))
+
+
+@torch.no_grad()
+def find_skip_channels(tower: VisionTower) -> list[int] | None:
+    """
+    Channels of a tower's feature maps at strides 2, 4, 8 and 16, 0 where there is none; one pass over an empty image.
+
+    Returns:
+        `list[int]` of four, or `None` if the tower has no maps finer than its tokens (a plain vision transformer).
+    """
+    try:
+        maps = features_with_maps(tower, tower.empty_image()).maps
+    except ValueError:
+        return None
+    return [0 if m is None else m.shape[1] for m in maps] if any(m is not None for m in maps) else None
 
 
 def run_with_maps(model: nn.Module, library: str, pixel_values: torch.Tensor, **arguments) -> tuple[Any, list]:
@@ -63,4 +92,4 @@ def maps_by_stride(maps: list[torch.Tensor], size: tuple[int, int], grid: list[i
     return [found.get(stride) for stride in STRIDES]
 
 
-__all__ = ["STRIDES", "maps_by_stride", "run_with_maps"]
+__all__ = ["STRIDES", "features_with_maps", "find_skip_channels", "maps_by_stride", "run_with_maps"]

@@ -144,7 +144,7 @@ def compare_build(folder: Path, rows: int, repeats: int) -> None:
     import datasets
 
     from adaptor_hf.embeddings import build_cache
-    from adaptor_hf.embeddings.compute import forward
+    from adaptor_hf.embeddings.compute import embed
     from adaptor_hf.towers_adaptor import load_vision_tower
 
     tower = load_vision_tower(str(save_vit(folder / "vit", image_size=224, patch_size=16, **VIT_S)))
@@ -156,11 +156,11 @@ def compare_build(folder: Path, rows: int, repeats: int) -> None:
         files.append(folder / f"{row}.jpg")
         files[-1].write_bytes(pictures[row % len(pictures)])
     table = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
-    forward(tower, {"pixel_values": pixels})
+    embed(tower, {"pixel_values": pixels}, "float16")
 
     def alone() -> None:
         for _ in range(0, rows, batch):
-            forward(tower, {"pixel_values": pixels})
+            embed(tower, {"pixel_values": pixels}, "float16")
 
     builds = iter(range(1000))
 

@@ -10,6 +10,7 @@ ROOMS = (
     "files",
     "configs",
     "options",
+    "saved_code",
     "conversion",
     "privacy",
     "towers",

@@ -15,7 +15,7 @@ from transformers import (
     SwinModel,
     pipeline,
 )
-from without_package import WITHOUT_PACKAGE
+from without_package import WITHOUT_PACKAGE, code_of, saved_code
 
 from adaptor_hf import (
     AdaptorConfig,
@@ -25,7 +25,7 @@ from adaptor_hf import (
     decoders_adaptor,
 )
 from adaptor_hf.decoders_adaptor import TokenDecoder, UNetDecoder
-from adaptor_hf.hub.push import PUSHED_FILES
+from adaptor_hf.pyramids_adaptor import features_with_maps
 from adaptor_hf.towers import load_vision_tower
 from adaptor_hf.towers.presets import VISION
 from adaptor_hf.towers_adaptor import VisionTower
@@ -192,7 +192,7 @@ class TestTowers:
     def test_maps_come_from_the_pass_that_gives_the_tokens(self):
         tower = tiny_resnet()
         pixels = torch.randn(2, 3, 64, 64)
-        with_maps = tower.features(pixels, with_maps=True)
+        with_maps = features_with_maps(tower, pixels)
         assert torch.equal(with_maps.tokens, tower(pixels).last_hidden_state)
         assert torch.equal(with_maps.pooled, tower(pixels).pooler_output)
         assert torch.equal(with_maps.maps[2], tower.model(pixels, output_hidden_states=True).hidden_states[2])
@@ -445,4 +445,4 @@ def test_remote_code_without_the_package_gives_bit_equal_logits(decoder, dinov2,
         logits = model(**tower.processor(Image.open(image), return_tensors="pt")).logits
     assert torch.equal(result["logits"], logits)
     assert sum(mask.bool().int() for mask in result["masks"].values()).eq(1).all()
-    assert {path.name for path in folder.glob("*.py")} <= set(PUSHED_FILES)
+    assert saved_code(folder) == code_of(AdaptorForSemanticSegmentation, AdaptorImageProcessor)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adaptor_hf import towers_adaptor
+from adaptor_hf import frozen_towers_adaptor
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.shards import Build
 
@@ -41,7 +41,7 @@ class Setting:
 
     def build(self, cache_dir: Path, delay: float = 0.0):
         """Build with small pieces and shards; note each piece and wait `delay` seconds at each forward pass."""
-        write, forward = Build.write_piece, towers_adaptor.BaseModelOutputWithPooling
+        write, forward = Build.write_piece, frozen_towers_adaptor.BaseModelOutputWithPooling
 
         def noted(build, *args):
             write(build, *args)
@@ -52,13 +52,13 @@ class Setting:
             time.sleep(delay)
             return forward(*args, **kwargs)
 
-        Build.write_piece, towers_adaptor.BaseModelOutputWithPooling = noted, slow
+        Build.write_piece, frozen_towers_adaptor.BaseModelOutputWithPooling = noted, slow
         try:
             return build_cache(
                 self.dataset, *self.towers, cache_dir, batch_size=4, num_workers=1, piece_rows=8, shard_rows=40
             )
         finally:
-            Build.write_piece, towers_adaptor.BaseModelOutputWithPooling = write, forward
+            Build.write_piece, frozen_towers_adaptor.BaseModelOutputWithPooling = write, forward
 
     def start(self, *args, **kwargs):
         process = FORK.Process(target=self.build, args=args, kwargs=kwargs)

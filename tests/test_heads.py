@@ -9,11 +9,10 @@ import torch
 from PIL import Image
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoModel, AutoModelForImageClassification, Trainer, TrainingArguments, pipeline
-from without_package import WITHOUT_PACKAGE
+from without_package import WITHOUT_PACKAGE, code_of, saved_code
 
-from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
+from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorImageProcessor, AdaptorModel
 from adaptor_hf.heads_adaptor import ClassificationHead, classification_loss
-from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
@@ -348,4 +347,4 @@ def test_remote_code_without_the_package_gives_bit_equal_logits(towers, radiogra
         pixels = towers[0].processor(Image.open(image), return_tensors="pt")["pixel_values"]
         assert torch.equal(again(pixels).logits, logits)
     torch.testing.assert_close(result["scores"].sort().values, logits.softmax(-1)[0].sort().values)
-    assert {path.name for path in folder.glob("*.py")} <= set(PUSHED_FILES)
+    assert saved_code(folder) == code_of(AdaptorForImageClassification, AdaptorImageProcessor)

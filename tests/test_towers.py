@@ -3,17 +3,13 @@
 import importlib.util
 import json
 import os
-import re
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from adaptor_hf import towers_adaptor
 from adaptor_hf.tower_sources_adaptor import LITE0_FILE, map_lite0_weights, package_folder
 from adaptor_hf.towers import (
     TOWER_PRESETS,
@@ -646,28 +642,3 @@ def test_verification_stores_digests_and_notices_other_weights(tmp_path, capsys)
     assert "DIFFERS: weights_sha256" in capsys.readouterr().out
     assert not verify_towers(["dinov2-s"], output)
     assert os.listdir(tmp_path) == ["verified.json"]
-
-
-# Remote code
-
-
-@pytest.mark.parametrize(
-    "file",
-    [
-        "towers_adaptor",
-        "tower_sources_adaptor",
-        "tower_bundles_adaptor",
-        "image_processing_adaptor",
-        "pyramids_adaptor",
-    ],
-)
-def test_flat_files_need_only_what_a_transformers_user_has(file):
-    from transformers.dynamic_module_utils import get_imports
-
-    path = Path(towers_adaptor.__file__).with_name(f"{file}.py")
-    allowed = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
-    assert set(get_imports(path)) <= allowed | set(sys.stdlib_module_names)
-    relative = re.findall(r"^\s*from\s+(\.\S*)\s+import", path.read_text(), re.M)
-    assert set(relative) <= {
-        *(".image_processing_adaptor", ".pyramids_adaptor", ".tower_bundles_adaptor", ".tower_sources_adaptor")
-    }

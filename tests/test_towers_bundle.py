@@ -94,14 +94,14 @@ def use_towers_dir_restored(folder, monkeypatch):
 
 
 def test_the_script_finds_both_towers_in_the_bundle(wheels, radiographs, tmp_path, monkeypatch, capsys):
-    from adaptor_hf import tower_sources_adaptor, towers_adaptor
+    from adaptor_hf import tower_sources_adaptor, tower_specs_adaptor
     from train_pretrain import main
 
     def missing(name):
         raise OSError(f"the wheel {name} is not here")
 
     monkeypatch.setenv(TOWERS_DIR, "")
-    monkeypatch.setattr(towers_adaptor, "package_folder", missing)
+    monkeypatch.setattr(tower_specs_adaptor, "package_folder", missing)
     monkeypatch.setattr(tower_sources_adaptor, "package_folder", missing)
     rows = [f"{path},report number {number}" for number, path in enumerate(sorted(radiographs.glob("*.jpg")))]
     (tmp_path / "pairs.csv").write_text("\n".join(["image,text", *rows]))

@@ -17,12 +17,6 @@ READ_ERROR = "image file cannot be read"  # worth another try at the next build
 DECODE_ERROR = "image cannot be decoded"
 
 
-def storage_vectors(pooled, dtype: str) -> np.ndarray:
-    """(n, D) tensor of any device and dtype as a NumPy array in storage dtype; overflow becomes inf, found later."""
-    with np.errstate(over="ignore"):
-        return pooled.float().cpu().numpy().astype(NUMPY_DTYPES[dtype])
-
-
 def vector_faults(vectors: np.ndarray) -> dict[int, str]:
     """Row -> reason for vectors that cannot be used: NaN, inf, or zero (it has no direction to compare)."""
     faults = {}
@@ -34,8 +28,9 @@ def vector_faults(vectors: np.ndarray) -> dict[int, str]:
     return faults
 
 
-def forward(tower, inputs: dict):
-    """(n, D) pooled embeddings, float32 on the CPU and half precision on CUDA where the numbers allow it."""
+def embed(tower, inputs: dict, dtype: str) -> np.ndarray:
+    """(n, D) pooled embeddings in storage dtype, computed in float32 on the CPU and in half precision on CUDA where the
+    numbers allow it; what overflows the storage dtype becomes inf, found later."""
     import torch
 
     device = next(tower.parameters()).device
@@ -47,7 +42,8 @@ def forward(tower, inputs: dict):
             pooled = tower(**inputs).pooler_output
         if device.type == "cuda" and not torch.isfinite(pooled).all():
             pooled = tower(**inputs).pooler_output
-    return pooled
+    with np.errstate(over="ignore"):
+        return pooled.float().cpu().numpy().astype(NUMPY_DTYPES[dtype])
 
 
 def target_pixels(processor) -> int | None:

@@ -15,9 +15,8 @@ from .compute import (
     TextBatches,
     ahead,
     digests_of,
-    forward,
+    embed,
     image_batches,
-    storage_vectors,
     target_pixels,
     vector_faults,
 )
@@ -242,8 +241,8 @@ class Modality:
             for start, stop in cut(piece[1], size, piece[0]):
                 batch = next(loaded)
                 if batch["kept"]:
-                    pooled = forward(tower, {"pixel_values": batch["pixel_values"]})
-                    vectors.append(storage_vectors(pooled, self.settings.dtype))
+                    inputs = {"pixel_values": batch["pixel_values"]}
+                    vectors.append(embed(tower, inputs, self.settings.dtype))
                     kept += [start + offset for offset in batch["kept"]]
                     digests.append(batch["digests"])
                 faults |= {start + offset: private_reason(reason) for offset, reason in batch["faults"].items()}
@@ -259,7 +258,7 @@ class Modality:
         for index, piece in mine:
             vectors = []
             for start, stop in cut(piece[1], size, piece[0]):
-                vectors.append(storage_vectors(forward(tower, next(encoded)), self.settings.dtype))
+                vectors.append(embed(tower, next(encoded), self.settings.dtype))
                 bar.update(stop - start)
             kept = np.arange(*piece)
             columns = {"digest": plan.keys[kept], "num_tokens": plan.lengths[kept]}

@@ -8,25 +8,13 @@ from typing import Any
 
 from ..data.terms import check_consent
 from ..data.training_rows import TRAINING_ROWS_FILE
+from ..saved_code import CODE_FILES, check_code
 
 PUSHED_FILES = (
     "README.md",
     "config.json",
     "model.safetensors",
-    "configuration_adaptor.py",
-    "decoders_adaptor.py",
-    "heads_adaptor.py",
-    "image_processing_adaptor.py",
-    "layers_adaptor.py",
-    "loss_adaptor.py",
-    "modeling_adaptor.py",
-    "pretrained_adaptor.py",
-    "processing_adaptor.py",
-    "pyramids_adaptor.py",
-    "segmentation_loss_adaptor.py",
-    "tower_bundles_adaptor.py",
-    "tower_sources_adaptor.py",
-    "towers_adaptor.py",
+    *CODE_FILES,
     "processor_config.json",
     "preprocessor_config.json",
     "tokenizer.json",
@@ -46,7 +34,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
     with `training_rows` also the digests of the training images and patients, without their key.
 
     Raises:
-        FileNotFoundError: if there is no model in the folder.
+        FileNotFoundError: if there is no model in the folder, or not the code that others need to load it.
         ValueError: if the model names a tower by a folder of this machine and does not contain it: nobody else could
             load it.
     """
@@ -63,6 +51,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                     f"The model names its {side.replace('_', ' ')} by a folder of this machine, which nobody else has. "
                     "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
                 )
+    check_code(folder, _named_classes(folder))
     files = {}
     for name in (*PUSHED_FILES, TRAINING_ROWS_FILE) if training_rows else PUSHED_FILES:
         path = folder / name
@@ -72,6 +61,18 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                 cleaned = without_local_paths(json.loads(files[name]))
                 files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def _named_classes(folder: Path) -> set[str]:
+    """Classes of remote code, `file.Class`, of the model and of its processor."""
+    found: set[str] = set()
+    for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
+        if (folder / name).is_file():
+            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            # A tower's own configuration, deeper in config.json, may name code of its repository.
+            for part in (config, config.get("image_processor")):
+                found |= set(((part or {}).get("auto_map") or {}).values())
+    return found
 
 
 def without_local_paths(value: Any) -> Any:

@@ -20,6 +20,7 @@ from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
+from ..saved_code import remove_code
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import (
     RESUME,
@@ -346,6 +347,8 @@ class AdaptorTrainer(Trainer):
         def write() -> None:
             folder = str(unfinished(checkpoint))
             super(AdaptorTrainer, self).save_model(folder, _internal_call=True)
+            if self.args.should_save:
+                remove_code(folder)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(folder)
                 self._save_scaler(folder)

@@ -1,0 +1,109 @@
+"""What an image may be, and its values: Pillow images of 8 bits, arrays and tensors, checked and as Pillow planes.
+
+This file is flat on purpose: it is copied beside a checkpoint as remote code.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
+READ_FIRST = "read it with adaptor_hf.data.images.read_image, which gives an 8-bit image"
+
+
+def planes_of(
+    image, do_rescale: bool, do_normalize: bool, input_data_format, black_below: bool = False
+) -> list[Image.Image]:
+    """An image, checked, as one Pillow image "L" or "RGB", or as "F" planes. Alpha is laid on black, or dropped.
+
+    Raises:
+        ValueError: for 16-bit and other deep images, and for values that `check_values` refuses.
+    """
+    if isinstance(image, Image.Image):
+        return [eight_bit_image(lay_on_black(image) if black_below else image)]
+    if isinstance(image, torch.Tensor):
+        image = image.detach().to("cpu")
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    pixels = channels_last(np.asarray(image), input_data_format)
+    alpha, pixels = pixels[..., 3:], pixels[..., :3]
+    check_values(pixels, do_rescale, do_normalize)
+    if np.issubdtype(pixels.dtype, np.integer) and do_rescale:
+        pixels = pixels.astype(np.uint8)
+        if black_below and alpha.shape[-1]:
+            return [lay_on_black(Image.fromarray(np.concatenate([pixels, alpha.astype(np.uint8)], axis=2)))]
+        return [Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)]
+    if black_below and alpha.shape[-1]:
+        pixels = pixels * (alpha / (255 if do_rescale else 1))
+    return [Image.fromarray(np.ascontiguousarray(plane)) for plane in np.moveaxis(pixels, -1, 0).astype(np.float32)]
+
+
+def eight_bit_image(image: Image.Image) -> Image.Image:
+    """A Pillow image as "L" or "RGB", alpha dropped.
+
+    Raises:
+        ValueError: it has more than 8 bits a channel.
+    """
+    if image.mode not in EIGHT_BIT_MODES:
+        raise ValueError(f"an image of mode {image.mode!r} has more than 8 bits a channel; {READ_FIRST}.")
+    if image.mode in ("L", "RGB"):
+        return image
+    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+
+
+def lay_on_black(image: Image.Image) -> Image.Image:
+    """Alpha and transparent palette entries laid on black, as `adaptor_hf.data.images.read_image` does."""
+    if image.mode not in EIGHT_BIT_MODES or not image.has_transparency_data:
+        return image
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+
+
+def with_channel_axis(images):
+    """2-D arrays and tensors as (1, H, W), in lists too; everything else as it is."""
+    if isinstance(images, list | tuple):
+        return [with_channel_axis(image) for image in images]
+    return images[None] if isinstance(images, np.ndarray | torch.Tensor) and images.ndim == 2 else images
+
+
+def channels_last(pixels: np.ndarray, input_data_format) -> np.ndarray:
+    """Gives (H, W, C) with 1, 3 or 4 channels."""
+    if input_data_format is None:
+        input_data_format = infer_channel_dimension_format(pixels, num_channels=(1, 3, 4))
+    if ChannelDimension(input_data_format) == ChannelDimension.FIRST:
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels
+
+
+def check_values(pixels: np.ndarray, do_rescale: bool, do_normalize: bool) -> None:
+    """Refuses values that rescaling and normalising would turn into plausible nonsense."""
+    is_integer = np.issubdtype(pixels.dtype, np.integer)
+    if pixels.dtype == np.uint16 or not (is_integer or np.issubdtype(pixels.dtype, np.floating)):
+        raise ValueError(f"an image of type {pixels.dtype} is not 8-bit; {READ_FIRST}.")
+    if pixels.size == 0:
+        raise ValueError(f"an image has no pixels: shape {pixels.shape}.")
+    low, high = pixels.min(), pixels.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError("an image has NaN or infinite values.")
+    if do_rescale and (low < 0 or high > 255):
+        raise ValueError(f"image values must be 0..255, got {low}..{high}; {READ_FIRST}.")
+    if do_rescale and not is_integer and 0 < high <= 1:
+        raise ValueError(
+            f"a float image has values {low:.3g}..{high:.3g}: it seems to be rescaled already. "
+            "Pass do_rescale=False, or values of 0..255."
+        )
+    if not do_rescale and do_normalize and (low < 0 or high > 1):
+        raise ValueError(f"with do_rescale=False image values must be 0..1, got {low}..{high}.")
+
+
+def to_gray(planes: list[Image.Image]) -> list[Image.Image]:
+    """One plane of ITU-R 601 luma."""
+    if len(planes) == 1:
+        return [planes[0].convert("L")] if planes[0].mode == "RGB" else planes
+    red, green, blue = (np.asarray(plane) for plane in planes)
+    return [Image.fromarray((0.299 * red + 0.587 * green + 0.114 * blue).astype(np.float32))]
+
+
+def per_channel(value: float | tuple[float, ...], channels: int) -> np.ndarray:
+    """One number, or one a channel, as float32 (channels, 1, 1)."""
+    return np.broadcast_to(np.asarray(value, dtype=np.float32).reshape(-1, 1, 1), (channels, 1, 1))

