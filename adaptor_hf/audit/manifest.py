@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.training_rows import TRAINING_ROWS_FILE
-from ..embeddings.files import file_sha256, write_json
+from ..embeddings.files import write_json
 from ..evaluation.results import RETRIEVAL_FILE
+from ..files import file_sha256
 from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:

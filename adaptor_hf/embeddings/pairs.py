@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
+from ..files import folder_written_aside
 from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import (
     CACHE_VERSION,
@@ -112,22 +111,18 @@ def write_pairs_folder(
         numbers["study"] = study_codes(ids, kept)
         release_memory()
         rows = pa.RecordBatch.from_pydict(numbers)
-        aside = cache_dir / f".pairs-{key}.{os.getpid()}.partial"
-        aside.mkdir(exist_ok=True)
         try:
-            write_batch(aside / ROWS_FILE, rows)
-            batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
-            write_batches(aside / PAIRS_FILE, ids.schema, batches)
-            write_text(aside / EXCLUDED, listed)
-            header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
-            files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
-            write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
-            os.replace(aside, folder)
+            with folder_written_aside(folder) as aside:
+                write_batch(aside / ROWS_FILE, rows)
+                batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
+                write_batches(aside / PAIRS_FILE, ids.schema, batches)
+                write_text(aside / EXCLUDED, listed)
+                header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
+                files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
+                write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     # A cache that is complete may be read-only.
     if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_text(encoding="utf-8") != listed:
         write_text(cache_dir / EXCLUDED, listed)

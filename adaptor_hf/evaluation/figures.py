@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import written_aside
 from .classification import SINGLE, reliability_curve
 from .naming import row_label, rows_in_words
 from .predictions import Predictions
@@ -195,8 +196,11 @@ def save(figure, path: Path) -> list[Path]:
     plt = pyplot()
     # Letters as outlines of TrueType fonts, which journals ask for.
     with plt.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(png, dpi=200, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
+        with written_aside(png) as aside:
+            figure.savefig(aside, format="png", dpi=200, metadata={"Software": None})
+        with written_aside(pdf) as aside:
+            unknown = {"Creator": None, "Producer": None, "CreationDate": None}
+            figure.savefig(aside, format="pdf", metadata=unknown)
     plt.close(figure)
     return [png, pdf]
 

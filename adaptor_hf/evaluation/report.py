@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_aside
 from .baselines import LEGEND as MARK_LEGEND
 from .baselines import MARK, baseline_rows, is_one_sided, lower_is_better
 from .groups import subgroup_tables
@@ -143,7 +144,7 @@ def write_report(
 
             drawn, left_out = draw_all(lines, cells, part / "figures", None if phantom else published())
         page = folder / ("phantom.md" if phantom else "report.md")
-        page.write_text(_page(tables, found, drawn, left_out, phantom, folder), encoding="utf-8")
+        write_aside(page, _page(tables, found, drawn, left_out, phantom, folder))
         written.insert(0, page)
         for table in tables:
             for ending, text in (("md", table.markdown()), ("tex", latex_table(table)), ("csv", table.csv())):
@@ -441,7 +442,7 @@ def _page(
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_aside(path, text)
     return path
 
 

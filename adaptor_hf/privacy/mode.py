@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from ..files import write_aside
 from .keys import keyed_hash, load_key
 from .messages import hide_messages, without_quotations
 
@@ -212,7 +213,7 @@ def rewrite_without_paths(path: str | os.PathLike) -> None:
         return
     path = Path(path)
     value = without_paths(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_aside(path, json.dumps(value, indent=2) + "\n")
 
 
 def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
