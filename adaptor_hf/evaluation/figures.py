@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..files import written_aside
-from .classification import SINGLE, reliability_curve
+from .calibration import reliability_curve
+from .classification import SINGLE
 from .naming import row_label, rows_in_words
 from .predictions import Predictions
 from .tables import Cell
