@@ -100,7 +100,9 @@ class MovedFinder(MetaPathFinder):
 def install() -> None:
     """Make old names importable; twice is once."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+        # First: a package under its old name has the path of the new one, where what lies below it would be found and
+        # loaded a second time.
+        sys.meta_path.insert(0, MovedFinder())
 
 
 __all__ = ["MOVED", "MovedFinder", "install", "moved_names", "new_name", "warn_of"]
