@@ -1,4 +1,4 @@
-"""One side of a build: which rows are wanted, what is missing, and computing it piece by piece."""
+"""One modality of a build: which rows are wanted, what is missing, and computing it piece by piece."""
 
 import logging
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ from .compute import (
     vector_faults,
 )
 from .image_store import GREY, ImageStore
-from .keys import side_key
+from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .progress import progress
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Settings:
-    """Arguments of `build_cache` that both sides need."""
+    """Arguments of `build_cache` that both modalities need."""
 
     batch_size: int
     dtype: str
@@ -71,7 +71,7 @@ class Modality:
 
     Attributes:
         name: "images" or "texts".
-        folder: where this side's embeddings are.
+        folder: where this modality's embeddings are.
         spec: the tower's spec; for images with their reading (`Reading.in_spec`), which a model's config carries on.
         max_length: tokens a text is cut to; None for images.
     """
@@ -101,7 +101,7 @@ class Modality:
             "width": identity["hidden_size"],
             "max_text_length": self.max_length,
         }
-        self.folder = ModalityFolder(cache_dir, name, side_key(identity, settings.dtype, self.max_length), header)
+        self.folder = ModalityFolder(cache_dir, name, modality_key(identity, settings.dtype, self.max_length), header)
         self._rows = np.empty(0, dtype=np.int64)
         self._looked_up = 0  # never before
 
@@ -109,7 +109,7 @@ class Modality:
         return table.image_keys if self.name == "images" else table.text_keys
 
     def rows(self, table: PairTable) -> np.ndarray:
-        """(n,) row of this side's folder for each row of the table, -1 where there is none."""
+        """(n,) row of this modality's folder for each row of the table, -1 where there is none."""
         if self._looked_up != self.folder.changes:
             present = table.has_image if self.name == "images" else table.has_text
             self._rows = self.folder.lookup(self.keys(table))

@@ -216,19 +216,19 @@ def rewrite_without_paths(path: str | os.PathLike) -> None:
     write_aside(path, json.dumps(value, indent=2) + "\n")
 
 
-def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
+def check_private_cache(manifests: Iterable[Mapping[str, Any]]) -> None:
     """
     In private mode, refuse a ready cache that was built without it, or with another key.
 
     Args:
-        spec_of_sides: The manifests of its folders of images and texts.
+        manifests: The manifests of its folders of images and texts.
 
     Raises:
         ValueError: saying which.
     """
     if _key is None:
         return
-    names = {side.get("identity", {}).get("private") for side in spec_of_sides}
+    names = {one.get("identity", {}).get("private") for one in manifests}
     if names != {key_name()}:
         found = "without --private" if None in names else "with another key"
         raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")
