@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -68,9 +69,17 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """Write a table as UTF-8 with commas and Unix line ends, straight to its place."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
 def _aside(path: Path) -> Path:
     # Threads, and machines that share a folder, may have the same process id.
     return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-__all__ = ["file_sha256", "folder_written_aside", "write_aside", "written_aside"]
+__all__ = ["file_sha256", "folder_written_aside", "write_aside", "write_csv", "written_aside"]

@@ -19,8 +19,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import print_table, processor
+from measure import print_table
 from PIL import Image
+
+from adaptor_hf.audit.run_record import processor_name
 
 IMAGES, STUDIES, PATIENTS = 377_110, 227_835, 65_379
 LINKS = 30_000
@@ -129,7 +131,7 @@ def main() -> None:
         rows.append([turn, *(f"{value:.2f}" for value in list(done.values())[:-1]), done["rows"]])
     print(f"\n### {IMAGES:,} images, {STUDIES:,} reports, 2 processes\n")
     busy = os.getloadavg()[0]
-    print(f"Machine: {processor()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
+    print(f"Machine: {processor_name()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
     print_table(["load", *list(done)], rows)
 
 

@@ -20,7 +20,7 @@ from ..moved import moved_names
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
 from ..training.report import package_versions
-from .manifest import place_beside
+from .manifest import relative_to_run
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -81,7 +81,7 @@ class RunRecord:
             "options": private_options(options),
             "training_arguments": private_options(arguments.to_dict()),
             "inputs": {
-                "cache": place_beside(folder, cache.path),
+                "cache": relative_to_run(folder, cache.path),
                 "cache_fingerprint": cache.fingerprint,
                 "reading": asdict(Reading.of_spec(cache.vision_spec)),
                 "split_hash": split_hash(cache.pairs),

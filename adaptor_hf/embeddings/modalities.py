@@ -13,10 +13,10 @@ from .compute import (
     READ_ERROR,
     ImageBatches,
     TextBatches,
-    ahead,
     digests_of,
     forward,
     image_batches,
+    prefetch,
     storage_vectors,
     target_pixels,
     vector_faults,
@@ -26,7 +26,7 @@ from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .progress import progress
-from .shards import Build, ModalityFolder, cut, key_hex, plan_name
+from .shards import Build, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .table import PairTable, needed
 
@@ -135,7 +135,7 @@ class Modality:
         rows = self.missing(table)
         self._rows, self._looked_up = self._rows[:0], 0  # what is computed now changes them
         if self.name == "images" and self.folder.rows and len(rows):
-            rows = self._known_by_content(table, rows)
+            rows = self._without_known_content(table, rows)
         release_memory()
         plan = self._arrange(table, rows)
         others = [build for build in self.folder.builds() if build.plan != plan.name]
@@ -146,7 +146,7 @@ class Modality:
             return self.plan(table)
         build = Build(self.folder, plan.name)
         size = self.settings.batch_size * max(1, self.settings.piece_rows // self.settings.batch_size)
-        pieces = enumerate(cut(len(plan.rows), size))
+        pieces = enumerate(row_ranges(len(plan.rows), size))
         plan.pieces = {index: piece for index, piece in pieces if not build.is_done(index)}
         return plan
 
@@ -168,7 +168,7 @@ class Modality:
         keys = self.keys(table)[rows]
         return Plan(plan_name(keys, self.settings.batch_size, self.settings.piece_rows), rows, keys, lengths)
 
-    def _known_by_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
+    def _without_known_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
         """Leave out images that are there under another path or time; only a grown or moved data set pays for this."""
         column = table.dataset.select_columns(["image"])
         digests = []
@@ -239,7 +239,7 @@ class Modality:
         )
         for index, piece in mine:
             vectors, digests, kept, faults = [], [], [], {}
-            for start, stop in cut(piece[1], size, piece[0]):
+            for start, stop in row_ranges(piece[1], size, piece[0]):
                 batch = next(loaded)
                 if batch["kept"]:
                     pooled = forward(tower, {"pixel_values": batch["pixel_values"]})
@@ -254,11 +254,11 @@ class Modality:
     def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
         texts = TextBatches(table.dataset, tower.processor, self.max_length)
         size = self.settings.batch_size
-        batches = (batch for _, piece in mine for batch in cut(piece[1], size, piece[0]))
-        encoded = ahead(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
+        batches = (batch for _, piece in mine for batch in row_ranges(piece[1], size, piece[0]))
+        encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for index, piece in mine:
             vectors = []
-            for start, stop in cut(piece[1], size, piece[0]):
+            for start, stop in row_ranges(piece[1], size, piece[0]):
                 vectors.append(storage_vectors(forward(tower, next(encoded)), self.settings.dtype))
                 bar.update(stop - start)
             kept = np.arange(*piece)

@@ -192,7 +192,7 @@ class Build:
         shutil.rmtree(self.path)
 
 
-def cut(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
+def row_ranges(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
     """Consecutive (start, stop) of at most `size` rows, from row `first` to row `rows`."""
     return [(start, min(start + size, rows)) for start in range(first, rows, size)]
 

@@ -9,7 +9,7 @@ from ..moved import moved_names
 from .calibration import calibration_error
 from .checks import as_columns, check_finite, check_probabilities, label_matrix
 from .draws import gather_draws
-from .intervals import Intervals, Recipe, make_intervals
+from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import resampled_weights
 from .thresholds import specificity_thresholds
 from .weighted import ratio, weighted_areas
@@ -104,15 +104,15 @@ def classification_intervals(
         raise ValueError(f"Got {len(patients)} patients for {task.num_rows} rows.")
     patients = np.asarray(patients)
     values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
-    recipes = task.recipes()
-    draws = gather_draws(task.values, resampled_weights(patients, num_resamples, seed), recipes)
-    return make_intervals(recipes, values, draws, patients, level=level, unit=unit)
+    methods = task.interval_methods()
+    draws = gather_draws(task.values, resampled_weights(patients, num_resamples, seed), methods)
+    return make_intervals(methods, values, draws, patients, level=level, unit=unit)
 
 
-def classification_recipes(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, Recipe]:
+def classification_interval_methods(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, IntervalMethod]:
     """How each metric gets its interval; arguments of [`classification_metrics`]."""
     defaults = {"class_names": None, "thresholds": None, "probabilities": True, "operating_points": None}
-    return _ScoredRows(scores, labels, **(defaults | options)).recipes()
+    return _ScoredRows(scores, labels, **(defaults | options)).interval_methods()
 
 
 def metrics_under_weights(
@@ -251,51 +251,53 @@ class _ScoredRows:
                 found |= {f"{name}/{self.names[column]}": values[:, column] for column in columns}
         return found
 
-    def recipes(self) -> dict[str, Recipe]:
+    def interval_methods(self) -> dict[str, IntervalMethod]:
         """How each metric of `values` gets its interval."""
-        found: dict[str, Recipe] = {}
+        found: dict[str, IntervalMethod] = {}
         of_class: dict[str, list[str]] = {}
         for column, label in enumerate(self.names):
-            for name, recipe in self._recipes_of(column).items():
+            for name, method in self._methods_of(column).items():
                 own = f"{name}/{label}" if self.num_classes > 1 else name
-                parts = tuple(f"{part}/{label}" if self.num_classes > 1 else part for part in recipe.parts)
-                found[own] = replace(recipe, parts=parts)
+                parts = tuple(f"{part}/{label}" if self.num_classes > 1 else part for part in method.parts)
+                found[own] = replace(method, parts=parts)
                 if self._defined(name)[column]:
                     of_class.setdefault(name, []).append(own)
         everyone = np.ones(self.num_rows, dtype=bool)
         if self.exclusive:
             whole = {
-                "accuracy": Recipe("share", everyone, needs={"": everyone}),
-                "balanced_accuracy": Recipe("average", parts=tuple(of_class.get("recall", ()))),
-                "brier": Recipe("mean", everyone, needs={"": everyone}, scale=2.0),
+                "accuracy": IntervalMethod("share", everyone, needs={"": everyone}),
+                "balanced_accuracy": IntervalMethod("average", parts=tuple(of_class.get("recall", ()))),
+                "brier": IntervalMethod("mean", everyone, needs={"": everyone}, scale=2.0),
                 "ece": _no_ece(),
             }
-            found = {name: recipe for name, recipe in found.items() if name.partition("/")[0] not in whole} | whole
+            found = {name: method for name, method in found.items() if name.partition("/")[0] not in whole} | whole
         if self.num_classes > 1:
             for name, own in of_class.items():
-                found.setdefault(name, _no_ece() if name == "ece" else Recipe("average", parts=tuple(own)))
+                found.setdefault(name, _no_ece() if name == "ece" else IntervalMethod("average", parts=tuple(own)))
         return found
 
-    def _recipes_of(self, column: int) -> dict[str, Recipe]:
+    def _methods_of(self, column: int) -> dict[str, IntervalMethod]:
         known, positive = self.known[:, column], self.positive[:, column]
         negative = known & ~positive
         with_positive, with_negative = {"positive": positive}, {"negative": negative}
         ranked = self.scores[known, column]
         constant = _NEAR_CONSTANT if len(ranked) and nearly_constant(ranked) else ""
         found = {
-            "auroc": Recipe("area", positive, negative, with_positive | with_negative, reason=constant),
-            "auprc": Recipe("ap", positive, negative, with_positive | with_negative, reason=constant),
-            "accuracy": Recipe("share", known, needs={"": known}),
-            "balanced_accuracy": Recipe("average", parts=("recall", "specificity")),
-            "f1": Recipe("ratio", positive, negative, with_positive),
-            "recall": Recipe("share", positive, needs=with_positive),
-            "specificity": Recipe("share", negative, needs=with_negative),
-            "brier": Recipe("mean", known, needs={"": known}),
+            "auroc": IntervalMethod("area", positive, negative, with_positive | with_negative, reason=constant),
+            "auprc": IntervalMethod("ap", positive, negative, with_positive | with_negative, reason=constant),
+            "accuracy": IntervalMethod("share", known, needs={"": known}),
+            "balanced_accuracy": IntervalMethod("average", parts=("recall", "specificity")),
+            "f1": IntervalMethod("ratio", positive, negative, with_positive),
+            "recall": IntervalMethod("share", positive, needs=with_positive),
+            "specificity": IntervalMethod("share", negative, needs=with_negative),
+            "brier": IntervalMethod("mean", known, needs={"": known}),
             "ece": _no_ece(),
         }
         called = known if self.predicted is None else self.predicted[:, column] & known
         none = "" if called.any() else "Nothing is called positive."
-        found["precision"] = Recipe("share", called, needs=with_positive | {"called positive": called}, reason=none)
+        found["precision"] = IntervalMethod(
+            "share", called, needs=with_positive | {"called positive": called}, reason=none
+        )
         for point in self.operating_points:
             found[f"sensitivity@specificity{point}"] = found["recall"]
             found[f"specificity@specificity{point}"] = found["specificity"]
@@ -357,8 +359,10 @@ def nearly_constant(scores: np.ndarray) -> bool:
     return bool(np.ptp(scores) <= 8 * np.finfo(np.float32).eps * np.abs(scores).max())
 
 
-def _no_ece() -> Recipe:
-    return Recipe("none", reason="the calibration error of few rows is biased upwards, and so are its resamples.")
+def _no_ece() -> IntervalMethod:
+    return IntervalMethod(
+        "none", reason="the calibration error of few rows is biased upwards, and so are its resamples."
+    )
 
 
 __getattr__ = moved_names(
@@ -372,9 +376,9 @@ __getattr__ = moved_names(
 
 __all__ = [
     "Metrics",
+    "classification_interval_methods",
     "classification_intervals",
     "classification_metrics",
-    "classification_recipes",
     "metrics_under_weights",
     "nearly_constant",
     "sensitivity_at_specificity",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...files import written_aside
+from ...files import write_csv, written_aside
 from ...privacy.mode import is_private
 from ..dicom_headers import FAULTS
 from .rules import RULES, TABLE_RULES
@@ -27,9 +26,9 @@ def write_outputs(index: DicomIndex, folder: Path, format: str) -> None:
         if format == "parquet":
             pq.write_table(index.table, path)
         else:
-            _write_csv(path, index.table.column_names, (map(_cell, row.values()) for row in index.table.to_pylist()))
+            write_csv(path, index.table.column_names, (map(_cell, row.values()) for row in index.table.to_pylist()))
     with written_aside(folder / EXCLUDED, mode=mode) as path:
-        _write_csv(path, ["file", "reason"], index.excluded)
+        write_csv(path, ["file", "reason"], index.excluded)
     with written_aside(folder / REPORT, mode=mode) as path:
         path.write_text(json.dumps(index.report, indent=1) + "\n", encoding="utf-8")
 
@@ -74,13 +73,6 @@ _MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 def _cell(value: Any) -> str:
     """A whole number of years loses its point."""
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _write_csv(path: Path, header: list[str], rows: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 __all__ = ["EXCLUDED", "PAIRS", "REPORT", "format_index", "write_outputs"]
