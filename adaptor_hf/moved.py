@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
 from types import CodeType, ModuleType
+from typing import Any
 
 MOVED = {
     "adaptor_hf.data.local": "adaptor_hf.data.public_datasets",
@@ -49,6 +50,19 @@ def warn_of(old: str, new: str, stacklevel: int = 2) -> None:
     warnings.warn(f"{old} is now {new}; the old name goes with the next release.", FutureWarning, stacklevel + 1)
 
 
+def moved_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """The `__getattr__` of a module whose names have moved: old name to module and new name, joined by a dot."""
+
+    def get(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_of(f"{module}.{name}", names[name])
+        place, _, new = names[name].rpartition(".")
+        return getattr(import_module(place), new)
+
+    return get
+
+
 class _MovedLoader(Loader):
     """Gives the module itself, under its old name too, and its code to `python -m`."""
 
@@ -86,7 +100,9 @@ class MovedFinder(MetaPathFinder):
 def install() -> None:
     """Make old names importable; twice is once."""
     if not any(isinstance(finder, MovedFinder) for finder in sys.meta_path):
-        sys.meta_path.append(MovedFinder())
+        # First: a package under its old name has the path of the new one, where what lies below it would be found and
+        # loaded a second time.
+        sys.meta_path.insert(0, MovedFinder())
 
 
-__all__ = ["MOVED", "MovedFinder", "install", "new_name", "warn_of"]
+__all__ = ["MOVED", "MovedFinder", "install", "moved_names", "new_name", "warn_of"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import beta, binom, expon, norm
 
-from adaptor_hf.evaluation.draws import without
+from adaptor_hf.evaluation.draws import regression_residuals
 from adaptor_hf.evaluation.formulas import PRIORS, combine, interval_ends
 
 METRICS = ("auroc", "auprc", "recall", "specificity", "accuracy", "f1")
@@ -222,7 +222,7 @@ def classification_coverage(cell: Cell, sets: int, resamples: int = 200, seed: i
             scores = positive[model], negative[model], threshold
             points = {name: value[0] for name, value in metrics(*scores, np.ones((1, m + q))).items()}
             raw = metrics(*scores, weights)
-            draws = raw | {name: without(raw[name], odds) for name in ("auprc", "f1")}
+            draws = raw | {name: regression_residuals(raw[name], odds) for name in ("auprc", "f1")}
             ends = {name: ends_of(KINDS[name], points[name], draws[name], sizes.get(name, [m]), k) for name in METRICS}
             models.append((points, ends, draws))
         points, ends, draws = models[0]

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from measure import print_table, processor
+from measure import print_table
 from PIL import Image
 
 IMAGES, STUDIES, PATIENTS = 377_110, 227_835, 65_379
@@ -127,9 +127,11 @@ def main() -> None:
         command = [sys.executable, __file__, "--folder", str(args.folder), "--load", turn]
         done = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
         rows.append([turn, *(f"{value:.2f}" for value in list(done.values())[:-1]), done["rows"]])
+    from adaptor_hf.audit.run_record import processor_name
+
     print(f"\n### {IMAGES:,} images, {STUDIES:,} reports, 2 processes\n")
     busy = os.getloadavg()[0]
-    print(f"Machine: {processor()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
+    print(f"Machine: {processor_name()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
     print_table(["load", *list(done)], rows)
 
 

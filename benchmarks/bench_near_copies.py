@@ -18,7 +18,7 @@ import pandas as pd
 from PIL import Image
 
 from adaptor_hf.data.images import read_image
-from adaptor_hf.data.near_copies import Prints, image_prints, near_copies
+from adaptor_hf.data.near_copies import ImageHashes, near_copies, perceptual_hashes
 
 
 def encoded(image: Image.Image, quality: int) -> Image.Image:
@@ -55,9 +55,9 @@ def variants(generator: np.random.Generator) -> dict:
     return kinds
 
 
-def pair_of(originals: Prints, row: int, copies: Prints, place: int) -> Prints:
+def pair_of(originals: ImageHashes, row: int, copies: ImageHashes, place: int) -> ImageHashes:
     names = ("centre", "shifted", "small")
-    return Prints(*(np.stack([getattr(originals, name)[row], getattr(copies, name)[place]]) for name in names))
+    return ImageHashes(*(np.stack([getattr(originals, name)[row], getattr(copies, name)[place]]) for name in names))
 
 
 def main() -> None:
@@ -69,7 +69,7 @@ def main() -> None:
     table = pd.read_csv(folder / "metadata.csv")
     generator = np.random.default_rng(arguments.seed)
     start = time.process_time()
-    originals = image_prints(read_image(folder / name) for name in table["image"])
+    originals = perceptual_hashes(read_image(folder / name) for name in table["image"])
     printed = time.process_time()
     pairs = near_copies(originals)
     print(
@@ -81,7 +81,7 @@ def main() -> None:
         print(f"  rows {a} and {b} ({table['dataset'][a]}, {same}): {value:.4f}")
     sample = np.sort(generator.choice(len(table), min(arguments.sample, len(table)), replace=False))
     for kind, change in variants(generator).items():
-        copies = image_prints(change(read_image(folder / table["image"][row])) for row in sample)
+        copies = perceptual_hashes(change(read_image(folder / table["image"][row])) for row in sample)
         # Whether a pair is found does not depend on the other images.
         hits = sum(bool(near_copies(pair_of(originals, row, copies, place))) for place, row in enumerate(sample))
         print(f"{kind}: {hits} of {len(sample)} found")

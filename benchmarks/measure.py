@@ -52,21 +52,15 @@ def medians(seconds: dict[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def print_header(title: str, baseline: str, repeats: int) -> None:
     """Name of the machine, the versions, the baseline."""
     import torch
     import transformers
 
+    from adaptor_hf.audit.run_record import processor_name
+
     print(f"\n### {title}\n")
-    print(f"Machine: {processor()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread, {platform.system()}.")
+    print(f"Machine: {processor_name()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} thread, {platform.system()}.")
     print(f"Python {platform.python_version()}, torch {torch.__version__}, transformers {transformers.__version__}.")
     print(f"Baseline: {baseline}. Median of {repeats} interleaved and rotated measurements, CPU-seconds.\n")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adaptor_hf.data.__main__ import main as data_main
 from adaptor_hf.data.duplicates import copies_across, describe_copies, without_copies
-from adaptor_hf.data.near_copies import aligned_correlation, image_prints, near_copies
+from adaptor_hf.data.near_copies import aligned_correlation, near_copies, perceptual_hashes
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.phantom import generate_phantoms
 from adaptor_hf.training.pairs import contrastive_splits
@@ -129,7 +129,7 @@ class TestNearCopies:
         images = phantoms(12)
         copies = [reencoded(images[0]), reencoded(images[1], 85, 0.5), reencoded(images[2], 85, 2.0),
                   moved(images[3], 0.03, -0.03), moved(images[4], -0.02, 0.01)]  # fmt: skip
-        found = near_copies(image_prints([*images, *copies]))
+        found = near_copies(perceptual_hashes([*images, *copies]))
         assert [(a, b) for a, b, _ in found] == [(i, 12 + i) for i in range(5)]
 
     def test_radiographs_copies_and_strangers(self, realbench):
@@ -139,12 +139,12 @@ class TestNearCopies:
         table = load_pairs(realbench / "metadata.csv", filters=["dataset=tbmask"], text_column=None)
         images = [read_image(realbench / name) for name in table["image_id"][:80]]
         copies = [reencoded(images[0]), reencoded(images[1], 85, 2.0), moved(images[2], 0.03, 0.02)]
-        assert [(a, b) for a, b, _ in near_copies(image_prints([*images, *copies]))] == [(0, 80), (1, 81), (2, 82)]
+        assert [(a, b) for a, b, _ in near_copies(perceptual_hashes([*images, *copies]))] == [(0, 80), (1, 81), (2, 82)]
 
     def test_flat_images_are_no_copies_of_anything(self):
         flat = [Image.new("L", (64, 64), value) for value in (0, 0, 200)]
-        assert near_copies(image_prints([*flat, *phantoms(2)])) == []
-        assert near_copies(image_prints([])) == []
+        assert near_copies(perceptual_hashes([*flat, *phantoms(2)])) == []
+        assert near_copies(perceptual_hashes([])) == []
 
     def test_the_correlation_is_that_of_numpy_where_nothing_moved(self):
         generator = np.random.default_rng(0)
@@ -163,7 +163,7 @@ class TestNearCopies:
 
         monkeypatch.setattr(builtins, "__import__", missing)
         with pytest.raises(ModuleNotFoundError, match=r"pip install 'adaptor-hf\[duplicates\]'"):
-            image_prints([Image.new("L", (8, 8))])
+            perceptual_hashes([Image.new("L", (8, 8))])
 
 
 class TestCheckTable:

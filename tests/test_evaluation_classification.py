@@ -10,7 +10,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 from sklearn import metrics as sk
 
-from adaptor_hf.evaluation.classification import (
+from adaptor_hf.evaluation import (
     classification_intervals,
     classification_metrics,
     f1_thresholds,

@@ -6,7 +6,7 @@ import pytest
 from adaptor_hf.evaluation import curves as curves_module
 from adaptor_hf.evaluation import report_figures
 from adaptor_hf.evaluation.curves import Curve, draw_curves
-from adaptor_hf.evaluation.figures import COLOURS, LINES, MARKERS, look, point
+from adaptor_hf.evaluation.figures import COLOURS, LINES, MARKERS, line_style, marker_style
 from adaptor_hf.evaluation.predictions import classification_predictions
 from adaptor_hf.evaluation.report import write_report
 from adaptor_hf.evaluation.results import read_results, write_run
@@ -123,6 +123,6 @@ def test_a_fault_on_a_page_names_no_place_of_this_machine(tmp_path):
 
 
 def test_ten_points_and_seven_curves_all_look_different():
-    assert len({(look(number)["color"], str(look(number)["linestyle"])) for number in range(7)}) == 7
+    assert len({(line_style(number)["color"], str(line_style(number)["linestyle"])) for number in range(7)}) == 7
     assert len({str(line) for line in LINES}) == len(LINES) == len(set(COLOURS)) == 7
-    assert len({tuple(point(number).values()) for number in range(70)}) == 7 * len(MARKERS) == 70
+    assert len({tuple(marker_style(number).values()) for number in range(70)}) == 7 * len(MARKERS) == 70

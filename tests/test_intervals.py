@@ -12,9 +12,9 @@ from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score
 
 from adaptor_hf.evaluation import classification_intervals, classification_predictions, write_run
-from adaptor_hf.evaluation.classification import classification_recipes, metrics_under_weights
-from adaptor_hf.evaluation.draws import gather_draws, without
-from adaptor_hf.evaluation.intervals import Recipe, difference_interval, hanley_mcneil, make_intervals
+from adaptor_hf.evaluation.classification import classification_interval_methods, metrics_under_weights
+from adaptor_hf.evaluation.draws import gather_draws, regression_residuals
+from adaptor_hf.evaluation.intervals import IntervalMethod, difference_interval, hanley_mcneil, make_intervals
 from adaptor_hf.evaluation.scoring import expected_average_precision, score_predictions
 from adaptor_hf.evaluation.verify import verify_run
 
@@ -77,14 +77,16 @@ def test_the_benchmark_judges_what_result_lines_hold(bench):
     sides, parts = [], []
     for model in range(2):
         scores = expit(np.concatenate([positive[model].ravel(), negative[model].ravel()]))
-        how, values = (make(scores, labels, **options) for make in (classification_recipes, metrics_under_weights))
+        how, values = (
+            make(scores, labels, **options) for make in (classification_interval_methods, metrics_under_weights)
+        )
         draws = gather_draws(values, [np.repeat(weights, 3, axis=1).astype(float)], how)
         points = {name: value[0] for name, value in values(np.ones((1, 120))).items()}
         sides.append((how, points, draws))
         intervals = make_intervals(how, points, draws, patients)
         raw = bench.metrics(positive[model], negative[model], 1.08, weights)
         odds = np.log(weights[:, :8].sum(1) / weights[:, 8:].sum(1))
-        raw |= {name: without(raw[name], odds) for name in ("auprc", "f1")}
+        raw |= {name: regression_residuals(raw[name], odds) for name in ("auprc", "f1")}
         sizes = {"auroc": [8, 32], "specificity": [32], "accuracy": [40]}
         ends = {
             name: bench.ends_of(kind, np.array([points[name]]), raw[name], sizes.get(name, [8]), 3)
@@ -111,19 +113,19 @@ def test_average_precision_and_f1_are_of_the_share_of_positives_at_hand():
     weights = np.ones((300, 100))
     weights[:, :10] = positives[:, None] / 10
     rows = np.arange(100) < 10
-    recipes = {"f1": Recipe("ratio", rows, ~rows), "recall": Recipe("share", rows)}
+    methods = {"f1": IntervalMethod("ratio", rows, ~rows), "recall": IntervalMethod("share", rows)}
     odds = np.log(positives / 90)
     own = generator.normal(0, 0.01, 300)
-    draws = gather_draws(lambda _: {"f1": 0.5 + 0.1 * odds + own, "recall": 0.1 * odds}, [weights], recipes)
+    draws = gather_draws(lambda _: {"f1": 0.5 + 0.1 * odds + own, "recall": 0.1 * odds}, [weights], methods)
     assert draws["f1"].std() == pytest.approx(own.std(), rel=0.02)
     np.testing.assert_array_equal(draws["recall"], 0.1 * odds)
 
 
 def test_a_share_of_one_image_a_patient_is_wilsons():
     hits = np.arange(40) < 31
-    recipe = {"share": Recipe("share", np.ones(40, dtype=bool))}
+    method = {"share": IntervalMethod("share", np.ones(40, dtype=bool))}
     draws = {"share": np.random.default_rng(0).binomial(40, 31 / 40, 500) / 40}
-    found = make_intervals(recipe, {"share": hits.mean()}, draws, np.arange(40))["share"]
+    found = make_intervals(method, {"share": hits.mean()}, draws, np.arange(40))["share"]
     expected = binomtest(31, 40).proportion_ci(method="wilson")
     np.testing.assert_allclose(found, (expected.low, expected.high), atol=1e-9)
 

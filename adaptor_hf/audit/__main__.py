@@ -8,6 +8,8 @@ import logging
 import sys
 from pathlib import Path
 
+from ..files import write_aside
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.audit", description=__doc__)
@@ -82,8 +84,8 @@ def _table1(arguments: argparse.Namespace) -> str:
     page = markdown(described, arguments.min_count)
     folder = Path(arguments.to)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table1.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (folder / "table1.md").write_text(page, encoding="utf-8")
+    write_aside(folder / "table1.json", json.dumps(described, indent=1, ensure_ascii=False) + "\n")
+    write_aside(folder / "table1.md", page)
     return page
 
 

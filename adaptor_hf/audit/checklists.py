@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import write_aside
 from .facts import run_facts
 
 CHECKLISTS = ("claim_2024", "tripod_ai")
@@ -66,7 +67,7 @@ def write_checklists(run: str | os.PathLike, folder: str | os.PathLike) -> list[
     pages = []
     for name in CHECKLISTS:
         pages.append(folder / f"{name}.md")
-        pages[-1].write_text(fill(load_checklist(name), facts), encoding="utf-8")
+        write_aside(pages[-1], fill(load_checklist(name), facts))
     return pages
 
 

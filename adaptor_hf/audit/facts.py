@@ -63,11 +63,11 @@ def pretraining_facts(run: Path) -> dict[str, str]:
 
 
 def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    towers = {side: config.get(f"{side}_tower") or {} for side in ("vision", "text")}
+    towers = {kind: config.get(f"{kind}_tower") or {} for kind in ("vision", "text")}
     named = {
-        side: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, revision "
+        kind: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, revision "
         f"{spec.get('revision') or 'not pinned'}"
-        for side, spec in towers.items()
+        for kind, spec in towers.items()
         if spec
     }
     shape = (
@@ -78,9 +78,9 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     facts = {"model": f"An Adaptor of {shape}" + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
     facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of frozen towers."
     if named:
-        described = "; ".join(f"{side} tower {name}, frozen" for side, name in named.items())
+        described = "; ".join(f"{kind} tower {name}, frozen" for kind, name in named.items())
         seen = "; ".join(
-            f"{side}: {', '.join(towers[side].get('pretraining_data') or []) or 'unknown'}" for side in named
+            f"{kind}: {', '.join(towers[kind].get('pretraining_data') or []) or 'unknown'}" for kind in named
         )
         facts["model"] += f" {described}."
         facts["initialization"] = (

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.training_rows import TRAINING_ROWS_FILE
-from ..embeddings.files import file_sha256, write_json
+from ..embeddings.files import write_json
 from ..evaluation.results import RETRIEVAL_FILE
+from ..files import file_sha256
 from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache,
     """
     folder = Path(folder)
     inputs = {"table": _table(table), "cache": {
-        "folder": place_beside(folder, cache.path), "fingerprint": cache.fingerprint, "files": cache.digests(),
+        "folder": relative_to_run(folder, cache.path), "fingerprint": cache.fingerprint, "files": cache.digests(),
     }}  # fmt: skip
     return _write(folder, "train_pretrain", inputs, split_digests(cache), _OF_PRETRAINING)
 
@@ -75,7 +76,7 @@ def write_downstream_manifest(
     weights = [Path(model) / "model.safetensors" for model in models]
     inputs = {
         "table": _table(table),
-        "cache": {"folder": place_beside(folder, cache_dir), "files": shards},
+        "cache": {"folder": relative_to_run(folder, cache_dir), "files": shards},
         "models": [_model(folder, path) for path in weights],
     }
     splits = {}
@@ -126,7 +127,7 @@ def changed_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
     return found
 
 
-def place_beside(folder: Path, place: Path) -> str | None:
+def relative_to_run(folder: Path, place: Path) -> str | None:
     """A path relative to the run where it lies inside; elsewhere absolute, or None in private mode."""
     inside, place = folder.resolve(), place.resolve()
     if place.is_relative_to(inside):
@@ -138,7 +139,7 @@ def _model(folder: Path, weights: Path) -> dict[str, Any]:
     """Place and digest of a checkpoint's weights; of a hub id neither."""
     if not weights.is_file():
         return {"folder": None, "sha256": None}
-    return {"folder": place_beside(folder, weights.parent), "sha256": file_sha256(weights)}
+    return {"folder": relative_to_run(folder, weights.parent), "sha256": file_sha256(weights)}
 
 
 def _table(table: str | None) -> dict[str, Any] | None:
@@ -164,8 +165,8 @@ def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], patt
 __all__ = [
     "MANIFEST_FILE",
     "changed_files",
-    "place_beside",
     "read_run_manifest",
+    "relative_to_run",
     "split_digests",
     "write_downstream_manifest",
     "write_pretraining_manifest",

@@ -1,6 +1,5 @@
 """`run.json`: what a run was given, on what it ran, what came out, how long its parts took and how much memory."""
 
-import hashlib
 import json
 import platform
 import time
@@ -15,12 +14,13 @@ import torch
 
 from ..data.reading import Reading
 from ..data.splits import split_hash
+from ..files import file_sha256, write_aside
 from ..modeling_adaptor import AdaptorModel
+from ..moved import moved_names
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
 from ..training.report import package_versions
-from ..training.trainer import write_aside
-from .manifest import place_beside
+from .manifest import relative_to_run
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -81,7 +81,7 @@ class RunRecord:
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
             "inputs": {
-                "cache": place_beside(folder, cache.path),
+                "cache": relative_to_run(folder, cache.path),
                 "cache_fingerprint": cache.fingerprint,
                 "reading": asdict(Reading.of_spec(cache.vision_spec)),
                 "split_hash": split_hash(cache.pairs),
@@ -89,7 +89,7 @@ class RunRecord:
                 "sha256": cache.digests(),
             },
             "weights": {
-                "sha256": sha256(weights) if weights.is_file() else None,
+                "sha256": file_sha256(weights) if weights.is_file() else None,
                 "parameters": model.num_parameters(only_trainable=True),
             },
             "metrics": metrics or {},
@@ -104,11 +104,6 @@ class RunRecord:
 def last_evaluation(log_history: list[dict[str, float]]) -> dict[str, float]:
     """The last log entry that has evaluation metrics."""
     return next((entry for entry in reversed(log_history) if "eval_loss" in entry), {})
-
-
-def sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def processor_name() -> str:
@@ -135,4 +130,6 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
-__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name", "sha256"]
+__getattr__ = moved_names(__name__, {"sha256": "adaptor_hf.files.file_sha256"})
+
+__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name"]

@@ -250,7 +250,7 @@ def _check_near(
     warnings: list[str],
 ) -> None:
     from .images import read_image
-    from .near_copies import image_prints, near_copies
+    from .near_copies import near_copies, perceptual_hashes
 
     # Of byte copies the first stands for all: they are counted already.
     _, first = np.unique(digests, return_index=True)
@@ -267,8 +267,8 @@ def _check_near(
             readable.append(int(place))
             yield image
 
-    prints = image_prints(images())
-    found = [(readable[a], readable[b]) for a, b, _ in near_copies(prints)]
+    hashes = perceptual_hashes(images())
+    found = [(readable[a], readable[b]) for a, b, _ in near_copies(hashes)]
     across = [(a, b) for a, b in found if splits[a] != splits[b]]
     result["near_copies"] = {
         "pairs": len(found),

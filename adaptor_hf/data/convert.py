@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..files import written_aside
 from .restricted_pickle import load_npy, load_pickle
 
 if TYPE_CHECKING:
@@ -66,17 +67,13 @@ def write_table(table: pa.Table, path: str | os.PathLike) -> None:
     path = Path(path)
     if path.suffix not in OUTPUTS:
         raise ValueError(f"{path}: the output's name ends in {' or '.join(OUTPUTS)}.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with written_aside(path) as aside:
         if path.suffix == ".parquet":
             pq.write_table(table, aside)
         else:
             with open(aside, "w", encoding="utf-8") as file:
                 for batch in table.to_batches():
                     file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in batch.to_pylist())
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _table(content: Any, columns: Sequence[str] | None) -> pa.Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files import write_aside
 from .catalog import PublicDataset, list_datasets
 from .labels import LABEL_POLICIES
 
@@ -91,7 +92,7 @@ def write_pages(folder: Path) -> list[Path]:
         if path.name not in pages:
             path.unlink()
     for name, text in pages.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        write_aside(folder / name, text)
     return [folder / name for name in pages]
 
 

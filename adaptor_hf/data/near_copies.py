@@ -29,7 +29,7 @@ _BLOCK = 256
 
 
 @dataclass
-class Prints:
+class ImageHashes:
     """
     What images are compared by.
 
@@ -47,9 +47,9 @@ class Prints:
         return len(self.centre)
 
 
-def image_prints(images: Iterable[Image.Image]) -> Prints:
+def perceptual_hashes(images: Iterable[Image.Image]) -> ImageHashes:
     """
-    Prints of images, a few milliseconds each.
+    Hashes of images, a few milliseconds each.
 
     Args:
         images: 8-bit grey pictures (PIL), any size, one after the other.
@@ -66,32 +66,32 @@ def image_prints(images: Iterable[Image.Image]) -> Prints:
         centre.append(hashes[len(hashes) // 2])
         small.append(np.asarray(image.convert("L").resize((_SIDE, _SIDE), _lanczos())))
     count = len(centre)
-    return Prints(
+    return ImageHashes(
         np.array(centre, np.uint64).reshape(count, 4),
         np.array(shifted, np.uint64).reshape(count, len(_SHIFTS) ** 2, 4),
         np.array(small, np.uint8).reshape(count, _SIDE, _SIDE),
     )
 
 
-def near_copies(prints: Prints, min_correlation: float = MIN_CORRELATION) -> list[tuple[int, int, float]]:
+def near_copies(hashes: ImageHashes, min_correlation: float = MIN_CORRELATION) -> list[tuple[int, int, float]]:
     """
     Pairs of images that are nearly copies: candidates by perceptual hash (`imagehash.phash`, Zauner 2010), confirmed by
     the correlation of the aligned small images. Time grows with the square of the number of images.
 
     Args:
-        prints: Of `image_prints`.
+        hashes: Of `perceptual_hashes`.
         min_correlation: From which on a pair is one.
 
     Returns:
         Places of both images, the lower first, and their correlation, in order.
     """
-    if len(prints) < 2:
+    if len(hashes) < 2:
         return []
     found = []
-    for first, second in _candidates(prints):
-        likely = _peaks(prints.small, first, second) >= _LIKELY
+    for first, second in _candidates(hashes):
+        likely = _peaks(hashes.small, first, second) >= _LIKELY
         for a, b in zip(first[likely], second[likely], strict=True):
-            value = aligned_correlation(prints.small[a], prints.small[b])
+            value = aligned_correlation(hashes.small[a], hashes.small[b])
             if value >= min_correlation:
                 found.append((int(a), int(b), value))
     return sorted(found)
@@ -135,16 +135,16 @@ def _peaks(small: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarr
     return np.concatenate(peaks)
 
 
-def _candidates(prints: Prints) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _candidates(hashes: ImageHashes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pairs whose hashes are close at some shift, a block of first images at a time."""
-    for start in range(0, len(prints), _BLOCK):
-        stop = min(start + _BLOCK, len(prints))
-        rest = prints.centre[start:]
+    for start in range(0, len(hashes), _BLOCK):
+        stop = min(start + _BLOCK, len(hashes))
+        rest = hashes.centre[start:]
         near = np.zeros((stop - start, len(rest)), bool)
-        for place in range(prints.shifted.shape[1]):
+        for place in range(hashes.shifted.shape[1]):
             differences = np.zeros(near.shape, np.uint16)
             for word in range(4):
-                differences += np.bitwise_count(prints.shifted[start:stop, place, word, None] ^ rest[None, :, word])
+                differences += np.bitwise_count(hashes.shifted[start:stop, place, word, None] ^ rest[None, :, word])
             near |= differences <= _MAX_DISTANCE
         first, second = np.nonzero(np.triu(near, 1))
         yield first + start, second + start
@@ -189,4 +189,4 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum() / norm) if norm > 0 else 0.0
 
 
-__all__ = ["MIN_CORRELATION", "Prints", "aligned_correlation", "image_prints", "near_copies"]
+__all__ = ["MIN_CORRELATION", "ImageHashes", "aligned_correlation", "near_copies", "perceptual_hashes"]

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import file_sha256, write_aside
 from ..privacy.keys import load_key
 from ..privacy.mode import key_name, keyed_digests, private_key
 from .ids import canonical_id, canonical_ids
@@ -156,8 +157,7 @@ def id_namespaces(name: str | None, table: Any = None) -> tuple[str, ...]:
         files = [path] if path.is_file() else sorted(path.glob("**/metadata.*")) + sorted(path.glob("**/state.json"))
         digest = hashlib.sha256()
         for file in files:
-            with open(file, "rb") as opened:
-                digest.update(hashlib.file_digest(opened, "sha256").digest())
+            digest.update(bytes.fromhex(file_sha256(file)))
         if files:
             found.append(f"sha256:{digest.hexdigest()}")
         elif not path.exists():
@@ -198,12 +198,7 @@ def write_training_rows(
         made = [_hmac(key, name, patient) for name in namespaces for patient in distinct]
         tensors["patients"] = _bytes_of(np.array(made, DIGEST))
     path = folder / TRAINING_ROWS_FILE
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_bytes(save(tensors, {_METADATA: json.dumps(metadata, sort_keys=True)}))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, save(tensors, {_METADATA: json.dumps(metadata, sort_keys=True)}))
     return path
 
 

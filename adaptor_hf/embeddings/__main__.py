@@ -85,7 +85,7 @@ def _print_info(path: Path) -> None:
 
     cache = open_cache(path)
     reading = Reading.of_spec(cache.vision_spec)
-    side = {name: cache.manifest.get(name) for name in ("images", "texts")}
+    folders = {name: cache.manifest.get(name) for name in ("images", "texts")}
     info = {
         "path": str(cache.path),
         "fingerprint": cache.fingerprint,
@@ -96,7 +96,7 @@ def _print_info(path: Path) -> None:
         "cut_texts": cache.manifest.get("truncated_texts"),
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
-        "folders": side,
+        "folders": folders,
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,

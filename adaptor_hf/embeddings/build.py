@@ -48,7 +48,7 @@ def build_cache(
     """Embed every distinct image and text of a data set once, and open the result.
 
     What is there already is reused: the same call again reads no image and runs no tower; another tower, processor or
-    pooling rebuilds its own side only; new rows are added. A killed build goes on where it stopped. Under
+    pooling rebuilds its own modality only; new rows are added. A killed build goes on where it stopped. Under
     `accelerate launch` or `torchrun` all ranks share the work; every rank must make the same call. A second process
     that builds the same cache waits for the first one and uses its result.
 
@@ -150,18 +150,18 @@ def _build(
     table = read[0] if read else PairTable(merge_splits(dataset)[0])
     release_memory()
     ranks.on_main(lambda: check_faults(table, cache_dir, max_fault_fraction))
-    sides = [
+    modalities = [
         Modality(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
     ]
-    if ranks.on_main(lambda: any(len(side.missing(table)) for side in sides)):
-        _build_missing(sides, table, cache_dir, ranks)
+    if ranks.on_main(lambda: any(len(modality.missing(table)) for modality in modalities)):
+        _build_missing(modalities, table, cache_dir, ranks)
 
     def finish() -> str:
-        for side in sides:
-            side.collect_faults(table)
+        for modality in modalities:
+            modality.collect_faults(table)
         release_memory()
         check_faults(table, cache_dir, max_fault_fraction)
-        pairs = write_pairs(cache_dir, table, sides)
+        pairs = write_pairs(cache_dir, table, modalities)
         _report(table, read_manifest(pairs), cache_dir)
         return str(pairs)
 
@@ -194,23 +194,23 @@ def _worker_count(on_cuda: bool) -> int:
 
 
 @contextmanager
-def _space_named(cache_dir: Path, side: Modality, plan: Plan) -> Iterator[None]:
+def _space_named(cache_dir: Path, modality: Modality, plan: Plan) -> Iterator[None]:
     """Say how much space is needed when the disk is full."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        free, needed = shutil.disk_usage(cache_dir).free, side.bytes_needed(plan)
+        free, needed = shutil.disk_usage(cache_dir).free, modality.bytes_needed(plan)
         raise OSError(
             error.errno,
-            f"the disk of {cache_dir} is full: {free / 1e6:.1f} MB are free, and this build of {side.name} needs about "
-            f"{needed / 1e6:.1f} MB from its start to its end. Finished pieces are kept: free space, and the same call "
-            f"goes on from there ({error.strerror})",
+            f"the disk of {cache_dir} is full: {free / 1e6:.1f} MB are free, and this build of {modality.name} needs "
+            f"about {needed / 1e6:.1f} MB from its start to its end. Finished pieces are kept: free space, and the "
+            f"same call goes on from there ({error.strerror})",
         ) from error
 
 
-def _build_missing(sides: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
+def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
     from filelock import FileLock, Timeout
 
     lock = FileLock(cache_dir / _LOCK)
@@ -235,13 +235,15 @@ def _build_missing(sides: list[Modality], table: PairTable, cache_dir: Path, ran
             logger.warning("another process is building in %s: waiting for it to finish", cache_dir)
         waited = True
     try:
-        for side in sides:
-            plan = ranks.on_main(lambda side=side: side.plan(table))
-            with _space_named(cache_dir, side, plan):
+        for modality in modalities:
+            plan = ranks.on_main(lambda modality=modality: modality.plan(table))
+            with _space_named(cache_dir, modality, plan):
                 release_memory()
                 if plan.pieces:
-                    ranks.together(lambda side=side, plan=plan: side.compute(table, plan, ranks.index, ranks.world))
-                ranks.on_main(lambda side=side, plan=plan: side.finish(plan))
+                    ranks.together(
+                        lambda modality=modality, plan=plan: modality.compute(table, plan, ranks.index, ranks.world)
+                    )
+                ranks.on_main(lambda modality=modality, plan=plan: modality.finish(plan))
     except KeyboardInterrupt:
         logger.warning("interrupted: finished pieces are kept in %s, the same call goes on from there", cache_dir)
         raise

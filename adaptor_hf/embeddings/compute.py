@@ -151,17 +151,17 @@ def image_batches(batches: ImageBatches, num_workers: int, pin_memory: bool) -> 
             prefetch_factor=2 if num_workers else None,
             # A generator of its own, so that building a cache does not shift the caller's random state.
             generator=torch.Generator(),
-            worker_init_fn=be_silent,
+            worker_init_fn=silence_worker,
         )
     )
 
 
-def be_silent(worker: int) -> None:
+def silence_worker(worker: int) -> None:
     """A worker sends its errors to the main process; what is left are threads whose peer has just been interrupted."""
     sys.excepthook = lambda *error: None
 
 
-def ahead(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+def prefetch(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
     """Results of `function` in order, computed one item ahead in a thread."""
     with ThreadPoolExecutor(1) as pool:
         future = None

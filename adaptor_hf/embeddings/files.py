@@ -1,6 +1,5 @@
 """Files of a cache: written aside and renamed when whole, memory-mapped without a copy, checked by SHA-256."""
 
-import hashlib
 import json
 import os
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.content_keys import KEY_DTYPE
+from ..files import file_sha256, written_aside
 
 FORMAT = "adaptor_hf.embeddings"
 CACHE_VERSION = 1
@@ -21,23 +21,17 @@ CHECKED = "checked.json"
 NUMPY_DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
-def _write_aside(path: Path, write, sync: bool = True) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+@contextmanager
+def _written(path: Path, sync: bool = True) -> Iterator[Path]:
     try:
-        with open(aside, "wb") as file:
-            write(file)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        with written_aside(path, sync=sync) as aside:
+            yield aside
     except OSError as error:
         raise OSError(
             error.errno,
             f"cannot write {path}: {error.strerror or error}. Nothing half-written was kept; finished parts of the "
             "cache stay. Free space on (or allow writing to) this folder and run the same command again",
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_batch(path: Path, batch: pa.RecordBatch) -> None:
@@ -47,13 +41,9 @@ def write_batch(path: Path, batch: pa.RecordBatch) -> None:
 
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
     """Write record batches, as they come, as one Arrow stream file."""
-
-    def write(file) -> None:
-        with pa.ipc.new_stream(file, schema) as writer:
-            for batch in batches:
-                writer.write_batch(batch)
-
-    _write_aside(path, write)
+    with _written(path) as aside, open(aside, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch)
 
 
 @contextmanager
@@ -71,18 +61,19 @@ def merged(table: pa.Table, folder: Path) -> Iterator[pa.RecordBatch]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, aside and renamed."""
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-    _write_aside(path, lambda file: file.write(text.encode("utf-8")))
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, aside and renamed."""
-    _write_aside(path, lambda file: file.write(text.encode("utf-8")))
+    with _written(path) as aside:
+        aside.write_bytes(text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file aside and rename it, without waiting for the disk: for files that carry their own digest."""
-    _write_aside(path, lambda file: file.write(data), sync=False)
+    with _written(path, sync=False) as aside:
+        aside.write_bytes(data)
 
 
 def read_manifest(folder: Path) -> dict:
@@ -177,12 +168,6 @@ def key_view(batch: pa.RecordBatch, column: str) -> np.ndarray:
     """(n,) view of a column of 16-byte keys."""
     array = batch.column(column)
     return np.frombuffer(array.buffers()[1], dtype=KEY_DTYPE)[array.offset : array.offset + len(array)]
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_entry(path: Path, rows: int) -> dict:

@@ -14,7 +14,7 @@ from ..privacy.mode import check_private_mode
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
 from .files import NUMPY_DTYPES, embedding_batch, file_entry, write_batch
-from .keys import side_key
+from .keys import modality_key
 from .pairs import kept_rows, write_pairs_folder
 from .reader import EmbeddingCache, open_cache
 from .shards import SHARD_ROWS, ModalityFolder
@@ -66,23 +66,25 @@ def import_embeddings(
         raise ValueError(f"dtype must be one of {sorted(NUMPY_DTYPES)} or None, got {dtype!r}")
     cache_dir = Path(cache_dir)
     given = {"images": image, "texts": text}
-    arrays = {side: _read_array(value, side) for side, value in given.items() if value is not None}
+    arrays = {modality: _read_array(value, modality) for modality, value in given.items() if value is not None}
     rows = _read_rows(table, len(next(iter(arrays.values()))))
-    for side, array in arrays.items():
+    for modality, array in arrays.items():
         if len(array) != len(rows):
-            raise ValueError(f"{side}: {len(array)} embeddings for {len(rows)} rows of the table; expected one a row")
-        _find_faults(rows, side, array, dtype)
+            raise ValueError(
+                f"{modality}: {len(array)} embeddings for {len(rows)} rows of the table; expected one a row"
+            )
+        _find_faults(rows, modality, array, dtype)
     cache_dir.mkdir(parents=True, exist_ok=True)
     check_faults(rows, cache_dir, max_fault_fraction)
     excluded = excluded_rows(rows)
     kept = kept_rows(rows)
     manifest: dict = {"excluded": len(excluded)}
     rows_of, content = {}, []
-    for side, array in arrays.items():
-        folder, row_numbers = _write_side(cache_dir, side, array, rows, name, dtype)
-        rows_of[side] = row_numbers[kept]
-        manifest |= {side: folder.path.name, f"{side[:-1]}_tower": folder.manifest["tower"]}
-        content.append(hashlib.blake2b(rows_of[side], digest_size=16).hexdigest())
+    for modality, array in arrays.items():
+        folder, row_numbers = _write_modality(cache_dir, modality, array, rows, name, dtype)
+        rows_of[modality] = row_numbers[kept]
+        manifest |= {modality: folder.path.name, f"{modality[:-1]}_tower": folder.manifest["tower"]}
+        content.append(hashlib.blake2b(rows_of[modality], digest_size=16).hexdigest())
     if rows.faults:
         logger.warning(fault_summary(rows, cache_dir))
     return open_cache(write_pairs_folder(cache_dir, manifest, content, rows_of, rows.ids, kept, excluded))
@@ -117,20 +119,20 @@ def _stored(array: np.ndarray, dtype: str) -> np.ndarray:
         return array.astype(NUMPY_DTYPES[dtype])
 
 
-def _find_faults(rows: PairTable, side: str, array: np.ndarray, dtype: str | None) -> None:
+def _find_faults(rows: PairTable, modality: str, array: np.ndarray, dtype: str | None) -> None:
     for start in range(0, len(array), BLOCK_ROWS):
         stored = _stored(array[start : start + BLOCK_ROWS], _storage_dtype(array, dtype))
         for offset, reason in vector_faults(stored).items():
-            if side == "images" or rows.has_text[start + offset]:
-                rows.faults.setdefault(start + offset, f"{side[:-1]} {reason}")
+            if modality == "images" or rows.has_text[start + offset]:
+                rows.faults.setdefault(start + offset, f"{modality[:-1]} {reason}")
 
 
-def _write_side(
-    cache_dir: Path, side: str, array: np.ndarray, rows: PairTable, name: str, dtype: str | None
+def _write_modality(
+    cache_dir: Path, modality: str, array: np.ndarray, rows: PairTable, name: str, dtype: str | None
 ) -> tuple[ModalityFolder, np.ndarray]:
-    """Write one side's folder if it is not there; returns it and the (n,) row numbers of the table's rows in it."""
+    """Write one modality's folder if it is not there; returns it and the (n,) row numbers of the table's rows in it."""
     dtype = _storage_dtype(array, dtype)
-    if side == "images":
+    if modality == "images":
         chosen = row_numbers = np.arange(len(array))
         keys = key_vector(f"row {row}".encode().ljust(16, b".") for row in range(len(array)))
     else:
@@ -139,7 +141,7 @@ def _write_side(
     state = hashlib.blake2b(keys.view(np.uint8), digest_size=16)
     for start in range(0, len(array), BLOCK_ROWS):
         state.update(np.ascontiguousarray(array[start : start + BLOCK_ROWS]))
-    kind = {"images": "vision", "texts": "text"}[side]
+    kind = {"images": "vision", "texts": "text"}[modality]
     spec = {
         "kind": kind,
         "library": "external",
@@ -157,7 +159,7 @@ def _write_side(
     }
     identity = {"kind": kind, "library": "external", "name": name, "weights": state.hexdigest()}
     header = {"tower": spec, "identity": identity, "dtype": dtype, "width": array.shape[1], "max_text_length": None}
-    folder = ModalityFolder(cache_dir, side, side_key(identity, dtype, None), header)
+    folder = ModalityFolder(cache_dir, modality, modality_key(identity, dtype, None), header)
     if not folder.rows:
         folder.path.mkdir(parents=True, exist_ok=True)
         entries = []
@@ -196,14 +198,14 @@ def _distinct_texts(array: np.ndarray, rows: PairTable) -> tuple[np.ndarray, np.
     return usable[first], row_numbers
 
 
-def _read_array(value: Any, side: str) -> np.ndarray:
+def _read_array(value: Any, modality: str) -> np.ndarray:
     """(n, D) array of floats; a file is memory-mapped where its format allows."""
-    label = side[:-1]
+    label = modality[:-1]
     if isinstance(value, str | os.PathLike):
         path = Path(value)
         label = str(path)
         if not path.is_file():
-            raise FileNotFoundError(f"{side}: no file {path}")
+            raise FileNotFoundError(f"{modality}: no file {path}")
         if path.suffix == ".npy":
             try:
                 array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -212,11 +214,11 @@ def _read_array(value: Any, side: str) -> np.ndarray:
                     f"{path} is no plain array of numbers ({error}); files with pickles are not read"
                 ) from error
         elif path.suffix == ".safetensors":
-            array = _read_safetensors(path, side)
+            array = _read_safetensors(path, modality)
         elif path.suffix == ".parquet":
-            array = _read_parquet(path, side)
+            array = _read_parquet(path, modality)
         else:
-            raise ValueError(f"{side}: {path} must be a .npy, .safetensors or .parquet file")
+            raise ValueError(f"{modality}: {path} must be a .npy, .safetensors or .parquet file")
     else:
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
     if array.ndim != 2 or not np.issubdtype(array.dtype, np.floating) or 0 in array.shape:
@@ -226,25 +228,25 @@ def _read_array(value: Any, side: str) -> np.ndarray:
     return array
 
 
-def _choose(names: list[str], side: str, path: Path) -> str:
-    for name in _COLUMN_NAMES[side]:
+def _choose(names: list[str], modality: str, path: Path) -> str:
+    for name in _COLUMN_NAMES[modality]:
         if name in names:
             return name
     if len(names) == 1:
         return names[0]
-    raise ValueError(f"{path} has {names}: expected one array, or one called {_COLUMN_NAMES[side][0]!r}")
+    raise ValueError(f"{path} has {names}: expected one array, or one called {_COLUMN_NAMES[modality][0]!r}")
 
 
-def _read_safetensors(path: Path, side: str) -> np.ndarray:
+def _read_safetensors(path: Path, modality: str) -> np.ndarray:
     import torch
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        tensor = file.get_tensor(_choose(list(file.keys()), side, path))
+        tensor = file.get_tensor(_choose(list(file.keys()), modality, path))
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
-def _read_parquet(path: Path, side: str) -> np.ndarray:
+def _read_parquet(path: Path, modality: str) -> np.ndarray:
     import pyarrow as pa
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
@@ -253,7 +255,7 @@ def _read_parquet(path: Path, side: str) -> np.ndarray:
         return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
     schema = pq.read_schema(path)
-    column = _choose([field.name for field in schema if is_list(field.type)], side, path)
+    column = _choose([field.name for field in schema if is_list(field.type)], modality, path)
     values = pq.read_table(path, columns=[column]).column(column).combine_chunks()
     if values.null_count:
         raise ValueError(f"{path}: {values.null_count} rows of {column!r} are null; store NaN for a missing embedding")

@@ -51,8 +51,8 @@ def tower_identity(tower) -> dict:
     }
 
 
-def side_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
-    """Key of one side's folder. Rows are no part of it: new rows are added to the same folder."""
+def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
+    """Key of one modality's folder. Rows are no part of it: new rows are added to the same folder."""
     return json_key([CACHE_VERSION, identity, dtype, max_text_length])
 
 

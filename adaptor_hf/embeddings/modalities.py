@@ -1,4 +1,4 @@
-"""One side of a build: which rows are wanted, what is missing, and computing it piece by piece."""
+"""One modality of a build: which rows are wanted, what is missing, and computing it piece by piece."""
 
 import logging
 from dataclasses import dataclass, field
@@ -13,19 +13,19 @@ from .compute import (
     READ_ERROR,
     ImageBatches,
     TextBatches,
-    ahead,
     digests_of,
     embed,
     image_batches,
+    prefetch,
     target_pixels,
     vector_faults,
 )
 from .image_store import GREY, ImageStore
-from .keys import side_key
+from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .progress import progress
-from .shards import Build, ModalityFolder, cut, key_hex, plan_name
+from .shards import Build, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .table import PairTable, needed
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Settings:
-    """Arguments of `build_cache` that both sides need."""
+    """Arguments of `build_cache` that both modalities need."""
 
     batch_size: int
     dtype: str
@@ -70,7 +70,7 @@ class Modality:
 
     Attributes:
         name: "images" or "texts".
-        folder: where this side's embeddings are.
+        folder: where this modality's embeddings are.
         spec: the tower's spec; for images with their reading (`Reading.in_spec`), which a model's config carries on.
         max_length: tokens a text is cut to; None for images.
     """
@@ -100,7 +100,7 @@ class Modality:
             "width": identity["hidden_size"],
             "max_text_length": self.max_length,
         }
-        self.folder = ModalityFolder(cache_dir, name, side_key(identity, settings.dtype, self.max_length), header)
+        self.folder = ModalityFolder(cache_dir, name, modality_key(identity, settings.dtype, self.max_length), header)
         self._rows = np.empty(0, dtype=np.int64)
         self._looked_up = 0  # never before
 
@@ -108,7 +108,7 @@ class Modality:
         return table.image_keys if self.name == "images" else table.text_keys
 
     def rows(self, table: PairTable) -> np.ndarray:
-        """(n,) row of this side's folder for each row of the table, -1 where there is none."""
+        """(n,) row of this modality's folder for each row of the table, -1 where there is none."""
         if self._looked_up != self.folder.changes:
             present = table.has_image if self.name == "images" else table.has_text
             self._rows = self.folder.lookup(self.keys(table))
@@ -134,7 +134,7 @@ class Modality:
         rows = self.missing(table)
         self._rows, self._looked_up = self._rows[:0], 0  # what is computed now changes them
         if self.name == "images" and self.folder.rows and len(rows):
-            rows = self._known_by_content(table, rows)
+            rows = self._without_known_content(table, rows)
         release_memory()
         plan = self._arrange(table, rows)
         others = [build for build in self.folder.builds() if build.plan != plan.name]
@@ -145,7 +145,7 @@ class Modality:
             return self.plan(table)
         build = Build(self.folder, plan.name)
         size = self.settings.batch_size * max(1, self.settings.piece_rows // self.settings.batch_size)
-        pieces = enumerate(cut(len(plan.rows), size))
+        pieces = enumerate(row_ranges(len(plan.rows), size))
         plan.pieces = {index: piece for index, piece in pieces if not build.is_done(index)}
         return plan
 
@@ -167,7 +167,7 @@ class Modality:
         keys = self.keys(table)[rows]
         return Plan(plan_name(keys, self.settings.batch_size, self.settings.piece_rows), rows, keys, lengths)
 
-    def _known_by_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
+    def _without_known_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
         """Leave out images that are there under another path or time; only a grown or moved data set pays for this."""
         column = table.dataset.select_columns(["image"])
         digests = []
@@ -238,7 +238,7 @@ class Modality:
         )
         for index, piece in mine:
             vectors, digests, kept, faults = [], [], [], {}
-            for start, stop in cut(piece[1], size, piece[0]):
+            for start, stop in row_ranges(piece[1], size, piece[0]):
                 batch = next(loaded)
                 if batch["kept"]:
                     inputs = {"pixel_values": batch["pixel_values"]}
@@ -253,11 +253,11 @@ class Modality:
     def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
         texts = TextBatches(table.dataset, tower.processor, self.max_length)
         size = self.settings.batch_size
-        batches = (batch for _, piece in mine for batch in cut(piece[1], size, piece[0]))
-        encoded = ahead(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
+        batches = (batch for _, piece in mine for batch in row_ranges(piece[1], size, piece[0]))
+        encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for index, piece in mine:
             vectors = []
-            for start, stop in cut(piece[1], size, piece[0]):
+            for start, stop in row_ranges(piece[1], size, piece[0]):
                 vectors.append(embed(tower, next(encoded), self.settings.dtype))
                 bar.update(stop - start)
             kept = np.arange(*piece)

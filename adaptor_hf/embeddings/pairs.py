@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
+from ..files import folder_written_aside
 from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import (
     CACHE_VERSION,
@@ -48,7 +47,7 @@ def kept_rows(table: PairTable) -> np.ndarray:
     return np.nonzero(keep)[0]
 
 
-def write_pairs(cache_dir: Path, table: PairTable, sides: list["Modality"]) -> Path:
+def write_pairs(cache_dir: Path, table: PairTable, modalities: list["Modality"]) -> Path:
     """Write the pairs folder if it is not there, and make it the one that `open_cache(cache_dir)` opens.
 
     Raises:
@@ -58,22 +57,22 @@ def write_pairs(cache_dir: Path, table: PairTable, sides: list["Modality"]) -> P
     if not len(kept):
         raise ValueError(f"all {len(table)} rows are excluded, see {cache_dir / EXCLUDED}: there is nothing to cache")
     excluded = excluded_rows(table)
-    rows_of = {side.name: side.rows(table)[kept] for side in sides}
+    rows_of = {modality.name: modality.rows(table)[kept] for modality in modalities}
     manifest: dict = {"excluded": len(excluded)}
     content = []
-    for side in sides:
-        rows = rows_of[side.name]
-        content.append(_content_digest(side, rows))
-        manifest[side.name] = side.folder.path.name
-        manifest[f"{side.name[:-1]}_tower"] = side.spec
-        if side.name == "texts":
-            manifest |= _text_lengths(side, rows)
+    for modality in modalities:
+        rows = rows_of[modality.name]
+        content.append(_content_digest(modality, rows))
+        manifest[modality.name] = modality.folder.path.name
+        manifest[f"{modality.name[:-1]}_tower"] = modality.spec
+        if modality.name == "texts":
+            manifest |= _text_lengths(modality, rows)
     return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids, kept, excluded)
 
 
-def _content_digest(side: "Modality", rows: np.ndarray) -> str:
-    """Digest of what these rows of a side's folder stand for."""
-    known = side.folder.keys("digest")
+def _content_digest(modality: "Modality", rows: np.ndarray) -> str:
+    """Digest of what these rows of a modality's folder stand for."""
+    known = modality.folder.keys("digest")
     state = hashlib.blake2b(digest_size=16)
     for start in range(0, len(rows), BATCH_ROWS):
         part = rows[start : start + BATCH_ROWS]
@@ -92,12 +91,12 @@ def write_pairs_folder(
     kept: np.ndarray,
     excluded: list[dict],
 ) -> Path:
-    """Write `pairs-<key>/`; the key covers both sides' folders, the content of the pairs, their ids and splits.
+    """Write `pairs-<key>/`; the key covers both modalities' folders, the content of the pairs, their ids and splits.
 
     Args:
-        manifest: folder names and specs of the sides.
+        manifest: folder names and specs of the modalities.
         content: digests of what the image and text rows stand for.
-        rows_of: (n,) row numbers by side, "images" and "texts".
+        rows_of: (n,) row numbers by modality, "images" and "texts".
         ids: ids of all rows of the table.
         kept: (n,) rows of the table that are no faults.
         excluded: the other rows.
@@ -112,22 +111,18 @@ def write_pairs_folder(
         numbers["study"] = study_codes(ids, kept)
         release_memory()
         rows = pa.RecordBatch.from_pydict(numbers)
-        aside = cache_dir / f".pairs-{key}.{os.getpid()}.partial"
-        aside.mkdir(exist_ok=True)
         try:
-            write_batch(aside / ROWS_FILE, rows)
-            batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
-            write_batches(aside / PAIRS_FILE, ids.schema, batches)
-            write_text(aside / EXCLUDED, listed)
-            header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
-            files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
-            write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
-            os.replace(aside, folder)
+            with folder_written_aside(folder) as aside:
+                write_batch(aside / ROWS_FILE, rows)
+                batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
+                write_batches(aside / PAIRS_FILE, ids.schema, batches)
+                write_text(aside / EXCLUDED, listed)
+                header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
+                files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
+                write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
     # A cache that is complete may be read-only.
     if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_text(encoding="utf-8") != listed:
         write_text(cache_dir / EXCLUDED, listed)
@@ -181,13 +176,13 @@ def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
     return first_rows(keys)
 
 
-def _text_lengths(side: "Modality", rows: np.ndarray) -> dict:
-    used = np.zeros(side.folder.rows, dtype=bool)
+def _text_lengths(modality: "Modality", rows: np.ndarray) -> dict:
+    used = np.zeros(modality.folder.rows, dtype=bool)
     used[rows[rows >= 0]] = True
-    parts = [batch.column("num_tokens").to_numpy() for batch in side.folder.batches()]
-    cut = used & (np.concatenate(parts) > side.max_length) if parts else used
+    parts = [batch.column("num_tokens").to_numpy() for batch in modality.folder.batches()]
+    cut = used & (np.concatenate(parts) > modality.max_length) if parts else used
     return {
         "distinct_texts": int(used.sum()),
         "truncated_texts": int(cut.sum()),
-        "max_text_length": side.max_length,
+        "max_text_length": modality.max_length,
     }

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class Vectors:
-    """Rows of all shards of one side, numbered through, in storage dtype.
+    """Rows of all shards of one modality, numbered through, in storage dtype.
 
     Args:
         folder: `images-<key>/` or `texts-<key>/`.
@@ -117,15 +117,15 @@ class _Store:
         table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
         self.splits = table["split"].dictionary_encode().combine_chunks()
         self.vectors = {}
-        for side, rows in (("images", self.image_row), ("texts", self.text_row)):
-            if side in self.manifest:
-                vectors = Vectors(folder.parent / self.manifest[side])
+        for modality, rows in (("images", self.image_row), ("texts", self.text_row)):
+            if modality in self.manifest:
+                vectors = Vectors(folder.parent / self.manifest[modality])
                 if len(rows) and rows.max() >= len(vectors):
                     raise ValueError(
-                        f"{folder / ROWS_FILE} needs row {rows.max()} of {self.manifest[side]}, which has "
+                        f"{folder / ROWS_FILE} needs row {rows.max()} of {self.manifest[modality]}, which has "
                         f"{len(vectors)} rows. The folders do not belong together; build the cache again"
                     )
-                self.vectors[side] = vectors
+                self.vectors[modality] = vectors
 
 
 class EmbeddingCache:
@@ -134,7 +134,7 @@ class EmbeddingCache:
     It serves a `torch.utils.data.DataLoader` or `Trainer`: `__getitems__` gathers a batch at once, so the collator
     is the identity. It pickles as a path, so workers open the files themselves.
 
-    Batches have, as far as the sides exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
+    Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
     `text_row`, int64 (n,), equal for equal texts; `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole
     cache. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive training.
 
@@ -161,13 +161,13 @@ class EmbeddingCache:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        sides = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
-        return f"EmbeddingCache({len(self)} rows, {sides}, {self._store.folder})"
+        modalities = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
+        return f"EmbeddingCache({len(self)} rows, {modalities}, {self._store.folder})"
 
     @property
     def column_names(self) -> list[str]:
         names = {"images": "image_embeds", "texts": "text_embeds"}
-        return [names[side] for side in self._store.vectors] + ["text_row", "study", "row"]
+        return [names[modality] for modality in self._store.vectors] + ["text_row", "study", "row"]
 
     @property
     def path(self) -> Path:
@@ -213,10 +213,10 @@ class EmbeddingCache:
         """(n,) 16-byte digests of each pair row's text, as `image_digests`."""
         return self._digests("texts", self.text_spec, self.text_rows)
 
-    def _digests(self, side: str, spec: dict | None, rows: np.ndarray) -> np.ndarray | None:
-        if side not in self._store.vectors or (spec or {}).get("library") == "external":
+    def _digests(self, modality: str, spec: dict | None, rows: np.ndarray) -> np.ndarray | None:
+        if modality not in self._store.vectors or (spec or {}).get("library") == "external":
             return None
-        folder = self.path.parent / self.manifest[side]
+        folder = self.path.parent / self.manifest[modality]
         shards = [map_batch(folder / shard["file"]) for shard in read_manifest(folder)["shards"]]
         known = np.concatenate([np.zeros(1, KEY_DTYPE), *(key_view(batch, "digest") for batch in shards)])
         return known[rows + 1]
@@ -230,9 +230,9 @@ class EmbeddingCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the distinct vectors of this view, in storage dtype."""
-        sides = {"images": self.image_rows, "texts": self.text_rows}
+        modalities = {"images": self.image_rows, "texts": self.text_rows}
         return sum(
-            len(np.unique(sides[name])) * vectors.width * vectors.dtype.itemsize
+            len(np.unique(modalities[name])) * vectors.width * vectors.dtype.itemsize
             for name, vectors in self._store.vectors.items()
         )
 
@@ -267,7 +267,7 @@ class EmbeddingCache:
 
     def modality_manifests(self) -> dict[str, dict]:
         """What is stored about the images and the texts, by the names of their folders."""
-        names = [self.manifest[side] for side in self._store.vectors]
+        names = [self.manifest[modality] for modality in self._store.vectors]
         return {name: read_manifest(self.path.parent / name) for name in names}
 
     def files(self) -> list[str]:
@@ -330,19 +330,19 @@ class EmbeddingCache:
 
     def image_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
         """(n, D) image embeddings in storage dtype of rows of this view; None is all of them."""
-        return self._side("images").take(self.image_rows if rows is None else self.image_rows[self._checked(rows)])
+        return self._stored("images").take(self.image_rows if rows is None else self.image_rows[self._checked(rows)])
 
     def text_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
         """(n, D) text embeddings in storage dtype of rows of this view; None is all of them."""
-        return self._side("texts").take(self.text_rows if rows is None else self.text_rows[self._checked(rows)])
+        return self._stored("texts").take(self.text_rows if rows is None else self.text_rows[self._checked(rows)])
 
     def distinct_text_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
         """(m, D) embeddings of the distinct texts of this view, and their int64 (m,) text rows, ascending."""
         rows = self.text_rows
         rows = np.unique(rows[rows >= 0])
-        return self._side("texts").take(rows), torch.from_numpy(rows)
+        return self._stored("texts").take(rows), torch.from_numpy(rows)
 
-    def _side(self, name: str) -> Vectors:
+    def _stored(self, name: str) -> Vectors:
         if name not in self._store.vectors:
             raise ValueError(f"the cache {self._store.folder} was built without {name}")
         return self._store.vectors[name]
@@ -368,13 +368,13 @@ class ResidentCache:
         self._columns["row"] = torch.from_numpy(cache._rows)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
         self._vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for name, side, rows in (
+        for name, modality, rows in (
             ("image_embeds", "images", cache.image_rows),
             ("text_embeds", "texts", cache.text_rows),
         ):
-            if side in cache._store.vectors:
+            if modality in cache._store.vectors:
                 used, place = np.unique(rows, return_inverse=True)
-                vectors = cache._side(side).take(used).to(self.device)
+                vectors = cache._stored(modality).take(used).to(self.device)
                 self._vectors[name] = (vectors, torch.from_numpy(place).to(self.device))
 
     def __len__(self) -> int:

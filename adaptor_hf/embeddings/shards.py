@@ -1,4 +1,4 @@
-"""One side's folder: committed shards of one record batch each, and the pieces of a build that is under way.
+"""One modality's folder: committed shards of one record batch each, and the pieces of a build that is under way.
 
 A build is cut into pieces of a few thousand rows, planned once for all ranks. A piece is written aside and renamed
 when whole, so that a killed build computes at most one piece a rank again. When all are there they are merged into
@@ -148,7 +148,7 @@ class ModalityFolder:
 
 
 class Build:
-    """Pieces of one planned build, in `building-<plan>/` of a side's folder."""
+    """Pieces of one planned build, in `building-<plan>/` of a modality's folder."""
 
     def __init__(self, folder: ModalityFolder, plan: str) -> None:
         self.folder = folder
@@ -192,7 +192,7 @@ class Build:
         shutil.rmtree(self.path)
 
 
-def cut(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
+def row_ranges(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
     """Consecutive (start, stop) of at most `size` rows, from row `first` to row `rows`."""
     return [(start, min(start + size, rows)) for start in range(first, rows, size)]
 

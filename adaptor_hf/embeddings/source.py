@@ -1,4 +1,4 @@
-"""The tower of one side: named or loaded. Its weights are read only when there is something to compute or to learn."""
+"""The tower of one modality, named or loaded. Its weights are read only when there is something to compute or learn."""
 
 import json
 import os

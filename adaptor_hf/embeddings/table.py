@@ -34,7 +34,7 @@ class PairTable:
     Attributes:
         dataset: datasets.Dataset with the contract columns, all splits one after the other.
         ids: Arrow table with image_id, patient_id, study_id, view, split, source_row and, with labels, targets.
-        image_keys, text_keys: (n,) keys of 16 bytes, or None for a side that is not built.
+        image_keys, text_keys: (n,) keys of 16 bytes, or None for a modality that is not built.
         has_image, has_text: (n,) bool; False also where the row is faulty.
         faults: row -> reason.
     """
@@ -84,10 +84,10 @@ def read_table(dataset, *, images: bool, texts: bool) -> PairTable:
         ValueError: no rows, or a column that is needed is missing.
     """
     merged, splits = merge_splits(dataset)
-    for column, needed, side in (("image", images, "vision_tower"), ("text", texts, "text_tower")):
+    for column, needed, option in (("image", images, "vision_tower"), ("text", texts, "text_tower")):
         if needed and column not in merged.column_names:
             raise ValueError(
-                f"{side} is given but the data set has no column {column!r} (columns: {merged.column_names}). "
+                f"{option} is given but the data set has no column {column!r} (columns: {merged.column_names}). "
                 "Rename the column, or read the file with adaptor_hf.data.tables.load_pairs"
             )
     table = PairTable(merged, read_ids(merged, splits))
@@ -242,9 +242,9 @@ def _read_images(table: PairTable) -> None:
     table.has_image = table.image_keys != np.array(_NO_KEY, dtype=KEY_DTYPE)
 
 
-def needed(table: PairTable, side: str) -> np.ndarray:
+def needed(table: PairTable, modality: str) -> np.ndarray:
     """(n,) bool: rows whose image (or text) must have an embedding."""
-    present = table.has_image if side == "images" else table.has_text
+    present = table.has_image if modality == "images" else table.has_text
     wanted = present.copy()
     if table.faults:
         wanted[np.fromiter(table.faults, dtype=np.int64)] = False

@@ -1,13 +1,7 @@
 """Metrics and statistics: plain functions on tensors and arrays."""
 
-from .classification import (
-    classification_intervals,
-    classification_metrics,
-    f1_thresholds,
-    reliability_curve,
-    sensitivity_at_specificity,
-    specificity_thresholds,
-)
+from .calibration import reliability_curve
+from .classification import classification_intervals, classification_metrics, sensitivity_at_specificity
 from .compare import compare_predictions
 from .mask_baselines import baseline_counts, mean_mask, mean_mask_threshold
 from .predictions import (
@@ -37,6 +31,7 @@ from .statistics import (
     paired_bootstrap,
     seed_interval,
 )
+from .thresholds import f1_thresholds, specificity_thresholds
 
 __all__ = [
     "Difference",

@@ -5,14 +5,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..moved import moved_names
+from .calibration import calibration_error
+from .checks import as_columns, check_finite, check_probabilities, label_matrix
 from .draws import gather_draws
-from .intervals import Intervals, Recipe, make_intervals
+from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import resampled_weights
-from .weighted import weighted_areas
+from .thresholds import specificity_thresholds
+from .weighted import ratio, weighted_areas
 
-NUM_BINS = 15
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
-
 
 _NEAR_CONSTANT = "All scores are equal up to rounding."
 
@@ -65,7 +67,7 @@ def classification_metrics(
         ValueError: shapes that do not fit, no rows, a score that is NaN, infinite or no probability, a label out of
             range.
     """
-    task = _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
+    task = _ScoredRows(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
     values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
     return Metrics(values, task.notes)
 
@@ -97,20 +99,20 @@ def classification_intervals(
         [`Intervals`]: Both ends are NaN, with a reason, where fewer than 5 patients are positive or negative, where all
         scores of a class are equal up to rounding, and for `ece`, which is biased upwards.
     """
-    task = _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
+    task = _ScoredRows(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points)
     if len(patients) != task.num_rows:
         raise ValueError(f"Got {len(patients)} patients for {task.num_rows} rows.")
     patients = np.asarray(patients)
     values = {name: float(value[0]) for name, value in task.values(np.ones((1, task.num_rows))).items()}
-    recipes = task.recipes()
-    draws = gather_draws(task.values, resampled_weights(patients, num_resamples, seed), recipes)
-    return make_intervals(recipes, values, draws, patients, level=level, unit=unit)
+    methods = task.interval_methods()
+    draws = gather_draws(task.values, resampled_weights(patients, num_resamples, seed), methods)
+    return make_intervals(methods, values, draws, patients, level=level, unit=unit)
 
 
-def classification_recipes(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, Recipe]:
+def classification_interval_methods(scores: np.ndarray, labels: np.ndarray, **options) -> dict[str, IntervalMethod]:
     """How each metric gets its interval; arguments of [`classification_metrics`]."""
     defaults = {"class_names": None, "thresholds": None, "probabilities": True, "operating_points": None}
-    return _Task(scores, labels, **(defaults | options)).recipes()
+    return _ScoredRows(scores, labels, **(defaults | options)).interval_methods()
 
 
 def metrics_under_weights(
@@ -124,36 +126,7 @@ def metrics_under_weights(
     operating_points: Mapping[str, Sequence[float]] | None = None,
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A function from weights of the rows `(B, N)` to each metric `(B,)`; arguments of [`classification_metrics`]."""
-    return _Task(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points).values
-
-
-def specificity_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: float) -> np.ndarray:
-    """
-    The lowest thresholds at which validation rows reach a specificity: scores above are called positive.
-
-    Args:
-        scores (`np.ndarray` of shape `(N,)` or `(N, C)`): Of validation rows.
-        labels (`np.ndarray`, same shape): 0, 1 or NaN (unknown).
-        specificity (`float`): Share of negatives to be called negative, in (0, 1].
-
-    Returns:
-        `np.ndarray` of shape `(C,)`: NaN for a label without negatives on validation.
-
-    Raises:
-        ValueError: if shapes differ, a score is NaN, or `specificity` is out of range.
-    """
-    if not 0 < specificity <= 1:
-        raise ValueError(f"specificity is a share in (0, 1], got {specificity}. For 90 % pass 0.9.")
-    scores, labels = (_columns(np.asarray(values, dtype=np.float64)) for values in (scores, labels))
-    if scores.shape != labels.shape or np.isnan(scores).any():
-        raise ValueError(f"Scores {scores.shape} and labels {labels.shape} need one shape, and scores must not be NaN.")
-    thresholds = np.full(scores.shape[1], np.nan)
-    for column in range(scores.shape[1]):
-        negatives = np.sort(scores[labels[:, column] == 0, column])
-        if len(negatives):
-            # Rounded: 0.9 * 10 must not become the eleventh value.
-            thresholds[column] = negatives[int(np.ceil(np.round(specificity * len(negatives), 9))) - 1]
-    return thresholds
+    return _ScoredRows(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points).values
 
 
 def sensitivity_at_specificity(
@@ -182,73 +155,27 @@ def sensitivity_at_specificity(
     }
 
 
-def f1_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """
-    Threshold of the highest F1 of each label on validation rows; scores above it are called positive.
-
-    Args:
-        scores, labels (`np.ndarray` of shape `(N,)` or `(N, C)`): As in [`specificity_thresholds`].
-
-    Returns:
-        `np.ndarray` of shape `(C,)`: NaN for a label without positives on validation.
-    """
-    from sklearn.metrics import precision_recall_curve
-
-    scores, labels = (_columns(np.asarray(values, dtype=np.float64)) for values in (scores, labels))
-    thresholds = np.full(scores.shape[1], np.nan)
-    for column in range(scores.shape[1]):
-        known = ~np.isnan(labels[:, column])
-        if (labels[known, column] == 1).any():
-            precision, recall, cuts = precision_recall_curve(labels[known, column], scores[known, column])
-            total = precision + recall
-            f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)[:-1]
-            # The curve calls "at least the cut" positive, we call "above" it.
-            thresholds[column] = np.nextafter(cuts[f1.argmax()], -np.inf)
-    return thresholds
-
-
-def reliability_curve(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = NUM_BINS) -> dict[str, np.ndarray]:
-    """
-    How often the event comes where a probability says it: one point for each of equal bins (lower, upper].
-
-    Args:
-        probabilities, labels (`np.ndarray` of shape `(N,)`): In [0, 1]; 0, 1 or NaN (left out).
-
-    Returns:
-        `dict[str, np.ndarray]`: `confidence` and `frequency` (means within a bin, NaN if empty) and `count`, each
-        `(num_bins,)`.
-    """
-    probabilities, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    known = ~np.isnan(labels)
-    _check_probabilities(probabilities[:, None])
-    bins = _bin_of(probabilities[known], num_bins)
-    count = np.bincount(bins, minlength=num_bins)
-    sums = [np.bincount(bins, weights=part[known], minlength=num_bins) for part in (probabilities, labels)]
-    means = [np.divide(part, count, out=np.full(num_bins, np.nan), where=count > 0) for part in sums]
-    return {"confidence": means[0], "frequency": means[1], "count": count}
-
-
-class _Task:
+class _ScoredRows:
     """Checked predictions, ready to be scored under many weightings of their rows."""
 
     def __init__(self, scores, labels, problem_type, class_names, thresholds, probabilities, operating_points):
-        self.scores = _columns(np.asarray(scores, dtype=np.float64))
+        self.scores = as_columns(np.asarray(scores, dtype=np.float64))
         self.num_rows, self.num_classes = self.scores.shape
         if self.num_rows == 0:
             raise ValueError("There is no row to score.")
         if problem_type not in (SINGLE, MULTI):
             raise ValueError(f"problem_type is {SINGLE!r} or {MULTI!r}, got {problem_type!r}.")
-        _check_finite(self.scores)
+        check_finite(self.scores)
         self.exclusive = problem_type == SINGLE and self.num_classes > 1
         self.names = [str(name) for name in (range(self.num_classes) if class_names is None else class_names)]
         if len(self.names) != self.num_classes or len(set(self.names)) != self.num_classes:
             raise ValueError(f"Need {self.num_classes} different class names, got {self.names}.")
-        self.truth = _truth(np.asarray(labels), self.scores.shape, self.exclusive)
+        self.truth = label_matrix(np.asarray(labels), self.scores.shape, self.exclusive)
         self.known = ~np.isnan(self.truth)
         self.positive = self.truth == 1
         self.probabilities = probabilities
         if probabilities:
-            _check_probabilities(self.scores, self.exclusive)
+            check_probabilities(self.scores, self.exclusive)
         self.notes = self._describe_classes()
         self.predicted = self._decide(thresholds)
         self.operating_points = {}
@@ -324,51 +251,53 @@ class _Task:
                 found |= {f"{name}/{self.names[column]}": values[:, column] for column in columns}
         return found
 
-    def recipes(self) -> dict[str, Recipe]:
+    def interval_methods(self) -> dict[str, IntervalMethod]:
         """How each metric of `values` gets its interval."""
-        found: dict[str, Recipe] = {}
+        found: dict[str, IntervalMethod] = {}
         of_class: dict[str, list[str]] = {}
         for column, label in enumerate(self.names):
-            for name, recipe in self._recipes_of(column).items():
+            for name, method in self._methods_of(column).items():
                 own = f"{name}/{label}" if self.num_classes > 1 else name
-                parts = tuple(f"{part}/{label}" if self.num_classes > 1 else part for part in recipe.parts)
-                found[own] = replace(recipe, parts=parts)
+                parts = tuple(f"{part}/{label}" if self.num_classes > 1 else part for part in method.parts)
+                found[own] = replace(method, parts=parts)
                 if self._defined(name)[column]:
                     of_class.setdefault(name, []).append(own)
         everyone = np.ones(self.num_rows, dtype=bool)
         if self.exclusive:
             whole = {
-                "accuracy": Recipe("share", everyone, needs={"": everyone}),
-                "balanced_accuracy": Recipe("average", parts=tuple(of_class.get("recall", ()))),
-                "brier": Recipe("mean", everyone, needs={"": everyone}, scale=2.0),
+                "accuracy": IntervalMethod("share", everyone, needs={"": everyone}),
+                "balanced_accuracy": IntervalMethod("average", parts=tuple(of_class.get("recall", ()))),
+                "brier": IntervalMethod("mean", everyone, needs={"": everyone}, scale=2.0),
                 "ece": _no_ece(),
             }
-            found = {name: recipe for name, recipe in found.items() if name.partition("/")[0] not in whole} | whole
+            found = {name: method for name, method in found.items() if name.partition("/")[0] not in whole} | whole
         if self.num_classes > 1:
             for name, own in of_class.items():
-                found.setdefault(name, _no_ece() if name == "ece" else Recipe("average", parts=tuple(own)))
+                found.setdefault(name, _no_ece() if name == "ece" else IntervalMethod("average", parts=tuple(own)))
         return found
 
-    def _recipes_of(self, column: int) -> dict[str, Recipe]:
+    def _methods_of(self, column: int) -> dict[str, IntervalMethod]:
         known, positive = self.known[:, column], self.positive[:, column]
         negative = known & ~positive
         with_positive, with_negative = {"positive": positive}, {"negative": negative}
         ranked = self.scores[known, column]
         constant = _NEAR_CONSTANT if len(ranked) and nearly_constant(ranked) else ""
         found = {
-            "auroc": Recipe("area", positive, negative, with_positive | with_negative, reason=constant),
-            "auprc": Recipe("ap", positive, negative, with_positive | with_negative, reason=constant),
-            "accuracy": Recipe("share", known, needs={"": known}),
-            "balanced_accuracy": Recipe("average", parts=("recall", "specificity")),
-            "f1": Recipe("ratio", positive, negative, with_positive),
-            "recall": Recipe("share", positive, needs=with_positive),
-            "specificity": Recipe("share", negative, needs=with_negative),
-            "brier": Recipe("mean", known, needs={"": known}),
+            "auroc": IntervalMethod("area", positive, negative, with_positive | with_negative, reason=constant),
+            "auprc": IntervalMethod("ap", positive, negative, with_positive | with_negative, reason=constant),
+            "accuracy": IntervalMethod("share", known, needs={"": known}),
+            "balanced_accuracy": IntervalMethod("average", parts=("recall", "specificity")),
+            "f1": IntervalMethod("ratio", positive, negative, with_positive),
+            "recall": IntervalMethod("share", positive, needs=with_positive),
+            "specificity": IntervalMethod("share", negative, needs=with_negative),
+            "brier": IntervalMethod("mean", known, needs={"": known}),
             "ece": _no_ece(),
         }
         called = known if self.predicted is None else self.predicted[:, column] & known
         none = "" if called.any() else "Nothing is called positive."
-        found["precision"] = Recipe("share", called, needs=with_positive | {"called positive": called}, reason=none)
+        found["precision"] = IntervalMethod(
+            "share", called, needs=with_positive | {"called positive": called}, reason=none
+        )
         for point in self.operating_points:
             found[f"sensitivity@specificity{point}"] = found["recall"]
             found[f"specificity@specificity{point}"] = found["specificity"]
@@ -395,13 +324,13 @@ class _Task:
         hits, misses = weights @ (predicted & self.positive), weights @ (~predicted & self.positive)
         alarms, rejections = weights @ (predicted & negative), weights @ (~predicted & negative)
         has_positive = hits + misses > 0
-        precision = _ratio(hits, hits + alarms, has_positive, empty=0.0)
-        recall = _ratio(hits, hits + misses, has_positive)
-        specificity = _ratio(rejections, rejections + alarms, rejections + alarms > 0)
+        precision = ratio(hits, hits + alarms, has_positive, empty=0.0)
+        recall = ratio(hits, hits + misses, has_positive)
+        specificity = ratio(rejections, rejections + alarms, rejections + alarms > 0)
         rates = (
-            _ratio(hits + rejections, hits + misses + alarms + rejections, True),
+            ratio(hits + rejections, hits + misses + alarms + rejections, True),
             (recall + specificity) / 2,
-            _ratio(2 * hits, 2 * hits + alarms + misses, has_positive),
+            ratio(2 * hits, 2 * hits + alarms + misses, has_positive),
             precision,
             recall,
             specificity,
@@ -415,14 +344,14 @@ class _Task:
         squares = (self.scores - np.where(self.known, self.truth, 0)) ** 2
         if self.exclusive:
             right = (self.predicted & self.positive).any(1)
-            ece = _calibration_error(self.scores.max(1), right, np.ones(len(right), dtype=bool), weights)
+            ece = calibration_error(self.scores.max(1), right, np.ones(len(right), dtype=bool), weights)
             return {"ece": ece, "brier": weights @ squares.sum(1) / weights.sum(1)}
         ece = [
-            _calibration_error(self.scores[:, column], self.positive[:, column], self.known[:, column], weights)
+            calibration_error(self.scores[:, column], self.positive[:, column], self.known[:, column], weights)
             for column in range(self.num_classes)
         ]
         totals = weights @ self.known
-        return {"ece": np.stack(ece, 1), "brier": _ratio(weights @ (squares * self.known), totals, totals > 0)}
+        return {"ece": np.stack(ece, 1), "brier": ratio(weights @ (squares * self.known), totals, totals > 0)}
 
 
 def nearly_constant(scores: np.ndarray) -> bool:
@@ -430,90 +359,27 @@ def nearly_constant(scores: np.ndarray) -> bool:
     return bool(np.ptp(scores) <= 8 * np.finfo(np.float32).eps * np.abs(scores).max())
 
 
-def _no_ece() -> Recipe:
-    return Recipe("none", reason="the calibration error of few rows is biased upwards, and so are its resamples.")
+def _no_ece() -> IntervalMethod:
+    return IntervalMethod(
+        "none", reason="the calibration error of few rows is biased upwards, and so are its resamples."
+    )
 
 
-def _calibration_error(confidence: np.ndarray, right: np.ndarray, known: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(B,) mean distance between confidence and frequency over equal bins, weighted by their known rows."""
-    members = _bin_of(confidence, NUM_BINS)[:, None] == np.arange(NUM_BINS)
-    distance = np.abs(weights @ (members * (known * (confidence - right))[:, None])).sum(1)
-    total = weights @ known
-    return _ratio(distance, total, total > 0)
-
-
-def _bin_of(probabilities: np.ndarray, num_bins: int) -> np.ndarray:
-    """Bin (lower, upper] of each probability; 0 is in the first."""
-    return np.clip(np.digitize(probabilities, np.linspace(0, 1, num_bins + 1), right=True) - 1, 0, num_bins - 1)
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray, defined: np.ndarray | bool, empty: float = np.nan) -> np.ndarray:
-    """Part of the whole; `empty` where the whole is 0, NaN where it is not defined."""
-    value = np.divide(part, whole, out=np.full(np.shape(part), empty, dtype=np.float64), where=whole > 0)
-    return np.where(defined, value, np.nan)
-
-
-def _columns(values: np.ndarray) -> np.ndarray:
-    return values[:, None] if values.ndim == 1 else values
-
-
-def _truth(labels: np.ndarray, shape: tuple[int, int], exclusive: bool) -> np.ndarray:
-    """(N, C) of 0, 1 and NaN."""
-    if exclusive:
-        numbers = labels.astype(np.float64)
-        if labels.shape != shape[:1]:
-            raise ValueError(f"Scores {shape} need labels of shape ({shape[0]},), class numbers; got {labels.shape}.")
-        wrong = ~np.isin(numbers, np.arange(shape[1]))
-        if wrong.any():
-            row = int(wrong.argmax())
-            raise ValueError(f"Label of row {row} is {labels[row]}, expected a class number from 0 to {shape[1] - 1}.")
-        return (numbers[:, None] == np.arange(shape[1])).astype(np.float64)
-    truth = _columns(labels.astype(np.float64))
-    if truth.shape != shape:
-        raise ValueError(f"Scores {shape} need labels of the same shape, got {labels.shape}.")
-    wrong = ~(np.isin(truth, (0, 1)) | np.isnan(truth))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"Label of row {row}, column {column} is {truth[row, column]:g}, expected 0, 1 or NaN for unknown. "
-            "Map uncertain labels (-1) first."
-        )
-    return truth
-
-
-def _check_finite(scores: np.ndarray) -> None:
-    if scores.ndim != 2:
-        raise ValueError(f"Scores are (rows, classes), got shape {scores.shape}.")
-    wrong = ~np.isfinite(scores)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(f"Score of row {row}, column {column} is {scores[row, column]}. Did the model diverge?")
-
-
-def _check_probabilities(scores: np.ndarray, exclusive: bool = False) -> None:
-    wrong = (scores < -1e-6) | (scores > 1 + 1e-6)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"Score of row {row}, column {column} is {scores[row, column]:g}, no probability. Pass probabilities "
-            "(after sigmoid or softmax), or probabilities=False for other scores."
-        )
-    if exclusive and np.abs(scores.sum(1) - 1).max() > 1e-3:
-        row = int(np.abs(scores.sum(1) - 1).argmax())
-        raise ValueError(
-            f"Probabilities of row {row} sum to {scores[row].sum():g}, expected 1 over exclusive classes (softmax)."
-        )
-
+__getattr__ = moved_names(
+    __name__,
+    {
+        "NUM_BINS": f"{__package__}.calibration.NUM_BINS",
+        "f1_thresholds": f"{__package__}.thresholds.f1_thresholds",
+        "reliability_curve": f"{__package__}.calibration.reliability_curve",
+    },
+)
 
 __all__ = [
     "Metrics",
+    "classification_interval_methods",
     "classification_intervals",
     "classification_metrics",
-    "classification_recipes",
-    "f1_thresholds",
     "metrics_under_weights",
     "nearly_constant",
-    "reliability_curve",
     "sensitivity_at_specificity",
-    "specificity_thresholds",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 from .draws import gather_draws
 from .intervals import difference_interval, make_intervals
 from .predictions import Predictions
-from .scoring import interval_recipes, values_under_weights
+from .scoring import interval_methods, values_under_weights
 from .statistics import Difference, resampled_weights
 
 
@@ -83,7 +83,7 @@ def compare_all(
         raise ValueError(f"{metric} is not defined on these rows: there is nothing to compare.")
     blocks = list(resampled_weights(reference.patients, num_resamples, seed))
     draws = [
-        gather_draws(function, (weights[:, rows] for weights in blocks), interval_recipes(predictions))
+        gather_draws(function, (weights[:, rows] for weights in blocks), interval_methods(predictions))
         for function, rows, predictions in zip(functions, back, runs, strict=True)
     ]
     found, ends = {}, np.cumsum([0, *(len(kind) for kind in kinds)])
@@ -94,7 +94,7 @@ def compare_all(
             sides = [_mean_over_seeds(points[part], draws[part], generator) for part in parts]
             places = [int(ends[number]) for number in (one, other)]
             difference = difference_interval(
-                tuple(interval_recipes(runs[place]) for place in places),
+                tuple(interval_methods(runs[place]) for place in places),
                 (sides[0][0], sides[1][0]),
                 (sides[0][1], sides[1][1]),
                 metric,
@@ -132,10 +132,10 @@ def mean_interval(
     points = [{name: float(value[0]) for name, value in function(whole).items()} for function in functions]
     blocks = list(resampled_weights(first.patients, num_resamples, seed))
     draws = [
-        gather_draws(function, blocks, interval_recipes(run)) for function, run in zip(functions, runs, strict=True)
+        gather_draws(function, blocks, interval_methods(run)) for function, run in zip(functions, runs, strict=True)
     ]
     means, resampled = _mean_over_seeds(points, draws, np.random.default_rng(seed + 1))
-    ends = make_intervals(interval_recipes(first), means, resampled, first.patients, level=level)
+    ends = make_intervals(interval_methods(first), means, resampled, first.patients, level=level)
     return means[metric], *ends[metric]
 
 

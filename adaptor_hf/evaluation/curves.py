@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .figures import look, pyplot, save
+from .figures import line_style, pyplot, save
 
 MAX_CURVES = 7
 WIDTH_INCHES = 4.72  # 12 cm: text in the figure is as large on paper as here
@@ -70,9 +70,9 @@ def draw_curves(curves: Sequence[Curve], title: str, path: Path) -> list[Path]:
             if not 0 < truth.sum() < len(truth):
                 raise ValueError(f"Curves need both classes, got {int(truth.sum())} positives among {len(truth)} rows.")
             false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
-            handles += left.plot(false, true, label=entry, linewidth=1.2, **look(number))
+            handles += left.plot(false, true, label=entry, linewidth=1.2, **line_style(number))
             precision, recall, _ = precision_recall_curve(truth, scores)
-            right.plot(recall, precision, linewidth=1.2, drawstyle="steps-pre", **look(number))
+            right.plot(recall, precision, linewidth=1.2, drawstyle="steps-pre", **line_style(number))
         chance = {"color": "0.45", "linewidth": 0.8, "linestyle": (0, (1, 2)), "zorder": 0}
         prevalence = float(truth.mean())
         handles += left.plot([0, 1], [0, 1], label=f"chance: AUROC 0.5; AP about {prevalence:.3f}", **chance)

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from .intervals import Recipe
+from .intervals import IntervalMethod
 
 
 def gather_draws(
     values: Callable[[np.ndarray], Mapping[str, np.ndarray]],
     blocks: Iterable[np.ndarray],
-    recipes: Mapping[str, Recipe],
+    methods: Mapping[str, IntervalMethod],
 ) -> dict[str, np.ndarray]:
     """
     A metric of each resample, `(B,)`, by name.
@@ -21,10 +21,10 @@ def gather_draws(
     Args:
         values (`Callable`): From weights `(b, N)` to metrics `(b,)` by name.
         blocks (`Iterable[np.ndarray]`): Weights `(b, N)` of each row.
-        recipes (`Mapping[str, Recipe]`): By metric.
+        methods (`Mapping[str, IntervalMethod]`): By metric.
     """
-    given = {name: recipe for name, recipe in recipes.items() if recipe.kind in ("ap", "ratio")}
-    masks = np.array([rows for recipe in given.values() for rows in (recipe.rows, recipe.others)], dtype=np.float64)
+    given = {name: method for name, method in methods.items() if method.kind in ("ap", "ratio")}
+    masks = np.array([rows for method in given.values() for rows in (method.rows, method.others)], dtype=np.float64)
     parts, sizes = [], []
     for weights in blocks:
         parts.append(values(weights))
@@ -37,14 +37,14 @@ def gather_draws(
         for column, name in enumerate(given):
             with np.errstate(invalid="ignore"):
                 odds = logs[:, 2 * column] - logs[:, 2 * column + 1]
-            draws[name] = without(draws[name][:, None], odds)[:, 0]
-        for name, recipe in recipes.items():
-            if given.keys() & set(recipe.parts):
-                draws[name] = np.mean([draws[part] for part in recipe.parts], axis=0)
+            draws[name] = regression_residuals(draws[name][:, None], odds)[:, 0]
+        for name, method in methods.items():
+            if given.keys() & set(method.parts):
+                draws[name] = np.mean([draws[part] for part in method.parts], axis=0)
     return draws
 
 
-def without(draws: np.ndarray, cause: np.ndarray) -> np.ndarray:
+def regression_residuals(draws: np.ndarray, cause: np.ndarray) -> np.ndarray:
     """Draws `(B, S)` less their linear regression on a cause `(B,)`; NaN where either is not finite."""
     known = np.isfinite(cause) & np.isfinite(draws).all(1)
     found = np.full(draws.shape, np.nan)
@@ -56,4 +56,4 @@ def without(draws: np.ndarray, cause: np.ndarray) -> np.ndarray:
     return found
 
 
-__all__ = ["gather_draws", "without"]
+__all__ = ["gather_draws", "regression_residuals"]

@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .classification import SINGLE, reliability_curve
+from ..files import written_aside
+from .calibration import reliability_curve
+from .classification import SINGLE
 from .naming import row_label, rows_in_words
 from .predictions import Predictions
 from .tables import Cell
@@ -21,12 +23,12 @@ LINES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 
 MARKERS = "os^DvP*X<>"
 
 
-def look(number: int) -> dict[str, Any]:
+def line_style(number: int) -> dict[str, Any]:
     """Colour and line of the curve with this number."""
     return {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number % len(LINES)]}
 
 
-def point(number: int) -> dict[str, Any]:
+def marker_style(number: int) -> dict[str, Any]:
     """Colour and marker of the point with this number: 70 differ."""
     return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
 
@@ -82,7 +84,7 @@ def draw_parameters(
             millions = sizes[number] * 10 ** (0.02 * beside * decades)
             ends = [[cell.value - cell.ci_lo], [cell.ci_hi - cell.value]]
             ends = None if math.isnan(cell.ci_lo) else np.maximum(ends, 0)
-            axis.errorbar(millions, cell.value, yerr=ends, linestyle="", label=label, **point(number))
+            axis.errorbar(millions, cell.value, yerr=ends, linestyle="", label=label, **marker_style(number))
         towers = (published or {}).get("towers", {}).get(f"{dataset}/{metric}")
         if towers and largest in published["fractions"]:
             place = published["fractions"].index(largest)
@@ -129,7 +131,7 @@ def draw_reliability(curves: Mapping[str, Predictions], path: Path, title: str =
         curve = reliability_curve(confidence, right)
         filled = curve["count"] > 0
         axis.plot(curve["confidence"][filled], curve["frequency"][filled], markersize=4, label=label,
-                  **(look(number) | point(number)))  # fmt: skip
+                  **(line_style(number) | marker_style(number)))  # fmt: skip
     axis.set(xlabel="confidence", ylabel="frequency", xlim=(0, 1), ylim=(0, 1), aspect="equal")
     some = f"\n({MAX_CURVES} of {len(curves)} runs)" if len(curves) > MAX_CURVES else ""
     axis.set_title(title + some, fontsize="medium")
@@ -159,7 +161,7 @@ def draw_tsne(points: Mapping[str, np.ndarray], labels: Sequence[str], path: Pat
     classes = np.array([str(label) for label in labels])
     for axis, (title, place) in zip(axes[0], points.items(), strict=True):
         for number, name in enumerate(names):
-            axis.scatter(*place[classes == name].T, s=10, label=name, **point(number))
+            axis.scatter(*place[classes == name].T, s=10, label=name, **marker_style(number))
         axis.set(title=f"{title}, {len(place)} rows", xticks=[], yticks=[])
     # Beside the maps, where it covers no point.
     figure.legend(*axes[0, -1].get_legend_handles_labels(), loc="outside right upper", frameon=False, fontsize="small")
@@ -195,8 +197,11 @@ def save(figure, path: Path) -> list[Path]:
     plt = pyplot()
     # Letters as outlines of TrueType fonts, which journals ask for.
     with plt.rc_context({"pdf.fonttype": 42}):
-        figure.savefig(png, dpi=200, metadata={"Software": None})
-        figure.savefig(pdf, metadata={"Creator": None, "Producer": None, "CreationDate": None})
+        with written_aside(png) as aside:
+            figure.savefig(aside, format="png", dpi=200, metadata={"Software": None})
+        with written_aside(pdf) as aside:
+            unknown = {"Creator": None, "Producer": None, "CreationDate": None}
+            figure.savefig(aside, format="pdf", metadata=unknown)
     plt.close(figure)
     return [png, pdf]
 
@@ -207,6 +212,14 @@ def file_name(text: str) -> str:
 
 
 __all__ = [
-    "confidences", "draw_attention", "draw_parameters", "draw_reliability", "draw_tsne", "file_name", "look", "point",
-    "pyplot", "save",
-]  # fmt: skip
+    "confidences",
+    "draw_attention",
+    "draw_parameters",
+    "draw_reliability",
+    "draw_tsne",
+    "file_name",
+    "line_style",
+    "marker_style",
+    "pyplot",
+    "save",
+]

@@ -23,7 +23,7 @@ def interval_ends(
     The formulas, of many test sets of one size at once.
 
     Args:
-        kind (`str`): As of [`Recipe`]; no average.
+        kind (`str`): As of [`IntervalMethod`]; no average.
         value, variance (`np.ndarray` of shape `(S,)`): In [0, 1], and over patients.
         patients (`Sequence[int]`): In the denominator; of `area` positive and negative ones.
         rows (`int`): Images of them all.

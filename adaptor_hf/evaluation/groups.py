@@ -15,7 +15,7 @@ from .naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, row_label
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .scoring import score_predictions
 from .subgroups import AGE_EDGES, Subgroups, age_bands, aggregate_rows, subgroup_metrics
-from .tables import ROW_FIELDS, Table
+from .tables import ROW_FIELDS, Table, table_titles
 from .weighted import weighted_auroc
 
 MAX_GROUPS = 20
@@ -139,11 +139,9 @@ def subgroup_tables(lines: Iterable[Mapping[str, Any]], columns: Sequence[str] =
     made = []
     for key, rows in sorted(tables.items(), key=str):
         if rows:
-            dataset, test_set, task = key
-            where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
-            name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
+            name, title = table_titles(*key)
             said = [*_NOTES, *notes[key]] + [CHOSEN_ON_TEST_NOTE] * any(CHOSEN_ON_TEST in row[0] for row in rows)
-            made.append(Table(f"subgroups_{name}", f"{where}: {task} by group", head, rows, said))
+            made.append(Table(f"subgroups_{name}", f"{title} by group", head, rows, said))
     return made
 
 

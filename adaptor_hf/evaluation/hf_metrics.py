@@ -129,7 +129,7 @@ class RecallMetric(evaluate.Metric):
     def _compute(self, predictions, references, **others) -> dict[str, float]:
         found = {
             f"{way}_recall@{k}": float((ranks <= k).mean())
-            for way, ranks in _by_way(predictions, references).items()
+            for way, ranks in _by_direction(predictions, references).items()
             for k in RECALL_AT
         }
         return found | {"mean_recall": float(np.mean(list(found.values())))}
@@ -143,7 +143,7 @@ class RankMetric(evaluate.Metric):
 
     def _compute(self, predictions, references, **others) -> dict[str, float]:
         found = {}
-        for way, ranks in _by_way(predictions, references).items():
+        for way, ranks in _by_direction(predictions, references).items():
             found[f"{way}_mrr"] = float((1 / ranks).mean())
             found[f"{way}_mean_rank"] = float(ranks.mean())
             found[f"{way}_median_rank"] = float(np.median(ranks))
@@ -174,7 +174,7 @@ class PrecisionMetric(evaluate.Metric):
     def _compute(self, references, **columns) -> dict[str, float]:
         # A combination of several passes the columns of all.
         name = f"precision@{self.k}"
-        ways = _by_way(columns[name], references).items()
+        ways = _by_direction(columns[name], references).items()
         return {f"{way}_{name}": float(of_way.mean()) for way, of_way in ways if not np.isnan(of_way).any()}
 
 
@@ -241,7 +241,7 @@ def _ranks_info(description: str) -> evaluate.MetricInfo:
     return evaluate.MetricInfo(description=description, citation=PAPER, features=features)
 
 
-def _by_way(values, ways) -> dict[str, np.ndarray]:
+def _by_direction(values, ways) -> dict[str, np.ndarray]:
     values, ways = np.asarray(values), np.asarray(ways)
     return {way: values[ways == way] for way in ("image_to_text", "text_to_image") if (ways == way).any()}
 

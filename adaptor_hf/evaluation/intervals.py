@@ -30,7 +30,7 @@ _STEPS = 36
 
 
 @dataclass(frozen=True)
-class Recipe:
+class IntervalMethod:
     """
     How a metric gets its interval.
 
@@ -67,7 +67,7 @@ class Intervals(dict[str, tuple[float, float]]):
 
 
 def make_intervals(
-    recipes: Mapping[str, Recipe],
+    methods: Mapping[str, IntervalMethod],
     values: Mapping[str, float],
     draws: Mapping[str, np.ndarray],
     groups: np.ndarray,
@@ -79,7 +79,7 @@ def make_intervals(
     Intervals of many metrics of one set of rows.
 
     Args:
-        recipes (`Mapping[str, Recipe]`): By metric; parts of an average among them.
+        methods (`Mapping[str, IntervalMethod]`): By metric; parts of an average among them.
         values (`Mapping[str, float]`): Of all rows.
         draws (`Mapping[str, np.ndarray]`): `(B,)` of each metric, under the same resamples of whole groups.
         groups (`np.ndarray` of shape `(N,)`): Patient of each row.
@@ -90,63 +90,65 @@ def make_intervals(
         raise ValueError(f"level is a coverage in (0, 1), got {level}. For 95 % pass 0.95.")
     codes = np.unique(groups, return_inverse=True)[1]
     found = Intervals()
-    for name, recipe in recipes.items():
+    for name, method in methods.items():
         # Parts of an average may be few: their mean is shown with a caution.
-        ends, few = _ends(name, recipes, values, draws, codes, level), _too_few(name, recipes, codes, unit)
-        reason = recipe.reason
+        ends, few = _ends(name, methods, values, draws, codes, level), _too_few(name, methods, codes, unit)
+        reason = method.reason
         if codes.max() == 0:
             reason = f"All rows are of one {unit.removesuffix('s')}: nothing is known about others."
-        elif recipe.kind != "average" or len(few) == len(recipe.parts):
+        elif method.kind != "average" or len(few) == len(method.parts):
             reason = reason or next(iter(few.values()), "")
         if np.isnan(values[name]) or reason or np.isnan(ends).any():
             ends = (np.nan, np.nan)
             if not np.isnan(values[name]):
                 found.reasons[name] = "No interval: " + (reason or f"undefined in most resamples of {unit}.")
         else:
-            found.methods[name] = METHODS[recipe.kind].format(unit=unit)
+            found.methods[name] = METHODS[method.kind].format(unit=unit)
             if few:
                 found.cautions[name] = (
-                    f"Interval in doubt: {len(few)} of {len(recipe.parts)} classes have fewer than {MIN_PATIENTS} "
+                    f"Interval in doubt: {len(few)} of {len(method.parts)} classes have fewer than {MIN_PATIENTS} "
                     f"{unit} with or without it."
                 )
         found[name] = (float(ends[0]), float(ends[1]))
     return found
 
 
-def _too_few(name: str, recipes: Mapping[str, Recipe], codes: np.ndarray, unit: str) -> dict[str, str]:
+def _too_few(name: str, methods: Mapping[str, IntervalMethod], codes: np.ndarray, unit: str) -> dict[str, str]:
     """Of the metric, or of each part of an average: why its rows are too few."""
-    recipe = recipes[name]
-    if recipe.kind == "average":
+    method = methods[name]
+    if method.kind == "average":
         return {
-            part: next(iter(why.values())) for part in recipe.parts if (why := _too_few(part, recipes, codes, unit))
+            part: next(iter(why.values())) for part in method.parts if (why := _too_few(part, methods, codes, unit))
         }
-    counts = {what: _count(codes, rows) for what, rows in recipe.needs.items()}
+    counts = {what: _count(codes, rows) for what, rows in method.needs.items()}
     wrong = [f"{number} {unit}{' ' + what if what else ''}" for what, number in counts.items() if number < MIN_PATIENTS]
-    if recipe.kind == "none" or recipe.reason:
-        return {name: recipe.reason}
+    if method.kind == "none" or method.reason:
+        return {name: method.reason}
     return {name: f"{wrong[0]}, fewer than {MIN_PATIENTS}."} if wrong else {}
 
 
-def _ends(name, recipes, values, draws, codes, level: float) -> tuple[float, float]:
-    recipe, value = recipes[name], values[name]
-    if np.isnan(value) or recipe.kind == "none":
+def _ends(name, methods, values, draws, codes, level: float) -> tuple[float, float]:
+    method, value = methods[name], values[name]
+    if np.isnan(value) or method.kind == "none":
         return np.nan, np.nan
-    if recipe.kind == "average":
-        return _average(recipe.parts, recipes, values, draws, codes, level, value)
+    if method.kind == "average":
+        return _average(method.parts, methods, values, draws, codes, level, value)
     known = draws[name][~np.isnan(draws[name])]
     if len(known) <= 0.5 * len(draws[name]):
         return np.nan, np.nan
-    low, high = _single(recipe, value / recipe.scale, known.var(ddof=1) / recipe.scale**2, codes, level)
+    low, high = _single(method, value / method.scale, known.var(ddof=1) / method.scale**2, codes, level)
     # Rounding must not put the value outside.
-    return recipe.scale * min(low, value / recipe.scale), recipe.scale * max(high, value / recipe.scale)
+    return method.scale * min(low, value / method.scale), method.scale * max(high, value / method.scale)
 
 
-def _single(recipe: Recipe, value: float, variance: float, codes: np.ndarray, level: float) -> tuple[float, float]:
-    classes = [rows for rows in (recipe.rows, recipe.others if recipe.kind == "area" else None) if rows is not None]
+def _single(
+    method: IntervalMethod, value: float, variance: float, codes: np.ndarray, level: float
+) -> tuple[float, float]:
+    classes = [rows for rows in (method.rows, method.others if method.kind == "area" else None) if rows is not None]
     patients, rows = [_count(codes, of) for of in classes], [int(of.sum()) for of in classes]
     if 0 in patients:
         return np.nan, np.nan
-    low, high = interval_ends(recipe.kind, np.float64(value), np.float64(variance), patients, sum(rows), level)
+    low, high = interval_ends(method.kind, np.float64(value), np.float64(variance), patients, sum(rows), level)
     return float(low), float(high)
 
 
@@ -161,13 +163,13 @@ def _search(inner: float, outer: float, outside: Callable[[float], bool]) -> flo
     return outer
 
 
-def _average(parts, recipes, values, draws, codes, level: float, value: float) -> tuple[float, float]:
-    ends = np.array([_ends(part, recipes, values, draws, codes, level) for part in parts])
+def _average(parts, methods, values, draws, codes, level: float, value: float) -> tuple[float, float]:
+    ends = np.array([_ends(part, methods, values, draws, codes, level) for part in parts])
     below, above = np.array([values[part] for part in parts]) - ends[:, 0], ends[:, 1] - [values[p] for p in parts]
     # Of few patients, correlations below 0 are mostly chance, and would make the mean look too certain.
     correlation = np.maximum(_correlation(np.stack([draws[part] for part in parts])), 0)
     # Average precision of few positives errs upwards in every class, so that its errors do not cancel.
-    alike = np.ones_like(correlation) if all(recipes[part].kind == "ap" for part in parts) else correlation
+    alike = np.ones_like(correlation) if all(methods[part].kind == "ap" for part in parts) else correlation
     sides = ((below, alike), (above, correlation))
     halves = [np.sqrt(max(0.0, side @ matrix @ side)) / len(parts) for side, matrix in sides]
     return value - halves[0], value + halves[1]
@@ -189,7 +191,7 @@ def _correlation(draws: np.ndarray) -> np.ndarray:
 
 
 def difference_interval(
-    recipes: tuple[Mapping[str, Recipe], Mapping[str, Recipe]],
+    methods: tuple[Mapping[str, IntervalMethod], Mapping[str, IntervalMethod]],
     values: tuple[Mapping[str, float], Mapping[str, float]],
     draws: tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray]],
     metric: str,
@@ -202,7 +204,7 @@ def difference_interval(
     First minus second of a metric on the same rows, by MOVER from the two intervals and the draws' correlation.
 
     Args:
-        recipes, values, draws: Of both sides, as of [`make_intervals`]; draws under the same resamples.
+        methods, values, draws: Of both sides, as of [`make_intervals`]; draws under the same resamples.
         metric (`str`): Which.
         groups: Of both sides, whose rows may be in another order.
         level, unit: As there.
@@ -215,13 +217,13 @@ def difference_interval(
     difference = float(first - second)
     method = f"paired MOVER over {unit}"
     both = np.stack([side[metric] for side in draws])
-    sides = list(zip(recipes, values, draws, [np.unique(part, return_inverse=True)[1] for part in groups], strict=True))
+    sides = list(zip(methods, values, draws, [np.unique(part, return_inverse=True)[1] for part in groups], strict=True))
     single = [make_intervals(*side, unit=unit) for side in sides]
     if any(metric in side.reasons for side in single):
         return Difference(difference, np.nan, np.nan, np.nan, "none: " + _first_reason(single, metric))
     if np.nanmax(np.abs(both[0] - both[1])) < 1e-12 and abs(difference) < 1e-12:
         return Difference(0.0, 0.0, 0.0, 1.0, method)
-    smaller = min(_count(sides[0][3], rows) for rows in _denominators(metric, recipes[0]))
+    smaller = min(_count(sides[0][3], rows) for rows in _denominators(metric, methods[0]))
     # Of few patients the correlation is as uncertain as the variances: the same two patients stand for "none".
     correlation = _correlation(both)[0, 1] * smaller / (smaller + PRIORS["mean"])
 
@@ -238,11 +240,11 @@ def difference_interval(
     return Difference(difference, *(float(end) for end in at(level)), float(p_value), method)
 
 
-def _denominators(metric: str, recipes: Mapping[str, Recipe]) -> list[np.ndarray]:
-    recipe = recipes[metric]
-    if recipe.kind == "average":
-        return [rows for part in recipe.parts for rows in _denominators(part, recipes)]
-    return [rows for rows in (recipe.rows, recipe.others) if rows is not None]
+def _denominators(metric: str, methods: Mapping[str, IntervalMethod]) -> list[np.ndarray]:
+    method = methods[metric]
+    if method.kind == "average":
+        return [rows for part in method.parts for rows in _denominators(part, methods)]
+    return [rows for rows in (method.rows, method.others) if rows is not None]
 
 
 def _first_reason(sides: Iterable[Intervals], metric: str) -> str:
@@ -253,4 +255,4 @@ def _count(codes: np.ndarray, rows: np.ndarray) -> int:
     return len(np.unique(codes[rows]))
 
 
-__all__ = ["Intervals", "Recipe", "difference_interval", "hanley_mcneil", "make_intervals"]
+__all__ = ["IntervalMethod", "Intervals", "difference_interval", "hanley_mcneil", "make_intervals"]

@@ -208,7 +208,7 @@ def _mask_notes(columns: Mapping[str, np.ndarray]) -> list[str]:
     counts = {name: values[positive] for name, values in columns.items()}
     trivial = {name: image_dice(guess) for name, guess in baseline_masks(counts).items()}
     return [
-        *_odd_mask_notes(counts, trivial.get("mean training mask")),
+        *_misoriented_mask_notes(counts, trivial.get("mean training mask")),
         *_prediction_notes(counts, trivial["full mask"]),
         *_undecided_notes(columns),
     ]
@@ -218,7 +218,7 @@ def _dice(shared: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarr
     return 2 * shared / np.maximum(first + second, 1)
 
 
-def _odd_mask_notes(counts: Mapping[str, np.ndarray], plain: np.ndarray | None) -> list[str]:
+def _misoriented_mask_notes(counts: Mapping[str, np.ndarray], plain: np.ndarray | None) -> list[str]:
     """True masks that fit the mean training mask far better after a turn."""
     if plain is None:
         return []

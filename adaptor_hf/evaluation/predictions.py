@@ -1,6 +1,5 @@
 """`predictions.parquet`: what a run said of each test image, enough to compute all its numbers again."""
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ..files import written_aside
+from ..moved import moved_names
 from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
@@ -244,12 +245,8 @@ def save_predictions(predictions: Predictions, folder: str | os.PathLike) -> Pat
     table = pa.table(arrays).replace_schema_metadata({_METADATA: described.encode()})
     path = Path(folder) / PREDICTIONS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with written_aside(path) as aside:
         pq.write_table(table, aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
@@ -290,22 +287,17 @@ def load_predictions(path: str | os.PathLike) -> Predictions:
         raise ValueError(f"{path}: {error}") from error
 
 
-def digest(path: str | os.PathLike) -> str:
-    """SHA-256 of a file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def metric_options(predictions: Predictions) -> dict:
     """Settings that the metrics take."""
     return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
 
 
+__getattr__ = moved_names(__name__, {"digest": "adaptor_hf.files.file_sha256"})
+
 __all__ = [
     "PREDICTIONS_FILE",
     "Predictions",
     "classification_predictions",
-    "digest",
     "load_predictions",
     "metric_options",
     "repeated_images",

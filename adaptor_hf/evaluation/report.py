@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..files import write_aside
 from .baselines import LEGEND as MARK_LEGEND
 from .baselines import MARK, baseline_rows, is_one_sided, lower_is_better
 from .groups import subgroup_tables
@@ -29,7 +30,7 @@ from .naming import (
 from .notes import duplicate_notes
 from .overlap import overlap_cell, overlap_sentences
 from .results import ResultFiles, read_sound_results
-from .tables import Cell, Table, aggregate, lovt_csv
+from .tables import Cell, Table, aggregate, lovt_csv, table_titles
 
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 VISION, TEXT = ("resnet-ae", "dinov2-s", "dinov2-b"), ("bert", "biobert", "clinicalbert", "pubmedbert", "cxrbert")
@@ -143,7 +144,7 @@ def write_report(
 
             drawn, left_out = draw_all(lines, cells, part / "figures", None if phantom else published())
         page = folder / ("phantom.md" if phantom else "report.md")
-        page.write_text(_page(tables, found, drawn, left_out, phantom, folder), encoding="utf-8")
+        write_aside(page, _page(tables, found, drawn, left_out, phantom, folder))
         written.insert(0, page)
         for table in tables:
             for ending, text in (("md", table.markdown()), ("tex", latex_table(table)), ("csv", table.csv())):
@@ -243,7 +244,7 @@ def _method_table(name: str, title: str, section: str, cells: list[Cell], known:
 
 
 def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table:
-    dataset, test_set, task = key
+    task = key[2]
     metrics = list(dict.fromkeys(cell.metric for cell in cells))
     columns = [
         "run",
@@ -283,9 +284,8 @@ def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table
     lines = [line for cell in cells for line in cell.lines]
     notes += duplicate_notes(lines)
     body += [[label, share, *trivial, *[""] * 5] for label, share, trivial in baseline_rows(lines, metrics)]
-    where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
-    name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in key if part)
-    table = Table(f"metrics_{name}", f"{where}: {task}", columns, body, notes)
+    name, title = table_titles(*key)
+    table = Table(f"metrics_{name}", title, columns, body, notes)
     _prepare_latex(table, [found for _, found in ordered], metrics, chosen or HEADLINES.get(task, ()))
     return table
 
@@ -441,7 +441,7 @@ def _page(
 
 def _write(path: Path, text: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    write_aside(path, text)
     return path
 
 

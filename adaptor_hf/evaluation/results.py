@@ -18,8 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..files import file_sha256, write_aside
 from .notes import run_notes
-from .predictions import PREDICTIONS_FILE, Predictions, digest, repeated_images_of, save_predictions
+from .predictions import PREDICTIONS_FILE, Predictions, repeated_images_of, save_predictions
 from .scoring import score_predictions
 
 logger = logging.getLogger(__name__)
@@ -142,7 +143,7 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
         raise FileExistsError(f"{path} exists: this run was scored before, and a test split is scored once.")
     scores = score_predictions(predictions)
     notes = run_notes(predictions, scores)
-    sha256 = digest(save_predictions(predictions, folder))
+    sha256 = file_sha256(save_predictions(predictions, folder))
     described = {"pretraining_overlap": "unknown"} | fields
     described = {name: described.get(name) for name in (*IDENTITY, *OUTCOME)}
     lines = [
@@ -158,12 +159,7 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
         }
         for score in scores
     ]
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        aside.write_bytes(_encode(lines))
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_aside(path, _encode(lines))
     return lines
 
 

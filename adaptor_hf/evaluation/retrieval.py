@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .draws import gather_draws
-from .intervals import Intervals, Recipe, make_intervals
+from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import resampled_weights
 
 RECALL_AT = (1, 5, 10)
@@ -178,23 +178,23 @@ def mean_intervals(
     """
     values = {name: float(value[0]) for name, value in means_under_weights(parts, np.ones((1, len(groups)))).items()}
     blocks = resampled_weights(groups, num_resamples, seed)
-    recipes = mean_recipes(parts, scales)
-    draws = gather_draws(lambda weights: means_under_weights(parts, weights), blocks, recipes)
-    return make_intervals(recipes, values, draws, groups, level=level, unit=unit)
+    methods = mean_interval_methods(parts, scales)
+    draws = gather_draws(lambda weights: means_under_weights(parts, weights), blocks, methods)
+    return make_intervals(methods, values, draws, groups, level=level, unit=unit)
 
 
-def mean_recipes(
+def mean_interval_methods(
     parts: Mapping[str, tuple[np.ndarray, np.ndarray]], scales: Mapping[str, float] | None = None
-) -> dict[str, Recipe]:
+) -> dict[str, IntervalMethod]:
     """How each metric of [`mean_intervals`] gets its interval."""
     found = {
-        name: Recipe(
+        name: IntervalMethod(
             "share" if "_recall@" in name else "mean", rows, needs={"": rows}, scale=(scales or {}).get(name, 1.0)
         )
         for name, (rows, _) in parts.items()
     }
     recalls = tuple(name for name in parts if "_recall@" in name)
-    return found | {"mean_recall": Recipe("average", parts=recalls)}
+    return found | {"mean_recall": IntervalMethod("average", parts=recalls)}
 
 
 def means_under_weights(
@@ -317,8 +317,8 @@ __all__ = [
     "chance_recall",
     "chance_retrieval",
     "first_occurrences",
+    "mean_interval_methods",
     "mean_intervals",
-    "mean_recipes",
     "means_under_weights",
     "precision_at_k",
     "retrieval_intervals",

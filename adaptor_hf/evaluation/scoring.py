@@ -8,21 +8,21 @@ import numpy as np
 from .baselines import best_baseline
 from .classification import (
     SINGLE,
+    classification_interval_methods,
     classification_intervals,
     classification_metrics,
-    classification_recipes,
     metrics_under_weights,
 )
-from .intervals import Intervals, Recipe
+from .intervals import IntervalMethod, Intervals
 from .mask_baselines import baseline_masks
 from .predictions import Predictions, metric_options
-from .retrieval import RECALL_AT, chance_of_ranks, mean_intervals, mean_recipes, means_under_weights
+from .retrieval import RECALL_AT, chance_of_ranks, mean_interval_methods, mean_intervals, means_under_weights
 from .segmentation import (
     COUNTS,
     counts_under_weights,
     metrics_of_counts,
+    segmentation_interval_methods,
     segmentation_intervals,
-    segmentation_recipes,
 )
 
 
@@ -257,14 +257,14 @@ def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dic
     return lambda weights: means_under_weights(parts, weights)
 
 
-def interval_recipes(predictions: Predictions) -> dict[str, Recipe]:
+def interval_methods(predictions: Predictions) -> dict[str, IntervalMethod]:
     """How each metric of [`values_under_weights`] gets its interval."""
     columns = predictions.columns
     if predictions.kind == "classification":
-        return classification_recipes(columns["score"], columns["target"], **metric_options(predictions))
+        return classification_interval_methods(columns["score"], columns["target"], **metric_options(predictions))
     if predictions.kind == "segmentation":
-        return segmentation_recipes({name: columns[name] for name in COUNTS})
-    return mean_recipes(_retrieval_means(predictions), _rank_scales(predictions))
+        return segmentation_interval_methods({name: columns[name] for name in COUNTS})
+    return mean_interval_methods(_retrieval_means(predictions), _rank_scales(predictions))
 
 
 def _resampling(predictions: Predictions) -> dict:
@@ -279,7 +279,7 @@ def _resampling(predictions: Predictions) -> dict:
 __all__ = [
     "Score",
     "expected_average_precision",
-    "interval_recipes",
+    "interval_methods",
     "metric_options",
     "score_predictions",
     "values_under_weights",

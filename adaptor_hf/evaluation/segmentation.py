@@ -11,7 +11,7 @@ import numpy as np
 
 from .classification import Metrics, nearly_constant
 from .draws import gather_draws
-from .intervals import Intervals, Recipe, make_intervals
+from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import resampled_weights
 from .weighted import weighted_auroc
 
@@ -126,12 +126,12 @@ def segmentation_intervals(
         name: float(value[0]) for name, value in counts_under_weights(counts, np.ones((1, len(patients)))).items()
     }
     blocks = resampled_weights(patients, num_resamples, seed)
-    recipes = segmentation_recipes(counts)
-    draws = gather_draws(lambda weights: counts_under_weights(counts, weights), blocks, recipes)
-    return make_intervals(recipes, values, draws, patients, level=level, unit=unit)
+    methods = segmentation_interval_methods(counts)
+    draws = gather_draws(lambda weights: counts_under_weights(counts, weights), blocks, methods)
+    return make_intervals(methods, values, draws, patients, level=level, unit=unit)
 
 
-def segmentation_recipes(counts: Mapping[str, np.ndarray]) -> dict[str, Recipe]:
+def segmentation_interval_methods(counts: Mapping[str, np.ndarray]) -> dict[str, IntervalMethod]:
     """How each metric gets its interval."""
     positive = np.asarray(counts["target_pixels"]) > 0
     everyone = np.ones(len(positive), dtype=bool)
@@ -139,11 +139,11 @@ def segmentation_recipes(counts: Mapping[str, np.ndarray]) -> dict[str, Recipe]:
     constant = "All scores are equal up to rounding." if nearly_constant(np.asarray(counts["score"])) else ""
     means = ("dice_positive", "dice_pooled", "iou_positive", "iou_pooled")
     return {
-        "dice_reference": Recipe("mean", everyone, needs={"": everyone}),
-        **{name: Recipe("mean", positive, needs=with_mask) for name in means},
-        "auroc_any_mask": Recipe("area", positive, ~positive, with_mask | without, reason=constant),
-        "sensitivity_any_mask": Recipe("share", positive, needs=with_mask),
-        "false_alarm_rate": Recipe("share", ~positive, needs=without),
+        "dice_reference": IntervalMethod("mean", everyone, needs={"": everyone}),
+        **{name: IntervalMethod("mean", positive, needs=with_mask) for name in means},
+        "auroc_any_mask": IntervalMethod("area", positive, ~positive, with_mask | without, reason=constant),
+        "sensitivity_any_mask": IntervalMethod("share", positive, needs=with_mask),
+        "false_alarm_rate": IntervalMethod("share", ~positive, needs=without),
     }
 
 
@@ -193,7 +193,7 @@ __all__ = [
     "image_dice",
     "metrics_of_counts",
     "segmentation_counts",
+    "segmentation_interval_methods",
     "segmentation_intervals",
     "segmentation_metrics",
-    "segmentation_recipes",
 ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .intervals import Recipe, make_intervals
+from .intervals import IntervalMethod, make_intervals
 from .statistics import bootstrap_draws
 from .weighted import weighted_auroc
 
@@ -44,8 +44,8 @@ def auroc_interval(
     draws = bootstrap_draws(
         [scores, labels], groups, weighted_auroc, weighted=True, num_resamples=num_resamples, seed=seed
     )
-    recipe = Recipe("area", labels, ~labels, {"with the label": labels, "without it": ~labels})
-    return area, *make_intervals({"auroc": recipe}, {"auroc": area}, {"auroc": draws}, groups, level=level)["auroc"]
+    method = IntervalMethod("area", labels, ~labels, {"with the label": labels, "without it": ~labels})
+    return area, *make_intervals({"auroc": method}, {"auroc": area}, {"auroc": draws}, groups, level=level)["auroc"]
 
 
 def share_interval(
@@ -67,9 +67,9 @@ def share_interval(
         [hits], groups, lambda values, weights: weights @ values / weights.sum(1), weighted=True,
         num_resamples=num_resamples, seed=seed,
     )  # fmt: skip
-    recipe = Recipe("share", every, needs={"": every})
+    method = IntervalMethod("share", every, needs={"": every})
     value = {"share": float(hits.mean())}
-    return make_intervals({"share": recipe}, value, {"share": draws}, np.asarray(groups), level=level)["share"]
+    return make_intervals({"share": method}, value, {"share": draws}, np.asarray(groups), level=level)["share"]
 
 
 __all__ = ["auroc_interval", "share_interval"]

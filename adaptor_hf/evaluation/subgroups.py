@@ -7,7 +7,7 @@ import numpy as np
 
 from ..data.demographics import age_years
 from ..data.missing import is_missing
-from .intervals import Intervals, Recipe, make_intervals
+from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import interval_of, resampled_weights
 from .weighted import weighted_auroc
 
@@ -134,14 +134,14 @@ def subgroup_metrics(
 
 
 def _areas(members, labels, values, draws, patients, level: float) -> Intervals:
-    recipes = {
-        name: Recipe(
+    methods = {
+        name: IntervalMethod(
             "area", rows & (labels == 1), rows & (labels == 0),
             {"with the label": rows & (labels == 1), "without it": rows & (labels == 0)},
         )
         for name, rows in members.items()
     }  # fmt: skip
-    return make_intervals(recipes, values, draws, patients, level=level)
+    return make_intervals(methods, values, draws, patients, level=level)
 
 
 def _gap(found: Subgroups, areas: Intervals) -> tuple[float, float]:

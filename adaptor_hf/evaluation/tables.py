@@ -195,8 +195,15 @@ def lovt_csv(cells: Iterable[Cell]) -> dict[str, str]:
     return texts
 
 
+def table_titles(dataset: str, test_set: str | None, task: str) -> tuple[str, str]:
+    """Of what is measured on one data set: as a part of a file's name, and in words."""
+    name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in (dataset, test_set, task) if part)
+    where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
+    return name, f"{where}: {task}"
+
+
 def _one_line(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-__all__ = ["ROW_FIELDS", "Cell", "Table", "aggregate", "lovt_csv"]
+__all__ = ["ROW_FIELDS", "Cell", "Table", "aggregate", "lovt_csv", "table_titles"]

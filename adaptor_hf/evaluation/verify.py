@@ -5,9 +5,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..files import file_sha256
 from .baselines import baselines_of
 from .notes import run_notes
-from .predictions import PREDICTIONS_FILE, digest, load_predictions
+from .predictions import PREDICTIONS_FILE, load_predictions
 from .results import IDENTITY, NUMBERS, OUTCOME, RESULTS_FILE, read_results, run_key
 from .scoring import score_predictions
 
@@ -37,7 +38,7 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
     notes = run_notes(predictions, scored)
     scores = {score.metric: vars(score) for score in scored}
     rows = {"n_test": len(predictions), "n_patients": predictions.num_patients}
-    sha256 = digest(folder / PREDICTIONS_FILE)
+    sha256 = file_sha256(folder / PREDICTIONS_FILE)
     if any(line.get("predictions_sha256") != sha256 for line in results.lines):
         found.append(f"{PREDICTIONS_FILE} is not the file that was scored: its SHA-256 is another one.")
     for key, lines in _by_run(results.lines).items():

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import os
-import shutil
 import textwrap
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 
+from ..files import folder_written_aside
 from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
 from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
 from .render import Rendering, render
@@ -217,15 +216,8 @@ def empty_folder(output_dir: str | Path) -> Iterator[Path]:
         raise FileExistsError(
             f"output_dir {str(output_dir)!r} already has content; give a new folder or empty this one."
         )
-    aside = output_dir.with_name(f".{output_dir.name}.partial-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
+    with folder_written_aside(output_dir) as aside:
         yield aside
-        if output_dir.exists():
-            output_dir.rmdir()
-        os.rename(aside, output_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def contact_sheet(records: Iterable[dict], *, columns: int = 4, tile: int = 256) -> Image.Image:

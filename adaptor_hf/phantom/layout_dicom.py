@@ -1,9 +1,7 @@
 """Phantoms as the RSNA Pneumonia Detection Challenge and as SIIM-ACR Pneumothorax (stage 2)."""
 
-import csv
 import io
 import json
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from PIL import Image
 
 from ..data.boxes import xyxy_to_xywh
 from ..data.mask_drawing import encode_rle
+from ..files import write_csv
 from .generate import Plan
 from .layout_ids import nih_name, rsna_id, siim_id
 
@@ -38,8 +37,8 @@ def write_rsna_tables(root: Path, rows: list[dict]) -> None:
     """Labels and classes, a row a box, and RSNA's list of the NIH originals."""
     labels = [line for row in rows for line in row["labels"]]
     classes = [line for row in rows for line in row["classes"]]
-    _write_csv(root / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), labels)
-    _write_csv(root / "stage_2_detailed_class_info.csv", ("patientId", "class"), classes)
+    write_csv(root / "stage_2_train_labels.csv", ("patientId", "x", "y", "width", "height", "Target"), labels)
+    write_csv(root / "stage_2_detailed_class_info.csv", ("patientId", "class"), classes)
     originals = json.dumps([row["original"] for row in rows], indent=1)
     (root / "pneumonia-challenge-dataset-mappings_2018.json").write_text(originals, encoding="utf-8")
 
@@ -53,7 +52,7 @@ def write_siim_image(root: Path, planned: Plan, record: dict, seed: int) -> dict
 
 def write_siim_tables(root: Path, rows: list[dict]) -> None:
     """Run lengths, a row an image."""
-    _write_csv(root / "stage_2_train.csv", ("ImageId", "EncodedPixels"), [row["runs"] for row in rows])
+    write_csv(root / "stage_2_train.csv", ("ImageId", "EncodedPixels"), [row["runs"] for row in rows])
 
 
 def enlarged_mask(mask: Image.Image) -> Image.Image:
@@ -86,13 +85,6 @@ def _save_dicom(path: Path, uid: str, planned: Plan, record: dict) -> None:
     dataset.file_meta.TransferSyntaxUID = JPEGBaseline8Bit
     path.parent.mkdir(parents=True, exist_ok=True)
     dataset.save_as(path, enforce_file_format=True)
-
-
-def _write_csv(path: Path, header: tuple[str, ...], rows: Iterable[tuple]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 __all__ = ["SIZE", "enlarged_mask", "write_rsna_image", "write_rsna_tables", "write_siim_image", "write_siim_tables"]

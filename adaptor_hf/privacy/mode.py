@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import psutil
 
+from ..files import write_aside
 from ..options.fields import PATH, hidden_options, option, values_of
 from .keys import keyed_hash, load_key
 from .messages import hide_messages, without_quotations
@@ -215,22 +216,22 @@ def rewrite_without_paths(path: str | os.PathLike) -> None:
         return
     path = Path(path)
     value = without_paths(json.loads(path.read_text(encoding="utf-8")))
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_aside(path, json.dumps(value, indent=2) + "\n")
 
 
-def check_private_cache(spec_of_sides: Iterable[Mapping[str, Any]]) -> None:
+def check_private_cache(manifests: Iterable[Mapping[str, Any]]) -> None:
     """
     In private mode, refuse a ready cache that was built without it, or with another key.
 
     Args:
-        spec_of_sides: The manifests of its folders of images and texts.
+        manifests: The manifests of its folders of images and texts.
 
     Raises:
         ValueError: saying which.
     """
     if _key is None:
         return
-    names = {side.get("identity", {}).get("private") for side in spec_of_sides}
+    names = {one.get("identity", {}).get("private") for one in manifests}
     if names != {key_name()}:
         found = "without --private" if None in names else "with another key"
         raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")

@@ -17,6 +17,7 @@ from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
 from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label, rows_in_words, units
 from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
+from ..files import write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +253,7 @@ def write_comparison(
     page = _page(
         found, pairs, metric, task, fraction, costs, [fault.replace(f"{root}{os.sep}", "") for fault in results.faults]
     )
-    (Path(output_dir) / PAGE).write_text(page, encoding="utf-8")
+    write_aside(Path(output_dir) / PAGE, page)
     return page
 
 
@@ -266,9 +267,7 @@ def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[st
         known[tower] = {**cost, "minutes": max(cost["minutes"], known.get(tower, {}).get("minutes", 0.0))}
     path = Path(output_dir) / COSTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, json.dumps(known, indent=1) + "\n")
 
 
 def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.reading import Reading
+from ..files import written_aside
 from ..heads_adaptor import AdaptorForImageClassification
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
@@ -70,9 +71,8 @@ def write_predictions(
         frame[name] = scores[:, column]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    frame.to_csv(aside, index=False)
-    os.replace(aside, path)
+    with written_aside(path) as aside:
+        frame.to_csv(aside, index=False)
     return path
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..files import file_sha256, write_aside
 from ..options.parser import as_option
 from .arguments import pairs_of, parse_arguments
 
@@ -101,8 +102,8 @@ def _tables_digest(arguments: Any) -> str:
     """16 hex digits of the content of the tables and prompts that a job names."""
     digest = hashlib.sha256()
     for name in [arguments.table, arguments.prompts, *pairs_of(arguments.external).values()]:
-        content = Path(name).read_bytes() if name and Path(name).is_file() else b""
-        digest.update(hashlib.sha256(content).digest())
+        known = name and Path(name).is_file()
+        digest.update(bytes.fromhex(file_sha256(name)) if known else hashlib.sha256(b"").digest())
     return digest.hexdigest()[:16]
 
 
@@ -123,9 +124,7 @@ def _read_state(path: Path) -> dict[str, str]:
 
 def _write_state(path: Path, done: dict[str, str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    aside.write_text(json.dumps({"done": dict(sorted(done.items()))}, indent=1) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_aside(path, json.dumps({"done": dict(sorted(done.items()))}, indent=1) + "\n")
 
 
 __all__ = ["STATE_FILE", "run_sweep", "sweep_jobs"]

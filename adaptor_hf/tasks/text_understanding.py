@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from ..evaluation.baselines import MARK, above_baseline
+from ..files import write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
 from .controls import Module
@@ -193,7 +194,7 @@ def run_text_understanding(
     plain = [*_other_results(path, dataset, plain), *plain]
     overlap = {module.key: overlap_fields(seen, module.key) for module in modules}
     written = {"dataset": dataset, "pretraining_overlap": overlap, "results": plain}
-    path.write_text(json.dumps(written, indent=1) + "\n", encoding="utf-8")
+    write_aside(path, json.dumps(written, indent=1) + "\n")
     return found
 
 

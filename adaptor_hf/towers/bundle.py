@@ -4,12 +4,12 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ..conversion import load_checkpoint
-from ..tower_bundles_adaptor import FORMAT, MANIFEST, check_files, file_sha256, read_manifest
+from ..files import file_sha256, folder_written_aside, write_aside
+from ..tower_bundles_adaptor import FORMAT, MANIFEST, check_files, read_manifest
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
 from .presets import TOWER_PRESETS
@@ -54,14 +54,11 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
             continue
         # The folder's name is a path's part; hub ids have a slash.
         entry["folder"] = entry["preset"] or entry["name_or_path"].replace("/", "--")
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as aside:
-            tower = Path(aside) / entry["folder"]
-            tower.mkdir()
+        with folder_written_aside(folder / entry["folder"]) as tower:
             _fetch(entry, tower, token)
             _prove(entry, tower)
             entry["files"] = list_files(tower)
             shutil.rmtree(folder / entry["folder"], ignore_errors=True)
-            tower.rename(folder / entry["folder"])
         entries[entry["folder"]] = entry
         write_manifest(folder, entries)
         size = sum(file["size"] for file in entry["files"].values())
@@ -205,9 +202,7 @@ def list_files(folder: Path) -> dict[str, dict[str, Any]]:
 
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     """Writes manifest.json aside and renames it."""
-    aside = folder / f".{MANIFEST}.part"
-    aside.write_text(json.dumps({"format": FORMAT, "towers": entries}, indent=2) + "\n", encoding="utf-8")
-    aside.replace(folder / MANIFEST)
+    write_aside(folder / MANIFEST, json.dumps({"format": FORMAT, "towers": entries}, indent=2) + "\n")
 
 
 __all__ = ["bundle_towers", "known_facts", "list_files", "write_manifest"]

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..conversion import load_checkpoint
-from ..tower_bundles_adaptor import file_sha256
+from ..files import file_sha256, folder_written_aside
 from ..tower_sources_adaptor import quiet
 from ..towers_adaptor import load_text_tower, load_vision_tower
 from .bundle import list_files, write_manifest
@@ -112,10 +112,7 @@ def convert_tower(
     prefix, weights = select(state, prefixes, file)
     weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     network = build(format, side, weights, num_attention_heads, quick_gelu, file)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".partial-") as aside:
-        tower = Path(aside) / folder.name
-        tower.mkdir()
+    with folder_written_aside(folder) as tower:
         if side == "text":
             _write_text(network, tower, tokenizer)
         else:
@@ -125,9 +122,6 @@ def convert_tower(
         _write_manifest(tower, network, format, side, file, license, pretraining_data)
         load = load_vision_tower if side == "vision" else load_text_tower
         load(str(tower), local_files_only=True)
-        if folder.exists():
-            folder.rmdir()
-        tower.rename(folder)
     outside = sorted(key for key in state if not key.startswith(prefix))
     architecture = type(network.model).__name__
     return {"prefix": prefix, "heads": network.heads, "outside": outside, "architecture": architecture}

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..files import write_aside
 from ..towers_adaptor import load_text_tower, load_vision_tower, tower_digest
 from .presets import TOWER_PRESETS
 
@@ -88,7 +89,5 @@ def verify_towers(names: list[str], output: Path) -> bool:
         well = well and not faults
         if not faults:
             stored[name] = measured
-    aside = output.with_name(output.name + ".part")
-    aside.write_text(json.dumps(stored, indent=2) + "\n", encoding="utf-8")
-    aside.replace(output)
+    write_aside(output, json.dumps(stored, indent=2) + "\n")
     return well

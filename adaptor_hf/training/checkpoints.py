@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent: written aside, hashed into a manifest, renamed; checked before reading."""
 
-import hashlib
 import json
 import logging
 import os
@@ -12,6 +11,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from ..files import file_sha256, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +53,11 @@ def finish_checkpoint(checkpoint: Path) -> None:
     folder = unfinished(checkpoint)
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        # A rename may reach the disk before the data does; then a power cut leaves a named, empty file.
         with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            # A rename may reach the disk before the data does; then a power cut leaves a named, empty file.
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
-    with open(folder / MANIFEST, "w", encoding="utf-8") as file:
-        json.dump({"version": VERSION, "files": files}, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    write_aside(folder / MANIFEST, json.dumps({"version": VERSION, "files": files}, indent=1), sync=True)
     sync_folder(folder)
     if checkpoint.exists():
         # A damaged one that this run went around, or one of a later step than the run was resumed from.
@@ -125,9 +122,8 @@ def check_checkpoint(folder: Path) -> None:
             raise FileNotFoundError(f"{file} is missing from the checkpoint")
         if (found := file.stat().st_size) != size:
             raise ValueError(f"{file} has {found:,} bytes, its manifest says {size:,}: it is truncated or was replaced")
-        with open(file, "rb") as opened:
-            if hashlib.file_digest(opened, "sha256").hexdigest() != digest:
-                raise ValueError(f"{file} does not match its SHA-256: it is damaged")
+        if file_sha256(file) != digest:
+            raise ValueError(f"{file} does not match its SHA-256: it is damaged")
 
 
 def find_checkpoint(output_dir: str | os.PathLike, wanted: str | os.PathLike | bool) -> Path:
@@ -193,7 +189,7 @@ class RunningLoss(TrainerCallback):
 
     @classmethod
     def write(cls, state: dict, folder: Path) -> None:
-        (folder / cls.FILE).write_text(json.dumps(state), encoding="utf-8")
+        write_aside(folder / cls.FILE, json.dumps(state))
 
     def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
         if self.checkpoint is None:

@@ -17,6 +17,7 @@ from transformers.trainer_utils import speed_metrics
 
 from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
+from ..files import write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss, gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
@@ -498,13 +499,6 @@ def check_writable(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder):
         pass
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file so that it is whole or absent."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 __all__ = ["AdaptorTrainer", "describe_bad_batch", "embed_pairs", "fixed_batch_loss", "keep_batch", "write_aside"]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...files import write_csv, written_aside
 from ...privacy.mode import is_private
 from ..dicom_headers import FAULTS
 from .rules import RULES, TABLE_RULES
@@ -24,14 +21,15 @@ def write_outputs(index: DicomIndex, folder: Path, format: str) -> None:
     """Write the table, the report and the list of what was left out, each aside and then renamed."""
     import pyarrow.parquet as pq
 
-    with _aside(folder / f"{PAIRS}.{format}") as path:
+    mode = 0o600 if is_private() else None
+    with written_aside(folder / f"{PAIRS}.{format}", mode=mode) as path:
         if format == "parquet":
             pq.write_table(index.table, path)
         else:
-            _write_csv(path, index.table.column_names, (map(_cell, row.values()) for row in index.table.to_pylist()))
-    with _aside(folder / EXCLUDED) as path:
-        _write_csv(path, ["file", "reason"], index.excluded)
-    with _aside(folder / REPORT) as path:
+            write_csv(path, index.table.column_names, (map(_cell, row.values()) for row in index.table.to_pylist()))
+    with written_aside(folder / EXCLUDED, mode=mode) as path:
+        write_csv(path, ["file", "reason"], index.excluded)
+    with written_aside(folder / REPORT, mode=mode) as path:
         path.write_text(json.dumps(index.report, indent=1) + "\n", encoding="utf-8")
 
 
@@ -75,25 +73,6 @@ _MARKS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 def _cell(value: Any) -> str:
     """A whole number of years loses its point."""
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _write_csv(path: Path, header: list[str], rows: Any) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-
-
-@contextmanager
-def _aside(path: Path) -> Iterator[Path]:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        if is_private():
-            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT, 0o600))
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 __all__ = ["EXCLUDED", "PAIRS", "REPORT", "format_index", "write_outputs"]
