@@ -370,16 +370,3 @@ def test_the_pages_of_the_documentation_are_those_of_the_declarations(tmp_path):
     docs = Path(__file__).parents[1] / "docs" / "datasets"
     kept = {path.name: path.read_text() for path in docs.glob("*.md")}
     assert kept == written, "run: python -m adaptor_hf.data pages docs/datasets"
-
-
-def test_every_declaration_is_complete():
-    for dataset in list_datasets():
-        assert dataset.title, dataset.name
-        assert dataset.expected_files.strip(), dataset.name
-        assert dataset.license, dataset.name
-        assert dataset.homepage, dataset.name
-        assert dataset.tested, dataset.name
-        assert set(dataset.option_help) == set(dataset.options), dataset.name
-        assert set(dataset.tasks) <= set(catalog.TASKS), dataset.name
-        assert set(dataset.leaks) <= set(dataset.split_schemes), dataset.name
-        assert set(dataset.split_schemes) - {"patient"} <= set(dataset.split_notes), dataset.name

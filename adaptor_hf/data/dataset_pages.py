@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .catalog import PublicDataset, list_datasets
+from .catalog import PublicDataset, dataset_names, list_datasets, share_images
 from .labels import LABEL_POLICIES
 
 _INTRODUCTION = """\
@@ -38,6 +38,9 @@ set.
 
 _BY_PATIENT = "whole patients by a hash of their ids, about 80 / 10 / 10 % unless other shares are given"
 
+_RESTRICTED = "Sharing: its terms restrict it; the push of a model that was trained on it asks first"
+_NOT_RESTRICTED = "Sharing: no restriction is recorded; read the licence"
+
 
 def index_page(datasets: list[PublicDataset]) -> str:
     """The table of all data sets."""
@@ -55,12 +58,17 @@ def dataset_page(one: PublicDataset) -> str:
     lines += [
         f"* Where to get it: {one.homepage}",
         f"* Licence: {one.license}",
+        f"* {_RESTRICTED if one.restricted else _NOT_RESTRICTED}",
         f"* Tasks: {', '.join(one.tasks)} (the first is the default)",
         f"* Images are read {'in colour (RGB)' if one.image_mode == 'RGB' else 'as grey (L)'}",
         f"* Tested: {one.tested}",
         f"* A load stops if more than {one.max_fault_share:g} of the rows are faulty",
         "",
     ]
+    if same := [
+        f"[`{name}`]({name}.md)" for name in dataset_names() if name != one.name and share_images(name, one.name)
+    ]:
+        lines.insert(-1, f"* Has images in common with: {', '.join(same)}. A test across these sets leaks")
     lines += ["## Files", "", "```", one.expected_files, "```", ""]
     if one.options:
         lines += ["## Options", ""]

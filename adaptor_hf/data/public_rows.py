@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .archives import container
-from .catalog import LoadedRows, PublicDataset, Request
+from .catalog import TASKS, LoadedRows, PublicDataset, Request
 from .files import list_files, outside_root
 from .ids import check_ids
 from .labels import apply_policy, label_strata
@@ -19,9 +19,6 @@ from .stratified import patient_groups
 
 if TYPE_CHECKING:
     import pandas as pd
-
-NEEDS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
-"""The column that a row must have for a task."""
 
 
 def check_files(found: LoadedRows, root: Path, report: LoadReport) -> None:
@@ -138,7 +135,7 @@ def check_task(found: LoadedRows, report: LoadReport, policy: str) -> None:
     """
     import pandas as pd
 
-    rows, need = found.rows, NEEDS[report.task]
+    rows, need = found.rows, TASKS[report.task]
     if found.label_names is not None:
         # The loader may share the frame with others.
         rows = rows.copy(deep=False)
@@ -301,7 +298,6 @@ def _source(rows: pd.DataFrame, label) -> str:
 
 
 __all__ = [
-    "NEEDS",
     "assign_split",
     "check_faults",
     "check_files",

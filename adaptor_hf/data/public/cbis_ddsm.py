@@ -169,6 +169,8 @@ metadata.csv                                               for TCIA's newer fold
 jpeg/<SeriesUID>/*.jpg                                     or Kaggle's JPEG""",
         license="CC BY 3.0",
         homepage="https://www.cancerimagingarchive.net/collection/cbis-ddsm/",
+        restricted=False,
+        pretraining_name="CBIS-DDSM",
         tested="fixture",
         read=read,
         split_schemes=("official",),

@@ -159,6 +159,8 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
 └── valid/patient64541/study1/view1_frontal.jpg ...""",
         license="Stanford University Dataset Research Use Agreement: research only, no redistribution",
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        restricted=True,
+        pretraining_name="CheXpert",
         tested="real tables, fixture images",
         read=read,
         split_schemes=("official", "mgca", "lovt"),

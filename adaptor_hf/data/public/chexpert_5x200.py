@@ -108,6 +108,8 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
 └── train/patient00001/study1/view1_frontal.jpg ...""",
         license="Stanford University Dataset Research Use Agreement: research only, no redistribution",
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        restricted=True,
+        same_images=("chexpert",),
         tested="real tables, fixture images",
         read=read,
         split_schemes=("official",),

@@ -111,6 +111,7 @@ val2017/000000000139.jpg
 dataset_coco.json (scheme karpathy; images train2014/COCO_train2014_000000391895.jpg or those of 2017)""",
         license="CC BY 4.0 (annotations); images under the terms of Flickr",
         homepage="https://cocodataset.org",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",

@@ -65,6 +65,8 @@ DATASETS = (
 covid_rural_annot/pngs_masks/<patient>_<MM-DD-YYYY>-XR.png""",
         license="Images CC BY 4.0 (TCIA COVID-19-AR); the repository of the masks has no licence text.",
         homepage="https://github.com/haimingt/opacity_segmentation_covid_chest_X_ray",
+        restricted=False,
+        pretraining_name="COVID Rural",
         tested="fixture",
         read=read,
         split_schemes=("patient", "lovt"),

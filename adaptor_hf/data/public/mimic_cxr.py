@@ -248,6 +248,8 @@ DATASETS = (
 └── mimic-cxr-reports.zip, or files/p10/p10000032/s50414267.txt, also in a folder mimic-cxr-reports""",
         license="PhysioNet Credentialed Health Data License 1.5.0: credentialed access, no sharing",
         homepage="https://physionet.org/content/mimic-cxr-jpg/",
+        restricted=True,
+        pretraining_name="MIMIC-CXR",
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca"),

@@ -230,6 +230,8 @@ train_val_list.txt test_list.txt        for the official split
 BBox_List_2017.csv                      for detection and segmentation""",
         license="NIH Clinical Center: no restriction on use; attribution and citation are asked for.",
         homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        restricted=False,
+        pretraining_name="NIH ChestX-ray14",
         tested="fixture",
         read=read,
         split_schemes=("official", "chexnet", "lovt"),

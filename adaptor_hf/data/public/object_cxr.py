@@ -135,6 +135,8 @@ train/00001.jpg ... 08000.jpg          (or train.zip)
 dev/08001.jpg ... 09000.jpg            (or dev.zip)""",
         license="Free to download for scientific research and non-commercial usage.",
         homepage="https://academictorrents.com/details/fdc91f11d7010f7259a05403fc9d00079a09f5d5",
+        restricted=True,
+        pretraining_name="Object-CXR",
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca", "lovt"),

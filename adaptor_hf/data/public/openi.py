@@ -193,6 +193,8 @@ ecgen-radiology/1.xml
 CXR1_1_IM-0001-4001.png (or .dcm; any folder)""",
         license="CC BY-NC-ND 4.0 (licenseURL in the XML files)",
         homepage="https://openi.nlm.nih.gov/faq#collection",
+        restricted=True,
+        pretraining_name="OpenI",
         tested="real sample",
         read=read,
         split_schemes=("patient",),

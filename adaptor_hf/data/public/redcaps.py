@@ -66,6 +66,7 @@ abandoned/5l3ia1.jpg or images/abandoned/5l3ia1.jpg
 or webdataset shards: 00000.tar""",
         license="CC BY 4.0 (annotations) and the terms of Reddit",
         homepage="https://redcaps.xyz",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",

@@ -96,6 +96,7 @@ images/12/345.zip with 678.jpg in it (index 12345678), or unpacked: images/12/34
 or webdataset shards: 00000.tar""",
         license="a Creative Commons licence by photograph",
         homepage="https://multimediacommons.wordpress.com",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",
