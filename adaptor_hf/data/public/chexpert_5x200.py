@@ -24,13 +24,13 @@ def read(request: Request) -> LoadedRows:
     if not isinstance(template, str) or "{" in template.replace("{}", ""):
         raise ValueError(f"text must be a sentence with {{}} for the class, got {template!r}.")
     listed = find_file(request.root, LISTS)
-    found = _read_list(request.root, listed) if listed else _sample(request)
-    rows = found.rows
+    loaded = _read_list(request.root, listed) if listed else _sample(request)
+    rows = loaded.rows
     rows["split"] = "test"
     texts = rows["labels"].map(lambda label: template.format(COMPETITION_LABELS[label].lower()))
     rows["text"] = rows["text"].where(rows["text"].notna(), texts) if "text" in rows else texts
-    found.class_names = list(COMPETITION_LABELS)
-    return found
+    loaded.class_names = list(COMPETITION_LABELS)
+    return loaded
 
 
 def _sample(request: Request) -> LoadedRows:

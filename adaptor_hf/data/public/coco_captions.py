@@ -14,11 +14,11 @@ _KARPATHY = {"train": "train", "restval": "train", "val": "validation", "test": 
 def read(request: Request) -> LoadedRows:
     """Rows of an image and a caption."""
     read_split = _read_karpathy if request.split_scheme == "karpathy" else _read_2017
-    found = read_split(request)
-    total = len(found.rows)
-    found.rows = choose_captions(found.rows, request.options["captions"], request.seed)
-    found.notes.append(f"{total} images; rows are captions where captions is all.")
-    return found
+    loaded = read_split(request)
+    total = len(loaded.rows)
+    loaded.rows = choose_captions(loaded.rows, request.options["captions"], request.seed)
+    loaded.notes.append(f"{total} images; rows are captions where captions is all.")
+    return loaded
 
 
 def _read_2017(request: Request) -> LoadedRows:

@@ -31,13 +31,13 @@ def read(request: Request) -> LoadedRows:
     )
     dropped = {"image without a mask": len(images.keys() - masks.keys())}
     dropped["mask without an image"] = len(masks.keys() - images.keys())
-    found = LoadedRows(rows, table_rows=len(images.keys() | masks.keys()))
+    loaded = LoadedRows(rows, table_rows=len(images.keys() | masks.keys()))
     if request.split_scheme == "lovt":
         folder = request.options["split_files"] or base or None
-        found.rows, unused = follow_split(rows, shipped_split(request.root, folder))
+        loaded.rows, unused = follow_split(rows, shipped_split(request.root, folder))
         dropped |= unused
-    found.dropped = {rule: count for rule, count in dropped.items() if count}
-    return found
+    loaded.dropped = {rule: count for rule, count in dropped.items() if count}
+    return loaded
 
 
 def _annotated_folder(root: Path) -> str:
