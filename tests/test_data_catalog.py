@@ -1,13 +1,13 @@
 """A data set is one file: what it declares is what every list, page, check and split reads."""
 
-import importlib
 import re
-import sys
+from contextlib import ExitStack
 
 import pytest
+from fixtures.planted import planted_datasets
 from PIL import Image
 
-from adaptor_hf.data import describe, list_datasets, load_public_dataset, public
+from adaptor_hf.data import describe, list_datasets, load_public_dataset
 from adaptor_hf.data.__main__ import main
 from adaptor_hf.data.catalog import (
     TASKS,
@@ -46,28 +46,16 @@ DATASETS = (
 
 
 @pytest.fixture
-def plant(tmp_path, monkeypatch):
-    """Adds a folder with files to where data sets are looked for; no other file of the package is changed."""
-    folder, planted = tmp_path / "more", []
-
-    def add(**files: str) -> None:
-        folder.mkdir()
-        for name, text in files.items():
-            (folder / f"{name}.py").write_text(text, encoding="utf-8")
-            planted.append(name)
-        monkeypatch.setattr(public, "__path__", [*public.__path__, str(folder)])
-        importlib.invalidate_caches()
-
-    yield add
-    for name in planted:
-        sys.modules.pop(f"{public.__name__}.{name}", None)
-        vars(public).pop(name, None)
+def plant(tmp_path):
+    """Adds a file of this text to where data sets are looked for, until the test ends."""
+    with ExitStack() as stack:
+        yield lambda text: stack.enter_context(planted_datasets(tmp_path / "more", planted_cxr=text))
 
 
 class TestANewFile:
     def test_is_listed_loaded_and_written_about(self, plant, tmp_path, capsys):
         before = dataset_names()
-        plant(planted_cxr=PLANTED)
+        plant(PLANTED)
         assert set(dataset_names()) - set(before) == {"planted_cxr"}
         assert [one.name for one in list_datasets()] == sorted(dataset_names())
         assert get_dataset("planted_cxr").title == "Planted"
@@ -88,7 +76,7 @@ class TestANewFile:
         assert "(planted_cxr.md). A test across" in (tmp_path / "chexpert.md").read_text()
 
     def test_is_asked_about_before_a_push_and_compared_with_what_towers_saw(self, plant):
-        plant(planted_cxr=PLANTED)
+        plant(PLANTED)
         terms = restricted_terms("Planted CXR, our copy")
         assert terms == {"planted_cxr": "for this test only"}
         with pytest.raises(PermissionError, match="planted_cxr: for this test only"):
@@ -100,12 +88,12 @@ class TestANewFile:
         assert disjoint_sets("planted_cxr", "openi")
 
     def test_with_the_name_of_another_is_refused(self, plant):
-        plant(planted_cxr=PLANTED.replace('"planted_cxr"', '"openi"'))
+        plant(PLANTED.replace('"planted_cxr"', '"openi"'))
         with pytest.raises(ValueError, match=r"called 'openi': in adaptor_hf.data.public.openi and in .*planted_cxr"):
             list_datasets()
 
     def test_without_a_declaration_is_refused(self, plant):
-        plant(planted_cxr="DATASET = ()\n")
+        plant("DATASET = ()\n")
         with pytest.raises(ValueError, match=r"public.planted_cxr has no DATASETS"):
             get_dataset("openi")
 
