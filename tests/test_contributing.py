@@ -38,17 +38,16 @@ def example(kind: str) -> str:
 
 
 def names_in_the_package() -> set[str]:
-    """All that Python files of the project define, and keyword arguments that they have."""
+    """All that Python files of the package and the scripts define, arguments too."""
     names = set()
-    for folder in ("adaptor_hf", "tests", "."):
-        for path in (ROOT / folder).glob("*.py" if folder == "." else "**/*.py"):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, ast.FunctionDef | ast.ClassDef):
-                    names.add(node.name)
-                elif isinstance(node, ast.arg):
-                    names.add(node.arg)
-                elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                    names.add(node.id)
+    for path in [*(ROOT / "adaptor_hf").rglob("*.py"), *ROOT.glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                names.add(node.name)
+            elif isinstance(node, ast.arg):
+                names.add(node.arg)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
     return names
 
 

@@ -1,7 +1,10 @@
 """A data set is one file: what it declares is what every list, page, check and split reads."""
 
 import re
+import subprocess
+import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 from fixtures.planted import planted_datasets
@@ -23,6 +26,7 @@ from adaptor_hf.data.terms import check_consent, restricted_terms
 from adaptor_hf.tasks.provenance import disjoint_sets, tower_saw
 from adaptor_hf.towers import list_towers
 
+ROOT = Path(__file__).parents[1]
 PLANTED = """
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table
@@ -154,6 +158,20 @@ class TestDeclarations:
                     assert name in declared, f"{tower['name']}: {name}"
                     matched.add(name)
         assert matched == {"CheXpert", "MIMIC-CXR", "NIH ChestX-ray14", "RSNA Pneumonia"}
+
+
+def test_loaders_are_imported_when_data_sets_are_asked_for_and_are_light():
+    code = """
+import sys
+import adaptor_hf.data.catalog
+loaders = lambda: [name for name in sys.modules if name.startswith("adaptor_hf.data.public.")]
+assert not loaders(), loaders()
+adaptor_hf.data.catalog.list_datasets()
+assert loaders()
+print(*[name for name in ("timm", "torchxrayvision", "pydicom", "evaluate") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 def test_the_old_list_of_restricted_sets_warns():

@@ -23,7 +23,8 @@ print(parts["train"][0]["text"])
 
 `python -m adaptor_hf.data check NAME ROOT` counts what a folder holds: rows, files that are missing or do not open,
 rows left out and why, labels, patients in each split and in several.
-`train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining.
+`train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining. Another set is one file
+in `adaptor_hf/data/public`: [CONTRIBUTING.md](../../CONTRIBUTING.md#a-data-set).
 
 Where no official split exists, whole patients are shared out by a hash of their ids. A split of a reference code has
 its name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's
