@@ -289,13 +289,13 @@ class TestKeptResults:
             load(cache_dir=tmp_path / "cache")
         assert list((tmp_path / "cache/adaptor_hf").iterdir()) == []
 
-    def test_other_headings_of_sections_are_another_result(self, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("file", ["headings/en.json", "public/rsna.py", "public_rows.py", "catalog.py"])
+    def test_other_code_or_headings_are_another_result(self, file, tmp_path, monkeypatch):
         package = tmp_path / "data"
         shutil.copytree(Path(public_cache.__file__).parent, package)
         monkeypatch.setattr(public_cache, "__file__", str(package / "public_cache.py"))
         before = public_cache._code_digest.__wrapped__()
-        table = package / "headings/en.json"
-        table.write_text(table.read_text().replace("impresson", "impressson"))
+        (package / file).write_bytes((package / file).read_bytes() + b"\n")
         assert public_cache._code_digest.__wrapped__() != before
 
 
