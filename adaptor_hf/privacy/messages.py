@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 HIDDEN = "<hidden>"
+_PACKAGE = Path(__file__).parents[1]
 _SCRIPTS = ("train_pretrain.py", "train_downstream.py")
 _ENDINGS = (
     r"(?:png|jpe?g|bmp|gif|tiff?|dcm|dicom|nii|npy|npz|csv|tsv|xlsx?|parquet|pq|jsonl?|ya?ml|xml|hl7|txt|pdf|docx?|"
@@ -109,7 +110,7 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def _in_package(file: str) -> bool:
-    return Path(file).parent.is_relative_to(Path(__file__).parent) or Path(file).name in _SCRIPTS
+    return Path(file).parent.is_relative_to(_PACKAGE) or Path(file).name in _SCRIPTS
 
 
 def _is_ours(error: BaseException) -> bool:
