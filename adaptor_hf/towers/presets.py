@@ -1,7 +1,6 @@
 """Presets: the towers that have a short name, one declaration each. Lists, terms, docs and tests read them.
 
-A preset's network is built without its weights by `adaptor_hf.towers.architecture`. Most towers need no preset: a hub
-id, a folder, `timm:NAME` or `xrv:NAME` goes wherever a preset's name goes.
+Most towers need no preset: a hub id, a folder, `timm:NAME` or `xrv:NAME` goes wherever a preset's name goes.
 """
 
 from dataclasses import dataclass, fields
