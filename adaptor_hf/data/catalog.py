@@ -1,45 +1,22 @@
-"""What a loader of a public data set declares, is asked and returns; and the list of all of them."""
+"""What a loader of a public data set declares, is asked and returns; and the list of all, read from the files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-TASKS = ("pretraining", "classification", "detection", "segmentation")
-"""What rows are loaded for, and so which column they must have: text, labels, boxes, mask."""
-
-MODULES: dict[str, str] = {
-    "cbis_ddsm": "cbis_ddsm",
-    "cc12m": "conceptual_captions",
-    "cc3m": "conceptual_captions",
-    "chexpert": "chexpert",
-    "chexpert_5x200": "chexpert_5x200",
-    "coco_captions": "coco_captions",
-    "covid_rural": "covid_rural",
-    "covidx": "covidx",
-    "mimic_cxr": "mimic_cxr",
-    "montgomery": "shenzhen_montgomery",
-    "nih_chestxray14": "nih_chestxray14",
-    "object_cxr": "object_cxr",
-    "openi": "openi",
-    "redcaps": "redcaps",
-    "roco": "roco",
-    "roco_v2": "roco",
-    "rsna": "rsna",
-    "shenzhen": "shenzhen_montgomery",
-    "siim": "siim",
-    "slip_catalog": "slip_catalog",
-    "yfcc15m": "yfcc15m",
-}
-"""Name of a data set and its module under `adaptor_hf.data.public`; modules are imported when asked for."""
+TASKS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
+"""What rows are loaded for, and the column that they must have for it."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +77,7 @@ class LoadedRows:
 
 @dataclass(frozen=True)
 class PublicDataset:
-    """A data set that `load_public_dataset` loads from disk."""
+    """A data set that `load_public_dataset` loads from disk: one of the `DATASETS` of a file in `data/public`."""
 
     name: str
     title: str
@@ -113,6 +90,14 @@ class PublicDataset:
     tested: str
     """How far the loader was tested: "fixture", "real sample" or "real set"."""
     read: Callable[[Request], LoadedRows] = field(repr=False)
+    restricted: bool = True
+    """Whether its terms need credentials, forbid sharing, or allow research or non-commercial use only: then the push
+    of a model that was trained on it asks first. True until a declaration states that they do not."""
+    same_images: tuple[str, ...] = ()
+    """Other data sets of the catalogue whose images are in this one, all or some. Stated on one side; `share_images`
+    holds both ways."""
+    pretraining_name: str | None = None
+    """What the `pretraining_data` of towers call it. None: whether a tower saw it cannot be known from there."""
     split_schemes: tuple[str, ...] = ("patient",)
     """The first is what `split_scheme="official"` means where the data set has no official split."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -131,6 +116,11 @@ class PublicDataset:
     """What goes wrong with this data set elsewhere, a sentence each, for its page of the documentation."""
 
 
+def dataset_names() -> tuple[str, ...]:
+    """Names of all data sets, sorted."""
+    return tuple(_declared())
+
+
 def get_dataset(name: str) -> PublicDataset:
     """
     The declaration of a data set.
@@ -138,15 +128,50 @@ def get_dataset(name: str) -> PublicDataset:
     Raises:
         ValueError: if there is no such data set; the message lists the names.
     """
-    if name not in MODULES:
-        raise ValueError(f"Unknown data set {name!r}. Choose one of: {', '.join(sorted(MODULES))}.")
-    module = import_module(f"adaptor_hf.data.public.{MODULES[name]}")
-    return next(dataset for dataset in module.DATASETS if dataset.name == name)
+    declared = _declared()
+    if name not in declared:
+        raise ValueError(f"Unknown data set {name!r}. Choose one of: {', '.join(declared)}.")
+    return declared[name]
 
 
 def list_datasets() -> list[PublicDataset]:
     """All data sets that `load_public_dataset` loads: name, tasks, files, licence, where to get it, how tested."""
-    return [get_dataset(name) for name in sorted(MODULES)]
+    return list(_declared().values())
+
+
+def with_same_images(name: str) -> dict[str, PublicDataset]:
+    """A data set and those of the catalogue whose images are in it, by name; nothing if there is no such data set."""
+    if name not in _declared():
+        return {}
+    return {one: get_dataset(one) for one in (name, *get_dataset(name).same_images)}
+
+
+def share_images(first: str, second: str) -> bool:
+    """Whether two data sets of the catalogue have images in common: one has those of the other, or both of a third."""
+    return bool(with_same_images(first).keys() & with_same_images(second).keys())
+
+
+def _declared() -> dict[str, PublicDataset]:
+    """All declarations by name. The files are looked for when first asked, so that a new file is all that it takes."""
+    return _declared_in(f"{__package__}.public", *import_module(f"{__package__}.public").__path__)
+
+
+@cache
+def _declared_in(package: str, *folders: str) -> dict[str, PublicDataset]:
+    declared, places = {}, {}
+    for place in sorted(f"{package}.{module.name}" for module in iter_modules(folders)):
+        module = import_module(place)
+        if not hasattr(module, "DATASETS"):
+            raise ValueError(
+                f"{place} has no DATASETS. A file beside the data sets declares one: helpers lie elsewhere."
+            )
+        for dataset in module.DATASETS:
+            if dataset.name in declared:
+                raise ValueError(
+                    f"Two data sets are called {dataset.name!r}: in {places[dataset.name]} and in {place}. Rename one."
+                )
+            declared[dataset.name], places[dataset.name] = dataset, place
+    return dict(sorted(declared.items()))
 
 
 def parse_options(words: list[str]) -> dict[str, object]:
@@ -168,4 +193,15 @@ def parse_options(words: list[str]) -> dict[str, object]:
     return options
 
 
-__all__ = ["TASKS", "LoadedRows", "PublicDataset", "Request", "get_dataset", "list_datasets", "parse_options"]
+__all__ = [
+    "TASKS",
+    "LoadedRows",
+    "PublicDataset",
+    "Request",
+    "dataset_names",
+    "get_dataset",
+    "list_datasets",
+    "parse_options",
+    "share_images",
+    "with_same_images",
+]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files import write_aside
-from .catalog import PublicDataset, list_datasets
+from .catalog import PublicDataset, dataset_names, list_datasets, share_images
 from .labels import LABEL_POLICIES
 
 _INTRODUCTION = """\
@@ -24,7 +24,8 @@ print(parts["train"][0]["text"])
 
 `python -m adaptor_hf.data check NAME ROOT` counts what a folder holds: rows, files that are missing or do not open,
 rows left out and why, labels, patients in each split and in several.
-`train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining.
+`train_pretrain.py --dataset NAME --data_root ROOT` trains on any set with the task pretraining. Another set is one file
+in `adaptor_hf/data/public`: [CONTRIBUTING.md](../../CONTRIBUTING.md#a-data-set).
 
 Where no official split exists, whole patients are shared out by a hash of their ids. A split of a reference code has
 its name; what it is known to leak is said when it is chosen. `describe(parts)` gives what was loaded with the split's
@@ -38,6 +39,9 @@ set.
 """
 
 _BY_PATIENT = "whole patients by a hash of their ids, about 80 / 10 / 10 % unless other shares are given"
+
+_RESTRICTED = "Sharing: its terms restrict it; the push of a model that was trained on it asks first"
+_NOT_RESTRICTED = "Sharing: no restriction is recorded; read the licence"
 
 
 def index_page(datasets: list[PublicDataset]) -> str:
@@ -56,12 +60,17 @@ def dataset_page(one: PublicDataset) -> str:
     lines += [
         f"* Where to get it: {one.homepage}",
         f"* Licence: {one.license}",
+        f"* {_RESTRICTED if one.restricted else _NOT_RESTRICTED}",
         f"* Tasks: {', '.join(one.tasks)} (the first is the default)",
         f"* Images are read {'in colour (RGB)' if one.image_mode == 'RGB' else 'as grey (L)'}",
         f"* Tested: {one.tested}",
         f"* A load stops if more than {one.max_fault_share:g} of the rows are faulty",
         "",
     ]
+    if same := [
+        f"[`{name}`]({name}.md)" for name in dataset_names() if name != one.name and share_images(name, one.name)
+    ]:
+        lines.insert(-1, f"* Has images in common with: {', '.join(same)}. A test across these sets leaks")
     lines += ["## Files", "", "```", one.expected_files, "```", ""]
     if one.options:
         lines += ["## Options", ""]

@@ -14,15 +14,15 @@ from .public_report import LoadReport
 _SAMPLE = 32
 
 
-def fit_boxes(found: LoadedRows, root: Path, report: LoadReport) -> None:
+def fit_boxes(loaded: LoadedRows, root: Path, report: LoadReport) -> None:
     """
     Scale the boxes of resized copies to the size of each copy. Sizes are read from headers: of a sample of the images
-    with boxes, and of all of them if one of the sample has another size than `found.box_frame`.
+    with boxes, and of all of them if one of the sample has another size than `loaded.box_frame`.
 
     Raises:
         ValueError: A copy has another shape than the published image: cropped or padded, so its boxes are not known.
     """
-    rows, frame = found.rows, found.box_frame
+    rows, frame = loaded.rows, loaded.box_frame
     if frame is None or "boxes" not in rows:
         return
     boxed = np.flatnonzero(rows["boxes"].map(lambda boxes: boxes is not None and len(boxes) > 0))
@@ -44,7 +44,7 @@ def fit_boxes(found: LoadedRows, root: Path, report: LoadReport) -> None:
             )
         boxes[place] = (np.asarray(boxes[place]) * np.tile(np.divide(size, frame), 2)).astype(np.float32)
         resized += 1
-    found.rows = rows.assign(boxes=boxes)
+    loaded.rows = rows.assign(boxes=boxes)
     report.notes.append(f"{resized} images are resized copies: their boxes are brought to their size.")
 
 

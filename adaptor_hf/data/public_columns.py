@@ -24,25 +24,25 @@ CHUNK_ROWS = 32_768
 _TEXT = ("image_id", "patient_id", "study_id", "view", "text", "split", "source", "sex")
 
 
-def contract_features(found: LoadedRows) -> datasets.Features:
-    """Features of the columns that `found` has; ids, view and split are always there."""
-    rows = found.rows
+def contract_features(loaded: LoadedRows) -> datasets.Features:
+    """Features of the columns that `loaded` has; ids, view and split are always there."""
+    rows = loaded.rows
     features = {"image": RadiographImage()}
     features |= {name: datasets.Value("string") for name in ("image_id", "patient_id", "study_id", "view")}
-    present = {*rows.columns, *(("text", "sections", "sentences") if found.shared is not None else ())}
+    present = {*rows.columns, *(("text", "sections", "sentences") if loaded.shared is not None else ())}
     if "text" in present:
         features["text"] = datasets.Value("string")
     if "sections" in present:
-        features["sections"] = {name: datasets.Value("string") for name in _section_names(found)}
+        features["sections"] = {name: datasets.Value("string") for name in _section_names(loaded)}
     if "sentences" in present:
         features["sentences"] = datasets.List(datasets.Value("string"))
-    if found.class_names is not None:
-        features["labels"] = datasets.ClassLabel(names=list(found.class_names))
-    elif found.label_names is not None:
-        features["labels"] = MultiLabel(list(found.label_names))
+    if loaded.class_names is not None:
+        features["labels"] = datasets.ClassLabel(names=list(loaded.class_names))
+    elif loaded.label_names is not None:
+        features["labels"] = MultiLabel(list(loaded.label_names))
     if "boxes" in rows:
         features["boxes"] = BoxList()
-        names = found.box_class_names
+        names = loaded.box_class_names
         number = datasets.ClassLabel(names=list(names)) if names else datasets.Value("int64")
         features["box_labels"] = datasets.List(number)
     if "mask" in rows:
@@ -59,16 +59,16 @@ def contract_features(found: LoadedRows) -> datasets.Features:
     return datasets.Features(features)
 
 
-def contract_table(rows: pd.DataFrame, found: LoadedRows, features: datasets.Features, root: Path) -> pa.Table:
+def contract_table(rows: pd.DataFrame, loaded: LoadedRows, features: datasets.Features, root: Path) -> pa.Table:
     """Some of the rows as a table of these features; paths become absolute."""
     columns = {}
-    shared = _take_shared(found.shared, rows["shared"].to_numpy()) if found.shared is not None else {}
+    shared = _take_shared(loaded.shared, rows["shared"].to_numpy()) if loaded.shared is not None else {}
     for name, feature in features.items():
         kind = datasets.Features({name: feature}).arrow_schema.field(name).type
         if name == "image":
             columns[name] = _images(rows["image"], root, kind)
-        elif name == "labels" and found.label_names is not None:
-            values = rows[found.label_names].to_numpy(dtype=np.float32)
+        elif name == "labels" and loaded.label_names is not None:
+            values = rows[loaded.label_names].to_numpy(dtype=np.float32)
             columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1]).cast(kind)
         elif name == "boxes":
             boxes = [None if value is None else np.asarray(value, np.float32).tolist() for value in rows[name]]
@@ -124,11 +124,11 @@ def _box_labels(rows: pd.DataFrame) -> list:
     return [None if boxes is None else [0] * len(boxes) for boxes in rows["boxes"]]
 
 
-def _section_names(found: LoadedRows) -> list[str]:
+def _section_names(loaded: LoadedRows) -> list[str]:
     """Names of all sections that any row has."""
-    if found.shared is not None:
-        return [field.name for field in found.shared.schema.field("sections").type]
-    sections = found.rows["sections"]
+    if loaded.shared is not None:
+        return [field.name for field in loaded.shared.schema.field("sections").type]
+    sections = loaded.rows["sections"]
     if hasattr(sections.dtype, "pyarrow_dtype"):
         return [field.name for field in sections.dtype.pyarrow_dtype]
     return list(dict.fromkeys(name for value in sections if isinstance(value, dict) for name in value))

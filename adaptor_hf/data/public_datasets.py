@@ -155,12 +155,12 @@ def load_with_report(
     if result is None:
         with recorded_inputs() as inputs:
             report = LoadReport(dataset=name, task=request.task, **settings)
-            found, strata = _load_rows(dataset, request, report, max_fault_share, shares, label_policy, ids)
-            _thin_training(found, strata, report)
-            report.count(found)
-            features = contract_features(found)
+            loaded, strata = _load_rows(dataset, request, report, max_fault_share, shares, label_policy, ids)
+            _thin_training(loaded, strata, report)
+            report.count(loaded)
+            features = contract_features(loaded)
             info = _info(dataset, features, report)
-            parts = {split: _tables(found, split, features, request.root) for split in report.rows_per_split}
+            parts = {split: _tables(loaded, split, features, request.root) for split in report.rows_per_split}
             result = write_cached(folder, parts, info, report.to_dict(), inputs), report.to_dict()
     _say(dataset, result[1])
     parts, report = result
@@ -240,43 +240,43 @@ def _load_rows(
     ids: str | None,
 ):
     """Rows that passed all rules, each with a split, and their strata."""
-    found = dataset.read(request)
-    found = replace(found, rows=found.rows.reset_index(drop=True))
-    report.table_rows = found.table_rows or len(found.rows)
-    for rule, count in found.dropped.items():
+    loaded = dataset.read(request)
+    loaded = replace(loaded, rows=loaded.rows.reset_index(drop=True))
+    report.table_rows = loaded.table_rows or len(loaded.rows)
+    for rule, count in loaded.dropped.items():
         report.drop(rule, count)
-    report.fault(len(found.faults), found.faults)
-    report.notes += found.notes
-    if len(found.rows) == 0:
-        raise ValueError(f"{dataset.name}: the tables under {request.root} have no rows to load. {found.dropped}")
-    rows = len(found.rows) + len(found.faults)
-    check_files(found, request.root, report)
-    drop_repeats(found, report)
+    report.fault(len(loaded.faults), loaded.faults)
+    report.notes += loaded.notes
+    if len(loaded.rows) == 0:
+        raise ValueError(f"{dataset.name}: the tables under {request.root} have no rows to load. {loaded.dropped}")
+    rows = len(loaded.rows) + len(loaded.faults)
+    check_files(loaded, request.root, report)
+    drop_repeats(loaded, report)
     check_faults(report, rows, max_fault_share)
-    fit_boxes(found, request.root, report)
-    check_task(found, report, label_policy)
-    check_patients(found, ids)
-    assign_split(found, dataset, request, report, shares)
-    report.split_hash = hash_of_split(*(found.rows.get(name) for name in ("image_id", "patient_id", "split")))
-    return found, row_strata(found)
+    fit_boxes(loaded, request.root, report)
+    check_task(loaded, report, label_policy)
+    check_patients(loaded, ids)
+    assign_split(loaded, dataset, request, report, shares)
+    report.split_hash = hash_of_split(*(loaded.rows.get(name) for name in ("image_id", "patient_id", "split")))
+    return loaded, row_strata(loaded)
 
 
-def _thin_training(found: LoadedRows, strata, report: LoadReport) -> None:
-    training = (found.rows["split"] == "train").to_numpy()
+def _thin_training(loaded: LoadedRows, strata, report: LoadReport) -> None:
+    training = (loaded.rows["split"] == "train").to_numpy()
     if not training.any() or (report.fraction == 1 and report.fraction_rule != "mgca_balanced"):
         return
-    rows = found.rows[training]
+    rows = loaded.rows[training]
     kept = fraction_mask(rows, strata[training], report.fraction, report.fraction_rule, report.seed)
     dropped = np.zeros(len(training), bool)
     dropped[training] = ~kept
     report.drop(f"not in the fraction of {report.fraction:g} of the training rows", dropped.sum())
-    found.rows = found.rows[~dropped]
+    loaded.rows = loaded.rows[~dropped]
 
 
-def _tables(found: LoadedRows, split: str, features: datasets.Features, root: Path) -> Iterator[pa.Table]:
-    rows = found.rows[found.rows["split"] == split]
+def _tables(loaded: LoadedRows, split: str, features: datasets.Features, root: Path) -> Iterator[pa.Table]:
+    rows = loaded.rows[loaded.rows["split"] == split]
     for start in range(0, len(rows), CHUNK_ROWS):
-        yield contract_table(rows.iloc[start : start + CHUNK_ROWS], found, features, root)
+        yield contract_table(rows.iloc[start : start + CHUNK_ROWS], loaded, features, root)
 
 
 def _info(dataset: PublicDataset, features: datasets.Features, report: LoadReport) -> datasets.DatasetInfo:

@@ -68,9 +68,9 @@ class LoadReport:
         self.faults += int(count)
         self.fault_examples += examples[: max(0, FAULT_EXAMPLES - len(self.fault_examples))]
 
-    def count(self, found: LoadedRows) -> None:
+    def count(self, loaded: LoadedRows) -> None:
         """Count the rows of the result: by split rows, patients, labels and boxes."""
-        rows = found.rows
+        rows = loaded.rows
         self.rows = len(rows)
         images = rows["image"].map(lambda value: value["path"] if isinstance(value, dict) else value)
         self.images = int(images.nunique())
@@ -81,13 +81,13 @@ class LoadReport:
             self.rows_per_split[split] = len(part)
             if "patient_id" in part:
                 self.patients_per_split[split] = int(part["patient_id"].nunique())
-            if found.class_names is not None:
+            if loaded.class_names is not None:
                 codes = part["labels"].dropna().astype(int).value_counts()
                 self.labels[split] = {
-                    name: {"rows": int(codes.get(code, 0))} for code, name in enumerate(found.class_names)
+                    name: {"rows": int(codes.get(code, 0))} for code, name in enumerate(loaded.class_names)
                 }
-            elif found.label_names is not None:
-                self.labels[split] = {name: _label_counts(part[name]) for name in found.label_names}
+            elif loaded.label_names is not None:
+                self.labels[split] = {name: _label_counts(part[name]) for name in loaded.label_names}
             if "boxes" in part:
                 self.boxes[split] = int(part["boxes"].map(lambda boxes: 0 if boxes is None else len(boxes)).sum())
 

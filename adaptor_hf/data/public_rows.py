@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .archives import container
-from .catalog import LoadedRows, PublicDataset, Request
+from .catalog import TASKS, LoadedRows, PublicDataset, Request
 from .files import list_files, outside_root
 from .ids import check_ids
 from .labels import apply_policy, label_strata
@@ -20,11 +20,8 @@ from .stratified import patient_groups
 if TYPE_CHECKING:
     import pandas as pd
 
-NEEDS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
-"""The column that a row must have for a task."""
 
-
-def check_files(found: LoadedRows, root: Path, report: LoadReport) -> None:
+def check_files(loaded: LoadedRows, root: Path, report: LoadReport) -> None:
     """
     Drop rows whose image or mask file is missing or has zero bytes, found by one scan of the folders they name.
 
@@ -32,7 +29,7 @@ def check_files(found: LoadedRows, root: Path, report: LoadReport) -> None:
         ValueError: A path leads out of the root.
         FileNotFoundError: Not one of the images is there.
     """
-    rows = found.rows
+    rows = loaded.rows
     stored = rows["image"].map(lambda value: isinstance(value, dict)).to_numpy(dtype=bool)
     nothing = rows["image"].isna().to_numpy()
     report.drop("no image", nothing.sum())
@@ -78,7 +75,7 @@ def check_files(found: LoadedRows, root: Path, report: LoadReport) -> None:
                 ],
             )
     report.drop("file missing or of zero bytes", (faulty & ~nothing).sum())
-    found.rows = rows[~faulty & ~nothing]
+    loaded.rows = rows[~faulty & ~nothing]
 
 
 def check_faults(report: LoadReport, rows: int, max_fault_share: float) -> None:
@@ -99,9 +96,9 @@ def check_faults(report: LoadReport, rows: int, max_fault_share: float) -> None:
     )
 
 
-def drop_repeats(found: LoadedRows, report: LoadReport) -> None:
+def drop_repeats(loaded: LoadedRows, report: LoadReport) -> None:
     """Drop rows that repeat an earlier one, and all rows of an image whose class labels contradict each other."""
-    rows = found.rows
+    rows = loaded.rows
     if len(rows) == 0:
         return
     keys = [name for name in ("image", "image_id", "split") if name in rows]
@@ -126,10 +123,10 @@ def drop_repeats(found: LoadedRows, report: LoadReport) -> None:
                 [f"{_source(rows, label)}: the image has other labels elsewhere" for label in clashing],
             )
         dropped = dropped.append(clashing)
-    found.rows = rows.drop(dropped)
+    loaded.rows = rows.drop(dropped)
 
 
-def check_task(found: LoadedRows, report: LoadReport, policy: str) -> None:
+def check_task(loaded: LoadedRows, report: LoadReport, policy: str) -> None:
     """
     Apply the label policy and drop rows without what the task needs.
 
@@ -138,17 +135,17 @@ def check_task(found: LoadedRows, report: LoadReport, policy: str) -> None:
     """
     import pandas as pd
 
-    rows, need = found.rows, NEEDS[report.task]
-    if found.label_names is not None:
+    rows, need = loaded.rows, TASKS[report.task]
+    if loaded.label_names is not None:
         # The loader may share the frame with others.
         rows = rows.copy(deep=False)
-        rows[found.label_names] = apply_policy(rows[found.label_names], policy)
-        known = rows[found.label_names].notna().any(axis=1)
-    elif found.class_names is not None:
+        rows[loaded.label_names] = apply_policy(rows[loaded.label_names], policy)
+        known = rows[loaded.label_names].notna().any(axis=1)
+    elif loaded.class_names is not None:
         known = rows["labels"].notna()
     else:
         known = None
-    if found.label_names is None and policy != "raw":
+    if loaded.label_names is None and policy != "raw":
         raise ValueError(f"{report.dataset} has no uncertain labels: label_policy {policy!r} would have no effect.")
     if need == "labels":
         if known is None:
@@ -157,58 +154,60 @@ def check_task(found: LoadedRows, report: LoadReport, policy: str) -> None:
     elif need in rows:
         kept = rows[need].notna()
     else:
-        kept = pd.Series(found.shared["sentences"].is_valid().to_numpy()[rows["shared"]], index=rows.index)
+        kept = pd.Series(loaded.shared["sentences"].is_valid().to_numpy()[rows["shared"]], index=rows.index)
     if "boxes" in rows:
         _check_boxes(rows)
     report.drop({"labels": "no label", "text": "no text", "boxes": "not annotated", "mask": "not annotated"}[need],
                 (~kept).sum())  # fmt: skip
-    found.rows = rows[kept]
-    if len(found.rows) == 0:
+    loaded.rows = rows[kept]
+    if len(loaded.rows) == 0:
         raise ValueError(
             f"{report.dataset}: no row is left for {report.task}. {report.table_rows} rows in the tables; left out: "
             f"{report.dropped}."
         )
 
 
-def check_patients(found: LoadedRows, ids: str | None) -> None:
+def check_patients(loaded: LoadedRows, ids: str | None) -> None:
     """
     Check that no patient's id is written in two ways.
 
     Raises:
         ValueError: One is, and `ids` does not say what that means; or a spreadsheet has rounded ids.
     """
-    if "patient_id" not in found.rows:
+    if "patient_id" not in loaded.rows:
         return
-    given = [value if isinstance(value, str) else None for value in found.rows["patient_id"]]
+    given = [value if isinstance(value, str) else None for value in loaded.rows["patient_id"]]
     checked = check_ids(given, what="patient_id, rows counted after those left out", mode=ids)
     if checked != given:
-        found.rows = found.rows.assign(patient_id=checked)
+        loaded.rows = loaded.rows.assign(patient_id=checked)
 
 
-def row_strata(found: LoadedRows) -> pd.Series:
+def row_strata(loaded: LoadedRows) -> pd.Series:
     """What fractions are stratified by: the loader's `stratum`, the class, the rarest label, or any box."""
     import pandas as pd
 
-    rows = found.rows
+    rows = loaded.rows
     if "stratum" in rows:
         return rows["stratum"].fillna("").astype(str)
-    if found.class_names is not None:
-        return rows["labels"].map(lambda code: "" if code is None or code != code else found.class_names[int(code)])
-    if found.label_names is not None:
-        return label_strata(rows[found.label_names])
+    if loaded.class_names is not None:
+        return rows["labels"].map(lambda code: "" if code is None or code != code else loaded.class_names[int(code)])
+    if loaded.label_names is not None:
+        return label_strata(rows[loaded.label_names])
     if "boxes" in rows:
         return rows["boxes"].map(lambda boxes: "boxes" if boxes is not None and len(boxes) else "")
     return pd.Series("", index=rows.index, dtype=object)
 
 
-def assign_split(found: LoadedRows, dataset: PublicDataset, request: Request, report: LoadReport, shares: dict) -> None:
+def assign_split(
+    loaded: LoadedRows, dataset: PublicDataset, request: Request, report: LoadReport, shares: dict
+) -> None:
     """
     A split for each row, and the counts of patients in several of them.
 
     Raises:
         ValueError: Patients are in several splits of a scheme that is not known to leak.
     """
-    rows = found.rows.copy(deep=False)
+    rows = loaded.rows.copy(deep=False)
     if request.split_scheme == "patient":
         # Not stratified: it would hang on the rows, and two tasks on one data set have other rows.
         rows["split"] = split_groups(patient_groups(rows).tolist(), **shares, seed=request.seed)
@@ -219,7 +218,7 @@ def assign_split(found: LoadedRows, dataset: PublicDataset, request: Request, re
         report.drop(f"in no part of the split {request.split_scheme!r}", rows["split"].isna().sum())
         rows = rows[rows["split"].notna()].copy(deep=False)
         _carve_validation(rows, request, report, shares["validation_fraction"])
-    found.rows = rows
+    loaded.rows = rows
     report.leak = dataset.leaks.get(request.split_scheme)
     report.rows_without_patient = int(rows["patient_id"].isna().sum()) if "patient_id" in rows else len(rows)
     if report.rows_without_patient:
@@ -301,7 +300,6 @@ def _source(rows: pd.DataFrame, label) -> str:
 
 
 __all__ = [
-    "NEEDS",
     "assign_split",
     "check_faults",
     "check_files",

@@ -2,22 +2,7 @@
 
 import re
 
-from .catalog import MODULES, get_dataset
-
-RESTRICTED = (
-    "chexpert",
-    "chexpert_5x200",
-    "covidx",
-    "mimic_cxr",
-    "object_cxr",
-    "openi",
-    "roco",
-    "roco_v2",
-    "rsna",
-    "shenzhen",
-    "siim",
-)
-"""Data sets of the catalogue that need credentials, forbid sharing, or are for research or non-commercial use only."""
+from .catalog import dataset_names, get_dataset
 
 
 def restricted_terms(*names: str | None) -> dict[str, str] | None:
@@ -31,9 +16,9 @@ def restricted_terms(*names: str | None) -> dict[str, str] | None:
     for name in filter(None, names):
         plain = re.sub(r"[^a-z0-9]", "", name.lower())
         # The longest name that fits: chexpert_5x200 also begins with chexpert.
-        fits = [known for known in MODULES if plain.startswith(known.replace("_", ""))]
+        fits = [known for known in dataset_names() if plain.startswith(known.replace("_", ""))]
         known = max(fits, key=len, default=None)
-        if known in RESTRICTED:
+        if known is not None and get_dataset(known).restricted:
             found[known] = get_dataset(known).license
     return found or None
 
@@ -54,4 +39,13 @@ def check_consent(terms: dict[str, str] | None, accepted: bool) -> None:
         )
 
 
-__all__ = ["RESTRICTED", "check_consent", "restricted_terms"]
+def __getattr__(name: str):
+    if name != "RESTRICTED":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from ..moved import warn_of
+
+    warn_of(f"{__name__}.RESTRICTED", "the field `restricted` of each of adaptor_hf.data.list_datasets()")
+    return tuple(known for known in dataset_names() if get_dataset(known).restricted)
+
+
+__all__ = ["check_consent", "restricted_terms"]

@@ -144,12 +144,12 @@ def load_classification(arguments: DownstreamArguments) -> LabelledData:
 
 def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, LoadedParts]:
     """Each of `--external` by name, with its test part alone; all rows of a table that brings no split."""
-    from ..data.catalog import MODULES
+    from ..data.catalog import dataset_names
     from ..data.splits import split_hash
 
     found, rule = {}, split_rule_of(arguments)
     for name, place in pairs_of(arguments.external).items():
-        if name in MODULES:
+        if name in dataset_names():
             scheme = rule.scheme if rule.dataset == name else "official"
             parts, hashed = load_public(name, place, task, split_scheme=scheme, **public_options(arguments, rule))
             source = None
@@ -170,12 +170,12 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
 
 def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     """The labelled test parts of `--external`."""
-    from ..data.catalog import MODULES
+    from ..data.catalog import dataset_names
 
     found = []
     for name, loaded in load_external_parts(arguments, "classification").items():
         # A public data set declares its positive class; `align_classes` refuses one that is not the model's.
-        chosen = {"declared": True} if name in MODULES else {"positive_label": arguments.positive_label}
+        chosen = {"declared": True} if name in dataset_names() else {"positive_label": arguments.positive_label}
         data = labelled_data(name, loaded.parts, loaded.split_hash, label_policy=arguments.label_policy, **chosen)
         data.seen = loaded.seen
         found.append(data)

@@ -4,26 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
-
-# By what is in a data set: images of RSNA and SIIM are NIH's, COVIDx has RSNA's. Names as in `pretraining_data`.
-_SAME_IMAGES = {
-    "rsna": ("RSNA Pneumonia", "NIH ChestX-ray14"),
-    "siim": ("SIIM", "NIH ChestX-ray14"),
-    "covidx": ("COVIDx", "RSNA Pneumonia", "NIH ChestX-ray14"),
-    "nih_chestxray14": ("NIH ChestX-ray14",),
-    "chexpert": ("CheXpert",),
-    "chexpert_5x200": ("CheXpert",),
-    "mimic_cxr": ("MIMIC-CXR",),
-    "openi": ("OpenI",),
-    "shenzhen": ("Shenzhen",),
-    "montgomery": ("Montgomery",),
-    "object_cxr": ("Object-CXR",),
-    "covid_rural": ("COVID Rural",),
-    "cbis_ddsm": ("CBIS-DDSM",),
-    "roco": ("ROCO",),
-    "roco_v2": ("ROCO",),
-}
 
 
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
@@ -31,16 +13,21 @@ def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
     if dataset.startswith("phantom"):
         return "no"
     seen = (spec or {}).get("pretraining_data")
-    if not seen or dataset not in _SAME_IMAGES:
+    names = _pretraining_names(dataset)
+    if not seen or not names:
         return "unknown"
-    return "yes" if set(seen) & set(_SAME_IMAGES[dataset]) else "no"
+    return "yes" if names & set(seen) else "no"
 
 
 def disjoint_sets(first: str, second: str) -> bool:
     """Whether two public data sets have no image in common by their origin; False where that is not known."""
-    if first == second or first not in _SAME_IMAGES or second not in _SAME_IMAGES:
-        return False
-    return not set(_SAME_IMAGES[first]) & set(_SAME_IMAGES[second])
+    ours, theirs = _pretraining_names(first), _pretraining_names(second)
+    return bool(ours and theirs) and not share_images(first, second)
+
+
+def _pretraining_names(dataset: str) -> set[str]:
+    """What towers call a public data set and those whose images are in it; none where that is not declared."""
+    return {one.pretraining_name for one in with_same_images(dataset).values()} - {None}
 
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:

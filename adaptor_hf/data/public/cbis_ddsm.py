@@ -30,8 +30,8 @@ def read(request: Request) -> LoadedRows:
     kinds, unit = _choice("abnormality", options["abnormality"], KINDS), options["unit"]
     _choice("unit", unit, {"abnormality": 0, "image": 0})
     classes = _choice("classes", options["classes"], {3: PATHOLOGIES, 2: PATHOLOGIES[1:]})
-    found = LoadedRows(pd.DataFrame(), class_names=classes)
-    table = pd.concat([_read_part(request, kind, part, found) for kind in kinds for part in _PARTS], ignore_index=True)
+    loaded = LoadedRows(pd.DataFrame(), class_names=classes)
+    table = pd.concat([_read_part(request, kind, part, loaded) for kind in kinds for part in _PARTS], ignore_index=True)
     pathology = table["pathology"].replace({} if len(classes) == 3 else {PATHOLOGIES[0]: PATHOLOGIES[1]})
     table["labels"] = pathology.map(classes.index)
     series = _Series(request)
@@ -41,9 +41,9 @@ def read(request: Request) -> LoadedRows:
     if unit == "image" or request.task == "segmentation":
         table = _per_image(table, request.task == "segmentation")
     if request.split_scheme == "official":
-        _one_side_a_patient(table, found)
-    found.rows = table.drop(columns=["roi", "crop", "pathology", "candidates"], errors="ignore")
-    return found
+        _one_side_a_patient(table, loaded)
+    loaded.rows = table.drop(columns=["roi", "crop", "pathology", "candidates"], errors="ignore")
+    return loaded
 
 
 def _choice(name: str, value, known: dict):
@@ -52,14 +52,14 @@ def _choice(name: str, value, known: dict):
     return known[value]
 
 
-def _read_part(request: Request, kind: str, part: str, found: LoadedRows) -> pd.DataFrame:
+def _read_part(request: Request, kind: str, part: str, loaded: LoadedRows) -> pd.DataFrame:
     """The rows of a table that make sense."""
     import pandas as pd
 
     file = f"{kind}_case_description_{part}_set.csv"
     table = read_table(request.root, [file, f"csv/{file}"], columns=_COLUMNS)
     name = table.attrs["file"]
-    found.table_rows += len(table)
+    loaded.table_rows += len(table)
     unknown = table["pathology"].notna() & ~table["pathology"].isin(PATHOLOGIES)
     if unknown.any():
         row = table.index[unknown][0]
@@ -71,9 +71,9 @@ def _read_part(request: Request, kind: str, part: str, found: LoadedRows) -> pd.
     bad = table[list(_COLUMNS[:5])].isna().any(axis=1)
     for cells in paths.values():
         bad |= ~cells.str.contains("/").fillna(False).astype(bool)
-    found.faults += [f"{name}:{row}: an empty cell, or a path without folders" for row in table.index[bad]]
+    loaded.faults += [f"{name}:{row}: an empty cell, or a path without folders" for row in table.index[bad]]
     if bad.any():
-        found.dropped["malformed row"] = found.dropped.get("malformed row", 0) + int(bad.sum())
+        loaded.dropped["malformed row"] = loaded.dropped.get("malformed row", 0) + int(bad.sum())
     breast = kind + "_" + table["patient_id"] + "_" + table["left or right breast"] + "_" + table["image view"]
     rows = pd.DataFrame(
         {
@@ -146,13 +146,13 @@ def _per_image(table: pd.DataFrame, with_masks: bool) -> pd.DataFrame:
     return images.reset_index(drop=True)
 
 
-def _one_side_a_patient(table: pd.DataFrame, found: LoadedRows) -> None:
+def _one_side_a_patient(table: pd.DataFrame, loaded: LoadedRows) -> None:
     """Masses and calcifications were split apart: a patient who is in a test table is in test with all rows."""
     tested = set(table.loc[table["split"] == "test", "patient_id"])
     moved = (table["split"] == "train") & table["patient_id"].isin(tested)
     if moved.any():
         table.loc[moved, "split"] = "test"
-        found.notes.append(
+        loaded.notes.append(
             f"{int(moved.sum())} rows of the train tables went to test: their "
             f"{table.loc[moved, 'patient_id'].nunique()} patients are in a test table too."
         )
@@ -169,6 +169,8 @@ metadata.csv                                               for TCIA's newer fold
 jpeg/<SeriesUID>/*.jpg                                     or Kaggle's JPEG""",
         license="CC BY 3.0",
         homepage="https://www.cancerimagingarchive.net/collection/cbis-ddsm/",
+        restricted=False,
+        pretraining_name="CBIS-DDSM",
         tested="fixture",
         read=read,
         split_schemes=("official",),

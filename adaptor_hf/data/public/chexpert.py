@@ -31,25 +31,25 @@ def read(request: Request) -> LoadedRows:
     import pandas as pd
 
     training, held_out = read_part(request.root, "train.csv"), read_part(request.root, "valid.csv")
-    found = LoadedRows(training, label_names=_label_names(request.options["labels"]))
-    found.table_rows = len(training) + len(held_out)
-    found.notes += training.attrs["notes"] + held_out.attrs["notes"]
+    loaded = LoadedRows(training, label_names=_label_names(request.options["labels"]))
+    loaded.table_rows = len(training) + len(held_out)
+    loaded.notes += training.attrs["notes"] + held_out.attrs["notes"]
     if request.split_scheme == "mgca":
         parts = _mgca_parts(training)
-        found.dropped["in MGCA's 5x200 set"] = len(set(training.index) - set(np.concatenate(list(parts.values()))))
+        loaded.dropped["in MGCA's 5x200 set"] = len(set(training.index) - set(np.concatenate(list(parts.values()))))
     else:
         validation = _lovt_validation(training) if request.split_scheme == "lovt" else np.zeros(len(training), bool)
         parts = {"train": training.index[~validation], "validation": training.index[validation]}
     rows = [training.loc[places].assign(split=split) for split, places in parts.items()]
-    found.rows = pd.concat([*rows, held_out.assign(split="test")], ignore_index=True)
+    loaded.rows = pd.concat([*rows, held_out.assign(split="test")], ignore_index=True)
     if request.options["views"] not in ("all", "frontal"):
         raise ValueError(f"The option views must be 'all' or 'frontal', got {request.options['views']!r}.")
     if request.options["views"] == "frontal":
-        found.dropped["lateral view"] = int((~found.rows["frontal"]).sum())
-        found.rows = found.rows[found.rows["frontal"]]
-    other = [name for name in CHEXPERT_LABELS if name not in found.label_names]
-    found.rows = found.rows.drop(columns=["frontal", *other])
-    return found
+        loaded.dropped["lateral view"] = int((~loaded.rows["frontal"]).sum())
+        loaded.rows = loaded.rows[loaded.rows["frontal"]]
+    other = [name for name in CHEXPERT_LABELS if name not in loaded.label_names]
+    loaded.rows = loaded.rows.drop(columns=["frontal", *other])
+    return loaded
 
 
 def read_part(root, name: str) -> pd.DataFrame:
@@ -159,6 +159,8 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
 └── valid/patient64541/study1/view1_frontal.jpg ...""",
         license="Stanford University Dataset Research Use Agreement: research only, no redistribution",
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        restricted=True,
+        pretraining_name="CheXpert",
         tested="real tables, fixture images",
         read=read,
         split_schemes=("official", "mgca", "lovt"),

@@ -24,13 +24,13 @@ def read(request: Request) -> LoadedRows:
     if not isinstance(template, str) or "{" in template.replace("{}", ""):
         raise ValueError(f"text must be a sentence with {{}} for the class, got {template!r}.")
     listed = find_file(request.root, LISTS)
-    found = _read_list(request.root, listed) if listed else _sample(request)
-    rows = found.rows
+    loaded = _read_list(request.root, listed) if listed else _sample(request)
+    rows = loaded.rows
     rows["split"] = "test"
     texts = rows["labels"].map(lambda label: template.format(COMPETITION_LABELS[label].lower()))
     rows["text"] = rows["text"].where(rows["text"].notna(), texts) if "text" in rows else texts
-    found.class_names = list(COMPETITION_LABELS)
-    return found
+    loaded.class_names = list(COMPETITION_LABELS)
+    return loaded
 
 
 def _sample(request: Request) -> LoadedRows:
@@ -108,6 +108,8 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
 └── train/patient00001/study1/view1_frontal.jpg ...""",
         license="Stanford University Dataset Research Use Agreement: research only, no redistribution",
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
+        restricted=True,
+        same_images=("chexpert",),
         tested="real tables, fixture images",
         read=read,
         split_schemes=("official",),

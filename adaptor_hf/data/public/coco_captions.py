@@ -14,11 +14,11 @@ _KARPATHY = {"train": "train", "restval": "train", "val": "validation", "test": 
 def read(request: Request) -> LoadedRows:
     """Rows of an image and a caption."""
     read_split = _read_karpathy if request.split_scheme == "karpathy" else _read_2017
-    found = read_split(request)
-    total = len(found.rows)
-    found.rows = choose_captions(found.rows, request.options["captions"], request.seed)
-    found.notes.append(f"{total} images; rows are captions where captions is all.")
-    return found
+    loaded = read_split(request)
+    total = len(loaded.rows)
+    loaded.rows = choose_captions(loaded.rows, request.options["captions"], request.seed)
+    loaded.notes.append(f"{total} images; rows are captions where captions is all.")
+    return loaded
 
 
 def _read_2017(request: Request) -> LoadedRows:
@@ -111,6 +111,7 @@ val2017/000000000139.jpg
 dataset_coco.json (scheme karpathy; images train2014/COCO_train2014_000000391895.jpg or those of 2017)""",
         license="CC BY 4.0 (annotations); images under the terms of Flickr",
         homepage="https://cocodataset.org",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",

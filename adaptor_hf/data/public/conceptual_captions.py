@@ -42,19 +42,19 @@ def read_cc12m(request: Request) -> LoadedRows:
 
 def _read(request: Request, name: str) -> LoadedRows:
     if shards := find_shards(request.root):
-        found = shards_found(request, shards)
+        loaded = shard_rows(request, shards)
     elif find_converted(request.root, name):
-        found = _read_slip(request, name)
+        loaded = _read_slip(request, name)
     else:
-        found = _read_tsv(request, name)
-    found.rows["text"] = replace_name_tokens(found.rows["text"], request.options["name_tokens"])
-    repeated = found.rows["text"].dropna().duplicated().sum()
+        loaded = _read_tsv(request, name)
+    loaded.rows["text"] = replace_name_tokens(loaded.rows["text"], request.options["name_tokens"])
+    repeated = loaded.rows["text"].dropna().duplicated().sum()
     if repeated:
-        found.notes.append(f"{repeated} captions are word for word those of an earlier row.")
-    return found
+        loaded.notes.append(f"{repeated} captions are word for word those of an earlier row.")
+    return loaded
 
 
-def shards_found(request: Request, shards: list[str]) -> LoadedRows:
+def shard_rows(request: Request, shards: list[str]) -> LoadedRows:
     """The samples of webdataset shards; those in no folder named after a split are training rows."""
     read = read_shards(request.root, shards, request.num_proc)
     rows = read.rows
@@ -169,6 +169,7 @@ Train_GCC-training.tsv, Validation_GCC-1.1.0-Validation.tsv and 00000/000000000.
 cc3m.parquet (SLIP's cc3m.npy after python -m adaptor_hf.data.convert) and files named by image_id, without suffix""",
         license="Google's terms: free with attribution; images under the terms of their sites",
         homepage="https://ai.google.com/research/ConceptualCaptions",
+        restricted=False,
         tested="fixture",
         read=read_cc3m,
         image_mode="RGB",
@@ -198,6 +199,7 @@ cc12m.tsv and 00000/000000000.jpg (see image_name)
 cc12m.parquet (SLIP's cc12m.npy after python -m adaptor_hf.data.convert) and the files that image_name names""",
         license="Google's terms: free with attribution; images under the terms of their sites",
         homepage="https://github.com/google-research-datasets/conceptual-12m",
+        restricted=False,
         tested="fixture",
         read=read_cc12m,
         image_mode="RGB",
@@ -210,4 +212,4 @@ cc12m.parquet (SLIP's cc12m.npy after python -m adaptor_hf.data.convert) and the
     ),
 )
 
-__all__ = ["DATASETS", "image_names", "read_cc3m", "read_cc12m", "shards_found"]
+__all__ = ["DATASETS", "image_names", "read_cc3m", "read_cc12m", "shard_rows"]

@@ -31,13 +31,13 @@ def read(request: Request) -> LoadedRows:
     )
     dropped = {"image without a mask": len(images.keys() - masks.keys())}
     dropped["mask without an image"] = len(masks.keys() - images.keys())
-    found = LoadedRows(rows, table_rows=len(images.keys() | masks.keys()))
+    loaded = LoadedRows(rows, table_rows=len(images.keys() | masks.keys()))
     if request.split_scheme == "lovt":
         folder = request.options["split_files"] or base or None
-        found.rows, unused = follow_split(rows, shipped_split(request.root, folder))
+        loaded.rows, unused = follow_split(rows, shipped_split(request.root, folder))
         dropped |= unused
-    found.dropped = {rule: count for rule, count in dropped.items() if count}
-    return found
+    loaded.dropped = {rule: count for rule, count in dropped.items() if count}
+    return loaded
 
 
 def _annotated_folder(root: Path) -> str:
@@ -65,6 +65,8 @@ DATASETS = (
 covid_rural_annot/pngs_masks/<patient>_<MM-DD-YYYY>-XR.png""",
         license="Images CC BY 4.0 (TCIA COVID-19-AR); the repository of the masks has no licence text.",
         homepage="https://github.com/haimingt/opacity_segmentation_covid_chest_X_ray",
+        restricted=False,
+        pretraining_name="COVID Rural",
         tested="fixture",
         read=read,
         split_schemes=("patient", "lovt"),

@@ -27,27 +27,27 @@ def read(request: Request) -> LoadedRows:
     import pandas as pd
 
     files = _label_files(request.root, request.options["version"])
-    found = LoadedRows(pd.DataFrame(), notes=[f"Labels: {' and '.join(path.name for path in files.values())}."])
+    loaded = LoadedRows(pd.DataFrame(), notes=[f"Labels: {' and '.join(path.name for path in files.values())}."])
     parts = []
     for split, path in files.items():
-        part = _read_labels(path, path.relative_to(request.root).as_posix(), found)
+        part = _read_labels(path, path.relative_to(request.root).as_posix(), loaded)
         folder = split if split == "train" or (request.root / "test").is_dir() else _test_folder(request.root)
         parts.append(part.assign(split=split, image=folder + "/" + part["image_id"]))
     rows = pd.concat(parts, ignore_index=True)
     words = set(rows["word"])
-    found.class_names = next((names for names in CLASSES if words <= set(names)), None)
-    if found.class_names is None:
+    loaded.class_names = next((names for names in CLASSES if words <= set(names)), None)
+    if loaded.class_names is None:
         raise ValueError(
             f"{' and '.join(path.name for path in files.values())}: the classes {sorted(words)} are of different kinds "
             "of label files. Expected the train and test file of one version."
         )
-    rows["labels"] = rows.pop("word").map({name: code for code, name in enumerate(found.class_names)})
+    rows["labels"] = rows.pop("word").map({name: code for code, name in enumerate(loaded.class_names)})
     if request.split_scheme == "mgca":
         train = rows["split"] == "train"
         rows.loc[train, "split"] = two_way_split(int(train.sum()), 0.2)
-        found.notes += check_size(int(train.sum()), 30130, "MGCA")
-    found.rows, found.table_rows = rows, len(rows) + len(found.faults)
-    return found
+        loaded.notes += check_size(int(train.sum()), 30130, "MGCA")
+    loaded.rows, loaded.table_rows = rows, len(rows) + len(loaded.faults)
+    return loaded
 
 
 def parse_line(line: str) -> tuple[str, str, str, str | None]:
@@ -68,7 +68,7 @@ def parse_line(line: str) -> tuple[str, str, str, str | None]:
     return " ".join(words[: place - 1]), words[place - 1], words[place], _SOURCES.get(source, source)
 
 
-def _read_labels(path: Path, name: str, found: LoadedRows) -> pd.DataFrame:
+def _read_labels(path: Path, name: str, loaded: LoadedRows) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
@@ -79,11 +79,11 @@ def _read_labels(path: Path, name: str, found: LoadedRows) -> pd.DataFrame:
             try:
                 patient, file, word, _ = parse_line(line)
             except ValueError as error:
-                found.faults.append(f"{name}:{number}: {error}")
+                loaded.faults.append(f"{name}:{number}: {error}")
                 continue
             rows.append((patient, file, word, f"{name}:{number}"))
     if not rows:
-        raise ValueError(f"{name}: no line of it is 'patient file class [source]'. {' '.join(found.faults[:1])}")
+        raise ValueError(f"{name}: no line of it is 'patient file class [source]'. {' '.join(loaded.faults[:1])}")
     return pd.DataFrame(rows, columns=["patient_id", "image_id", "word", "source"], dtype=object)
 
 
@@ -132,6 +132,9 @@ train_COVIDx9A.txt test_COVIDx9A.txt   of any version, here or in labels/
 train.txt test.txt                     or the files of the Kaggle release""",
         license="Each source has its own licence (some non-commercial); the label files are AGPL-3.0.",
         homepage="https://github.com/lindawangg/COVID-Net/blob/master/docs/COVIDx.md",
+        restricted=True,
+        same_images=("rsna", "nih_chestxray14"),
+        pretraining_name="COVIDx",
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca"),

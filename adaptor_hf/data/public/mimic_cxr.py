@@ -42,19 +42,19 @@ def read(request: Request) -> LoadedRows:
     columns = ("dicom_id", "subject_id", "study_id", "ViewPosition")
     table = read_table(request.root, base + "mimic-cxr-2.*-metadata.csv", columns=columns)
     _check_ids(table)
-    found = LoadedRows(_rows(table, *_image_place(request.root, base, options["images"])), table_rows=len(table))
-    _assign_split(found, request, base)
+    loaded = LoadedRows(_rows(table, *_image_place(request.root, base, options["images"])), table_rows=len(table))
+    _assign_split(loaded, request, base)
     if options["views"] == "frontal" or request.split_scheme == "mgca":
-        frontal = found.rows["view"].isin(["PA", "AP"])
-        found.dropped["view is neither PA nor AP"] = int((~frontal).sum())
-        found.rows = found.rows[frontal]
+        frontal = loaded.rows["view"].isin(["PA", "AP"])
+        loaded.dropped["view is neither PA nor AP"] = int((~frontal).sum())
+        loaded.rows = loaded.rows[frontal]
     if request.task == "pretraining":
-        _add_reports(found, request, options)
+        _add_reports(loaded, request, options)
     else:
-        _add_labels(found, request.root, base, options["labels"])
+        _add_labels(loaded, request.root, base, options["labels"])
     if request.split_scheme == "mgca":
-        _repeat_validation_as_test(found)
-    return found
+        _repeat_validation_as_test(loaded)
+    return loaded
 
 
 def _rows(table: pd.DataFrame, folder_of_files: str, suffix: str) -> pd.DataFrame:
@@ -73,7 +73,7 @@ def _rows(table: pd.DataFrame, folder_of_files: str, suffix: str) -> pd.DataFram
     )
 
 
-def _assign_split(found: LoadedRows, request: Request, base: str) -> None:
+def _assign_split(loaded: LoadedRows, request: Request, base: str) -> None:
     names = base + "mimic-cxr-2.*-split.csv"
     table = read_table(request.root, names, columns=("dicom_id", "subject_id", "study_id", "split"))
     unknown = ~table["split"].isin(list(_SPLITS))
@@ -88,17 +88,17 @@ def _assign_split(found: LoadedRows, request: Request, base: str) -> None:
         twice = parts.index[parts.index.duplicated()][0]
         row = table.index[table["dicom_id"] == twice][-1]
         raise ValueError(f"{table.attrs['file']}, row {row}: an image that an earlier row puts into another split.")
-    found.rows["split"] = found.rows["image_id"].map(parts).map(_SPLITS)
-    missing = found.rows["split"].isna()
+    loaded.rows["split"] = loaded.rows["image_id"].map(parts).map(_SPLITS)
+    missing = loaded.rows["split"].isna()
     if missing.any():
-        found.dropped["not in the table of splits"] = int(missing.sum())
-        found.rows = found.rows[~missing]
+        loaded.dropped["not in the table of splits"] = int(missing.sum())
+        loaded.rows = loaded.rows[~missing]
 
 
-def _add_reports(found: LoadedRows, request: Request, options: dict) -> None:
+def _add_reports(loaded: LoadedRows, request: Request, options: dict) -> None:
     import pandas as pd
 
-    rows = found.rows
+    rows = loaded.rows
     studies = rows.drop_duplicates("study_id")
     names = "files/p" + studies["patient_id"].str[:2] + "/p" + studies["patient_id"] + "/s" + studies["study_id"]
     names = (names + ".txt").tolist()
@@ -109,11 +109,11 @@ def _add_reports(found: LoadedRows, request: Request, options: dict) -> None:
     for problem, count in problems.value_counts().items():
         if problem in _FAULTS:
             sources = rows["source"][problems == problem]
-            found.faults += [f"{source}: {_FAULTS[problem]}" for source in sources]
+            loaded.faults += [f"{source}: {_FAULTS[problem]}" for source in sources]
         else:
-            found.dropped[_RULES[problem]] = int(count)
-    found.rows = rows[problems.isna()]
-    found.shared = reports.drop_columns(["problem"])
+            loaded.dropped[_RULES[problem]] = int(count)
+    loaded.rows = rows[problems.isna()]
+    loaded.shared = reports.drop_columns(["problem"])
 
 
 def _report_source(root: Path, option: str | None, names: list[str]) -> Path:
@@ -139,7 +139,7 @@ def _report_source(root: Path, option: str | None, names: list[str]) -> Path:
     )
 
 
-def _add_labels(found: LoadedRows, root: Path, base: str, option: str) -> None:
+def _add_labels(loaded: LoadedRows, root: Path, base: str, option: str) -> None:
     if option == "radiologist":
         table = read_table(
             root,
@@ -163,22 +163,22 @@ def _add_labels(found: LoadedRows, root: Path, base: str, option: str) -> None:
     import pandas as pd
 
     labels = pd.DataFrame(values, index=table["study_id"])
-    found.rows = found.rows.join(labels, on="study_id")
-    found.label_names = list(CHEXPERT_LABELS)
-    missing = ~found.rows["study_id"].isin(labels.index)
+    loaded.rows = loaded.rows.join(labels, on="study_id")
+    loaded.label_names = list(CHEXPERT_LABELS)
+    missing = ~loaded.rows["study_id"].isin(labels.index)
     if missing.any():
-        found.dropped[f"study not in the table {table.attrs['file'].rpartition('/')[2]}"] = int(missing.sum())
-        found.rows = found.rows[~missing]
+        loaded.dropped[f"study not in the table {table.attrs['file'].rpartition('/')[2]}"] = int(missing.sum())
+        loaded.rows = loaded.rows[~missing]
 
 
-def _repeat_validation_as_test(found: LoadedRows) -> None:
+def _repeat_validation_as_test(loaded: LoadedRows) -> None:
     """MGCA's validation and test files are the same: the validation and test parts of the release together."""
     import pandas as pd
 
-    held_out = found.rows[found.rows["split"] != "train"]
-    training = found.rows[found.rows["split"] == "train"]
+    held_out = loaded.rows[loaded.rows["split"] != "train"]
+    training = loaded.rows[loaded.rows["split"] == "train"]
     parts = [training, held_out.assign(split="validation"), held_out.assign(split="test")]
-    found.rows = pd.concat(parts, ignore_index=True)
+    loaded.rows = pd.concat(parts, ignore_index=True)
 
 
 def _jpg_base(root: Path) -> str:
@@ -248,6 +248,8 @@ DATASETS = (
 └── mimic-cxr-reports.zip, or files/p10/p10000032/s50414267.txt, also in a folder mimic-cxr-reports""",
         license="PhysioNet Credentialed Health Data License 1.5.0: credentialed access, no sharing",
         homepage="https://physionet.org/content/mimic-cxr-jpg/",
+        restricted=True,
+        pretraining_name="MIMIC-CXR",
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca"),

@@ -58,8 +58,8 @@ def read(request: Request) -> LoadedRows:
 
     root = request.root
     table = read_table(root, _TABLES, columns=_COLUMNS, optional=_OPTIONAL)
-    found = LoadedRows(pd.DataFrame(), label_names=LABELS, table_rows=len(table))
-    labels, bad = _labels(table, found)
+    loaded = LoadedRows(pd.DataFrame(), label_names=LABELS, table_rows=len(table))
+    labels, bad = _labels(table, loaded)
     files = table["Image Index"]
     stems = files.str.removesuffix(".png")
     rows = pd.DataFrame(
@@ -69,24 +69,24 @@ def read(request: Request) -> LoadedRows:
             "patient_id": stems.str.slice(0, 8),
             "view": table["View Position"],
             "sex": sex_column(table["Patient Gender"]),
-            "age": _ages(table, found),
+            "age": _ages(table, loaded),
             "source": row_sources(table),
         }
     )
     rows = pd.concat([rows, labels], axis=1)[~bad].reset_index(drop=True)
     if request.task != "classification":
-        rows = _with_boxes(request, rows, found)
+        rows = _with_boxes(request, rows, loaded)
     rows["image"] = locate(rows["image_id"], _paths(root), rows["image"])
     if request.task == "segmentation":
         rows["mask"] = _masks(rows, request.options["finding"])
     elif request.options["finding"] is not None:
         raise ValueError(f"finding= chooses the boxes of masks: it is for task='segmentation', not {request.task!r}.")
-    found.rows = rows
-    _split(request, found)
-    return found
+    loaded.rows = rows
+    _split(request, loaded)
+    return loaded
 
 
-def _labels(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.Series]:
+def _labels(table: pd.DataFrame, loaded: LoadedRows) -> tuple[pd.DataFrame, pd.Series]:
     """A float column a finding, and a mask of the rows that make no sense."""
     import pandas as pd
 
@@ -113,17 +113,17 @@ def _labels(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.Se
     }
     bad = pd.Series(False, index=table.index)
     for reason, rows in reasons.items():
-        found.faults += [f"{table.attrs['file']}:{row}: {reason}" for row in table.index[rows & ~bad]]
+        loaded.faults += [f"{table.attrs['file']}:{row}: {reason}" for row in table.index[rows & ~bad]]
         bad |= rows
     if bad.any():
-        found.dropped["malformed row"] = int(bad.sum())
+        loaded.dropped["malformed row"] = int(bad.sum())
     filled = np.append(values, np.full((1, len(LABELS)), np.nan), axis=0)[codes]
     return pd.DataFrame(filled, columns=LABELS, index=table.index), bad
 
 
-def _ages(table: pd.DataFrame, found: LoadedRows) -> pd.Series:
+def _ages(table: pd.DataFrame, loaded: LoadedRows) -> pd.Series:
     # The release of 2017 writes ages as "058Y", of infants as "011M" or "014D", and has impossible ones.
-    return age_column(table["Patient Age"], found.notes)
+    return age_column(table["Patient Age"], loaded.notes)
 
 
 def _paths(root: Path) -> dict[str, str]:
@@ -131,11 +131,11 @@ def _paths(root: Path) -> dict[str, str]:
     return paths_by_stem(root, folders)
 
 
-def _with_boxes(request: Request, rows: pd.DataFrame, found: LoadedRows) -> pd.DataFrame:
+def _with_boxes(request: Request, rows: pd.DataFrame, loaded: LoadedRows) -> pd.DataFrame:
     """The images that have boxes; under "lovt" also those without a finding that its files name."""
     table = read_table(request.root, "BBox_List_2017.csv", columns=("Image Index", "Finding Label", *_BOX))
-    found.table_rows, found.box_class_names = len(table), BOX_CLASSES
-    found.box_frame = (SIZE, SIZE)
+    loaded.table_rows, loaded.box_class_names = len(table), BOX_CLASSES
+    loaded.box_frame = (SIZE, SIZE)
     name = table.attrs["file"]
     # The label table calls it otherwise.
     classes = table["Finding Label"].replace("Infiltrate", "Infiltration")
@@ -153,13 +153,13 @@ def _with_boxes(request: Request, rows: pd.DataFrame, found: LoadedRows) -> pd.D
     }
     bad = np.zeros(len(table), dtype=bool)
     for reason, wrong in reasons.items():
-        found.faults += [f"{name}:{row}: {reason}" for row in table.index[wrong & ~bad]]
+        loaded.faults += [f"{name}:{row}: {reason}" for row in table.index[wrong & ~bad]]
         bad |= wrong
     bad |= stems.isin(stems[bad]).to_numpy()
     repeated = table.assign(stem=stems).duplicated().to_numpy() & ~bad
     for rule, count in (("image with a malformed box", bad.sum()), ("the same box twice", repeated.sum())):
         if count:
-            found.dropped[rule] = int(count)
+            loaded.dropped[rule] = int(count)
     kept = ~bad & ~repeated
     numbers = classes[kept].map(BOX_CLASSES.index).to_numpy()
     grouped = group_boxes(stems[kept], boxes[kept], numbers)
@@ -167,7 +167,7 @@ def _with_boxes(request: Request, rows: pd.DataFrame, found: LoadedRows) -> pd.D
     if request.split_scheme == "lovt":
         split = shipped_split(request.root, request.options["split_files"])
         rows, dropped = follow_split(rows[wanted | rows["image_id"].isin(split.index)], split)
-        found.dropped |= dropped
+        loaded.dropped |= dropped
     else:
         rows = rows[wanted].reset_index(drop=True)
     rows[["boxes", "box_labels"]] = boxes_of(grouped, rows["image_id"])
@@ -187,14 +187,14 @@ def _masks(rows: pd.DataFrame, finding: str | None) -> pd.Series:
     return pd.Series(masks, index=rows.index, dtype=object)
 
 
-def _split(request: Request, found: LoadedRows) -> None:
-    scheme, rows = request.split_scheme, found.rows
+def _split(request: Request, loaded: LoadedRows) -> None:
+    scheme, rows = request.split_scheme, loaded.rows
     if scheme == "official":
         lists = {"train": "train_val_list.txt", "test": "test_list.txt"}
         split = _listed(request.root, lists)
         rows["split"] = rows["image_id"].map(split).astype(object).where(rows["image_id"].isin(split), None)
         if request.task != "classification" and not (rows["split"] == "train").any():
-            found.notes.append(
+            loaded.notes.append(
                 "The official test list has all images with boxes. To train on some, take split_scheme='patient'."
             )
     elif scheme == "chexnet":
@@ -230,6 +230,8 @@ train_val_list.txt test_list.txt        for the official split
 BBox_List_2017.csv                      for detection and segmentation""",
         license="NIH Clinical Center: no restriction on use; attribution and citation are asked for.",
         homepage="https://nihcc.app.box.com/v/ChestXray-NIHCC",
+        restricted=False,
+        pretraining_name="NIH ChestX-ray14",
         tested="fixture",
         read=read,
         split_schemes=("official", "chexnet", "lovt"),

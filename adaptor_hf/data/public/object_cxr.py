@@ -25,13 +25,13 @@ def read(request: Request) -> LoadedRows:
     """Rows of one image each, train.csv before dev.csv."""
     import pandas as pd
 
-    found = LoadedRows(pd.DataFrame(), class_names=["negative", "foreign object"], box_class_names=["foreign object"])
-    parts = [_read_part(request.root, "train", found), _read_part(request.root, "dev", found)]
+    loaded = LoadedRows(pd.DataFrame(), class_names=["negative", "foreign object"], box_class_names=["foreign object"])
+    parts = [_read_part(request.root, "train", loaded), _read_part(request.root, "dev", loaded)]
     for part, split in zip(parts, ("train", "test"), strict=True):
         part["split"] = split
     if request.split_scheme == "mgca":
         parts[0]["split"] = two_way_split(len(parts[0]), 0.1)
-        found.notes += check_size(len(parts[0]), 8000, "MGCA")
+        loaded.notes += check_size(len(parts[0]), 8000, "MGCA")
     rows = pd.concat(parts, ignore_index=True)
     shapes = rows.pop("shapes")
     rows["boxes"] = shapes.map(_boxes)
@@ -42,9 +42,9 @@ def read(request: Request) -> LoadedRows:
         rows["mask"] = pd.Series(map(shape_mask, shapes, rows["image"]), index=rows.index, dtype=object)
     if request.split_scheme == "lovt":
         rows, dropped = follow_split(rows, shipped_split(request.root, request.options["split_files"]))
-        found.dropped |= dropped
-    found.rows = rows
-    return found
+        loaded.dropped |= dropped
+    loaded.rows = rows
+    return loaded
 
 
 def parse_annotation(annotation: str | None) -> list[str]:
@@ -81,24 +81,24 @@ def _boxes(shapes: list[str]) -> np.ndarray:
     return np.array(boxes, dtype=np.float32) if boxes else no_boxes()
 
 
-def _read_part(root: Path, part: str, found: LoadedRows) -> pd.DataFrame:
+def _read_part(root: Path, part: str, loaded: LoadedRows) -> pd.DataFrame:
     import pandas as pd
 
     table = _read_csv(root, part)
     name = table.attrs["file"]
-    found.table_rows += len(table)
+    loaded.table_rows += len(table)
     shapes = pd.Series(None, index=table.index, dtype=object)
     for row, annotation in table["annotation"].items():
         try:
             shapes[row] = parse_annotation(annotation)
         except ValueError as error:
-            found.faults.append(f"{name}:{row}: {error}")
+            loaded.faults.append(f"{name}:{row}: {error}")
     unnamed = table["image"].isna() & shapes.notna()
-    found.faults += [f"{name}:{row}: no image name" for row in table.index[unnamed]]
+    loaded.faults += [f"{name}:{row}: no image name" for row in table.index[unnamed]]
     good = shapes.notna() & ~unnamed
     if not good.all():
         rule = "malformed annotation or no image name"
-        found.dropped[rule] = found.dropped.get(rule, 0) + int((~good).sum())
+        loaded.dropped[rule] = loaded.dropped.get(rule, 0) + int((~good).sum())
     files, ids = table["image"], table["image"].str.rpartition(".")[0]
     zips = [archive for archive in (f"{part}.zip",) if (root / archive).is_file()]
     rows = pd.DataFrame(
@@ -135,6 +135,8 @@ train/00001.jpg ... 08000.jpg          (or train.zip)
 dev/08001.jpg ... 09000.jpg            (or dev.zip)""",
         license="Free to download for scientific research and non-commercial usage.",
         homepage="https://academictorrents.com/details/fdc91f11d7010f7259a05403fc9d00079a09f5d5",
+        restricted=True,
+        pretraining_name="Object-CXR",
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca", "lovt"),

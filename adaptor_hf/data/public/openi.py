@@ -39,19 +39,19 @@ def read(request: Request) -> LoadedRows:
         if request.options[option] not in known:
             raise ValueError(f"{option} must be one of {', '.join(known)}, got {request.options[option]!r}.")
     kaggle = find_file(request.root, _REPORTS) is not None
-    found, reports = (_read_kaggle if kaggle else _read_nlm)(request.root)
-    rows = found.rows.join(_texts(reports, request.options), on="study_id")
+    loaded, reports = (_read_kaggle if kaggle else _read_nlm)(request.root)
+    rows = loaded.rows.join(_texts(reports, request.options), on="study_id")
     rows["patient_id"] = rows["study_id"]
-    found.rows = rows
+    loaded.rows = rows
     if request.task == "classification":
-        _add_labels(found, reports["mesh"], request.options["label_min_count"])
+        _add_labels(loaded, reports["mesh"], request.options["label_min_count"])
     if request.options["views"] == "frontal":
         if not kaggle:
             raise ValueError('views="frontal" needs indiana_projections.csv: the XML files do not say the view.')
-        frontal = found.rows["view"] == "Frontal"
-        found.dropped["lateral view"] = int((~frontal).sum())
-        found.rows = found.rows[frontal].reset_index(drop=True)
-    return found
+        frontal = loaded.rows["view"] == "Frontal"
+        loaded.dropped["lateral view"] = int((~frontal).sum())
+        loaded.rows = loaded.rows[frontal].reset_index(drop=True)
+    return loaded
 
 
 def image_key(stem: str) -> str:
@@ -109,8 +109,8 @@ def _read_nlm(root: Path) -> tuple[LoadedRows, pd.DataFrame]:
     rows = rows[~keys.duplicated()].drop(columns="name").reset_index(drop=True)
     dropped = _counted({"a report without image": imageless, "the same image twice in the reports": repeated})
     notes = ["The XML files do not say which image is frontal: view is None."]
-    found = LoadedRows(rows, table_rows=len(images) + imageless, dropped=dropped, faults=faults, notes=notes)
-    return found, frame.set_index("uid")
+    loaded = LoadedRows(rows, table_rows=len(images) + imageless, dropped=dropped, faults=faults, notes=notes)
+    return loaded, frame.set_index("uid")
 
 
 def _read_xml(path: Path) -> tuple[dict, list[str]]:
@@ -160,18 +160,18 @@ def _without_token(text: str) -> str:
     return re.sub(r"\s+([.,;:])", r"\1", re.sub(rf"[^\s.,;:]*{TOKEN}[^\s.,;:]*", "", text)).strip()
 
 
-def _add_labels(found: LoadedRows, mesh: pd.Series, min_count: int) -> None:
+def _add_labels(loaded: LoadedRows, mesh: pd.Series, min_count: int) -> None:
     """Multi-label targets: the heading (what stands before "/") of each MeSH term."""
-    cells = found.rows["study_id"].map(mesh)
+    cells = loaded.rows["study_id"].map(mesh)
     known = cells.notna() & ~cells.isin(UNINDEXED)
     terms = [
         [term.partition("/")[0].strip() for term in cell.split(";") if term.strip()] if usable else []
         for cell, usable in zip(cells, known, strict=True)
     ]
     # Counted over all rows: there is no official training part.
-    labels, found.label_names = term_labels(terms, known, min_count)
+    labels, loaded.label_names = term_labels(terms, known, min_count)
     labels[~known.to_numpy()] = float("nan")
-    found.rows = found.rows.join(labels)
+    loaded.rows = loaded.rows.join(labels)
 
 
 def _counted(dropped: dict[str, int]) -> dict[str, int]:
@@ -193,6 +193,8 @@ ecgen-radiology/1.xml
 CXR1_1_IM-0001-4001.png (or .dcm; any folder)""",
         license="CC BY-NC-ND 4.0 (licenseURL in the XML files)",
         homepage="https://openi.nlm.nih.gov/faq#collection",
+        restricted=True,
+        pretraining_name="OpenI",
         tested="real sample",
         read=read,
         split_schemes=("patient",),

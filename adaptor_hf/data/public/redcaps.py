@@ -10,7 +10,7 @@ from ..files import list_files, record_input, require_file
 from ..json_files import json_table, load_json
 from ..lookup import likeliest_folder
 from ..webdataset import find_shards
-from .conceptual_captions import shards_found
+from .conceptual_captions import shard_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,11 +23,11 @@ def read(request: Request) -> LoadedRows:
     if (column := request.options["caption"]) not in _TEXTS:
         raise ValueError(f"caption must be one of {', '.join(_TEXTS)}, got {column!r}.")
     if shards := find_shards(request.root):
-        found = shards_found(request, shards)
+        loaded = shard_rows(request, shards)
     else:
-        found = _read_annotations(request, column)
-    found.rows["text"] = replace_name_tokens(found.rows["text"], request.options["name_tokens"])
-    return found
+        loaded = _read_annotations(request, column)
+    loaded.rows["text"] = replace_name_tokens(loaded.rows["text"], request.options["name_tokens"])
+    return loaded
 
 
 def _read_annotations(request: Request, column: str) -> LoadedRows:
@@ -66,6 +66,7 @@ abandoned/5l3ia1.jpg or images/abandoned/5l3ia1.jpg
 or webdataset shards: 00000.tar""",
         license="CC BY 4.0 (annotations) and the terms of Reddit",
         homepage="https://redcaps.xyz",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",

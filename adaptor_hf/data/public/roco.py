@@ -127,33 +127,33 @@ def _v2_images(root: Path, name: str) -> dict[str, str]:
 
 def _finish(rows: pd.DataFrame, request: Request, notes: list[str]) -> LoadedRows:
     """Subset, licences, labels and exact repeats: the same for both versions."""
-    found = LoadedRows(rows, table_rows=len(rows), notes=notes)
+    loaded = LoadedRows(rows, table_rows=len(rows), notes=notes)
     keep = ~rows["image_id"].duplicated()
-    found.dropped["id that an earlier row has"] = int((~keep).sum())
+    loaded.dropped["id that an earlier row has"] = int((~keep).sum())
     rows["text"] = clean_whitespace(rows["text"])
     chosen = subset_mask(rows["text"], request.options["subset"])
-    found.dropped[f"not in the subset {request.options['subset']}"] = int((keep & ~chosen).sum())
+    loaded.dropped[f"not in the subset {request.options['subset']}"] = int((keep & ~chosen).sum())
     keep &= chosen
     if (licenses := request.options.get("licenses")) is not None:
         licensed = rows["license"].isin([licenses] if isinstance(licenses, str) else list(licenses))
-        found.dropped["licence that was not asked for"] = int((keep & ~licensed).sum())
+        loaded.dropped["licence that was not asked for"] = int((keep & ~licensed).sum())
         keep &= licensed
-    found.dropped = {rule: count for rule, count in found.dropped.items() if count}
+    loaded.dropped = {rule: count for rule, count in loaded.dropped.items() if count}
     rows = rows[keep].reset_index(drop=True)
     if rows.empty:
         raise ValueError(
-            f"{request.root}: no figure is left. Rows in the tables: {len(keep)}; left out: {found.dropped}."
+            f"{request.root}: no figure is left. Rows in the tables: {len(keep)}; left out: {loaded.dropped}."
         )
     # An article is the nearest to a patient that there is: its figures often show the same one.
     rows["patient_id"] = rows["study_id"]
     if request.task == "classification":
         known = rows["terms"].notna()
         terms = [value if isinstance(value, list) else [] for value in rows["terms"]]
-        labels, found.label_names = term_labels(terms, rows["split"] == "train", request.options["label_min_count"])
+        labels, loaded.label_names = term_labels(terms, rows["split"] == "train", request.options["label_min_count"])
         labels[~known.to_numpy()] = float("nan")
         rows = rows.join(labels)
-    found.rows = rows.drop(columns=["license", "terms"], errors="ignore")
-    return found
+    loaded.rows = rows.drop(columns=["license", "terms"], errors="ignore")
+    return loaded
 
 
 _SUBSET_HELP = (
@@ -174,6 +174,9 @@ data/{train,validation,test}/{radiology,non-radiology}/cuis.txt (classification)
 data/{train,validation,test}/{radiology,non-radiology}/images/ROCO_00020.jpg""",
         license="Creative Commons by figure (licences.txt); 7,912 training figures have none",
         homepage="https://github.com/razorx89/roco-dataset",
+        restricted=True,
+        same_images=("roco_v2",),
+        pretraining_name="ROCO",
         tested="real sample",
         read=read_v1,
         image_mode="RGB",
@@ -216,6 +219,8 @@ data/{train,validation,test}/{radiology,non-radiology}/images/ROCO_00020.jpg""",
 {train,valid,test}_images.zip, or unpacked: train/ROCOv2_2023_train_000001.jpg""",
         license="CC BY or CC BY-NC by figure; the set CC BY 4.0 or CC BY-NC-SA 4.0, sources disagree",
         homepage="https://zenodo.org/records/10821435",
+        restricted=True,
+        pretraining_name="ROCO",
         tested="fixture",
         read=read_v2,
         image_mode="RGB",

@@ -34,8 +34,8 @@ def read(request: Request) -> LoadedRows:
 
     root, options = request.root, request.options
     table = read_table(root, "stage_2_train_labels.csv", columns=("patientId", *_BOX, "Target"))
-    total, found = len(table), LoadedRows(pd.DataFrame(), table_rows=len(table))
-    table, boxes = _checked(table, found)
+    total, loaded = len(table), LoadedRows(pd.DataFrame(), table_rows=len(table))
+    table, boxes = _checked(table, loaded)
     images = table.drop_duplicates("patientId").sort_values("patientId")
     ids = images["patientId"].reset_index(drop=True)
     targets = to_numbers(images, "Target").astype(int).reset_index(drop=True)
@@ -43,7 +43,7 @@ def read(request: Request) -> LoadedRows:
         {
             "image": locate(ids, _paths(root), _IMAGES + "/" + ids + ".dcm"),
             "image_id": ids,
-            "patient_id": _patients(request, ids, found),
+            "patient_id": _patients(request, ids, loaded),
             "labels": targets,
             "source": row_sources(images).to_numpy(),
         }
@@ -52,21 +52,21 @@ def read(request: Request) -> LoadedRows:
     keys = table.loc[positive, "patientId"]
     grouped = group_boxes(keys, xywh_to_xyxy(boxes[positive].to_numpy()), np.zeros(len(keys), dtype=int))
     rows[["boxes", "box_labels"]] = boxes_of(grouped, ids)
-    found.class_names, found.box_class_names = ["negative", "pneumonia"], ["pneumonia"]
-    found.box_frame = (SIZE, SIZE)
+    loaded.class_names, loaded.box_class_names = ["negative", "pneumonia"], ["pneumonia"]
+    loaded.box_frame = (SIZE, SIZE)
     if options["classes"] == 3:
         rows["labels"] = _detailed_labels(root, ids, targets)
-        found.class_names = DETAILED_CLASSES
+        loaded.class_names = DETAILED_CLASSES
     elif options["classes"] != 2:
         raise ValueError(f"classes is 2 (Target) or 3 (the detailed classes), got {options['classes']!r}.")
     if request.task == "segmentation":
         rows["mask"] = pd.Series(map(box_mask, rows["boxes"], rows["image"], [(SIZE, SIZE)] * len(rows)), dtype=object)
-    found.rows, found.table_rows = rows, total
-    _split(request, found)
-    return found
+    loaded.rows, loaded.table_rows = rows, total
+    _split(request, loaded)
+    return loaded
 
 
-def _checked(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _checked(table: pd.DataFrame, loaded: LoadedRows) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The rows that make sense, and their boxes as numbers; an image with a row that does not is left out."""
     import pandas as pd
 
@@ -88,10 +88,10 @@ def _checked(table: pd.DataFrame, found: LoadedRows) -> tuple[pd.DataFrame, pd.D
     for reason, wrong in reasons.items():
         # An image has one fault, whatever else is wrong with it.
         new = wrong & ~bad
-        found.faults += [f"{table.attrs['file']}:{row}: {reason}" for row in table.index[new]]
+        loaded.faults += [f"{table.attrs['file']}:{row}: {reason}" for row in table.index[new]]
         bad |= wrong
     bad |= table["patientId"].isin(table.loc[bad, "patientId"].dropna())
-    found.dropped |= _counted({"the same row twice": repeated.sum(), "image with a malformed row": bad.sum()})
+    loaded.dropped |= _counted({"the same row twice": repeated.sum(), "image with a malformed row": bad.sum()})
     return table[~bad], boxes[~bad]
 
 
@@ -125,10 +125,10 @@ def _detailed_labels(root: Path, ids: pd.Series, targets: pd.Series) -> pd.Serie
     return codes
 
 
-def _patients(request: Request, ids: pd.Series, found: LoadedRows) -> pd.Series | None:
+def _patients(request: Request, ids: pd.Series, loaded: LoadedRows) -> pd.Series | None:
     """NIH patient of each image, or the image itself where the table has none; None for all without the table."""
     if request.options["nih_match"] is None:
-        found.notes.append(
+        loaded.notes.append(
             "patientId names an image, not a patient, so a patient may be in several splits. To split by patient pass "
             "nih_match=FILE, the table of RSNA images and their NIH originals."
         )
@@ -137,7 +137,7 @@ def _patients(request: Request, ids: pd.Series, found: LoadedRows) -> pd.Series 
     known = ids.map(original)
     missing = int(known.isna().sum())
     if missing:
-        found.notes.append(f"{missing} images are not in the table of NIH originals and count as a patient each.")
+        loaded.notes.append(f"{missing} images are not in the table of NIH originals and count as a patient each.")
     return known.str.slice(0, 8).fillna("rsna-" + ids)
 
 
@@ -180,19 +180,19 @@ def _column(table: pd.DataFrame, pattern: str, what: str, path: Path) -> pd.Seri
     raise ValueError(f"{path}: no column of {what}. Found: {', '.join(map(str, table.columns))}.")
 
 
-def _split(request: Request, found: LoadedRows) -> None:
-    scheme, count = request.split_scheme, len(found.rows)
+def _split(request: Request, loaded: LoadedRows) -> None:
+    scheme, count = request.split_scheme, len(loaded.rows)
     if scheme in ("mgca", "gloria"):
         if scheme == "gloria" and request.task != "classification":
             raise ValueError(f"GLoRIA has no split of RSNA for {request.task}. Take split_scheme='mgca' or 'patient'.")
         held_out = 0.3 if request.task == "classification" else 2 * 5337
         if not isinstance(held_out, float) and held_out >= count:
             raise ValueError(f"MGCA's split holds out {held_out:,} images, here are {count:,}. Take 'patient'.")
-        found.rows["split"] = three_way_split(count, held_out)
-        found.notes += check_size(count, 26684, "MGCA")
+        loaded.rows["split"] = three_way_split(count, held_out)
+        loaded.notes += check_size(count, 26684, "MGCA")
     elif scheme == "lovt":
-        found.rows, dropped = follow_split(found.rows, shipped_split(request.root, request.options["split_files"]))
-        found.dropped |= dropped
+        loaded.rows, dropped = follow_split(loaded.rows, shipped_split(request.root, request.options["split_files"]))
+        loaded.dropped |= dropped
 
 
 _LEAK = (
@@ -211,6 +211,9 @@ stage_2_detailed_class_info.csv        for classes=3""",
         license="Rules of the Kaggle competition: academic and other non-commercial use. Images of the NIH Clinical "
         "Center.",
         homepage="https://www.kaggle.com/c/rsna-pneumonia-detection-challenge",
+        restricted=True,
+        same_images=("nih_chestxray14",),
+        pretraining_name="RSNA Pneumonia",
         tested="fixture",
         read=read,
         split_schemes=("patient", "mgca", "gloria", "lovt"),

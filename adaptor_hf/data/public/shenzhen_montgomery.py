@@ -50,7 +50,7 @@ def _read(request: Request, name: str) -> LoadedRows:
         )
     ids = sorted(images)
     readings = _readings(request.root)
-    found = LoadedRows(pd.DataFrame(), class_names=CLASSES, table_rows=len(ids))
+    loaded = LoadedRows(pd.DataFrame(), class_names=CLASSES, table_rows=len(ids))
     notes = [_reading(readings[image].read_text("utf-8", "replace")) if image in readings else {} for image in ids]
     rows = {
         "image": [images[image] for image in ids],
@@ -62,20 +62,20 @@ def _read(request: Request, name: str) -> LoadedRows:
         "age": pd.Series([note.get("age") for note in notes], dtype=float),
         "source": [images[image] for image in ids],
     }
-    found.rows = pd.DataFrame(rows)
+    loaded.rows = pd.DataFrame(rows)
     if request.task == "segmentation":
-        found.rows["mask"] = [file_mask(masks[image], images[image]) if image in masks else None for image in ids]
+        loaded.rows["mask"] = [file_mask(masks[image], images[image]) if image in masks else None for image in ids]
         unmatched = len(masks.keys() - images.keys())
         if unmatched:
-            found.dropped["mask without an image"] = unmatched
-        _check_sides(name, masks, found)
+            loaded.dropped["mask without an image"] = unmatched
+        _check_sides(name, masks, loaded)
     without = len(ids) - sum(image in readings for image in ids)
     if without:
-        found.notes.append(f"{without} images have no clinical reading: sex and age are not known.")
-    return found
+        loaded.notes.append(f"{without} images have no clinical reading: sex and age are not known.")
+    return loaded
 
 
-def _check_sides(name: str, masks: dict[str, list[str]], found: LoadedRows) -> None:
+def _check_sides(name: str, masks: dict[str, list[str]], loaded: LoadedRows) -> None:
     """Montgomery's masks are one file a lung: with one of them missing half of the mask would be."""
     sides = {
         image: sum("left" in path or "right" in path for path in map(str.lower, paths))
@@ -83,10 +83,10 @@ def _check_sides(name: str, masks: dict[str, list[str]], found: LoadedRows) -> N
     }
     halves = [image for image, count in sides.items() if count == 1 and len(masks[image]) == 1]
     if name == "montgomery" and halves:
-        found.faults += [f"{masks[image][0]}: the mask of one lung only, the other is missing" for image in halves]
-        bad = found.rows["image_id"].isin(halves)
-        found.rows = found.rows[~bad]
-        found.dropped["mask of one lung only"] = int(bad.sum())
+        loaded.faults += [f"{masks[image][0]}: the mask of one lung only, the other is missing" for image in halves]
+        bad = loaded.rows["image_id"].isin(halves)
+        loaded.rows = loaded.rows[~bad]
+        loaded.dropped["mask of one lung only"] = int(bad.sum())
 
 
 def _readings(root: Path) -> dict[str, Path]:
@@ -122,6 +122,8 @@ ClinicalReadings/CHNCXR_0001_0.txt
 mask/CHNCXR_0001_0_mask.png            for segmentation: masks of Stirenko et al., 566 images""",
         license="NLM: public for research, citation is asked for (Jaeger 2014); masks CC BY-NC-SA 4.0 (Stirenko 2018).",
         homepage="https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
+        restricted=True,
+        pretraining_name="Shenzhen",
         tested="real sample",
         read=read_shenzhen,
         traps=(*_TRAPS, "About a hundred images have no mask: not annotated, not free of lungs."),
@@ -136,6 +138,8 @@ ManualMask/leftMask/MCUCXR_0001_0.png
 ManualMask/rightMask/MCUCXR_0001_0.png""",
         license="NLM: public for research, citation is asked for (Jaeger 2014, Candemir 2014).",
         homepage="https://lhncbc.nlm.nih.gov/LHC-downloads/downloads.html#tuberculosis-image-data-sets",
+        restricted=False,
+        pretraining_name="Montgomery",
         tested="fixture",
         read=read_montgomery,
         traps=(*_TRAPS, "Left and right lung are masks of their own: they are joined."),

@@ -29,33 +29,33 @@ def read(request: Request) -> LoadedRows:
     root = request.root
     # The name of the second column begins with a blank in one of the two files, and so does its -1.
     table = read_table(root, _TABLES, columns=("ImageId", "EncodedPixels"))
-    found = LoadedRows(pd.DataFrame(), class_names=["negative", "pneumothorax"], table_rows=len(table))
+    loaded = LoadedRows(pd.DataFrame(), class_names=["negative", "pneumothorax"], table_rows=len(table))
     if request.split_scheme in ("mgca", "gloria"):
         table["split"] = three_way_split(len(table), 0.3)
-        found.notes += check_size(len(table), 12954, "MGCA")
-    images = _images(_checked(table, found), table.attrs["file"])
+        loaded.notes += check_size(len(table), 12954, "MGCA")
+    images = _images(_checked(table, loaded), table.attrs["file"])
     paths = _paths(root)
     images["image"] = locate(images["image_id"], paths, f"{_FOLDERS[0]}/" + images["image_id"] + ".dcm")
     unlisted = len(paths.keys() - set(table["ImageId"]))
     if unlisted:
-        found.notes.append(f"{unlisted} image files have no row in the table: not known, not negative. Ignored.")
+        loaded.notes.append(f"{unlisted} image files have no row in the table: not known, not negative. Ignored.")
     if request.task == "segmentation":
         frames = [(SIZE, SIZE)] * len(images)
         images["mask"] = pd.Series(map(rle_mask, images["runs"], images["image"], frames), dtype=object)
-    found.rows = images.drop(columns="runs")
+    loaded.rows = images.drop(columns="runs")
     if request.split_scheme == "lovt":
-        found.rows, dropped = follow_split(found.rows, shipped_split(root, request.options["split_files"]))
-        found.dropped |= dropped
-    return found
+        loaded.rows, dropped = follow_split(loaded.rows, shipped_split(root, request.options["split_files"]))
+        loaded.dropped |= dropped
+    return loaded
 
 
-def _checked(table: pd.DataFrame, found: LoadedRows) -> pd.DataFrame:
+def _checked(table: pd.DataFrame, loaded: LoadedRows) -> pd.DataFrame:
     """Rows of the images whose rows all make sense."""
     import pandas as pd
 
     repeated = table.duplicated()
     if repeated.any():
-        found.dropped["the same row twice"] = int(repeated.sum())
+        loaded.dropped["the same row twice"] = int(repeated.sum())
     table = table[~repeated]
     masks, empty = table["EncodedPixels"], table["EncodedPixels"] == "-1"
     reasons = masks[~empty].map(_malformed).reindex(table.index)
@@ -63,10 +63,10 @@ def _checked(table: pd.DataFrame, found: LoadedRows) -> pd.DataFrame:
     mixed = empty & ~empty.groupby(table["ImageId"]).transform("all")
     reasons[mixed] = "the image has masks and is marked -1, which means none"
     wrong = reasons.notna()
-    found.faults += [f"{table.attrs['file']}:{row}: {reason}" for row, reason in reasons[wrong].items()]
+    loaded.faults += [f"{table.attrs['file']}:{row}: {reason}" for row, reason in reasons[wrong].items()]
     bad = wrong | table["ImageId"].isin(table.loc[wrong, "ImageId"].dropna())
     if bad.any():
-        found.dropped["image with a malformed row"] = int(bad.sum())
+        loaded.dropped["image with a malformed row"] = int(bad.sum())
     return pd.DataFrame(table[~bad])
 
 
@@ -116,6 +116,9 @@ stage_2_train.csv                                         or stage 2
 stage_2_images/<ImageId>.dcm""",
         license="Rules of the Kaggle competition. Images of the NIH Clinical Center.",
         homepage="https://www.kaggle.com/c/siim-acr-pneumothorax-segmentation",
+        restricted=True,
+        same_images=("nih_chestxray14",),
+        pretraining_name="SIIM",
         tested="fixture",
         read=read,
         split_schemes=("patient", "mgca", "gloria", "lovt"),

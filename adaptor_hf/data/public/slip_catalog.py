@@ -260,6 +260,7 @@ dataset_catalog.json (of SLIP); labels.json and templates.json (of SLIP, optiona
 <path>/cifar-10-batches-py and the like, as torchvision has them (cifar10, cifar100, stl10, mnist)""",
         license="by set",
         homepage="https://github.com/facebookresearch/SLIP",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",

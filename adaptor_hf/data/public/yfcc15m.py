@@ -11,7 +11,7 @@ from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import find_converted, read_converted
 from ..files import record_input, require_file
 from ..webdataset import find_shards
-from .conceptual_captions import shards_found
+from .conceptual_captions import shard_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,7 @@ _URL = r"http\S+|www\S+"
 def read(request: Request) -> LoadedRows:
     """Rows of an image and its title, its description, or both."""
     if shards := find_shards(request.root):
-        return shards_found(request, shards)
+        return shard_rows(request, shards)
     if find_converted(request.root, "yfcc15m") is None:
         require_file(request.root, ["yfcc15m.parquet", "yfcc15m.jsonl", "*.tar"], "converted table")
     rows, file = read_converted(request.root, "yfcc15m", ("index", "title", "description"))
@@ -96,6 +96,7 @@ images/12/345.zip with 678.jpg in it (index 12345678), or unpacked: images/12/34
 or webdataset shards: 00000.tar""",
         license="a Creative Commons licence by photograph",
         homepage="https://multimediacommons.wordpress.com",
+        restricted=False,
         tested="fixture",
         read=read,
         image_mode="RGB",
