@@ -13,6 +13,7 @@ import numpy as np
 
 from .mask_baselines import TURNS, baseline_masks
 from .segmentation import image_dice
+from .tasks import tasks_with
 
 if TYPE_CHECKING:
     from .predictions import Predictions
@@ -315,7 +316,7 @@ def notes_of_lines(lines: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _run_label(line: Mapping[str, Any]) -> str:
-    parts = [line["system"], line.get("recipe") if line.get("task") == "few_shot" else None]
+    parts = [line["system"], line.get("recipe") if line.get("task") in tasks_with(recipe_tells=True) else None]
     parts += [f"{100 * line['fraction']:g} %" if line.get("fraction") else None, line.get("test_set")]
     return ", ".join(part for part in parts if part)
 

@@ -15,6 +15,7 @@ from .classification import (
 )
 from .intervals import Intervals, Recipe
 from .mask_baselines import baseline_masks
+from .metrics import declared_metric
 from .predictions import Predictions, metric_options
 from .retrieval import RECALL_AT, chance_of_ranks, mean_intervals, mean_recipes, means_under_weights
 from .segmentation import (
@@ -73,7 +74,15 @@ def score_predictions(predictions: Predictions) -> list[Score]:
 def _score(
     metric: str, value: float, intervals: Intervals, trivial: dict[str, dict[str, float]], note: str = ""
 ) -> Score:
-    """A score with the best of its baselines; those that are not defined are left out."""
+    """
+    A score with the best of its baselines; those that are not defined are left out.
+
+    Raises:
+        ValueError: the metric is not declared, or its trivial baseline was not computed.
+    """
+    declared = declared_metric(metric)
+    if declared.is_marked and declared.trivial_baseline not in trivial:
+        raise ValueError(f"{metric} needs the trivial baseline {declared.trivial_baseline!r}, got {list(trivial)}.")
     trivial = {name: numbers for name, numbers in trivial.items() if not np.isnan(numbers["value"])}
     name, best = best_baseline(metric, {name: numbers["value"] for name, numbers in trivial.items()})
     reason = intervals.reasons.get(metric) or intervals.cautions.get(metric, "")
@@ -113,7 +122,7 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
     )
     for point in options.get("operating_points") or {}:
         trivial |= {f"sensitivity@specificity{point}{column}": round(1 - float(point), 9) for column in columns}
-    found = {name: {_CONSTANT.get(name.split("/")[0], "chance"): {"value": value}} for name, value in trivial.items()}
+    found = {name: {declared_metric(name).trivial_baseline: {"value": value}} for name, value in trivial.items()}
     for column, accuracy in zip(columns, guessed, strict=False):
         found[f"accuracy{column}"]["chance"] = {"value": float(accuracy)}
     if not exclusive:
@@ -121,12 +130,6 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
         for name in [name for name in trivial if name.partition("/")[0] == "f1"]:
             found[name]["always positive"] = {"value": always[name]}
     return found
-
-
-# What the class frequencies of training are as constant scores.
-_CONSTANT = dict.fromkeys(
-    ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity"), "majority class"
-) | dict.fromkeys(("ece", "brier"), "class frequencies")
 
 
 def _random_guesses(frequencies: np.ndarray, truth: np.ndarray, exclusive: bool) -> list[float]:

@@ -11,7 +11,8 @@ import numpy as np
 from ..data.duplicates import copies_across, describe_copies
 from ..data.training_rows import TRAINING_ROWS_FILE, Seen, find_training_rows, id_namespaces
 from ..embeddings.contents import content_digests
-from ..evaluation.overlap import UNTRAINED, counted
+from ..evaluation.controls import saw_pairs
+from ..evaluation.overlap import counted
 from .provenance import disjoint_sets
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def seen_rows(
 
     Args:
         test (`datasets.Dataset`): With `image` and `patient_id`, as the table has it, never hashed.
-        models (`Mapping[str, str]`): Module to the folder or hub id of its checkpoint, such as `adaptor`.
+        models (`Mapping[str, str]`): Key of a system, such as `adaptor`, to the folder or hub id of its checkpoint.
         name (`str`): Of the data set, for messages and, without `namespace`, for what its patient ids belong to.
         table (*optional*): Where the rows come from, see `id_namespaces`.
         namespace (`str`, *optional*): What the patient ids belong to.
@@ -43,7 +44,7 @@ def seen_rows(
         allow (`bool`): Go on where rows were seen; the counts are in the result lines.
 
     Returns:
-        `dict[str, Seen]`: Of each module.
+        `dict[str, Seen]`: Of each system.
 
     Raises:
         ValueError: rows were seen, and `allow` does not say to go on. The message has counts, no ids.
@@ -82,7 +83,7 @@ def seen_rows(
 
 def overlap_fields(seen: Mapping[str, Seen] | None, module: str) -> dict[str, Any]:
     """What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's."""
-    if module in UNTRAINED:
+    if not saw_pairs(module):
         return Seen(0, 0).fields()
     if not seen:
         return Seen(None, None).fields()
