@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, spec_from_loader
+from pkgutil import resolve_name
 from types import CodeType, ModuleType
+from typing import Any
 
 MOVED = {
     "adaptor_hf.data.local": "adaptor_hf.data.public_datasets",
@@ -47,6 +49,24 @@ def new_name(name: str) -> str | None:
 def warn_of(old: str, new: str, stacklevel: int = 2) -> None:
     """Say that a name has moved, where the caller uses the old one."""
     warnings.warn(f"{old} is now {new}; the old name goes with the next release.", FutureWarning, stacklevel + 1)
+
+
+def renamed(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
+    """
+    A module's `__getattr__` for names that it had: each gives what is there now, with the warning.
+
+    Args:
+        module (`str`): Its own name.
+        names (`Mapping[str, str]`): Old name to `module:name`.
+    """
+
+    def find(name: str) -> Any:
+        if name not in names:
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        warn_of(f"{module}.{name}", names[name].replace(":", "."))
+        return resolve_name(names[name])
+
+    return find
 
 
 class _MovedLoader(Loader):
@@ -89,4 +109,4 @@ def install() -> None:
         sys.meta_path.append(MovedFinder())
 
 
-__all__ = ["MOVED", "MovedFinder", "install", "new_name", "warn_of"]
+__all__ = ["MOVED", "MovedFinder", "install", "new_name", "renamed", "warn_of"]

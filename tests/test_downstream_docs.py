@@ -7,7 +7,7 @@ from pathlib import Path
 
 from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
 from adaptor_hf.tasks.prompts import list_prompt_sets
-from adaptor_hf.tasks.protocols import RECIPES
+from adaptor_hf.tasks.protocols import PROTOCOLS
 from adaptor_hf.tasks.run import TASK_FUNCTIONS
 
 ROOT = Path(__file__).parents[1]
@@ -36,6 +36,6 @@ def test_options_tasks_recipes_and_prompts_in_the_text_are_those_of_the_package(
     assert set(TASK_FUNCTIONS) == {"classification", "segmentation", "zero_shot", "retrieval", "few_shot",
                                    "text_understanding"}  # fmt: skip
     rows = re.findall(r"^\| `(\w+)` \| (?:linear|mlp2)", PAGE, re.MULTILINE)
-    assert {"rigorous", *rows} == set(RECIPES)
+    assert {"rigorous", *rows} == set(PROTOCOLS)
     sets = PAGE.partition("Sets in the package:")[2].partition("\n\n")[0].partition("JSON")[0]
     assert sorted(re.findall(r"`(\w+)`", sets)) == list_prompt_sets()

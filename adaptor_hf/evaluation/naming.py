@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..moved import warn_of
+from ..moved import renamed
 from .metrics import metric_of, parts_of
 from .tasks import TASKS
 
@@ -115,12 +115,8 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "HEADLINES":
-        warn_of("adaptor_hf.evaluation.naming.HEADLINES", "headline of adaptor_hf.evaluation.tasks.TASKS")
-        return {task.name: task.headline for task in TASKS.values() if task.headline}
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
+_HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headline}
+__getattr__ = renamed(__name__, {"HEADLINES": f"{__name__}:_HEADLINES"})
 
 __all__ = [
     "CHOSEN_ON_TEST",

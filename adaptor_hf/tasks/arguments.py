@@ -8,23 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ..data.reading import IMAGE_MODES, Reading
+from ..evaluation.tasks import TASKS
 from ..privacy.mode import PrivacyArguments, is_private
-
-TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
-
-_ONLY_FOR = {
-    "do_predict": ("classification",),
-    "train_tower": ("classification",),
-    "save_model": ("classification", "segmentation"),
-    "external": ("classification", "segmentation"),
-}
 
 
 @dataclass
 class DownstreamArguments(PrivacyArguments):
     """What to evaluate, on what, and how often."""
 
-    task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": list(TASKS)})
+    task: str = field(metadata={"help": f"One of: {', '.join(TASKS)}.", "choices": TASKS})
     model: str | None = field(default=None, metadata={"help": "An Adaptor checkpoint: a folder or a hub id."})
     more_models: list[str] = field(
         default_factory=list, metadata={"help": "More checkpoints, on other towers, evaluated in the same way."}
@@ -188,8 +180,10 @@ class DownstreamArguments(PrivacyArguments):
             raise ValueError("--dataset is the name of a public data set and --data_root its folder: give both.")
         if self.model is None:
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
-        if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
-            raise ValueError(f"--{wrong[0]} is for --task {' or '.join(_ONLY_FOR[wrong[0]])}, not {self.task}.")
+        others = [name for task in TASKS.values() for name in task.own_options]
+        if wrong := [name for name in others if getattr(self, name) and name not in TASKS[self.task].own_options]:
+            known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
+            raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
         if self.more_models and (given := [name for name in ("do_predict", "save_model") if getattr(self, name)]):
             raise ValueError(f"--{given[0]} would be overwritten by --more_models: give one model a command.")
         if self.controls == ["none"]:
@@ -280,4 +274,4 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     }
 
 
-__all__ = ["TASKS", "DownstreamArguments", "pairs_of", "parse_arguments", "path_arguments", "table_options"]
+__all__ = ["DownstreamArguments", "pairs_of", "parse_arguments", "path_arguments", "table_options"]

@@ -51,11 +51,11 @@ def seen_rows(
     """
     found, images = {}, None
     patients = test["patient_id"][:] if "patient_id" in test.column_names else [None] * len(test)
-    for module, model in models.items():
+    for system, model in models.items():
         rows = find_training_rows(model)
         if rows is None:
             why = f"the checkpoint has no {TRAINING_ROWS_FILE}, as those of a hub and of older versions"
-            found[module] = Seen(None, None, len(set(patients)), len(test), why)
+            found[system] = Seen(None, None, len(set(patients)), len(test), why)
             continue
         if images is None:
             images = content_digests(test, cache_dir)
@@ -63,12 +63,12 @@ def seen_rows(
         # Each named set that it was trained on must be disjoint: one of several says nothing of the others.
         named = [theirs for theirs in rows.namespaces if not theirs.startswith("sha256:")]
         disjoint = bool(named) and all(disjoint_sets(theirs, name) for theirs in named)
-        found[module] = rows.compare(patients, images, mine, disjoint=disjoint)
+        found[system] = rows.compare(patients, images, mine, disjoint=disjoint)
     for reason in {seen.reason for seen in found.values() if seen.status == "unknown" and seen.reason}:
         logger.warning("Whether %s overlaps with pre-training is not known: %s.", name, reason)
-    bad = {module: seen for module, seen in found.items() if seen.status == "found"}
+    bad = {system: seen for system, seen in found.items() if seen.status == "found"}
     if bad:
-        said = "; ".join(f"{module}: {_counts(seen)}" for module, seen in bad.items())
+        said = "; ".join(f"{system}: {_counts(seen)}" for system, seen in bad.items())
         message = f"Rows of the test part of {name} were in pre-training ({said}). Their scores would be too good."
         if not allow:
             raise ValueError(
@@ -81,13 +81,13 @@ def seen_rows(
     return found
 
 
-def overlap_fields(seen: Mapping[str, Seen] | None, module: str) -> dict[str, Any]:
+def overlap_fields(seen: Mapping[str, Seen] | None, system: str) -> dict[str, Any]:
     """What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's."""
-    if not saw_pairs(module):
+    if not saw_pairs(system):
         return Seen(0, 0).fields()
     if not seen:
         return Seen(None, None).fields()
-    return seen.get(module, seen.get("adaptor", Seen(None, None))).fields()
+    return seen.get(system, seen.get("adaptor", Seen(None, None))).fields()
 
 
 def check_copies(
