@@ -276,10 +276,10 @@ def test_results_of_another_positive_class_are_another_run():
 
 def test_the_script_names_the_positive_class_in_every_line_and_on_the_console(tmp_path):
     from adaptor_hf.tasks.embedded import EmbeddedData
-from adaptor_hf.tasks.frozen_heads import run_classification
-    from adaptor_hf.training.systems import System
     from adaptor_hf.tasks.few_shot import run_few_shot
+    from adaptor_hf.tasks.frozen_heads import run_classification
     from adaptor_hf.tasks.protocols import PROTOCOLS
+    from adaptor_hf.training.systems import System
 
     data = labelled(table_of(tmp_path, {"label": ["effusion", "normal"]}))
     embeds = {part: torch.randn(len(labels), 8) + 2 * torch.from_numpy(labels) for part, labels in data.labels.items()}
