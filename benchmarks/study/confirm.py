@@ -30,6 +30,7 @@ from adaptor_hf.evaluation import (
     segmentation_predictions,
 )
 from adaptor_hf.evaluation.compare import mean_interval
+from adaptor_hf.evaluation.controls import CONTROLS
 from adaptor_hf.evaluation.results import RESULTS_FILE, read_results
 from adaptor_hf.tasks.data import LabelledData, labelled_data, plain_rows
 from adaptor_hf.tasks.embedded import EmbeddedData, embed_labelled
@@ -45,12 +46,7 @@ from adaptor_hf.training.systems import System
 PROTOCOL = Path(__file__).with_name("protocol.yaml")
 PARTS = ("pretraining", "classification", "retrieval", "segmentation", "report")
 PIXELS = 28
-NAMES = {
-    "adaptor": "Adaptor",
-    "tower": "raw tower",
-    "projections": "two linear projections",
-    "shuffled": "Adaptor, shuffled pairs",
-    "untrained": "Adaptor, untrained",
+NAMES = {key: CONTROLS[key].name for key in ("adaptor", "tower", "projections", "shuffled", "untrained")} | {
     "pixels": "pixels, 28 x 28",
     "mean_mask": "mean training mask",
     "all_empty": "all-empty mask",
