@@ -9,6 +9,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
+import evaluate
 import numpy as np
 import pytest
 import torch
@@ -21,15 +23,24 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.evaluation import classification_predictions, retrieval_metrics, segmentation_counts
 from adaptor_hf.evaluation.baselines import above_baseline, is_one_sided, lower_is_better
 from adaptor_hf.evaluation.controls import CONTROLS, controls_made, may_be_recommended, saw_pairs, simplicity_of
+from adaptor_hf.evaluation.intervals import Recipe, make_intervals
 from adaptor_hf.evaluation.mask_baselines import baseline_counts
 from adaptor_hf.evaluation.metrics import METRICS, Metric, declare_metric, declared_metric, metric_of, parts_of
 from adaptor_hf.evaluation.naming import metric_title
-from adaptor_hf.evaluation.predictions import KINDS, retrieval_predictions, segmentation_predictions
+from adaptor_hf.evaluation.predictions import (
+    KINDS,
+    Kind,
+    Predictions,
+    declare_kind,
+    retrieval_predictions,
+    segmentation_predictions,
+)
 from adaptor_hf.evaluation.report import write_report
-from adaptor_hf.evaluation.results import read_results
-from adaptor_hf.evaluation.scoring import interval_recipes, score_predictions
+from adaptor_hf.evaluation.results import read_results, write_run
+from adaptor_hf.evaluation.scoring import Score, interval_recipes, score_predictions
 from adaptor_hf.evaluation.tables import aggregate
 from adaptor_hf.evaluation.tasks import TASKS, Task, declare_task
+from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.hub.results_card import card_results
 from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
 from adaptor_hf.tasks.compare import write_comparison
@@ -91,9 +102,9 @@ declare_task(Task(
 @pytest.fixture
 def undeclared():
     """What a test declares is forgotten after it."""
-    before = dict(TASKS), dict(METRICS)
+    before = dict(TASKS), dict(METRICS), dict(KINDS)
     yield
-    for known, old in zip((TASKS, METRICS), before, strict=True):
+    for known, old in zip((TASKS, METRICS, KINDS), before, strict=True):
         known.clear()
         known.update(old)
 
@@ -134,6 +145,77 @@ def test_a_task_in_one_new_file_is_in_the_option_tables_cards_comparisons_and_ma
     assert "first_feature" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--image_size is for --task first_feature, not retrieval"):
         parse_arguments(["--task", "retrieval", *words, "--image_size", "32"])
+
+
+class MeanError(evaluate.Metric):
+    """Mean of |prediction - reference|."""
+
+    def _info(self):
+        number = datasets.Features({name: datasets.Value("float64") for name in ("predictions", "references")})
+        return evaluate.MetricInfo(description="mean error", citation="", features=number)
+
+    def _compute(self, predictions, references):
+        return {"age_error": float(np.abs(np.subtract(predictions, references)).mean())}
+
+
+def age_errors(predictions):
+    return np.abs(predictions.columns["score"] - predictions.columns["target"])
+
+
+def age_values(predictions):
+    return lambda weights: {"age_error": weights @ age_errors(predictions) / weights.sum(1)}
+
+
+def age_intervals(predictions):
+    return {"age_error": Recipe("mean", np.ones(len(predictions), bool), scale=100.0)}
+
+
+def age_scores(predictions, values, notes):
+    draws = {"age_error": np.full(20, values["age_error"]) + np.linspace(-1, 1, 20)}
+    found = make_intervals(age_intervals(predictions), values, draws, predictions.patients)
+    target = predictions.columns["target"]
+    trivial = {"mean age": {"value": float(np.abs(target - target.mean()).mean())}}
+    return [Score("age_error", values["age_error"], *found["age_error"], 0.0, "mean age", trivial)]
+
+
+def test_a_kind_of_predictions_with_a_metric_of_its_own_is_declared_in_one_place(undeclared, tmp_path):
+    declare_metric(Metric("age_error", False, "mean age", "mean", "error in years"))
+    declare_kind(
+        Kind(
+            "ages",
+            columns=("years",),
+            metrics=lambda predictions, **options: [MeanError(**options)],
+            rows=lambda predictions, rows: {
+                "predictions": predictions.columns["score"][rows],
+                "references": predictions.columns["target"][rows],
+            },
+            score=age_scores,
+            values=age_values,
+            intervals=age_intervals,
+            notes=lambda predictions, scores: ["Ages are whole years."],
+        )
+    )
+    declare_task(
+        Task("age", ("labels",), ("age_error",), "age_error", "regression", len, "ages", ("line",), trains=True)
+    )
+    names, years = [str(row) for row in range(30)], np.arange(30, 60)
+    columns = {"image_id": np.array(names, object), "patient_id": np.array(names, object), "years": years}
+    with pytest.raises(ValueError, match="ages need the columns years"):
+        Predictions("ages", {"image_id": names, "patient_id": names, "target": years, "score": years})
+    for system, width in (("Adaptor", 1.0), ("raw tower", 8.0)):
+        scores = years + width * np.random.default_rng(0).random(len(years))
+        predictions = Predictions("ages", columns | {"target": years.astype(float), "score": scores})
+        fields = {"system": system, "module": {"Adaptor": "adaptor"}.get(system, "tower"), "task": "age", "seed": 0,
+                  "dataset": "drawn", "split_hash": "0", "protocol": "line", "tower_saw_dataset": "no",
+                  "vision_tower": "t"}  # fmt: skip
+        lines = write_run(tmp_path / "runs" / system, predictions, fields)
+        assert [line["value"] for line in lines] == [pytest.approx(np.abs(scores - years).mean())]
+        assert lines[0]["run_notes"] == ["Ages are whole years."]
+    assert not any(verify_tree(tmp_path / "runs").values())
+    page = write_comparison(tmp_path, task="age", fraction=None)
+    assert page.startswith("# age_error of age on drawn")
+    # The lower error is the better one.
+    assert "**Take Adaptor on t" in page
 
 
 def test_without_its_file_the_task_is_unknown(capsys):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows, lower_is_better
 from ..evaluation.controls import may_be_recommended, simplicity_of
 from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label, rows_in_words, units
 from ..evaluation.overlap import overlap_cell, overlap_sentences
@@ -78,7 +78,8 @@ def candidates(lines: Sequence[Mapping[str, Any]], metric: str, fraction: float 
         name += f", {CHOSEN_ON_TEST}" if line.get("selected_on") == "test" else ""
         values = [line["value"] for line in members]
         found.append(Candidate(name, [Path(line["folder"]) for line in members], values, low, high, line))
-    return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: -one.value)
+    sign = 1 if lower_is_better(metric) else -1
+    return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: sign * one.value)
 
 
 def _target(line: Mapping[str, Any]) -> str:
@@ -158,7 +159,8 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
         )
     others = len(found) - len(equal)
     beaten = f" {others} other{'s are' if others > 1 else ' is'} worse." if others else ""
-    simplest = min(real, key=lambda one: (simplicity_of(one.line["module"]), one.trained, -one.value))
+    # Of equal ones the first, which has the best value.
+    simplest = min(real, key=lambda one: (simplicity_of(one.line["module"]), one.trained))
     of_best = [
         one.detectable(alpha=ALPHA / len(pairs)) for first, second, one in pairs if first == 0 and second in equal
     ]
