@@ -11,7 +11,7 @@ from ..evaluation.tasks import TASKS
 from ..moved import warn_of
 from ..tower_bundles_adaptor import use_towers_dir
 from .arguments import DownstreamArguments
-from .compare import remember_costs, write_comparison
+from .compare import metric_of_task, remember_costs, write_comparison
 from .loading import cost_of, with_default_reading
 
 
@@ -28,7 +28,12 @@ def run_job(arguments: DownstreamArguments, device: str, say: Callable[[str], An
         arguments ([`DownstreamArguments`]): Of the script.
         device (`str`): Where models run.
         say (`Callable[[str], Any]`): Gets the table of each model as it is done, and the comparison.
+
+    Raises:
+        ValueError: runs of the task are not compared, before anything is computed; or as of the task.
     """
+    if arguments.compare:
+        metric_of_task(arguments.task)
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
     for model in [arguments.model, *arguments.more_models]:
