@@ -454,6 +454,7 @@ class TestControls:
 
 MOVED_NAMES = {
     ("adaptor_hf.evaluation.naming", "HEADLINES"): lambda old: old["few_shot"] == ("auroc", "accuracy"),
+    ("adaptor_hf.evaluation.overlap", "UNTRAINED"): lambda old: set(old) == {"tower", "mlp", "untrained"},
     ("adaptor_hf.tasks.compare", "METRIC"): lambda old: old["retrieval"] == "mean_recall",
     ("adaptor_hf.tasks.controls", "BUILT_IN"): lambda old: old == ("tower", "untrained", "mlp"),
     ("adaptor_hf.tasks.controls", "SYSTEMS"): lambda old: old["mlp"] == "parameter-matched MLP" and len(old) == 6,
