@@ -17,10 +17,11 @@ import torch
 from datasets import Dataset
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
-from adaptor_hf.tasks.classification import EmbeddedData, run_classification
-from adaptor_hf.tasks.controls import load_modules
+from adaptor_hf.tasks.controls import load_systems
 from adaptor_hf.tasks.data import LabelledData
-from adaptor_hf.tasks.protocols import get_recipe
+from adaptor_hf.tasks.embedded import EmbeddedData
+from adaptor_hf.tasks.frozen_heads import run_classification
+from adaptor_hf.tasks.protocols import get_protocol
 
 
 def synthetic_data(rows: int, width: int) -> EmbeddedData:
@@ -53,13 +54,13 @@ def main() -> None:
     options = parser.parse_args()
     embedded = synthetic_data(options.rows, options.width)
     torch.manual_seed(0)
-    modules = load_modules(AdaptorModel(AdaptorConfig(vision_hidden_size=options.width)).eval(), ["tower"])
+    modules = load_systems(AdaptorModel(AdaptorConfig(vision_hidden_size=options.width)).eval(), ["tower"])
     print(f"{options.rows:,} images, {options.width} wide, {torch.get_num_threads()} threads, recipe {options.recipe}")
     with tempfile.TemporaryDirectory() as folder:
         for module in modules:
             wall, cpu = time.perf_counter(), time.process_time()
             found = run_classification(
-                embedded, [module], get_recipe(options.recipe), folder, fractions=(0.01, 0.1, 1.0), seeds=range(5),
+                embedded, [module], get_protocol(options.recipe), folder, fractions=(0.01, 0.1, 1.0), seeds=range(5),
                 num_resamples=options.num_resamples,
             )  # fmt: skip
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
@@ -67,7 +68,7 @@ def main() -> None:
             print(f"{module.key}: {len(values)} runs in {wall:.1f} s ({cpu:.1f} CPU-s), {cpu / len(values):.2f} a run; "
                   f"AUROC {min(values):.3f} to {max(values):.3f}")  # fmt: skip
         started = time.perf_counter()
-        run_classification(embedded, modules, get_recipe(options.recipe), folder, fractions=(0.01, 0.1, 1.0),
+        run_classification(embedded, modules, get_protocol(options.recipe), folder, fractions=(0.01, 0.1, 1.0),
                            seeds=range(5))  # fmt: skip
         print(f"all of them again, finished before: {time.perf_counter() - started:.1f} s")
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")

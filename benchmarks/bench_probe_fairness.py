@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 from adaptor_hf.tasks.probe import fit_probe
-from adaptor_hf.tasks.protocols import RECIPES, ProbeRecipe
+from adaptor_hf.tasks.protocols import PROTOCOLS, ProbeProtocol
 
 PHANTOM_LABELS = ("consolidation", "effusion", "pneumothorax", "cardiomegaly")
 QUARTERS = tuple(10.0 ** np.arange(-7, 5.25, 0.25))
-RIGOROUS = RECIPES["rigorous"]
+RIGOROUS = PROTOCOLS["rigorous"]
 BY_GRADIENT = replace(RIGOROUS, strengths=None)
 
 
@@ -63,7 +63,7 @@ def tuned_auroc(
 
 
 def probe_auroc(
-    features: torch.Tensor, labels: np.ndarray, rows: dict[str, np.ndarray], recipe: ProbeRecipe = RIGOROUS
+    features: torch.Tensor, labels: np.ndarray, rows: dict[str, np.ndarray], recipe: ProbeProtocol = RIGOROUS
 ) -> float:
     """Test AUROC of the package's probe; `labels` is `(n,)`."""
     from sklearn.metrics import roc_auc_score

@@ -33,11 +33,12 @@ from adaptor_hf.phantom import ZERO_SHOT_PROMPTS, write_phantoms
 from adaptor_hf.tasks import zero_shot_scores
 from adaptor_hf.towers import load_text_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
-from adaptor_hf.training.controls import Variant, compare_retrieval, format_table, train_variants
+from adaptor_hf.training.controls import compare_retrieval, format_table, train_controls
 from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.recipe import ModelArguments
 from adaptor_hf.training.report import card_arguments, package_versions, processor_of
 from adaptor_hf.training.summary import describe_run
+from adaptor_hf.training.systems import System
 
 # Fixed before the first run: both rates are tried for every trained variant and chosen on validation patients.
 LEARNING_RATES = (1e-4, 3e-4)
@@ -98,11 +99,12 @@ def main() -> None:
     trainer.save_model()
 
     step(4, "Training the controls: two linear projections, shuffled pairs (same learning rates, epochs, seed)")
-    variants = train_variants(config, views["train"], views["validation"], arguments, LEARNING_RATES)
-    variants.insert(0, Variant("Adaptor, saved model", model.eval(), LEARNING_RATES[0]))
-    results = compare_retrieval(variants, views["test"])
+    systems = train_controls(config, views["train"], views["validation"], arguments, LEARNING_RATES)
+    saved = System("adaptor", model.eval(), learning_rate=LEARNING_RATES[0], title="Adaptor, saved model")
+    systems.insert(0, saved)
+    results = compare_retrieval(systems, views["test"])
     retrieval = format_table(results)
-    zero_shot = zero_shot_table(variants, views["test"], table)
+    zero_shot = zero_shot_table(systems, views["test"], table)
 
     step(5, "Loading the saved model with AutoModel, as somebody else would")
     check_reloaded(arguments.output_dir, model, views["test"], folder)
@@ -136,21 +138,21 @@ def step(number: int, title: str) -> None:
     print(f"\n[{number}/5] {title}", flush=True)
 
 
-def zero_shot_table(variants: list[Variant], test, table: Path) -> str:
-    """Markdown table: AUROC of each phantom finding for each variant, by prompts alone."""
+def zero_shot_table(systems: list[System], test, table: Path) -> str:
+    """Markdown table: AUROC of each phantom finding for each system, by prompts alone."""
     with open(table, newline="", encoding="utf-8") as file:
         labels = {row["image_id"]: row for row in csv.DictReader(file)}
     image_ids, patients = test.pairs["image_id"][:], np.array(test.pairs["patient_id"][:])
     text_tower = load_text_tower("minilm")
     lines = ["| variant | " + " | ".join(ZERO_SHOT_PROMPTS) + " |", "|" + "---|" * (len(ZERO_SHOT_PROMPTS) + 1)]
-    for variant in variants:
-        cells = [variant.name]
+    for system in systems:
+        cells = [system.label]
         for finding, (positive, negative) in ZERO_SHOT_PROMPTS.items():
             truth = np.array([int(labels[image_id][finding]) for image_id in image_ids])
             if truth.min() == truth.max():
                 cells.append("one class")
                 continue
-            scores = zero_shot_scores(variant.model, text_tower, test.image_embeddings(), positive, negative)
+            scores = zero_shot_scores(system.model, text_tower, test.image_embeddings(), positive, negative)
             area, low, high = auroc_interval(scores.cpu().numpy(), truth, patients)
             mark = "" if above_baseline("auroc", low, high, 0.5) else f" {MARK}"
             cells.append(f"{area:.2f} {'[n/a]' if np.isnan(low) else f'[{low:.2f}, {high:.2f}]'}{mark}")

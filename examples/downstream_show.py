@@ -30,30 +30,27 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 LABELS = ["consolidation", "effusion", "cardiomegaly"]
-TASKS = ("classification", "zero_shot", "retrieval", "few_shot", "text_understanding", "segmentation")
 
 
 def plan(table: Path, model: Path) -> dict:
     """The sweep: what all tasks share, and what each adds."""
     seeds = [0, 1, 2, 3, 4]
-    return {
-        "common": {
-            "model": str(model),
-            "table": str(table),
-            "dataset_name": "phantom",
-            "device": "cpu",
-            "num_resamples": 500,
-        },
-        "over": {"task": list(TASKS)},
-        "by_task": {
-            "classification": {"label_column": LABELS, "fraction": [0.01, 0.1, 1.0], "seeds": seeds},
-            "zero_shot": {"label_column": LABELS, "prompts": "phantom", "prompts_per_class": 2, "seeds": seeds},
-            "retrieval": {"text_column": "text"},
-            "few_shot": {"label_column": LABELS, "episodes": 10},
-            "text_understanding": {"text_column": "text"},
-            "segmentation": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 1, "seeds": [0]},
-        },
+    by_task = {
+        "classification": {"label_column": LABELS, "fraction": [0.01, 0.1, 1.0], "seeds": seeds},
+        "zero_shot": {"label_column": LABELS, "prompts": "phantom", "prompts_per_class": 2, "seeds": seeds},
+        "retrieval": {"text_column": "text"},
+        "few_shot": {"label_column": LABELS, "episodes": 10},
+        "text_understanding": {"text_column": "text"},
+        "segmentation": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 1, "seeds": [0]},
     }
+    common = {
+        "model": str(model),
+        "table": str(table),
+        "dataset_name": "phantom",
+        "device": "cpu",
+        "num_resamples": 500,
+    }
+    return {"common": common, "over": {"task": list(by_task)}, "by_task": by_task}
 
 
 def pretrain(table: Path, model: Path) -> None:
@@ -70,13 +67,12 @@ def pretrain(table: Path, model: Path) -> None:
 
 
 def downstream(table: Path, model: Path, output: Path) -> dict[str, str]:
-    from adaptor_hf.tasks.loading import with_default_reading
-    from adaptor_hf.tasks.run import TASK_FUNCTIONS
+    from adaptor_hf.tasks.run import run_task
     from adaptor_hf.tasks.sweep import run_sweep
 
     def start(job) -> str:
         started = time.process_time()
-        said = TASK_FUNCTIONS[job.task](with_default_reading(job), "cpu")
+        said = run_task(job, "cpu")
         return f"{said}\n\n{job.task}: {time.process_time() - started:.0f} CPU-s"
 
     return run_sweep(plan(table, model), output, start)

@@ -122,4 +122,9 @@ def cycles_of(imports: dict[str, dict[str, int]]) -> list[list[str]]:
     for name in sorted(graph):
         if name not in state:
             visit(name, [name])
-    return found
+    # Two with a module in common are of one group.
+    groups: list[list[str]] = []
+    for cycle in found:
+        if not any(set(cycle) & set(other) for other in groups):
+            groups.append(cycle)
+    return groups

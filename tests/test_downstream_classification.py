@@ -15,7 +15,7 @@ from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.arguments import parse_arguments
-from adaptor_hf.tasks.classification import set_aside_earlier_probes
+from adaptor_hf.tasks.frozen_heads import set_aside_earlier_probes
 from adaptor_hf.tasks.logistic import STRENGTHS
 from adaptor_hf.towers import load_vision_tower
 

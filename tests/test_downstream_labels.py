@@ -275,18 +275,19 @@ def test_results_of_another_positive_class_are_another_run():
 
 
 def test_the_script_names_the_positive_class_in_every_line_and_on_the_console(tmp_path):
-    from adaptor_hf.tasks.classification import EmbeddedData, run_classification
-    from adaptor_hf.tasks.controls import Module
+    from adaptor_hf.tasks.embedded import EmbeddedData
     from adaptor_hf.tasks.few_shot import run_few_shot
-    from adaptor_hf.tasks.protocols import RECIPES
+    from adaptor_hf.tasks.frozen_heads import run_classification
+    from adaptor_hf.tasks.protocols import PROTOCOLS
+    from adaptor_hf.training.systems import System
 
     data = labelled(table_of(tmp_path, {"label": ["effusion", "normal"]}))
     embeds = {part: torch.randn(len(labels), 8) + 2 * torch.from_numpy(labels) for part, labels in data.labels.items()}
     spec = {"preset": "lite0", "hidden_size": 8}
     embedded = EmbeddedData(data, embeds, spec)
-    runs = run_classification(embedded, [Module("tower")], RECIPES["rigorous"], tmp_path / "out", num_resamples=10)
+    runs = run_classification(embedded, [System("tower")], PROTOCOLS["rigorous"], tmp_path / "out", num_resamples=10)
     assert not runs.failed
-    few = run_few_shot(embedded, [Module("tower")], tmp_path / "out", shots=[1], episodes=1, num_resamples=10)
+    few = run_few_shot(embedded, [System("tower")], tmp_path / "out", shots=[1], episodes=1, num_resamples=10)
     lines = read_results(tmp_path / "out").lines
     assert {line["positive_class"] for line in lines} == {"effusion"}
     assert {line["task"] for line in lines} == {"classification", "few_shot"}

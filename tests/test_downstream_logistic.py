@@ -15,9 +15,9 @@ from adaptor_hf.phantom import generate_phantoms
 from adaptor_hf.tasks import logistic
 from adaptor_hf.tasks.logistic import STRENGTHS, logistic_path
 from adaptor_hf.tasks.probe import fit_probe, fold_standardization, macro_auroc, standardization
-from adaptor_hf.tasks.protocols import RECIPES, get_recipe
+from adaptor_hf.tasks.protocols import PROTOCOLS, get_protocol
 
-RIGOROUS = RECIPES["rigorous"]
+RIGOROUS = PROTOCOLS["rigorous"]
 
 
 def drawn(rows: int, width: int, labels: int, seed: int) -> tuple[torch.Tensor, np.ndarray]:
@@ -267,5 +267,5 @@ def test_heads_with_a_hidden_layer_are_trained_by_gradient():
         assert probe.strength is None
         assert probe.learning_rate in RIGOROUS.learning_rates
     assert fitted(features, labels).learning_rate is None
-    assert get_recipe("rigorous").strengths == STRENGTHS
-    assert [name for name, recipe in RECIPES.items() if recipe.strengths] == ["rigorous"]
+    assert get_protocol("rigorous").strengths == STRENGTHS
+    assert [name for name, recipe in PROTOCOLS.items() if recipe.strengths] == ["rigorous"]

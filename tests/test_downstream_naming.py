@@ -6,8 +6,8 @@ from adaptor_hf.configuration_adaptor import AdaptorConfig
 from adaptor_hf.evaluation.naming import checkpoint_label, row_label
 from adaptor_hf.modeling_adaptor import AdaptorModel
 from adaptor_hf.privacy.mode import private_mode
-from adaptor_hf.tasks.classification import RunList
-from adaptor_hf.tasks.controls import checkpoint_name, load_modules
+from adaptor_hf.tasks.controls import checkpoint_name, load_systems
+from adaptor_hf.tasks.runs import RunList
 from adaptor_hf.tasks.summary import headline_table, summarize
 
 
@@ -33,7 +33,7 @@ def models(folder):
 
 
 def test_loaded_checkpoints_carry_their_names_and_new_weights_none(tmp_path):
-    fields = [[module.fields() for module in load_modules(model, ("untrained", "mlp"))] for model in models(tmp_path)]
+    fields = [[module.fields() for module in load_systems(model, ("untrained", "mlp"))] for model in models(tmp_path)]
     assert [one[0]["checkpoint_name"] for one in fields] == ["first", "second"]
     assert fields[0][0]["checkpoint"] != fields[1][0]["checkpoint"]
     assert all(entry["checkpoint_name"] is None for one in fields for entry in one[1:])
@@ -43,7 +43,7 @@ def test_loaded_checkpoints_carry_their_names_and_new_weights_none(tmp_path):
 
 def test_private_mode_keeps_folders_names_out_of_results_and_labels(tmp_path):
     with private_mode(b"0" * 32):
-        fields = [load_modules(model, ())[0].fields() for model in models(tmp_path)]
+        fields = [load_systems(model, ())[0].fields() for model in models(tmp_path)]
     assert [one["checkpoint_name"] for one in fields] == [None, None]
     labels = [checkpoint_label(one) for one in fields]
     assert labels == [one["checkpoint"][:8] for one in fields]

@@ -8,13 +8,13 @@ import torch
 from synthetic import synthetic_model
 
 from adaptor_hf.evaluation.naming import weights_digest
-from adaptor_hf.tasks.controls import load_modules, matched_hidden_size
+from adaptor_hf.tasks.controls import load_systems, matched_hidden_size
 from adaptor_hf.tasks.features import adaptor_features
 from adaptor_hf.tasks.probe import _batches, fit_probe, fold_standardization, has_seed, macro_auroc
-from adaptor_hf.tasks.protocols import RECIPES, get_recipe
+from adaptor_hf.tasks.protocols import PROTOCOLS, get_protocol
 
 # A linear head by gradient; the recipe's own is in test_downstream_logistic.py.
-QUICK = replace(RECIPES["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)
+QUICK = replace(PROTOCOLS["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)
 
 
 def separable(rows: int = 120, labels: int = 2, seed: int = 0) -> tuple[torch.Tensor, np.ndarray]:
@@ -38,7 +38,7 @@ def test_a_head_learns_what_is_there():
 def test_the_papers_head_has_its_number_of_parameters():
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 768, generator=generator)
-    recipe = replace(get_recipe("adaptor"), epochs=1)
+    recipe = replace(get_protocol("adaptor"), epochs=1)
     labels = np.arange(40) % 3
     binary = (labels[:, None] == 0).astype(np.float32)
     one = fit_probe(features, binary, features, binary, recipe, num_logits=1, exclusive=False, seed=0)
@@ -48,19 +48,19 @@ def test_the_papers_head_has_its_number_of_parameters():
 
 
 def test_recipes_have_the_references_values():
-    values = {name: (r.head, r.learning_rates, r.weight_decay, r.batch_size, r.epochs) for name, r in RECIPES.items()}
+    values = {name: (r.head, r.learning_rates, r.weight_decay, r.batch_size, r.epochs) for name, r in PROTOCOLS.items()}
     assert values["adaptor"] == ("mlp2", (5e-5,), 1e-4, 512, 100)
     assert values["mgca"] == ("linear", (5e-4,), 1e-6, 48, 50)
     assert values["gloria"] == ("linear", (5e-4,), 1e-6, 64, 50)
-    assert RECIPES["gloria"].betas == (0.5, 0.999)
-    assert get_recipe("gloria", "chexpert").learning_rates == (1e-4,)
-    covidx = get_recipe("adaptor", "covidx")
+    assert PROTOCOLS["gloria"].betas == (0.5, 0.999)
+    assert get_protocol("gloria", "chexpert").learning_rates == (1e-4,)
+    covidx = get_protocol("adaptor", "covidx")
     assert (covidx.learning_rates, covidx.weight_decay, covidx.batch_size, covidx.epochs) == ((5e-4,), 0.05, 128, 50)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
 def test_every_recipe_trains_binary_labels_and_exclusive_classes(name):
-    recipe = replace(get_recipe(name), epochs=2, max_steps=None)
+    recipe = replace(get_protocol(name), epochs=2, max_steps=None)
     assert np.isfinite(fit(recipe).predict(separable()[0])).all()
     features, labels = separable()
     classes = (labels[:, 0] + labels[:, 1]).astype(np.int64)
@@ -74,7 +74,7 @@ def test_the_rate_after_a_plateau_is_the_reduced_one():
     rates = []
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.append(optimizer.param_groups[0]["lr"]))
     features, labels = separable()
-    recipe = replace(get_recipe("gloria"), learning_rates=(1e-2,))
+    recipe = replace(get_protocol("gloria"), learning_rates=(1e-2,))
     try:
         # What is learned is wrong on validation, so that its loss rises once it is.
         fit_probe(features, labels, features, 1 - labels, recipe, num_logits=2, exclusive=False, seed=0)
@@ -86,10 +86,10 @@ def test_the_rate_after_a_plateau_is_the_reduced_one():
 
 
 def test_only_a_logistic_regression_has_no_seed():
-    assert not has_seed(RECIPES["rigorous"])
-    assert has_seed(RECIPES["rigorous"], hidden_size=8)
-    assert all(has_seed(recipe) for name, recipe in RECIPES.items() if name != "rigorous")
-    assert has_seed(get_recipe("rigorous", head="mlp2"))
+    assert not has_seed(PROTOCOLS["rigorous"])
+    assert has_seed(PROTOCOLS["rigorous"], hidden_size=8)
+    assert all(has_seed(recipe) for name, recipe in PROTOCOLS.items() if name != "rigorous")
+    assert has_seed(get_protocol("rigorous", head="mlp2"))
 
 
 def test_five_seeds_give_five_results_and_one_seed_one():
@@ -176,7 +176,7 @@ def test_features_leave_the_model_as_it_is_and_do_not_depend_on_their_neighbours
 
 def test_controls_differ_from_the_adaptor_and_the_matched_head_has_its_size():
     model = synthetic_model(seed=1)
-    modules = {module.key: module for module in load_modules(model, ["tower", "untrained", "mlp"], num_logits=1)}
+    modules = {module.key: module for module in load_systems(model, ["tower", "untrained", "mlp"], num_logits=1)}
     embeds = torch.randn(4, 20)
     assert torch.equal(modules["tower"].features(embeds), embeds)
     assert not torch.allclose(modules["untrained"].features(embeds), modules["adaptor"].features(embeds))

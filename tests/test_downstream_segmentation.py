@@ -13,19 +13,18 @@ import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.evaluation import read_results, segmentation_counts
 from adaptor_hf.evaluation.verify import verify_tree
-from adaptor_hf.tasks.controls import Module
+from adaptor_hf.tasks.protocols import SEGMENTATION_PROTOCOLS, get_segmentation_protocol
 from adaptor_hf.tasks.segmentation import (
-    SEGMENTATION_RECIPES,
     KeepBestDecoder,
     MaskCollator,
     augmented,
     counts_of,
-    get_segmentation_recipe,
     mask_counts,
     segmentation_model,
     train_decoder,
 )
 from adaptor_hf.towers import load_vision_tower
+from adaptor_hf.training.systems import System
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +77,12 @@ def test_training_changes_the_decoder_and_no_bit_of_tower_and_adaptor(table, tow
 
     torch.manual_seed(0)
     config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
-    module = Module("adaptor", AdaptorModel(config))
+    module = System("adaptor", AdaptorModel(config))
     model = segmentation_model(module, tower, 28, 0)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"]).select(range(8))
     collators = (MaskCollator(tower.processor, 28, True), MaskCollator(tower.processor, 28, False))
-    train_decoder(model, dataset, dataset, collators, SEGMENTATION_RECIPES["rigorous"], seed=0, epochs=1)
+    train_decoder(model, dataset, dataset, collators, SEGMENTATION_PROTOCOLS["rigorous"], seed=0, epochs=1)
     after = model.state_dict()
     changed = {name for name in after if not torch.equal(before[name], after[name])}
     assert changed
@@ -95,7 +94,7 @@ def test_recipes_have_the_references_values():
     shown = {
         (name, data): (one.learning_rate, one.weight_decay, one.batch_size, one.epochs, one.min_delta, one.monitor)
         for name, data in (("adaptor", "rsna"), ("adaptor", "siim"), ("mgca", "rsna"), ("mgca", "siim"))
-        for one in [get_segmentation_recipe(name, data)]
+        for one in [get_segmentation_protocol(name, data)]
     }
     assert shown == {
         ("adaptor", "rsna"): (5e-4, 1e-4, 8, 50, 1e-3, "dice_reference"),
@@ -103,10 +102,10 @@ def test_recipes_have_the_references_values():
         ("mgca", "rsna"): (5e-4, 0.05, 16, 50, 0.0, "loss"),
         ("mgca", "siim"): (5e-4, 0.05, 8, 50, 0.0, "loss"),
     }
-    rules = {name: get_segmentation_recipe("adaptor", name).fraction_rule for name in ("rsna", "siim")}
+    rules = {name: get_segmentation_protocol("adaptor", name).fraction_rule for name in ("rsna", "siim")}
     assert rules == {"rsna": "mgca_detection", "siim": "mgca_balanced"}
-    with pytest.raises(ValueError, match="no recipe 'slip'"):
-        get_segmentation_recipe("slip")
+    with pytest.raises(ValueError, match="no protocol 'slip'"):
+        get_segmentation_protocol("slip")
 
 
 def test_the_rate_of_the_adaptor_recipe_is_half_a_cosine_of_a_hundred_epochs(table, tower):
@@ -114,13 +113,13 @@ def test_the_rate_of_the_adaptor_recipe_is_half_a_cosine_of_a_hundred_epochs(tab
 
     torch.manual_seed(0)
     config = synthetic_config(vision_hidden_size=32, hidden_size=16, num_attention_heads=2, intermediate_size=16)
-    model = segmentation_model(Module("adaptor", AdaptorModel(config)), tower, 28, 0)
+    model = segmentation_model(System("adaptor", AdaptorModel(config)), tower, 28, 0)
     dataset = load_table(table, mask_column="mask").select_columns(["image", "mask"]).select(range(8))
     collator = MaskCollator(tower.processor, 28, False)
     rates = {}
     for name in ("adaptor", "rigorous"):
         trainer = train_decoder(
-            model, dataset, dataset, (collator, collator), SEGMENTATION_RECIPES[name], seed=0, epochs=4
+            model, dataset, dataset, (collator, collator), SEGMENTATION_PROTOCOLS[name], seed=0, epochs=4
         )
         rates[name] = trainer.lr_scheduler.get_last_lr()[0]
     assert rates["adaptor"] == pytest.approx(5e-4 * (1 + np.cos(np.pi * 4 / 100)) / 2)

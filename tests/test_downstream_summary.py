@@ -2,7 +2,7 @@
 
 import math
 
-from adaptor_hf.tasks.classification import RunList
+from adaptor_hf.tasks.runs import RunList
 from adaptor_hf.tasks.summary import headline_table, summarize
 
 

@@ -24,7 +24,7 @@ from adaptor_hf.hub.model_card import LICENSES, strictest_license
 from adaptor_hf.hub.push import PUSHED_FILES, files_to_push, without_local_paths
 from adaptor_hf.tasks.final_heads import save_classifier
 from adaptor_hf.tasks.probe import Probe
-from adaptor_hf.tasks.protocols import get_recipe
+from adaptor_hf.tasks.protocols import get_protocol
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import RetrievalResult
@@ -376,7 +376,7 @@ class TestTerms:
         labelled = SimpleNamespace(name="chexpert", class_names=["edema"], exclusive=False)
         embedded = SimpleNamespace(data=labelled, vision_spec={"image_processor": AdaptorImageProcessor().to_dict()})
         model = AdaptorModel(synthetic_config(data_terms=restricted_terms("mimic_cxr")))
-        recipe, width = get_recipe("rigorous"), model.config.hidden_size
+        recipe, width = get_protocol("rigorous"), model.config.hidden_size
         head = AdaptorForImageClassification.from_adaptor(
             model, id2label={0: "edema"}, classifier_hidden_size=recipe.hidden_size, classifier_dropout=recipe.dropout
         ).classifier

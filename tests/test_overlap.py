@@ -17,7 +17,7 @@ from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.training_rows import KEY_FILE, TRAINING_ROWS_FILE, id_namespaces, write_training_rows
 from adaptor_hf.embeddings.contents import content_digests
 from adaptor_hf.evaluation import read_results
-from adaptor_hf.tasks.arguments import TASKS
+from adaptor_hf.evaluation.tasks import TASKS
 from adaptor_hf.tasks.data import load_table
 from adaptor_hf.tasks.overlap import seen_rows
 from adaptor_hf.towers import load_text_tower, load_vision_tower
@@ -88,7 +88,7 @@ def run(table, checkpoint, tmp_path, tmp_path_factory):
 
 def overlap_of(folder: Path, task: str) -> dict:
     """What the first result says."""
-    if task == "text_understanding":
+    if TASKS[task].kind is None:
         return json.loads((folder / "text_understanding.json").read_text())["pretraining_overlap"]["adaptor"]
     return read_results(folder / "runs").lines[0]
 

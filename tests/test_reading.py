@@ -25,12 +25,12 @@ from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor
 from adaptor_hf.privacy import mode as private_mode
-from adaptor_hf.tasks.controls import Module
 from adaptor_hf.tasks.data import load_table
 from adaptor_hf.tasks.provenance import tower_name
 from adaptor_hf.tasks.segmentation import MaskCollator, save_segmenter, segmentation_model
 from adaptor_hf.towers_adaptor import load_vision_tower
 from adaptor_hf.training.report import processor_of
+from adaptor_hf.training.systems import System
 
 
 def cosine(one, other):
@@ -278,7 +278,7 @@ class TestModels:
     def test_a_segmenters_processor_keeps_it(self, tower, tmp_path):
         for mode in ("L", "RGB"):
             own = load_vision_tower(Reading(mode).in_spec(tower.spec))
-            model = segmentation_model(Module("tower", None), own, 28, 0)
+            model = segmentation_model(System("tower", None), own, 28, 0)
             save_segmenter(model, MaskCollator(own.processor, 28, False), tmp_path / mode)
             assert AutoImageProcessor.from_pretrained(tmp_path / mode).image_mode == mode
             assert json.loads((tmp_path / mode / "config.json").read_text())["vision_tower"]["image_mode"] == mode

@@ -19,7 +19,7 @@ from adaptor_hf.training.controls import (
     compare_retrieval,
     evaluate_retrieval,
     format_table,
-    train_variants,
+    train_controls,
 )
 from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.summary import fit_batch_to_data, number_of_steps, parameter_counts
@@ -257,8 +257,8 @@ class TestControls:
     def test_the_adaptor_beats_shuffled_pairs_and_chance_on_correlated_data(self, tmp_path, views):
         arguments = make_arguments(tmp_path, num_train_epochs=10)
         config = synthetic_model().config
-        variants = train_variants(config, views["train"], views["validation"], arguments, [1e-3, 5e-3])
-        results = compare_retrieval(variants, views["test"])
+        systems = train_controls(config, views["train"], views["validation"], arguments, [1e-3, 5e-3])
+        results = compare_retrieval(systems, views["test"])
         recall = {result.name: result.metrics["mean_recall"] for result in results}
         assert list(recall) == [
             "Adaptor",

@@ -168,6 +168,7 @@ def _cache_facts(run: Path, inputs: Mapping[str, Any]) -> dict[str, str]:
 def downstream_facts(run: Path) -> dict[str, str]:
     """Facts of downstream runs, from their result lines."""
     from ..evaluation.results import read_results
+    from ..evaluation.tasks import tasks_with
 
     lines = read_results(run / "runs").lines
     manifest = _read(run / "manifest.json")
@@ -185,7 +186,7 @@ def downstream_facts(run: Path) -> dict[str, str]:
     def listed(name: str) -> str:
         return ", ".join(values(name)) or "unknown"
 
-    accuracy = [line for line in internal if line["task"] in ("classification", "zero_shot", "few_shot")]
+    accuracy = [line for line in internal if line["task"] in tasks_with(kind="classification")]
     facts = {
         "category": f"Deep learning: heads, prompts or retrieval on an image-text model (task: {listed('task')}).",
         "data": f"The results call the data {listed('dataset')}.",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.training_rows import TRAINING_ROWS_FILE
 from ..embeddings.files import write_json
 from ..evaluation.results import RETRIEVAL_FILE
+from ..evaluation.tasks import TASKS
 from ..files import file_sha256
 from ..privacy.mode import is_private, key_name
 
@@ -33,10 +34,7 @@ _OF_PRETRAINING = (
     TRAINING_ROWS_FILE,
     "controls/*/model.safetensors",
 )
-_OF_DOWNSTREAM = (
-    "runs/*/predictions.parquet", "runs/*/results.jsonl", "model/model.safetensors", "model/config.json",
-    "predictions.csv", "text_understanding.json",
-)  # fmt: skip
+_OF_DOWNSTREAM = ("runs/*/predictions.parquet", "runs/*/results.jsonl")
 
 
 def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache, table: str | None = None) -> Path:
@@ -83,7 +81,8 @@ def write_downstream_manifest(
     if any(folder.glob(f"runs/*/{RESULTS_FILE}")):
         for line in read_results(folder / "runs").lines:
             splits[line["test_set"] or line["dataset"]] = line["split_hash"]
-    return _write(folder, "train_downstream", inputs, splits, _OF_DOWNSTREAM)
+    files = dict.fromkeys(name for task in TASKS.values() for name in task.files)
+    return _write(folder, "train_downstream", inputs, splits, (*_OF_DOWNSTREAM, *files))
 
 
 def split_digests(cache: EmbeddingCache) -> dict[str, str]:

@@ -4,26 +4,29 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from .metrics import metric_of
+
 MARK = "†"
 LEGEND = (
     f"{MARK} Not above its best trivial baseline: the 95 % interval does not lie on the better side of it, or there is "
     "no interval. Nothing is shown to be learned."
 )
-# A trivial predictor is perfect in one of each pair: precision and recall, sensitivity and specificity, and so on.
-ONE_SIDED = ("precision", "recall", "specificity", "ece", "sensitivity_any_mask", "false_alarm_rate")
-_LOWER = ("brier", "ece", "false_alarm_rate", "median_rank", "mean_rank")
 
 
 def lower_is_better(metric: str) -> bool:
-    """Whether a smaller value of a metric, such as `brier/edema` or `image_to_text_median_rank`, is the better one."""
-    return metric.split("/")[0].endswith(_LOWER)
+    """
+    Whether a smaller value of a metric, such as `brier/edema` or `image_to_text_median_rank`, is the better one; not of
+    one that is not declared.
+    """
+    declared = metric_of(metric)
+    return declared is not None and not declared.higher_is_better
 
 
 def is_one_sided(metric: str) -> bool:
     """Whether no mark is due: a metric such as recall is perfect for a predictor that always says the same, and of a
     median no interval is made."""
-    name = metric.split("/")[0]
-    return name in ONE_SIDED or name.startswith("specificity@") or name.endswith("median_rank")
+    declared = metric_of(metric)
+    return declared is not None and not declared.is_marked
 
 
 def best_baseline(metric: str, values: Mapping[str, float]) -> tuple[str, float]:
@@ -47,7 +50,7 @@ def above_baseline(metric: str, ci_lo: float, ci_hi: float, baseline: float) -> 
     """
     Whether a value is shown to be better than a trivial baseline: its interval lies on the better side of it, without
     touching it. Without an interval nothing is shown. True where there is no baseline, and for metrics of which a
-    trivial predictor is perfect in one of a pair (`ONE_SIDED`).
+    trivial predictor is perfect in one of a pair (`is_one_sided`).
     """
     if math.isnan(baseline) or is_one_sided(metric):
         return True

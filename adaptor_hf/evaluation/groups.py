@@ -16,10 +16,10 @@ from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .scoring import score_predictions
 from .subgroups import AGE_EDGES, Subgroups, age_bands, aggregate_rows, subgroup_metrics
 from .tables import ROW_FIELDS, Table, table_titles
+from .tasks import tasks_with
 from .weighted import weighted_auroc
 
 MAX_GROUPS = 20
-GROUPED_TASKS = ("classification", "zero_shot")
 _NO_GROUPS = ("image_id", "patient_id", "study_id", "target", "score")
 _NOTES = [
     "AUROC of each group, mean over seeds, 95 % intervals over patients.",
@@ -197,7 +197,7 @@ def _kinds(lines: Iterable[Mapping[str, Any]]) -> dict[tuple, list[tuple[Path, M
     """Folders of the classification runs of a kind, and a line of each, by seed; of fractions the largest."""
     kinds: dict[tuple, list] = {}
     for folder, line in _first_lines(lines).items():
-        if line["task"] in GROUPED_TASKS:
+        if line["task"] in tasks_with(by_image=True):
             kind = tuple((name, line.get(name)) for name in ROW_FIELDS if name != "fraction")
             kinds.setdefault(kind, []).append((line.get("fraction") or 0, line["seed"], folder, line))
     largest = {kind: max(fraction for fraction, *_ in runs) for kind, runs in kinds.items()}

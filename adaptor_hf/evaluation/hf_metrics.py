@@ -21,7 +21,7 @@ import numpy as np
 from evaluate import CombinedEvaluations
 
 from .classification import SINGLE, Metrics, classification_metrics
-from .predictions import Predictions, metric_options
+from .predictions import KINDS, Predictions
 from .retrieval import RECALL_AT
 from .segmentation import COUNTS, metrics_of_counts, segmentation_counts
 
@@ -186,32 +186,12 @@ def task_metric(predictions: Predictions, **kwargs: Any) -> CombinedEvaluations:
         predictions ([`Predictions`]): Its kind and settings; rows are added with [`task_rows`].
         kwargs: Of `evaluate.Metric`, such as `num_process`, `process_id`, `experiment_id` and `cache_dir`.
     """
-    if predictions.kind == "segmentation":
-        return evaluate.combine([SegmentationMetric(**kwargs)])
-    if predictions.kind == "classification":
-        scores = predictions.columns["score"]
-        num_classes = 1 if scores.ndim == 1 else scores.shape[1]
-        return evaluate.combine(
-            [ClassificationMetric(num_classes=num_classes, **metric_options(predictions), **kwargs)]
-        )
-    ks = [int(name.partition("@")[2]) for name in predictions.columns if name.startswith("precision@")]
-    precisions = [PrecisionMetric(k=k, **kwargs) for k in ks]
-    return evaluate.combine([RecallMetric(**kwargs), RankMetric(**kwargs), *precisions])
+    return evaluate.combine(KINDS[predictions.kind].metrics(predictions, **kwargs))
 
 
 def task_rows(predictions: Predictions, rows: slice = slice(None)) -> dict[str, Any]:
     """What [`task_metric`] takes in `compute`, of all rows or of some."""
-    columns = {name: values[rows] for name, values in predictions.columns.items()}
-    if predictions.kind == "segmentation":
-        return {name: columns[name] for name in COUNTS}
-    if predictions.kind == "retrieval":
-        precisions = {name: values for name, values in columns.items() if name.startswith("precision@")}
-        return {"predictions": columns["score"], "references": columns["direction"].astype(str)} | precisions
-    scores, labels = columns["score"], columns["target"]
-    scores = scores[:, None] if scores.ndim == 1 else scores
-    exclusive = predictions.settings["problem_type"] == SINGLE and scores.shape[1] > 1
-    references = labels.astype(np.int64) if exclusive else labels.reshape(scores.shape).astype(np.float64)
-    return {"predictions": scores, "references": references}
+    return KINDS[predictions.kind].rows(predictions, rows)
 
 
 def compute_on_ranks(metric: CombinedEvaluations, rows: dict[str, Any]) -> dict[str, float] | None:

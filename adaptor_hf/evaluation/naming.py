@@ -1,4 +1,4 @@
-"""What tables and figures call runs, checkpoints and metrics, and which way each metric is better."""
+"""What tables and figures call runs, checkpoints and metrics."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -6,14 +6,9 @@ from typing import Any
 
 import torch
 
-HEADLINES = {
-    "classification": ("auroc", "auprc", "accuracy", "f1"),
-    "few_shot": ("auroc", "accuracy"),
-    "zero_shot": ("auroc", "accuracy", "f1"),
-    "retrieval": ("image_to_text_recall@1", "image_to_text_recall@10", "text_to_image_recall@10", "mean_recall"),
-    "segmentation": ("dice_reference", "dice_positive", "dice_pooled", "auroc_any_mask"),
-}
-"""Metrics of each task in the terminal's table and in LaTeX; all of them are in the result files."""
+from ..moved import moved_names
+from .metrics import metric_of, parts_of
+from .tasks import TASKS
 
 TOWERS = ("vision tower", "text tower")
 CHOSEN_ON_TEST = "CHOSEN ON THE TEST SPLIT"
@@ -25,7 +20,6 @@ VALUES = (
     "Values: mean over seeds ± standard deviation over seeds, where there are several, and [95 % interval], of several "
     "seeds the mean of their ends."
 )
-_NAMES = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "ece": "ECE", "mrr": "MRR", "iou": "IoU", "dice": "Dice"}
 
 
 def checkpoint_label(fields: Mapping[str, Any]) -> str:
@@ -90,9 +84,11 @@ def shared_parts(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
 
 def metric_title(metric: str) -> str:
     """A metric's name in words: `image_to_text_recall@1` is "image to text recall@1", `dice_pooled` "Dice pooled"."""
-    metric, _, label = metric.partition("/")
-    words = [_NAMES.get(word, word) for word in metric.split("_")]
-    return " ".join(words) + (f", {label}" if label else "")
+    way, name, rest, label = parts_of(metric)
+    declared = metric_of(metric)
+    title = declared.title if declared else name.removesuffix("@").replace("_", " ")
+    words = [way.replace("_", " "), f"{title}@{rest}" if rest else title]
+    return " ".join(filter(None, words)) + (f", {label}" if label else "")
 
 
 def rows_in_words(fields: Mapping[str, Any]) -> str:
@@ -119,10 +115,12 @@ def weights_digest(model: torch.nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
+_HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headline}
+__getattr__ = moved_names(__name__, {"HEADLINES": f"{__name__}._HEADLINES"})
+
 __all__ = [
     "CHOSEN_ON_TEST",
     "CHOSEN_ON_TEST_NOTE",
-    "HEADLINES",
     "VALUES",
     "checkpoint_label",
     "mark_targets",

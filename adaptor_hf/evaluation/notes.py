@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .mask_baselines import TURNS, baseline_masks
+from .predictions import KINDS, Predictions
 from .segmentation import image_dice
+from .tasks import tasks_with
 
 if TYPE_CHECKING:
-    from .predictions import Predictions
     from .scoring import Score
 
 # Fewer rows show nothing.
@@ -43,11 +44,7 @@ def run_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
         `list[str]`: Empty where nothing is conspicuous. No sentence holds an id.
     """
     found = list(predictions.settings.get("data_notes") or ())
-    if predictions.kind == "classification":
-        return found + _scores_notes(predictions) + _majority_notes(predictions) + _auroc_notes(predictions, scores)
-    if predictions.kind == "segmentation":
-        return found + _mask_notes(predictions.columns)
-    return found + _retrieval_notes(predictions, scores)
+    return found + KINDS[predictions.kind].notes(predictions, scores)
 
 
 def duplicate_notes(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -60,6 +57,11 @@ def duplicate_notes(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     same = {" and ".join(sorted(names)) for names in systems.values() if len(names) > 1}
     reason = "one model was scored twice, or training changed nothing."
     return [f"{names} have identical predictions: {reason}" for names in sorted(same)]
+
+
+def label_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
+    """Of labels and classes: scores that are near-constant, one class for all, AUROC under 0.5 or of exactly 1."""
+    return _scores_notes(predictions) + _majority_notes(predictions) + _auroc_notes(predictions, scores)
 
 
 def _scores_notes(predictions: Predictions) -> list[str]:
@@ -183,7 +185,8 @@ def _listed(scores: list[Score]) -> str:
     return f" ({', '.join(names)})" if all(names) else ""
 
 
-def _retrieval_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
+def retrieval_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
+    """Of retrieval: embeddings that are nearly equal, ranks that are worse than chance."""
     columns, found = predictions.columns, []
     worst = columns["score"] == columns["candidates"] - columns["target"] + 1
     if len(worst) >= FEW_ROWS and worst.mean() >= 0.9:
@@ -199,7 +202,9 @@ def _retrieval_notes(predictions: Predictions, scores: Sequence[Score]) -> list[
     return found
 
 
-def _mask_notes(columns: Mapping[str, np.ndarray]) -> list[str]:
+def mask_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
+    """Of masks: none predicted, turned or inverted ones, soft ones."""
+    columns = predictions.columns
     positive = columns["target_pixels"] > 0
     if not columns["predicted_pixels"].any():
         return ["Nothing is predicted in any image: an all-empty mask."]
@@ -315,9 +320,17 @@ def notes_of_lines(lines: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def _run_label(line: Mapping[str, Any]) -> str:
-    parts = [line["system"], line.get("recipe") if line.get("task") == "few_shot" else None]
+    parts = [line["system"], line.get("recipe") if line.get("task") in tasks_with(recipe_tells=True) else None]
     parts += [f"{100 * line['fraction']:g} %" if line.get("fraction") else None, line.get("test_set")]
     return ", ".join(part for part in parts if part)
 
 
-__all__ = ["duplicate_notes", "grey_mask_note", "notes_of_lines", "run_notes"]
+__all__ = [
+    "duplicate_notes",
+    "grey_mask_note",
+    "label_notes",
+    "mask_notes",
+    "notes_of_lines",
+    "retrieval_notes",
+    "run_notes",
+]

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-UNTRAINED = ("tower", "mlp", "untrained")
-"""Modules that no pre-training of ours has shaped; what a tower saw is `tower_saw_dataset`."""
+from ..moved import moved_names
+from .controls import controls_made, saw_pairs
 
 
 def overlap_sentences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -12,7 +12,7 @@ def overlap_sentences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     said: dict[str, None] = {}
     for line in lines:
         status, test = line.get("pretraining_overlap"), line.get("test_set") or line["dataset"]
-        if line.get("module") in UNTRAINED:
+        if not saw_pairs(line.get("module")):
             continue
         if status == "found":
             counts = (
@@ -42,4 +42,7 @@ def counted(count: int | None, what: str) -> str:
     return f"{unknown if count is None else count} {what}"
 
 
-__all__ = ["UNTRAINED", "counted", "overlap_cell", "overlap_sentences"]
+_UNTRAINED = controls_made("built")
+__getattr__ = moved_names(__name__, {"UNTRAINED": f"{__name__}._UNTRAINED"})
+
+__all__ = ["counted", "overlap_cell", "overlap_sentences"]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,53 @@ from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
 PREDICTIONS_FILE = "predictions.parquet"
-KINDS = ("classification", "segmentation", "retrieval")
 _OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
 _METADATA = b"adaptor_hf.predictions"
+
+
+@dataclass(frozen=True)
+class Kind:
+    """
+    One kind of predictions: which columns it has, and how it is scored. All its functions take [`Predictions`] first.
+
+    Args:
+        name (`str`): The predictions' `kind`.
+        columns (`tuple[str, ...]`): What it needs beside image, patient, target and score.
+        metrics (`Callable`): Gives its `evaluate.Metric` objects; keyword arguments are theirs.
+        rows (`Callable`): Gives what their `compute` takes, of rows of a slice.
+        score (`Callable`): With the metrics' values and sentences, gives a `Score` each.
+        values (`Callable`): Gives a function from weights of the rows `(B, N)` to each metric `(B,)` that may have an
+            interval, and
+        intervals (`Callable`): how each of these gets it, a `IntervalMethod`.
+        notes (`Callable`): With the scores, gives what a reader must be warned of, a sentence each.
+        repeats_images (`bool`): An image may have several rows.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    metrics: Callable[..., list]
+    rows: Callable[..., dict[str, Any]]
+    score: Callable[..., list]
+    values: Callable[..., Callable[[np.ndarray], dict[str, np.ndarray]]]
+    intervals: Callable[..., dict[str, Any]]
+    notes: Callable[..., list[str]]
+    repeats_images: bool = False
+
+
+KINDS: dict[str, Kind] = {}
+"""By name; `adaptor_hf.evaluation.scoring` declares those of the package."""
+
+
+def declare_kind(kind: Kind) -> Kind:
+    """
+    Make a kind of predictions known.
+
+    Raises:
+        ValueError: another kind has its name.
+    """
+    if KINDS.setdefault(kind.name, kind) != kind:
+        raise ValueError(f"There is a kind {kind.name!r} of predictions already, and it is another one.")
+    return kind
 
 
 @dataclass
@@ -47,8 +91,7 @@ class Predictions:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"kind is one of {', '.join(KINDS)}, got {self.kind!r}.")
-        needed = ["image_id", "patient_id", "target", "score"]
-        needed += {"segmentation": COUNTS[:3], "retrieval": ("direction", "candidates")}.get(self.kind, ())
+        needed = ["image_id", "patient_id", "target", "score", *KINDS[self.kind].columns]
         missing = [name for name in needed if name not in self.columns]
         if missing:
             raise ValueError(f"Predictions for {self.kind} need the columns {', '.join(missing)}.")
@@ -88,7 +131,7 @@ def repeated_images(kind: str, image_ids: Sequence) -> str | None:
     names = np.array([str(value) for value in image_ids])
     ids, first, codes, counts = np.unique(names, return_index=True, return_inverse=True, return_counts=True)
     repeated = np.flatnonzero(counts > 1)
-    if kind == "retrieval" or not len(repeated):
+    if not len(repeated) or (kind in KINDS and KINDS[kind].repeats_images):
         return None
     groups = [np.flatnonzero(codes == number) for number in repeated[np.argsort(first[repeated])][:3]]
     rows = "; ".join(", ".join(map(str, group[:5])) + (", ..." if len(group) > 5 else "") for group in groups)

@@ -19,7 +19,6 @@ from .latex import latex_table
 from .naming import (
     CHOSEN_ON_TEST,
     CHOSEN_ON_TEST_NOTE,
-    HEADLINES,
     VALUES,
     checkpoint_label,
     row_label,
@@ -31,6 +30,7 @@ from .notes import duplicate_notes
 from .overlap import overlap_cell, overlap_sentences
 from .results import ResultFiles, read_sound_results
 from .tables import Cell, Table, aggregate, lovt_csv, table_titles
+from .tasks import headline_of
 
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 VISION, TEXT = ("resnet-ae", "dinov2-s", "dinov2-b"), ("bert", "biobert", "clinicalbert", "pubmedbert", "cxrbert")
@@ -286,7 +286,7 @@ def _metric_table(key: tuple, cells: list[Cell], chosen: Sequence[str]) -> Table
     body += [[label, share, *trivial, *[""] * 5] for label, share, trivial in baseline_rows(lines, metrics)]
     name, title = table_titles(*key)
     table = Table(f"metrics_{name}", title, columns, body, notes)
-    _prepare_latex(table, [found for _, found in ordered], metrics, chosen or HEADLINES.get(task, ()))
+    _prepare_latex(table, [found for _, found in ordered], metrics, chosen or headline_of(task))
     return table
 
 

@@ -15,8 +15,7 @@ from .figures import draw_parameters, draw_reliability, file_name
 from .naming import mark_targets, row_parts, rows_in_words, shared_parts
 from .predictions import PREDICTIONS_FILE, Predictions, load_predictions
 from .tables import ROW_FIELDS, Cell
-
-CURVE_TASKS = ("classification", "zero_shot")
+from .tasks import tasks_with
 
 
 def draw_all(
@@ -103,7 +102,7 @@ def _groups(runs: Iterable[dict[str, Mapping[str, Any]]]) -> dict[tuple, list[di
     chosen: dict[tuple, dict[str, Mapping[str, Any]]] = {}
     for run in runs:
         line = _any(run)
-        if line["task"] in CURVE_TASKS and (Path(line["folder"]) / PREDICTIONS_FILE).is_file():
+        if line["task"] in tasks_with(by_image=True) and (Path(line["folder"]) / PREDICTIONS_FILE).is_file():
             kind = tuple(line.get(name) for name in ROW_FIELDS if name != "fraction")
             if kind not in chosen or _rank(line) > _rank(_any(chosen[kind])):
                 chosen[kind] = run

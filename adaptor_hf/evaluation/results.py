@@ -22,6 +22,7 @@ from ..files import file_sha256, write_aside
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, repeated_images_of, save_predictions
 from .scoring import score_predictions
+from .tasks import TASKS
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,6 @@ OUTCOME = (
     "commit",
 )
 REQUIRED = ("system", "task", "dataset", "split_hash", "protocol", "seed", "tower_saw_dataset")
-PROTOCOLS = ("frozen", "finetune", "lora", "linear", "mlp2", "zeroshot", "fewshot", "retrieval")
 SELECTED_ON = ("none", "train", "validation", "cross-validation", "external", "test")
 """
 Rows that epoch, learning rate and thresholds were chosen on: `none` where nothing was chosen, `cross-validation` within
@@ -102,8 +102,9 @@ def check_fields(fields: Mapping[str, Any]) -> None:
     missing = [name for name in REQUIRED if fields.get(name) is None]
     if missing:
         raise ValueError(f"A run needs {', '.join(missing)}.")
-    if fields["protocol"] not in PROTOCOLS:
-        raise ValueError(f"protocol is one of {', '.join(PROTOCOLS)}, got {fields['protocol']!r}.")
+    readouts = list(dict.fromkeys(readout for task in TASKS.values() for readout in task.readouts))
+    if fields["protocol"] not in readouts:
+        raise ValueError(f"protocol is one of {', '.join(readouts)}, got {fields['protocol']!r}.")
     if fields["tower_saw_dataset"] not in ("yes", "no", "unknown"):
         raise ValueError(f"tower_saw_dataset is yes, no or unknown, got {fields['tower_saw_dataset']!r}.")
     if fields.get("pretraining_overlap", "unknown") not in ("found", "none", "unknown"):

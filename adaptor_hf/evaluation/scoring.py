@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from .classification import (
 )
 from .intervals import IntervalMethod, Intervals
 from .mask_baselines import baseline_masks
-from .predictions import Predictions, metric_options
+from .metrics import declared_metric
+from .notes import label_notes, mask_notes, retrieval_notes
+from .predictions import KINDS, Kind, Predictions, declare_kind, metric_options
 from .retrieval import RECALL_AT, chance_of_ranks, mean_interval_methods, mean_intervals, means_under_weights
 from .segmentation import (
     COUNTS,
@@ -65,15 +68,21 @@ def score_predictions(predictions: Predictions) -> list[Score]:
     from .hf_metrics import score_with_metrics
 
     values, notes = score_with_metrics(predictions)
-    return {"classification": _classification, "segmentation": _segmentation, "retrieval": _retrieval}[
-        predictions.kind
-    ](predictions, values, notes)
+    return KINDS[predictions.kind].score(predictions, values, notes)
 
 
 def _score(
     metric: str, value: float, intervals: Intervals, trivial: dict[str, dict[str, float]], note: str = ""
 ) -> Score:
-    """A score with the best of its baselines; those that are not defined are left out."""
+    """
+    A score with the best of its baselines; those that are not defined are left out.
+
+    Raises:
+        ValueError: the metric is not declared, or its trivial baseline was not computed.
+    """
+    declared = declared_metric(metric)
+    if declared.is_marked and declared.trivial_baseline not in trivial:
+        raise ValueError(f"{metric} needs the trivial baseline {declared.trivial_baseline!r}, got {list(trivial)}.")
     trivial = {name: numbers for name, numbers in trivial.items() if not np.isnan(numbers["value"])}
     name, best = best_baseline(metric, {name: numbers["value"] for name, numbers in trivial.items()})
     reason = intervals.reasons.get(metric) or intervals.cautions.get(metric, "")
@@ -113,7 +122,7 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
     )
     for point in options.get("operating_points") or {}:
         trivial |= {f"sensitivity@specificity{point}{column}": round(1 - float(point), 9) for column in columns}
-    found = {name: {_CONSTANT.get(name.split("/")[0], "chance"): {"value": value}} for name, value in trivial.items()}
+    found = {name: {declared_metric(name).trivial_baseline: {"value": value}} for name, value in trivial.items()}
     for column, accuracy in zip(columns, guessed, strict=False):
         found[f"accuracy{column}"]["chance"] = {"value": float(accuracy)}
     if not exclusive:
@@ -121,12 +130,6 @@ def _trivial_classification(predictions: Predictions, options: dict) -> dict[str
         for name in [name for name in trivial if name.partition("/")[0] == "f1"]:
             found[name]["always positive"] = {"value": always[name]}
     return found
-
-
-# What the class frequencies of training are as constant scores.
-_CONSTANT = dict.fromkeys(
-    ("accuracy", "balanced_accuracy", "f1", "precision", "recall", "specificity"), "majority class"
-) | dict.fromkeys(("ece", "brier"), "class frequencies")
 
 
 def _random_guesses(frequencies: np.ndarray, truth: np.ndarray, exclusive: bool) -> list[float]:
@@ -247,24 +250,12 @@ def _rank_scales(predictions: Predictions) -> dict[str, float]:
 
 def values_under_weights(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A function from weights of the rows `(B, N)` to each metric `(B,)` that may have an interval."""
-    if predictions.kind == "classification":
-        columns = predictions.columns
-        return metrics_under_weights(columns["score"], columns["target"], **metric_options(predictions))
-    if predictions.kind == "segmentation":
-        counts = {name: predictions.columns[name] for name in COUNTS}
-        return lambda weights: counts_under_weights(counts, weights)
-    parts = _retrieval_means(predictions)
-    return lambda weights: means_under_weights(parts, weights)
+    return KINDS[predictions.kind].values(predictions)
 
 
 def interval_methods(predictions: Predictions) -> dict[str, IntervalMethod]:
     """How each metric of [`values_under_weights`] gets its interval."""
-    columns = predictions.columns
-    if predictions.kind == "classification":
-        return classification_interval_methods(columns["score"], columns["target"], **metric_options(predictions))
-    if predictions.kind == "segmentation":
-        return segmentation_interval_methods({name: columns[name] for name in COUNTS})
-    return mean_interval_methods(_retrieval_means(predictions), _rank_scales(predictions))
+    return KINDS[predictions.kind].intervals(predictions)
 
 
 def _resampling(predictions: Predictions) -> dict:
@@ -275,6 +266,104 @@ def _resampling(predictions: Predictions) -> dict:
         "unit": predictions.interval_over,
     }
 
+
+def _label_metrics(predictions: Predictions, **kwargs: Any) -> list:
+    from .hf_metrics import ClassificationMetric
+
+    scores = predictions.columns["score"]
+    num_classes = 1 if scores.ndim == 1 else scores.shape[1]
+    return [ClassificationMetric(num_classes=num_classes, **metric_options(predictions), **kwargs)]
+
+
+def _label_rows(predictions: Predictions, rows: slice) -> dict[str, Any]:
+    scores, labels = (predictions.columns[name][rows] for name in ("score", "target"))
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    exclusive = predictions.settings["problem_type"] == SINGLE and scores.shape[1] > 1
+    references = labels.astype(np.int64) if exclusive else labels.reshape(scores.shape).astype(np.float64)
+    return {"predictions": scores, "references": references}
+
+
+def _label_values(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    columns = predictions.columns
+    return metrics_under_weights(columns["score"], columns["target"], **metric_options(predictions))
+
+
+def _label_intervals(predictions: Predictions) -> dict[str, IntervalMethod]:
+    columns = predictions.columns
+    return classification_interval_methods(columns["score"], columns["target"], **metric_options(predictions))
+
+
+def _mask_metrics(predictions: Predictions, **kwargs: Any) -> list:
+    from .hf_metrics import SegmentationMetric
+
+    return [SegmentationMetric(**kwargs)]
+
+
+def _counts(predictions: Predictions, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+    return {name: predictions.columns[name][rows] for name in COUNTS}
+
+
+def _mask_values(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    counts = _counts(predictions)
+    return lambda weights: counts_under_weights(counts, weights)
+
+
+def _rank_metrics(predictions: Predictions, **kwargs: Any) -> list:
+    from .hf_metrics import PrecisionMetric, RankMetric, RecallMetric
+
+    ks = [int(name.partition("@")[2]) for name in predictions.columns if name.startswith("precision@")]
+    return [RecallMetric(**kwargs), RankMetric(**kwargs), *(PrecisionMetric(k=k, **kwargs) for k in ks)]
+
+
+def _rank_rows(predictions: Predictions, rows: slice) -> dict[str, Any]:
+    columns = {name: values[rows] for name, values in predictions.columns.items()}
+    precisions = {name: values for name, values in columns.items() if name.startswith("precision@")}
+    return {"predictions": columns["score"], "references": columns["direction"].astype(str)} | precisions
+
+
+def _rank_values(predictions: Predictions) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    parts = _retrieval_means(predictions)
+    return lambda weights: means_under_weights(parts, weights)
+
+
+def _rank_intervals(predictions: Predictions) -> dict[str, IntervalMethod]:
+    return mean_interval_methods(_retrieval_means(predictions), _rank_scales(predictions))
+
+
+for _kind in (
+    Kind(
+        "classification",
+        columns=(),
+        metrics=_label_metrics,
+        rows=_label_rows,
+        score=_classification,
+        values=_label_values,
+        intervals=_label_intervals,
+        notes=label_notes,
+    ),
+    Kind(
+        "segmentation",
+        columns=COUNTS[:3],
+        metrics=_mask_metrics,
+        rows=_counts,
+        score=_segmentation,
+        values=_mask_values,
+        intervals=lambda predictions: segmentation_interval_methods(_counts(predictions)),
+        notes=mask_notes,
+    ),
+    Kind(
+        "retrieval",
+        columns=("direction", "candidates"),
+        metrics=_rank_metrics,
+        rows=_rank_rows,
+        score=_retrieval,
+        values=_rank_values,
+        intervals=_rank_intervals,
+        notes=retrieval_notes,
+        repeats_images=True,
+    ),
+):
+    declare_kind(_kind)
 
 __all__ = [
     "Score",

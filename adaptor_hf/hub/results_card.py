@@ -7,14 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.tables import Cell, aggregate
-
-TASK_TYPES = {
-    "classification": "image-classification",
-    "few_shot": "image-classification",
-    "segmentation": "image-segmentation",
-    "zero_shot": "zero-shot-image-classification",
-    "retrieval": "image-text-retrieval",
-}
+from ..evaluation.tasks import TASKS
 
 
 def card_results(cells: Iterable[Cell]) -> list:
@@ -49,7 +42,7 @@ def card_results(cells: Iterable[Cell]) -> list:
         )  # fmt: skip
         found.append(
             EvalResult(
-                task_type=TASK_TYPES.get(fields["task"], fields["task"]),
+                task_type=_hub_type(fields["task"]),
                 dataset_type=dataset.lower().replace(" ", "-"),
                 dataset_name=dataset,
                 dataset_split="test",
@@ -61,6 +54,11 @@ def card_results(cells: Iterable[Cell]) -> list:
             )
         )
     return found
+
+
+def _hub_type(task: str) -> str:
+    """What the Hub calls a task; of one that is not declared, its own name."""
+    return (TASKS[task].hub_type if task in TASKS else None) or task
 
 
 def add_to_card(model_dir: str | os.PathLike, lines: Iterable[Mapping[str, Any]]) -> Path:

@@ -19,22 +19,15 @@ from ..data.table_arguments import (
     TowerArguments,
 )
 from ..data.table_arguments import table_options as reading_options
+from ..evaluation.tasks import TASKS
 from ..moved import warn_of
 from ..options.command import started_as
 from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
-from .protocols import RECIPES
+from .protocols import PROTOCOLS
 
-TASKS = ("classification", "segmentation", "zero_shot", "retrieval", "few_shot", "text_understanding")
-
-_ONLY_FOR = {
-    "do_predict": ("classification",),
-    "train_tower": ("classification",),
-    "save_model": ("classification", "segmentation"),
-    "external": ("classification", "segmentation"),
-}
 LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
 
 
@@ -42,7 +35,7 @@ LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
 class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     """What to evaluate, on what, and how often."""
 
-    task: str = option(help="What is evaluated.", group=EVALUATION, choices=list(TASKS))
+    task: str = option(help="What is evaluated.", group=EVALUATION, choices=TASKS)
     model: str | None = option(
         None, "An Adaptor checkpoint: a folder or a hub id.", group=EVALUATION, privacy=PATH, metavar="MODEL"
     )
@@ -94,7 +87,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         privacy=NAMED_PATH, metavar="NAME=PLACE",
     )  # fmt: skip
     protocol: str = option(
-        "rigorous", f"How heads are trained: {', '.join(RECIPES)}.", group=EVALUATION, privacy=OPEN, metavar="NAME"
+        "rigorous", f"How heads are trained: {', '.join(PROTOCOLS)}.", group=EVALUATION, privacy=OPEN, metavar="NAME"
     )
     head: str | None = option(
         None, "linear or mlp2, instead of the protocol's.", group=EVALUATION, privacy=OPEN, advanced=True,
@@ -150,8 +143,10 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         super().__post_init__()
         if self.model is None:
             raise ValueError("--model is the Adaptor checkpoint to evaluate: a folder or a hub id.")
-        if wrong := [name for name, tasks in _ONLY_FOR.items() if getattr(self, name) and self.task not in tasks]:
-            raise ValueError(f"--{wrong[0]} is for --task {' or '.join(_ONLY_FOR[wrong[0]])}, not {self.task}.")
+        others = [name for task in TASKS.values() for name in task.own_options]
+        if wrong := [name for name in others if getattr(self, name) and name not in TASKS[self.task].own_options]:
+            known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
+            raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
         if self.more_models and (given := [name for name in ("do_predict", "save_model") if getattr(self, name)]):
             raise ValueError(f"--{given[0]} would be overwritten by --more_models: give one model a command.")
         if self.controls == ["none"]:
@@ -218,7 +213,7 @@ def _with_protocol(words: Sequence[str]) -> list[str]:
     for place, word in enumerate(words):
         option, equals, value = word.partition("=")
         name = value if equals else "".join(words[place + 1 : place + 2])
-        if option == "--recipe" and name in RECIPES:
+        if option == "--recipe" and name in PROTOCOLS:
             warn_of(f"--recipe {name}", f"--protocol {name}", stacklevel=3)
             words[place] = f"--protocol{equals}{value}"
     return words
@@ -246,7 +241,6 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
 
 
 __all__ = [
-    "TASKS",
     "DownstreamArguments",
     "option_parser",
     "pairs_of",

@@ -1,350 +1,89 @@
-"""Classification on frozen features: every module, fraction and seed, each scored once on each test set."""
+"""Classification: heads on frozen features, and on request on a tower that trains too."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import torch
-
-from ..privacy.mode import error_text
-from .controls import Module
-from .data import LabelledData, align_classes, training_subset
-from .features import tower_features
-from .overlap import overlap_fields
-from .probe import Probe, fit_probe, has_seed
-from .protocols import ProbeRecipe
-from .provenance import input_size, tower_name, tower_saw
-from .targets import labels_hash
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-logger = logging.getLogger(__name__)
-
-SPECIFICITIES = (0.9, 0.95)
+from ..data.private_rows import private_rows, refuse_identifying_columns
+from ..moved import moved_names
+from .arguments import DownstreamArguments, table_options
+from .controls import systems_of
+from .data import load_table
+from .embedded import embed_labelled, load_embedded
+from .final_heads import save_and_predict
+from .finetune import run_finetune
+from .frozen_heads import run_classification
+from .loading import cache_dir_of, load_adaptor, load_external, load_tower, vision_tower_of
+from .protocols import get_protocol, protocol_of
+from .provenance import tower_name
+from .summary import summarize
 
 
-@dataclass
-class EmbeddedData:
-    """
-    Labelled data with the tower's features beside each part's rows. Rows whose image cannot be read are gone.
-
-    Args:
-        data (`LabelledData`): Labels and rows.
-        embeds (`dict[str, torch.Tensor]`): Of each part, `(n, D)` float32.
-        vision_spec (`dict`): The tower's.
-    """
-
-    data: LabelledData
-    embeds: dict[str, torch.Tensor]
-    vision_spec: dict[str, Any]
-
-    def without_training_rows(self, left_out: np.ndarray) -> EmbeddedData:
-        """Without the training rows of a mask, `(n,)` bool."""
-        if not left_out.any():
-            return self
-        kept = np.flatnonzero(~left_out)
-        parts = self.data.parts | {"train": self.data.parts["train"].select(kept)}
-        data = replace(self.data, parts=parts, labels=self.data.labels | {"train": self.data.labels["train"][kept]})
-        return EmbeddedData(data, self.embeds | {"train": self.embeds["train"][kept]}, self.vision_spec)
-
-
-def embed_labelled(
-    data: LabelledData, tower: Any, cache_dir: str | os.PathLike, *, batch_size: int | None = None, device: Any = None
-) -> EmbeddedData:
-    """Features of all parts of a data set; see `tower_features`."""
-    embeds, parts, labels, spec = {}, {}, {}, None
-    for part, dataset in data.parts.items():
-        embeds[part], kept, spec = tower_features(dataset, tower, cache_dir, batch_size=batch_size, device=device)
-        parts[part] = dataset if len(kept) == len(dataset) else dataset.select(kept)
-        labels[part] = data.labels[part][kept]
-    found = replace(data, parts=parts, labels=labels)
-    return EmbeddedData(found, embeds, spec)
-
-
-@dataclass
-class RunList:
-    """
-    What a series of runs did.
-
-    Args:
-        lines (`list[dict]`): Result lines of all runs, those that were there before among them.
-        skipped (`int`): Runs that were finished before.
-        failed (`list[str]`): Runs that could not be made, and why.
-    """
-
-    lines: list[dict[str, Any]] = field(default_factory=list)
-    skipped: int = 0
-    failed: list[str] = field(default_factory=list)
-
-
-def run_classification(
-    embedded: EmbeddedData,
-    modules: Sequence[Module],
-    recipe: ProbeRecipe,
-    output_dir: str | os.PathLike,
-    *,
-    fractions: Sequence[float] = (1.0,),
-    seeds: Sequence[int] = (0,),
-    external: Iterable[EmbeddedData] = (),
-    text_tower: str | None = None,
-    num_resamples: int = 1000,
-    device: Any = "cpu",
-) -> RunList:
-    """
-    Train a head for each module, fraction and seed, and score it once on the test part and on each external set.
-
-    Penalty, or epoch and learning rate, and thresholds come from the validation part. A run that is finished in
-    `output_dir` is not made again. Where nothing but the training rows depends on the seed (a logistic regression),
-    seeds with the same rows would be one run under several names: only the first is made, and the log says so.
-
-    Args:
-        embedded ([`EmbeddedData`]): With `train`, `validation` and `test`.
-        modules (`Sequence[Module]`): From `load_modules`.
-        recipe ([`ProbeRecipe`]): How heads are trained.
-        output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
-        fractions, seeds: Shares of the training rows; a seed is one of the subset too, where the recipe's rule has one.
-        external (`Iterable[EmbeddedData]`): Sets of which the `test` part is scored.
-        text_tower (`str`, *optional*): What results call the Adaptor's text tower.
-        num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
-        device (defaults to `"cpu"`): Where heads train.
-
-    Raises:
-        ValueError: a part is missing.
-    """
-    data = embedded.data
-    for part in ("train", "validation", "test"):
-        if part not in data.parts:
-            raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
-    tests = {data.name: embedded}
-    for other in external:
-        aligned = align_classes(other.data, data.class_names, data.exclusive)
-        tests[aligned.name] = EmbeddedData(aligned, other.embeds, other.vision_spec)
-    targets = {name: {"targets_hash": labels_hash(data, test.data)} for name, test in tests.items()}
-    found = RunList()
-    set_aside_earlier_probes(Path(output_dir))
-    for module in modules:
-        features = {part: module.features(embedded.embeds[part]) for part in ("train", "validation")}
-        test_features = {name: module.features(test.embeds["test"]) for name, test in tests.items()}
-        for fraction in fractions:
-            for seed in distinct_seeds(data, module, recipe, fraction, seeds):
-                fields = _fields(embedded, module, recipe, fraction, seed, text_tower)
-                runs = {name: _test_fields(fields, name, tests[name], data.name) | targets[name] for name in tests}
-                try:
-                    _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples,
-                         device)  # fmt: skip
-                except ValueError as error:
-                    reason = f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}"
-                    logger.warning("Not run: %s", reason)
-                    found.failed.append(reason)
-    return found
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task classification`: embed, train and score heads, and give the text to print."""
+    protocol = get_protocol(protocol_of(arguments), arguments.dataset, arguments.head)
+    model = load_adaptor(arguments)
+    embedded = load_embedded(arguments, model, device)
+    options = {"batch_size": arguments.extraction_batch_size, "device": device}
+    tower = vision_tower_of(arguments, model)
+    external = [embed_labelled(other, tower, cache_dir_of(arguments), **options) for other in load_external(arguments)]
+    runs = run_classification(
+        embedded,
+        systems_of(arguments, model, device, embedded.data.num_logits),
+        protocol,
+        arguments.output_dir,
+        fractions=arguments.fraction,
+        seeds=arguments.seeds,
+        external=external,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+        device=device,
+    )
+    for method in arguments.train_tower:
+        more = run_finetune(
+            embedded.data,
+            model,
+            load_tower(arguments, model, device),
+            method,
+            arguments.output_dir,
+            hidden_size=protocol.hidden_size,
+            fractions=arguments.fraction,
+            seeds=arguments.seeds,
+            epochs=arguments.epochs or 10,
+            text_tower=tower_name(model.config.text_tower),
+            num_resamples=arguments.num_resamples,
+            device=device,
+        )
+        runs.lines += more.lines
+        runs.skipped += more.skipped
+        runs.failed += more.failed
+    said = summarize(runs)
+    if arguments.do_predict or arguments.save_model:
+        unlabelled = None
+        if arguments.do_predict:
+            columns = table_options(arguments) | {"label_columns": (), "extra_columns": (), "mask_column": None}
+            refuse_identifying_columns(arguments.do_predict, arguments.image_column, arguments)
+            unlabelled = private_rows(load_table(arguments.do_predict, **columns))
+        said += "\n\n" + save_and_predict(
+            embedded,
+            model,
+            protocol,
+            fraction=max(arguments.fraction),
+            seeds=arguments.seeds,
+            tower=tower,
+            cache_dir=cache_dir_of(arguments),
+            output_dir=arguments.output_dir,
+            unlabelled=unlabelled,
+            device=device,
+        )
+    return said
 
 
-def _run(found, runs, tests, test_features, features, data, module, recipe, output_dir, num_resamples, device) -> None:
-    from ..evaluation.results import run_key, write_run
+_FROZEN_HEADS = ("class_frequencies", "decisions", "distinct_seeds", "predict", "set_aside_earlier_probes")
+_RUNS = ("RunList", "finish_run", "finished_lines", "subgroup_columns")
+__getattr__ = moved_names(
+    __name__,
+    {name: f"adaptor_hf.tasks.frozen_heads.{name}" for name in _FROZEN_HEADS}
+    | {name: f"adaptor_hf.tasks.runs.{name}" for name in _RUNS}
+    | {"EmbeddedData": "adaptor_hf.tasks.embedded.EmbeddedData"},
+)
 
-    folders = {name: Path(output_dir) / "runs" / run_key(fields) for name, fields in runs.items()}
-    missing = []
-    for name, folder in folders.items():
-        if (lines := finished_lines(folder)) is not None:
-            found.lines += lines
-            found.skipped += 1
-        else:
-            missing.append(name)
-    if not missing:
-        return
-    fields = runs[data.name]
-    rows = training_subset(data, fields["fraction"], recipe.fraction_rule, fields["seed"])
-    probe = fit_probe(
-        features["train"][rows], data.labels["train"][rows], features["validation"], data.labels["validation"], recipe,
-        num_logits=data.num_logits, exclusive=data.exclusive, seed=fields["seed"], hidden_size=module.hidden_size,
-        device=device, class_names=data.class_names,
-    )  # fmt: skip
-    outcome = {
-        "n_train": len(rows),
-        "head_params": probe.num_parameters,
-        "trainable_params": probe.num_parameters,
-        "lr": probe.learning_rate,
-        "C": probe.strength,
-        "selected_on": "validation",
-    }
-    settings = decisions(probe.predict(features["validation"]), data)
-    settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
-    for name in missing:
-        test = tests[name].data
-        predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)
-        found.lines += write_run(folders[name], predictions, runs[name] | outcome)
-
-
-def distinct_seeds(
-    data: LabelledData, module: Module, recipe: ProbeRecipe, fraction: float, seeds: Sequence[int]
-) -> list[int]:
-    """The seeds that give heads of their own: all, or of a head without a seed those that draw other training rows."""
-    if has_seed(recipe, module.hidden_size):
-        return list(seeds)
-    found = {}
-    for seed in seeds:
-        found.setdefault(training_subset(data, fraction, recipe.fraction_rule, seed).tobytes(), seed)
-    if len(found) < len(seeds):
-        logger.info("%s, %g %%: %d seeds draw the same training rows, and a logistic regression has no other chance: "
-                    "%d run.", module.fields()["system"], 100 * fraction,
-                    len(seeds), len(found))  # fmt: skip
-    return list(found.values())
-
-
-def set_aside_earlier_probes(output_dir: Path) -> None:
-    """
-    Rename result files of linear probes that an earlier version trained by gradient under the name `rigorous`: they are
-    no runs of today's recipe, and must not stand in one mean with them. Said in the log.
-    """
-    from ..evaluation.results import RESULTS_FILE, read_results
-
-    aside = 0
-    for path in sorted((output_dir / "runs").glob(f"*/{RESULTS_FILE}")):
-        lines = read_results(path).lines
-        earlier = lines and "C" not in lines[0]
-        if earlier and (lines[0]["protocol"] == "fewshot" or _is_probe(lines[0])):
-            os.replace(path, path.with_name(f"{RESULTS_FILE}.earlier_probe"))
-            aside += 1
-    if aside:
-        logger.warning("%d runs are by the linear probe of an earlier version, which did not converge. Their "
-                       "result files are kept as %s.earlier_probe, and what is asked for is made again.", aside,
-                       RESULTS_FILE)  # fmt: skip
-
-
-def _is_probe(line: dict[str, Any]) -> bool:
-    return line["task"] == "classification" and line["protocol"] == "linear" and line["recipe"] == "rigorous"
-
-
-def decisions(scores: np.ndarray, data: LabelledData) -> dict[str, Any]:
-    """
-    Thresholds (highest F1) and operating points (90 and 95 % specificity) of labels from the probabilities of the
-    validation part; nothing for exclusive classes, where the highest one wins.
-    """
-    from ..evaluation import f1_thresholds, specificity_thresholds
-
-    if data.exclusive:
-        return {}
-    labels = data.labels["validation"]
-    thresholds = f1_thresholds(scores, labels)
-    points = {f"{value:.2f}": specificity_thresholds(scores, labels, value) for value in SPECIFICITIES}
-    return {"thresholds": np.where(np.isnan(thresholds), 0.5, thresholds), "operating_points": points}
-
-
-def class_frequencies(labels: np.ndarray, data: LabelledData) -> list[float]:
-    """Share of each class among training labels."""
-    if data.exclusive:
-        return (np.bincount(labels, minlength=data.num_logits) / len(labels)).tolist()
-    known = ~np.isnan(labels)
-    return (np.where(known, labels, 0).sum(0) / np.maximum(known.sum(0), 1)).tolist()
-
-
-def predict(probe: Probe, features: torch.Tensor, data: LabelledData, **settings: Any) -> Any:
-    """`Predictions` of a data set's test part."""
-    from ..evaluation import classification_predictions
-    from ..evaluation.classification import MULTI, SINGLE
-
-    rows, labels = data.rows("test"), data.labels["test"]
-    return classification_predictions(
-        rows["image_id"], rows["patient_id"], labels, probe.predict(features),
-        problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
-        columns=subgroup_columns(rows), **settings,
-    )  # fmt: skip
-
-
-def subgroup_columns(rows: pd.DataFrame) -> dict[str, list]:
-    """Columns of a part's rows that predictions keep for subgroups: those with a value anywhere, but ids."""
-    columns = {name: rows[name].tolist() for name in rows if name not in ("image_id", "patient_id")}
-    return {name: values for name, values in columns.items() if any(value is not None for value in values)}
-
-
-def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
-    """
-    Result lines of a finished run; None where it is to be made. A damaged result file is set aside under another name,
-    said in the log, and its run is made again.
-    """
-    from ..evaluation.results import RESULTS_FILE, finished_runs, read_results
-
-    path = folder / RESULTS_FILE
-    if not path.is_file():
-        return None
-    lines = read_results(path).lines
-    if finished_runs(lines):
-        return lines
-    aside = path.with_name(f"{RESULTS_FILE}.damaged")
-    os.replace(path, aside)
-    logger.warning("%s is damaged: it is kept as %s, and the run is made again.", path, aside.name)
-    return None
-
-
-def finish_run(
-    found: RunList,
-    output_dir: Path,
-    fields: dict[str, Any],
-    score: Callable[[], Any],
-    outcome: dict[str, Any],
-) -> None:
-    """
-    Make a run, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
-
-    Args:
-        fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
-        outcome (`dict`): The rest of what its lines say; `score` may add to it.
-    """
-    from ..evaluation.results import run_key, write_run
-
-    folder = output_dir / "runs" / run_key(fields)
-    if (lines := finished_lines(folder)) is not None:
-        found.lines += lines
-        found.skipped += 1
-    else:
-        predictions = score()
-        found.lines += write_run(folder, predictions, fields | outcome)
-
-
-def _fields(
-    embedded: EmbeddedData, module: Module, recipe: ProbeRecipe, fraction: float, seed: int, text_tower: str | None
-) -> dict[str, Any]:
-    spec = embedded.vision_spec
-    head = "mlp2" if module.hidden_size is not None else recipe.head
-    return module.fields() | {
-        "vision_tower": tower_name(spec),
-        "text_tower": text_tower if module.model is not None else None,
-        "task": "classification",
-        "dataset": embedded.data.name,
-        "split_hash": embedded.data.split_hash,
-        "protocol": head,
-        "recipe": recipe.name,
-        "input_size": input_size(spec),
-        "fraction": float(fraction),
-        "seed": int(seed),
-        "positive_class": embedded.data.positive_class,
-    }
-
-
-def _test_fields(fields: dict[str, Any], name: str, test: EmbeddedData, own: str) -> dict[str, Any]:
-    external = {"test_set": name, "split_hash": f"{fields['split_hash']}-{test.data.split_hash}"} if name != own else {}
-    seen = overlap_fields(test.data.seen, fields["module"])
-    return fields | external | seen | {"tower_saw_dataset": tower_saw(test.vision_spec, name)}
-
-
-__all__ = [
-    "EmbeddedData",
-    "RunList",
-    "class_frequencies",
-    "decisions",
-    "distinct_seeds",
-    "embed_labelled",
-    "finish_run",
-    "finished_lines",
-    "predict",
-    "run_classification",
-    "set_aside_earlier_probes",
-    "subgroup_columns",
-]
+__all__ = ["run", "run_classification"]

@@ -1,4 +1,4 @@
-"""Which towers and which module? All runs of a folder on one test set, compared in pairs, and one page that says it."""
+"""Which towers and which system? All runs of a folder on one test set, compared in pairs, and one page that says it."""
 
 from __future__ import annotations
 
@@ -13,36 +13,28 @@ from typing import Any
 
 import numpy as np
 
-from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
+from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows, lower_is_better
+from ..evaluation.controls import may_be_recommended, simplicity_of
 from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label, rows_in_words, units
 from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
+from ..evaluation.tasks import TASKS
 from ..files import write_aside
+from ..moved import moved_names
 
 logger = logging.getLogger(__name__)
 
 PAGE = "comparison.md"
 COSTS_FILE = "costs.json"
-METRIC = {
-    "classification": "auroc",
-    "few_shot": "auroc",
-    "zero_shot": "auroc",
-    "retrieval": "mean_recall",
-    "segmentation": "dice_pooled",
-}
-"""What each task is compared by."""
-
-CONTROLS = ("untrained", "shuffled")
 ALPHA = 0.05
 TARGETS = ROW_FIELDS.index("targets_hash")
 MAX_RESAMPLES = 20_000
-SIMPLEST_FIRST = ("tower", "projections", "mlp", "adaptor", "lora", "finetune")
 
 
 @dataclass
 class Candidate:
     """
-    One combination of towers and module, with its runs over seeds.
+    One combination of towers and system, with its runs over seeds.
 
     Args:
         name (`str`): Towers and system.
@@ -87,7 +79,8 @@ def candidates(lines: Sequence[Mapping[str, Any]], metric: str, fraction: float 
         name += f", {CHOSEN_ON_TEST}" if line.get("selected_on") == "test" else ""
         values = [line["value"] for line in members]
         found.append(Candidate(name, [Path(line["folder"]) for line in members], values, low, high, line))
-    return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: -one.value)
+    sign = 1 if lower_is_better(metric) else -1
+    return sorted((one for one in found if not np.isnan(one.values).any()), key=lambda one: sign * one.value)
 
 
 def _target(line: Mapping[str, Any]) -> str:
@@ -160,14 +153,15 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
     if len(equal) == 1 and real:
         return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
     if not real:
-        why = "is a control" if found[0].line["module"] in CONTROLS else "was chosen on the test split"
+        why = "was chosen on the test split" if may_be_recommended(found[0].line["module"]) else "is a control"
         return (
             f"**Nothing to recommend**: {found[0].name} {why}, and better than all that is none. Look for a "
             "fault in the pre-training, or in this evaluation."
         )
     others = len(found) - len(equal)
     beaten = f" {others} other{'s are' if others > 1 else ' is'} worse." if others else ""
-    simplest = min(real, key=lambda one: (_simplicity(one), one.trained, -one.value))
+    # Of equal ones the first, which has the best value.
+    simplest = min(real, key=lambda one: (simplicity_of(one.line["module"]), one.trained))
     of_best = [
         one.detectable(alpha=ALPHA / len(pairs)) for first, second, one in pairs if first == 0 and second in equal
     ]
@@ -187,13 +181,7 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
 
 
 def _may_be_taken(candidate: Candidate) -> bool:
-    return candidate.line["module"] not in CONTROLS and candidate.line.get("selected_on") != "test"
-
-
-def _simplicity(candidate: Candidate) -> int:
-    """Place among the modules, the simplest first; what is not known comes last."""
-    module = candidate.line["module"]
-    return SIMPLEST_FIRST.index(module) if module in SIMPLEST_FIRST else len(SIMPLEST_FIRST)
+    return may_be_recommended(candidate.line["module"]) and candidate.line.get("selected_on") != "test"
 
 
 def write_comparison(
@@ -223,11 +211,11 @@ def write_comparison(
         `str`: The page.
 
     Raises:
-        ValueError: no such run, or runs on different test rows.
+        ValueError: a task that is not compared, no such run, or runs on different test rows.
     """
     from ..evaluation.results import read_sound_results
 
-    metric = metric or METRIC[task]
+    metric = metric or metric_of_task(task)
     root = Path(output_dir) / "runs"
     results = read_sound_results(root)
     lines = [line for line in results.lines if line["task"] == task and dataset in (None, line["dataset"])]
@@ -255,6 +243,19 @@ def write_comparison(
     )
     write_aside(Path(output_dir) / PAGE, page)
     return page
+
+
+def metric_of_task(task: str) -> str:
+    """
+    What runs of a task are compared by.
+
+    Raises:
+        ValueError: no such task, or one that is not compared.
+    """
+    compared = {name: declared.decides_by for name, declared in TASKS.items() if declared.decides_by}
+    if task not in compared:
+        raise ValueError(f"Runs of {task!r} are not compared; those of {', '.join(compared)} are.")
+    return compared[task]
 
 
 def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -341,11 +342,14 @@ def _counted(line: Mapping[str, Any]) -> str:
     return f"{line['n_patients']} patients ({line['n_test']} images)"
 
 
+_METRIC = {name: declared.decides_by for name, declared in TASKS.items() if declared.decides_by}
+__getattr__ = moved_names(__name__, {"METRIC": f"{__name__}._METRIC"})
+
 __all__ = [
-    "METRIC",
     "Candidate",
     "candidates",
     "compare_pairs",
+    "metric_of_task",
     "read_costs",
     "recommend",
     "remember_costs",

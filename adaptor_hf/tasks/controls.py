@@ -1,4 +1,4 @@
-"""What stands between tower and head: the Adaptor and its controls."""
+"""What stands between tower and head: the Adaptor and its controls, loaded."""
 
 from __future__ import annotations
 
@@ -7,63 +7,20 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..evaluation.naming import weights_digest
+from ..evaluation.controls import CONTROLS, controls_made
 from ..modeling_adaptor import AdaptorModel
+from ..moved import moved_names
 from ..privacy.mode import is_private
 from ..training.controls import CONTROLS_FOLDER
-from .features import adaptor_features
+from ..training.systems import System
+from .arguments import DownstreamArguments, pairs_of
 
 logger = logging.getLogger(__name__)
-
-SYSTEMS = {
-    "adaptor": "Adaptor",
-    "tower": "raw tower",
-    "untrained": "Adaptor, untrained",
-    "mlp": "parameter-matched MLP",
-    "projections": "two linear projections",
-    "shuffled": "Adaptor, shuffled pairs",
-}
-"""Module in results, and what a table calls it."""
-
-BUILT_IN = ("tower", "untrained", "mlp")
-"""Controls that need no training of their own before the head's."""
-
-
-@dataclass
-class Module:
-    """
-    One way from a tower's features to a head's.
-
-    Args:
-        key (`str`): A key of `SYSTEMS`.
-        model (`AdaptorModel`, *optional*): In evaluation mode; `None` leaves the tower's features as they are.
-        hidden_size (`int`, *optional*): Of the head's hidden layer, where that is the control.
-        name (`str`, *optional*): What results call the checkpoint, see [`checkpoint_name`].
-    """
-
-    key: str
-    model: AdaptorModel | None = None
-    hidden_size: int | None = None
-    name: str | None = None
-    _digest: str | None = field(default=None, repr=False)
-
-    def features(self, embeds: torch.Tensor) -> torch.Tensor:
-        return embeds if self.model is None else adaptor_features(self.model, embeds)
-
-    def fields(self) -> dict[str, Any]:
-        """What results say of it."""
-        if self._digest is None and self.model is not None:
-            self._digest = weights_digest(self.model)
-        # Heads as large as two different checkpoints are two controls.
-        size = "" if self.hidden_size is None else f", {self.hidden_size} hidden"
-        system = f"{SYSTEMS[self.key]}{size}"
-        return {"system": system, "module": self.key, "checkpoint": self._digest, "checkpoint_name": self.name}
 
 
 def checkpoint_name(place: str | os.PathLike) -> str | None:
@@ -81,24 +38,24 @@ def checkpoint_name(place: str | os.PathLike) -> str | None:
     return f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
 
 
-def load_modules(
+def load_systems(
     model: AdaptorModel,
-    controls: Sequence[str] = BUILT_IN,
+    controls: Sequence[str] = controls_made("built"),
     control_models: Mapping[str, str | os.PathLike] | None = None,
     *,
     num_logits: int = 1,
     seed: int = 0,
     device: Any = "cpu",
-) -> list[Module]:
+) -> list[System]:
     """
     The Adaptor and its controls.
 
     Args:
         model (`AdaptorModel`): The Adaptor that is asked about.
-        controls (`Sequence[str]`): Of `BUILT_IN`: the raw tower, an Adaptor with new weights, and a head of as many
-            parameters as Adaptor and head together on the raw tower.
-        control_models (`Mapping`, *optional*): `projections` and `shuffled` to a checkpoint that was trained on the
-            same pairs (see `save_variants`).
+        controls (`Sequence[str]`): Keys of `CONTROLS` that are built without training: the raw tower, an Adaptor with
+            new weights, and a head of as many parameters as Adaptor and head together on the raw tower.
+        control_models (`Mapping`, *optional*): Keys of those that are pre-trained (`projections`, `shuffled`) to a
+            checkpoint that was trained on the same pairs (see `save_controls`).
         num_logits (`int`, defaults to 1): Of the head.
         seed (`int`, defaults to 0): Of the new weights.
         device (defaults to `"cpu"`): Where the models run.
@@ -106,28 +63,38 @@ def load_modules(
     Raises:
         ValueError: an unknown control.
     """
-    if unknown := [name for name in controls if name not in BUILT_IN]:
-        raise ValueError(f"Unknown control {', '.join(unknown)}. Choose of {', '.join(BUILT_IN)}.")
-    if unknown := [name for name in control_models or {} if name not in ("projections", "shuffled")]:
-        raise ValueError(f"A control model is projections or shuffled, got {', '.join(unknown)}.")
-    modules = [Module("adaptor", model.to(device).eval(), name=checkpoint_name(model.name_or_path))]
-    for name in controls:
-        if name == "tower":
-            modules.append(Module("tower"))
-        elif name == "untrained":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(seed)
-                modules.append(Module("untrained", AdaptorModel(model.config).to(device).eval()))
-        else:
-            modules.append(Module("mlp", hidden_size=matched_hidden_size(model, num_logits)))
-    for name, path in (control_models or {}).items():
+    built, pretrained = controls_made("built"), controls_made("pretrained")
+    if unknown := [key for key in controls if key not in built]:
+        raise ValueError(f"Unknown control {', '.join(unknown)}. Choose of {', '.join(built)}.")
+    if unknown := [key for key in control_models or {} if key not in pretrained]:
+        raise ValueError(f"A control model is {' or '.join(pretrained)}, got {', '.join(unknown)}.")
+    systems = [System("adaptor", model.to(device).eval(), name=checkpoint_name(model.name_or_path))]
+    systems += [_built(key, model, num_logits, seed, device) for key in controls]
+    for key, path in (control_models or {}).items():
         if not os.path.isdir(path) and str(path).count("/") != 1:
-            raise FileNotFoundError(f"The control model {name} is to be in {path}, which is no folder and no hub id.")
+            raise FileNotFoundError(f"The control model {key} is to be in {path}, which is no folder and no hub id.")
         loaded = AdaptorModel.from_pretrained(path, load_towers=False).to(device).eval()
         if loaded.config.vision_hidden_size != model.config.vision_hidden_size:
-            raise ValueError(f"The control model {name} was trained with another vision tower.")
-        modules.append(Module(name, loaded, name=checkpoint_name(path)))
-    return modules
+            raise ValueError(f"The control model {key} was trained with another vision tower.")
+        systems.append(System(key, loaded, name=checkpoint_name(path)))
+    return systems
+
+
+def _built(key: str, model: AdaptorModel, num_logits: int, seed: int, device: Any) -> System:
+    if key == "untrained":
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return System(key, AdaptorModel(model.config).to(device).eval())
+    return System(key, hidden_size=matched_hidden_size(model, num_logits) if key == "mlp" else None)
+
+
+def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str, num_logits: int = 1) -> list[System]:
+    """The Adaptor, and the controls that the arguments name or that lie beside the checkpoint."""
+    controls = pairs_of(arguments.control_model)
+    if not controls and (controls := saved_controls(arguments.model)):
+        names = ", ".join(CONTROLS[key].name for key in controls)
+        logger.info("Control models found beside the checkpoint: %s.", names)
+    return load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
 
 
 def matched_hidden_size(model: AdaptorModel, num_logits: int = 1) -> int:
@@ -139,17 +106,27 @@ def matched_hidden_size(model: AdaptorModel, num_logits: int = 1) -> int:
 
 
 def saved_controls(model: str | os.PathLike) -> dict[str, str]:
-    """`projections` and `shuffled` to their folders, as far as a checkpoint's folder holds them."""
-    folders = {name: os.path.join(model, CONTROLS_FOLDER, name) for name in ("projections", "shuffled")}
-    return {name: folder for name, folder in folders.items() if os.path.isfile(os.path.join(folder, "config.json"))}
+    """Key of each pre-trained control to its folder, as far as a checkpoint's folder holds them."""
+    folders = {key: os.path.join(model, CONTROLS_FOLDER, key) for key in controls_made("pretrained")}
+    return {key: folder for key, folder in folders.items() if os.path.isfile(os.path.join(folder, "config.json"))}
 
+
+_BUILT_IN = controls_made("built")
+_NAMES = {key: control.name for key, control in CONTROLS.items() if control.made != "fine-tuned"}
+__getattr__ = moved_names(
+    __name__,
+    {
+        "BUILT_IN": f"{__name__}._BUILT_IN",
+        "Module": "adaptor_hf.training.systems.System",
+        "SYSTEMS": f"{__name__}._NAMES",
+        "load_modules": f"{__name__}.load_systems",
+    },
+)
 
 __all__ = [
-    "BUILT_IN",
-    "SYSTEMS",
-    "Module",
     "checkpoint_name",
-    "load_modules",
+    "load_systems",
     "matched_hidden_size",
     "saved_controls",
+    "systems_of",
 ]

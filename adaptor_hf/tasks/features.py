@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from ..modeling_adaptor import AdaptorModel
+from ..training.systems import BATCH_ROWS, adaptor_features
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
-
-BATCH_ROWS = 8192
 
 
 def tower_features(
@@ -60,26 +58,4 @@ def tower_features(
     return cache.image_embeddings().float(), kept, cache.vision_spec
 
 
-@torch.no_grad()
-def adaptor_features(model: AdaptorModel, embeds: torch.Tensor) -> torch.Tensor:
-    """
-    What a head on the Adaptor reads: `(n, hidden_size)` float32 on the CPU, from the tower's `(n, D)`.
-
-    Raises:
-        ValueError: the model is in training mode, or was made for a tower of another width.
-    """
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout changes every feature. Call model.eval() first.")
-    if embeds.shape[-1] != model.config.vision_hidden_size:
-        raise ValueError(
-            f"The Adaptor takes image embeddings {model.config.vision_hidden_size} wide, the tower gives "
-            f"{embeds.shape[-1]}: it was trained with another tower."
-        )
-    parts = [
-        model.get_image_features(image_embeds=part.to(model.device, model.dtype)).pooler_output.float().cpu()
-        for part in embeds.split(BATCH_ROWS)
-    ]
-    return torch.cat(parts)
-
-
-__all__ = ["adaptor_features", "tower_features"]
+__all__ = ["BATCH_ROWS", "adaptor_features", "tower_features"]

@@ -7,19 +7,26 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
 from ..privacy.mode import error_text
+from ..training.systems import System
+from .arguments import DownstreamArguments
+from .controls import systems_of
+from .embedded import EmbeddedData, load_embedded
+from .frozen_heads import run_fields, set_aside_earlier_probes
+from .loading import load_adaptor
 from .logistic import STRENGTHS, logistic_path
+from .overlap import overlap_fields
+from .protocols import PROTOCOLS
+from .provenance import tower_name, tower_saw
+from .runs import RunList, finish_run, subgroup_columns
 from .selection import choose_on_validation
+from .summary import summarize
 from .targets import labels_hash
-
-if TYPE_CHECKING:
-    from .classification import EmbeddedData, RunList
-    from .controls import Module
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +98,7 @@ def few_shot_scores(
 
 def run_few_shot(
     embedded: EmbeddedData,
-    modules: Sequence[Module],
+    systems: Sequence[System],
     output_dir: str | os.PathLike,
     *,
     shots: Sequence[int] = SHOTS,
@@ -100,11 +107,11 @@ def run_few_shot(
     num_resamples: int = 1000,
 ) -> RunList:
     """
-    Score each module, number of shots and episode on the test part; the same episodes for every module.
+    Score each system, number of shots and episode on the test part; the same episodes for every system.
 
     Args:
         embedded ([`EmbeddedData`]): With `train`, `validation` and `test`.
-        modules (`Sequence[Module]`): From `load_modules`; the MLP, whose point is its size, is left out.
+        systems (`Sequence[System]`): From `load_systems`; the MLP, whose point is its size, is left out.
         output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
         shots (`Sequence[int]`), episodes (`int`): Rows a class; draws of them, one seed each.
         text_tower (`str`, *optional*), num_resamples (`int`): As in `run_classification`.
@@ -114,10 +121,6 @@ def run_few_shot(
     """
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
-    from .classification import RunList, _fields, finish_run, set_aside_earlier_probes, subgroup_columns
-    from .overlap import overlap_fields
-    from .protocols import RECIPES
-    from .provenance import tower_saw
 
     data = embedded.data
     for part in ("train", "validation", "test"):
@@ -125,19 +128,19 @@ def run_few_shot(
             raise ValueError(f"{data.name} has no {part} part with labels; it has {', '.join(data.parts)}.")
     found, rows, targets = RunList(), data.rows("test"), labels_hash(data)
     set_aside_earlier_probes(Path(output_dir))
-    for module in (module for module in modules if module.hidden_size is None):
+    for system in (system for system in systems if system.hidden_size is None):
         features = {}
         for part, embeds in embedded.embeds.items():
-            values = module.features(embeds).numpy().astype(np.float64)
+            values = system.features(embeds).numpy().astype(np.float64)
             lengths = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
             features[part] = values / lengths * math.sqrt(values.shape[1])
         for count in shots:
             for seed in range(episodes):
-                fields = _fields(embedded, module, RECIPES["rigorous"], 1.0, seed, text_tower)
+                fields = run_fields(embedded, system, PROTOCOLS["rigorous"], 1.0, seed, text_tower)
                 fields |= {"task": "few_shot", "protocol": "fewshot", "recipe": f"{count} shots", "fraction": None}
                 fields["targets_hash"] = targets
                 fields["tower_saw_dataset"] = tower_saw(embedded.vision_spec, data.name)
-                fields |= overlap_fields(data.seen, module.key)
+                fields |= overlap_fields(data.seen, system.key)
                 try:
                     episode = draw_episode(data.labels["train"], count, seed)
                 except ValueError as error:
@@ -160,4 +163,20 @@ def run_few_shot(
     return found
 
 
-__all__ = ["EPISODES", "SHOTS", "draw_episode", "few_shot_scores", "run_few_shot"]
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task few_shot`: embed, draw and score episodes, and give the text to print."""
+    model = load_adaptor(arguments)
+    embedded = load_embedded(arguments, model, device)
+    runs = run_few_shot(
+        embedded,
+        systems_of(arguments, model, device),
+        arguments.output_dir,
+        shots=arguments.shots,
+        episodes=arguments.episodes,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
+__all__ = ["EPISODES", "SHOTS", "draw_episode", "few_shot_scores", "run", "run_few_shot"]

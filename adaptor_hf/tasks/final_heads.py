@@ -14,29 +14,30 @@ from ..files import written_aside
 from ..heads_adaptor import AdaptorForImageClassification
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
-from .classification import EmbeddedData, distinct_seeds
-from .controls import Module
+from ..training.systems import System
 from .data import plain_rows, training_subset
+from .embedded import EmbeddedData
 from .features import tower_features
+from .frozen_heads import distinct_seeds
 from .probe import Probe, fit_probe, fold_standardization
-from .protocols import ProbeRecipe
+from .protocols import ProbeProtocol
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 
 def final_probes(
-    embedded: EmbeddedData, module: Module, recipe: ProbeRecipe, fraction: float, seeds: Sequence[int], device: str
+    embedded: EmbeddedData, system: System, protocol: ProbeProtocol, fraction: float, seeds: Sequence[int], device: str
 ) -> list[Probe]:
     """The heads that `run_classification` scored, one a distinct seed: trained again, which gives the same."""
     data = embedded.data
-    train, validation = (module.features(embedded.embeds[part]) for part in ("train", "validation"))
+    train, validation = (system.features(embedded.embeds[part]) for part in ("train", "validation"))
     probes = []
-    for seed in distinct_seeds(data, module, recipe, fraction, seeds):
-        rows = training_subset(data, fraction, recipe.fraction_rule, seed)
+    for seed in distinct_seeds(data, system, protocol, fraction, seeds):
+        rows = training_subset(data, fraction, protocol.fraction_rule, seed)
         probes.append(
             fit_probe(
-                train[rows], data.labels["train"][rows], validation, data.labels["validation"], recipe,
+                train[rows], data.labels["train"][rows], validation, data.labels["validation"], protocol,
                 num_logits=data.num_logits, exclusive=data.exclusive, seed=seed, device=device,
             )
         )  # fmt: skip
@@ -46,7 +47,7 @@ def final_probes(
 def write_predictions(
     dataset: Dataset,
     probes: Sequence[Probe],
-    module: Module,
+    system: System,
     class_names: Sequence[str],
     tower: Any,
     cache_dir: str | os.PathLike,
@@ -59,12 +60,12 @@ def write_predictions(
 
     Args:
         dataset (`Dataset`): With `image`, and `image_id` where known.
-        probes, module: From `final_probes`.
+        probes, system: From `final_probes`.
         path (`str` or `PathLike`): Of the file; it names images: keep it private.
         options: `batch_size` and `device` of `tower_features`.
     """
     embeds, kept, _ = tower_features(dataset, tower, cache_dir, **options)
-    features = module.features(embeds)
+    features = system.features(embeds)
     scores = np.mean([probe.predict(features) for probe in probes], axis=0)
     frame = plain_rows(dataset)[["image_id"]].iloc[kept].reset_index(drop=True)
     for column, name in enumerate(class_names):
@@ -77,7 +78,7 @@ def write_predictions(
 
 
 def save_classifier(
-    probe: Probe, model: AdaptorModel, recipe: ProbeRecipe, embedded: EmbeddedData, folder: str | os.PathLike
+    probe: Probe, model: AdaptorModel, protocol: ProbeProtocol, embedded: EmbeddedData, folder: str | os.PathLike
 ) -> AdaptorForImageClassification:
     """
     Save Adaptor, head and image processing, for `pipeline("image-classification")`: an
@@ -91,8 +92,8 @@ def save_classifier(
         model,
         id2label=dict(enumerate(data.class_names)),
         problem_type="single_label_classification" if data.exclusive else "multi_label_classification",
-        classifier_hidden_size=recipe.hidden_size,
-        classifier_dropout=recipe.dropout,
+        classifier_hidden_size=protocol.hidden_size,
+        classifier_dropout=protocol.dropout,
     )
     classifier.classifier.load_state_dict(fold_standardization(probe).state_dict())
     terms = (model.config.data_terms or {}) | (restricted_terms(data.name) or {})
@@ -108,7 +109,7 @@ def save_classifier(
 def save_and_predict(
     embedded: EmbeddedData,
     model: AdaptorModel,
-    recipe: ProbeRecipe,
+    protocol: ProbeProtocol,
     *,
     fraction: float,
     seeds: Sequence[int],
@@ -119,14 +120,14 @@ def save_and_predict(
     device: str = "cpu",
 ) -> str:
     """Save the first seed's classifier, score a table without labels with all seeds' heads, and say where they are."""
-    module = Module("adaptor", model)
-    probes = final_probes(embedded, module, recipe, fraction, seeds, device)
+    system = System("adaptor", model)
+    probes = final_probes(embedded, system, protocol, fraction, seeds, device)
     folder = Path(output_dir) / "model"
-    save_classifier(probes[0], model, recipe, embedded, folder)
+    save_classifier(probes[0], model, protocol, embedded, folder)
     said = [f"Classifier: {folder}"]
     if unlabelled is not None:
         path = Path(output_dir) / "predictions.csv"
-        write_predictions(unlabelled, probes, module, embedded.data.class_names, tower, cache_dir, path, device=device)
+        write_predictions(unlabelled, probes, system, embedded.data.class_names, tower, cache_dir, path, device=device)
         said.append(f"Predictions: {path}")
     return "\n".join(said)
 

@@ -8,13 +8,14 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
+from ..evaluation.controls import CONTROLS
 from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
@@ -22,12 +23,9 @@ from ..towers_adaptor import VisionTower
 from .controls import checkpoint_name
 from .data import LabelledData, training_subset
 from .probe import check_labels, macro_auroc
-
-if TYPE_CHECKING:
-    from .classification import RunList
+from .runs import RunList, finish_run, subgroup_columns
 
 LEARNING_RATES = {"finetune": 2e-5, "lora": 2e-4}
-SYSTEMS = {"finetune": "Adaptor, fine-tuned end to end", "lora": "Adaptor, LoRA in the tower"}
 RANK = 8
 _ATTENTION = ("query", "value", "q_proj", "v_proj", "qkv")
 
@@ -133,7 +131,7 @@ def run_finetune(
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
     from ..evaluation.naming import weights_digest
-    from .classification import RunList, class_frequencies, decisions, finish_run, subgroup_columns
+    from .frozen_heads import class_frequencies, decisions
     from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
     from .targets import labels_hash
@@ -151,7 +149,7 @@ def run_finetune(
         for seed in seeds:
             kept = training_subset(data, fraction, "nested", seed)
             fields = {
-                "system": SYSTEMS[method],
+                "system": CONTROLS[method].name,
                 "module": method,
                 "checkpoint": weights_digest(model),
                 "checkpoint_name": checkpoint_name(model.name_or_path),

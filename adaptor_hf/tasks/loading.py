@@ -101,7 +101,7 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
 
 
 def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
-    """Module to checkpoint, of those that were pre-trained."""
+    """System to checkpoint, of those that were pre-trained."""
     controls = pairs_of(arguments.control_model) or saved_controls(arguments.model)
     return {"adaptor": arguments.model, **controls}
 

@@ -11,7 +11,8 @@ import numpy as np
 from ..data.duplicates import copies_across, describe_copies
 from ..data.training_rows import TRAINING_ROWS_FILE, Seen, find_training_rows, id_namespaces
 from ..embeddings.contents import content_digests
-from ..evaluation.overlap import UNTRAINED, counted
+from ..evaluation.controls import saw_pairs
+from ..evaluation.overlap import counted
 from .provenance import disjoint_sets
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def seen_rows(
 
     Args:
         test (`datasets.Dataset`): With `image` and `patient_id`, as the table has it, never hashed.
-        models (`Mapping[str, str]`): Module to the folder or hub id of its checkpoint, such as `adaptor`.
+        models (`Mapping[str, str]`): Key of a system, such as `adaptor`, to the folder or hub id of its checkpoint.
         name (`str`): Of the data set, for messages and, without `namespace`, for what its patient ids belong to.
         table (*optional*): Where the rows come from, see `id_namespaces`.
         namespace (`str`, *optional*): What the patient ids belong to.
@@ -43,18 +44,18 @@ def seen_rows(
         allow (`bool`): Go on where rows were seen; the counts are in the result lines.
 
     Returns:
-        `dict[str, Seen]`: Of each module.
+        `dict[str, Seen]`: Of each system.
 
     Raises:
         ValueError: rows were seen, and `allow` does not say to go on. The message has counts, no ids.
     """
     found, images = {}, None
     patients = test["patient_id"][:] if "patient_id" in test.column_names else [None] * len(test)
-    for module, model in models.items():
+    for system, model in models.items():
         rows = find_training_rows(model)
         if rows is None:
             why = f"the checkpoint has no {TRAINING_ROWS_FILE}, as those of a hub and of older versions"
-            found[module] = Seen(None, None, len(set(patients)), len(test), why)
+            found[system] = Seen(None, None, len(set(patients)), len(test), why)
             continue
         if images is None:
             images = content_digests(test, cache_dir)
@@ -62,12 +63,12 @@ def seen_rows(
         # Each named set that it was trained on must be disjoint: one of several says nothing of the others.
         named = [theirs for theirs in rows.namespaces if not theirs.startswith("sha256:")]
         disjoint = bool(named) and all(disjoint_sets(theirs, name) for theirs in named)
-        found[module] = rows.compare(patients, images, mine, disjoint=disjoint)
+        found[system] = rows.compare(patients, images, mine, disjoint=disjoint)
     for reason in {seen.reason for seen in found.values() if seen.status == "unknown" and seen.reason}:
         logger.warning("Whether %s overlaps with pre-training is not known: %s.", name, reason)
-    bad = {module: seen for module, seen in found.items() if seen.status == "found"}
+    bad = {system: seen for system, seen in found.items() if seen.status == "found"}
     if bad:
-        said = "; ".join(f"{module}: {_counts(seen)}" for module, seen in bad.items())
+        said = "; ".join(f"{system}: {_counts(seen)}" for system, seen in bad.items())
         message = f"Rows of the test part of {name} were in pre-training ({said}). Their scores would be too good."
         if not allow:
             raise ValueError(
@@ -80,13 +81,13 @@ def seen_rows(
     return found
 
 
-def overlap_fields(seen: Mapping[str, Seen] | None, module: str) -> dict[str, Any]:
+def overlap_fields(seen: Mapping[str, Seen] | None, system: str) -> dict[str, Any]:
     """What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's."""
-    if module in UNTRAINED:
+    if not saw_pairs(system):
         return Seen(0, 0).fields()
     if not seen:
         return Seen(None, None).fields()
-    return seen.get(module, seen.get("adaptor", Seen(None, None))).fields()
+    return seen.get(system, seen.get("adaptor", Seen(None, None))).fields()
 
 
 def check_copies(

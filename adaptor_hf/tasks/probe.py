@@ -15,7 +15,7 @@ from torch import nn
 
 from ..heads_adaptor import ClassificationHead, classification_loss
 from .logistic import logistic_path
-from .protocols import ProbeRecipe
+from .protocols import ProbeProtocol
 from .selection import choose_on_validation
 
 logger = logging.getLogger(__name__)
@@ -55,9 +55,9 @@ class Probe:
         return (logits.softmax(1) if self.head.exclusive else logits.sigmoid()).numpy()
 
 
-def has_seed(recipe: ProbeRecipe, hidden_size: int | None = None) -> bool:
+def has_seed(protocol: ProbeProtocol, hidden_size: int | None = None) -> bool:
     """Whether a head depends on the seed beyond its training rows: a logistic regression does not."""
-    return recipe.strengths is None or (hidden_size or recipe.hidden_size) is not None
+    return protocol.strengths is None or (hidden_size or protocol.hidden_size) is not None
 
 
 def fit_probe(
@@ -65,7 +65,7 @@ def fit_probe(
     labels: np.ndarray,
     validation_features: torch.Tensor,
     validation_labels: np.ndarray,
-    recipe: ProbeRecipe,
+    protocol: ProbeProtocol,
     *,
     num_logits: int,
     exclusive: bool,
@@ -75,19 +75,19 @@ def fit_probe(
     class_names: Sequence[str] | None = None,
 ) -> Probe:
     """
-    Train a head with each penalty or learning rate of the recipe and keep the one that is best on validation.
+    Train a head with each penalty or learning rate of the protocol and keep the one that is best on validation.
 
-    A linear head of a recipe with `strengths` is a logistic regression solved to convergence; every other head is
+    A linear head of a protocol with `strengths` is a logistic regression solved to convergence; every other head is
     trained by gradient.
 
     Args:
         features, validation_features (`torch.Tensor` of shape `(n, D)`): float32.
         labels, validation_labels (`np.ndarray`): `(n,)` int64 for exclusive classes, else `(n, C)` float32.
-        recipe ([`ProbeRecipe`]): How.
+        protocol ([`ProbeProtocol`]): How.
         num_logits (`int`): C, or the number of exclusive classes.
         exclusive (`bool`): Whether the classes exclude each other.
         seed (`int`): Of initial weights, dropout and order; a logistic regression has none of them.
-        hidden_size (`int`, *optional*): Of the head's hidden layer, instead of the recipe's.
+        hidden_size (`int`, *optional*): Of the head's hidden layer, instead of the protocol's.
         device (defaults to `"cpu"`): Where to train.
         class_names (`Sequence[str]`, *optional*): For messages.
 
@@ -97,18 +97,18 @@ def fit_probe(
     check_labels(labels, num_logits, exclusive, class_names)
     if not (torch.isfinite(features).all() and torch.isfinite(validation_features).all()):
         raise ValueError("A feature is NaN or infinite. Build the cache again, or check the Adaptor's weights.")
-    by_gradient = has_seed(recipe, hidden_size)
+    by_gradient = has_seed(protocol, hidden_size)
     if not by_gradient:
         features, validation_features = features.double(), validation_features.double()
     mean, scale = torch.zeros_like(features[0]), torch.ones_like(features[0])
-    if recipe.standardize:
+    if protocol.standardize:
         mean, scale = standardization(features)
     train = _on(device, (features - mean) / scale, labels)
     validation = _on(device, (validation_features - mean) / scale, validation_labels)
     if by_gradient:
-        best = _best_rate(train, validation, recipe, num_logits, exclusive, seed, hidden_size)
+        best = _best_rate(train, validation, protocol, num_logits, exclusive, seed, hidden_size)
     else:
-        best = _best_strength(train, validation, recipe, num_logits, exclusive)
+        best = _best_strength(train, validation, protocol, num_logits, exclusive)
     return replace(best, head=best.head.cpu().eval(), mean=mean, scale=scale)
 
 
@@ -120,18 +120,18 @@ def standardization(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     return mean, torch.where(deviation > rounding, deviation, torch.inf)
 
 
-def _best_strength(train: tuple, validation: tuple, recipe: ProbeRecipe, num_logits: int, exclusive: bool) -> Probe:
+def _best_strength(train: tuple, validation: tuple, protocol: ProbeProtocol, num_logits: int, exclusive: bool) -> Probe:
     """One C for all labels, as of `choose_on_validation`."""
     features, _, known = validation
-    fits = logistic_path(train[0], train[2], recipe.strengths, num_logits=num_logits, device=train[0].device)
+    fits = logistic_path(train[0], train[2], protocol.strengths, num_logits=num_logits, device=train[0].device)
     features = features.cpu()
     best, score = choose_on_validation(fits, lambda fit: features @ fit.weight.T + fit.bias, known)
-    if best.strength in (min(recipe.strengths), max(recipe.strengths)):
+    if best.strength in (min(protocol.strengths), max(protocol.strengths)):
         logger.warning(
             "Validation chose C = %g, an end of the grid (%g to %g): with few validation rows that may be chance, else "
-            "a better one lies outside.", best.strength, min(recipe.strengths), max(recipe.strengths),
+            "a better one lies outside.", best.strength, min(protocol.strengths), max(protocol.strengths),
         )  # fmt: skip
-    head = ClassificationHead(train[0].shape[1], num_logits, None, recipe.dropout).double()
+    head = ClassificationHead(train[0].shape[1], num_logits, None, protocol.dropout).double()
     head.exclusive = exclusive
     with torch.no_grad():
         head[-1].weight.copy_(best.weight)
@@ -142,7 +142,7 @@ def _best_strength(train: tuple, validation: tuple, recipe: ProbeRecipe, num_log
 def _best_rate(
     train: tuple,
     validation: tuple,
-    recipe: ProbeRecipe,
+    recipe: ProbeProtocol,
     num_logits: int,
     exclusive: bool,
     seed: int,
@@ -217,7 +217,7 @@ def _on(device: Any, features: torch.Tensor, labels: np.ndarray) -> tuple[torch.
 
 
 def _train(
-    head: ClassificationHead, train: tuple, validation: tuple, recipe: ProbeRecipe, rate: float, seed: int
+    head: ClassificationHead, train: tuple, validation: tuple, recipe: ProbeProtocol, rate: float, seed: int
 ) -> tuple[ClassificationHead, int, tuple[float, float]]:
     """The head at its best evaluation, the step, and there the score and what breaks a tie."""
     features, labels, _ = train
@@ -258,7 +258,7 @@ def _train(
     return head, best_step, best
 
 
-def _batches(count: int, recipe: ProbeRecipe, seed: int, device: Any) -> Iterator[torch.Tensor]:
+def _batches(count: int, recipe: ProbeProtocol, seed: int, device: Any) -> Iterator[torch.Tensor]:
     """Rows of each step, in a new order every epoch. A last row alone is left out: batch norm cannot take it."""
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -266,14 +266,14 @@ def _batches(count: int, recipe: ProbeRecipe, seed: int, device: Any) -> Iterato
         yield from (part.to(device) for part in parts if len(part) > 1)
 
 
-def _optimizer(head: nn.Module, recipe: ProbeRecipe, rate: float) -> torch.optim.Optimizer:
+def _optimizer(head: nn.Module, recipe: ProbeProtocol, rate: float) -> torch.optim.Optimizer:
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(head.parameters(), rate, momentum=0.9, weight_decay=recipe.weight_decay)
     kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
     return kind(head.parameters(), rate, recipe.betas, weight_decay=recipe.weight_decay)
 
 
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: ProbeRecipe, total: int) -> Any:
+def _scheduler(optimizer: torch.optim.Optimizer, recipe: ProbeProtocol, total: int) -> Any:
     schedulers = torch.optim.lr_scheduler
     if recipe.schedule == "cosine_restarts":
         return schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=max(1, int(0.4 * total)), eta_min=1e-8)

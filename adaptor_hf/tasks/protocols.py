@@ -1,14 +1,16 @@
-"""How a head is trained on frozen features: our protocol, and those of published systems by name."""
+"""How heads and decoders are trained on frozen parts: our protocol, and those of published systems by name."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from ..moved import moved_names
+from .arguments import DownstreamArguments
 from .logistic import STRENGTHS
 
 
 @dataclass(frozen=True)
-class ProbeRecipe:
+class ProbeProtocol:
     """
     Training of a head.
 
@@ -61,22 +63,22 @@ class ProbeRecipe:
         return 512 if self.head == "mlp2" else None
 
 
-RECIPES: dict[str, ProbeRecipe] = {
-    "rigorous": ProbeRecipe(
+PROTOCOLS: dict[str, ProbeProtocol] = {
+    "rigorous": ProbeProtocol(
         "rigorous", max_steps=300, eval_steps=20, patience=5, standardize=True, strengths=STRENGTHS
     ),
-    "adaptor": ProbeRecipe(
+    "adaptor": ProbeProtocol(
         "adaptor", "mlp2", (5e-5,), weight_decay=1e-4, batch_size=512, epochs=100, min_delta=1e-3, monitor="metric",
         schedule="cosine_restarts", dropout=0.1, fraction_rule="mgca",
     ),
-    "mgca": ProbeRecipe(
+    "mgca": ProbeProtocol(
         "mgca", "linear", (5e-4,), weight_decay=1e-6, batch_size=48, epochs=50, monitor="loss", fraction_rule="mgca"
     ),
-    "gloria": ProbeRecipe(
+    "gloria": ProbeProtocol(
         "gloria", "linear", (5e-4,), "adam", (0.5, 0.999), weight_decay=1e-6, batch_size=64, epochs=50, monitor="loss",
         schedule="plateau", fraction_rule="gloria",
     ),
-    "slip": ProbeRecipe(
+    "slip": ProbeProtocol(
         "slip", "linear", (0.00625,), "sgd", weight_decay=0.0, batch_size=1024, epochs=90, patience=None,
         monitor="metric", schedule="cosine_epochs", weight_std=0.01, fraction_rule="nested",
     ),
@@ -92,24 +94,106 @@ _BY_DATASET = {
 }  # fmt: skip
 
 
-def get_recipe(name: str, dataset: str | None = None, head: str | None = None) -> ProbeRecipe:
+def get_protocol(name: str, dataset: str | None = None, head: str | None = None) -> ProbeProtocol:
     """
-    A recipe by name, with the values that its authors used for a data set.
+    A protocol by name, with the values that its authors used for a data set.
 
     Args:
-        name (`str`): A key of `RECIPES`.
+        name (`str`): A key of `PROTOCOLS`.
         dataset (`str`, *optional*): Name of the data set.
-        head (`str`, *optional*): `linear` or `mlp2`, instead of the recipe's.
+        head (`str`, *optional*): `linear` or `mlp2`, instead of the protocol's.
 
     Raises:
-        ValueError: no such recipe or head.
+        ValueError: no such protocol or head.
     """
-    if name not in RECIPES:
-        raise ValueError(f"Unknown recipe {name!r}. Choose one of: {', '.join(RECIPES)}.")
+    if name not in PROTOCOLS:
+        raise ValueError(f"Unknown protocol {name!r}. Choose one of: {', '.join(PROTOCOLS)}.")
     if head not in (None, "linear", "mlp2"):
         raise ValueError(f"head is linear or mlp2, got {head!r}.")
-    recipe = replace(RECIPES[name], **_BY_DATASET.get((name, dataset), {}))
-    return recipe if head is None else replace(recipe, head=head)
+    protocol = replace(PROTOCOLS[name], **_BY_DATASET.get((name, dataset), {}))
+    return protocol if head is None else replace(protocol, head=head)
 
 
-__all__ = ["RECIPES", "ProbeRecipe", "get_recipe"]
+@dataclass(frozen=True)
+class SegmentationProtocol:
+    """
+    Training of a decoder, with AdamW and the loss of MGCA (`mixed_loss`).
+
+    Args:
+        name (`str`): In results.
+        learning_rate, weight_decay (`float`): Of AdamW.
+        batch_size, epochs (`int`): Images a step; passes over the training images.
+        patience (`int`): Evaluations without a better `monitor` after which training stops; one an epoch.
+        min_delta (`float`): What counts as better for `patience`.
+        monitor (`str`): Metric on validation that keeps the best epoch.
+        cosine_epochs (`int`, *optional*): The rate falls as a half cosine that reaches 0 after so many epochs, even if
+            training is shorter (the reference: 100). By default it is constant.
+        augment (`bool`): Rotation up to 10 degrees and scale up to 10 %, half of the time (MGCA, Adaptor).
+        fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
+    """
+
+    name: str
+    learning_rate: float = 5e-4
+    weight_decay: float = 1e-4
+    batch_size: int = 8
+    epochs: int = 50
+    patience: int = 10
+    min_delta: float = 0.0
+    monitor: str = "dice_pooled"
+    cosine_epochs: int | None = None
+    augment: bool = True
+    fraction_rule: str = "nested"
+
+
+SEGMENTATION_PROTOCOLS = {
+    "rigorous": SegmentationProtocol("rigorous"),
+    "adaptor": SegmentationProtocol(
+        "adaptor", min_delta=1e-3, monitor="dice_reference", cosine_epochs=100, fraction_rule="mgca_detection"
+    ),
+    "mgca": SegmentationProtocol("mgca", 5e-4, 0.05, 16, monitor="loss", fraction_rule="mgca_detection"),
+}
+"""`rigorous` (ours), and the values of Adaptor and MGCA for RSNA; see docs/downstream.md."""
+
+# What the references change from one data set to another.
+_SEGMENTATION_BY_DATASET = {
+    ("adaptor", "siim"): {"epochs": 100, "fraction_rule": "mgca_balanced"},
+    ("mgca", "siim"): {"batch_size": 8, "fraction_rule": "mgca_balanced"},
+}
+
+
+def get_segmentation_protocol(name: str, dataset: str | None = None) -> SegmentationProtocol:
+    """
+    A protocol by name, with the values that its authors used for a data set.
+
+    Raises:
+        ValueError: no such protocol.
+    """
+    if name not in SEGMENTATION_PROTOCOLS:
+        known = ", ".join(SEGMENTATION_PROTOCOLS)
+        raise ValueError(f"--task segmentation has no protocol {name!r}. Choose one of: {known}.")
+    return replace(SEGMENTATION_PROTOCOLS[name], **_SEGMENTATION_BY_DATASET.get((name, dataset), {}))
+
+
+def protocol_of(arguments: DownstreamArguments) -> str:
+    """Name of the protocol that the arguments ask for."""
+    return arguments.protocol
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "ProbeRecipe": f"{__name__}.ProbeProtocol",
+        "RECIPES": f"{__name__}.PROTOCOLS",
+        "get_recipe": f"{__name__}.get_protocol",
+    },
+)
+
+__all__ = [
+    "PROTOCOLS",
+    "SEGMENTATION_PROTOCOLS",
+    "ProbeProtocol",
+    "SegmentationProtocol",
+    "get_protocol",
+    "get_segmentation_protocol",
+    "protocol_of",
+]

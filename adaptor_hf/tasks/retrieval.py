@@ -10,15 +10,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..modeling_adaptor import AdaptorModel
+from ..training.systems import System
+from .arguments import DownstreamArguments
+from .controls import systems_of
 from .features import BATCH_ROWS
+from .loading import LoadedParts, cache_dir_of, load_adaptor, load_parts, load_text_side, vision_tower_of
+from .overlap import overlap_fields
+from .provenance import input_size, tower_name, tower_saw
+from .runs import RunList, finish_run
+from .summary import summarize
+from .targets import pairs_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data.training_rows import Seen
     from ..embeddings import EmbeddingCache
-    from .classification import RunList
-    from .controls import Module
 
 PRECISION_AT = (1, 5, 10)
 
@@ -53,7 +61,7 @@ def embed_test_pairs(
 @torch.no_grad()
 def run_retrieval(
     pairs: EmbeddingCache,
-    modules: Sequence[Module],
+    systems: Sequence[System],
     output_dir: str | os.PathLike,
     *,
     dataset: str,
@@ -63,11 +71,11 @@ def run_retrieval(
     num_resamples: int = 1000,
 ) -> RunList:
     """
-    Recall, median rank and reciprocal rank in both directions for each module, and precision by class if there is one.
+    Recall, median rank and reciprocal rank in both directions for each system, and precision by class if there is one.
 
     Args:
         pairs (`EmbeddingCache`): From `embed_test_pairs`.
-        modules (`Sequence[Module]`): With a model; others have no common space and are left out.
+        systems (`Sequence[System]`): With a model; others have no common space and are left out.
         output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
         dataset, split_hash (`str`), seen (`Mapping[str, Seen]`, *optional*): For results.
         classes (`np.ndarray` of shape `(len(pairs),)`, *optional*): A class a row, int64; a text has its first row's.
@@ -75,18 +83,14 @@ def run_retrieval(
     """
     from ..evaluation import precision_at_k, retrieval_metrics, retrieval_predictions
     from ..evaluation.retrieval import first_occurrences
-    from .classification import RunList, finish_run
-    from .overlap import overlap_fields
-    from .provenance import input_size, tower_name, tower_saw
-    from .targets import pairs_hash
 
     found = RunList()
     text_ids = torch.from_numpy(pairs.text_rows)
     table, targets = pairs.pairs, pairs_hash(pairs, classes)
     embeds = {"image_embeds": pairs.image_embeddings(), "text_embeds": pairs.text_embeddings()}
-    for module in (module for module in modules if module.model is not None):
+    for system in (system for system in systems if system.model is not None):
         fields = (
-            module.fields()
+            system.fields()
             | {
                 "vision_tower": tower_name(pairs.vision_spec),
                 "text_tower": tower_name(pairs.text_spec),
@@ -99,10 +103,10 @@ def run_retrieval(
                 "targets_hash": targets,
                 "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
             }
-            | overlap_fields(seen, module.key)
+            | overlap_fields(seen, system.key)
         )
 
-        def score(model=module.model) -> Any:
+        def score(model=system.model) -> Any:
             image = _features(model, "image", embeds["image_embeds"])
             text = _features(model, "text", embeds["text_embeds"])
             _, ranks = retrieval_metrics(image, text, text_ids)
@@ -139,4 +143,44 @@ def _features(model: Any, side: str, embeds: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts)
 
 
-__all__ = ["embed_test_pairs", "run_retrieval"]
+def load_test_pairs(
+    arguments: DownstreamArguments, model: AdaptorModel, device: str, text_tower: Any
+) -> tuple[Dataset, EmbeddingCache, LoadedParts]:
+    """
+    The test rows that have image and report, these as a view of an embedding cache, and the parts that they are of.
+
+    Raises:
+        ValueError: there is no test part, or as of `embed_test_pairs`.
+    """
+    loaded = load_parts(arguments, "pretraining")
+    if "test" not in loaded.parts:
+        raise ValueError(f"{arguments.name} has no test part; it has {', '.join(loaded.parts)}.")
+    pairs = embed_test_pairs(
+        loaded.parts["test"], vision_tower_of(arguments, model), text_tower, cache_dir_of(arguments),
+        batch_size=arguments.extraction_batch_size, device=device,
+    )  # fmt: skip
+    rows = np.asarray(pairs.pairs["source_row"][:])
+    return loaded.parts["test"].select(rows), pairs, loaded
+
+
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task retrieval`: embed the test pairs, score both ways, and give the text to print."""
+    model = load_adaptor(arguments)
+    dataset, pairs, loaded = load_test_pairs(arguments, model, device, load_text_side(arguments, model, device))
+    classes = None
+    if "labels" in dataset.column_names and hasattr(dataset.features["labels"], "num_classes"):
+        classes = np.asarray(dataset["labels"][:], np.int64)
+    runs = run_retrieval(
+        pairs,
+        systems_of(arguments, model, device),
+        arguments.output_dir,
+        dataset=arguments.name,
+        split_hash=loaded.split_hash,
+        seen=loaded.seen,
+        classes=classes,
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
+__all__ = ["embed_test_pairs", "load_test_pairs", "run", "run_retrieval"]

@@ -8,7 +8,6 @@ import logging
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,79 +18,27 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
+from ..moved import moved_names
 from ..towers_adaptor import VisionTower
+from ..training.systems import System
+from .arguments import DownstreamArguments
+from .controls import systems_of
 from .data import plain_rows
+from .loading import LoadedParts, cache_dir_of, load_adaptor, load_external_parts, load_parts, load_tower
 from .masks import GreyMasks, MeanMasks, summarize_masks
+from .overlap import check_copies, overlap_fields
+from .protocols import SegmentationProtocol, get_segmentation_protocol, protocol_of
+from .provenance import input_size, tower_name, tower_saw
+from .runs import RunList, finished_lines, subgroup_columns
+from .summary import summarize
+from .targets import masks_hash
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data.training_rows import Seen
-    from .classification import RunList
-    from .controls import Module
-    from .loading import LoadedParts
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class SegmentationRecipe:
-    """
-    Training of a decoder, with AdamW and the loss of MGCA (`mixed_loss`).
-
-    Args:
-        name (`str`): In results.
-        learning_rate, weight_decay (`float`): Of AdamW.
-        batch_size, epochs (`int`): Images a step; passes over the training images.
-        patience (`int`): Evaluations without a better `monitor` after which training stops; one an epoch.
-        min_delta (`float`): What counts as better for `patience`.
-        monitor (`str`): Metric on validation that keeps the best epoch.
-        cosine_epochs (`int`, *optional*): The rate falls as a half cosine that reaches 0 after so many epochs, even if
-            training is shorter (the reference: 100). By default it is constant.
-        augment (`bool`): Rotation up to 10 degrees and scale up to 10 %, half of the time (MGCA, Adaptor).
-        fraction_rule (`str`): Of `adaptor_hf.data.fractions`.
-    """
-
-    name: str
-    learning_rate: float = 5e-4
-    weight_decay: float = 1e-4
-    batch_size: int = 8
-    epochs: int = 50
-    patience: int = 10
-    min_delta: float = 0.0
-    monitor: str = "dice_pooled"
-    cosine_epochs: int | None = None
-    augment: bool = True
-    fraction_rule: str = "nested"
-
-
-SEGMENTATION_RECIPES = {
-    "rigorous": SegmentationRecipe("rigorous"),
-    "adaptor": SegmentationRecipe(
-        "adaptor", min_delta=1e-3, monitor="dice_reference", cosine_epochs=100, fraction_rule="mgca_detection"
-    ),
-    "mgca": SegmentationRecipe("mgca", 5e-4, 0.05, 16, monitor="loss", fraction_rule="mgca_detection"),
-}
-"""`rigorous` (ours), and the values of Adaptor and MGCA for RSNA; see docs/downstream.md."""
-
-# What the references change from one data set to another.
-_BY_DATASET = {
-    ("adaptor", "siim"): {"epochs": 100, "fraction_rule": "mgca_balanced"},
-    ("mgca", "siim"): {"batch_size": 8, "fraction_rule": "mgca_balanced"},
-}
-
-
-def get_segmentation_recipe(name: str, dataset: str | None = None) -> SegmentationRecipe:
-    """
-    A recipe by name, with the values that its authors used for a data set.
-
-    Raises:
-        ValueError: no such recipe.
-    """
-    if name not in SEGMENTATION_RECIPES:
-        known = ", ".join(SEGMENTATION_RECIPES)
-        raise ValueError(f"--task segmentation has no recipe {name!r}. Choose one of: {known}.")
-    return replace(SEGMENTATION_RECIPES[name], **_BY_DATASET.get((name, dataset), {}))
 
 
 class MaskCollator:
@@ -202,10 +149,10 @@ def counts_of(values: np.ndarray) -> dict[str, np.ndarray]:
     return found
 
 
-def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
-    """A new decoder on a module: on the tower's own tokens where the module has no model."""
+def segmentation_model(system: System, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
+    """A new decoder on a system: on the tower's own tokens where the system has no model."""
     set_seed(seed)
-    adaptor = module.model
+    adaptor = system.model
     if adaptor is None:
         from ..configuration_adaptor import AdaptorConfig
 
@@ -213,7 +160,7 @@ def segmentation_model(module: Module, tower: VisionTower, size: int, seed: int)
         adaptor = AdaptorModel(AdaptorConfig(vision_hidden_size=tower.hidden_size, vision_tower=tower.spec,
                                              num_hidden_layers=0))  # fmt: skip
     adaptor.attach_towers(tower, None)
-    source = "tower" if module.model is None else "adaptor"
+    source = "tower" if system.model is None else "adaptor"
     names = {0: "background", 1: "mask"}
     return AdaptorForSemanticSegmentation.from_adaptor(adaptor, id2label=names, image_size=size, feature_source=source)
 
@@ -223,7 +170,7 @@ def train_decoder(
     train: Dataset,
     validation: Dataset,
     collators: tuple[MaskCollator, MaskCollator],
-    recipe: SegmentationRecipe,
+    recipe: SegmentationProtocol,
     *,
     seed: int,
     epochs: int | None = None,
@@ -280,9 +227,9 @@ def train_decoder(
 
 def run_segmentation(
     parts: dict[str, Dataset],
-    modules: Sequence[Module],
+    systems: Sequence[System],
     tower: VisionTower,
-    recipe: SegmentationRecipe,
+    protocol: SegmentationProtocol,
     output_dir: str | os.PathLike,
     *,
     dataset: str,
@@ -299,18 +246,18 @@ def run_segmentation(
     device: str = "cpu",
 ) -> RunList:
     """
-    Train a decoder for each module, fraction and seed, and score it once on the test part and on each external set, in
+    Train a decoder for each system, fraction and seed, and score it once on the test part and on each external set, in
     the frame that the model sees: the whole image as a square of `size`, a threshold of 0.5.
 
     Args:
         parts (`dict[str, Dataset]`): `train`, `validation` and `test` with `image` and `mask`.
-        modules (`Sequence[Module]`): From `load_modules`; the MLP is left out.
+        systems (`Sequence[System]`): From `load_systems`; the MLP is left out.
         tower (`VisionTower`): Frozen.
-        recipe ([`SegmentationRecipe`]), output_dir: How, and where each run is a folder under `runs`.
+        protocol ([`SegmentationProtocol`]), output_dir: How, and where each run is a folder under `runs`.
         dataset, split_hash (`str`): For results.
         size (`int`): Side of the images in pixels, any that the tower takes.
         fractions, seeds, text_tower, num_resamples, device: As in `run_classification`.
-        epochs (`int`, *optional*): Instead of the recipe's.
+        epochs (`int`, *optional*): Instead of the protocol's.
         seen (`Mapping[str, Seen]`, *optional*): Of each model, what of the test part was in its pre-training.
         external (`Mapping[str, LoadedParts]`, *optional*): Sets of which the `test` part is scored.
         save_to (`str` or `PathLike`, *optional*): Folder for the Adaptor's decoder of the first seed at the largest
@@ -322,10 +269,6 @@ def run_segmentation(
     import pandas as pd
 
     from ..data.fractions import fraction_mask
-    from .classification import RunList
-    from .overlap import overlap_fields
-    from .provenance import tower_name, tower_saw
-    from .targets import masks_hash
 
     for part in ("train", "validation", "test"):
         if part not in parts:
@@ -345,25 +288,25 @@ def run_segmentation(
         for name, (rows, _) in tests.items()
     }
     train, validation = (parts[part].select_columns(["image", "mask"]) for part in ("train", "validation"))
-    collators = (MaskCollator(tower.processor, size, recipe.augment), MaskCollator(tower.processor, size, False))
+    collators = (MaskCollator(tower.processor, size, protocol.augment), MaskCollator(tower.processor, size, False))
     masks = summarize_masks(train, collators[1])
     if not masks.filled.any():
         raise ValueError(f"{dataset}: all {len(train)} masks of the training part are empty.")
     strata, rows = pd.Series(np.where(masks.filled, "mask", "negative"), dtype=object), plain_rows(parts["train"])
-    metric = recipe.monitor if recipe.monitor != "loss" else "dice_pooled"
+    metric = protocol.monitor if protocol.monitor != "loss" else "dice_pooled"
     means, grey = MeanMasks(train, validation, collators[1], masks.mean, metric), GreyMasks(dataset, masks, validation)
     found, save_to = RunList(), None if save_to is None else Path(save_to)
-    for module in (module for module in modules if module.hidden_size is None):
+    for system in (system for system in systems if system.hidden_size is None):
         for fraction in fractions:
             for seed in seeds:
-                kept = fraction_mask(rows, strata, fraction, recipe.fraction_rule, seed)
-                fields = module.fields() | {
+                kept = fraction_mask(rows, strata, fraction, protocol.fraction_rule, seed)
+                fields = system.fields() | {
                     "vision_tower": tower_name(tower.spec),
-                    "text_tower": text_tower if module.model is not None else None,
+                    "text_tower": text_tower if system.model is not None else None,
                     "task": "segmentation",
                     "dataset": dataset,
                     "protocol": "frozen",
-                    "recipe": recipe.name if epochs is None else f"{recipe.name}, {epochs} epochs",
+                    "recipe": protocol.name if epochs is None else f"{protocol.name}, {epochs} epochs",
                     "input_size": size,
                     "fraction": float(fraction),
                     "seed": int(seed),
@@ -372,21 +315,21 @@ def run_segmentation(
                     name: fields
                     | {"split_hash": hashed, "targets_hash": targets[name]}
                     | {"tower_saw_dataset": tower_saw(tower.spec, name)}
-                    | overlap_fields(seen_of[name], module.key)
+                    | overlap_fields(seen_of[name], system.key)
                     | ({} if name == dataset else {"test_set": name})
                     for name, (_, hashed) in tests.items()
                 }
-                outcome = {"n_train": int(kept.sum()), "lr": recipe.learning_rate, "selected_on": "validation"}
+                outcome = {"n_train": int(kept.sum()), "lr": protocol.learning_rate, "selected_on": "validation"}
 
-                def fit(module=module, kept=kept, seed=seed, outcome=outcome) -> tuple[Trainer, Any]:
-                    model = segmentation_model(module, tower, size, seed)
+                def fit(system=system, kept=kept, seed=seed, outcome=outcome) -> tuple[Trainer, Any]:
+                    model = segmentation_model(system, tower, size, seed)
                     parameters = sum(value.numel() for value in model.decoder.parameters())
                     outcome |= {"head_params": parameters, "trainable_params": parameters}
-                    trainer = train_decoder(model, train.select(np.flatnonzero(kept)), validation, collators, recipe,
+                    trainer = train_decoder(model, train.select(np.flatnonzero(kept)), validation, collators, protocol,
                                             seed=seed, epochs=epochs, device=device)  # fmt: skip
                     return trainer, model
 
-                wanted = module.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
+                wanted = system.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
                 save = save_to if wanted else None
                 mean = functools.partial(means.of, kept)
                 _score(
@@ -399,7 +342,6 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
     """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
     from ..evaluation import segmentation_predictions
     from ..evaluation.results import run_key, write_run
-    from .classification import finished_lines, subgroup_columns
 
     folders = {name: output_dir / "runs" / run_key(fields) for name, fields in runs.items()}
     finished = {name: finished_lines(folder) for name, folder in folders.items()}
@@ -434,12 +376,51 @@ def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator
     model.eval().save_pretrained(folder)
 
 
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task segmentation`: train and score decoders, and give the text to print."""
+    protocol = get_segmentation_protocol(protocol_of(arguments), arguments.dataset)
+    saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
+    loaded = load_parts(arguments, "segmentation")
+    if "train" in loaded.parts:
+        keep = check_copies(loaded.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=loaded.leak)
+        loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
+    model = load_adaptor(arguments)
+    tower = load_tower(arguments, model, device)
+    runs = run_segmentation(
+        loaded.parts,
+        systems_of(arguments, model, device),
+        tower,
+        protocol,
+        arguments.output_dir,
+        dataset=arguments.name,
+        split_hash=loaded.split_hash,
+        seen=loaded.seen,
+        size=arguments.image_size or input_size(tower.spec) or 224,
+        fractions=arguments.fraction,
+        seeds=arguments.seeds,
+        epochs=arguments.epochs,
+        external=load_external_parts(arguments, "segmentation"),
+        save_to=saved,
+        text_tower=tower_name(model.config.text_tower),
+        num_resamples=arguments.num_resamples,
+        device=device,
+    )
+    return summarize(runs) + (f"\n\nModel: {saved}" if saved else "")
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "SEGMENTATION_RECIPES": "adaptor_hf.tasks.protocols.SEGMENTATION_PROTOCOLS",
+        "SegmentationRecipe": "adaptor_hf.tasks.protocols.SegmentationProtocol",
+        "get_segmentation_recipe": "adaptor_hf.tasks.protocols.get_segmentation_protocol",
+    },
+)
+
 __all__ = [
-    "SEGMENTATION_RECIPES",
     "MaskCollator",
-    "SegmentationRecipe",
-    "get_segmentation_recipe",
     "mask_counts",
+    "run",
     "run_segmentation",
     "save_segmenter",
     "segmentation_model",

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..evaluation.baselines import LEGEND, MARK, above_baseline, baseline_rows
-from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, HEADLINES, VALUES, checkpoint_label
+from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, checkpoint_label
 from ..evaluation.notes import notes_of_lines
 from ..evaluation.overlap import overlap_sentences
-
-if TYPE_CHECKING:
-    from .classification import RunList
+from ..evaluation.tasks import headline_of
+from ..moved import moved_names
+from .runs import RunList
 
 
 def summarize(runs: RunList) -> str:
@@ -44,7 +44,7 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
     of the seeds' intervals), with a mark where it is not above the best trivial baseline. Below, each test set's
     baselines.
     """
-    metrics = HEADLINES.get(lines[0]["task"], ())
+    metrics = headline_of(lines[0]["task"])
     rows: dict[tuple, dict[str, list]] = {}
     for line in lines:
         if line["metric"] in metrics:
@@ -92,4 +92,6 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
     return f"{np.mean(values):.3f}{spread}{interval}{mark}"
 
 
-__all__ = ["HEADLINES", "headline_table", "positive_sentence", "summarize"]
+__getattr__ = moved_names(__name__, {"HEADLINES": "adaptor_hf.evaluation.naming._HEADLINES"})
+
+__all__ = ["headline_table", "positive_sentence", "summarize"]

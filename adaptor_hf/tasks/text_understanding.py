@@ -17,11 +17,17 @@ import numpy as np
 import torch
 
 from ..evaluation.baselines import MARK, above_baseline
+from ..evaluation.controls import CONTROLS
+from ..evaluation.overlap import overlap_sentences
 from ..files import write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
-from .controls import Module
+from ..training.systems import System
+from .arguments import DownstreamArguments
+from .controls import systems_of
+from .loading import load_adaptor, load_text_side
 from .overlap import overlap_fields
+from .retrieval import load_test_pairs
 from .zero_shot import tower_text_features
 
 if TYPE_CHECKING:
@@ -133,7 +139,7 @@ def run_text_understanding(
     texts: Sequence[str],
     patients: Sequence[Any],
     image_embeds: torch.Tensor,
-    modules: Sequence[Module],
+    systems: Sequence[System],
     text_tower: TextTower,
     output_dir: str | os.PathLike,
     *,
@@ -142,13 +148,13 @@ def run_text_understanding(
     num_resamples: int = 1000,
 ) -> list[SwapResult]:
     """
-    Every swap for the text tower alone (before the Adaptor) and for each module with a model (after it), beside
+    Every swap for the text tower alone (before the Adaptor) and for each system with a model (after it), beside
     untrained Adaptors, which are always made.
 
     Args:
         texts (`Sequence[str]` of length N), patients (`Sequence`): Report and patient of each image.
         image_embeds (`torch.Tensor` of shape `(N, D)`): Of the vision tower.
-        modules (`Sequence[Module]`): Others than those with a model are left out. The first of them has the shape of
+        systems (`Sequence[System]`): Others than those with a model are left out. The first of them has the shape of
             the untrained ones.
         text_tower (`TextTower`): The Adaptor's.
         output_dir (`str` or `PathLike`): For `text_understanding.json`, which holds numbers and no report.
@@ -158,10 +164,10 @@ def run_text_understanding(
     from ..evaluation.naming import checkpoint_label
 
     codes = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
-    modules = [module for module in modules if module.model is not None]
-    images = {module.key: module.features(image_embeds) for module in modules}
-    untrained = [Module("untrained", model) for model in untrained_models(modules[0].model)] if modules else []
-    untrained_images = [module.features(image_embeds) for module in untrained]
+    systems = [system for system in systems if system.model is not None]
+    images = {system.key: system.features(image_embeds) for system in systems}
+    untrained = [System("untrained", model) for model in untrained_models(systems[0].model)] if systems else []
+    untrained_images = [system.features(image_embeds) for system in untrained]
     found = []
     for swap, change in SWAPS.items():
         changed = {text: other for text in dict.fromkeys(texts) if (other := change(text)) is not None}
@@ -175,14 +181,14 @@ def run_text_understanding(
         raw = torch.nn.functional.normalize(pooled.float().cpu(), dim=1)
         found.append(SwapResult(swap, "text tower alone", len(changed), len(rows), *_cosines(raw)))
         reference = [
-            float(_own_report_wins(image[rows], adapted_texts(module.model, pooled), of_row).mean())
-            for module, image in zip(untrained, untrained_images, strict=True)
+            float(_own_report_wins(image[rows], adapted_texts(system.model, pooled), of_row).mean())
+            for system, image in zip(untrained, untrained_images, strict=True)
         ]
-        for module in modules:
-            embeds = adapted_texts(module.model, pooled)
-            hits = _own_report_wins(images[module.key][rows], embeds, of_row)
+        for system in systems:
+            embeds = adapted_texts(system.model, pooled)
+            hits = _own_report_wins(images[system.key][rows], embeds, of_row)
             interval = _interval(hits, codes[rows], num_resamples)
-            fields, cosines = module.fields(), _cosines(embeds)
+            fields, cosines = system.fields(), _cosines(embeds)
             result = SwapResult(
                 swap, fields["system"], len(changed), len(rows), *cosines, float(hits.mean()), *interval,
                 checkpoint=checkpoint_label(fields), untrained=reference,
@@ -192,7 +198,7 @@ def run_text_understanding(
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = [{name: None if value != value else value for name, value in vars(result).items()} for result in found]
     plain = [*_other_results(path, dataset, plain), *plain]
-    overlap = {module.key: overlap_fields(seen, module.key) for module in modules}
+    overlap = {system.key: overlap_fields(seen, system.key) for system in systems}
     written = {"dataset": dataset, "pretraining_overlap": overlap, "results": plain}
     write_aside(path, json.dumps(written, indent=1) + "\n")
     return found
@@ -271,9 +277,30 @@ def swap_table(results: Sequence[SwapResult]) -> str:
     return "\n".join([*lines, "", LEGEND])
 
 
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task text_understanding`: embed the test pairs, swap words, and give the text to print."""
+    model = load_adaptor(arguments)
+    text_tower = load_text_side(arguments, model, device)
+    dataset, pairs, loaded = load_test_pairs(arguments, model, device, text_tower)
+    results = run_text_understanding(
+        dataset["text"][:],
+        [patient or f"row {row}" for row, patient in enumerate(pairs.pairs["patient_id"][:])],
+        pairs.image_embeddings().float(),
+        systems_of(arguments, model, device),
+        text_tower,
+        arguments.output_dir,
+        dataset=arguments.name,
+        seen=loaded.seen,
+        num_resamples=arguments.num_resamples,
+    )
+    named = {"dataset": arguments.name, "module": "adaptor", "system": CONTROLS["adaptor"].name}
+    return "\n\n".join([swap_table(results), *overlap_sentences([named | overlap_fields(loaded.seen, "adaptor")])])
+
+
 __all__ = [
     "SWAPS",
     "SwapResult",
+    "run",
     "run_text_understanding",
     "swap_laterality",
     "swap_negation",

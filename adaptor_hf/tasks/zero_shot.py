@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +14,17 @@ from torch import nn
 
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
-from .prompts import PromptSet
-
-if TYPE_CHECKING:
-    from .classification import EmbeddedData, RunList
-    from .controls import Module
+from ..training.systems import System
+from .arguments import DownstreamArguments
+from .controls import systems_of
+from .embedded import EmbeddedData, load_embedded
+from .loading import load_adaptor, load_text_side
+from .overlap import overlap_fields
+from .prompts import PromptSet, load_prompts
+from .provenance import input_size, tower_name, tower_saw
+from .runs import RunList, finish_run, subgroup_columns
+from .summary import summarize
+from .targets import labels_hash
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +138,7 @@ def class_scores(
 
 def run_zero_shot(
     embedded: EmbeddedData,
-    modules: Sequence[Module],
+    systems: Sequence[System],
     text_tower: TextTower,
     prompts: PromptSet,
     output_dir: str | os.PathLike,
@@ -142,12 +148,12 @@ def run_zero_shot(
     num_resamples: int = 1000,
 ) -> RunList:
     """
-    Score the test part with the prompts, once a module and draw. Every image is scored alone, and nothing is chosen: a
+    Score the test part with the prompts, once a system and draw. Every image is scored alone, and nothing is chosen: a
     label is there if its texts are closer than those of its denial.
 
     Args:
         embedded ([`EmbeddedData`]): With `test`.
-        modules (`Sequence[Module]`): With a model; others (the raw tower) have no common space and are left out.
+        systems (`Sequence[System]`): With a model; others (the raw tower) have no common space and are left out.
         text_tower (`TextTower`): The Adaptor's.
         prompts ([`PromptSet`]): For the data set's classes.
         output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
@@ -160,10 +166,6 @@ def run_zero_shot(
     """
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
-    from .classification import RunList, finish_run, subgroup_columns
-    from .overlap import overlap_fields
-    from .provenance import input_size, tower_name, tower_saw
-    from .targets import labels_hash
 
     data = embedded.data
     if "test" not in data.parts:
@@ -173,11 +175,11 @@ def run_zero_shot(
     # The digest is that of the whole set: set, number and seed determine a draw, and draws are one recipe's seeds.
     drawn = "" if prompts_per_class is None else f", {prompts_per_class} a class"
     recipe = f"{prompts.name}{drawn} ({prompts.digest})"
-    for module in (module for module in modules if module.model is not None):
-        features = module.features(embedded.embeds["test"])
+    for system in (system for system in systems if system.model is not None):
+        features = system.features(embedded.embeds["test"])
         for seed in seeds if prompts_per_class is not None else seeds[:1]:
             chosen = prompts.draw(prompts_per_class, seed)
-            fields = module.fields() | {
+            fields = system.fields() | {
                 "recipe": recipe,
                 "vision_tower": tower_name(embedded.vision_spec),
                 "text_tower": tower_name(text_tower.spec),
@@ -190,10 +192,10 @@ def run_zero_shot(
                 "positive_class": data.positive_class,
                 "targets_hash": targets,
                 "tower_saw_dataset": tower_saw(embedded.vision_spec, data.name),
-            } | overlap_fields(data.seen, module.key)  # fmt: skip
+            } | overlap_fields(data.seen, system.key)  # fmt: skip
 
-            def score(module=module, features=features, chosen=chosen) -> Any:
-                scores = class_scores(module.model, text_tower, features, chosen)
+            def score(system=system, features=features, chosen=chosen) -> Any:
+                scores = class_scores(system.model, text_tower, features, chosen)
                 return classification_predictions(
                     rows["image_id"], rows["patient_id"], data.labels["test"], scores,
                     problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
@@ -206,10 +208,31 @@ def run_zero_shot(
     return found
 
 
+def run(arguments: DownstreamArguments, device: str) -> str:
+    """The task of `--task zero_shot`: embed images and prompts, score, and give the text to print."""
+    if arguments.prompts is None:
+        raise ValueError("--task zero_shot needs --prompts: chexpert, rsna, covidx, siim, phantom, or a JSON file.")
+    prompts = load_prompts(arguments.prompts)
+    model = load_adaptor(arguments)
+    embedded = load_embedded(arguments, model, device)
+    runs = run_zero_shot(
+        embedded,
+        systems_of(arguments, model, device),
+        load_text_side(arguments, model, device),
+        prompts,
+        arguments.output_dir,
+        prompts_per_class=arguments.prompts_per_class,
+        seeds=arguments.seeds,
+        num_resamples=arguments.num_resamples,
+    )
+    return summarize(runs)
+
+
 __all__ = [
     "class_scores",
     "embed_prompts",
     "embed_texts",
+    "run",
     "run_zero_shot",
     "tower_text_features",
     "zero_shot_scores",

@@ -16,9 +16,12 @@ from transformers import TrainerCallback, set_seed
 
 from ..configuration_adaptor import AdaptorConfig
 from ..evaluation.baselines import LEGEND, MARK, above_baseline
+from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
+from ..moved import moved_names
 from .arguments import AdaptorTrainingArguments
+from .systems import System
 from .trainer import AdaptorTrainer, embed_pairs
 
 if TYPE_CHECKING:
@@ -34,7 +37,7 @@ CONTROLS_FOLDER = "controls"
 @dataclass
 class RetrievalResult:
     """
-    Retrieval of one variant on one split.
+    Retrieval of one system on one split.
 
     Args:
         name (`str`): What was trained.
@@ -63,16 +66,6 @@ class RetrievalResult:
         """Whether the interval of a metric is on the better side of chance, as of `above_baseline`."""
         low, high = self.intervals.get(metric, (float("nan"),) * 2)
         return above_baseline(metric, low, high, self.chance.get(metric, float("nan")))
-
-
-@dataclass
-class Variant:
-    """A trained (or untrained) model, with the learning rate and the validation recall that chose it."""
-
-    name: str
-    model: AdaptorModel
-    learning_rate: float | None = None
-    validation_mean_recall: float | None = None
 
 
 class ShuffledPairs(Dataset):
@@ -127,7 +120,7 @@ def patients_of(pairs: "EmbeddingCache") -> np.ndarray:
     )[1]
 
 
-def train_variant(
+def train_control(
     config: AdaptorConfig,
     train: Dataset,
     validation: "EmbeddingCache",
@@ -172,15 +165,15 @@ def train_variant(
     return best
 
 
-def train_variants(
+def train_controls(
     config: AdaptorConfig,
     train: "EmbeddingCache",
     validation: "EmbeddingCache",
     arguments: AdaptorTrainingArguments,
     learning_rates: Sequence[float],
-) -> list[Variant]:
+) -> list[System]:
     """
-    The Adaptor and its controls on one cache: every trained variant gets the same learning rates, epochs, batch and
+    The Adaptor and its controls on one cache: all that is trained gets the same learning rates, epochs, batch and
     seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses modalities:
     their spaces are not comparable.
 
@@ -191,49 +184,48 @@ def train_variants(
         learning_rates (`Sequence[float]`): The shared grid.
 
     Returns:
-        `list[Variant]`: Adaptor, two linear projections, Adaptor on shuffled pairs, untrained Adaptor.
+        `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs),
+        untrained Adaptor.
     """
-    projections = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0})
-    shapes = [
-        ("Adaptor", config, train),
-        ("two linear projections", projections, train),
-        ("Adaptor, shuffled pairs", config, ShuffledPairs(train, arguments.seed)),
-    ]
-    variants = []
-    for name, shape, pairs in shapes:
-        logger.info(f"Control: {name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
-        model, learning_rate, score = train_variant(shape, pairs, validation, arguments, learning_rates)
-        variants.append(Variant(name, model.to(arguments.device).eval(), learning_rate, score))
+    systems = []
+    for key in ("adaptor", *controls_made("pretrained")):
+        control, shape = CONTROLS[key], config
+        if control.num_hidden_layers is not None:
+            shape = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": control.num_hidden_layers})
+        pairs = ShuffledPairs(train, arguments.seed) if control.shuffled else train
+        logger.info(f"Control: {control.name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
+        model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates)
+        model = model.to(arguments.device).eval()
+        systems.append(System(key, model, learning_rate=learning_rate, validation_mean_recall=score))
     set_seed(arguments.seed)
-    variants.append(Variant("Adaptor, untrained", AdaptorModel(config).to(arguments.device).eval()))
-    return variants
+    systems.append(System("untrained", AdaptorModel(config).to(arguments.device).eval()))
+    return systems
 
 
-def compare_retrieval(variants: Sequence[Variant], test: "EmbeddingCache") -> list[RetrievalResult]:
-    """Retrieval of every variant on a split."""
+def compare_retrieval(systems: Sequence[System], test: "EmbeddingCache") -> list[RetrievalResult]:
+    """Retrieval of every system on a split."""
     return [
         replace(
-            evaluate_retrieval(variant.model, test, variant.name),
-            learning_rate=variant.learning_rate,
-            validation_mean_recall=variant.validation_mean_recall,
+            evaluate_retrieval(system.model, test, system.label),
+            learning_rate=system.learning_rate,
+            validation_mean_recall=system.validation_mean_recall,
         )
-        for variant in variants
+        for system in systems
     ]
 
 
-def save_variants(variants: Sequence[Variant], folder: str | os.PathLike) -> dict[str, str]:
+def save_controls(systems: Sequence[System], folder: str | os.PathLike) -> dict[str, str]:
     """
-    Save the control models of [`train_variants`] for `adaptor_hf.tasks.controls.load_modules`.
+    Save the control models of [`train_controls`] for `adaptor_hf.tasks.controls.load_systems`.
 
     Returns:
-        `dict[str, str]`: `projections` and `shuffled` to their folders.
+        `dict[str, str]`: Key of each pre-trained control to its folder.
     """
-    keys = {"two linear projections": "projections", "Adaptor, shuffled pairs": "shuffled"}
     saved = {}
-    for variant in variants:
-        if variant.name in keys:
-            saved[keys[variant.name]] = os.path.join(folder, keys[variant.name])
-            variant.model.save_pretrained(saved[keys[variant.name]])
+    for system in systems:
+        if system.key in controls_made("pretrained"):
+            saved[system.key] = os.path.join(folder, system.key)
+            system.model.save_pretrained(saved[system.key])
     return saved
 
 
@@ -265,16 +257,36 @@ def format_table(results: list[RetrievalResult]) -> str:
     return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", *notes, "", LEGEND])
 
 
+def _variant(
+    name: str,
+    model: AdaptorModel,
+    learning_rate: float | None = None,
+    validation_mean_recall: float | None = None,
+) -> System:
+    """A `Variant`, as it was made."""
+    key = next((key for key, control in CONTROLS.items() if control.name == name), "adaptor")
+    return System(key, model, None, None, learning_rate, validation_mean_recall, title=name)
+
+
+__getattr__ = moved_names(
+    __name__,
+    {
+        "Variant": f"{__name__}._variant",
+        "save_variants": f"{__name__}.save_controls",
+        "train_variant": f"{__name__}.train_control",
+        "train_variants": f"{__name__}.train_controls",
+    },
+)
+
 __all__ = [
     "CONTROLS_FOLDER",
     "RetrievalResult",
     "ShuffledPairs",
-    "Variant",
     "compare_retrieval",
     "evaluate_retrieval",
     "format_table",
     "patients_of",
-    "save_variants",
-    "train_variant",
-    "train_variants",
+    "save_controls",
+    "train_control",
+    "train_controls",
 ]

@@ -26,8 +26,8 @@ from .controls import (
     compare_retrieval,
     evaluate_retrieval,
     format_table,
-    save_variants,
-    train_variants,
+    save_controls,
+    train_controls,
 )
 
 if TYPE_CHECKING:
@@ -68,17 +68,17 @@ def report_run(
     evaluated_on = next((name for name in ("test", "validation") if name in views), None)
     if learning_rates and "validation" not in views:
         raise ValueError("--controls chooses on a validation split, and there is none.")
-    variants = []
+    systems = []
     if learning_rates:
-        variants = train_variants(model.config, views["train"], views["validation"], arguments, learning_rates)
+        systems = train_controls(model.config, views["train"], views["validation"], arguments, learning_rates)
     if arguments.process_index > 0:
         return None
-    if variants:
-        save_variants(variants, Path(arguments.output_dir) / CONTROLS_FOLDER)
+    if systems:
+        save_controls(systems, Path(arguments.output_dir) / CONTROLS_FOLDER)
     result = table = None
     if evaluated_on is not None:
         result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
-        table = format_table([result, *(compare_retrieval(variants, views[evaluated_on]) if variants else [])])
+        table = format_table([result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])])
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
         write_retrieval(arguments.output_dir, result, evaluated_on)

@@ -30,26 +30,23 @@ from adaptor_hf.evaluation import (
     segmentation_predictions,
 )
 from adaptor_hf.evaluation.compare import mean_interval
+from adaptor_hf.evaluation.controls import CONTROLS
 from adaptor_hf.evaluation.results import RESULTS_FILE, read_results
-from adaptor_hf.tasks.classification import EmbeddedData, embed_labelled, run_classification
-from adaptor_hf.tasks.controls import Module
 from adaptor_hf.tasks.data import LabelledData, labelled_data, plain_rows
-from adaptor_hf.tasks.protocols import RECIPES
+from adaptor_hf.tasks.embedded import EmbeddedData, embed_labelled
+from adaptor_hf.tasks.frozen_heads import run_classification
+from adaptor_hf.tasks.protocols import PROTOCOLS, SEGMENTATION_PROTOCOLS
 from adaptor_hf.tasks.retrieval import run_retrieval
-from adaptor_hf.tasks.segmentation import SEGMENTATION_RECIPES, MaskCollator, masked_rows, run_segmentation
+from adaptor_hf.tasks.segmentation import MaskCollator, masked_rows, run_segmentation
 from adaptor_hf.training import AdaptorTrainingArguments
-from adaptor_hf.training.controls import ShuffledPairs, train_variant
+from adaptor_hf.training.controls import ShuffledPairs, train_control
 from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.training.systems import System
 
 PROTOCOL = Path(__file__).with_name("protocol.yaml")
 PARTS = ("pretraining", "classification", "retrieval", "segmentation", "report")
 PIXELS = 28
-NAMES = {
-    "adaptor": "Adaptor",
-    "tower": "raw tower",
-    "projections": "two linear projections",
-    "shuffled": "Adaptor, shuffled pairs",
-    "untrained": "Adaptor, untrained",
+NAMES = {key: CONTROLS[key].name for key in ("adaptor", "tower", "projections", "shuffled", "untrained")} | {
     "pixels": "pixels, 28 x 28",
     "mean_mask": "mean training mask",
     "all_empty": "all-empty mask",
@@ -57,7 +54,7 @@ NAMES = {
 }
 
 
-class Pixels(Module):
+class Pixels(System):
     """The control that has no network: its features are the image itself."""
 
     def fields(self) -> dict:
@@ -106,7 +103,7 @@ def pretrain(protocol: dict, output: Path, seeds: list[int]) -> None:
                 model = AdaptorModel(shape)
             else:
                 train = ShuffledPairs(views["train"], seed) if variant == "shuffled" else views["train"]
-                model, rate, recall = train_variant(
+                model, rate, recall = train_control(
                     shape, train, views["validation"], arguments, settings["learning_rates"]
                 )
                 chosen = {"learning_rate": rate, "validation_mean_recall": recall}
@@ -115,13 +112,13 @@ def pretrain(protocol: dict, output: Path, seeds: list[int]) -> None:
             print(variant, seed, chosen, flush=True)
 
 
-def module_of(name: str, seed: int, output: Path) -> Module:
+def system_of(name: str, seed: int, output: Path) -> System:
     if name == "tower":
-        return Module("tower")
+        return System("tower")
     if name == "pixels":
         return Pixels("pixels")
     folder = output / "models" / f"{name}-{seed}"
-    return Module(name, AdaptorModel.from_pretrained(folder, load_towers=False).eval())
+    return System(name, AdaptorModel.from_pretrained(folder, load_towers=False).eval())
 
 
 def pixel_features(data: LabelledData) -> dict[str, torch.Tensor]:
@@ -143,7 +140,7 @@ def classify(protocol: dict, output: Path, seeds: list[int]) -> None:
         for seed in seeds:
             for system in (name for name in settings["systems"] if seed in seeds_of(protocol, name)):
                 found = run_classification(
-                    raw if system == "pixels" else embedded, [module_of(system, seed, output)], RECIPES["rigorous"],
+                    raw if system == "pixels" else embedded, [system_of(system, seed, output)], PROTOCOLS["rigorous"],
                     output, seeds=[seed], text_tower=protocol["towers"]["text"],
                 )  # fmt: skip
                 assert not found.failed, found.failed
@@ -157,8 +154,8 @@ def retrieve(protocol: dict, output: Path, seeds: list[int]) -> None:
     hashed = split_hash(pairs_table(protocol))
     for seed in seeds:
         systems = [name for name in protocol["retrieval"]["systems"] if seed in seeds_of(protocol, name)]
-        modules = [module_of(name, seed, output) for name in systems]
-        run_retrieval(test, modules, output, dataset=protocol["retrieval"]["dataset"], split_hash=hashed)
+        loaded = [system_of(name, seed, output) for name in systems]
+        run_retrieval(test, loaded, output, dataset=protocol["retrieval"]["dataset"], split_hash=hashed)
     print("retrieval", len(test), "pairs,", test.num_texts, "texts", flush=True)
 
 
@@ -172,7 +169,7 @@ def segment(protocol: dict, output: Path, seeds: list[int]) -> None:
     for seed in (seed for seed in settings["seeds"] if seed in seeds):
         for system in settings["systems"]:
             run_segmentation(
-                parts, [module_of(system, seed, output)], tower, SEGMENTATION_RECIPES["rigorous"], output,
+                parts, [system_of(system, seed, output)], tower, SEGMENTATION_PROTOCOLS["rigorous"], output,
                 dataset="lungs", split_hash=split_hash, size=settings["image_size"], seeds=[seed],
                 epochs=settings["epochs"], text_tower=protocol["towers"]["text"],
             )  # fmt: skip

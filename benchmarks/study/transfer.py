@@ -24,7 +24,7 @@ from adaptor_hf.evaluation.weighted import weighted_auroc
 from adaptor_hf.tasks.data import labelled_data
 from adaptor_hf.tasks.features import tower_features
 from adaptor_hf.tasks.probe import fit_probe
-from adaptor_hf.tasks.protocols import RECIPES
+from adaptor_hf.tasks.protocols import PROTOCOLS
 
 SYSTEMS = {
     "raw tower": ("tower",),
@@ -61,7 +61,7 @@ def held_out(embeds: torch.Tensor, labels: np.ndarray, patients: np.ndarray, pro
         features["unit"] = torch.nn.functional.normalize(embeds, dim=-1)
         for system, names in SYSTEMS.items():
             both = torch.cat([features[name] for name in names], dim=1)
-            probe = fit_probe(both[train], labels[train], both[validation], labels[validation], RECIPES["rigorous"],
+            probe = fit_probe(both[train], labels[train], both[validation], labels[validation], PROTOCOLS["rigorous"],
                               num_logits=1, exclusive=False, seed=seed)  # fmt: skip
             found[system].append((np.flatnonzero(outside), probe.predict(both[outside])[:, 0]))
     return found

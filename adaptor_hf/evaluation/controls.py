@@ -1,0 +1,77 @@
+"""The Adaptor and what stands in its place in a comparison, each declared once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MADE = ("checkpoint", "built", "pretrained", "fine-tuned")
+
+
+@dataclass(frozen=True)
+class Control:
+    """
+    One row of a comparison: a control, or the Adaptor itself.
+
+    Args:
+        key (`str`): Of options and of folders of saved models, and the field `module` of result lines.
+        name (`str`): What tables call it, and the field `system` of result lines.
+        made (`str`): `checkpoint` is the Adaptor that is asked about; `built` needs no training of its own;
+            `pretrained` is trained on the same pairs as the Adaptor, at the end of its pre-training; `fine-tuned` is
+            the Adaptor with a tower that trains on the task.
+        simplicity (`int`, *optional*): Of what the test rows cannot tell apart, the one with the lowest is recommended;
+            None: it is never recommended, it only shows what the others learned.
+        num_hidden_layers (`int`, *optional*): Of one that is pre-trained, instead of the Adaptor's.
+        shuffled (`bool`): Of one that is pre-trained: images and texts are matched at random.
+    """
+
+    key: str
+    name: str
+    made: str
+    simplicity: int | None = None
+    num_hidden_layers: int | None = None
+    shuffled: bool = False
+
+    def __post_init__(self) -> None:
+        if self.made not in MADE:
+            raise ValueError(f"Control {self.key}: made is one of {', '.join(MADE)}, got {self.made!r}.")
+
+
+CONTROLS = {
+    control.key: control
+    for control in (
+        Control("adaptor", "Adaptor", "checkpoint", simplicity=3),
+        Control("tower", "raw tower", "built", simplicity=0),
+        Control("untrained", "Adaptor, untrained", "built"),
+        Control("mlp", "parameter-matched MLP", "built", simplicity=2),
+        Control("projections", "two linear projections", "pretrained", simplicity=1, num_hidden_layers=0),
+        Control("shuffled", "Adaptor, shuffled pairs", "pretrained", shuffled=True),
+        Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=5),
+        Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4),
+    )
+}
+"""By key."""
+
+
+def controls_made(made: str) -> tuple[str, ...]:
+    """Keys of the controls that are made in one way, such as `built`."""
+    return tuple(key for key, control in CONTROLS.items() if control.made == made)
+
+
+def saw_pairs(key: str | None) -> bool:
+    """Whether image-report pairs have shaped it, so that overlap of test rows with pre-training matters: all but what
+    is built. What a tower saw is `tower_saw_dataset`."""
+    return key not in controls_made("built")
+
+
+def may_be_recommended(key: str) -> bool:
+    """False of controls that only show what others learned; what is not declared may be recommended, as the last."""
+    return key not in CONTROLS or CONTROLS[key].simplicity is not None
+
+
+def simplicity_of(key: str) -> int:
+    """Place among what may be recommended, the simplest first; what is not declared comes last."""
+    found = CONTROLS[key].simplicity if key in CONTROLS else None
+    return len(CONTROLS) if found is None else found
+
+
+__all__ = ["CONTROLS", "Control", "controls_made", "may_be_recommended", "saw_pairs", "simplicity_of"]

@@ -1,0 +1,84 @@
+"""A series of runs: those that are finished are read, the others are made, and what could not be made is said."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunList:
+    """
+    What a series of runs did.
+
+    Args:
+        lines (`list[dict]`): Result lines of all runs, those that were there before among them.
+        skipped (`int`): Runs that were finished before.
+        failed (`list[str]`): Runs that could not be made, and why.
+    """
+
+    lines: list[dict[str, Any]] = field(default_factory=list)
+    skipped: int = 0
+    failed: list[str] = field(default_factory=list)
+
+
+def subgroup_columns(rows: pd.DataFrame) -> dict[str, list]:
+    """Columns of a part's rows that predictions keep for subgroups: those with a value anywhere, but ids."""
+    columns = {name: rows[name].tolist() for name in rows if name not in ("image_id", "patient_id")}
+    return {name: values for name, values in columns.items() if any(value is not None for value in values)}
+
+
+def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
+    """
+    Result lines of a finished run; None where it is to be made. A damaged result file is set aside under another name,
+    said in the log, and its run is made again.
+    """
+    from ..evaluation.results import RESULTS_FILE, finished_runs, read_results
+
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return None
+    lines = read_results(path).lines
+    if finished_runs(lines):
+        return lines
+    aside = path.with_name(f"{RESULTS_FILE}.damaged")
+    os.replace(path, aside)
+    logger.warning("%s is damaged: it is kept as %s, and the run is made again.", path, aside.name)
+    return None
+
+
+def finish_run(
+    found: RunList,
+    output_dir: Path,
+    fields: dict[str, Any],
+    score: Callable[[], Any],
+    outcome: dict[str, Any],
+) -> None:
+    """
+    Make a run, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
+
+    Args:
+        fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
+        outcome (`dict`): The rest of what its lines say; `score` may add to it.
+    """
+    from ..evaluation.results import run_key, write_run
+
+    folder = output_dir / "runs" / run_key(fields)
+    if (lines := finished_lines(folder)) is not None:
+        found.lines += lines
+        found.skipped += 1
+    else:
+        predictions = score()
+        found.lines += write_run(folder, predictions, fields | outcome)
+
+
+__all__ = ["RunList", "finish_run", "finished_lines", "subgroup_columns"]

@@ -1,0 +1,81 @@
+"""A row of a comparison, loaded: the Adaptor or one of its controls, with its weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from ..evaluation.controls import CONTROLS
+from ..evaluation.naming import weights_digest
+from ..modeling_adaptor import AdaptorModel
+
+BATCH_ROWS = 8192
+
+
+@dataclass
+class System:
+    """
+    One way from a tower's features to what a head or a comparison reads.
+
+    Args:
+        key (`str`): A key of `adaptor_hf.evaluation.controls.CONTROLS`.
+        model (`AdaptorModel`, *optional*): In evaluation mode; `None` leaves the tower's features as they are.
+        hidden_size (`int`, *optional*): Of a head's hidden layer, where that is the control.
+        name (`str`, *optional*): What results call the checkpoint, see `adaptor_hf.tasks.controls.checkpoint_name`.
+        learning_rate (`float`, *optional*): The rate that validation chose; `None` where nothing was trained here, and
+        validation_mean_recall (`float`, *optional*): what it was chosen by.
+        title (`str`, *optional*): What a table calls it, instead of the control's name.
+    """
+
+    key: str
+    model: AdaptorModel | None = None
+    hidden_size: int | None = None
+    name: str | None = None
+    learning_rate: float | None = None
+    validation_mean_recall: float | None = None
+    title: str | None = None
+    _digest: str | None = field(default=None, repr=False)
+
+    @property
+    def label(self) -> str:
+        """What tables call it. Heads as large as two different checkpoints are two controls."""
+        if self.title is not None:
+            return self.title
+        return CONTROLS[self.key].name + ("" if self.hidden_size is None else f", {self.hidden_size} hidden")
+
+    def features(self, embeds: torch.Tensor) -> torch.Tensor:
+        """What a head reads: `(n, hidden_size)` from the tower's `(n, D)`, or these as they are."""
+        return embeds if self.model is None else adaptor_features(self.model, embeds)
+
+    def fields(self) -> dict[str, Any]:
+        """What results say of it."""
+        if self._digest is None and self.model is not None:
+            self._digest = weights_digest(self.model)
+        return {"system": self.label, "module": self.key, "checkpoint": self._digest, "checkpoint_name": self.name}
+
+
+@torch.no_grad()
+def adaptor_features(model: AdaptorModel, embeds: torch.Tensor) -> torch.Tensor:
+    """
+    What a head on the Adaptor reads: `(n, hidden_size)` float32 on the CPU, from the tower's `(n, D)`.
+
+    Raises:
+        ValueError: the model is in training mode, or was made for a tower of another width.
+    """
+    if model.training:
+        raise ValueError("The model is in training mode, where dropout changes every feature. Call model.eval() first.")
+    if embeds.shape[-1] != model.config.vision_hidden_size:
+        raise ValueError(
+            f"The Adaptor takes image embeddings {model.config.vision_hidden_size} wide, the tower gives "
+            f"{embeds.shape[-1]}: it was trained with another tower."
+        )
+    parts = [
+        model.get_image_features(image_embeds=part.to(model.device, model.dtype)).pooler_output.float().cpu()
+        for part in embeds.split(BATCH_ROWS)
+    ]
+    return torch.cat(parts)
+
+
+__all__ = ["BATCH_ROWS", "System", "adaptor_features"]
