@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -102,7 +104,7 @@ def train_head(
     state = torch.get_rng_state()
     arguments = in_memory_arguments(
         train[0].device, learning_rate=rate, per_device_train_batch_size=recipe.batch_size, seed=seed,
-        max_grad_norm=0, logging_nan_inf_filter=False, dataloader_pin_memory=False,
+        max_grad_norm=0,
     )  # fmt: skip
     rows = ShuffledRows(len(train[0]), recipe.batch_size, seed, arguments.device)
     arguments.max_steps = recipe.max_steps or recipe.epochs * len(rows)
@@ -130,8 +132,22 @@ def train_head(
     )
     # Trainer has set the seed once more.
     torch.set_rng_state(state)
-    trainer.train()
+    with _garbage_left_alone():
+        trainer.train()
     return keep
+
+
+@contextmanager
+def _garbage_left_alone() -> Iterator[None]:
+    """Trainer collects garbage before it starts, which in a large process takes longer than to train a head."""
+    if gc.get_freeze_count():
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _on(device: Any, part: tuple[torch.Tensor, torch.Tensor, np.ndarray]) -> FeatureRows:
@@ -154,7 +170,8 @@ def _schedule(optimizer: torch.optim.Optimizer, recipe: ProbeRecipe, total: int,
         return OnceAnEpoch(schedulers.CosineAnnealingLR(optimizer, T_max=recipe.epochs), steps_an_epoch)
     if recipe.schedule == "plateau":
         return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
-    return schedulers.ConstantLR(optimizer, factor=1.0)
+    # Trainer wants one, and its own would take the rate of a warm-up.
+    return OnceAnEpoch(schedulers.ConstantLR(optimizer, factor=1.0), steps_an_epoch)
 
 
 def _scores(head: ClassificationHead, rows: FeatureRows, monitor: str) -> dict[str, float]:

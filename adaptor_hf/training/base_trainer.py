@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -164,7 +166,8 @@ class BaseTrainer(Trainer):
 
     def train(self, *args, **kwargs):
         """As `Trainer.train`; afterwards the model has the weights of `keep_best`, if there is one."""
-        output = super().train(*args, **kwargs)
+        with _known_to_be_absent("lomo_optim"):
+            output = super().train(*args, **kwargs)
         if self.keep_best is not None:
             self.keep_best.restore(self.model)
         return output
@@ -220,6 +223,20 @@ class BaseTrainer(Trainer):
         return metrics
 
 
+@contextmanager
+def _known_to_be_absent(package: str) -> Iterator[None]:
+    """Where a package is not installed nobody searches the disk for it: accelerate does, twice at every step."""
+    absent = package not in sys.modules and find_spec(package) is None
+    if absent:
+        # How Python notes that there is no such module.
+        sys.modules[package] = None
+    try:
+        yield
+    finally:
+        if absent:
+            sys.modules.pop(package, None)
+
+
 def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Collator of datasets whose `__getitems__` returns a finished batch."""
     return batch
@@ -240,6 +257,8 @@ def in_memory_arguments(device: Any, **kwargs: Any) -> TrainingArguments:
         logging_strategy="no",
         report_to=[],
         disable_tqdm=True,
+        # Else the loss of an evaluation would leave out what is NaN.
+        logging_nan_inf_filter=False,
         remove_unused_columns=False,
         use_cpu=torch.device(device).type == "cpu",
         **kwargs,
