@@ -15,11 +15,11 @@ import torch
 
 from ..data.reading import Reading
 from ..data.splits import split_hash
+from ..files import write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
 from ..training.report import package_versions
-from ..training.trainer import write_aside
 from .manifest import place_beside
 
 if TYPE_CHECKING:

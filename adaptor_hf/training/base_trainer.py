@@ -205,7 +205,7 @@ class BaseTrainer(Trainer):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The loss on validation is {loss} at step {self.state.global_step}, rate {self.args.learning_rate:g}. "
-                "Use a lower one, or float32."
+                "Use a lower rate, or float32."
             )
         return metrics
 

@@ -12,6 +12,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
 from ..data.splits import split_hash
 from ..evaluation.results import RETRIEVAL_FILE
+from ..files import write_aside
 from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
@@ -28,7 +29,6 @@ from .controls import (
     save_variants,
     train_variants,
 )
-from .trainer import write_aside
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
