@@ -16,7 +16,7 @@ from naive_reference import naive_loader
 from torch.utils.data import DataLoader
 
 from adaptor_hf.embeddings import import_embeddings, importing
-from adaptor_hf.training.trainer import keep_batch
+from adaptor_hf.training.base_trainer import keep_batch
 
 BASELINE = "naive: one memory-mapped .npy row at a time, float32, default_collate"
 BATCH = 1024

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from adaptor_hf.evaluation import chance_recall
-from adaptor_hf.training.trainer import embed_pairs
+from adaptor_hf.training.pair_evaluation import embed_pairs
 
 
 def draw_curves(log_history: list[dict], path: Path) -> Path:

@@ -13,7 +13,7 @@ from distributed_worker import make_batch, make_encoders, run
 from synthetic import synthetic_cache
 
 from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss
-from adaptor_hf.training.trainer import check_last_batch
+from adaptor_hf.training.pair_batches import check_last_batch
 
 ROOT = Path(__file__).parents[1]
 

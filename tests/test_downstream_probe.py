@@ -10,7 +10,7 @@ from synthetic import synthetic_model
 from adaptor_hf.evaluation.naming import weights_digest
 from adaptor_hf.tasks.controls import load_systems, matched_hidden_size
 from adaptor_hf.tasks.features import adaptor_features
-from adaptor_hf.tasks.probe import _batches, fit_probe, fold_standardization, has_seed, macro_auroc
+from adaptor_hf.tasks.probe import fit_probe, fold_standardization, has_seed, macro_auroc
 from adaptor_hf.tasks.protocols import PROTOCOLS, get_protocol
 
 # A linear head by gradient; the recipe's own is in test_downstream_logistic.py.
@@ -97,14 +97,6 @@ def test_five_seeds_give_five_results_and_one_seed_one():
     results = [fit(seed=seed).predict(features) for seed in range(5)]
     assert len({result.tobytes() for result in results}) == 5
     np.testing.assert_array_equal(fit(seed=0).predict(features), results[0])
-
-
-def test_the_order_of_rows_depends_on_the_seed_and_no_batch_is_one_row():
-    recipe = replace(QUICK, batch_size=4)
-    orders = [_batches(9, recipe, seed, "cpu") for seed in (0, 1)]
-    first, second = ([next(order).tolist() for _ in range(4)] for order in orders)
-    assert first != second
-    assert {len(rows) for rows in first} == {4}
 
 
 def test_validation_chooses_the_learning_rate_whatever_the_order():

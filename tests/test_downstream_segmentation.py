@@ -15,7 +15,6 @@ from adaptor_hf.evaluation import read_results, segmentation_counts
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.protocols import SEGMENTATION_PROTOCOLS, get_segmentation_protocol
 from adaptor_hf.tasks.segmentation import (
-    KeepBestDecoder,
     MaskCollator,
     augmented,
     counts_of,
@@ -124,19 +123,6 @@ def test_the_rate_of_the_adaptor_recipe_is_half_a_cosine_of_a_hundred_epochs(tab
         rates[name] = trainer.lr_scheduler.get_last_lr()[0]
     assert rates["adaptor"] == pytest.approx(5e-4 * (1 + np.cos(np.pi * 4 / 100)) / 2)
     assert rates["rigorous"] == 5e-4
-
-
-def test_a_gain_below_min_delta_is_kept_and_does_not_delay_the_end():
-    keep, model = KeepBestDecoder("dice", 2, min_delta=0.1), torch.nn.Module()
-    model.decoder = torch.nn.Linear(1, 1)
-    ended = []
-    for score in (0.5, 0.55, 0.58, 0.4):
-        torch.nn.init.constant_(model.decoder.weight, score)
-        control = type("Control", (), {"should_training_stop": False})()
-        keep.on_evaluate(None, None, control, {"eval_dice": score}, model=model)
-        ended.append(control.should_training_stop)
-    assert ended == [False, False, True, True]
-    assert keep.state["weight"].item() == pytest.approx(0.58)
 
 
 def test_external_masks_are_scored_by_the_same_decoder_which_is_saved_for_pipelines(table, checkpoint, tmp_path):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import math
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import set_seed
 
 from ..evaluation.controls import CONTROLS
 from ..heads_adaptor import AdaptorForImageClassification
@@ -22,8 +20,9 @@ from ..privacy.mode import error_text
 from ..towers_adaptor import VisionTower
 from .controls import checkpoint_name
 from .data import LabelledData, training_subset
-from .probe import check_labels, macro_auroc
+from .probe import check_labels
 from .runs import RunList, finish_run, subgroup_columns
+from .tower_training import probabilities, train_classifier
 
 LEARNING_RATES = {"finetune": 2e-5, "lora": 2e-4}
 RANK = 8
@@ -39,24 +38,6 @@ class ImageCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         batch = dict(self.processor([row["image"] for row in rows], return_tensors="pt"))
         return batch | {"labels": torch.tensor(np.array([row["target"] for row in rows]), dtype=self.dtype)}
-
-
-class KeepBestTrainable(TrainerCallback):
-    """Keeps the trained weights of the best evaluation in memory."""
-
-    def __init__(self) -> None:
-        self.best, self.state = -math.inf, None
-
-    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
-        if self.state is None or metrics["eval_score"] > self.best:
-            self.best = metrics["eval_score"]
-            trained = {name for name, value in model.named_parameters() if value.requires_grad}
-            buffers = {name for name, _ in model.named_buffers()}
-            self.state = {
-                name: value.detach().cpu().clone()
-                for name, value in model.state_dict().items()
-                if name in trained | buffers
-            }
 
 
 def trainable_model(
@@ -181,11 +162,14 @@ def run_finetune(
                 }
                 train, validation = images["train"].select(kept), images["validation"]
                 collator = ImageCollator(tower.processor, data.exclusive)
-                trainer = _train(classifier, train, validation, collator, data, rate, epochs, batch_size, seed, device)
-                chosen = decisions(_probabilities(trainer, images["validation"], data), data)
+                trainer = train_classifier(
+                    classifier, train, validation, collator, exclusive=data.exclusive, learning_rate=rate,
+                    epochs=epochs, batch_size=batch_size, seed=seed, device=device,
+                )  # fmt: skip
+                chosen = decisions(probabilities(trainer, images["validation"], data.exclusive), data)
                 return classification_predictions(
                     rows["image_id"], rows["patient_id"], data.labels["test"],
-                    _probabilities(trainer, images["test"], data),
+                    probabilities(trainer, images["test"], data.exclusive),
                     problem_type=SINGLE if data.exclusive else MULTI, class_names=data.class_names,
                     train_frequencies=class_frequencies(labels, data), columns=subgroup_columns(rows),
                     num_resamples=num_resamples, **chosen,
@@ -196,42 +180,6 @@ def run_finetune(
             except ValueError as error:
                 found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}")
     return found
-
-
-def _train(classifier, train, validation, collator, data, rate, epochs, batch_size, seed, device) -> Trainer:
-    def metrics(prediction: Any) -> dict[str, float]:
-        score = macro_auroc(np.asarray(prediction.predictions, np.float64), prediction.label_ids, data.exclusive)
-        return {} if math.isnan(score) else {"score": score}
-
-    class ScoredTrainer(Trainer):
-        def evaluate(self, *args, **kwargs):
-            found = super().evaluate(*args, **kwargs)
-            # With one class alone on validation there is no AUROC: the loss is what is left to choose by.
-            found.setdefault("eval_score", -found["eval_loss"])
-            keep.on_evaluate(None, None, None, found, model=self.model)
-            return found
-
-    keep = KeepBestTrainable()
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, learning_rate=rate, per_device_train_batch_size=batch_size, per_device_eval_batch_size=batch_size,
-            num_train_epochs=epochs, weight_decay=0.01, warmup_steps=0.1, seed=seed, eval_strategy="epoch",
-            save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True, remove_unused_columns=False,
-            label_names=["labels"], use_cpu=device == "cpu",
-        )  # fmt: skip
-        trainer = ScoredTrainer(
-            model=classifier, args=arguments, train_dataset=train, eval_dataset=validation, data_collator=collator,
-            compute_metrics=metrics,
-        )  # fmt: skip
-        trainer.log = lambda *_, **__: None
-        trainer.train()
-    classifier.load_state_dict(keep.state, strict=False)
-    return trainer
-
-
-def _probabilities(trainer: Trainer, dataset: Any, data: LabelledData) -> np.ndarray:
-    logits = torch.from_numpy(np.asarray(trainer.predict(dataset).predictions)).double()
-    return (logits.softmax(1) if data.exclusive else logits.sigmoid()).numpy()
 
 
 __all__ = ["LEARNING_RATES", "RANK", "run_finetune", "trainable_model"]

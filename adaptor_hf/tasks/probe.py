@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..heads_adaptor import ClassificationHead, classification_loss
+from ..heads_adaptor import ClassificationHead
+from ..training.base_trainer import global_random_state_kept
+from .head_training import macro_auroc, train_head
 from .logistic import logistic_path
 from .protocols import ProbeProtocol
 from .selection import choose_on_validation
@@ -151,16 +152,16 @@ def _best_rate(
     best, best_reached = None, None
     width, device = train[0].shape[1], train[0].device
     for rate in recipe.learning_rates:
-        with torch.random.fork_rng(devices=[]):
+        with global_random_state_kept():
             torch.manual_seed(seed)
             head = ClassificationHead(width, num_logits, hidden_size or recipe.hidden_size, recipe.dropout)
             head.exclusive = exclusive
             if recipe.weight_std is not None:
                 nn.init.normal_(head[-1].weight, std=recipe.weight_std)
                 nn.init.zeros_(head[-1].bias)
-            found, step, reached = _train(head.to(device), train, validation, recipe, rate, seed)
-        if best is None or reached > best_reached:
-            best, best_reached = Probe(found, None, None, rate, step, reached[0]), reached
+            keep = train_head(head.to(device), train, validation, recipe, rate, seed)
+        if best is None or keep.best > best_reached:
+            best, best_reached = Probe(head, None, None, rate, keep.step, keep.score), keep.best
     return best
 
 
@@ -216,111 +217,6 @@ def _on(device: Any, features: torch.Tensor, labels: np.ndarray) -> tuple[torch.
     return features.to(device), torch.from_numpy(np.ascontiguousarray(labels)).to(device), labels
 
 
-def _train(
-    head: ClassificationHead, train: tuple, validation: tuple, recipe: ProbeProtocol, rate: float, seed: int
-) -> tuple[ClassificationHead, int, tuple[float, float]]:
-    """The head at its best evaluation, the step, and there the score and what breaks a tie."""
-    features, labels, _ = train
-    optimizer = _optimizer(head, recipe, rate)
-    steps_an_epoch = len(features) // recipe.batch_size + (len(features) % recipe.batch_size > 1)
-    total = recipe.max_steps or recipe.epochs * steps_an_epoch
-    interval = recipe.eval_steps or steps_an_epoch
-    scheduler = _scheduler(optimizer, recipe, total)
-    best, best_step, best_state, reference, waited = (-math.inf, -math.inf), 0, None, (-math.inf, -math.inf), 0
-    batches = _batches(len(features), recipe, seed, features.device)
-    head.train()
-    for step in range(1, total + 1):
-        rows = next(batches)
-        # index_select: three times as fast as indexing, and the gather is half of a step.
-        loss = classification_loss(head(features.index_select(0, rows)), labels[rows])
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        if step % steps_an_epoch == 0 and scheduler is not None and recipe.schedule != "plateau":
-            scheduler.step()
-        if step % interval and step != total:
-            continue
-        score, validation_loss = _evaluate(head, validation, recipe.monitor)
-        if not math.isfinite(validation_loss):
-            raise FloatingPointError(f"The loss on validation is {validation_loss} at step {step}, rate {rate:g}.")
-        if recipe.schedule == "plateau":
-            scheduler.step(validation_loss)
-        # On a small validation part the first steps may already order it as well as can be: then the loss decides.
-        reached = (score, -validation_loss if recipe.monitor == "auroc" else 0.0)
-        if reached > best:
-            best, best_step, best_state = reached, step, copy.deepcopy(head.state_dict())
-        waited += 1
-        if reached > (reference[0] + recipe.min_delta, reference[1]):
-            reference, waited = reached, 0
-        if recipe.patience is not None and waited >= recipe.patience:
-            break
-    head.load_state_dict(best_state)
-    return head, best_step, best
-
-
-def _batches(count: int, recipe: ProbeProtocol, seed: int, device: Any) -> Iterator[torch.Tensor]:
-    """Rows of each step, in a new order every epoch. A last row alone is left out: batch norm cannot take it."""
-    generator = torch.Generator().manual_seed(seed)
-    while True:
-        parts = torch.randperm(count, generator=generator).split(recipe.batch_size)
-        yield from (part.to(device) for part in parts if len(part) > 1)
-
-
-def _optimizer(head: nn.Module, recipe: ProbeProtocol, rate: float) -> torch.optim.Optimizer:
-    if recipe.optimizer == "sgd":
-        return torch.optim.SGD(head.parameters(), rate, momentum=0.9, weight_decay=recipe.weight_decay)
-    kind = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-    return kind(head.parameters(), rate, recipe.betas, weight_decay=recipe.weight_decay)
-
-
-def _scheduler(optimizer: torch.optim.Optimizer, recipe: ProbeProtocol, total: int) -> Any:
-    schedulers = torch.optim.lr_scheduler
-    if recipe.schedule == "cosine_restarts":
-        return schedulers.CosineAnnealingWarmRestarts(optimizer, T_0=max(1, int(0.4 * total)), eta_min=1e-8)
-    if recipe.schedule == "cosine_epochs":
-        return schedulers.CosineAnnealingLR(optimizer, T_max=recipe.epochs)
-    if recipe.schedule == "plateau":
-        return schedulers.ReduceLROnPlateau(optimizer, factor=0.5, patience=5)
-    return None
-
-
-@torch.no_grad()
-def _evaluate(head: ClassificationHead, validation: tuple, monitor: str) -> tuple[float, float]:
-    """Score that is higher for a better head, and loss, on validation."""
-    features, labels, known = validation
-    head.eval()
-    logits = head(features)
-    loss = classification_loss(logits, labels).item()
-    head.train()
-    if monitor == "loss":
-        return -loss, loss
-    if head.exclusive and monitor == "metric":
-        return float((logits.cpu().numpy().argmax(1) == known).mean()), loss
-    return validation_score(logits, labels, known)[0], loss
-
-
-def validation_score(logits: torch.Tensor, labels: torch.Tensor, known: np.ndarray) -> tuple[float, float]:
-    """Macro AUROC and, for what it cannot tell apart, the negative loss: higher is better."""
-    loss = classification_loss(logits, labels).item()
-    score = macro_auroc(logits.double().cpu().numpy(), known, known.ndim == 1)
-    # With one class alone on validation there is no AUROC: the loss is what is left to choose by.
-    return (-loss if math.isnan(score) else score), -loss
-
-
-def macro_auroc(scores: np.ndarray, labels: np.ndarray, exclusive: bool) -> float:
-    """Mean AUROC of the columns that have both classes; NaN if none has."""
-    from ..evaluation.weighted import weighted_auroc
-
-    truth = (labels[:, None] == np.arange(scores.shape[1])).astype(np.float32) if exclusive else labels
-    areas = []
-    for column in range(scores.shape[1]):
-        rows = ~np.isnan(truth[:, column])
-        if len(np.unique(truth[rows, column])) == 2:
-            area = weighted_auroc(scores[rows, column], truth[rows, column] == 1, np.ones((1, rows.sum())))
-            areas.append(float(area[0]))
-    return float(np.mean(areas)) if areas else math.nan
-
-
 __all__ = [
     "Probe",
     "check_labels",
@@ -329,5 +225,4 @@ __all__ = [
     "has_seed",
     "macro_auroc",
     "standardization",
-    "validation_score",
 ]

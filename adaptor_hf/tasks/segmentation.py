@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
@@ -24,6 +22,7 @@ from ..training.systems import System
 from .arguments import DownstreamArguments
 from .controls import systems_of
 from .data import plain_rows
+from .decoder_training import counts_of, mask_counts, train_decoder
 from .loading import LoadedParts, cache_dir_of, load_adaptor, load_external_parts, load_parts, load_tower
 from .masks import GreyMasks, MeanMasks, summarize_masks
 from .overlap import check_copies, overlap_fields
@@ -84,25 +83,6 @@ def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
     )
 
 
-class KeepBestDecoder(TrainerCallback):
-    """Keeps the decoder of the best evaluation in memory and stops after `patience` that were no better."""
-
-    def __init__(self, monitor: str, patience: int, min_delta: float = 0.0):
-        self.metric, self.sign = (f"eval_{monitor}", 1) if monitor != "loss" else ("eval_loss", -1)
-        self.patience, self.min_delta, self.waited = patience, min_delta, 0
-        self.best, self.reference, self.state = -np.inf, -np.inf, None
-
-    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
-        score = self.sign * metrics[self.metric]
-        self.waited += 1
-        if score > self.best or self.state is None:
-            self.best, self.state = score, copy.deepcopy(model.decoder.state_dict())
-        if score > self.reference + self.min_delta:
-            self.reference, self.waited = score, 0
-        if self.waited >= self.patience:
-            control.should_training_stop = True
-
-
 def masked_rows(dataset: Dataset, source: str) -> Dataset:
     """Rows whose mask is known, empty ones among them; the others are counted in the log."""
     if "mask" not in dataset.column_names:
@@ -112,41 +92,6 @@ def masked_rows(dataset: Dataset, source: str) -> Dataset:
     if not known.all():
         logger.info("%s: %d of %d rows have no known mask and are left out.", source, (~known).sum(), len(known))
     return dataset if known.all() else dataset.select(np.flatnonzero(known))
-
-
-def mask_counts(
-    logits: torch.Tensor, labels: torch.Tensor, mean: tuple[np.ndarray, float] | None = None
-) -> torch.Tensor:
-    """
-    `(B, 4)` float64 of the columns of `segmentation_counts`: what metrics need, in place of maps. With the mean
-    training mask and its threshold also those of `baseline_counts`.
-    """
-    logits = (logits[0] if isinstance(logits, tuple) else logits)[:, 0].float()
-    predicted, target = logits > 0, labels.reshape(logits.shape) > 0
-    counts = [(predicted & target), predicted, target]
-    columns = [values.flatten(1).sum(1).double() for values in counts]
-    found = torch.stack([*columns, logits.flatten(1).amax(1).double().sigmoid()], dim=1)
-    if mean is None:
-        return found
-    from ..evaluation import baseline_counts
-
-    extra = baseline_counts(logits.sigmoid().cpu().numpy(), target.cpu().numpy(), *mean)
-    joined = np.concatenate([values.reshape(len(values), -1) for values in extra.values()], axis=1)
-    return torch.cat([found, torch.from_numpy(joined).to(found)], dim=1)
-
-
-def counts_of(values: np.ndarray) -> dict[str, np.ndarray]:
-    """Columns of `mask_counts` by name."""
-    from ..evaluation.mask_baselines import EXTRA_COUNTS, MEAN_COUNTS, TURNS
-    from ..evaluation.segmentation import COUNTS
-
-    found, start = {}, 0
-    for name in COUNTS if values.shape[1] == len(COUNTS) else (*COUNTS, *EXTRA_COUNTS, *MEAN_COUNTS):
-        width = len(TURNS) if name.endswith("turned_intersection") else 1
-        part = values[:, start] if width == 1 else values[:, start : start + width]
-        found[name] = part if name == "score" else part.round().astype(np.int64)
-        start += width
-    return found
 
 
 def segmentation_model(system: System, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
@@ -163,66 +108,6 @@ def segmentation_model(system: System, tower: VisionTower, size: int, seed: int)
     source = "tower" if system.model is None else "adaptor"
     names = {0: "background", 1: "mask"}
     return AdaptorForSemanticSegmentation.from_adaptor(adaptor, id2label=names, image_size=size, feature_source=source)
-
-
-def train_decoder(
-    model: AdaptorForSemanticSegmentation,
-    train: Dataset,
-    validation: Dataset,
-    collators: tuple[MaskCollator, MaskCollator],
-    recipe: SegmentationProtocol,
-    *,
-    seed: int,
-    epochs: int | None = None,
-    device: str = "cpu",
-) -> Trainer:
-    """Train the decoder; afterwards the model holds its best epoch on validation. Returns the trainer, to predict."""
-    from ..evaluation import metrics_of_counts
-
-    def metrics(prediction: Any) -> dict[str, float]:
-        return {
-            name: value
-            for name, value in metrics_of_counts(counts_of(prediction.predictions)).items()
-            if not np.isnan(value)
-        }
-
-    class TwoCollators(Trainer):
-        def get_eval_dataloader(self, *args, **kwargs):
-            return self._with(collators[1], super().get_eval_dataloader, *args, **kwargs)
-
-        def get_test_dataloader(self, *args, **kwargs):
-            return self._with(collators[1], super().get_test_dataloader, *args, **kwargs)
-
-        def _with(self, collator, make, *args, **kwargs):
-            before, self.data_collator = self.data_collator, collator
-            try:
-                return make(*args, **kwargs)
-            finally:
-                self.data_collator = before
-
-    keep = KeepBestDecoder(recipe.monitor, recipe.patience, recipe.min_delta)
-    epochs = epochs or recipe.epochs
-    schedule = {"lr_scheduler_type": "constant"}
-    if recipe.cosine_epochs is not None:
-        # Half a cycle takes `cosine_epochs`.
-        cycles = 0.5 * epochs / recipe.cosine_epochs
-        schedule = {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"num_cycles": cycles}}
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, learning_rate=recipe.learning_rate, weight_decay=recipe.weight_decay,
-            per_device_train_batch_size=recipe.batch_size, per_device_eval_batch_size=recipe.batch_size,
-            num_train_epochs=epochs, **schedule, max_grad_norm=0, seed=seed,
-            eval_strategy="epoch", save_strategy="no", logging_strategy="no", report_to=[], disable_tqdm=True,
-            remove_unused_columns=False, label_names=["labels"], use_cpu=device == "cpu",
-        )  # fmt: skip
-        trainer = TwoCollators(
-            model=model, args=arguments, train_dataset=train, eval_dataset=validation, data_collator=collators[0],
-            compute_metrics=metrics, preprocess_logits_for_metrics=mask_counts, callbacks=[keep],
-        )  # fmt: skip
-        trainer.log = lambda *_, **__: None
-        trainer.train()
-    model.decoder.load_state_dict(keep.state)
-    return trainer
 
 
 def run_segmentation(

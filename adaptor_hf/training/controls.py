@@ -1,6 +1,5 @@
 """Is it the Adaptor? The same training for two linear projections and for shuffled pairs, and an untrained Adaptor."""
 
-import copy
 import logging
 import math
 import os
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch.utils.data import Dataset
-from transformers import TrainerCallback, set_seed
+from transformers import set_seed
 
 from ..configuration_adaptor import AdaptorConfig
 from ..evaluation.baselines import LEGEND, MARK, above_baseline
@@ -21,8 +20,10 @@ from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrie
 from ..modeling_adaptor import AdaptorModel
 from ..moved import moved_names
 from .arguments import AdaptorTrainingArguments
+from .base_trainer import KeepBest
+from .pair_evaluation import embed_pairs
 from .systems import System
-from .trainer import AdaptorTrainer, embed_pairs
+from .trainer import AdaptorTrainer
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -84,20 +85,6 @@ class ShuffledPairs(Dataset):
         return batch | {name: other[name] for name in ("text_embeds", "text_row")}
 
 
-class KeepBest(TrainerCallback):
-    """Keeps the weights of the best evaluation in memory."""
-
-    def __init__(self, metric: str = "eval_mean_recall"):
-        self.metric = metric
-        self.best = float("-inf")
-        self.state_dict = None
-
-    def on_evaluate(self, args, state, control, metrics, model=None, **kwargs):
-        if metrics[self.metric] > self.best:
-            self.best = metrics[self.metric]
-            self.state_dict = copy.deepcopy(model.state_dict())
-
-
 def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) -> RetrievalResult:
     """Retrieval on a split with intervals over its patients. Rows without patient count as one patient each."""
     embeds = embed_pairs(model, pairs)
@@ -137,7 +124,7 @@ def train_control(
     for learning_rate in learning_rates:
         set_seed(arguments.seed)
         model = AdaptorModel(config)
-        keep = KeepBest()
+        keep = KeepBest("mean_recall")
         with tempfile.TemporaryDirectory() as folder:
             trainer = AdaptorTrainer(
                 model=model,
@@ -155,13 +142,12 @@ def train_control(
                 ),
                 train_dataset=train,
                 eval_dataset=validation,
-                callbacks=[keep],
+                keep_best=keep,
+                quiet=True,
             )
-            trainer.log = lambda *_: None
             trainer.train()
-        model.load_state_dict(keep.state_dict)
-        if best is None or keep.best > best[2]:
-            best = (model, learning_rate, keep.best)
+        if best is None or keep.score > best[2]:
+            best = (model, learning_rate, keep.score)
     return best
 
 

@@ -5,24 +5,21 @@ import logging
 import os
 import shutil
 import tempfile
-import time
 from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, ProgressCallback, Trainer
+from torch.utils.data import DataLoader
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
-from transformers.trainer_utils import speed_metrics
 
 from ..embeddings.reader import EmbeddingCache
-from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..files import write_aside
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import contrastive_loss, gathered_contrastive_loss
+from ..objectives import gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
 from ..saved_code import remove_code
 from .arguments import AdaptorTrainingArguments
+from .base_trainer import BaseTrainer, keep_batch
 from .checkpoints import (
     RESUME,
     RunningLoss,
@@ -37,27 +34,14 @@ from .checkpoints import (
 )
 from .grad_cache import backward_in_parts
 from .interruption import StopOnSignal, deferred_signals
+from .pair_batches import POSITIVE_COLUMN, check_last_batch, describe_bad_batch, split_inputs
+from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
 from .progress import ProgressLines
 
 logger = logging.getLogger(__name__)
 
-# What a batch of the cache says about its rows, and what the model does not take.
-ROW_COLUMNS = ("text_row", "study", "row")
-POSITIVE_COLUMN = {"text": "text_row", "study": "study", "pair": None}
 
-
-def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Collator of datasets whose `__getitems__` returns a finished batch."""
-    return batch
-
-
-def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What a batch says about its rows, and what goes into the model."""
-    rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
-    return rows, {name: value for name, value in inputs.items() if name not in rows}
-
-
-class AdaptorTrainer(Trainer):
+class AdaptorTrainer(BaseTrainer):
     """
     [`~transformers.Trainer`] for [`AdaptorModel`] on an `EmbeddingCache`, or on any dataset of such batches.
 
@@ -68,21 +52,19 @@ class AdaptorTrainer(Trainer):
     Args:
         model (`AdaptorModel`): Without towers for cached embeddings.
         args (`AdaptorTrainingArguments`): Arguments of the run.
-        kwargs: As for [`~transformers.Trainer`].
-
+        kwargs: As for [`BaseTrainer`]; by default the evaluator is [`Retrieval`].
     """
 
     args: AdaptorTrainingArguments
 
     def __init__(self, model: AdaptorModel, args: AdaptorTrainingArguments, **kwargs):
         kwargs.setdefault("data_collator", keep_batch)
+        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives)])
         # Trainer would copy the tokenizer's special tokens into the config; the processor only needs to be saved.
         self.processor = kwargs.pop("processing_class", None)
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
-        self.remove_callback(PrinterCallback)
-        self.remove_callback(ProgressCallback)
         self.add_callback(ProgressLines)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -112,10 +94,6 @@ class AdaptorTrainer(Trainer):
         if self.args.device.type != "cuda" or self.args.dataloader_num_workers:
             return False
         return cache.num_bytes < torch.cuda.mem_get_info(self.args.device)[0] / 2
-
-    def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
-        """Not counted: it would walk all modules at every step."""
-        return 0
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         """Nothing is made on the Hub before there is something to push."""
@@ -248,7 +226,7 @@ class AdaptorTrainer(Trainer):
         return position
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        loss = logs.get("loss")
+        loss = None if self.quiet else logs.get("loss")
         if loss is not None and not loss < float("inf"):
             raise FloatingPointError(
                 f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
@@ -261,42 +239,6 @@ class AdaptorTrainer(Trainer):
                 "learned. Check the column that this option goes by."
             )
         super().log(logs, start_time)
-
-    def evaluate(
-        self,
-        eval_dataset: Dataset | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> dict[str, float]:
-        """
-        Retrieval between all images and all distinct texts of a split, alignment, uniformity, and the loss.
-
-        The loss is a mean over batches of one fixed size (`loss_batch_size`, at most 1,024; a ragged rest is left out),
-        for it grows with the number of negatives.
-
-        Returns:
-            `dict[str, float]`: Metrics of [`~adaptor_hf.evaluation.retrieval_metrics`] and others, each name with
-            `metric_key_prefix` before it.
-        """
-        dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        if isinstance(dataset, dict):
-            results = {}
-            for name, part in dataset.items():
-                results.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
-            return results
-        start_time = time.time()
-        model = self.model
-        embeds = embed_pairs(model, dataset, self.args.per_device_eval_batch_size)
-        metrics, _ = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
-        metrics |= alignment_and_uniformity(embeds["image_embeds"], embeds["text_embeds"])
-        metrics |= fixed_batch_loss(model, embeds, POSITIVE_COLUMN[self.args.positives])
-        metrics["num_pairs"] = len(dataset)
-        metrics["logit_scale"] = model.get_logit_scale().exp().item()
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        metrics |= speed_metrics(metric_key_prefix, start_time, num_samples=len(dataset))
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """
@@ -423,75 +365,6 @@ class AdaptorTrainer(Trainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints stay on this machine, whatever `hub_strategy` says."""
-
-
-@torch.no_grad()
-def embed_pairs(model: AdaptorModel, dataset: Dataset, batch_size: int = 1024) -> dict[str, torch.Tensor]:
-    """
-    Embeddings of every pair of a dataset, in evaluation mode, on the model's device.
-
-    Returns:
-        `dict[str, torch.Tensor]`: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, and `text_row`, `study`,
-        `row` `(N,)` where the dataset gives them.
-    """
-    if len(dataset) == 0:
-        raise ValueError("The split to evaluate on is empty.")
-    was_training = model.training
-    model.eval()
-    batches = []
-    for start in range(0, len(dataset), batch_size):
-        batch = dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        rows = {name: batch.pop(name) for name in ROW_COLUMNS if name in batch}
-        output = model(**batch, return_logits=False)
-        batches.append({"image_embeds": output.image_embeds.float(), "text_embeds": output.text_embeds.float()} | rows)
-    model.train(was_training)
-    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
-
-
-def fixed_batch_loss(model: AdaptorModel, embeds: dict[str, torch.Tensor], column: str | None) -> dict[str, float]:
-    """Mean contrastive loss over batches of one size, in the dataset's order."""
-    size = min(1024, len(embeds["image_embeds"]))
-    losses = [
-        contrastive_loss(
-            embeds["image_embeds"][start : start + size],
-            embeds["text_embeds"][start : start + size],
-            model.get_logit_scale().detach(),
-            image_to_text_weight=model.config.image_to_text_weight,
-            normalize=False,
-            positives=embeds[column][start : start + size] if column in embeds else None,
-        )
-        for start in range(0, len(embeds["image_embeds"]) - size + 1, size)
-    ]
-    return {"loss": torch.stack(losses).mean().item(), "loss_batch_size": size}
-
-
-def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
-    """Which rows of a batch hold NaN or infinity, by their row in the split, without naming a patient."""
-    bad = []
-    for name in ("image_embeds", "text_embeds"):
-        if name in inputs:
-            finite = inputs[name].flatten(1).isfinite().all(1)
-            rows = inputs.get("row", torch.arange(len(finite)))[~finite].tolist()
-            if rows:
-                bad.append(f"{name} of rows {rows[:10]}{' and more' if len(rows) > 10 else ''}")
-    if bad:
-        return f"The loss is {loss.item()}: NaN or infinity in {'; '.join(bad)}. Rebuild or verify the embedding cache."
-    return (
-        f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
-        "learning_rate, in float32, or with max_logit_scale=100."
-    )
-
-
-def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
-    """Raise ValueError where an uneven last batch has rows for some processes only: these would wait for the others."""
-    left = rows % (per_device * world_size)
-    if 0 < left <= per_device * (world_size - 1):
-        raise ValueError(
-            f"The last batch of {rows:,} pairs has {left:,}, of which {world_size} processes with {per_device:,} each "
-            "leave none to the last one. Fill it up with pairs of the first batch (even_batches in accelerator_config, "
-            "the default), leave it out (--dataloader_drop_last True), or choose another batch size."
-        )
 
 
 def check_writable(folder: Path) -> None:

@@ -156,9 +156,7 @@ def train(setting: Setting, pairs: Pairs, seed: int, output: Path, batch: int, e
         str(output / "unused"), seed=seed, use_cpu=True, save_strategy="no", eval_strategy="no", disable_tqdm=True,
         load_best_model_at_end=False, report_to=[], **options,
     )  # fmt: skip
-    trainer = AdaptorTrainer(model=model, args=arguments, train_dataset=pairs)
-    trainer.log = lambda *_, **__: None
-    trainer.train()
+    AdaptorTrainer(model=model, args=arguments, train_dataset=pairs, quiet=True).train()
     return model.eval()
 
 
