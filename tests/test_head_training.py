@@ -14,18 +14,18 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from adaptor_hf.heads_adaptor import ClassificationHead
 from adaptor_hf.tasks.head_training import ShuffledRows, train_head
 from adaptor_hf.tasks.probe import fit_probe
-from adaptor_hf.tasks.protocols import RECIPES, get_recipe
+from adaptor_hf.tasks.protocols import PROTOCOLS, get_protocol
 
-GRADIENT = replace(RECIPES["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)
+GRADIENT = replace(PROTOCOLS["rigorous"], learning_rates=(5e-2,), max_steps=60, strengths=None)
 PLAIN = replace(GRADIENT, batch_size=16, patience=None)
 CASES = {
     "rigorous by gradient": GRADIENT,
-    "rigorous, two layers": replace(get_recipe("rigorous", head="mlp2"), max_steps=60),
-    "adaptor": replace(get_recipe("adaptor"), epochs=6),
-    "adaptor, small batches": replace(get_recipe("adaptor"), epochs=8, batch_size=24, learning_rates=(5e-3,)),
-    "mgca": replace(get_recipe("mgca"), epochs=12),
-    "gloria": replace(get_recipe("gloria"), epochs=30, learning_rates=(0.3,)),
-    "slip": replace(get_recipe("slip"), epochs=12, batch_size=32),
+    "rigorous, two layers": replace(get_protocol("rigorous", head="mlp2"), max_steps=60),
+    "adaptor": replace(get_protocol("adaptor"), epochs=6),
+    "adaptor, small batches": replace(get_protocol("adaptor"), epochs=8, batch_size=24, learning_rates=(5e-3,)),
+    "mgca": replace(get_protocol("mgca"), epochs=12),
+    "gloria": replace(get_protocol("gloria"), epochs=30, learning_rates=(0.3,)),
+    "slip": replace(get_protocol("slip"), epochs=12, batch_size=32),
     "last row alone left out": replace(PLAIN, batch_size=60, max_steps=None, epochs=7),
     "ends between two evaluations": replace(PLAIN, max_steps=50, eval_steps=20),
     "ends within an epoch": replace(PLAIN, max_steps=19, eval_steps=None),
@@ -47,25 +47,25 @@ def rows(count: int, exclusive: bool, seed: int) -> tuple[torch.Tensor, torch.Te
     return torch.from_numpy(features), torch.from_numpy(labels), labels
 
 
-def new_head(recipe, exclusive: bool, seed: int) -> ClassificationHead:
+def new_head(protocol, exclusive: bool, seed: int) -> ClassificationHead:
     torch.manual_seed(seed)
-    head = ClassificationHead(12, 3 if exclusive else 2, recipe.hidden_size and 16, recipe.dropout)
+    head = ClassificationHead(12, 3 if exclusive else 2, protocol.hidden_size and 16, protocol.dropout)
     head.exclusive = exclusive
-    if recipe.weight_std is not None:
-        nn.init.normal_(head[-1].weight, std=recipe.weight_std)
+    if protocol.weight_std is not None:
+        nn.init.normal_(head[-1].weight, std=protocol.weight_std)
     return head
 
 
 @pytest.mark.parametrize("exclusive", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_a_head_is_that_of_a_plain_loop_to_the_bit(name, exclusive):
-    recipe = CASES[name]
+    protocol = CASES[name]
     train, validation = rows(121, exclusive, 0), rows(50, exclusive, 1)
-    rate = recipe.learning_rates[0]
-    expected, step, reached = train_by_loop(new_head(recipe, exclusive, 5), train, validation, recipe, rate, 5)
+    rate = protocol.learning_rates[0]
+    expected, step, reached = train_by_loop(new_head(protocol, exclusive, 5), train, validation, protocol, rate, 5)
     after_loop = torch.get_rng_state()
-    head = new_head(recipe, exclusive, 5)
-    keep = train_head(head, train, validation, recipe, rate, 5)
+    head = new_head(protocol, exclusive, 5)
+    keep = train_head(head, train, validation, protocol, rate, 5)
     assert (keep.step, keep.best) == (step, reached)
     assert expected.state_dict().keys() == head.state_dict().keys()
     for key, value in expected.state_dict().items():
@@ -78,37 +78,37 @@ def test_the_cases_let_patience_and_schedules_come_to_bear():
     """Else the comparison would say nothing of them."""
     train, validation = rows(121, False, 0), rows(50, False, 1)
     for name in ("patience", "loss on validation"):
-        recipe = CASES[name]
-        used = sum(rates_of(train_by_loop, recipe, train, validation).values())
-        assert used < recipe.max_steps, name
+        protocol = CASES[name]
+        used = sum(rates_of(train_by_loop, protocol, train, validation).values())
+        assert used < protocol.max_steps, name
     for name in ("gloria", "adaptor, small batches", "slip"):
         assert len(rates_of(train_by_loop, CASES[name], train, validation)) > 1, name
 
 
-def rates_of(train_one, recipe, train, validation) -> Counter:
+def rates_of(train_one, protocol, train, validation) -> Counter:
     """How many steps were taken at each learning rate."""
     rates = Counter()
     hook = register_optimizer_step_pre_hook(lambda optimizer, *_: rates.update([optimizer.param_groups[0]["lr"]]))
     try:
-        train_one(new_head(recipe, False, 5), train, validation, recipe, recipe.learning_rates[0], 5)
+        train_one(new_head(protocol, False, 5), train, validation, protocol, protocol.learning_rates[0], 5)
     finally:
         hook.remove()
     return rates
 
 
 def test_the_best_rate_is_that_of_the_loop():
-    recipe = replace(PLAIN, learning_rates=(1e-4, 1e-2, 3e-1), head="mlp2", dropout=0.1)
+    protocol = replace(PLAIN, learning_rates=(1e-4, 1e-2, 3e-1), head="mlp2", dropout=0.1)
     train, validation = rows(121, True, 0), rows(50, True, 1)
     loops = {}
-    for rate in recipe.learning_rates:
+    for rate in protocol.learning_rates:
         torch.manual_seed(2)
         head = ClassificationHead(12, 3, 512, 0.1)
         head.exclusive = True
         mean, scale = train[0].mean(0), train[0].std(0, correction=0)
         parts = [((part[0] - mean) / scale, *part[1:]) for part in (train, validation)]
-        loops[rate] = train_by_loop(head, *parts, recipe, rate, 2)
+        loops[rate] = train_by_loop(head, *parts, protocol, rate, 2)
     rate = max(loops, key=lambda one: loops[one][2])
-    probe = fit_probe(train[0], train[2], validation[0], validation[2], recipe, num_logits=3, exclusive=True, seed=2)
+    probe = fit_probe(train[0], train[2], validation[0], validation[2], protocol, num_logits=3, exclusive=True, seed=2)
     assert (probe.learning_rate, probe.step, probe.score) == (rate, loops[rate][1], loops[rate][2][0])
     for key, value in loops[rate][0].state_dict().items():
         assert torch.equal(value, probe.head.state_dict()[key]), key
@@ -129,9 +129,9 @@ def test_global_random_states_and_the_disk_are_as_before(tmp_path, monkeypatch):
 
 def test_a_loss_that_is_not_finite_ends_the_training():
     train, validation = rows(60, False, 0), rows(50, False, 1)
-    recipe = replace(PLAIN, optimizer="sgd", learning_rates=(1e30,))
+    protocol = replace(PLAIN, optimizer="sgd", learning_rates=(1e30,))
     with pytest.raises(FloatingPointError, match=r"loss on validation is nan at step \d+, rate 1e\+30"):
-        train_head(new_head(recipe, False, 0), train, validation, recipe, 1e30, 0)
+        train_head(new_head(protocol, False, 0), train, validation, protocol, 1e30, 0)
 
 
 def test_the_order_of_rows_depends_on_the_seed_and_no_batch_is_one_row():

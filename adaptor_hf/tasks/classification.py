@@ -12,14 +12,14 @@ from .final_heads import save_and_predict
 from .finetune import run_finetune
 from .frozen_heads import run_classification
 from .loading import cache_dir_of, load_adaptor, load_external, load_tower, vision_tower_of
-from .protocols import get_protocol, protocol_of
+from .protocols import get_protocol
 from .provenance import tower_name
 from .summary import summarize
 
 
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task classification`: embed, train and score heads, and give the text to print."""
-    protocol = get_protocol(protocol_of(arguments), arguments.dataset, arguments.head)
+    protocol = get_protocol(arguments.protocol, arguments.dataset, arguments.head)
     model = load_adaptor(arguments)
     embedded = load_embedded(arguments, model, device)
     options = {"batch_size": arguments.extraction_batch_size, "device": device}

@@ -143,7 +143,7 @@ def _best_strength(train: tuple, validation: tuple, protocol: ProbeProtocol, num
 def _best_rate(
     train: tuple,
     validation: tuple,
-    recipe: ProbeProtocol,
+    protocol: ProbeProtocol,
     num_logits: int,
     exclusive: bool,
     seed: int,
@@ -151,15 +151,15 @@ def _best_rate(
 ) -> Probe:
     best, best_reached = None, None
     width, device = train[0].shape[1], train[0].device
-    for rate in recipe.learning_rates:
+    for rate in protocol.learning_rates:
         with global_random_state_kept():
             torch.manual_seed(seed)
-            head = ClassificationHead(width, num_logits, hidden_size or recipe.hidden_size, recipe.dropout)
+            head = ClassificationHead(width, num_logits, hidden_size or protocol.hidden_size, protocol.dropout)
             head.exclusive = exclusive
-            if recipe.weight_std is not None:
-                nn.init.normal_(head[-1].weight, std=recipe.weight_std)
+            if protocol.weight_std is not None:
+                nn.init.normal_(head[-1].weight, std=protocol.weight_std)
                 nn.init.zeros_(head[-1].bias)
-            keep = train_head(head.to(device), train, validation, recipe, rate, seed)
+            keep = train_head(head.to(device), train, validation, protocol, rate, seed)
         if best is None or keep.best > best_reached:
             best, best_reached = Probe(head, None, None, rate, keep.step, keep.score), keep.best
     return best

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..moved import moved_names
-from .arguments import DownstreamArguments
 from .logistic import STRENGTHS
 
 
@@ -174,11 +173,6 @@ def get_segmentation_protocol(name: str, dataset: str | None = None) -> Segmenta
     return replace(SEGMENTATION_PROTOCOLS[name], **_SEGMENTATION_BY_DATASET.get((name, dataset), {}))
 
 
-def protocol_of(arguments: DownstreamArguments) -> str:
-    """Name of the protocol that the arguments ask for."""
-    return arguments.protocol
-
-
 __getattr__ = moved_names(
     __name__,
     {
@@ -195,5 +189,4 @@ __all__ = [
     "SegmentationProtocol",
     "get_protocol",
     "get_segmentation_protocol",
-    "protocol_of",
 ]

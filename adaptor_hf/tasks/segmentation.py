@@ -26,7 +26,7 @@ from .decoder_training import counts_of, mask_counts, train_decoder
 from .loading import LoadedParts, cache_dir_of, load_adaptor, load_external_parts, load_parts, load_tower
 from .masks import GreyMasks, MeanMasks, summarize_masks
 from .overlap import check_copies, overlap_fields
-from .protocols import SegmentationProtocol, get_segmentation_protocol, protocol_of
+from .protocols import SegmentationProtocol, get_segmentation_protocol
 from .provenance import input_size, tower_name, tower_saw
 from .runs import RunList, finished_lines, subgroup_columns
 from .summary import summarize
@@ -263,7 +263,7 @@ def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator
 
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task segmentation`: train and score decoders, and give the text to print."""
-    protocol = get_segmentation_protocol(protocol_of(arguments), arguments.dataset)
+    protocol = get_segmentation_protocol(arguments.protocol, arguments.dataset)
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     loaded = load_parts(arguments, "segmentation")
     if "train" in loaded.parts:
