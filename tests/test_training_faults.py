@@ -445,7 +445,7 @@ def small_disk(tmp_path):
 
 class TestDisk:
     # What fails first: a copied source file, torch.save in the first and in the second checkpoint, the last save.
-    @pytest.mark.parametrize("size", ["64k", "300k", "1100k", "1300k"])
+    @pytest.mark.parametrize("size", ["64k", "400k", "800k", "1100k"])
     def test_a_full_disk_names_the_folder_keeps_no_half_and_works_again_with_space(self, views, small_disk, size):
         output = small_disk(size) / "run"
         trainer = make_trainer(output, views)
