@@ -115,6 +115,7 @@ def test_an_old_command_runs_and_names_the_new_one(old, monkeypatch, capsys):
     assert any(f"{old} is now {MOVED[old]};" in str(one.message) for one in caught)
 
 
+@pytest.mark.slow
 def test_an_old_command_runs_in_a_process_of_its_own():
     paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     result = subprocess.run(
