@@ -23,6 +23,7 @@ from adaptor_hf.data.catalog import (
 )
 from adaptor_hf.data.dataset_pages import write_pages
 from adaptor_hf.data.terms import check_consent, restricted_terms
+from adaptor_hf.data.training_rows import id_namespaces
 from adaptor_hf.tasks.provenance import disjoint_sets, tower_saw
 from adaptor_hf.towers import list_towers
 
@@ -43,7 +44,7 @@ DATASETS = (
     PublicDataset(
         name="planted_cxr", title="Planted", tasks=("classification",), expected_files="labels.csv",
         license="for this test only", homepage="https://example.org", tested="fixture", read=read,
-        same_images=("chexpert",), pretraining_name="Planted CXR",
+        same_images=("chexpert",), patients_of="chexpert", pretraining_name="Planted CXR",
     ),
 )
 """
@@ -90,6 +91,7 @@ class TestANewFile:
         assert not disjoint_sets("chexpert", "planted_cxr")
         assert not disjoint_sets("planted_cxr", "chexpert_5x200")
         assert disjoint_sets("planted_cxr", "openi")
+        assert id_namespaces("planted_cxr") == id_namespaces("chexpert") != id_namespaces("openi")
 
     def test_with_the_name_of_another_is_refused(self, plant):
         plant(PLANTED.replace('"planted_cxr"', '"openi"'))
@@ -116,6 +118,7 @@ class TestDeclarations:
         assert set(dataset.leaks) <= set(dataset.split_schemes)
         assert set(dataset.split_schemes) - {"patient"} <= set(dataset.split_notes)
         assert set(dataset.same_images) <= set(dataset_names()) - {dataset.name}
+        assert dataset.patients_of is None or share_images(dataset.name, dataset.patients_of)
 
     def test_terms_restrict_until_it_is_stated_that_they_do_not(self):
         silent = PublicDataset(

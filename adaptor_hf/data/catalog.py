@@ -96,6 +96,8 @@ class PublicDataset:
     same_images: tuple[str, ...] = ()
     """Other data sets of the catalogue whose images are in this one, all or some. Stated on one side; `share_images`
     holds both ways."""
+    patients_of: str | None = None
+    """The data set of the catalogue whose patients it has, under the same ids: then those of both are compared."""
     pretraining_name: str | None = None
     """What the `pretraining_data` of towers call it. None: whether a tower saw it cannot be known from there."""
     split_schemes: tuple[str, ...] = ("patient",)

@@ -22,6 +22,7 @@ import numpy as np
 from ..files import file_sha256, write_aside
 from ..privacy.keys import load_key
 from ..privacy.mode import key_name, keyed_digests, private_key
+from .catalog import dataset_names, get_dataset
 from .ids import canonical_id, canonical_ids
 
 TRAINING_ROWS_FILE = "training_rows.safetensors"
@@ -30,8 +31,6 @@ DIGEST = np.dtype("S16")
 # One entry: safetensors writes several in no fixed order.
 _METADATA = "training_rows"
 _VERSION = 1
-# Public data sets that have another's patients under the same ids.
-_SAME_IDS = {"chexpert_5x200": "chexpert"}
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,8 @@ def id_namespaces(name: str | None, table: Any = None) -> tuple[str, ...]:
         name: Of the data set, or what was said with `--id_namespace`.
         table: Where the rows come from: a file, a folder, or a hub id.
     """
-    found = [] if name is None else [_SAME_IDS.get(name, canonical_id(name))]
+    owner = get_dataset(name).patients_of if name in dataset_names() else None
+    found = [] if name is None else [owner or canonical_id(name)]
     if isinstance(table, str | os.PathLike):
         path = Path(table)
         files = [path] if path.is_file() else sorted(path.glob("**/metadata.*")) + sorted(path.glob("**/state.json"))

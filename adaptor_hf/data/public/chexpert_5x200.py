@@ -110,6 +110,7 @@ CheXpert-v1.0-small/ or CheXpert-v1.0/         (root)
         homepage="https://stanfordmlgroup.github.io/competitions/chexpert/",
         restricted=True,
         same_images=("chexpert",),
+        patients_of="chexpert",
         tested="real tables, fixture images",
         read=read,
         split_schemes=("official",),
