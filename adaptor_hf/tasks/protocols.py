@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ..moved import renamed
-from .arguments import DownstreamArguments
 from .logistic import STRENGTHS
+
+if TYPE_CHECKING:
+    from .arguments import DownstreamArguments
 
 
 @dataclass(frozen=True)
