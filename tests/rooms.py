@@ -10,7 +10,6 @@ ROOMS = (
     "files",
     "configs",
     "options",
-    "saved_code",
     "conversion",
     "privacy",
     "towers",

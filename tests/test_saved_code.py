@@ -27,7 +27,7 @@ from adaptor_hf import (
     AdaptorProcessor,
 )
 from adaptor_hf.hub.push import PUSHED_FILES, files_to_push
-from adaptor_hf.saved_code import CODE_FILES
+from adaptor_hf.hub.saved_code import CODE_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.checkpoints import check_checkpoint
 from adaptor_hf.training.controls import Variant, save_variants

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..data.terms import check_consent
 from ..data.training_rows import TRAINING_ROWS_FILE
-from ..saved_code import CODE_FILES, check_code
+from .saved_code import CODE_FILES, check_code
 
 PUSHED_FILES = (
     "README.md",

@@ -14,10 +14,10 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 
 from ..embeddings.reader import EmbeddingCache
 from ..files import write_aside
+from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
-from ..saved_code import remove_code
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
 from .checkpoints import (

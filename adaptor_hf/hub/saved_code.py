@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-CODE_FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*_adaptor.py")))
+CODE_FILES = tuple(sorted(path.name for path in Path(__file__).parents[1].glob("*_adaptor.py")))
 """Names of all flat files. `save_pretrained` lays those beside a model that its class and its configuration import."""
 
 
