@@ -58,3 +58,14 @@ def test_every_place_has_a_room():
         ".".join(path.relative_to(PACKAGE).parts) for path in PACKAGE.rglob("*") if path.is_dir()
     }
     assert set(ROOMS) - {"flat"} <= names
+
+
+def test_the_page_on_architecture_has_a_line_for_each_room_and_flat_file_in_their_order():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    tree = page.partition("adaptor_hf/\n")[2].partition("```")[0]
+    names = [line.split()[0].rstrip("/").removesuffix(".py") for line in tree.splitlines()]
+    flat = {path.stem for path in PACKAGE.glob("*_adaptor.py")}
+    assert {name for name in names if name in flat} == flat
+    rooms = [name.replace("/", ".") for name in names if name not in flat and name != "*_adaptor"]
+    assert rooms == [room for room in ROOMS if room != "flat"]
+    assert all(len(line.split()) > 2 for line in tree.splitlines()), "a line says what is there"
