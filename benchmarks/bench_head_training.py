@@ -42,20 +42,20 @@ def main() -> None:
     print_header("Heads by Trainer and by a plain loop", "the loop of tests/head_loop.py", options.repeats)
     table = []
     for name, count, epochs in SETTINGS:
-        recipe = replace(get_protocol(name), epochs=epochs, patience=None)
+        protocol = replace(get_protocol(name), epochs=epochs, patience=None)
         train, validation = rows(count, options.width, 0), rows(max(count // 10, 50), options.width, 1)
 
-        def head(recipe=recipe):
+        def head(protocol=protocol):
             torch.manual_seed(0)
-            made = ClassificationHead(options.width, 1, recipe.hidden_size, recipe.dropout)
+            made = ClassificationHead(options.width, 1, protocol.hidden_size, protocol.dropout)
             made.exclusive = False
             return made
 
-        def by(train_one, recipe=recipe, head=head, train=train, validation=validation):
-            return lambda: train_one(head(), train, validation, recipe, recipe.learning_rates[0], 0)
+        def by(train_one, protocol=protocol, head=head, train=train, validation=validation):
+            return lambda: train_one(head(), train, validation, protocol, protocol.learning_rates[0], 0)
 
         seconds = medians(interleaved({"loop": by(train_by_loop), "Trainer": by(train_head)}, options.repeats))
-        steps = epochs * -(-count // recipe.batch_size)
+        steps = epochs * -(-count // protocol.batch_size)
         table.append(
             [name, f"{count:,}", f"{steps:,}", f"{seconds['loop']:.3f}", f"{seconds['Trainer']:.3f}",
              f"{seconds['Trainer'] / seconds['loop']:.2f}"]

@@ -49,26 +49,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=20000, help="images, in three parts")
     parser.add_argument("--width", type=int, default=768, help="of the tower's features")
-    parser.add_argument("--recipe", default="rigorous")
+    parser.add_argument("--protocol", default="rigorous")
     parser.add_argument("--num_resamples", type=int, default=1000, help="of the bootstrap over patients")
     options = parser.parse_args()
     embedded = synthetic_data(options.rows, options.width)
     torch.manual_seed(0)
-    modules = load_systems(AdaptorModel(AdaptorConfig(vision_hidden_size=options.width)).eval(), ["tower"])
-    print(f"{options.rows:,} images, {options.width} wide, {torch.get_num_threads()} threads, recipe {options.recipe}")
+    systems = load_systems(AdaptorModel(AdaptorConfig(vision_hidden_size=options.width)).eval(), ["tower"])
+    print(
+        f"{options.rows:,} images, {options.width} wide, {torch.get_num_threads()} threads, protocol {options.protocol}"
+    )
     with tempfile.TemporaryDirectory() as folder:
-        for module in modules:
+        for system in systems:
             wall, cpu = time.perf_counter(), time.process_time()
             found = run_classification(
-                embedded, [module], get_protocol(options.recipe), folder, fractions=(0.01, 0.1, 1.0), seeds=range(5),
+                embedded, [system], get_protocol(options.protocol), folder, fractions=(0.01, 0.1, 1.0), seeds=range(5),
                 num_resamples=options.num_resamples,
             )  # fmt: skip
             wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
             values = [line["value"] for line in found.lines if line["metric"] == "auroc"]
-            print(f"{module.key}: {len(values)} runs in {wall:.1f} s ({cpu:.1f} CPU-s), {cpu / len(values):.2f} a run; "
+            print(f"{system.key}: {len(values)} runs in {wall:.1f} s ({cpu:.1f} CPU-s), {cpu / len(values):.2f} a run; "
                   f"AUROC {min(values):.3f} to {max(values):.3f}")  # fmt: skip
         started = time.perf_counter()
-        run_classification(embedded, modules, get_protocol(options.recipe), folder, fractions=(0.01, 0.1, 1.0),
+        run_classification(embedded, systems, get_protocol(options.protocol), folder, fractions=(0.01, 0.1, 1.0),
                            seeds=range(5))  # fmt: skip
         print(f"all of them again, finished before: {time.perf_counter() - started:.1f} s")
     print(f"peak memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")

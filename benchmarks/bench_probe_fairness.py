@@ -1,5 +1,5 @@
 """
-Does a tuner of its own get more out of the same features than the probe of the recipe `rigorous`? On ten splits each.
+Does a tuner of its own get more out of the same features than the probe of the protocol `rigorous`? On ten splits each.
 
     python benchmarks/bench_probe_fairness.py
     ADAPTOR_REALBENCH=FOLDER python benchmarks/bench_probe_fairness.py
@@ -7,7 +7,7 @@ Does a tuner of its own get more out of the same features than the probe of the 
 The tuner is scikit-learn's: standardisation and LogisticRegression, quarter decades of C from 1e-7 to 1e5, chosen by
 AUROC on the same validation rows, fitted to the same training rows. Features are those of the tower `lite0`; labels of
 phantoms (500 test rows) and, with the real sample, its tuberculosis, Effusion and Edema (a quarter of the patients to
-test on). The probe by gradient that the recipe was before stands beside them. Gains in AUROC on the test rows.
+test on). The probe by gradient that the protocol was before stands beside them. Gains in AUROC on the test rows.
 """
 
 import argparse
@@ -63,14 +63,14 @@ def tuned_auroc(
 
 
 def probe_auroc(
-    features: torch.Tensor, labels: np.ndarray, rows: dict[str, np.ndarray], recipe: ProbeProtocol = RIGOROUS
+    features: torch.Tensor, labels: np.ndarray, rows: dict[str, np.ndarray], protocol: ProbeProtocol = RIGOROUS
 ) -> float:
     """Test AUROC of the package's probe; `labels` is `(n,)`."""
     from sklearn.metrics import roc_auc_score
 
     columns = labels[:, None].astype(np.float32)
     train, validation = rows["train"], rows["validation"]
-    probe = fit_probe(features[train], columns[train], features[validation], columns[validation], recipe,
+    probe = fit_probe(features[train], columns[train], features[validation], columns[validation], protocol,
                       num_logits=1, exclusive=False, seed=0)  # fmt: skip
     return roc_auc_score(labels[rows["test"]], probe.predict(features[rows["test"]])[:, 0])
 

@@ -112,7 +112,7 @@ class TestSentences:
             "Grade 3.", "No effusion.", "Compared to 5.", "Lungs clear.",
         ]  # fmt: skip
 
-    def test_reference_recipes_are_english_only_and_unknown_languages_are_named(self):
+    def test_reference_rules_are_english_only_and_unknown_languages_are_named(self):
         with pytest.raises(ValueError, match="'mgca' is for English"):
             sentences_of({"findings": "Kein Erguss."}, "mgca", "de")
         with pytest.raises(ValueError, match="No sentence rules for the language 'xx'"):

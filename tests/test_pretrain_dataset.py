@@ -28,7 +28,7 @@ def mimic(tmp_path):
 def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_bert):
     output = tmp_path / "model"
     words = {
-        "dataset": "mimic_cxr", "data_root": mimic, "dataset_option": "recipe=mgca", "vision_tower": tiny_dinov2,
+        "dataset": "mimic_cxr", "data_root": mimic, "dataset_option": "sentences=mgca", "vision_tower": tiny_dinov2,
         "text_tower": tiny_bert, "output_dir": output,
         "aligner": '{"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64, "num_hidden_layers": 1}',
         "max_text_length": 32, "global_batch_size": 4, "num_train_epochs": 1, "use_cpu": True, "report_to": "none",
@@ -39,7 +39,7 @@ def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_
 
 
 def test_the_table_has_all_splits_and_the_options_text(mimic):
-    arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["recipe=mgca"])
+    arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["sentences=mgca"])
     pairs = load_training_pairs(arguments).dataset
     assert sorted(set(pairs["split"][:])) == ["test", "train", "validation"]
     assert pairs[0]["text"].startswith("no acute cardiopulmonary process 5 cm nodule")
@@ -68,6 +68,6 @@ def test_options_that_do_not_go_together_are_refused(changes, message):
 
 
 def test_a_word_without_value_is_no_option(mimic):
-    arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["recipe"])
-    with pytest.raises(ValueError, match="An option is name=value, got 'recipe'"):
+    arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["sentences"])
+    with pytest.raises(ValueError, match="An option is name=value, got 'sentences'"):
         load_training_pairs(arguments)

@@ -72,9 +72,14 @@ class TestReports:
 
     def test_without_findings_the_default_takes_the_last_paragraph_and_mgca_leaves_the_report_out(self, root):
         assert load(root)["train"][2]["text"] == "Portable view. Heart size is normal."
-        parts = load(root, recipe="mgca")
+        parts = load(root, sentences="mgca")
         assert IMAGES[2][0] not in parts["train"]["image_id"][:]
         assert describe(parts)["dropped"]["report without findings and impression"] == 1
+
+    def test_the_option_by_its_old_name_still_chooses_with_a_warning(self, root):
+        with pytest.warns(FutureWarning, match="the option recipe is now sentences"):
+            old = load(root, recipe="mgca")
+        assert describe(old) == describe(load(root, sentences="mgca"))
 
     def test_a_report_that_is_not_text_is_a_fault(self, root):
         (root / "files/p10/p10999991/s50999991.txt").write_bytes(b" FINDINGS: \xff\xfe\n")

@@ -60,7 +60,7 @@ def test_the_token_goes_with_its_word_when_asked(tree):
 
 
 def test_recipes_by_name(tree):
-    text = by_id(load(tree, recipe="mgca"))["2_IM-0652-1001"]["text"]
+    text = by_id(load(tree, sentences="mgca"))["2_IM-0652-1001"]["text"]
     assert text == "borderline cardiomegaly 5 cm nodule"
 
 
@@ -138,7 +138,7 @@ class TestFaults:
         with pytest.raises(FileNotFoundError, match=r"indiana_reports\.csv.*other\.csv"):
             read(tmp_path)
 
-    @pytest.mark.parametrize("option", ["deidentified", "views", "recipe"])
+    @pytest.mark.parametrize("option", ["deidentified", "views", "sentences"])
     def test_an_unknown_choice(self, tmp_path, option):
         with pytest.raises(ValueError, match=f"{option} must be one of"):
             read(write_kaggle(tmp_path), **{option: "some"})

@@ -5,7 +5,7 @@ from fixtures.mimic_cxr import REPORT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adaptor_hf.data.report_sentences import RECIPES, sentences_of, split_sentences
+from adaptor_hf.data.report_sentences import SENTENCE_RULES, sentences_of, split_sentences
 from adaptor_hf.data.reports import HEADINGS, parse_sections, section_texts
 
 
@@ -109,10 +109,10 @@ class TestRecipes:
         assert sentences_of(sections, "mgca") == ["dem grer als", "5 cm nave"]
         assert sentences_of(sections) == ["Ödem größer als 2.5 cm, naïve."]
 
-    @pytest.mark.parametrize("recipe", sorted(RECIPES))
-    def test_nothing_comes_of_nothing(self, recipe):
-        assert sentences_of({}, recipe) == []
-        assert sentences_of({"findings": "", "impression": ""}, recipe) == []
+    @pytest.mark.parametrize("rule", sorted(SENTENCE_RULES))
+    def test_nothing_comes_of_nothing(self, rule):
+        assert sentences_of({}, rule) == []
+        assert sentences_of({"findings": "", "impression": ""}, rule) == []
 
     def test_mgca_and_lovt_want_three_words_a_report(self):
         assert sentences_of({"impression": "Lungs clear."}, "mgca") == []
@@ -120,7 +120,7 @@ class TestRecipes:
         assert sentences_of({"impression": "No pneumothorax."}) == ["No pneumothorax."]
 
     def test_an_unknown_recipe_is_refused(self):
-        with pytest.raises(ValueError, match="Unknown sentence recipe 'x'"):
+        with pytest.raises(ValueError, match="Unknown sentence rule 'x'"):
             sentences_of({}, "x")
 
 

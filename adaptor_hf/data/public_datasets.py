@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
+from ..moved import warn_of
 from .catalog import LoadedRows, PublicDataset, Request, get_dataset
 from .features import RadiographImage
 from .files import recorded_inputs
@@ -217,6 +218,9 @@ def _request(
         if value not in known:
             hint = f" {value!r} is for other data sets." if value in LABEL_POLICIES else ""
             raise ValueError(f"{dataset.name} has no {what} {value!r}. Choose one of: {', '.join(known)}.{hint}")
+    if "recipe" in options and "sentences" in dataset.options:
+        warn_of("the option recipe", "sentences", stacklevel=4)
+        options = {"sentences": options["recipe"]} | {name: options[name] for name in options.keys() - {"recipe"}}
     if unknown := sorted(options.keys() - dataset.options.keys()):
         known = ", ".join(f"{name}={value!r}" for name, value in dataset.options.items()) or "none"
         raise ValueError(f"{dataset.name} has no option {', '.join(unknown)}. Its options and their defaults: {known}.")

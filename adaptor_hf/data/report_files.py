@@ -35,13 +35,13 @@ def locate_reports(source: Path, names: Sequence[str]) -> list[str | None]:
     return [str(members[name]) if name in members else None for name in names]
 
 
-def read_reports(paths: Sequence[str | None], recipe: str, keep: Sequence[str], num_proc: int) -> pa.Table:
+def read_reports(paths: Sequence[str | None], rule: str, keep: Sequence[str], num_proc: int) -> pa.Table:
     """
     Read reports, a row each, in order.
 
     Args:
         paths: Of `locate_reports`.
-        recipe: Of `adaptor_hf.data.report_sentences.RECIPES`.
+        rule: Of `adaptor_hf.data.report_sentences.SENTENCE_RULES`.
         keep: Sections that are returned.
         num_proc: Processes; few reports are read by this one.
 
@@ -49,7 +49,7 @@ def read_reports(paths: Sequence[str | None], recipe: str, keep: Sequence[str], 
         Table of `sentences` (null where there are none), `sections` (struct) and `problem`: null, or one of "missing",
         "empty", "not UTF-8", "no findings or impression", "no sentence".
     """
-    read = partial(_read_chunk, recipe=recipe, keep=tuple(keep))
+    read = partial(_read_chunk, rule=rule, keep=tuple(keep))
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
     return pa.Table.from_batches(list(_mapped(read, chunks, 1 if len(paths) < _FEW else num_proc)))
 
@@ -69,8 +69,8 @@ def _mapped(function, chunks: list, num_proc: int) -> Iterator[pa.RecordBatch]:
         gc.unfreeze()
 
 
-def _read_chunk(paths: Sequence[str | None], recipe: str, keep: tuple[str, ...]) -> pa.RecordBatch:
-    reports = [_read_report(path, recipe) for path in paths]
+def _read_chunk(paths: Sequence[str | None], rule: str, keep: tuple[str, ...]) -> pa.RecordBatch:
+    reports = [_read_report(path, rule) for path in paths]
     sections = [{name: found.get(name) for name in keep} if found else None for found, _, _ in reports]
     columns = {
         "sections": pa.array(sections, pa.struct({name: pa.string() for name in keep})),
@@ -80,7 +80,7 @@ def _read_chunk(paths: Sequence[str | None], recipe: str, keep: tuple[str, ...])
     return pa.RecordBatch.from_pydict(columns)
 
 
-def _read_report(path: str | None, recipe: str) -> tuple[dict[str, str] | None, list[str] | None, str | None]:
+def _read_report(path: str | None, rule: str) -> tuple[dict[str, str] | None, list[str] | None, str | None]:
     """Sections, sentences and problem of a report."""
     try:
         text = read_bytes(path).decode("utf-8-sig") if path is not None else None
@@ -93,7 +93,7 @@ def _read_report(path: str | None, recipe: str) -> tuple[dict[str, str] | None, 
     if is_missing(text):
         return None, None, "empty"
     sections = section_texts(text)
-    sentences = sentences_of(sections, recipe)
+    sentences = sentences_of(sections, rule)
     if sentences:
         return sections, sentences, None
     described = any(sections.get(name) for name in ("findings", "impression"))

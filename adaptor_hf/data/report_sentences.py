@@ -1,9 +1,11 @@
-"""Sentences of a report's sections: our rule, and the recipes of the reference codes by name."""
+"""Sentences of a report's sections: our rule, and those of the reference codes by name."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+
+from ..moved import moved_names
 
 _WORDS = re.compile(r"\w+")
 _WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]+")
@@ -110,29 +112,29 @@ def lovt_sentences(sections: Mapping[str, str]) -> list[str]:
     return sentences if sum(len(_WORDS_AND_MARKS.findall(sentence)) for sentence in sentences) >= 3 else []
 
 
-RECIPES: dict[str, Callable[[Mapping[str, str]], list[str]]] = {
+SENTENCE_RULES: dict[str, Callable[[Mapping[str, str]], list[str]]] = {
     "default": default_sentences,
     "mgca": mgca_sentences,
     "lovt": lovt_sentences,
     "medclip": medclip_sentences,
 }
-"""Recipes by name: from section texts (see `adaptor_hf.data.reports.section_texts`) to sentences."""
+"""Rules by name: from section texts (see `adaptor_hf.data.reports.section_texts`) to sentences."""
 
 
-def sentences_of(sections: Mapping[str, str], recipe: str = "default", language: str = "en") -> list[str]:
+def sentences_of(sections: Mapping[str, str], rule: str = "default", language: str = "en") -> list[str]:
     """
-    Sentences of a report by a recipe of `RECIPES`; the report's text is these joined by blanks.
+    Sentences of a report by a rule of `SENTENCE_RULES`; the report's text is these joined by blanks.
 
     Raises:
-        ValueError: No such recipe, or a recipe of the reference codes for another language than theirs, English.
+        ValueError: No such rule, or one of the reference codes for another language than theirs, English.
     """
-    if recipe not in RECIPES:
-        raise ValueError(f"Unknown sentence recipe {recipe!r}. Choose one of: {', '.join(RECIPES)}.")
-    if recipe == "default":
+    if rule not in SENTENCE_RULES:
+        raise ValueError(f"Unknown sentence rule {rule!r}. Choose one of: {', '.join(SENTENCE_RULES)}.")
+    if rule == "default":
         return default_sentences(sections, language)
     if language != "en":
-        raise ValueError(f"The sentence recipe {recipe!r} is for English reports. Use 'default' for {language!r}.")
-    return RECIPES[recipe](sections)
+        raise ValueError(f"The sentence rule {rule!r} is for English reports. Use 'default' for {language!r}.")
+    return SENTENCE_RULES[rule](sections)
 
 
 def _goes_on(text: str, following: str, language: str) -> bool:
@@ -160,5 +162,8 @@ def _ascii(tokens: list[str]) -> list[str]:
     return [token for token in kept if token]
 
 
-__all__ = ["RECIPES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentences_of",
+__getattr__ = moved_names(__name__, {"RECIPES": f"{__name__}.SENTENCE_RULES"})
+
+__all__ = [
+    "SENTENCE_RULES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentences_of",
            "split_sentences"]  # fmt: skip

@@ -28,7 +28,7 @@ class TableArguments:
         group=PUBLIC, privacy=OPEN, metavar="NAME",
     )  # fmt: skip
     dataset_option: list[str] = option(
-        [], "Options of --dataset, such as recipe=mgca; repeatable.", group=PUBLIC, privacy=HIDDEN, advanced=True,
+        [], "Options of --dataset, such as sentences=mgca; repeatable.", group=PUBLIC, privacy=HIDDEN, advanced=True,
         metavar="NAME=VALUE",
     )  # fmt: skip
     image_column: str = option("image", "Column of image paths.", group=TABLE, privacy=HIDDEN, metavar="COLUMN")

@@ -9,7 +9,7 @@ from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table, record_input, row_sources, to_numbers
 from ..labels import CHEXPERT_LABELS, LABEL_POLICIES
 from ..report_files import locate_reports, read_reports
-from ..report_sentences import RECIPES
+from ..report_sentences import SENTENCE_RULES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,7 +25,7 @@ _FAULTS = {"missing": "expected a report of the study, found no such file", "not
 _RULES = {
     "empty": "empty report",
     "no findings or impression": "report without findings and impression",
-    "no sentence": "report without a sentence under the recipe",
+    "no sentence": "report without a sentence under the rule",
 }
 
 
@@ -103,7 +103,7 @@ def _add_reports(loaded: LoadedRows, request: Request, options: dict) -> None:
     names = "files/p" + studies["patient_id"].str[:2] + "/p" + studies["patient_id"] + "/s" + studies["study_id"]
     names = (names + ".txt").tolist()
     paths = locate_reports(_report_source(request.root, options["reports"], names), names)
-    reports = read_reports(paths, options["recipe"], SECTIONS, request.num_proc)
+    reports = read_reports(paths, options["sentences"], SECTIONS, request.num_proc)
     rows = rows.assign(shared=pd.Series(range(len(studies)), index=studies["study_id"])[rows["study_id"]].to_numpy())
     problems = reports["problem"].to_pandas().astype(object)[rows["shared"]].set_axis(rows.index)
     for problem, count in problems.value_counts().items():
@@ -223,7 +223,7 @@ def _check_ids(table: pd.DataFrame) -> None:
 
 def _check_options(options: dict) -> dict:
     for name, known in (
-        ("recipe", tuple(RECIPES)),
+        ("sentences", tuple(SENTENCE_RULES)),
         ("views", ("all", "frontal")),
         ("labels", ("chexpert", "negbio", "radiologist")),
         ("images", ("jpg", "dicom")),
@@ -253,9 +253,9 @@ DATASETS = (
         tested="fixture",
         read=read,
         split_schemes=("official", "mgca"),
-        options={"recipe": "default", "views": "all", "labels": "chexpert", "images": "jpg", "reports": None},
+        options={"sentences": "default", "views": "all", "labels": "chexpert", "images": "jpg", "reports": None},
         option_help={
-            "recipe": "how a report becomes text: default, mgca, lovt or medclip (adaptor_hf.data.report_sentences)",
+            "sentences": "how a report becomes text: default, mgca, lovt or medclip (adaptor_hf.data.report_sentences)",
             "views": '"all", or "frontal": PA and AP; 15.8 thousand images have no view and are left out then',
             "labels": '"chexpert", "negbio", or "radiologist": 687 studies of the test part, release 2.1.0',
             "images": '"jpg", or "dicom": the files of MIMIC-CXR 2.0.0, with the tables of the JPG release beside them',
@@ -274,7 +274,7 @@ DATASETS = (
             "JPG and DICOM differ in intensity: the JPGs are 8-bit and, it seems, histogram-equalised.",
             "The columns study_id and subject_id change places between the tables.",
             "Laterals are LATERAL, LL or RL; 15.8 thousand images have no view.",
-            "About 10 thousand reports have neither findings nor impression; the default recipe then takes the last "
+            "About 10 thousand reports have neither findings nor impression; the default rule then takes the last "
             "paragraph, the others leave them out.",
             "Eight studies have no row of labels, and 2,414 a row without any label.",
             "In the labels of release 2.1.0 Lung Opacity is called Airspace Opacity.",

@@ -10,7 +10,7 @@ from ..captions import term_labels
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, list_files, read_table, record_input, require_file, row_sources
 from ..lookup import locate, paths_by_stem
-from ..report_sentences import RECIPES, sentences_of
+from ..report_sentences import SENTENCE_RULES, sentences_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,7 +35,11 @@ def read(request: Request) -> LoadedRows:
     Raises:
         FileNotFoundError, ValueError: see `read_table`; also for an unknown option value.
     """
-    for option, known in (("deidentified", ("keep", "remove")), ("views", ("all", "frontal")), ("recipe", RECIPES)):
+    for option, known in (
+        ("deidentified", ("keep", "remove")),
+        ("views", ("all", "frontal")),
+        ("sentences", SENTENCE_RULES),
+    ):
         if request.options[option] not in known:
             raise ValueError(f"{option} must be one of {', '.join(known)}, got {request.options[option]!r}.")
     kaggle = find_file(request.root, _REPORTS) is not None
@@ -135,7 +139,7 @@ def _read_xml(path: Path) -> tuple[dict, list[str]]:
 
 
 def _texts(reports: pd.DataFrame, options: dict) -> pd.DataFrame:
-    """Sections as they are, and the sentences and text of a recipe."""
+    """Sections as they are, and the sentences and text of a rule."""
     import pandas as pd
 
     sections = [
@@ -151,7 +155,7 @@ def _texts(reports: pd.DataFrame, options: dict) -> pd.DataFrame:
 def _sentences(sections: dict[str, str], options: dict) -> list[str]:
     if options["deidentified"] == "remove":
         sections = {name: _without_token(text) for name, text in sections.items()}
-    sentences = sentences_of(sections, options["recipe"])
+    sentences = sentences_of(sections, options["sentences"])
     return [sentence for sentence in sentences if not _BARE.fullmatch(sentence)]
 
 
@@ -198,9 +202,9 @@ CXR1_1_IM-0001-4001.png (or .dcm; any folder)""",
         tested="real sample",
         read=read,
         split_schemes=("patient",),
-        options={"recipe": "default", "deidentified": "keep", "views": "all", "label_min_count": 50},
+        options={"sentences": "default", "deidentified": "keep", "views": "all", "label_min_count": 50},
         option_help={
-            "recipe": f"how sentences are made of findings and impression: {', '.join(RECIPES)}",
+            "sentences": f"how sentences are made of findings and impression: {', '.join(SENTENCE_RULES)}",
             "views": '"all", or "frontal": the 3,818 images that indiana_projections.csv calls frontal',
             "deidentified": f'"keep" or "remove" the token {TOKEN}, with the word it is part of',
             "label_min_count": "classification: a MeSH heading is a label if so many images have it",
