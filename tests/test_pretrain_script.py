@@ -470,7 +470,7 @@ def test_two_processes_train_together_with_controls(options, finished, tmp_path)
     changes = {"output_dir": output, "use_cpu": None, "controls": True, "num_train_epochs": 1}
     accelerate = ["-m", "accelerate.commands.launch", "--config_file", str(accelerate_config("two_cpu"))]
     process = launch(
-        [sys.executable, *accelerate, "train_pretrain.py", *words({**options, **changes})],
+        [sys.executable, *accelerate, "-m", "train_pretrain", *words({**options, **changes})],
         ACCELERATE_USE_CPU="true",
     )
     assert process.returncode == 0, process.stderr
