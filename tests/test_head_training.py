@@ -1,5 +1,6 @@
 """Heads trained by Trainer are, to the bit, those of a plain loop; what they leave behind is nothing."""
 
+import gc
 import random
 from collections import Counter
 from dataclasses import replace
@@ -114,7 +115,7 @@ def test_the_best_rate_is_that_of_the_loop():
         assert torch.equal(value, probe.head.state_dict()[key]), key
 
 
-def test_global_random_states_and_the_disk_are_as_before(tmp_path, monkeypatch):
+def test_random_states_the_disk_and_the_garbage_collector_are_as_before(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
@@ -125,6 +126,7 @@ def test_global_random_states_and_the_disk_are_as_before(tmp_path, monkeypatch):
     assert np.array_equal(np.random.get_state()[1], states[1])
     assert torch.equal(torch.get_rng_state(), states[2])
     assert not list(tmp_path.iterdir())
+    assert gc.get_freeze_count() == 0
 
 
 def test_a_loss_that_is_not_finite_ends_the_training():
