@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from preset_architectures import build_architecture
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 from without_package import WITHOUT_PACKAGE
@@ -143,8 +144,6 @@ def test_a_tower_of_another_width_is_refused(towers):
 
 
 def test_an_xrv_tower_in_the_checkpoint_is_refused_with_a_reason(tmp_path, towers):
-    from adaptor_hf.towers.architecture import build_architecture
-
     tower = build_architecture("resnet-ae")
     model = AdaptorModel(AdaptorConfig(vision_hidden_size=tower.hidden_size, text_hidden_size=32, **SMALL))
     model.vision_model = tower

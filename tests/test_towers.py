@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from preset_architectures import build_architecture
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -24,7 +25,6 @@ from adaptor_hf.towers import (
     tower_from_config,
 )
 from adaptor_hf.towers.__main__ import main as towers_command
-from adaptor_hf.towers.architecture import build_architecture
 from adaptor_hf.towers.verify import reference_image, verify_towers
 
 HUB_PRESETS = [name for name, facts in TOWER_PRESETS.items() if facts["name_or_path"].count("/") == 1]

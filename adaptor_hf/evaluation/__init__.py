@@ -5,7 +5,6 @@ from .classification import (
     classification_metrics,
     f1_thresholds,
     reliability_curve,
-    sensitivity_at_specificity,
     specificity_thresholds,
 )
 from .compare import compare_predictions
@@ -17,7 +16,7 @@ from .predictions import (
     retrieval_predictions,
     segmentation_predictions,
 )
-from .results import append_results, finished_runs, read_results, run_key, write_run
+from .results import finished_runs, read_results, run_key, write_run
 from .retrieval import (
     alignment_and_uniformity,
     chance_recall,
@@ -42,7 +41,6 @@ __all__ = [
     "Difference",
     "Predictions",
     "alignment_and_uniformity",
-    "append_results",
     "auroc_interval",
     "baseline_counts",
     "bootstrap_interval",
@@ -74,7 +72,6 @@ __all__ = [
     "segmentation_intervals",
     "segmentation_metrics",
     "segmentation_predictions",
-    "sensitivity_at_specificity",
     "share_interval",
     "specificity_thresholds",
     "write_run",

@@ -156,32 +156,6 @@ def specificity_thresholds(scores: np.ndarray, labels: np.ndarray, specificity: 
     return thresholds
 
 
-def sensitivity_at_specificity(
-    validation_scores: np.ndarray,
-    validation_labels: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    *,
-    specificity: float = 0.9,
-) -> dict[str, float]:
-    """
-    Sensitivity on test rows at the threshold where validation rows reach a specificity; one label.
-
-    Returns:
-        `dict[str, float]`: `threshold`, `sensitivity` and `specificity` (both on the test rows).
-    """
-    threshold = specificity_thresholds(validation_scores, validation_labels, specificity)
-    name = f"{specificity:.2f}"
-    metrics = classification_metrics(
-        scores, labels, problem_type=MULTI, probabilities=False, operating_points={name: threshold}
-    )
-    return {
-        "threshold": float(threshold[0]),
-        "sensitivity": metrics[f"sensitivity@specificity{name}"],
-        "specificity": metrics[f"specificity@specificity{name}"],
-    }
-
-
 def f1_thresholds(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """
     Threshold of the highest F1 of each label on validation rows; scores above it are called positive.
@@ -514,6 +488,5 @@ __all__ = [
     "metrics_under_weights",
     "nearly_constant",
     "reliability_curve",
-    "sensitivity_at_specificity",
     "specificity_thresholds",
 ]

@@ -54,9 +54,4 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return weighted_areas(scores, positive, weights)[0]
 
 
-def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(B,)` average precisions: the second of [`weighted_areas`]."""
-    return weighted_areas(scores, positive, weights)[1]
-
-
-__all__ = ["weighted_areas", "weighted_auroc", "weighted_average_precision"]
+__all__ = ["weighted_areas", "weighted_auroc"]
