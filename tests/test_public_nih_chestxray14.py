@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from fixtures.lovt import write_lovt_split
 from fixtures.nih_chestxray14 import BOXES, ROWS, write_nih
 from fixtures.real_tables import real_table
-from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.public.nih_chestxray14 import LABELS

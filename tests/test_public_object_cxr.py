@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from fixtures.lovt import write_lovt_split
 from fixtures.object_cxr import TRAIN, write_object_cxr
-from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.public.object_cxr import parse_annotation

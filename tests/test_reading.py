@@ -18,6 +18,7 @@ import train_pretrain
 from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.images import read_image
+from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.embeddings import build_cache, open_cache
@@ -116,7 +117,7 @@ def test_the_column_says_how_it_is_read_and_keeps_it(table, paths, tmp_path):
     assert load_pairs(tmp_path / "saved").features["image"].reading == Reading("L")
     assert load_pairs(tmp_path / "saved", image_mode="RGB").features["image"].reading == Reading("RGB")
     with private_mode.private_mode(b"k" * 32):
-        assert private_mode.private_rows(pairs).features["image"].reading == Reading("RGB")
+        assert private_rows(pairs).features["image"].reading == Reading("RGB")
     for feature, mode in (
         (datasets.Image(), "RGB"),
         (datasets.Image(mode="L"), "L"),

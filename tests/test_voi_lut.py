@@ -9,7 +9,7 @@ import pydicom
 import pytest
 import torch
 from fixtures.dicom import write_dicom
-from fixtures.rsna import write_rsna
+from fixtures.phantom_trees import copy_tree
 from PIL import Image
 
 import train_downstream
@@ -18,6 +18,7 @@ from adaptor_hf import AdaptorModel, towers_adaptor
 from adaptor_hf.data import describe, load_public_dataset
 from adaptor_hf.data.__main__ import main as data
 from adaptor_hf.data.images import read_image
+from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
@@ -75,11 +76,11 @@ def test_the_choice_stays_with_a_saved_data_set_and_with_private_rows(table, tmp
     displayed.save_to_disk(tmp_path / "saved")
     assert load_pairs(tmp_path / "saved").features["image"].voi_lut
     with private_mode.private_mode(b"k" * 32):
-        assert private_mode.private_rows(displayed).features["image"].voi_lut
+        assert private_rows(displayed).features["image"].voi_lut
 
 
 def test_a_public_data_set_carries_it_and_is_kept_once(tmp_path):
-    root, cache = write_rsna(tmp_path / "rsna"), tmp_path / "kept"
+    root, cache = copy_tree("rsna", tmp_path / "rsna"), tmp_path / "kept"
     plain = load_public_dataset("rsna", root, "classification", cache_dir=cache)
     displayed = load_public_dataset("rsna", root, "classification", cache_dir=cache, voi_lut=True)
     assert {split: part.features["image"].voi_lut for split, part in displayed.items()} == dict.fromkeys(plain, True)
