@@ -8,35 +8,35 @@ import sys
 
 import numpy as np
 import pytest
+from fixtures import phantom_trees
+from fixtures.phantom_trees import SEED, N, phantom_tree
+from fixtures.phantom_trees import SIDE as SMALL
 from PIL import Image
 
 import train_pretrain
 from adaptor_hf.data import load_public_dataset
 from adaptor_hf.data.labels import CHEXPERT_LABELS
 from adaptor_hf.data.report_sentences import split_sentences
-from adaptor_hf.phantom import LAYOUTS, generate_phantoms, write_layout
+from adaptor_hf.phantom import LAYOUTS, write_layout
 from adaptor_hf.phantom.generate import plan
 from adaptor_hf.phantom.layout_covidx import class_of
 from adaptor_hf.phantom.layout_dicom import SIZE
 from adaptor_hf.phantom.layout_ids import covidx_file, covidx_patient, mimic_ids, nih_name, rsna_id, siim_id
 
-N, SMALL, SEED = 48, 64, 3
-
 
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory):
-    root = tmp_path_factory.mktemp("trees")
-    return {name: write_layout(root / name, N, name, image_size=SMALL, seed=SEED) for name in LAYOUTS}
+def trees():
+    return {name: phantom_tree(name) for name in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return list(plan(N, SMALL, SEED))
+    return phantom_trees.plans()
 
 
 @pytest.fixture(scope="module")
 def records():
-    return list(generate_phantoms(N, image_size=SMALL, seed=SEED))
+    return phantom_trees.records()
 
 
 def rows_of(dataset) -> dict:
