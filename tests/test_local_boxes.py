@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
 from fixtures.nih_chestxray14 import write_nih
 from fixtures.phantom_trees import SEED, SIDE, copy_tree, plans, records
 from PIL import Image
@@ -11,10 +12,6 @@ from adaptor_hf.phantom.layout_ids import rsna_id
 
 LEFT, TOP, WIDTH, HEIGHT = 225.084745762712, 547.019216763771, 86.7796610169491, 79.1864406779661
 NIH_BOX = np.array([LEFT, TOP, LEFT + WIDTH, TOP + HEIGHT])
-
-
-def by_id(parts):
-    return {row["image_id"]: row for part in parts.values() for row in part}
 
 
 def resize_all(folder, size):

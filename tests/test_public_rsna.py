@@ -7,6 +7,7 @@ from io import BytesIO
 import numpy as np
 import pydicom
 import pytest
+from fixtures.loaded import by_id
 from fixtures.lovt import write_lovt_split
 from fixtures.phantom_trees import SEED, SIDE, N, copy_tree, phantom_tree, plans, records
 from fixtures.real_tables import real_table
@@ -60,10 +61,6 @@ def tree(tmp_path):
 
 def load(root, **options):
     return load_public_dataset("rsna", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="classification", scheme="patient", **options):

@@ -4,6 +4,7 @@ import shutil
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
 from fixtures.lovt import write_lovt_split
 from fixtures.phantom_trees import SEED, SIDE, N, copy_tree, plans, records
 from fixtures.real_tables import real_table
@@ -33,10 +34,6 @@ def root(tmp_path):
 
 def load(root, **options):
     return load_public_dataset("siim", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="segmentation", scheme="patient", **options):
