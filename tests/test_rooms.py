@@ -41,10 +41,8 @@ def test_a_planted_climb_is_found_inside_a_function_too(copy, file, line, fault)
 
 def test_a_planted_cycle_inside_a_room_is_found(copy):
     plant(copy / "evaluation/predictions.py", "from .scoring import score_predictions")
-    found = faults_of(copy)
-    assert all(fault.startswith("cycle: ") for fault in found)
-    way = "adaptor_hf.evaluation.predictions -> adaptor_hf.evaluation.scoring -> "
-    assert [fault for fault in found if way in fault]
+    predictions, scoring = "adaptor_hf.evaluation.predictions", "adaptor_hf.evaluation.scoring"
+    assert f"cycle: {predictions} -> {scoring} -> {predictions}" in faults_of(copy)
 
 
 def test_a_new_room_needs_a_place(copy):
