@@ -73,14 +73,19 @@ def paths(table):
         return [str(table.parent / row["image"]) for row in csv.DictReader(file)]
 
 
-def build(dataset, vision_tower, cache_dir, **options):
-    return build_cache(dataset, vision_tower, None, cache_dir, num_workers=0, dtype="float32", batch_size=8, **options)
+@pytest.fixture(scope="module")
+def tower(vision_tower):
+    return vision_tower
 
 
-def embedded(vision_tower, images):
+def build(dataset, tower, cache_dir, **options):
+    return build_cache(dataset, tower, None, cache_dir, num_workers=0, dtype="float32", batch_size=8, **options)
+
+
+def embedded(tower, images):
     with torch.no_grad():
-        return vision_tower(
-            AdaptorImageProcessor(**vision_tower.spec["image_processor"])(images, return_tensors="pt")["pixel_values"]
+        return tower(
+            AdaptorImageProcessor(**tower.spec["image_processor"])(images, return_tensors="pt")["pixel_values"]
         )
 
 
@@ -122,52 +127,52 @@ def test_the_column_says_how_it_is_read_and_keeps_it(table, paths, tmp_path):
         assert load_pairs(images).features["image"].mode == mode
 
 
-def test_grey_files_are_read_as_grey_whatever_their_format(paths, tmp_path, vision_tower):
+def test_grey_files_are_read_as_grey_whatever_their_format(paths, tmp_path, tower):
     for number, path in enumerate(paths[:6]):
         grey = read_image(path)
         (grey if number % 2 else grey.convert("RGB")).save(tmp_path / f"{number}.png")
     (tmp_path / "grey.csv").write_text("image,text\n" + "".join(f"{n}.png,text {n}\n" for n in range(6)))
     pairs = load_pairs(tmp_path / "grey.csv")
     assert pairs.features["image"].reading == Reading()
-    auto = build(pairs, vision_tower, tmp_path / "cache")
-    stated = build(load_pairs(tmp_path / "grey.csv", image_mode="L"), vision_tower, tmp_path / "cache")
+    auto = build(pairs, tower, tmp_path / "cache")
+    stated = build(load_pairs(tmp_path / "grey.csv", image_mode="L"), tower, tmp_path / "cache")
     assert auto.path == stated.path
     # In colour they have a key of their own and the very same numbers.
-    colour = build(load_pairs(tmp_path / "grey.csv", image_mode="RGB"), vision_tower, tmp_path / "cache")
+    colour = build(load_pairs(tmp_path / "grey.csv", image_mode="RGB"), tower, tmp_path / "cache")
     assert colour.manifest["images"] != auto.manifest["images"]
     assert torch.equal(colour.image_embeddings(), auto.image_embeddings())
 
 
 class TestEmbeddings:
-    def test_they_are_those_of_the_towers_own_processor(self, table, paths, vision_tower, tmp_path):
-        own = embedded(vision_tower, [Image.open(path) for path in paths]).pooler_output
-        cache = build(load_pairs(table), vision_tower, tmp_path / "cache")
+    def test_they_are_those_of_the_towers_own_processor(self, table, paths, tower, tmp_path):
+        own = embedded(tower, [Image.open(path) for path in paths]).pooler_output
+        cache = build(load_pairs(table), tower, tmp_path / "cache")
         torch.testing.assert_close(cache.image_embeddings(), own, rtol=1e-4, atol=1e-5)
         assert cache.vision_spec["image_mode"] == "RGB"
-        grey = build(load_pairs(table, image_mode="L"), vision_tower, tmp_path / "cache")
+        grey = build(load_pairs(table, image_mode="L"), tower, tmp_path / "cache")
         assert grey.vision_spec["image_mode"] == "L"
         assert (cosine(grey.image_embeddings(), own) < 0.999).all()
         assert grey.manifest["images"] != cache.manifest["images"]
 
-    def test_paths_without_a_reading_are_looked_at(self, paths, vision_tower, tmp_path):
-        bare = build(datasets.Dataset.from_dict({"image": paths}), vision_tower, tmp_path / "cache")
+    def test_paths_without_a_reading_are_looked_at(self, paths, tower, tmp_path):
+        bare = build(datasets.Dataset.from_dict({"image": paths}), tower, tmp_path / "cache")
         assert bare.vision_spec["image_mode"] == "RGB"
 
-    def test_a_checkpoints_tower_does_not_choose(self, table, vision_tower, tmp_path):
-        own = load_vision_tower(vision_tower.spec)
+    def test_a_checkpoints_tower_does_not_choose(self, table, tower, tmp_path):
+        own = load_vision_tower(tower.spec)
         for spec, mode in (("L", "RGB"), ("RGB", "L")):
-            own.spec = Reading(spec).in_spec(vision_tower.spec)
+            own.spec = Reading(spec).in_spec(tower.spec)
             pairs = load_pairs(table, image_mode=mode)
-            cache, plain = build(pairs, own, tmp_path / spec), build(pairs, vision_tower, tmp_path / "plain")
+            cache, plain = build(pairs, own, tmp_path / spec), build(pairs, tower, tmp_path / "plain")
             assert torch.equal(cache.image_embeddings(), plain.image_embeddings())
             assert cache.vision_spec["image_mode"] == mode
 
-    def test_a_store_of_resized_images_keeps_the_modes_apart(self, table, vision_tower, tmp_path):
+    def test_a_store_of_resized_images_keeps_the_modes_apart(self, table, tower, tmp_path):
         options = {"image_store": tmp_path / "store", "image_store_size": 64}
         for mode in ("RGB", "L", "RGB"):
             pairs = load_pairs(table, image_mode=mode)
-            stored = build(pairs, vision_tower, tmp_path / "stored", **options)
-            plain = build(pairs, vision_tower, tmp_path / "plain")
+            stored = build(pairs, tower, tmp_path / "stored", **options)
+            plain = build(pairs, tower, tmp_path / "plain")
             torch.testing.assert_close(stored.image_embeddings(), plain.image_embeddings())
         assert len(list((tmp_path / "store").iterdir())) == 2
 
@@ -258,21 +263,21 @@ class TestProcessor:
 
 
 class TestModels:
-    def test_another_tower_leaves_the_reading(self, vision_tower):
-        spec = Reading("RGB", True).in_spec(vision_tower.spec)
+    def test_another_tower_leaves_the_reading(self, tower):
+        spec = Reading("RGB", True).in_spec(tower.spec)
         model = AdaptorModel(synthetic_config(vision_hidden_size=32, vision_tower=spec))
-        model.attach_towers(vision_tower)
+        model.attach_towers(tower)
         assert Reading.of_spec(model.config.vision_tower) == Reading("RGB", True)
-        assert "image_mode" not in vision_tower.spec
+        assert "image_mode" not in tower.spec
 
-    def test_a_config_of_version_0_1_gets_a_processor_that_reads_grey(self, vision_tower, tiny_bert):
+    def test_a_config_of_version_0_1_gets_a_processor_that_reads_grey(self, tower, tiny_bert):
         text = {"name_or_path": str(tiny_bert), "library": "transformers", "revision": None, "max_length": 128}
-        config = synthetic_config(vision_hidden_size=32, vision_tower=vision_tower.spec, text_tower=text)
+        config = synthetic_config(vision_hidden_size=32, vision_tower=tower.spec, text_tower=text)
         assert processor_of(config).image_processor.image_mode == "L"
 
-    def test_a_segmenters_processor_keeps_it(self, vision_tower, tmp_path):
+    def test_a_segmenters_processor_keeps_it(self, tower, tmp_path):
         for mode in ("L", "RGB"):
-            own = load_vision_tower(Reading(mode).in_spec(vision_tower.spec))
+            own = load_vision_tower(Reading(mode).in_spec(tower.spec))
             model = segmentation_model(Module("tower", None), own, 28, 0)
             save_segmenter(model, MaskCollator(own.processor, 28, False), tmp_path / mode)
             assert AutoImageProcessor.from_pretrained(tmp_path / mode).image_mode == mode
