@@ -30,6 +30,7 @@ MOVED = {
     "adaptor_hf.evaluation.card": "adaptor_hf.hub.results_card",
     "adaptor_hf.hub.data_terms": "adaptor_hf.data.terms",
     "adaptor_hf.identifying": "adaptor_hf.privacy.identifying",
+    "adaptor_hf.objectives.segmentation": "adaptor_hf.segmentation_loss_adaptor",
     "adaptor_hf.private_messages": "adaptor_hf.privacy.messages",
     "adaptor_hf.private_mode": "adaptor_hf.privacy.mode",
     "adaptor_hf.training.run_record": "adaptor_hf.audit.run_record",

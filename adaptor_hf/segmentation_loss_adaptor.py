@@ -65,15 +65,4 @@ def mixed_loss(
         return alpha * focal_loss(logits, masks, gamma) - torch.log(soft_dice(logits, masks, smooth))
 
 
-class MixedLoss(nn.Module):
-    """[`mixed_loss`] as a module, by the reference's name."""
-
-    def __init__(self, alpha: float = 10.0, gamma: float = 2.0, smooth: float = 1.0):
-        super().__init__()
-        self.alpha, self.gamma, self.smooth = alpha, gamma, smooth
-
-    def forward(self, logits: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-        return mixed_loss(logits, masks, alpha=self.alpha, gamma=self.gamma, smooth=self.smooth)
-
-
-__all__ = ["MixedLoss", "focal_loss", "mixed_loss", "soft_dice"]
+__all__ = ["focal_loss", "mixed_loss", "soft_dice"]

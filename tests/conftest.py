@@ -14,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import logging
 import signal
 import string
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import network_guard
@@ -134,4 +136,76 @@ def radiographs(tmp_path_factory) -> Path:
         distance = np.hypot((rows - centre_row) / height, (columns - centre_column) / width)
         pixels = 220 * np.exp(-4 * distance) + generator.normal(0, 8, (height, width)) + 5 * index
         Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / f"image_{index}.jpg", quality=90)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vision_tower(tiny_dinov2):
+    """`tiny_dinov2`, loaded. It is frozen: what trains it takes a copy."""
+    from adaptor_hf.towers import load_vision_tower
+
+    return load_vision_tower(str(tiny_dinov2))
+
+
+@pytest.fixture(scope="session")
+def text_tower(tiny_bert):
+    """`tiny_bert`, loaded. It is frozen: what trains it takes a copy."""
+    from adaptor_hf.towers import load_text_tower
+
+    return load_text_tower(str(tiny_bert))
+
+
+@pytest.fixture(scope="session")
+def labelled_table(tmp_path_factory) -> Callable[[int], Path]:
+    """A function that gives the table of so many labelled images, written once. Who changes it takes a copy."""
+    from labelled_images import write_labelled_images
+
+    return cache(lambda count: write_labelled_images(tmp_path_factory.mktemp("labelled") / "set", count))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory, vision_tower, text_tower) -> Path:
+    """Folder of an untrained Adaptor (hidden 48) on the two tiny towers. Who changes it takes a copy."""
+    from synthetic import synthetic_config
+
+    from adaptor_hf import AdaptorModel
+
+    torch.manual_seed(3)
+    towers = {"vision_tower": vision_tower.spec, "text_tower": text_tower.spec}
+    folder = tmp_path_factory.mktemp("checkpoint") / "model"
+    AdaptorModel(synthetic_config(vision_hidden_size=32, text_hidden_size=32, **towers)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory) -> Path:
+    """Folder of `synthetic_cache`. Who changes it takes a copy."""
+    from synthetic import synthetic_cache
+
+    folder = tmp_path_factory.mktemp("synthetic-cache")
+    synthetic_cache(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def views(cache_folder):
+    """The splits of `cache_folder` that training takes."""
+    from adaptor_hf.embeddings import open_cache
+    from adaptor_hf.training.pairs import contrastive_splits
+
+    return contrastive_splits(open_cache(cache_folder))
+
+
+@pytest.fixture(scope="session")
+def pretrained_run(tmp_path_factory) -> Path:
+    """Folder of a finished pre-training of two epochs with its cache inside. Who changes it takes a copy."""
+    from script_runs import OPTIONS
+    from synthetic import synthetic_cache
+
+    import train_pretrain
+
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    synthetic_cache(folder / "embeddings")
+    options = OPTIONS | {"num_train_epochs": 2, "cache": folder / "embeddings", "output_dir": folder, "use_cpu": True}
+    train_pretrain.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
     return folder

@@ -1,6 +1,7 @@
 """The imports of a package, those inside functions too, and what is wrong with them."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 # From the lowest to the highest. A file imports its own room and lower ones.
@@ -42,14 +43,20 @@ def imports_of(package: Path) -> dict[str, dict[str, int]]:
     modules = modules_of(package)
     found: dict[str, dict[str, int]] = {name: {} for name in modules}
     for name, path in modules.items():
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node in _walk(tree):
-            for target in _targets(node, name, path.name == "__init__.py"):
-                while target and target not in modules:
-                    target = target.rpartition(".")[0]
-                if target and target != name:
-                    found[name].setdefault(target, node.lineno)
+        for target, line in _imports_in(path.read_text(encoding="utf-8"), name, path.name == "__init__.py"):
+            while target and target not in modules:
+                target = target.rpartition(".")[0]
+            if target and target != name:
+                found[name].setdefault(target, line)
     return found
+
+
+@cache
+def _imports_in(text: str, name: str, is_package: bool) -> tuple[tuple[str, int], ...]:
+    """What a module's text imports, with lines. Kept: the tests look at several copies of the package."""
+    return tuple(
+        (target, node.lineno) for node in _walk(ast.parse(text)) for target in _targets(node, name, is_package)
+    )
 
 
 def _walk(node: ast.AST):
@@ -102,7 +109,7 @@ def faults_of(package: Path) -> list[str]:
 
 
 def cycles_of(imports: dict[str, dict[str, int]]) -> list[list[str]]:
-    """One cycle through each group of modules that import one another, but for a package's `__init__` and its parts."""
+    """Cycles, at least one of each group of modules that import one another, but for an `__init__` and its parts."""
     graph = {
         name: {other for other in targets if not name.startswith(f"{other}.")} for name, targets in imports.items()
     }

@@ -11,10 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from labelled_images import write_labelled_images
-from script_runs import OPTIONS
-from synthetic import synthetic_cache
 
-import train_pretrain
 from adaptor_hf.audit.__main__ import main
 from adaptor_hf.audit.checklists import CHECKLISTS, TO_BE_CHECKED, TO_BE_FILLED, fill, load_checklist, write_checklists
 from adaptor_hf.audit.facts import run_facts
@@ -22,15 +19,6 @@ from adaptor_hf.audit.suppression import hidden_totals, suppress
 from adaptor_hf.audit.table1 import describe_data, markdown
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    synthetic_cache(folder / "embeddings")
-    options = OPTIONS | {"num_train_epochs": 1, "cache": folder / "embeddings", "output_dir": folder, "use_cpu": True}
-    train_pretrain.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    return folder
 
 
 class TestTable1:
@@ -99,13 +87,13 @@ class TestTable1:
         assert found["levels"]["view (images)"]["missing"]["all"] == 2
         assert "2 rows have no patient id and count as a patient each." in found["notes"]
 
-    def test_a_cache_gives_what_it_knows_and_a_table_takes_the_split_of_a_cache(self, tmp_path, table, pretrained):
-        assert main(["table1", str(pretrained / "embeddings"), "--to", str(tmp_path)]) == 0
+    def test_a_cache_gives_what_it_knows_and_a_table_takes_the_split_of_a_cache(self, tmp_path, table, pretrained_run):
+        assert main(["table1", str(pretrained_run / "embeddings"), "--to", str(tmp_path)]) == 0
         found = json.loads((tmp_path / "table1.json").read_text())
         assert found["totals"]["images"]["all"] == 160
         assert found["totals"]["patients"]["all"] == 60
         assert "sex is not known." in found["notes"]
-        cache = str(pretrained / "embeddings")
+        cache = str(pretrained_run / "embeddings")
         assert main(["table1", str(table), "--cache", cache, "--to", str(tmp_path)]) == 0
         found = json.loads((tmp_path / "table1.json").read_text())
         # Source rows 0 to 59 of the cache are its training patients of the first 60 texts.
@@ -169,12 +157,12 @@ class TestChecklists:
         assert all(line.endswith(f"|  | {TO_BE_FILLED} |") for line in items)
         assert "DRAFT" in page.splitlines()[0]
 
-    def test_a_pretraining_run_fills_what_its_files_say(self, pretrained, tmp_path, capsys):
-        assert main(["checklists", str(pretrained), "--to", str(tmp_path)]) == 0
+    def test_a_pretraining_run_fills_what_its_files_say(self, pretrained_run, tmp_path, capsys):
+        assert main(["checklists", str(pretrained_run), "--to", str(tmp_path)]) == 0
         page = (tmp_path / "claim_2024.md").read_text()
         lines = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if re.match(r"\| \d", line)}
-        retrieval = json.loads((pretrained / "retrieval.json").read_text())
-        record = json.loads((pretrained / "run.json").read_text())
+        retrieval = json.loads((pretrained_run / "retrieval.json").read_text())
+        record = json.loads((pretrained_run / "run.json").read_text())
         assert f"mean_recall {retrieval['metrics']['mean_recall']:.3f}" in lines["37"]
         assert f"learning_rate {record['training_arguments']['learning_rate']}" in lines["25"]
         assert "0 of 60 known patients are in more than one split" in lines["20"]
@@ -184,11 +172,11 @@ class TestChecklists:
             assert lines[item].endswith(f"|  | {TO_BE_FILLED} |"), item
         assert lines["37"].endswith(f"{TO_BE_CHECKED} |")
 
-    def test_facts_follow_the_record_and_vanish_with_it(self, pretrained, tmp_path):
+    def test_facts_follow_the_record_and_vanish_with_it(self, pretrained_run, tmp_path):
         import shutil
 
         copy = shutil.copytree(
-            pretrained, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "checkpoint-*")
+            pretrained_run, tmp_path / "run", ignore=shutil.ignore_patterns("embeddings", "checkpoint-*")
         )
         path = copy / "run.json"
         record = json.loads(path.read_text())

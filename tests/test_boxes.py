@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from adaptor_hf.data.boxes import (
     boxes_of,
-    clip_boxes,
     group_boxes,
     no_boxes,
     usable_boxes,
@@ -36,7 +35,7 @@ def test_the_two_forms_are_inverse_and_the_argument_is_left_alone(boxes):
 
 
 def test_no_boxes_has_four_columns_in_every_function():
-    for array in (no_boxes(), xywh_to_xyxy([]), xyxy_to_xywh(no_boxes()), clip_boxes([], 5, 5)):
+    for array in (no_boxes(), xywh_to_xyxy([]), xyxy_to_xywh(no_boxes())):
         assert array.shape == (0, 4)
     assert usable_boxes(no_boxes()).shape == (0,)
 
@@ -57,10 +56,6 @@ def test_no_boxes_has_four_columns_in_every_function():
 )
 def test_usable_boxes(box, usable):
     assert usable_boxes([box], 100, 120).tolist() == [usable]
-
-
-def test_clip_keeps_to_the_image():
-    np.testing.assert_array_equal(clip_boxes([[-3, 5, 130, 140]], 100, 120), [[0, 5, 100, 120]])
 
 
 def test_a_flat_list_is_refused():

@@ -85,11 +85,11 @@ def test_files_made_to_harm_take_no_more_memory_than_they_hold(tmp_path):
 
 
 def test_the_check_of_a_data_set_has_the_counts(tmp_path):
-    from fixtures.rsna import write_rsna
+    from fixtures.phantom_trees import copy_tree
 
     from adaptor_hf.data.check import check_dataset, format_check
 
-    root = write_rsna(tmp_path / "rsna")
+    root = copy_tree("rsna", tmp_path / "rsna")
     result = check_dataset("rsna", root, "classification", split_scheme="patient", cache_dir=tmp_path / "check")
     assert result["dicom"]["files"] == result["rows_read"]
     assert "say that text is burned into the picture" in format_check(result)

@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from preset_architectures import build_architecture
 from synthetic import synthetic_config, synthetic_model
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 from without_package import WITHOUT_PACKAGE, code_of, saved_code
 
 from adaptor_hf import AdaptorConfig, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
-from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 
 
 @pytest.fixture(scope="module")
-def towers(tiny_dinov2, tiny_bert):
-    return load_vision_tower(str(tiny_dinov2)), load_text_tower(str(tiny_bert))
+def towers(vision_tower, text_tower):
+    return vision_tower, text_tower
 
 
 @pytest.fixture
@@ -141,8 +141,6 @@ def test_a_tower_of_another_width_is_refused(towers):
 
 
 def test_an_xrv_tower_in_the_checkpoint_is_refused_with_a_reason(tmp_path, towers):
-    from adaptor_hf.towers.architecture import build_architecture
-
     tower = build_architecture("resnet-ae")
     model = AdaptorModel(AdaptorConfig(vision_hidden_size=tower.hidden_size, text_hidden_size=32, **SMALL))
     model.vision_model = tower

@@ -59,11 +59,6 @@ def small(tower: VisionTower, **kwargs) -> AdaptorForSemanticSegmentation:
     return AdaptorForSemanticSegmentation.from_adaptor(adaptor, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def dinov2(tiny_dinov2):
-    return load_vision_tower(str(tiny_dinov2))
-
-
 class TestParameters:
     @pytest.mark.parametrize("width", [384, 768])
     def test_the_papers_token_decoder(self, width):
@@ -197,30 +192,30 @@ class TestTowers:
         assert torch.equal(with_maps.pooled, tower(pixels).pooler_output)
         assert torch.equal(with_maps.maps[2], tower.model(pixels, output_hidden_states=True).hidden_states[2])
 
-    def test_a_convolutional_tower_may_have_the_token_decoder_and_a_vit_no_unet(self, dinov2):
+    def test_a_convolutional_tower_may_have_the_token_decoder_and_a_vit_no_unet(self, vision_tower):
         model = small(tiny_resnet(), segmentation_decoder="tokens")
         assert model(torch.randn(2, 3, 64, 64)).logits.shape == (2, 1, 64, 64)
         with pytest.raises(ValueError, match="needs feature maps"):
-            small(dinov2, segmentation_decoder="unet")
+            small(vision_tower, segmentation_decoder="unet")
 
-    def test_cached_tokens_equal_pixels(self, dinov2):
-        model = small(dinov2).eval()
+    def test_cached_tokens_equal_pixels(self, vision_tower):
+        model = small(vision_tower).eval()
         pixels = torch.randn(2, 3, 28, 28)
-        features = dinov2.features(pixels)
+        features = vision_tower.features(pixels)
         cached = torch.cat([features.pooled[:, None], features.tokens], dim=1)
         assert model.config.image_size == 28
         assert torch.equal(model(pixels).logits, model(image_embeds=cached).logits)
 
-    def test_the_pooled_token_is_no_pixel_and_the_tokens_went_through_the_adaptor(self, dinov2):
-        model = small(dinov2).eval()
+    def test_the_pooled_token_is_no_pixel_and_the_tokens_went_through_the_adaptor(self, vision_tower):
+        model = small(vision_tower).eval()
         sequence = torch.randn(1, 5, 32)
         tokens = model.adaptor(image_embeds=sequence).image_last_hidden_state[:, 1:]
         assert torch.equal(model(image_embeds=sequence).logits, model.decoder(tokens, (2, 2), (28, 28)))
-        raw = small(dinov2, feature_source="tower").eval()
+        raw = small(vision_tower, feature_source="tower").eval()
         assert torch.equal(raw(image_embeds=sequence).logits, raw.decoder(sequence[:, 1:], (2, 2), (28, 28)))
 
-    def test_any_size_the_tower_takes(self, dinov2):
-        assert small(dinov2)(torch.randn(2, 3, 42, 70)).logits.shape == (2, 1, 42, 70)
+    def test_any_size_the_tower_takes(self, vision_tower):
+        assert small(vision_tower)(torch.randn(2, 3, 42, 70)).logits.shape == (2, 1, 42, 70)
 
     @pytest.mark.parametrize("make", [tiny_resnet, tiny_swin])
     def test_frozen_parts_stay_bit_equal_buffers_included(self, make):
@@ -245,12 +240,12 @@ class TestInputs:
             (torch.zeros(2, 2, 28, 28), "Labels must be of shape"),
         ],
     )
-    def test_masks_that_do_not_fit_are_refused(self, dinov2, labels, message):
+    def test_masks_that_do_not_fit_are_refused(self, vision_tower, labels, message):
         with pytest.raises(ValueError, match=message):
-            small(dinov2)(torch.randn(2, 3, 28, 28), labels=labels)
+            small(vision_tower)(torch.randn(2, 3, 28, 28), labels=labels)
 
-    def test_several_classes_and_pixels_that_do_not_count(self, dinov2):
-        model = small(dinov2, num_labels=3)
+    def test_several_classes_and_pixels_that_do_not_count(self, vision_tower):
+        model = small(vision_tower, num_labels=3)
         labels = torch.randint(0, 3, (2, 28, 28))
         labels[:, :14] = 255
         output = model(torch.randn(2, 3, 28, 28), labels=labels)
@@ -260,11 +255,11 @@ class TestInputs:
         with pytest.raises(ValueError, match="integers from 0 to 2"):
             model(torch.randn(2, 3, 28, 28), labels=torch.full((2, 28, 28), 3))
 
-    def test_embeddings_without_grid_or_for_a_unet_are_refused(self, dinov2):
+    def test_embeddings_without_grid_or_for_a_unet_are_refused(self, vision_tower):
         with pytest.raises(ValueError, match="Build the cache with tokens"):
-            small(dinov2)(image_embeds=torch.randn(2, 32))
+            small(vision_tower)(image_embeds=torch.randn(2, 32))
         with pytest.raises(ValueError, match="Build the cache with tokens"):
-            small(dinov2)(image_embeds=torch.randn(2, 4, 32))
+            small(vision_tower)(image_embeds=torch.randn(2, 4, 32))
         with pytest.raises(ValueError, match="give pixel_values"):
             small(tiny_resnet())(image_embeds=torch.randn(2, 5, 32))
 
@@ -278,8 +273,8 @@ class TestInputs:
 
 
 class TestCheckpoint:
-    def test_a_pretraining_checkpoint_gets_the_decoder_its_tower_allows(self, tmp_path, dinov2):
-        for tower, decoder in ((load_vision_tower("lite0"), "unet"), (dinov2, "tokens")):
+    def test_a_pretraining_checkpoint_gets_the_decoder_its_tower_allows(self, tmp_path, vision_tower):
+        for tower, decoder in ((load_vision_tower("lite0"), "unet"), (vision_tower, "tokens")):
             folder = tmp_path / decoder
             AdaptorModel.from_towers(tower, None, text_hidden_size=16, **SMALL).save_pretrained(folder)
             model, report = AdaptorForSemanticSegmentation.from_pretrained(folder, output_loading_info=True)
@@ -300,12 +295,12 @@ class TestCheckpoint:
             assert torch.equal(again(pixels).logits, model(pixels).logits)
         assert not (tmp_path / "model.safetensors").stat().st_size > 90e6
 
-    def test_one_name_becomes_two(self, dinov2):
-        assert small(dinov2, id2label={0: "lung"}).config.id2label == {0: "background", 1: "lung"}
+    def test_one_name_becomes_two(self, vision_tower):
+        assert small(vision_tower, id2label={0: "lung"}).config.id2label == {0: "background", 1: "lung"}
 
-    def test_it_learns_a_mask(self, dinov2):
+    def test_it_learns_a_mask(self, vision_tower):
         """Left halves bright, mask where it is bright: the decoder finds the side."""
-        model = small(dinov2).train()
+        model = small(vision_tower).train()
         generator = torch.Generator().manual_seed(0)
         pixels = 0.1 * torch.randn(16, 3, 28, 28, generator=generator)
         masks = torch.zeros(16, 28, 28)
@@ -398,15 +393,15 @@ class TestMasks:
             AdaptorImageProcessor()(Image.new("L", (3, 2)), segmentation_maps=mask)
 
 
-def test_the_pipeline_gives_masks_of_the_size_of_the_image(dinov2, radiographs, tmp_path):
-    model = small(dinov2, id2label={0: "background", 1: "lung"}).eval()
+def test_the_pipeline_gives_masks_of_the_size_of_the_image(vision_tower, radiographs, tmp_path):
+    model = small(vision_tower, id2label={0: "background", 1: "lung"}).eval()
     model.save_pretrained(tmp_path)
-    dinov2.processor.save_pretrained(tmp_path)
+    vision_tower.processor.save_pretrained(tmp_path)
     image = Image.open(radiographs / "image_1.jpg")
     results = {result["label"]: result["mask"] for result in pipeline("image-segmentation", model=str(tmp_path))(image)}
     with torch.no_grad():
-        outputs = model(dinov2.processor(image, return_tensors="pt")["pixel_values"])
-    (expected,) = dinov2.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
+        outputs = model(vision_tower.processor(image, return_tensors="pt")["pixel_values"])
+    (expected,) = vision_tower.processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
     assert expected.any()
     assert not expected.all()
     assert results["lung"].size == image.size
@@ -434,8 +429,8 @@ torch.save({"logits": logits, "masks": masks}, out + "/result.pt")
 
 
 @pytest.mark.parametrize("decoder", ["tokens", "unet"])
-def test_remote_code_without_the_package_gives_bit_equal_logits(decoder, dinov2, radiographs, tmp_path):
-    tower = dinov2 if decoder == "tokens" else load_vision_tower("lite0")
+def test_remote_code_without_the_package_gives_bit_equal_logits(decoder, vision_tower, radiographs, tmp_path):
+    tower = vision_tower if decoder == "tokens" else load_vision_tower("lite0")
     model = small(tower).eval()
     folder, image = tmp_path / "model", radiographs / "image_1.jpg"
     model.save_pretrained(folder)

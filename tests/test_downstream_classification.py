@@ -8,31 +8,19 @@ import numpy as np
 import pytest
 import torch
 from labelled_images import write_labelled_images
-from synthetic import synthetic_config
 
 import train_downstream
-from adaptor_hf import AdaptorForImageClassification, AdaptorModel
+from adaptor_hf import AdaptorForImageClassification
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.arguments import parse_arguments
 from adaptor_hf.tasks.frozen_heads import set_aside_earlier_probes
 from adaptor_hf.tasks.logistic import STRENGTHS
-from adaptor_hf.towers import load_vision_tower
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("downstream") / "set", 80)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_dinov2):
-    torch.manual_seed(3)
-    spec = load_vision_tower(str(tiny_dinov2)).spec
-    model = AdaptorModel(synthetic_config(vision_hidden_size=32, vision_tower=spec))
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    model.save_pretrained(folder)
-    return folder
+def table(labelled_table):
+    return labelled_table(80)
 
 
 def options(table, checkpoint, output, *more):

@@ -4,14 +4,13 @@ import csv
 
 import numpy as np
 import pytest
-from labelled_images import write_labelled_images
 
 from adaptor_hf.tasks.data import align_classes, labelled_data, load_table, split_table, training_subset
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("labelled") / "set")
+def table(labelled_table):
+    return labelled_table(60)
 
 
 def labelled(table, columns=("effusion", "edema"), name="set", **options):

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from labelled_images import write_labelled_images
 from synthetic import synthetic_config
 
 import train_downstream
@@ -12,17 +11,16 @@ from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.data import labelled_data, load_table, split_table
 from adaptor_hf.tasks.finetune import run_finetune, trainable_model
-from adaptor_hf.towers import load_vision_tower
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("finetune") / "set", 40)
+def table(labelled_table):
+    return labelled_table(40)
 
 
 @pytest.fixture(scope="module")
-def tower(tiny_dinov2):
-    return load_vision_tower(str(tiny_dinov2))
+def tower(vision_tower):
+    return vision_tower
 
 
 @pytest.fixture

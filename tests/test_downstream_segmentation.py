@@ -5,7 +5,6 @@ import csv
 import numpy as np
 import pytest
 import torch
-from labelled_images import write_labelled_images
 from PIL import Image
 from synthetic import synthetic_config
 
@@ -22,18 +21,17 @@ from adaptor_hf.tasks.segmentation import (
     segmentation_model,
     train_decoder,
 )
-from adaptor_hf.towers import load_vision_tower
 from adaptor_hf.training.systems import System
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("masks") / "set", 20)
+def table(labelled_table):
+    return labelled_table(20)
 
 
 @pytest.fixture(scope="module")
-def tower(tiny_dinov2):
-    return load_vision_tower(str(tiny_dinov2))
+def tower(vision_tower):
+    return vision_tower
 
 
 @pytest.fixture(scope="module")

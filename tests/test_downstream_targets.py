@@ -6,13 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
-from labelled_images import write_labelled_images
 from PIL import Image
-from synthetic import synthetic_config
 
 import train_downstream
-from adaptor_hf import AdaptorModel
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.report import write_report
 from adaptor_hf.evaluation.results import run_key
@@ -20,30 +16,13 @@ from adaptor_hf.evaluation.tables import aggregate
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.compare import write_comparison
 from adaptor_hf.tasks.sweep import run_sweep
-from adaptor_hf.towers import load_text_tower, load_vision_tower
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("targets") / "set", 80)
 
 
 @pytest.fixture
-def table(source, tmp_path):
+def table(labelled_table, tmp_path):
+    source = labelled_table(80)
     shutil.copytree(source.parent, tmp_path / "set")
     return tmp_path / "set" / source.name
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_dinov2, tiny_bert):
-    torch.manual_seed(3)
-    towers = {
-        "vision_tower": load_vision_tower(str(tiny_dinov2)).spec,
-        "text_tower": load_text_tower(str(tiny_bert)).spec,
-    }
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    AdaptorModel(synthetic_config(vision_hidden_size=32, text_hidden_size=32, **towers)).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

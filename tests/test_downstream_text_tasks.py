@@ -5,12 +5,8 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from labelled_images import write_labelled_images
-from synthetic import synthetic_config
 
 import train_downstream
-from adaptor_hf import AdaptorModel
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.few_shot import draw_episode, few_shot_scores
@@ -23,24 +19,11 @@ from adaptor_hf.tasks.text_understanding import (
     swap_severity,
     swap_table,
 )
-from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("texts") / "set", 80)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_dinov2, tiny_bert):
-    torch.manual_seed(3)
-    towers = {
-        "vision_tower": load_vision_tower(str(tiny_dinov2)).spec,
-        "text_tower": load_text_tower(str(tiny_bert)).spec,
-    }
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    AdaptorModel(synthetic_config(vision_hidden_size=32, text_hidden_size=32, **towers)).save_pretrained(folder)
-    return folder
+def table(labelled_table):
+    return labelled_table(80)
 
 
 @pytest.fixture

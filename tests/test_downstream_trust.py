@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from labelled_images import write_labelled_images
-from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorModel
@@ -22,23 +20,13 @@ from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.naming import weights_digest
 from adaptor_hf.evaluation.results import RESULTS_FILE
 from adaptor_hf.evaluation.verify import verify_tree
-from adaptor_hf.towers import load_vision_tower
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    return write_labelled_images(tmp_path_factory.mktemp("trust") / "set", 240)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, tiny_dinov2):
-    torch.manual_seed(3)
-    spec = load_vision_tower(str(tiny_dinov2)).spec
-    folder = tmp_path_factory.mktemp("checkpoint") / "model"
-    AdaptorModel(synthetic_config(vision_hidden_size=32, vision_tower=spec)).save_pretrained(folder)
-    return folder
+def table(labelled_table):
+    return labelled_table(240)
 
 
 def options(table, checkpoint, output, *more):

@@ -11,6 +11,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fixtures.cache_files import snapshot
 
 from adaptor_hf import towers_adaptor
 from adaptor_hf.data.images import read_image
@@ -48,11 +49,6 @@ def make_dataset(files, texts=TEXTS, **columns) -> datasets.Dataset:
         "source_row": list(range(10, 10 + rows)),
     }
     return datasets.Dataset.from_dict(values | columns)
-
-
-def snapshot(cache_dir: Path) -> dict[str, bytes]:
-    """Bytes of every Arrow file of a cache."""
-    return {str(path.relative_to(cache_dir)): path.read_bytes() for path in sorted(cache_dir.rglob("*.arrow"))}
 
 
 @pytest.fixture

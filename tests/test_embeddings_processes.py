@@ -14,6 +14,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fixtures.cache_files import snapshot
 from PIL import Image
 
 from adaptor_hf import frozen_towers_adaptor
@@ -74,11 +75,6 @@ def setting(tmp_path_factory, tiny_dinov2, tiny_bert) -> Setting:
     setting.expected = snapshot(undisturbed)
     assert pieces(undisturbed) == PIECES
     return setting
-
-
-def snapshot(cache_dir: Path) -> dict[str, bytes]:
-    """Bytes of every Arrow file of a cache."""
-    return {str(path.relative_to(cache_dir)): path.read_bytes() for path in sorted(cache_dir.rglob("*.arrow"))}
 
 
 def pieces(cache_dir: Path) -> int:

@@ -123,9 +123,6 @@ def test_views_are_of_rows_and_share_the_fingerprint(cache, arrays):
     assert chosen.pairs["image_id"][:] == ["i84", "i82"]
     assert validation.fingerprint == cache.fingerprint
     assert validation.num_texts == 10
-    embeddings, rows = validation.distinct_text_embeddings()
-    assert embeddings.shape == (10, WIDTH)
-    np.testing.assert_array_equal(np.unique(validation.text_rows), rows.numpy())
     with pytest.raises(ValueError, match="no split 'test'"):
         cache.split("test")
 

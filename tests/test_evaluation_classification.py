@@ -15,10 +15,9 @@ from adaptor_hf.evaluation import (
     classification_metrics,
     f1_thresholds,
     reliability_curve,
-    sensitivity_at_specificity,
     specificity_thresholds,
 )
-from adaptor_hf.evaluation.weighted import weighted_auroc, weighted_average_precision
+from adaptor_hf.evaluation.weighted import weighted_areas
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
 
@@ -43,8 +42,7 @@ def label_case(rows: int = 200, classes: int = 3, seed: int = 0, unknown: float 
 @given(st.lists(st.tuples(st.integers(0, 4), st.booleans(), st.integers(0, 3)), min_size=1, max_size=40))
 def test_weighted_areas_are_those_of_sklearn_with_ties(rows):
     scores, labels, weights = (np.array([row[place] for row in rows], dtype=float) for place in range(3))
-    area = weighted_auroc(scores, labels, weights[None])[0]
-    precision = weighted_average_precision(scores, labels, weights[None])[0]
+    area, precision = (values[0] for values in weighted_areas(scores, labels, weights[None]))
     if (weights * labels).sum() == 0:
         assert np.isnan(area)
         assert np.isnan(precision)
@@ -251,16 +249,19 @@ class TestOperatingPoints:
         lower = negatives[negatives < threshold]
         assert len(lower) == 0 or (negatives <= lower.max()).mean() < specificity
 
-    def test_the_test_rows_do_not_move_the_threshold(self):
+    def test_sensitivity_and_specificity_of_test_rows_are_shares_above_the_point_of_validation(self):
         generator = np.random.default_rng(0)
         labels = generator.integers(0, 2, 400)
         scores = labels + generator.normal(0, 0.7, 400)
-        first = sensitivity_at_specificity(scores[:200], labels[:200], scores[200:], labels[200:])
-        threshold = first["threshold"]
-        assert first["sensitivity"] == (scores[200:][labels[200:] == 1] > threshold).mean()
-        assert first["specificity"] == (scores[200:][labels[200:] == 0] <= threshold).mean()
-        shifted = sensitivity_at_specificity(scores[:200], labels[:200], scores[200:] + 9, labels[200:])
-        assert shifted == {"threshold": threshold, "sensitivity": 1.0, "specificity": 0.0}
+        points = {"0.90": specificity_thresholds(scores[:200], labels[:200], 0.9)}
+        rows, truth = scores[200:], labels[200:]
+        # The test rows do not move the threshold.
+        for moved in (rows, rows + 9):
+            found = classification_metrics(
+                moved, truth, problem_type=MULTI, probabilities=False, operating_points=points
+            )
+            assert found["sensitivity@specificity0.90"] == (moved[truth == 1] > points["0.90"]).mean()
+            assert found["specificity@specificity0.90"] == (moved[truth == 0] <= points["0.90"]).mean()
 
     def test_unknown_labels_are_left_out_and_a_label_without_negatives_has_no_threshold(self):
         scores = np.array([[0.1, 0.4], [0.9, 0.5], [0.2, 0.6]])

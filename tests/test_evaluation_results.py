@@ -2,7 +2,6 @@
 
 import json
 import logging
-import multiprocessing
 import re
 
 import numpy as np
@@ -23,7 +22,6 @@ from adaptor_hf.evaluation.predictions import (
 )
 from adaptor_hf.evaluation.results import (
     RESULTS_FILE,
-    append_results,
     finished_runs,
     read_results,
     read_sound_results,
@@ -361,41 +359,18 @@ class TestDamage:
         assert "scored once; the first is kept" in found.faults[0]
         assert {line["folder"] for line in found.lines} == {str(tmp_path / "a")}
 
-    def test_no_file_is_no_empty_result(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match=RESULTS_FILE):
-            read_results(tmp_path)
-
-
-def append_many(path: str, process: int) -> None:
-    for number in range(20):
-        append_results(path, [{"process": process, "number": number, "part": part} for part in range(3)])
-
-
-class TestAppend:
-    def test_processes_do_not_tear_each_others_lines(self, tmp_path):
-        path = tmp_path / "all.jsonl"
-        context = multiprocessing.get_context("spawn")
-        processes = [context.Process(target=append_many, args=(str(path), number)) for number in range(2)]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
-        assert len(lines) == 120
-        # The lines of one call stay together.
-        assert all(lines[start]["number"] == lines[start + 2]["number"] for start in range(0, 120, 3))
-
-    def test_after_a_crash_the_next_line_is_whole_and_the_part_is_reported(self, tmp_path):
+    def test_a_part_line_of_a_crash_is_reported_and_the_next_line_is_read(self, tmp_path):
         lines = write_run(tmp_path / "a", of_labels(), FIELDS)
-        path = tmp_path / "all.jsonl"
-        append_results(path, lines)
-        whole = path.read_bytes()
-        path.write_bytes(whole[:-30])
-        append_results(path, lines[-1:])
+        path, whole = tmp_path / "all.jsonl", (tmp_path / "a" / RESULTS_FILE).read_bytes()
+        path.write_bytes(whole[:-30] + b"\n" + whole.splitlines(keepends=True)[-1])
         found = read_results(path)
         assert len(found.lines) == len(lines)
         assert f"line {len(lines)}: no JSON" in found.faults[0]
         assert finished_runs(found.lines) == {run_key(FIELDS)}
+
+    def test_no_file_is_no_empty_result(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match=RESULTS_FILE):
+            read_results(tmp_path)
 
 
 class TestVerify:

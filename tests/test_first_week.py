@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-import logging
 import re
 import sys
 
 import pytest
 from test_docs import ROOT, commands
-from test_privacy import contents, found, streams  # noqa: F401
+from test_privacy import all_handlers, contents, found, streams  # noqa: F401
 
 import train_downstream
 import train_pretrain
@@ -45,7 +44,7 @@ def run(streams, monkeypatch, tmp_path, tiny_dinov2, tiny_bert):  # noqa: F811
     def start(words):
         name, rest = (words[2], words[3:]) if words[1] == "-m" else (words[1], words[2:])
         rest = [towers.get(word, word) for word in rest] + SMALL.get(name, [])
-        before = (sys.stdout, sys.stderr, [(h, h.stream) for h in handlers()])
+        before = (sys.stdout, sys.stderr, [(h, h.stream) for h in all_handlers()])
         try:
             return MAINS[name](rest)
         finally:
@@ -56,11 +55,6 @@ def run(streams, monkeypatch, tmp_path, tiny_dinov2, tiny_bert):  # noqa: F811
                 handler.setStream(stream)
 
     return start
-
-
-def handlers():
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    return {h for logger in loggers for h in logger.handlers if isinstance(h, logging.StreamHandler)}
 
 
 def canaries_of_the_export(folder):

@@ -2,17 +2,11 @@
 
 import pytest
 import torch
-from synthetic import synthetic_cache, synthetic_model
+from synthetic import synthetic_model
 
 from adaptor_hf.objectives import contrastive_loss
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.grad_cache import backward_in_parts
-from adaptor_hf.training.pairs import contrastive_splits
-
-
-@pytest.fixture(scope="module")
-def views(tmp_path_factory):
-    return contrastive_splits(synthetic_cache(tmp_path_factory.mktemp("cache")))
 
 
 def batch_of(rows: int = 23) -> tuple[dict[str, torch.Tensor], torch.Tensor]:

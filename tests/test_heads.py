@@ -13,15 +13,14 @@ from without_package import WITHOUT_PACKAGE, code_of, saved_code
 
 from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorImageProcessor, AdaptorModel
 from adaptor_hf.heads_adaptor import ClassificationHead, classification_loss
-from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def towers(tiny_dinov2, tiny_bert):
-    return load_vision_tower(str(tiny_dinov2)), load_text_tower(str(tiny_bert))
+def towers(vision_tower, text_tower):
+    return vision_tower, text_tower
 
 
 @pytest.fixture

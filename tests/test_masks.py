@@ -18,7 +18,6 @@ from adaptor_hf.data.mask_drawing import decode_rle, draw_shape, encode_rle, par
 from adaptor_hf.data.masks import (
     RadiographMask,
     box_mask,
-    empty_mask,
     file_mask,
     format_shape,
     mask_paths,
@@ -182,7 +181,7 @@ class TestDecoding:
         assert (BLOB & other).any()
 
     def test_empty_masks_have_the_size_of_the_image(self, image):
-        for value in (empty_mask(image), rle_mask([], image, (80, 60)), box_mask(np.zeros((0, 4)), image)):
+        for value in (rle_mask([], image, (80, 60)), box_mask(np.zeros((0, 4)), image)):
             mask = decoded(value)
             assert mask.shape == (60, 80)
             assert not mask.any()
@@ -208,7 +207,7 @@ class TestDecoding:
 
         path = write_dicom(tmp_path / "a.dcm", np.zeros((40, 70), np.uint16))
         assert image_size(path) == (70, 40)
-        assert decoded(empty_mask(str(path))).shape == (40, 70)
+        assert decoded(shape_mask([], str(path))).shape == (40, 70)
 
     def test_an_image_on_its_side_gives_the_upright_size(self, tmp_path):
         exif = Image.Exif()
@@ -327,7 +326,7 @@ class TestFeature:
             box_mask(np.array([[40, 10, 70, 30]]), image),
             file_mask([path], image),
             roi_mask([[image, path]], image),
-            empty_mask(image),
+            shape_mask([], image),
             None,
         ]
         features = Features({"row": Value("int64"), "mask": RadiographMask()})

@@ -20,7 +20,6 @@ from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.tasks import TASKS
 from adaptor_hf.tasks.data import load_table
 from adaptor_hf.tasks.overlap import seen_rows
-from adaptor_hf.towers import load_text_tower, load_vision_tower
 
 NAME = "phantom-boxes"
 OPTIONS = {
@@ -36,11 +35,10 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """120 images of 60 patients without a split: who is held out is the rule's choice."""
-    folder = tmp_path_factory.mktemp("overlap") / "set"
-    source = write_labelled_images(folder, 120)
+    source = write_labelled_images(tmp_path_factory.mktemp("overlap") / "set", 120)
     with open(source, encoding="utf-8") as file:
         rows = [{name: value for name, value in row.items() if name != "split"} for row in csv.DictReader(file)]
-    return write(folder / "metadata.csv", rows)
+    return write(source, rows)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -52,13 +50,10 @@ def write(path: Path, rows: list[dict]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(table, tmp_path_factory, tiny_dinov2, tiny_bert):
+def checkpoint(table, tmp_path_factory, vision_tower, text_tower):
     """A checkpoint with the training rows that the default rule gives on the table."""
     torch.manual_seed(3)
-    towers = {
-        "vision_tower": load_vision_tower(str(tiny_dinov2)).spec,
-        "text_tower": load_text_tower(str(tiny_bert)).spec,
-    }
+    towers = {"vision_tower": vision_tower.spec, "text_tower": text_tower.spec}
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     pairs, rule = SplitRule().apply(load_table(table))
     config = synthetic_config(vision_hidden_size=32, text_hidden_size=32, split_rule=rule.to_dict(), **towers)

@@ -8,40 +8,36 @@ import sys
 
 import numpy as np
 import pytest
+from fixtures import phantom_trees
+from fixtures.loaded import by_id
+from fixtures.phantom_trees import SEED, N, phantom_tree
+from fixtures.phantom_trees import SIDE as SMALL
 from PIL import Image
 
 import train_pretrain
 from adaptor_hf.data import load_public_dataset
 from adaptor_hf.data.labels import CHEXPERT_LABELS
 from adaptor_hf.data.report_sentences import split_sentences
-from adaptor_hf.phantom import LAYOUTS, generate_phantoms, write_layout
+from adaptor_hf.phantom import LAYOUTS, write_layout
 from adaptor_hf.phantom.generate import plan
 from adaptor_hf.phantom.layout_covidx import class_of
 from adaptor_hf.phantom.layout_dicom import SIZE
 from adaptor_hf.phantom.layout_ids import covidx_file, covidx_patient, mimic_ids, nih_name, rsna_id, siim_id
 
-N, SMALL, SEED = 48, 64, 3
-
 
 @pytest.fixture(scope="module")
-def trees(tmp_path_factory):
-    root = tmp_path_factory.mktemp("trees")
-    return {name: write_layout(root / name, N, name, image_size=SMALL, seed=SEED) for name in LAYOUTS}
+def trees():
+    return {name: phantom_tree(name) for name in LAYOUTS}
 
 
 @pytest.fixture(scope="module")
 def plans():
-    return list(plan(N, SMALL, SEED))
+    return phantom_trees.plans()
 
 
 @pytest.fixture(scope="module")
 def records():
-    return list(generate_phantoms(N, image_size=SMALL, seed=SEED))
-
-
-def rows_of(dataset) -> dict:
-    """Rows of all splits by image."""
-    return {row["image_id"]: row for part in dataset.values() for row in part}
+    return phantom_trees.records()
 
 
 def enlarged(mask: Image.Image) -> np.ndarray:
@@ -50,7 +46,7 @@ def enlarged(mask: Image.Image) -> np.ndarray:
 
 def test_mimic_cxr_gives_ids_splits_texts_and_pictures_back(trees, plans, records):
     dataset = load_public_dataset("mimic_cxr", trees["mimic_cxr"])
-    rows = rows_of(dataset)
+    rows = by_id(dataset)
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
         subject, study, dicom = mimic_ids(planned, SEED)
@@ -74,7 +70,7 @@ LABELS = {
 
 
 def test_mimic_cxr_gives_labels_back(trees, plans, records):
-    rows = rows_of(load_public_dataset("mimic_cxr", trees["mimic_cxr"], task="classification"))
+    rows = by_id(load_public_dataset("mimic_cxr", trees["mimic_cxr"], task="classification"))
     values = []
     for planned, record in zip(plans, records, strict=True):
         labels = dict(zip(CHEXPERT_LABELS, rows[mimic_ids(planned, SEED)[2]]["labels"], strict=True))
@@ -119,7 +115,7 @@ def test_the_mimic_cxr_tree_has_the_published_form(trees):
 def test_rsna_gives_ids_labels_boxes_and_patients_back(trees, plans, records):
     match = "pneumonia-challenge-dataset-mappings_2018.json"
     dataset = load_public_dataset("rsna", trees["rsna"], task="detection", nih_match=match)
-    rows, boxes = rows_of(dataset), 0
+    rows, boxes = by_id(dataset), 0
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
         row = rows[rsna_id(planned, SEED)]
@@ -132,20 +128,20 @@ def test_rsna_gives_ids_labels_boxes_and_patients_back(trees, plans, records):
     assert boxes > 5
     row = next(iter(rows.values()))
     assert row["image"].size == (SIZE, SIZE)
-    three = rows_of(load_public_dataset("rsna", trees["rsna"], classes=3))
+    three = by_id(load_public_dataset("rsna", trees["rsna"], classes=3))
     for planned in plans:
         assert (three[rsna_id(planned, SEED)]["labels"] == 0) == (not planned.findings)
 
 
 def test_rsna_pictures_are_those_that_were_drawn(trees, plans, records):
-    rows = rows_of(load_public_dataset("rsna", trees["rsna"]))
+    rows = by_id(load_public_dataset("rsna", trees["rsna"]))
     for planned, record in list(zip(plans, records, strict=True))[:4]:
         small = rows[rsna_id(planned, SEED)]["image"].resize((SMALL, SMALL), Image.Resampling.BOX)
         assert np.abs(np.asarray(small, dtype=float) - np.asarray(record["image"])).mean() < 4
 
 
 def test_siim_gives_ids_labels_and_masks_back_to_the_pixel(trees, plans, records):
-    rows = rows_of(load_public_dataset("siim", trees["siim"], task="segmentation"))
+    rows = by_id(load_public_dataset("siim", trees["siim"], task="segmentation"))
     assert len(rows) == N
     for planned, record in zip(plans, records, strict=True):
         row = rows[siim_id(planned, SEED)]
@@ -159,7 +155,7 @@ def test_siim_gives_ids_labels_and_masks_back_to_the_pixel(trees, plans, records
 
 def test_covidx_gives_ids_labels_and_splits_back(trees, plans, records):
     dataset = load_public_dataset("covidx", trees["covidx"])
-    rows = rows_of(dataset)
+    rows = by_id(dataset)
     assert len(rows) == N
     names = next(iter(dataset.values())).features["labels"].names
     for planned, record in zip(plans, records, strict=True):

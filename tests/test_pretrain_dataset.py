@@ -3,26 +3,21 @@
 import json
 
 import pytest
-from fixtures.mimic_cxr import IMAGES, REPORT, write_mimic_cxr
+from fixtures.mimic_cxr import REPORT, copy_mimic, images
+from fixtures.phantom_trees import N
 
 import train_pretrain
 from adaptor_hf.training.pairs import load_training_pairs
 from adaptor_hf.training.recipe import DataArguments
 
-FINDINGS = ("effusion", "edema", "opacity", "consolidation", "atelectasis", "cardiomegaly", "pneumonia", "pneumothorax")
+IMAGES = images()
+FIRST = next(image for image in IMAGES if image.split == "train")
 
 
 @pytest.fixture
 def mimic(tmp_path):
-    """Sixteen patients with a study each and a report of their own; the last four are held out."""
-    images, reports = [], {}
-    for number in range(16):
-        part = "train" if number < 12 else ("validate", "test")[number % 2]
-        study = f"5000{number:04}"
-        images.append((f"{number:08x}" + IMAGES[0][0][8:], f"1000{number:04}", study, "PA", part))
-        finding = f"Small {FINDINGS[number % 8]} on the {('left', 'right')[number // 8]}."
-        reports[study] = REPORT.replace("The lungs are clear.", finding)
-    return write_mimic_cxr(tmp_path / "mimic", images=images, reports=reports)
+    """Patients with a study or more; the first training study has a report that is known."""
+    return copy_mimic(tmp_path / "mimic", reports={FIRST.study: REPORT})
 
 
 def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_bert):
@@ -41,15 +36,18 @@ def test_a_public_data_set_trains_end_to_end(mimic, tmp_path, tiny_dinov2, tiny_
 def test_the_table_has_all_splits_and_the_options_text(mimic):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), dataset_option=["sentences=mgca"])
     pairs = load_training_pairs(arguments).dataset
-    assert sorted(set(pairs["split"][:])) == ["test", "train", "validation"]
-    assert pairs[0]["text"].startswith("no acute cardiopulmonary process 5 cm nodule")
+    assert dict(zip(pairs["image_id"][:], pairs["split"][:], strict=True)) == {
+        image.dicom: image.split for image in IMAGES
+    }
+    text = pairs["text"][pairs["image_id"][:].index(FIRST.dicom)]
+    assert text.startswith("no acute cardiopulmonary process 5 cm nodule")
 
 
 def test_a_repeated_part_of_a_reference_split_is_left_out(mimic, caplog):
     arguments = DataArguments(dataset="mimic_cxr", data_root=str(mimic), split_scheme="mgca")
     pairs = load_training_pairs(arguments).dataset
     assert sorted(set(pairs["split"][:])) == ["train", "validation"]
-    assert len(set(pairs["image_id"][:])) == len(pairs)
+    assert len(set(pairs["image_id"][:])) == len(pairs) == N
     assert "images of test are all in an earlier part" in caplog.text
 
 

@@ -2,18 +2,16 @@
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
 from fixtures.nih_chestxray14 import write_nih
-from fixtures.rsna import POSITIVE, write_rsna
+from fixtures.phantom_trees import SEED, SIDE, copy_tree, plans, records
 from PIL import Image
 
 from adaptor_hf.data.public_datasets import describe, load_public_dataset
+from adaptor_hf.phantom.layout_ids import rsna_id
 
 LEFT, TOP, WIDTH, HEIGHT = 225.084745762712, 547.019216763771, 86.7796610169491, 79.1864406779661
 NIH_BOX = np.array([LEFT, TOP, LEFT + WIDTH, TOP + HEIGHT])
-
-
-def by_id(parts):
-    return {row["image_id"]: row for part in parts.values() for row in part}
 
 
 def resize_all(folder, size):
@@ -35,15 +33,20 @@ def test_boxes_are_in_pixels_of_a_resized_copy(tmp_path, task):
 
 
 def test_one_copy_among_originals_counts_alone(tmp_path):
-    root = write_rsna(tmp_path / "rsna")
-    (root / f"stage_2_train_images/{POSITIVE}.dcm").unlink()
-    Image.new("L", (512, 512)).save(root / f"stage_2_train_images/{POSITIVE}.png")
-    parts = load_public_dataset("rsna", root, "detection", cache_dir=tmp_path / "cache")
-    rows = by_id(parts)
-    assert rows[POSITIVE]["boxes"].tolist() == [[132.0, 76.0, 238.5, 265.5], [281.0, 76.0, 409.0, 302.5]]
-    others = [row["boxes"] for name, row in rows.items() if name != POSITIVE and len(row["boxes"])]
-    assert len(others) == 6
-    assert all(boxes[0, 1] == 200 for boxes in others)
+    root = copy_tree("rsna", tmp_path / "rsna")
+    # Corners in pixels of the drawing.
+    drawn = {
+        rsna_id(planned, SEED): record["boxes"][[label == "consolidation" for label in record["box_labels"]]]
+        for planned, record in zip(plans(), records(), strict=True)
+    }
+    copy = next(name for name, boxes in drawn.items() if len(boxes) == 2)
+    (root / f"stage_2_train_images/{copy}.dcm").unlink()
+    Image.new("L", (512, 512)).save(root / f"stage_2_train_images/{copy}.png")
+    rows = by_id(load_public_dataset("rsna", root, "detection", cache_dir=tmp_path / "cache"))
+    assert sum(len(boxes) > 0 for boxes in drawn.values()) > 3
+    for name, boxes in drawn.items():
+        expected = boxes * ((512 if name == copy else 1024) / SIDE)
+        np.testing.assert_array_equal(np.reshape(rows[name]["boxes"], (-1, 4)), expected)
 
 
 def test_boxes_of_published_images_stay_exact(tmp_path):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from fixtures.cbis_ddsm import CASES, SIZE, region, write_cbis
+from fixtures.loaded import by_id
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.check import check_dataset, format_check
@@ -18,10 +19,6 @@ def tree(request, tmp_path_factory):
 
 def load(root, **options):
     return load_public_dataset("cbis_ddsm", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="classification", **options):

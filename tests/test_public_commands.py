@@ -1,19 +1,18 @@
 """`python -m adaptor_hf.data check` and `train_pretrain.py --dataset` on a tree of every data set."""
 
 import json
+from functools import partial
 
 import pytest
 from fixtures.captions import write_coco, write_redcaps
 from fixtures.cbis_ddsm import write_cbis
 from fixtures.chexpert import write_chexpert
 from fixtures.covid_rural import write_covid_rural
-from fixtures.covidx import write_covidx
 from fixtures.nih_chestxray14 import write_nih
 from fixtures.object_cxr import write_object_cxr
 from fixtures.pair_sets import CAPTIONS, PAIR_SETS, write_pair_set
-from fixtures.rsna import write_rsna
+from fixtures.phantom_trees import copy_tree
 from fixtures.shenzhen_montgomery import write_montgomery, write_shenzhen
-from fixtures.siim import write_siim
 from fixtures.slip import write_slip
 
 import train_pretrain
@@ -24,9 +23,10 @@ from adaptor_hf.training.pairs import load_training_pairs
 from adaptor_hf.training.recipe import DataArguments
 
 LABELLED = {
-    "cbis_ddsm": write_cbis, "chexpert": write_chexpert, "covid_rural": write_covid_rural, "covidx": write_covidx,
-    "montgomery": write_montgomery, "nih_chestxray14": write_nih, "object_cxr": write_object_cxr, "rsna": write_rsna,
-    "shenzhen": write_shenzhen, "siim": write_siim, "slip_catalog": write_slip,
+    "cbis_ddsm": write_cbis, "chexpert": write_chexpert, "covid_rural": write_covid_rural,
+    "montgomery": write_montgomery, "nih_chestxray14": write_nih, "object_cxr": write_object_cxr,
+    "shenzhen": write_shenzhen, "slip_catalog": write_slip,
+    **{layout: partial(copy_tree, layout) for layout in ("covidx", "rsna", "siim")},
 }  # fmt: skip
 COUNTS = ("table_rows", "rows", "images", "files_found", "missing_files", "empty_files", "faults", "dropped",
           "rows_per_split", "patients_per_split", "overlaps", "labels", "unreadable", "split_hash")  # fmt: skip

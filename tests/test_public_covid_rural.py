@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from fixtures.covid_rural import STEMS, write_covid_rural
-from fixtures.rsna import write_lovt_split
+from fixtures.lovt import write_lovt_split
 
 from adaptor_hf.data.public_datasets import describe, load_public_dataset
 

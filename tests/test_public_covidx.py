@@ -1,11 +1,43 @@
 """COVIDx: every generation of label files, whose lines have three to five words."""
 
+import math
+
+import numpy as np
 import pytest
-from fixtures.covidx import TEST, TRAIN, write_covidx
+from fixtures.phantom_trees import N, copy_tree, plans, records
+from PIL import Image
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.public.covidx import parse_line
 from adaptor_hf.data.public_datasets import describe, load_public_dataset
+from adaptor_hf.phantom.layout_covidx import class_of
+from adaptor_hf.phantom.layout_ids import covidx_file
+
+# Real lines of the label files, training and test, in the places of the tree's own.
+TRAIN = {
+    "5": ["3 SARS-10.1148rg.242035193-g04mr34g0-Fig8a-day0.jpeg pneumonia cohen"],
+    "7A": ["COVID 1 COVID(1).png COVID-19 sirm"],
+    "9A": ["A223587 A223587-12-31-1900-NA-CHEST_AP_VIEWONLY-26790-1.000000-AP-81991-1-1.jpg COVID-19 stonybrook"],
+    "9B": ["5 ARDSSevere.png negative cohen", "6 pos.png positive ricord"],
+    "Sev": ["419639-001863 MIDRC-RICORD-1C-419639-001863-27599-0.png level2 ricord"],
+}
+TEST = {
+    "5": ["47c78742-4998-4878-aec4-37b11b1354ac 47c78742-4998-4878-aec4-37b11b1354ac.png normal"],
+    "7A": ["COVID 2 COVID(2).png COVID-19 sirm"],
+    "9A": ["419639-003251 MIDRC-RICORD-1C-419639-003251-46647-0.png COVID-19 ricord", "t2 t2.png pneumonia rsna"],
+    "9B": ["419639-003251 MIDRC-RICORD-1C-419639-003251-46647-0.png positive ricord", "t1 t1.png negative rsna"],
+    "Sev": ["SITE2-000061 MIDRC-RICORD-1C-SITE2-000061-54700-0.png level2 ricord"],
+}
+NAMES = ["normal", "pneumonia", "COVID-19"]
+LABELS = {covidx_file(planned): NAMES.index(class_of(planned)) for planned in plans()}
+"""Class numbers by file."""
+HELD_OUT = [covidx_file(planned) for planned in plans() if planned.split == "test"]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A tree to be changed."""
+    return copy_tree("covidx", tmp_path / "covidx")
 
 
 def load(root, **options):
@@ -15,6 +47,19 @@ def load(root, **options):
 def read(root, scheme="official", **options):
     dataset = get_dataset("covidx")
     return dataset.read(Request(root, "classification", scheme, {**dataset.options, **options}))
+
+
+def label_file(root, part="train", version="9A"):
+    return root / f"{part}_COVIDx{version}.txt"
+
+
+def write_labels(root, version, train=None, test=None, keep=False):
+    """Label files of a version, of its real lines or those given, in the place of the tree's own."""
+    for part, lines in (("train", train or TRAIN[version]), ("test", test or TEST[version])):
+        if not keep:
+            label_file(root, part).unlink()
+        label_file(root, part, version).write_text("\n".join(lines) + "\n")
+    return root
 
 
 @pytest.mark.parametrize(
@@ -40,91 +85,101 @@ def test_what_is_no_line(line):
 
 @pytest.mark.parametrize(
     ("version", "names"),
-    [
-        ("5", ["normal", "pneumonia", "COVID-19"]),
-        ("7A", ["normal", "pneumonia", "COVID-19"]),
-        ("9B", ["negative", "positive"]),
-        ("Sev", ["level1", "level2"]),
-    ],
+    [("5", NAMES), ("7A", NAMES), ("9A", NAMES), ("9B", ["negative", "positive"]), ("Sev", ["level1", "level2"])],
 )
-def test_versions_and_their_classes(tmp_path, version, names):
-    found = read(write_covidx(tmp_path / "covidx", version))
+def test_versions_and_their_classes(root, version, names):
+    found = read(write_labels(root, version))
     assert found.class_names == names
     assert len(found.rows) == len(TRAIN[version]) + len(TEST[version])
     assert found.rows["split"].tolist() == ["train"] * len(TRAIN[version]) + ["test"] * len(TEST[version])
 
 
-def test_loaded_with_images_of_all_kinds(tmp_path):
-    splits = load(write_covidx(tmp_path / "covidx"))
-    assert {name: len(part) for name, part in splits.items()}["test"] == 3
-    rows = [row for part in splits.values() for row in part]
-    assert len(rows) == 34
-    assert {row["image"].mode for row in rows} == {"L"}
-    assert [row["labels"] for row in splits["test"]] == [2, 0, 1]
+def test_loaded_with_images_of_all_kinds(root):
+    assert {Image.open(path).mode for path in (root / "train").iterdir()} == {"L", "RGB", "RGBA"}
+    splits = load(root)
+    rows = {row["image_id"]: row for part in splits.values() for row in part}
+    assert {name: row["labels"] for name, row in rows.items()} == LABELS
+    assert {row["image"].mode for row in rows.values()} == {"L"}
+    assert splits["test"]["image_id"][:] == HELD_OUT
+    for planned, record in zip(plans(), records(), strict=True):
+        picture = np.asarray(rows[covidx_file(planned)]["image"], dtype=float)
+        assert np.abs(picture - np.asarray(record["image"])).mean() < 4
 
 
-def test_validation_is_by_patient_unless_mgca_is_asked_for(tmp_path):
-    root = write_covidx(tmp_path / "covidx")
+def test_validation_is_by_patient_unless_mgca_is_asked_for(root):
     splits = load(root)
     assert not set(splits["train"]["patient_id"]) & set(splits["validation"]["patient_id"])
     mgca = load(root, split_scheme="mgca")
-    assert {name: len(part) for name, part in mgca.items()} == {"train": 24, "validation": 7, "test": 3}
+    training = N - len(HELD_OUT)
+    part = math.ceil(0.2 * training)
+    assert {name: len(rows) for name, rows in mgca.items()} == {
+        "train": training - part,
+        "validation": part,
+        "test": len(HELD_OUT),
+    }
     assert "3,036 of its 6,026" in describe(mgca)["leak"]
 
 
-def test_mgca_splits_as_many_rows_as_in_9a(tmp_path):
+def test_mgca_splits_as_many_rows_as_in_9a(root):
     """The rule depends on the number of rows and their order alone."""
     lines = [f"p{number} f{number}.png normal rsna" for number in range(30130)]
-    root = tmp_path / "covidx"
-    root.mkdir()
-    (root / "train_COVIDx9A.txt").write_text("\n".join(lines))
-    (root / "test_COVIDx9A.txt").write_text("\n".join(TEST["9A"]))
-    found = read(root, "mgca")
-    assert found.rows["split"].value_counts().to_dict() == {"train": 24104, "validation": 6026, "test": 3}
+    found = read(write_labels(root, "9A", lines), "mgca")
+    assert found.rows["split"].value_counts().to_dict() == {"train": 24104, "validation": 6026, "test": len(TEST["9A"])}
     assert not [note for note in found.notes if "not the same split" in note]
 
 
-def test_files_of_the_kaggle_release(tmp_path):
-    root = write_covidx(tmp_path / "covidx", "", folder="")
+def test_files_of_the_kaggle_release(root):
+    for part in ("train", "test"):
+        lines = label_file(root, part).read_text().replace(" COVID-19 ", " positive ")
+        (root / f"{part}.txt").write_text(lines.replace(" normal ", " negative ").replace(" pneumonia ", " negative "))
+        label_file(root, part).unlink()
     (root / "test").rename(root / "competition_test")
     splits = load(root)
     assert splits["test"].features["labels"].names == ["negative", "positive"]
-    assert splits["test"][0]["image"].size == (40, 30)
+    assert splits["test"]["labels"][:] == [int(LABELS[name] == 2) for name in HELD_OUT]
+    assert splits["test"][0]["image"].size == records()[0]["image"].size
 
 
-def test_several_versions_need_a_choice(tmp_path):
-    root = write_covidx(tmp_path / "covidx", "9A")
-    write_covidx(root, "9B")
+def test_several_versions_need_a_choice(root):
+    write_labels(root, "9B", keep=True)
     with pytest.raises(ValueError, match=r"label files of several versions. Pass version=, one of '9A', '9B'"):
         read(root)
     assert read(root, version="9B").class_names == ["negative", "positive"]
 
 
-def test_the_number_of_the_kaggle_release_is_explained(tmp_path):
+def test_the_number_of_the_kaggle_release_is_explained(root):
     with pytest.raises(ValueError, match="Kaggle's version 5 is 9A and 9B"):
-        read(write_covidx(tmp_path / "covidx"), version="9")
+        read(root, version="9")
 
 
-def test_files_of_two_kinds_are_refused(tmp_path):
+def test_files_of_two_kinds_are_refused(root):
     """MGCA would call every line of a B file COVID-19."""
+    label_file(root, "test").write_text("\n".join(TEST["9B"]) + "\n")
     with pytest.raises(ValueError, match="different kinds of label files"):
-        read(write_covidx(tmp_path / "covidx", "9A", test=TEST["9B"]))
+        read(root)
 
 
-def test_a_line_without_class_is_counted_with_its_place(tmp_path):
-    found = read(write_covidx(tmp_path / "covidx", "9A", train=[*TRAIN["9A"], "x x.png healthy rsna"]))
+def test_a_line_without_class_is_counted_with_its_place(root):
+    (root / "labels").mkdir()
+    for part in ("train", "test"):
+        label_file(root, part).rename(label_file(root / "labels", part))
+    with open(label_file(root / "labels"), "a") as lines:
+        lines.write("x x.png healthy rsna\n")
+    found = read(root)
     assert len(found.faults) == 1
-    assert found.faults[0].startswith("labels/train_COVIDx9A.txt:32: expected 'patient file class")
+    place = N - len(HELD_OUT) + 1
+    assert found.faults[0].startswith(f"labels/train_COVIDx9A.txt:{place}: expected 'patient file class")
+    assert len(found.rows) == N
 
 
-def test_repeated_lines_of_version_1_are_counted(tmp_path):
-    lines = [f"p{number} f{number}.png normal" for number in range(5)]
-    root = write_covidx(tmp_path / "covidx", "9A", train=[*lines, *lines[:2]], test=["t t.png normal"])
+def test_repeated_lines_of_version_1_are_counted(root):
+    lines = label_file(root).read_text().splitlines(keepends=True)
+    # Version 1 has no sources.
+    label_file(root).write_text("".join(" ".join(line.split()[:3]) + "\n" for line in [*lines, *lines[:2]]))
     assert describe(load(root))["dropped"] == {"repeats an earlier row": 2}
 
 
-def test_a_missing_test_file(tmp_path):
-    root = write_covidx(tmp_path / "covidx", "9A")
-    (root / "labels" / "test_COVIDx9A.txt").unlink()
+def test_a_missing_test_file(root):
+    label_file(root, "test").unlink()
     with pytest.raises(FileNotFoundError, match=r"No label file test_COVIDx9A\.txt"):
         read(root)

@@ -1,17 +1,16 @@
 """What is wrong with downloads of any set: missing, empty, truncated and huge files, other headers, a wrong root."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 from fixtures.cbis_ddsm import write_cbis
 from fixtures.covid_rural import write_covid_rural
-from fixtures.covidx import write_covidx
 from fixtures.nih_chestxray14 import write_nih
 from fixtures.object_cxr import write_object_cxr
-from fixtures.rsna import write_rsna
+from fixtures.phantom_trees import copy_tree
 from fixtures.shenzhen_montgomery import write_montgomery, write_shenzhen
-from fixtures.siim import write_siim
 from PIL import Image
 
 from adaptor_hf.data import images
@@ -20,9 +19,9 @@ from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 # Writer, glob of the images that the tables name, table and a column of it.
 SETS = {
-    "rsna": (write_rsna, "stage_2_train_images/*.dcm", "stage_2_train_labels.csv", "Target"),
-    "siim": (write_siim, "dicom-images-train/*/*/*.dcm", "train-rle.csv", "EncodedPixels"),
-    "covidx": (write_covidx, "train/*", None, None),
+    "rsna": (partial(copy_tree, "rsna"), "stage_2_train_images/*.dcm", "stage_2_train_labels.csv", "Target"),
+    "siim": (partial(copy_tree, "siim"), "stage_2_images/*.dcm", "stage_2_train.csv", "EncodedPixels"),
+    "covidx": (partial(copy_tree, "covidx"), "train/*", None, None),
     "object_cxr": (write_object_cxr, "train/*.jpg", "train.csv", "annotation"),
     "nih_chestxray14": (write_nih, "images/*.png", "Data_Entry_2017_v2020.csv", "Finding Labels"),
     "covid_rural": (write_covid_rural, "covid_rural_annot/jpgs/COVID-19-AR-164*[0-9]-XR.jpg", None, None),

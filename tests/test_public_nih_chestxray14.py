@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
+from fixtures.lovt import write_lovt_split
 from fixtures.nih_chestxray14 import BOXES, ROWS, write_nih
 from fixtures.real_tables import real_table
-from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.public.nih_chestxray14 import LABELS
@@ -18,10 +19,6 @@ def tree(tmp_path_factory):
 
 def load(root, **options):
     return load_public_dataset("nih_chestxray14", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="classification", scheme="official", **options):

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
+from fixtures.lovt import write_lovt_split
 from fixtures.object_cxr import TRAIN, write_object_cxr
-from fixtures.rsna import write_lovt_split
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.public.object_cxr import parse_annotation
@@ -12,10 +13,6 @@ from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 def load(root, **options):
     return load_public_dataset("object_cxr", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="detection", scheme="official", **options):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
 from fixtures.openi import write_kaggle, write_nlm
 
 from adaptor_hf.data.catalog import Request, get_dataset
@@ -20,10 +21,6 @@ def tree(request, tmp_path):
 
 def load(root, **options):
     return load_public_dataset("openi", root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(root, task="pretraining", **options):

@@ -4,6 +4,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from fixtures.loaded import by_id
 from fixtures.roco import write_v1, write_v2
 
 from adaptor_hf.data.archives import parse_member
@@ -24,10 +25,6 @@ def v2(tmp_path):
 
 def load(name, root, **options):
     return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 def read(name, root, task="pretraining", **options):

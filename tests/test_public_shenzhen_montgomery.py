@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from fixtures.loaded import by_id
 from fixtures.shenzhen_montgomery import lungs, write_montgomery, write_shenzhen
 
 from adaptor_hf.data.public.shenzhen_montgomery import _reading
@@ -14,10 +15,6 @@ from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 def load(name, root, **options):
     return load_public_dataset(name, root, cache_dir=root.parent / "cache", **options)
-
-
-def by_id(splits):
-    return {row["image_id"]: row for part in splits.values() for row in part}
 
 
 @pytest.mark.parametrize("folder", ["MontgomerySet", "."])

@@ -9,9 +9,10 @@ from sklearn.metrics import confusion_matrix, roc_auc_score, top_k_accuracy_scor
 
 from adaptor_hf.data.catalog import Request, get_dataset
 from adaptor_hf.data.convert import main as convert
-from adaptor_hf.data.public.slip_catalog import class_prompts, class_texts
+from adaptor_hf.data.public.slip_catalog import class_texts
 from adaptor_hf.data.public_datasets import load_public_dataset
 from adaptor_hf.evaluation.slip_metrics import slip_score
+from adaptor_hf.tasks.prompts import load_prompts
 
 
 @pytest.fixture
@@ -113,11 +114,12 @@ class TestTorchvision:
 
 def test_names_and_prompts_of_classes(tree):
     assert class_texts(tree, "fer2013") == [["angry"], ["happy", "smiling"]]
-    assert class_prompts(tree, "fer2013")[1] == [
+    prompts = load_prompts(f"{tree}/labels.json:{tree}/templates.json:fer2013")
+    assert prompts.positive["happy"] == (
         "a photo of a happy face.", "a photo of a smiling face.", "happy", "smiling",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match=r"templates\.json: no list for 'mnist'"):
-        class_prompts(tree, "mnist")
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"templates\.json has no data set 'mnist'"):
+        load_prompts(f"{tree}/labels.json:{tree}/templates.json:mnist")
 
 
 def test_a_set_must_be_named_and_be_there(tree):

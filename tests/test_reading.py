@@ -74,8 +74,8 @@ def paths(table):
 
 
 @pytest.fixture(scope="module")
-def tower(tiny_dinov2):
-    return load_vision_tower(str(tiny_dinov2))
+def tower(vision_tower):
+    return vision_tower
 
 
 def build(dataset, tower, cache_dir, **options):

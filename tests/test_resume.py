@@ -21,7 +21,6 @@ from script_runs import (
     steps,
     wait_for,
 )
-from synthetic import synthetic_cache
 
 from adaptor_hf.configs import accelerate_config
 from adaptor_hf.training.interruption import EXIT_REQUEUE
@@ -30,10 +29,8 @@ LAST = 64
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    synthetic_cache(folder)
-    return folder
+def cache(cache_folder):
+    return cache_folder
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,10 @@ import re
 
 import pytest
 import torch
-from synthetic import synthetic_cache, synthetic_model
+from synthetic import synthetic_model
 
 from adaptor_hf.audit.run_record import RUN_FILE, RunRecord, last_evaluation
+from adaptor_hf.embeddings import open_cache
 from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pairs import contrastive_splits
@@ -16,8 +17,8 @@ from adaptor_hf.training.recipe import DataArguments
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return synthetic_cache(tmp_path_factory.mktemp("cache"))
+def cache(cache_folder):
+    return open_cache(cache_folder)
 
 
 def trainer_of(folder, cache, **kwargs) -> AdaptorTrainer:

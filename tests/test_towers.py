@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+from preset_architectures import build_architecture
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -21,7 +22,6 @@ from adaptor_hf.towers import (
     tower_from_config,
 )
 from adaptor_hf.towers.__main__ import main as towers_command
-from adaptor_hf.towers.architecture import build_architecture
 from adaptor_hf.towers.bundle import known_facts
 from adaptor_hf.towers.presets import PRESETS, TERM_KEYS, TowerPreset
 from adaptor_hf.towers.terms import terms_of

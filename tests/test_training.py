@@ -25,11 +25,6 @@ from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.summary import fit_batch_to_data, number_of_steps, parameter_counts
 
 
-@pytest.fixture(scope="module")
-def views(tmp_path_factory):
-    return contrastive_splits(synthetic_cache(tmp_path_factory.mktemp("cache")))
-
-
 def make_arguments(folder, **kwargs) -> AdaptorTrainingArguments:
     defaults = {
         "global_batch_size": 16,

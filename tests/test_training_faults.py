@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from script_runs import LIMIT, command, history, start, wait_for
-from synthetic import synthetic_cache, synthetic_model
+from synthetic import synthetic_model
 from transformers import TrainerCallback
 
 import train_pretrain
@@ -24,21 +24,13 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments, checkpoints
 from adaptor_hf.training.checkpoints import check_checkpoint, find_checkpoint
 from adaptor_hf.training.interruption import Interrupted, catch_signals, deferred_signals, out_of_memory
-from adaptor_hf.training.pairs import contrastive_splits
 
 FILES = ("model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cache")
-    synthetic_cache(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def views(tmp_path_factory):
-    return contrastive_splits(synthetic_cache(tmp_path_factory.mktemp("views")))
+def cache(cache_folder):
+    return cache_folder
 
 
 def make_trainer(folder, views, train=None, model=None, callbacks=None, **kwargs) -> AdaptorTrainer:

@@ -10,24 +10,12 @@ import pytest
 import torch
 from labelled_images import write_labelled_images
 from safetensors.torch import load_file, save_file
-from script_runs import OPTIONS
-from synthetic import synthetic_cache, synthetic_config
+from synthetic import synthetic_config
 
 import train_downstream
-import train_pretrain
 from adaptor_hf import AdaptorModel
 from adaptor_hf.towers import load_vision_tower
 from adaptor_hf.verify import main, verify
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory):
-    """A finished pre-training run with its cache inside."""
-    folder = tmp_path_factory.mktemp("pretrained") / "run"
-    synthetic_cache(folder / "embeddings")
-    options = OPTIONS | {"num_train_epochs": 2, "cache": folder / "embeddings", "output_dir": folder, "use_cpu": True}
-    train_pretrain.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +35,8 @@ def evaluated(tmp_path_factory, tiny_dinov2):
 
 
 @pytest.fixture
-def run(pretrained, tmp_path):
-    return shutil.copytree(pretrained, tmp_path / "run")
+def run(pretrained_run, tmp_path):
+    return shutil.copytree(pretrained_run, tmp_path / "run")
 
 
 @pytest.fixture
@@ -69,8 +57,8 @@ def test_a_finished_pretraining_run_verifies_wherever_it_is_copied(run, capsys):
     assert "verified" in capsys.readouterr().out
 
 
-def test_the_manifest_has_a_digest_of_every_input_split_and_weight(pretrained):
-    manifest = json.loads((pretrained / "manifest.json").read_text())
+def test_the_manifest_has_a_digest_of_every_input_split_and_weight(pretrained_run):
+    manifest = json.loads((pretrained_run / "manifest.json").read_text())
     assert {"model.safetensors", "config.json", "run.json", "retrieval.json"} <= manifest["files"].keys()
     assert set(manifest["splits"]) == {"all", "train", "validation", "test"}
     assert len(set(manifest["splits"].values())) == 4

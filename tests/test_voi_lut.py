@@ -9,7 +9,7 @@ import pydicom
 import pytest
 import torch
 from fixtures.dicom import write_dicom
-from fixtures.rsna import write_rsna
+from fixtures.phantom_trees import copy_tree
 from PIL import Image
 
 import train_downstream
@@ -80,7 +80,7 @@ def test_the_choice_stays_with_a_saved_data_set_and_with_private_rows(table, tmp
 
 
 def test_a_public_data_set_carries_it_and_is_kept_once(tmp_path):
-    root, cache = write_rsna(tmp_path / "rsna"), tmp_path / "kept"
+    root, cache = copy_tree("rsna", tmp_path / "rsna"), tmp_path / "kept"
     plain = load_public_dataset("rsna", root, "classification", cache_dir=cache)
     displayed = load_public_dataset("rsna", root, "classification", cache_dir=cache, voi_lut=True)
     assert {split: part.features["image"].voi_lut for split, part in displayed.items()} == dict.fromkeys(plain, True)

@@ -47,11 +47,6 @@ def usable_boxes(boxes: np.ndarray, width: float | None = None, height: float | 
     return good
 
 
-def clip_boxes(boxes: np.ndarray, width: float, height: float) -> np.ndarray:
-    """Boxes (n, 4), xyxy, cut at the edges of an image, as a new array."""
-    return np.clip(_as_boxes(boxes), 0, np.array([width, height, width, height], dtype=np.float64))
-
-
 def group_boxes(keys: pd.Series, boxes: np.ndarray, labels: np.ndarray) -> pd.DataFrame:
     """
     A table of one row a box as one row an image.
@@ -101,4 +96,4 @@ def _as_boxes(boxes) -> np.ndarray:
     return array
 
 
-__all__ = ["boxes_of", "clip_boxes", "group_boxes", "no_boxes", "usable_boxes", "xywh_to_xyxy", "xyxy_to_xywh"]
+__all__ = ["boxes_of", "group_boxes", "no_boxes", "usable_boxes", "xywh_to_xyxy", "xyxy_to_xywh"]

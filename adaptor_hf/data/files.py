@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -213,23 +212,6 @@ def outside_root(paths: pd.Series) -> pd.Series:
     return paths.fillna("").astype(str).str.contains(_OUTSIDE, regex=True).astype(bool)
 
 
-def safe_join(root: Path, relative: str, where: str = "") -> Path:
-    """`root / relative`, refusing what leads out of the root. Symbolic links inside the root are the user's own.
-
-    Args:
-        where: Such as "train.csv, row 7", for the message.
-
-    Raises:
-        ValueError: The path has "..", is absolute, has a drive letter, or is a URL.
-    """
-    if re.search(_OUTSIDE, relative):
-        raise ValueError(
-            f"{where + ': ' if where else ''}the path {relative!r} leads out of the data set's folder. Expected a path "
-            "relative to the root, without '..'."
-        )
-    return Path(root) / relative.replace("\\", "/")
-
-
 @dataclass
 class FileIndex:
     """What one scan of a folder found. Paths are relative to the root, with "/"."""
@@ -348,6 +330,5 @@ __all__ = [
     "recorded_inputs",
     "require_file",
     "row_sources",
-    "safe_join",
     "to_numbers",
 ]

@@ -41,11 +41,6 @@ _JPEG = b"\xff\xd8"
 _warned: set[str] = set()
 
 
-def empty_mask(image: str | None, frame: tuple[int, int] | None = None) -> dict[str, Any]:
-    """Stored value of a mask that is known to be empty. (A mask that is not known is None.)"""
-    return _value("shapes", image=image, frame=frame)
-
-
 def rle_mask(runs: Iterable[str], image: str | None, frame: tuple[int, int]) -> dict[str, Any]:
     """
     Stored value of masks as SIIM run lengths (see `decode_rle`), combined with OR.
@@ -328,7 +323,6 @@ with warnings.catch_warnings():
 __all__ = [
     "RadiographMask",
     "box_mask",
-    "empty_mask",
     "file_mask",
     "format_shape",
     "mask_paths",

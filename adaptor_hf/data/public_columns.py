@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 CHUNK_ROWS = 32_768
 
-_TEXT = ("image_id", "patient_id", "study_id", "view", "text", "split", "source", "sex")
-
 
 def contract_features(loaded: LoadedRows) -> datasets.Features:
     """Features of the columns that `loaded` has; ids, view and split are always there."""

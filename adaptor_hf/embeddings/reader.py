@@ -336,12 +336,6 @@ class EmbeddingCache:
         """(n, D) text embeddings in storage dtype of rows of this view; None is all of them."""
         return self._stored("texts").take(self.text_rows if rows is None else self.text_rows[self._checked(rows)])
 
-    def distinct_text_embeddings(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """(m, D) embeddings of the distinct texts of this view, and their int64 (m,) text rows, ascending."""
-        rows = self.text_rows
-        rows = np.unique(rows[rows >= 0])
-        return self._stored("texts").take(rows), torch.from_numpy(rows)
-
     def _stored(self, name: str) -> Vectors:
         if name not in self._store.vectors:
             raise ValueError(f"the cache {self._store.folder} was built without {name}")

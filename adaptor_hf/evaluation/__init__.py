@@ -1,7 +1,7 @@
 """Metrics and statistics: plain functions on tensors and arrays."""
 
 from .calibration import reliability_curve
-from .classification import classification_intervals, classification_metrics, sensitivity_at_specificity
+from .classification import classification_intervals, classification_metrics
 from .compare import compare_predictions
 from .mask_baselines import baseline_counts, mean_mask, mean_mask_threshold
 from .predictions import (
@@ -11,7 +11,7 @@ from .predictions import (
     retrieval_predictions,
     segmentation_predictions,
 )
-from .results import append_results, finished_runs, read_results, run_key, write_run
+from .results import finished_runs, read_results, run_key, write_run
 from .retrieval import (
     alignment_and_uniformity,
     chance_recall,
@@ -37,7 +37,6 @@ __all__ = [
     "Difference",
     "Predictions",
     "alignment_and_uniformity",
-    "append_results",
     "auroc_interval",
     "baseline_counts",
     "bootstrap_interval",
@@ -69,7 +68,6 @@ __all__ = [
     "segmentation_intervals",
     "segmentation_metrics",
     "segmentation_predictions",
-    "sensitivity_at_specificity",
     "share_interval",
     "specificity_thresholds",
     "write_run",

@@ -58,12 +58,6 @@ def above_baseline(metric: str, ci_lo: float, ci_hi: float, baseline: float) -> 
     return bool(ci_hi < baseline if lower_is_better(metric) else ci_lo > baseline)
 
 
-def line_is_marked(line: Mapping[str, Any]) -> bool:
-    """Whether a result line's value needs the mark."""
-    numbers = (line[name] for name in ("ci_lo", "ci_hi", "trivial_baseline"))
-    return not math.isnan(line["value"]) and not above_baseline(line["metric"], *numbers)
-
-
 def baselines_of(line: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     """A result line's trivial baselines by name; of lines of an older version the one that they have."""
     found = line.get("trivial_baselines")
@@ -126,6 +120,5 @@ __all__ = [
     "baselines_of",
     "best_baseline",
     "is_one_sided",
-    "line_is_marked",
     "lower_is_better",
 ]

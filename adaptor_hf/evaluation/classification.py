@@ -11,7 +11,6 @@ from .checks import as_columns, check_finite, check_probabilities, label_matrix
 from .draws import gather_draws
 from .intervals import IntervalMethod, Intervals, make_intervals
 from .statistics import resampled_weights
-from .thresholds import specificity_thresholds
 from .weighted import ratio, weighted_areas
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -127,32 +126,6 @@ def metrics_under_weights(
 ) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A function from weights of the rows `(B, N)` to each metric `(B,)`; arguments of [`classification_metrics`]."""
     return _ScoredRows(scores, labels, problem_type, class_names, thresholds, probabilities, operating_points).values
-
-
-def sensitivity_at_specificity(
-    validation_scores: np.ndarray,
-    validation_labels: np.ndarray,
-    scores: np.ndarray,
-    labels: np.ndarray,
-    *,
-    specificity: float = 0.9,
-) -> dict[str, float]:
-    """
-    Sensitivity on test rows at the threshold where validation rows reach a specificity; one label.
-
-    Returns:
-        `dict[str, float]`: `threshold`, `sensitivity` and `specificity` (both on the test rows).
-    """
-    threshold = specificity_thresholds(validation_scores, validation_labels, specificity)
-    name = f"{specificity:.2f}"
-    metrics = classification_metrics(
-        scores, labels, problem_type=MULTI, probabilities=False, operating_points={name: threshold}
-    )
-    return {
-        "threshold": float(threshold[0]),
-        "sensitivity": metrics[f"sensitivity@specificity{name}"],
-        "specificity": metrics[f"specificity@specificity{name}"],
-    }
 
 
 class _ScoredRows:
@@ -381,5 +354,4 @@ __all__ = [
     "classification_metrics",
     "metrics_under_weights",
     "nearly_constant",
-    "sensitivity_at_specificity",
 ]

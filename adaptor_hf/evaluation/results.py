@@ -164,27 +164,6 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
     return lines
 
 
-def append_results(path: str | os.PathLike, lines: Iterable[Mapping[str, Any]]) -> None:
-    """
-    Append lines to a file that several processes may write: all of them or, after a crash, at most a part at the end.
-
-    A part line that a crash left behind stays as it is, on a line of its own, where [`read_results`] reports it.
-    """
-    from filelock import FileLock
-
-    data = _encode(lines)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")), open(path, "a+b") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                data = b"\n" + data
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def read_results(path: str | os.PathLike) -> ResultFiles:
     """
     Lines of a result file, or of all `results.jsonl` under a folder. What cannot be used is reported, and logged.
@@ -299,7 +278,6 @@ __all__ = [
     "RETRIEVAL_FILE",
     "SELECTED_ON",
     "ResultFiles",
-    "append_results",
     "check_fields",
     "finished_runs",
     "package_versions",

@@ -54,15 +54,10 @@ def weighted_auroc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray
     return weighted_areas(scores, positive, weights)[0]
 
 
-def weighted_average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`(B,)` average precisions: the second of [`weighted_areas`]."""
-    return weighted_areas(scores, positive, weights)[1]
-
-
 def ratio(part: np.ndarray, whole: np.ndarray, defined: np.ndarray | bool, empty: float = np.nan) -> np.ndarray:
     """Part of the whole; `empty` where the whole is 0, NaN where it is not defined."""
     value = np.divide(part, whole, out=np.full(np.shape(part), empty, dtype=np.float64), where=whole > 0)
     return np.where(defined, value, np.nan)
 
 
-__all__ = ["ratio", "weighted_areas", "weighted_auroc", "weighted_average_precision"]
+__all__ = ["ratio", "weighted_areas", "weighted_auroc"]

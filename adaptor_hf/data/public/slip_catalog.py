@@ -74,23 +74,6 @@ def class_texts(root: str | os.PathLike, name: str) -> list[list[str]]:
     return [[label] if isinstance(label, str) else list(label) for label in _entry(Path(root), LABELS, name)]
 
 
-def class_prompts(root: str | os.PathLike, name: str) -> list[list[str]]:
-    """
-    All prompts of each class: every template of templates.json with every name of labels.json.
-
-    Raises:
-        FileNotFoundError, ValueError: A file, or the set in it, is missing; a template without {}.
-    """
-    templates = _entry(Path(root), TEMPLATES, name)
-    for template in templates:
-        if not isinstance(template, str) or "{}" not in template:
-            raise ValueError(f"{TEMPLATES}, {name}: expected a sentence with {{}}, found {template!r}.")
-    return [
-        [template.replace("{}", label) for template in templates for label in labels]
-        for labels in class_texts(root, name)
-    ]
-
-
 def _entry(root: Path, file: str, name: str) -> list:
     content = load_json(require_file(root, file), file, dict)
     if not isinstance(content.get(name), list):
@@ -284,4 +267,4 @@ dataset_catalog.json (of SLIP); labels.json and templates.json (of SLIP, optiona
     ),
 )
 
-__all__ = ["DATASETS", "METRICS", "class_prompts", "class_texts", "metric_of", "read"]
+__all__ = ["DATASETS", "METRICS", "class_texts", "metric_of", "read"]
