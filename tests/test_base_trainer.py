@@ -1,8 +1,10 @@
 """What every training shares: the best weights in memory, two collators, evaluators, losses that are no number."""
 
 import gc
+import re
 import sys
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+import adaptor_hf
 from adaptor_hf.training.base_trainer import BaseTrainer, KeepBest, in_memory_arguments
 
 
@@ -185,3 +188,15 @@ def test_a_protocols_batch_is_not_multiplied_by_the_gpus_of_the_machine(monkeypa
     monkeypatch.setattr("transformers.TrainingArguments._setup_devices", torch.device("cpu"))
     arguments = in_memory_arguments("cuda", per_device_train_batch_size=4)
     assert arguments.train_batch_size == 4
+
+
+def test_nothing_else_trains_by_gradient():
+    """`AdaptorTrainer` stands on it; dry_run.py measures steps at rate 0; grad_cache.py is a part of a step."""
+    package = Path(adaptor_hf.__file__).parent
+    sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
+    assert [name for name, text in sources.items() if "(Trainer)" in text] == ["training/base_trainer.py"]
+    assert {name for name, text in sources.items() if re.search(r"\.backward\(|optimizer\.step\(", text)} == {
+        "training/dry_run.py",
+        "training/grad_cache.py",
+        "training/trainer.py",
+    }
