@@ -11,6 +11,7 @@ from pathlib import Path
 from ..files import write_aside
 from ..options.parser import OptionFormatter, add_options
 from ..tasks.arguments import DownstreamArguments
+from .checklists import CHECKLISTS, load_checklist, write_checklists
 
 _TABLE_OPTIONS = (
     "image_column", "text_column", "image_root", "patient_column", "split_column", "id_column", "filter",
@@ -21,7 +22,8 @@ _TABLE_OPTIONS = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.audit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    checklists = commands.add_parser("checklists", help="drafts of CLAIM 2024 and TRIPOD+AI, from what a run knows")
+    titles = " and ".join(load_checklist(name)["title"] for name in CHECKLISTS)
+    checklists = commands.add_parser("checklists", help=f"drafts of {titles}, from what a run knows")
     checklists.add_argument("run", help="output folder of train_pretrain.py or train_downstream.py")
     checklists.add_argument("--to", default="checklists", help="folder of the drafts")
     table = commands.add_parser(
@@ -44,8 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if arguments.command == "checklists":
-            from .checklists import write_checklists
-
             print(*write_checklists(arguments.run, arguments.to), sep="\n")
         elif arguments.command == "dependencies":
             from .dependencies import dependency_table

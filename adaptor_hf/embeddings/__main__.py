@@ -11,6 +11,7 @@ from ..data.split_rule import SplitRule
 from ..data.table_arguments import TowerArguments
 from ..options.parser import OptionFormatter, add_options
 from ..training.recipe import DataArguments
+from .files import NUMPY_DTYPES
 
 _RULE = SplitRule()
 # Columns are as the table gives them, and a split is made where it has none.
@@ -37,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     add_options(build, TowerArguments, ("vision_tower", "text_tower"))
     spellings = {"split_seed": "--seed", "extraction_batch_size": "--batch_size"}
     add_options(build, DataArguments, _TABLE_OPTIONS, defaults=_DEFAULTS, spellings=spellings)
-    build.add_argument("--dtype", choices=["float16", "float32"], default="float16")
+    build.add_argument("--dtype", choices=NUMPY_DTYPES, default="float16")
     build.add_argument("--device", help="cpu, cuda, cuda:1; default: CUDA when there is one")
     build.add_argument("--num_workers", type=int, help="processes that decode images")
     build.add_argument("--max_fault_fraction", type=float, default=0.05, help="share of bad rows that is accepted")
