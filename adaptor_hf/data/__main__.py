@@ -18,6 +18,7 @@ from ..options.parser import OptionFormatter, add_options
 from ..privacy.mode import PrivacyArguments
 from ..training.recipe import DataArguments
 from .catalog import list_datasets, parse_options
+from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
@@ -122,7 +123,8 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("root", nargs="?", help="its folder")
     _add_table_options(check)
     check.add_argument("--task", help="default: the data set's first")
-    check.add_argument("--label_policy", default="raw")
+    policies = ", ".join(LABEL_POLICIES)
+    check.add_argument("--label_policy", default="raw", help=f"what blank and uncertain labels become: {policies}")
     check.add_argument("--num_proc", type=int, help="processes that read reports")
     check.add_argument("--read", default="1000", help='rows whose image and mask is read, or "all"')
     names = ("split_scheme", "image_mode", "dataset_option")
