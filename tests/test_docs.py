@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,8 @@ def test_commands_are_understood(page):
 
 @page_parameter
 def test_options_in_the_text_exist(page):
-    known = {option for parser in (training_parser(), cache_parser()) for option in parser._option_string_actions}
+    parsers = (training_parser(), command_parser("adaptor_hf.embeddings", "build"))
+    known = {option for parser in parsers for option in parser._option_string_actions}
     known.add("--recipe")
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`]*)`", text):
@@ -130,11 +132,9 @@ def training_parser():
     return option_parser()
 
 
-def cache_parser():
-    from adaptor_hf.embeddings.__main__ import _parser
-
-    commands = next(action for action in _parser()._actions if hasattr(action, "choices") and action.choices)
-    return commands.choices["build"]
+def command_parser(module: str, command: str):
+    parser = import_module(f"{module}.__main__")._parser()
+    return next(action for action in parser._actions if isinstance(action.choices, dict)).choices[command]
 
 
 def check_command(command: list[str]) -> None:
@@ -169,10 +169,13 @@ def check_command(command: list[str]) -> None:
             parse_arguments(command[2:])
     elif command[:3] == ["python", "-m", "adaptor_hf.embeddings"]:
         assert command[3] in ("build", "info", "verify")
-        parser = cache_parser()
+        parser = command_parser(command[2], "build")
         assert all(word in parser._option_string_actions for word in command if word.startswith("--")), command
         if command[3] == "build" and len(command) > 4:
             parser.parse_args(command[4:])
+    elif command[:2] == ["python", "-m"] and command[2] in ("adaptor_hf.data", "adaptor_hf.audit") and command[3:]:
+        known = command_parser(command[2], command[3])._option_string_actions
+        assert all(word in known for word in command if word.startswith("--")), command
     elif command[:2] == ["python", "-m"]:
         source = ROOT / command[2].replace(".", "/")
         text = (

@@ -9,31 +9,33 @@ import sys
 from pathlib import Path
 
 from ..files import write_aside
+from ..options.parser import OptionFormatter, add_options
+from ..tasks.arguments import DownstreamArguments
+from .checklists import CHECKLISTS, load_checklist, write_checklists
+
+_TABLE_OPTIONS = (
+    "image_column", "text_column", "image_root", "patient_column", "split_column", "id_column", "filter",
+    "missing_word", "label_column", "label_spelling", "label_separator",
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.audit", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    checklists = commands.add_parser("checklists", help="drafts of CLAIM 2024 and TRIPOD+AI, from what a run knows")
+    titles = " and ".join(load_checklist(name)["title"] for name in CHECKLISTS)
+    checklists = commands.add_parser("checklists", help=f"drafts of {titles}, from what a run knows")
     checklists.add_argument("run", help="output folder of train_pretrain.py or train_downstream.py")
     checklists.add_argument("--to", default="checklists", help="folder of the drafts")
-    table = commands.add_parser("table1", help="patients, studies, images, views, sex, age and labels by split")
+    table = commands.add_parser(
+        "table1", help="patients, studies, images, views, sex, age and labels by split", formatter_class=OptionFormatter
+    )
     table.add_argument("source", help="a table as train_downstream.py takes it, or a cache")
     table.add_argument("--to", default="table1", help="folder of table1.json and table1.md")
     table.add_argument("--min_count", type=int, default=0, help="hide counts below this, 5 for instance")
     table.add_argument("--cache", help="take the split of the table's rows from this cache")
-    table.add_argument("--label_column", nargs="+", default=[], help="one column of classes, or columns of 0, 1, -1")
-    table.add_argument("--text_column", help="column of reports, to count them")
-    table.add_argument("--image_column", default="image")
-    table.add_argument("--image_root")
-    for name in ("patient", "split", "id"):
-        table.add_argument(f"--{name}_column")
     for name in ("sex", "age"):
         table.add_argument(f"--{name}_column", default=name)
-    table.add_argument("--filter", nargs="+", default=[], help="keep rows where column=value")
-    table.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
-    table.add_argument("--label_spelling", choices=("exact", "merge"), help="class names that differ in case or spaces")
-    table.add_argument("--label_separator", help="what joins several names in a label cell, such as |")
+    add_options(table, DownstreamArguments, _TABLE_OPTIONS)
     commands.add_parser("dependencies", help="direct dependencies with their licences, as installed here")
     return parser
 
@@ -44,8 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if arguments.command == "checklists":
-            from .checklists import write_checklists
-
             print(*write_checklists(arguments.run, arguments.to), sep="\n")
         elif arguments.command == "dependencies":
             from .dependencies import dependency_table

@@ -14,15 +14,24 @@ import os
 import sys
 from pathlib import Path
 
+from ..options.parser import OptionFormatter, add_options
+from ..privacy.mode import PrivacyArguments
+from ..training.recipe import DataArguments
 from .catalog import list_datasets, parse_options
-from .ids import MODES
+from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
-from .reading import IMAGE_MODES
 from .split_rule import SplitRule
-from .splits import DEFAULT_SEED
+
+_RULE = SplitRule()
+_SPLIT_DEFAULTS = {
+    "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction, "split_seed": _RULE.seed,
+}  # fmt: skip
+_TABLE_COLUMNS = (
+    "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
+)  # fmt: skip
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -37,35 +46,26 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--delimiter", help="default: comma, semicolon, tab or bar, whichever the header has")
     parser.add_argument("--modality", nargs="+", default=list(MODALITIES), help="wanted ones, such as CR DX MG")
     parser.add_argument("--keep", nargs="+", default=[], choices=KEEPABLE, help="rules that are switched off")
-    parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients")
-    parser.add_argument("--test_fraction", type=float, default=0.1, help="share of patients")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split")
+    _add_split_options(parser)
     parser.add_argument("--num_proc", type=int, help="processes that read headers")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="of the table")
-    parser.add_argument("--private", action="store_true", help="keyed hashes instead of ids (docs/privacy.md)")
-    parser.add_argument("--key_file", help="file with the key of --private; made, for its owner only, if missing")
+    add_options(parser, PrivacyArguments, ("private", "key_file"))
 
 
-_TABLE_COLUMNS = ("image", "text", "patient", "study", "split", "id", "view")
+def _add_split_options(parser) -> None:
+    add_options(
+        parser, DataArguments, tuple(_SPLIT_DEFAULTS), defaults=_SPLIT_DEFAULTS, spellings={"split_seed": "--seed"}
+    )
 
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
-    table = parser.add_argument_group("a table of your own, read as the scripts read it")
+    table = parser.add_argument_group(
+        "a table of your own, read as the scripts read it", '--text_column "" is for a table without reports'
+    )
     table.add_argument("--table", help="instead of NAME and ROOT: a CSV, TSV, Parquet or JSON-lines file, or a folder")
-    table.add_argument("--image_column", help="column of image paths")
-    table.add_argument("--text_column", help='column of reports; "" where there is none')
-    table.add_argument("--patient_column", help="column of patient ids")
-    table.add_argument("--study_column", help="column of study ids")
-    table.add_argument("--split_column", help="column of the split")
-    table.add_argument("--id_column", help="column of image ids")
-    table.add_argument("--view_column", help="column of the view")
-    table.add_argument("--image_root", help="folder that image paths are relative to")
-    table.add_argument("--filter", nargs="*", default=[], metavar="COLUMN=VALUE", help="keep these rows")
-    table.add_argument("--ids", choices=MODES, help="ids in several spellings; default: report them as a stop")
-    table.add_argument("--split_alias", nargs="*", default=[], metavar="OLD=NEW", help="rename splits")
-    table.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
-    table.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
-    table.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split by patient")
+    names = (*_TABLE_COLUMNS, "image_root", "filter", "missing_word", "ids", "split_alias")
+    add_options(table, DataArguments, names, defaults={"image_column": None})
+    _add_split_options(table)
     table.add_argument("--near_copies", action="store_true", help="also look for images that are nearly copies")
     table.add_argument("--private", action="store_true", help="no path, quoted value or column name in what is said")
 
@@ -78,8 +78,7 @@ def _check_own_table(args: argparse.Namespace) -> int:
     private = args.private or os.environ.get("ADAPTOR_PRIVATE", "").lower() in ("1", "true", "yes", "on")
     if private:
         hide_messages([args.table, args.image_root, args.json and str(args.json)])
-    columns = {f"{name}_column": getattr(args, f"{name}_column") for name in _TABLE_COLUMNS}
-    columns = {name: value for name, value in columns.items() if value is not None}
+    columns = {name: getattr(args, name) for name in _TABLE_COLUMNS if getattr(args, name) is not None}
     if columns.get("text_column") == "":
         columns["text_column"] = None
     try:
@@ -91,6 +90,7 @@ def _check_own_table(args: argparse.Namespace) -> int:
             near=args.near_copies,
             image_root=args.image_root,
             filters=args.filter or None,
+            missing_words=tuple(args.missing_word),
             **columns,
         )
     except (OSError, ValueError, ModuleNotFoundError) as error:
@@ -106,30 +106,41 @@ def _check_own_table(args: argparse.Namespace) -> int:
 
 def _rule(args: argparse.Namespace) -> SplitRule:
     shares = {"validation_fraction": args.validation_fraction, "test_fraction": args.test_fraction}
-    return SplitRule(seed=args.seed, **shares)
+    return SplitRule(seed=args.split_seed, **shares)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.data", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="names, tasks and licences")
     pages = commands.add_parser("pages", help="write the pages about the data sets")
     pages.add_argument("folder", type=Path)
-    check = commands.add_parser("check", help="count what a folder holds, or what a table of your own does")
+    check = commands.add_parser(
+        "check", help="count what a folder holds, or what a table of your own does", formatter_class=OptionFormatter
+    )
     check.add_argument("name", nargs="?", help="data set, see list")
     check.add_argument("root", nargs="?", help="its folder")
     _add_table_options(check)
     check.add_argument("--task", help="default: the data set's first")
-    check.add_argument("--split_scheme", default="official")
-    check.add_argument("--label_policy", default="raw")
+    policies = ", ".join(LABEL_POLICIES)
+    check.add_argument("--label_policy", default="raw", help=f"what blank and uncertain labels become: {policies}")
     check.add_argument("--num_proc", type=int, help="processes that read reports")
     check.add_argument("--read", default="1000", help='rows whose image and mask is read, or "all"')
-    check.add_argument("--image_mode", choices=IMAGE_MODES, default="auto", help="L, RGB; auto: as the set declares")
-    check.add_argument("--option", nargs="*", default=[], metavar="NAME=VALUE", help="the data set's own options")
+    names = ("split_scheme", "image_mode", "dataset_option")
+    spellings = {"dataset_option": "--option"}
+    add_options(check, DataArguments, names, defaults={"split_scheme": "official"}, spellings=spellings)
     check.add_argument("--json", type=Path, help="also write the counts here")
-    _add_index_options(commands.add_parser("index_dicom", help="a PACS export and its reports as pairs"))
+    index = commands.add_parser(
+        "index_dicom", help="a PACS export and its reports as pairs", formatter_class=OptionFormatter
+    )
+    _add_index_options(index)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
+    parser = _parser()
     args = parser.parse_args(arguments)
     if args.command == "index_dicom":
         return run_index(args)
@@ -164,7 +175,7 @@ def main(arguments: list[str] | None = None) -> int:
             label_policy=args.label_policy,
             num_proc=args.num_proc,
             image_mode=args.image_mode,
-            **parse_options(args.option),
+            **parse_options(args.dataset_option),
         )
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..options.fields import HIDDEN, NAME_OR_PATH, OPEN, PATH, option
+from .duplicates import ACTIONS
+from .ids import MODES
 from .reading import IMAGE_MODES
 from .split_rule import SplitRule
 
@@ -54,7 +56,7 @@ class TableArguments:
     )  # fmt: skip
     ids: str | None = option(
         None, "Ids in several spellings: exact keeps them apart, canonical makes them one. Default: stop.",
-        group=TABLE, advanced=True, choices=["exact", "canonical"],
+        group=TABLE, advanced=True, choices=list(MODES),
     )  # fmt: skip
     image_mode: str = option(
         "auto", "L (grey) or RGB. auto: of a public data set what it declares, of a table what some of its files show; "
@@ -80,7 +82,7 @@ class TableArguments:
     split_seed: int | None = option(None, "Of splits by patient.", group=SPLIT, advanced=True)
     duplicates: str = option(
         "refuse", "Training images that are copies of held-out ones: refuse, drop them from training, or keep.",
-        group=SPLIT, advanced=True, choices=["refuse", "drop", "keep"],
+        group=SPLIT, advanced=True, choices=list(ACTIONS),
     )  # fmt: skip
     cache_dir: str | None = option(
         None, "Where embeddings are kept. Default: `embeddings` inside output_dir.", group=EMBEDDINGS, privacy=PATH,

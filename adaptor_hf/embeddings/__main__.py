@@ -6,41 +6,42 @@ import logging
 import sys
 from pathlib import Path
 
-from ..data.reading import IMAGE_MODES, Reading
-from ..data.splits import DEFAULT_SEED
+from ..data.reading import Reading
+from ..data.split_rule import SplitRule
+from ..data.table_arguments import TowerArguments
+from ..options.parser import OptionFormatter, add_options
+from ..training.recipe import DataArguments
+from .files import NUMPY_DTYPES
+
+_RULE = SplitRule()
+# Columns are as the table gives them, and a split is made where it has none.
+_DEFAULTS = {
+    "image_column": None, "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction,
+    "split_seed": _RULE.seed,
+}  # fmt: skip
+_TABLE_OPTIONS = (
+    "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
+    "image_root", "filter", "missing_word", "ids", "image_mode", "voi_lut", "validation_fraction", "test_fraction",
+    "split_seed", "extraction_batch_size", "max_text_length", "image_store", "image_store_size",
+)  # fmt: skip
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.embeddings", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="embed a table of images and reports, or go on with a build")
+    build = commands.add_parser(
+        "build", help="embed a table of images and reports, or go on with a build", formatter_class=OptionFormatter,
+        description="Leave out a tower to build the other one's modality alone.",
+    )  # fmt: skip
     build.add_argument("source", help="CSV, TSV, Parquet or JSON-lines file, image folder, saved data set or hub id")
     build.add_argument("--cache_dir", required=True, help="folder of the cache")
-    build.add_argument("--vision_tower", help="name, hub id or folder; leave out to build texts alone")
-    build.add_argument("--text_tower", help="name, hub id or folder; leave out to build images alone")
-    build.add_argument(
-        "--filter", action="extend", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep these rows"
-    )
-    build.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
-    for column in ("image", "text", "patient", "study", "split", "id", "view"):
-        build.add_argument(f"--{column}_column", help=f"name of the {column} column")
-    build.add_argument("--image_root", help="folder that image paths are relative to")
-    build.add_argument("--ids", choices=("exact", "canonical"), help="ids in several spellings; default: stop")
-    build.add_argument(
-        "--image_mode", choices=IMAGE_MODES, default="auto", help="L: grey, RGB: colour, auto: looks at some files"
-    )
-    build.add_argument("--voi_lut", action="store_true", help="read DICOM files as displayed: with VOI LUT or window")
-    build.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients, without a split")
-    build.add_argument("--test_fraction", type=float, default=0.1, help="share of patients, without a split")
-    build.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the split by patient")
-    build.add_argument("--batch_size", type=int, help="rows in one forward pass")
-    build.add_argument("--max_text_length", type=int, default=112, help="tokens a text is cut to")
-    build.add_argument("--dtype", choices=["float16", "float32"], default="float16")
+    add_options(build, TowerArguments, ("vision_tower", "text_tower"))
+    spellings = {"split_seed": "--seed", "extraction_batch_size": "--batch_size"}
+    add_options(build, DataArguments, _TABLE_OPTIONS, defaults=_DEFAULTS, spellings=spellings)
+    build.add_argument("--dtype", choices=NUMPY_DTYPES, default="float16")
     build.add_argument("--device", help="cpu, cuda, cuda:1; default: CUDA when there is one")
     build.add_argument("--num_workers", type=int, help="processes that decode images")
     build.add_argument("--max_fault_fraction", type=float, default=0.05, help="share of bad rows that is accepted")
-    build.add_argument("--image_store", help="folder that keeps resized images for the next tower")
-    build.add_argument("--image_store_size", type=int, default=256, help="shorter side of its images, in pixels")
     for name, text in (("info", "what a cache holds"), ("verify", "compute all checksums again")):
         command = commands.add_parser(name, help=text)
         command.add_argument("cache_dir")
@@ -64,14 +65,15 @@ def _build(arguments: argparse.Namespace) -> None:
         image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, **columns,
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
-    dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)
-    options = ("batch_size", "max_text_length", "dtype", "device", "num_workers", "max_fault_fraction")
-    options += ("image_store", "image_store_size")
+    dataset = assign_splits(dataset, **shares, seed=arguments.split_seed, ids=arguments.ids)
+    options = ("max_text_length", "dtype", "device", "num_workers", "max_fault_fraction", "image_store",
+               "image_store_size")  # fmt: skip
     cache = build_cache(
         dataset,
         arguments.vision_tower,
         arguments.text_tower,
         arguments.cache_dir,
+        batch_size=arguments.extraction_batch_size,
         **{name: getattr(arguments, name) for name in options},
     )
     ranks = Ranks()

@@ -4,6 +4,8 @@ import argparse
 import logging
 import sys
 
+from .subgroups import AGGREGATES
+
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.evaluation", description=__doc__)
@@ -22,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     subgroups.add_argument("--column", nargs="+", default=[], help="of the predictions; default: all that make groups")
     studies = commands.add_parser("studies", help="metrics by study: the scores of its images as one")
     studies.add_argument("results", help="folder with runs, or a results.jsonl")
-    studies.add_argument("--how", choices=("mean", "max"), default="mean", help="of the scores of a study's images")
+    studies.add_argument("--how", choices=AGGREGATES, default=AGGREGATES[0], help="of the scores of a study's images")
     card = commands.add_parser("card", help="put a model's results into the metadata of its card")
     card.add_argument("results", help="folder with runs, or a results.jsonl")
     card.add_argument("--model", required=True, help="folder of the checkpoint that was evaluated")

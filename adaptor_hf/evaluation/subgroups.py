@@ -12,6 +12,8 @@ from .statistics import interval_of, resampled_weights
 from .weighted import weighted_auroc
 
 UNKNOWN = "unknown"
+AGGREGATES = ("mean", "max")
+"""How the scores of a study's images become one."""
 AGE_EDGES = (18, 40, 60, 80)
 """Years at which a band of ages ends and the next begins."""
 
@@ -188,8 +190,8 @@ def aggregate_rows(
     Raises:
         ValueError: if images of a study have different known labels: then it is no label of the study.
     """
-    if how not in ("mean", "max"):
-        raise ValueError(f"how is 'mean' or 'max', got {how!r}.")
+    if how not in AGGREGATES:
+        raise ValueError(f"how is {' or '.join(map(repr, AGGREGATES))}, got {how!r}.")
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels)
     if not len(scores) == len(labels) == len(ids):
         raise ValueError(f"Got {len(scores)} scores, {len(labels)} labels and {len(ids)} ids.")
@@ -224,4 +226,4 @@ def _name(value) -> str:
     return UNKNOWN if is_missing(value) else str(value).strip()
 
 
-__all__ = ["Subgroup", "Subgroups", "age_bands", "aggregate_rows", "subgroup_metrics"]
+__all__ = ["AGGREGATES", "Subgroup", "Subgroups", "age_bands", "aggregate_rows", "subgroup_metrics"]

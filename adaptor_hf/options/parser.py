@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
@@ -60,7 +60,7 @@ class OptionParser(HfArgumentParser):
         super().__init__(
             groups,
             usage=f"{command} [--recipe NAME_OR_FILE] --OPTION VALUE ...",
-            formatter_class=_Formatter,
+            formatter_class=OptionFormatter,
             add_help=False,
         )
         recipe = self._part(ESSENTIAL).add_argument(
@@ -164,25 +164,79 @@ class OptionParser(HfArgumentParser):
         if field.name in self.old_flags:
             self.old_flags[field.name].add_old_flag(self, field.name)
             return
-        own = {name: field.metadata.get(name) for name in OWN_METADATA}
+        own = _own_metadata(field)
         title, text = self.placed.get(field.name, (OTHERS, None))
         title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
         if field.name in self.essential:
             title, advanced = ESSENTIAL, False
-        plain = copy.copy(field)
-        plain.metadata = {name: value for name, value in field.metadata.items() if name not in own}
-        before = len(self._actions)
-        HfArgumentParser._parse_dataclass_field(self._part(title), plain)
+        added = _add_field(self._part(title), field)
         ranked = self.essential if title == ESSENTIAL else tuple(self.placed)
-        for action in self._actions[before:]:
+        for action in added:
             action.rank = ranked.index(field.name) if field.name in ranked else 0
             action.help, action.left = text or action.help, self.left.get(field.name)
-            if action.metavar is None and action.choices is None:
-                action.metavar = _metavar(action, own["privacy"])
             if field.name in self.choices:
                 action.default, action.left = argparse.SUPPRESS, self.choices[field.name].default
             if advanced:
                 self._advanced.add(id(action))
+
+
+def add_options(
+    parser: Any,
+    declared: type,
+    names: Sequence[str],
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    spellings: Mapping[str, str] | None = None,
+) -> None:
+    """
+    Options of a command that a script has too, as the script declares them: name, help, type, choices and default.
+
+    What is on or off is a flag: the next word may be an argument of the command. A list may be given in parts.
+
+    Args:
+        parser (`ArgumentParser`): Of the command, or a group of its options. `OptionFormatter` fits its help.
+        declared (`type`): A dataclass whose fields are made by `option`.
+        names (`Sequence[str]`): Of its fields, in the order of `--help`.
+        defaults (`Mapping[str, Any]`, *optional*): By name, those that are others in this command.
+        spellings (`Mapping[str, str]`, *optional*): By name, how this command also spells the option.
+
+    Raises:
+        KeyError: the dataclass has no such field, or a default or spelling is of none of them.
+    """
+    known, hints = {item.name: item for item in fields(declared)}, get_type_hints(declared)
+    more = {name: {"aliases": [spelling]} for name, spelling in (spellings or {}).items()}
+    if unknown := (more.keys() | (defaults or {}).keys()) - set(names):
+        raise KeyError(f"Not among the options: {', '.join(sorted(unknown))}.")
+    for name in names:
+        item = copy.copy(known[name])
+        item.type = hints[name]
+        if item.type in (bool, bool | None):
+            parser.add_argument(
+                *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
+                action="store_true",
+                help=item.metadata["help"],
+            )
+            continue
+        if get_origin(item.type) is list:
+            more.setdefault(name, {})["action"] = "extend"
+        for action in _add_field(parser, item, **more.get(name, {})):
+            action.default = (defaults or {}).get(name, action.default)
+
+
+def _add_field(parser: Any, field: Field, **more: Any) -> list[argparse.Action]:
+    """The options that transformers' parser makes of a field whose type is resolved; `more` is passed to argparse."""
+    plain, own = copy.copy(field), _own_metadata(field)
+    plain.metadata = {name: value for name, value in field.metadata.items() if name not in own} | more
+    before = len(parser._actions)
+    HfArgumentParser._parse_dataclass_field(parser, plain)
+    for action in (added := parser._actions[before:]):
+        if action.metavar is None and action.choices is None:
+            action.metavar = _metavar(action, own["privacy"])
+    return added
+
+
+def _own_metadata(field: Field) -> dict[str, Any]:
+    return {name: field.metadata.get(name) for name in OWN_METADATA}
 
 
 class _Help(argparse.Action):
@@ -196,7 +250,7 @@ class _Help(argparse.Action):
         parser.exit()
 
 
-class _Formatter(argparse.HelpFormatter):
+class OptionFormatter(argparse.HelpFormatter):
     """One spelling of each option, and defaults that say something."""
 
     def __init__(self, prog: str):
@@ -204,12 +258,16 @@ class _Formatter(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings:
-            return str(action.metavar)
+            return str(action.metavar or action.dest)
         named = [name for name in action.option_strings if "-" not in name[2:]]
         if action.nargs == 0 or (action.nargs == "?" and action.const is True):
             return ", ".join(named)
-        value = "{" + ",".join(map(str, action.choices)) + "}" if _few(action.choices) else action.metavar or "NAME"
-        return f"{', '.join(named)} {value}" + (" ..." if action.nargs == "+" else "")
+        value = (
+            "{" + ",".join(map(str, action.choices)) + "}"
+            if _few(action.choices)
+            else action.metavar or ("NAME" if action.choices else action.dest.upper())
+        )
+        return f"{', '.join(named)} {value}" + (" ..." if action.nargs in ("+", "*") else "")
 
     def _get_help_string(self, action: argparse.Action) -> str:
         text = action.help or ""
@@ -244,4 +302,4 @@ def as_option(name: str, value: Any) -> list[str]:
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 
 
-__all__ = ["OptionParser", "as_option"]
+__all__ = ["OptionFormatter", "OptionParser", "add_options", "as_option"]

@@ -5,7 +5,8 @@ import json
 import logging
 
 from ..configs import find_recipe, read_recipe
-from .compare import write_comparison
+from ..evaluation.tasks import TASKS
+from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
 
 
@@ -18,9 +19,10 @@ def main(arguments: list[str] | None = None) -> None:
     sweep.add_argument("--dry_run", action="store_true", help="only print what is left")
     compare = commands.add_parser("compare", help="compare the finished runs of a folder in pairs")
     compare.add_argument("output_dir")
-    compare.add_argument("--task", default="classification")
+    first, *others = compared_tasks()
+    compare.add_argument("--task", default=first, help=f"{', '.join([first, *others])}; default: {first}")
     compare.add_argument("--dataset", help="which, if the folder holds runs on several")
-    compare.add_argument("--metric", help="default: the task's own, such as auroc")
+    compare.add_argument("--metric", help=f"default: the task's own, such as {TASKS[first].decides_by}")
     compare.add_argument("--fraction", type=float, help="share of the training rows; default: all runs without one")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import read_recipe
+from ..data.labels import LABEL_POLICIES
 from ..data.reading import Reading
 from ..data.table_arguments import (
     EMBEDDINGS,
@@ -26,6 +27,7 @@ from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from .prompts import list_prompt_sets
 from .protocols import PROTOCOLS
 
 LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
@@ -68,7 +70,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     )  # fmt: skip
     classes: list[str] = option([], "Labels to use; default: all.", group=LABELS, privacy=HIDDEN, metavar="CLASS")
     label_policy: str = option(
-        "raw", "What blank and uncertain labels become: raw, ones, zeros, ignore, mgca, trx.", group=LABELS,
+        "raw", f"What blank and uncertain labels become: {', '.join(LABEL_POLICIES)}.", group=LABELS,
         privacy=OPEN, metavar="POLICY",
     )  # fmt: skip
     mask_column: str | None = option(
@@ -104,7 +106,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     shots: list[int] = option([1, 2, 4, 8, 16], "few_shot: images a class.", group=EVALUATION, advanced=True)
     episodes: int = option(20, "few_shot: draws of them.", group=EVALUATION, advanced=True)
     prompts: str | None = option(
-        None, "zero_shot: chexpert, chexpert_5x200, covidx, phantom, rsna, siim, a JSON file, or SLIP's files as "
+        None, f"zero_shot: {', '.join(list_prompt_sets())}, a JSON file, or SLIP's files as "
         "labels.json:templates.json:NAME.", group=EVALUATION, privacy=HIDDEN, metavar="PROMPTS",
     )  # fmt: skip
     prompts_per_class: int | None = option(

@@ -252,10 +252,14 @@ def metric_of_task(task: str) -> str:
     Raises:
         ValueError: no such task, or one that is not compared.
     """
-    compared = {name: declared.decides_by for name, declared in TASKS.items() if declared.decides_by}
-    if task not in compared:
-        raise ValueError(f"Runs of {task!r} are not compared; those of {', '.join(compared)} are.")
-    return compared[task]
+    if task not in compared_tasks():
+        raise ValueError(f"Runs of {task!r} are not compared; those of {', '.join(compared_tasks())} are.")
+    return TASKS[task].decides_by
+
+
+def compared_tasks() -> list[str]:
+    """Tasks whose declarations name the metric that their runs are compared by."""
+    return [name for name, declared in TASKS.items() if declared.decides_by]
 
 
 def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -349,6 +353,7 @@ __all__ = [
     "Candidate",
     "candidates",
     "compare_pairs",
+    "compared_tasks",
     "metric_of_task",
     "read_costs",
     "recommend",

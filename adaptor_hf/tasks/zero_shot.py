@@ -20,7 +20,7 @@ from .controls import systems_of
 from .embedded import EmbeddedData, load_embedded
 from .loading import load_adaptor, load_text_side
 from .overlap import overlap_fields
-from .prompts import PromptSet, load_prompts
+from .prompts import PromptSet, list_prompt_sets, load_prompts
 from .provenance import input_size, tower_name, tower_saw
 from .runs import RunList, finish_run, subgroup_columns
 from .summary import summarize
@@ -211,7 +211,7 @@ def run_zero_shot(
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task zero_shot`: embed images and prompts, score, and give the text to print."""
     if arguments.prompts is None:
-        raise ValueError("--task zero_shot needs --prompts: chexpert, rsna, covidx, siim, phantom, or a JSON file.")
+        raise ValueError(f"--task zero_shot needs --prompts: {', '.join(list_prompt_sets())}, or a JSON file.")
     prompts = load_prompts(arguments.prompts)
     model = load_adaptor(arguments)
     embedded = load_embedded(arguments, model, device)

