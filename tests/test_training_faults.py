@@ -384,7 +384,7 @@ class TestNumbers:
     def test_a_batch_without_negatives_is_reported(self, views, tmp_path, caplog):
         make_trainer(tmp_path, views, Changed(views["train"], same_texts), num_train_epochs=1).train()
         assert "loss is exactly 0 at step 8" in caplog.text
-        assert "positives='text'" in caplog.text
+        assert "the objective's positives: text" in caplog.text
 
     def test_weights_that_became_nan_are_not_saved(self, views, tmp_path):
         class Poison(TrainerCallback):

@@ -177,7 +177,7 @@ def run_finetune(
 
             try:
                 finish_run(found, Path(output_dir), fields, score, outcome)
-            except ValueError as error:
+            except (ValueError, FloatingPointError) as error:
                 found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}")
     return found
 

@@ -83,7 +83,7 @@ def run_classification(
                 try:
                     _run(found, runs, tests, test_features, features, data, system, protocol, output_dir, num_resamples,
                          device)  # fmt: skip
-                except ValueError as error:
+                except (ValueError, FloatingPointError) as error:
                     reason = f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}"
                     logger.warning("Not run: %s", reason)
                     found.failed.append(reason)

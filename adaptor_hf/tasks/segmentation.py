@@ -17,6 +17,7 @@ from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..moved import moved_names
+from ..privacy.mode import error_text
 from ..towers_adaptor import VisionTower
 from ..training.systems import System
 from .arguments import DownstreamArguments
@@ -237,7 +238,13 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
     save = save_to is not None and not (save_to / "config.json").is_file()
     if not missing and not save:
         return
-    trainer, model = fit()
+    try:
+        trainer, model = fit()
+    except FloatingPointError as error:
+        fields = next(iter(runs.values()))
+        share, seed = 100 * fields["fraction"], fields["seed"]
+        found.failed.append(f"{fields['system']}, {share:g} %, seed {seed}: {error_text(error)}")
+        return
     if missing:
         trainer.preprocess_logits_for_metrics = functools.partial(mask_counts, mean=mean())
     for name in missing:

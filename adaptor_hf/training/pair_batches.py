@@ -26,7 +26,7 @@ def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> s
         return f"The loss is {loss.item()}: NaN or infinity in {'; '.join(bad)}. Rebuild or verify the embedding cache."
     return (
         f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
-        "learning_rate, in float32, or with max_logit_scale=100."
+        "learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
     )
 
 

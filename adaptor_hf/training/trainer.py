@@ -230,13 +230,13 @@ class AdaptorTrainer(BaseTrainer):
         if loss is not None and not loss < float("inf"):
             raise FloatingPointError(
                 f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
-                "with a lower learning_rate, in float32, or with max_logit_scale=100."
+                "with a lower learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
             )
         if loss == 0:
             logger.warning(
                 f"The training loss is exactly 0 at step {self.state.global_step}: all pairs are told apart with "
-                f"certainty, or no row of a batch has a negative (positives={self.args.positives!r}) and nothing is "
-                "learned. Check the column that this option goes by."
+                "certainty, or no row of a batch has a negative (the objective's positives: "
+                f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         super().log(logs, start_time)
 
@@ -272,7 +272,7 @@ class AdaptorTrainer(BaseTrainer):
             raise FloatingPointError(
                 f"Weights became NaN or infinite before step {self.state.global_step} ({', '.join(broken[:3])}). They "
                 "are not saved. Go on from the last checkpoint with a lower learning_rate, in float32, or with "
-                "max_logit_scale=100."
+                "--objective '{\"max_logit_scale\": 100}'."
             )
 
     def _save_checkpoint(self, model, trial=None) -> None:
