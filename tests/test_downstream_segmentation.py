@@ -1,6 +1,7 @@
 """Segmentation from a table with masks to results: frozen parts that stay, counts that are exact, faults named."""
 
 import csv
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -67,6 +68,20 @@ def test_each_module_is_a_run_beside_the_empty_mask(table, checkpoint, tmp_path)
     assert by_metric["dice_reference"]["n_test"] == len(negative)
     assert by_metric["dice_reference"]["head_params"] > 0
     assert not any(verify_tree(tmp_path / "runs").values())
+
+
+def test_a_decoder_that_diverges_is_listed_and_the_others_are_made(table, checkpoint, tmp_path, monkeypatch, capsys):
+    sane, trained = SEGMENTATION_PROTOCOLS["rigorous"], []
+
+    def first_diverges(model, *args, **kwargs):
+        trained.append(model)
+        protocol = replace(sane, learning_rate=1e38) if len(trained) == 1 else sane
+        return train_decoder(model, *args[:3], protocol, **kwargs)
+
+    monkeypatch.setattr("adaptor_hf.tasks.segmentation.train_decoder", first_diverges)
+    run(table, checkpoint, tmp_path, "--controls", "tower")
+    assert {line["module"] for line in read_results(tmp_path / "runs").lines} == {"tower"}
+    assert "Not run: Adaptor, 100 %, seed 0: The loss on validation is" in capsys.readouterr().out
 
 
 def test_training_changes_the_decoder_and_no_bit_of_tower_and_adaptor(table, tower):
