@@ -338,3 +338,18 @@ class TestProtocol:
         with pytest.warns(FutureWarning, match="--recipe slip is now --protocol slip"):
             run_sweep(plan, tmp_path, lambda job: made.append(job.protocol) or "")
         assert made == ["mgca", "slip"]
+
+
+def test_a_list_may_be_given_in_parts_and_the_command_line_replaces_a_recipes(tmp_path):
+    """Of several filters the last one alone once counted, without a word."""
+    command = ["--task", "classification", "--model", "x", "--table", "t.csv"]
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("filter: [a=1, c=3]\nseeds: [7]\n", encoding="utf-8")
+    typed = ["--filter", "view=AP", "--filter", "sex=F", "age=60"]
+    assert downstream.parse_arguments([*command, *typed]).filter == ["view=AP", "sex=F", "age=60"]
+    of_recipe = downstream.parse_arguments(["--recipe", str(recipe), *command])
+    assert (of_recipe.filter, of_recipe.seeds) == (["a=1", "c=3"], [7])
+    both = downstream.parse_arguments(["--recipe", str(recipe), *command, *typed])
+    assert (both.filter, both.seeds) == (["view=AP", "sex=F", "age=60"], [7])
+    assert downstream.parse_arguments([*command, "--seeds", "1", "--seeds", "2"]).seeds == [1, 2]
+    assert downstream.parse_arguments(command).seeds == [0, 1, 2, 3, 4]

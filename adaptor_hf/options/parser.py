@@ -16,6 +16,7 @@ from transformers.hf_argparser import string_to_bool
 from .choices import Choice
 from .fields import OWN_METADATA, PATH
 
+_GIVEN, _END_OF_RECIPE = "lists given so far", "--end-of-recipe"
 ESSENTIAL, OTHERS = "essential", "more of training, most of it transformers' own"
 
 
@@ -74,6 +75,7 @@ class OptionParser(HfArgumentParser):
         part = self._part("help")
         part.add_argument("-h", "--help", action=_Help, help="The options that are needed most.")
         part.add_argument("--help_all", "--help-all", action=_Help, help="All options.")
+        self.add_argument(_END_OF_RECIPE, action=_EndOfRecipe)
         for name in self.old_flags.keys() - self.names:
             self.old_flags[name].add_old_flag(self, name)
 
@@ -102,11 +104,12 @@ class OptionParser(HfArgumentParser):
         )
         # As if typed first: argparse then converts and checks the values, and later options win.
         typed = [word for name, value in recipe.items() for word in as_option(name, value)]
-        return self.parse_args_into_dataclasses([*typed, *words])
+        return self.parse_args_into_dataclasses([*typed, _END_OF_RECIPE, *words])
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, rest = super().parse_known_args(args, namespace)
         given = vars(namespace)
+        given.pop(_GIVEN, None)
         if "recipe" in given:
             raise ValueError("--recipe is not abbreviated.")
         higher = self._choices_of({name: given.pop(name) for name in (*self.choices, *self.old_flags) if name in given})
@@ -169,7 +172,8 @@ class OptionParser(HfArgumentParser):
         title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
         if field.name in self.essential:
             title, advanced = ESSENTIAL, False
-        added = _add_field(self._part(title), field)
+        more = {"action": _Extend} if get_origin(field.type) is list else {}
+        added = _add_field(self._part(title), field, **more)
         ranked = self.essential if title == ESSENTIAL else tuple(self.placed)
         for action in added:
             action.rank = ranked.index(field.name) if field.name in ranked else 0
@@ -248,6 +252,26 @@ class _Help(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         print(parser.format_help(everything=(option_string or "").endswith("all")), end="")
         parser.exit()
+
+
+class _Extend(argparse.Action):
+    """A list in parts: the first of the command line, or of the recipe, replaces what was there, the next ones add."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        given = vars(namespace).setdefault(_GIVEN, set())
+        before = getattr(namespace, self.dest) if self.dest in given else []
+        setattr(namespace, self.dest, [*before, *values])
+        given.add(self.dest)
+
+
+class _EndOfRecipe(argparse.Action):
+    """Between the words of a recipe and those that were typed."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        vars(namespace)[_GIVEN] = set()
 
 
 class OptionFormatter(argparse.HelpFormatter):
