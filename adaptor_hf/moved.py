@@ -1,13 +1,14 @@
-"""Modules that have moved: for one release the old name imports the new one, with a warning."""
+"""Modules and names that have moved: for one release the old name gives the new one, with a warning."""
 
 from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
+from functools import cache
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from importlib.util import find_spec, spec_from_loader
 from types import CodeType, ModuleType
 from typing import Any
@@ -37,7 +38,78 @@ MOVED = {
 }
 """Old name and new one; what lies below an old name lies below the new one, unless it has its own line."""
 
+MOVED_NAMES = {
+    "adaptor_hf.audit.manifest.place_beside": "adaptor_hf.audit.manifest.relative_to_run",
+    "adaptor_hf.data.load_local_dataset": "adaptor_hf.data.load_public_dataset",
+    "adaptor_hf.data.catalog.Found": "adaptor_hf.data.catalog.LoadedRows",
+    "adaptor_hf.data.local.load_local_dataset": "adaptor_hf.data.public_datasets.load_public_dataset",
+    "adaptor_hf.data.local_rows.NEEDS": "adaptor_hf.data.catalog.TASKS",
+    "adaptor_hf.data.near_copies.Prints": "adaptor_hf.data.near_copies.ImageHashes",
+    "adaptor_hf.data.near_copies.image_prints": "adaptor_hf.data.near_copies.perceptual_hashes",
+    "adaptor_hf.data.pacs.walk.Found": "adaptor_hf.data.pacs.walk.WalkedFile",
+    "adaptor_hf.data.public.conceptual_captions.shards_found": "adaptor_hf.data.public.conceptual_captions.shard_rows",
+    "adaptor_hf.data.report_sentences.RECIPES": "adaptor_hf.data.report_sentences.SENTENCE_RULES",
+    "adaptor_hf.downstream.arguments.places_of": "adaptor_hf.tasks.arguments.path_arguments",
+    "adaptor_hf.downstream.classification.EmbeddedData": "adaptor_hf.tasks.embedded.EmbeddedData",
+    "adaptor_hf.downstream.classification.RunList": "adaptor_hf.tasks.runs.RunList",
+    "adaptor_hf.downstream.classification.class_frequencies": "adaptor_hf.tasks.frozen_heads.class_frequencies",
+    "adaptor_hf.downstream.classification.decisions": "adaptor_hf.tasks.frozen_heads.decisions",
+    "adaptor_hf.downstream.classification.distinct_seeds": "adaptor_hf.tasks.frozen_heads.distinct_seeds",
+    "adaptor_hf.downstream.classification.finish_run": "adaptor_hf.tasks.runs.finish_run",
+    "adaptor_hf.downstream.classification.finished_lines": "adaptor_hf.tasks.runs.finished_lines",
+    "adaptor_hf.downstream.classification.predict": "adaptor_hf.tasks.frozen_heads.predict",
+    "adaptor_hf.downstream.classification.set_aside_earlier_probes": "adaptor_hf.tasks.frozen_heads.set_aside_earlier_probes",  # noqa: E501
+    "adaptor_hf.downstream.classification.subgroup_columns": "adaptor_hf.tasks.runs.subgroup_columns",
+    "adaptor_hf.downstream.features.weights_digest": "adaptor_hf.evaluation.naming.weights_digest",
+    "adaptor_hf.downstream.modules.Module": "adaptor_hf.training.systems.System",
+    "adaptor_hf.downstream.modules.load_modules": "adaptor_hf.tasks.controls.load_systems",
+    "adaptor_hf.downstream.modules.save_variants": "adaptor_hf.training.controls.save_controls",
+    "adaptor_hf.downstream.predicting.take_away": "adaptor_hf.tasks.final_heads.save_and_predict",
+    "adaptor_hf.downstream.recipes.ProbeRecipe": "adaptor_hf.tasks.protocols.ProbeProtocol",
+    "adaptor_hf.downstream.recipes.RECIPES": "adaptor_hf.tasks.protocols.PROTOCOLS",
+    "adaptor_hf.downstream.recipes.get_recipe": "adaptor_hf.tasks.protocols.get_protocol",
+    "adaptor_hf.downstream.segmentation.SEGMENTATION_RECIPES": "adaptor_hf.tasks.protocols.SEGMENTATION_PROTOCOLS",
+    "adaptor_hf.downstream.segmentation.SegmentationRecipe": "adaptor_hf.tasks.protocols.SegmentationProtocol",
+    "adaptor_hf.downstream.segmentation.get_segmentation_recipe": "adaptor_hf.tasks.protocols.get_segmentation_protocol",  # noqa: E501
+    "adaptor_hf.embeddings.sides.Side": "adaptor_hf.embeddings.modalities.Modality",
+    "adaptor_hf.evaluation.classification.NUM_BINS": "adaptor_hf.evaluation.calibration.NUM_BINS",
+    "adaptor_hf.evaluation.classification.classification_recipes": "adaptor_hf.evaluation.classification.classification_interval_methods",  # noqa: E501
+    "adaptor_hf.evaluation.classification.f1_thresholds": "adaptor_hf.evaluation.thresholds.f1_thresholds",
+    "adaptor_hf.evaluation.classification.reliability_curve": "adaptor_hf.evaluation.calibration.reliability_curve",
+    "adaptor_hf.evaluation.classification.specificity_thresholds": "adaptor_hf.evaluation.thresholds.specificity_thresholds",  # noqa: E501
+    "adaptor_hf.evaluation.draws.without": "adaptor_hf.evaluation.draws.regression_residuals",
+    "adaptor_hf.evaluation.figures.look": "adaptor_hf.evaluation.figures.line_style",
+    "adaptor_hf.evaluation.figures.point": "adaptor_hf.evaluation.figures.marker_style",
+    "adaptor_hf.evaluation.intervals.Recipe": "adaptor_hf.evaluation.intervals.IntervalMethod",
+    "adaptor_hf.evaluation.predictions.digest": "adaptor_hf.files.file_sha256",
+    "adaptor_hf.evaluation.retrieval.mean_recipes": "adaptor_hf.evaluation.retrieval.mean_interval_methods",
+    "adaptor_hf.evaluation.scoring.interval_recipes": "adaptor_hf.evaluation.scoring.interval_methods",
+    "adaptor_hf.evaluation.segmentation.segmentation_recipes": "adaptor_hf.evaluation.segmentation.segmentation_interval_methods",  # noqa: E501
+    "adaptor_hf.privacy.KEY_BYTES": "adaptor_hf.privacy.keys.KEY_BYTES",
+    "adaptor_hf.private_mode.private_rows": "adaptor_hf.data.private_rows.private_rows",
+    "adaptor_hf.private_mode.refuse_identifying_columns": "adaptor_hf.data.private_rows.refuse_identifying_columns",
+    "adaptor_hf.training.controls.train_variant": "adaptor_hf.training.controls.train_control",
+    "adaptor_hf.training.run_record.sha256": "adaptor_hf.files.file_sha256",
+}
+"""Old name and new one, of what lies in a module; the modules are called what they were then."""
 
+REPLACED_NAMES = {
+    "adaptor_hf.hub.data_terms.RESTRICTED": "`restricted` of each of adaptor_hf.data.list_datasets()",
+    "adaptor_hf.downstream.compare.METRIC": "`decides_by` of each of adaptor_hf.evaluation.tasks.TASKS",
+    "adaptor_hf.downstream.modules.BUILT_IN": 'adaptor_hf.evaluation.controls.controls_made("built")',
+    "adaptor_hf.downstream.modules.SYSTEMS": "`name` of each of adaptor_hf.evaluation.controls.CONTROLS",
+    "adaptor_hf.downstream.summary.HEADLINES": "`headline` of each of adaptor_hf.evaluation.tasks.TASKS",
+    "adaptor_hf.downstream.tasks.TASK_FUNCTIONS": "adaptor_hf.tasks.run.run_task",
+    "adaptor_hf.evaluation.naming.HEADLINES": "`headline` of each of adaptor_hf.evaluation.tasks.TASKS",
+    "adaptor_hf.evaluation.overlap.UNTRAINED": 'adaptor_hf.evaluation.controls.controls_made("built")',
+    "adaptor_hf.training.controls.Variant": "adaptor_hf.training.systems.System",
+    "adaptor_hf.training.controls.train_variants": "adaptor_hf.training.controls.train_controls (`label` was `name`)",
+    "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.recipe.path_arguments, which takes all four groups",
+}
+"""Names that nothing has any more, and what to use; `adaptor_hf.old_names` makes them for one release."""
+
+
+@cache
 def new_name(name: str) -> str | None:
     """Where a module is now; None if it has not moved."""
     for old in sorted(MOVED, key=len, reverse=True):
@@ -51,17 +123,34 @@ def warn_of(old: str, new: str, stacklevel: int = 2) -> None:
     warnings.warn(f"{old} is now {new}; the old name goes with the next release.", FutureWarning, stacklevel + 1)
 
 
-def moved_names(module: str, names: Mapping[str, str]) -> Callable[[str], Any]:
-    """The `__getattr__` of a module whose names have moved: old name to module and new name, joined by a dot."""
+def moved_names(module: str) -> dict[str, tuple[str, str, str]]:
+    """Old names in a module, as it is called now: the whole old name, where its object is, and what to use."""
+    found = {}
+    for old, use in (MOVED_NAMES | REPLACED_NAMES).items():
+        place, _, name = old.rpartition(".")
+        if (new_name(place) or place) == module:
+            found[name] = (old, f"{__package__}.old_names.{name}" if old in REPLACED_NAMES else use, use)
+    return found
 
-    def get(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn_of(f"{module}.{name}", names[name])
-        place, _, new = names[name].rpartition(".")
-        return getattr(import_module(place), new)
 
-    return get
+class _NamesLoader(SourceFileLoader):
+    """Gives a module the `__getattr__` that finds its old names."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        names, own = moved_names(module.__name__), vars(module).get("__getattr__")
+
+        def get(name: str) -> Any:
+            if name in names:
+                old, target, use = names[name]
+                warn_of(old, use)
+                place, _, last = target.rpartition(".")
+                return getattr(import_module(place), last)
+            if own is not None:
+                return own(name)
+            raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}")
+
+        module.__getattr__ = get
 
 
 class _MovedLoader(Loader):
@@ -85,11 +174,17 @@ class _MovedLoader(Loader):
 
 
 class MovedFinder(MetaPathFinder):
-    """Finds modules of `MOVED` under their old names."""
+    """Finds modules of `MOVED` under their old names, and gives modules the old names of what they hold or held."""
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if not name.startswith("adaptor_hf.") or (new := new_name(name)) is None:
+        if not name.startswith(f"{__package__}."):
             return None
+        new = new_name(name)
+        if new is None:
+            found = PathFinder.find_spec(name, path) if moved_names(name) else None
+            if found is not None:
+                found.loader = _NamesLoader(found.loader.name, found.loader.path)
+            return found
         found = find_spec(new)
         if found is None:
             return None
@@ -106,4 +201,4 @@ def install() -> None:
         sys.meta_path.insert(0, MovedFinder())
 
 
-__all__ = ["MOVED", "MovedFinder", "install", "moved_names", "new_name", "warn_of"]
+__all__ = ["MOVED", "MOVED_NAMES", "REPLACED_NAMES", "MovedFinder", "install", "moved_names", "new_name", "warn_of"]

@@ -27,6 +27,7 @@ ROOMS = (
     "tasks",
     "audit",
     "verify",
+    "old_names",
 )
 
 
@@ -74,7 +75,7 @@ def imports_of(package: Path) -> dict[str, dict[str, int]]:
 def _imports_in(text: str, name: str, is_package: bool) -> tuple[tuple[str, int], ...]:
     """What a module's text imports, with lines. Kept: the tests look at several copies of the package."""
     return tuple(
-        (target, node.lineno) for node in _walk(ast.parse(text)) for target in _targets(node, name, is_package)
+        (target, node.lineno) for node in _walk(ast.parse(text)) for target in targets_of(node, name, is_package)
     )
 
 
@@ -116,7 +117,7 @@ def _walk(node: ast.AST):
         yield from _walk(child)
 
 
-def _targets(node: ast.AST, name: str, is_package: bool) -> list[str]:
+def targets_of(node: ast.AST, name: str, is_package: bool) -> list[str]:
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if not isinstance(node, ast.ImportFrom):

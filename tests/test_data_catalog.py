@@ -175,10 +175,3 @@ print(*[name for name in ("timm", "torchxrayvision", "pydicom", "evaluate") if n
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
-
-
-def test_the_old_list_of_restricted_sets_warns():
-    from adaptor_hf.data import terms
-
-    with pytest.warns(FutureWarning, match="restricted"):
-        assert "mimic_cxr" in terms.RESTRICTED

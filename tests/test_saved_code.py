@@ -30,8 +30,9 @@ from adaptor_hf.hub.push import PUSHED_FILES, files_to_push
 from adaptor_hf.hub.saved_code import CODE_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.checkpoints import check_checkpoint
-from adaptor_hf.training.controls import Variant, save_variants
+from adaptor_hf.training.controls import save_controls
 from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.training.systems import System
 
 MODEL = {
     *("configuration_adaptor.py", "modeling_adaptor.py", "pretrained_adaptor.py", "layers_adaptor.py"),
@@ -73,7 +74,7 @@ def run(processor, tmp_path_factory):
     )
     trainer.train()
     trainer.save_model()
-    save_variants([Variant("two linear projections", synthetic_model(num_hidden_layers=0))], folder / "controls")
+    save_controls([System("projections", synthetic_model(num_hidden_layers=0))], folder / "controls")
     return folder
 
 

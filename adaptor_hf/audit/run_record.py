@@ -16,7 +16,6 @@ from ..data.reading import Reading
 from ..data.splits import split_hash
 from ..files import file_sha256, write_aside
 from ..modeling_adaptor import AdaptorModel
-from ..moved import moved_names
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
 from ..training.report import package_versions
@@ -129,7 +128,5 @@ def peak_memory(device: torch.device) -> dict[str, int]:
         found["gpu"] = torch.cuda.max_memory_allocated(device)
     return found
 
-
-__getattr__ = moved_names(__name__, {"sha256": "adaptor_hf.files.file_sha256"})
 
 __all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name"]

@@ -18,11 +18,6 @@ __all__ = ["describe", "index_dicom", "list_datasets", "load_public_dataset"]
 
 
 def __getattr__(name: str):
-    if name == "load_local_dataset":
-        from ..moved import warn_of
-
-        name = "load_public_dataset"
-        warn_of("adaptor_hf.data.load_local_dataset", f"adaptor_hf.data.{name}")
     if name not in _EXPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module

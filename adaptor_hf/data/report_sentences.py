@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from ..moved import moved_names
-
 _WORDS = re.compile(r"\w+")
 _WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]+")
 _LIST_NUMBER = re.compile(r"[0-9]+\.")
@@ -161,8 +159,6 @@ def _ascii(tokens: list[str]) -> list[str]:
     kept = (token.encode("ascii", "ignore").decode("ascii") for token in tokens)
     return [token for token in kept if token]
 
-
-__getattr__ = moved_names(__name__, {"RECIPES": f"{__name__}.SENTENCE_RULES"})
 
 __all__ = [
     "SENTENCE_RULES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentences_of",

@@ -39,13 +39,4 @@ def check_consent(terms: dict[str, str] | None, accepted: bool) -> None:
         )
 
 
-def __getattr__(name: str):
-    if name != "RESTRICTED":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from ..moved import warn_of
-
-    warn_of(f"{__name__}.RESTRICTED", "the field `restricted` of each of adaptor_hf.data.list_datasets()")
-    return tuple(known for known in dataset_names() if get_dataset(known).restricted)
-
-
 __all__ = ["check_consent", "restricted_terms"]

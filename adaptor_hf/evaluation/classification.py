@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..moved import moved_names
 from .calibration import calibration_error
 from .checks import as_columns, check_finite, check_probabilities, label_matrix
 from .draws import gather_draws
@@ -337,15 +336,6 @@ def _no_ece() -> IntervalMethod:
         "none", reason="the calibration error of few rows is biased upwards, and so are its resamples."
     )
 
-
-__getattr__ = moved_names(
-    __name__,
-    {
-        "NUM_BINS": f"{__package__}.calibration.NUM_BINS",
-        "f1_thresholds": f"{__package__}.thresholds.f1_thresholds",
-        "reliability_curve": f"{__package__}.calibration.reliability_curve",
-    },
-)
 
 __all__ = [
     "Metrics",

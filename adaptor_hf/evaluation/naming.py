@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from ..moved import moved_names
 from .metrics import metric_of, parts_of
-from .tasks import TASKS
 
 TOWERS = ("vision tower", "text tower")
 CHOSEN_ON_TEST = "CHOSEN ON THE TEST SPLIT"
@@ -114,9 +112,6 @@ def weights_digest(model: torch.nn.Module) -> str:
                           if value.ndim else str(value.item()).encode())  # fmt: skip
     return digest.hexdigest()[:12]
 
-
-_HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headline}
-__getattr__ = moved_names(__name__, {"HEADLINES": f"{__name__}._HEADLINES"})
 
 __all__ = [
     "CHOSEN_ON_TEST",

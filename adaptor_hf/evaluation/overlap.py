@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..moved import moved_names
-from .controls import controls_made, saw_pairs
+from .controls import saw_pairs
 
 
 def overlap_sentences(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -41,8 +40,5 @@ def counted(count: int | None, what: str) -> str:
     unknown = "an unknown number" if what.startswith("of ") else "an unknown number of"
     return f"{unknown if count is None else count} {what}"
 
-
-_UNTRAINED = controls_made("built")
-__getattr__ = moved_names(__name__, {"UNTRAINED": f"{__name__}._UNTRAINED"})
 
 __all__ = ["counted", "overlap_cell", "overlap_sentences"]

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from ..files import written_aside
-from ..moved import moved_names
 from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
@@ -334,8 +333,6 @@ def metric_options(predictions: Predictions) -> dict:
     """Settings that the metrics take."""
     return {name: value for name, value in predictions.settings.items() if name not in _OWN_SETTINGS}
 
-
-__getattr__ = moved_names(__name__, {"digest": "adaptor_hf.files.file_sha256"})
 
 __all__ = [
     "PREDICTIONS_FILE",

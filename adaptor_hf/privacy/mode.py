@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,9 +29,6 @@ from ..files import write_aside
 from ..options.fields import PATH, hidden_options, option, values_of
 from .keys import keyed_hash, load_key
 from .messages import hide_messages, without_quotations
-
-if TYPE_CHECKING:
-    pass
 
 ENVIRONMENT = "ADAPTOR_PRIVATE"
 PRIVACY = "privacy"  # title of its options in --help

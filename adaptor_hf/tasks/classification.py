@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from ..data.private_rows import private_rows, refuse_identifying_columns
-from ..moved import moved_names
 from .arguments import DownstreamArguments, table_options
 from .controls import systems_of
 from .data import load_table
@@ -76,14 +75,5 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         )
     return said
 
-
-_FROZEN_HEADS = ("class_frequencies", "decisions", "distinct_seeds", "predict", "set_aside_earlier_probes")
-_RUNS = ("RunList", "finish_run", "finished_lines", "subgroup_columns")
-__getattr__ = moved_names(
-    __name__,
-    {name: f"adaptor_hf.tasks.frozen_heads.{name}" for name in _FROZEN_HEADS}
-    | {name: f"adaptor_hf.tasks.runs.{name}" for name in _RUNS}
-    | {"EmbeddedData": "adaptor_hf.tasks.embedded.EmbeddedData"},
-)
 
 __all__ = ["run", "run_classification"]

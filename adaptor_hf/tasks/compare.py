@@ -20,7 +20,6 @@ from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
 from ..files import write_aside
-from ..moved import moved_names
 
 logger = logging.getLogger(__name__)
 
@@ -345,9 +344,6 @@ def _counted(line: Mapping[str, Any]) -> str:
         return f"{line['n_test']} images (no patient is known)"
     return f"{line['n_patients']} patients ({line['n_test']} images)"
 
-
-_METRIC = {name: declared.decides_by for name, declared in TASKS.items() if declared.decides_by}
-__getattr__ = moved_names(__name__, {"METRIC": f"{__name__}._METRIC"})
 
 __all__ = [
     "Candidate",

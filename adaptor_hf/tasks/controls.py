@@ -14,7 +14,6 @@ import torch
 
 from ..evaluation.controls import CONTROLS, controls_made
 from ..modeling_adaptor import AdaptorModel
-from ..moved import moved_names
 from ..privacy.mode import is_private
 from ..training.controls import CONTROLS_FOLDER
 from ..training.systems import System
@@ -110,18 +109,6 @@ def saved_controls(model: str | os.PathLike) -> dict[str, str]:
     folders = {key: os.path.join(model, CONTROLS_FOLDER, key) for key in controls_made("pretrained")}
     return {key: folder for key, folder in folders.items() if os.path.isfile(os.path.join(folder, "config.json"))}
 
-
-_BUILT_IN = controls_made("built")
-_NAMES = {key: control.name for key, control in CONTROLS.items() if control.made != "fine-tuned"}
-__getattr__ = moved_names(
-    __name__,
-    {
-        "BUILT_IN": f"{__name__}._BUILT_IN",
-        "Module": "adaptor_hf.training.systems.System",
-        "SYSTEMS": f"{__name__}._NAMES",
-        "load_modules": f"{__name__}.load_systems",
-    },
-)
 
 __all__ = [
     "checkpoint_name",

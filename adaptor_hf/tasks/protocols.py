@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from ..moved import moved_names
 from .logistic import STRENGTHS
 
 
@@ -172,15 +171,6 @@ def get_segmentation_protocol(name: str, dataset: str | None = None) -> Segmenta
         raise ValueError(f"--task segmentation has no protocol {name!r}. Choose one of: {known}.")
     return replace(SEGMENTATION_PROTOCOLS[name], **_SEGMENTATION_BY_DATASET.get((name, dataset), {}))
 
-
-__getattr__ = moved_names(
-    __name__,
-    {
-        "ProbeRecipe": f"{__name__}.ProbeProtocol",
-        "RECIPES": f"{__name__}.PROTOCOLS",
-        "get_recipe": f"{__name__}.get_protocol",
-    },
-)
 
 __all__ = [
     "PROTOCOLS",

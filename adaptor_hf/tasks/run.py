@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 from ..evaluation.tasks import TASKS
-from ..moved import warn_of
 from ..tower_bundles_adaptor import use_towers_dir
 from .arguments import DownstreamArguments
 from .compare import metric_of_task, remember_costs, write_comparison
@@ -43,13 +42,6 @@ def run_job(arguments: DownstreamArguments, device: str, say: Callable[[str], An
     if arguments.compare:
         fraction = max(arguments.fraction) if TASKS[arguments.task].has_fractions else None
         say(write_comparison(arguments.output_dir, task=arguments.task, dataset=arguments.name, fraction=fraction))
-
-
-def __getattr__(name: str) -> Any:
-    if name != "TASK_FUNCTIONS":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warn_of(f"{__name__}.{name}", "adaptor_hf.tasks.run.run_task")
-    return {name: task.function() for name, task in TASKS.items()}
 
 
 __all__ = ["run_job", "run_task"]

@@ -16,7 +16,6 @@ from transformers import Trainer, set_seed
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
-from ..moved import moved_names
 from ..privacy.mode import error_text
 from ..towers_adaptor import VisionTower
 from ..training.systems import System
@@ -299,15 +298,6 @@ def run(arguments: DownstreamArguments, device: str) -> str:
     )
     return summarize(runs) + (f"\n\nModel: {saved}" if saved else "")
 
-
-__getattr__ = moved_names(
-    __name__,
-    {
-        "SEGMENTATION_RECIPES": "adaptor_hf.tasks.protocols.SEGMENTATION_PROTOCOLS",
-        "SegmentationRecipe": "adaptor_hf.tasks.protocols.SegmentationProtocol",
-        "get_segmentation_recipe": "adaptor_hf.tasks.protocols.get_segmentation_protocol",
-    },
-)
 
 __all__ = [
     "MaskCollator",

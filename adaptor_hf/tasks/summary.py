@@ -12,7 +12,6 @@ from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, che
 from ..evaluation.notes import notes_of_lines
 from ..evaluation.overlap import overlap_sentences
 from ..evaluation.tasks import headline_of
-from ..moved import moved_names
 from .runs import RunList
 
 
@@ -91,7 +90,5 @@ def _cell(lines: list[Mapping[str, Any]]) -> str:
     mark = "" if above_baseline(lines[0]["metric"], low, high, baseline) else f" {MARK}"
     return f"{np.mean(values):.3f}{spread}{interval}{mark}"
 
-
-__getattr__ = moved_names(__name__, {"HEADLINES": "adaptor_hf.evaluation.naming._HEADLINES"})
 
 __all__ = ["headline_table", "positive_sentence", "summarize"]

@@ -18,7 +18,6 @@ from ..evaluation.baselines import LEGEND, MARK, above_baseline
 from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
-from ..moved import moved_names
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
 from .pair_evaluation import embed_pairs
@@ -242,27 +241,6 @@ def format_table(results: list[RetrievalResult]) -> str:
     notes = sorted({result.interval_note for result in results} - {""})
     return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", *notes, "", LEGEND])
 
-
-def _variant(
-    name: str,
-    model: AdaptorModel,
-    learning_rate: float | None = None,
-    validation_mean_recall: float | None = None,
-) -> System:
-    """A `Variant`, as it was made."""
-    key = next((key for key, control in CONTROLS.items() if control.name == name), "adaptor")
-    return System(key, model, None, None, learning_rate, validation_mean_recall, title=name)
-
-
-__getattr__ = moved_names(
-    __name__,
-    {
-        "Variant": f"{__name__}._variant",
-        "save_variants": f"{__name__}.save_controls",
-        "train_variant": f"{__name__}.train_control",
-        "train_variants": f"{__name__}.train_controls",
-    },
-)
 
 __all__ = [
     "CONTROLS_FOLDER",

@@ -1,0 +1,38 @@
+"""What the names in `REPLACED_NAMES` of `moved.py` held, made from what there is now; goes with the next release."""
+
+from dataclasses import replace
+from typing import Any
+
+from .data import list_datasets
+from .evaluation.controls import CONTROLS, controls_made
+from .evaluation.tasks import TASKS
+from .modeling_adaptor import AdaptorModel
+from .training.arguments import AdaptorTrainingArguments
+from .training.controls import train_controls
+from .training.recipe import DataArguments, ModelArguments, RunArguments, path_arguments
+from .training.systems import System
+
+RESTRICTED = tuple(known.name for known in list_datasets() if known.restricted)
+HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headline}
+METRIC = {task.name: task.decides_by for task in TASKS.values() if task.decides_by}
+TASK_FUNCTIONS = {task.name: task.function() for task in TASKS.values()}
+BUILT_IN = UNTRAINED = controls_made("built")
+SYSTEMS = {key: control.name for key, control in CONTROLS.items() if control.made != "fine-tuned"}
+
+
+def Variant(  # noqa: N802  (it was a class)
+    name: str, model: AdaptorModel, learning_rate: float | None = None, validation_mean_recall: float | None = None
+) -> System:
+    """A system of this title, which is its `name` too."""
+    key = next((key for key, control in CONTROLS.items() if control.name == name), "adaptor")
+    return System(key, model, None, name, learning_rate, validation_mean_recall, title=name)
+
+
+def train_variants(*args: Any, **options: Any) -> list[System]:
+    """As [`train_controls`]; the `name` of each system is its title."""
+    return [replace(system, name=system.label) for system in train_controls(*args, **options)]
+
+
+def places_of(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str]:
+    """As [`path_arguments`], with nothing of the run's own options."""
+    return path_arguments(data, model, RunArguments(), training)
