@@ -24,9 +24,9 @@ from adaptor_hf.tasks import arguments as downstream
 from adaptor_hf.tasks.arguments import DownstreamArguments
 from adaptor_hf.tasks.sweep import run_sweep
 from adaptor_hf.training import AdaptorTrainingArguments
-from adaptor_hf.training import recipe as pretraining
-from adaptor_hf.training.choices import ALIGNERS, OBJECTIVES
-from adaptor_hf.training.recipe import DataArguments, ModelArguments, RunArguments
+from adaptor_hf.training import script_arguments as pretraining
+from adaptor_hf.training.objective_fields import ALIGNERS, OBJECTIVES
+from adaptor_hf.training.script_arguments import DataArguments, ModelArguments, RunArguments
 
 PRETRAINING = (DataArguments, ModelArguments, RunArguments)
 SCRIPTS = {

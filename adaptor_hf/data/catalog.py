@@ -11,11 +11,13 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..moved import moved_names
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-TASKS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
+ROW_TASKS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
 """What rows are loaded for, and the column that they must have for it."""
 
 
@@ -82,7 +84,7 @@ class PublicDataset:
     name: str
     title: str
     tasks: tuple[str, ...]
-    """Of `TASKS`; the first is the default."""
+    """Of `ROW_TASKS`; the first is the default."""
     expected_files: str
     """The tree as users have it, a line a file."""
     license: str
@@ -195,8 +197,10 @@ def parse_options(words: list[str]) -> dict[str, object]:
     return options
 
 
+__getattr__ = moved_names(__name__, {"TASKS": f"{__name__}.ROW_TASKS"})
+
 __all__ = [
-    "TASKS",
+    "ROW_TASKS",
     "LoadedRows",
     "PublicDataset",
     "Request",

@@ -15,6 +15,7 @@ from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options
 from ..evaluation.naming import weights_digest
 from ..modeling_adaptor import AdaptorModel
+from ..moved import moved_names
 from ..privacy.mode import check_private_mode, is_private
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 from .arguments import DownstreamArguments, pairs_of, table_options
@@ -217,7 +218,7 @@ def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
     return arguments.vision_tower or model.config.vision_tower
 
 
-def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
+def load_checkpoint_text_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
     """The checkpoint's text tower."""
     reference = arguments.text_tower or model.config.text_tower
     if reference is None:
@@ -241,16 +242,18 @@ def cache_dir_of(arguments: DownstreamArguments) -> Path:
     return Path(arguments.cache_dir or Path(arguments.output_dir) / "embeddings")
 
 
+__getattr__ = moved_names(__name__, {"load_text_side": f"{__name__}.load_checkpoint_text_tower"})
+
 __all__ = [
     "LoadedParts",
     "cache_dir_of",
     "cost_of",
     "load_adaptor",
+    "load_checkpoint_text_tower",
     "load_classification",
     "load_external",
     "load_external_parts",
     "load_parts",
-    "load_text_side",
     "load_tower",
     "model_folders",
     "split_rule_of",
