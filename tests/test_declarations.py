@@ -521,7 +521,7 @@ class TestControls:
     def test_what_a_control_is_made_of_is_declared_and_no_key(self, monkeypatch):
         monkeypatch.setitem(CONTROLS, "fresh", Control("fresh", "another Adaptor", "built", new_weights=True))
         monkeypatch.setitem(CONTROLS, "wide", Control("wide", "wide head", "built", matched_head=True))
-        torch.manual_seed(0)
+        torch.manual_seed(3)
         model = AdaptorModel(synthetic_config())
         _, fresh, wide, tower = load_systems(model, ["fresh", "wide", "tower"])
         assert {name: fresh.model.state_dict()[name].shape for name in fresh.model.state_dict()} == {

@@ -326,7 +326,7 @@ class TestRefusals:
         from adaptor_hf.embeddings.__main__ import main as embeddings
 
         table, _ = plant(tmp_path / "data", 4)
-        job = ["--task", "retrieval", "--model", "m", "--table", str(table), "--private", "True"]
+        job = ["--task", "few_shot", "--model", "m", "--table", str(table), "--private", "True"]
         with pytest.raises(ValueError, match="asks for private mode, which this command does not have"):
             load_parts(parse_arguments(job), "pretraining")
         monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
