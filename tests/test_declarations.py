@@ -418,7 +418,7 @@ class TestTask:
             write_comparison(tmp_path, task="text_understanding")
 
 
-def test_no_module_example_or_benchmark_has_a_list_of_its_own_of_tasks_or_controls():
+def test_no_module_has_a_list_of_its_own_of_tasks_or_controls():
     declared = {"tasks": set(TASKS), "controls": set(CONTROLS) | {control.name for control in CONTROLS.values()}}
     found = []
     for path in (path for folder in ("adaptor_hf", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
