@@ -21,8 +21,8 @@ from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
 from adaptor_hf.training.preparation import cache_of_pairs, check_before_start, parts_of_run, start_logging
-from adaptor_hf.training.recipe import parse_arguments, path_arguments
 from adaptor_hf.training.report import processor_of, report_run
+from adaptor_hf.training.script_arguments import parse_arguments, path_arguments
 from adaptor_hf.training.summary import describe_run
 
 logger = logging.getLogger("train_pretrain")

@@ -49,7 +49,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
     With towers it also takes `pixel_values` and `input_ids`.
 
     Input `(B, D)` means B samples of one token. A sequence `(B, N, D)` is always `[pooled, token_1, ..., token_N-1]`.
-    Each modality attends only to itself; with one token a side that is also exactly what the reference code computes.
+    Each modality attends only to itself; with one token each that is also exactly what the reference code computes.
 
     Example:
 
@@ -88,7 +88,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
 
         Args:
             vision_tower (`str`, `dict` or `VisionTower`, *optional*): A preset's name, hub id, local folder,
-                `timm:NAME`, `xrv:NAME`, a tower reference or a loaded tower. `None`: that side takes embeddings only.
+                `timm:NAME`, `xrv:NAME`, a tower reference or a loaded tower. `None`: it takes embeddings only.
             text_tower (`str`, `dict` or `TextTower`, *optional*): The same for text.
             config_kwargs: Other arguments of [`AdaptorConfig`].
 
@@ -99,10 +99,10 @@ class AdaptorModel(AdaptorPreTrainedModel):
             vision_tower = load_vision_tower(vision_tower)
         if isinstance(text_tower, (str, dict)):
             text_tower = load_text_tower(text_tower)
-        for tower, side in ((vision_tower, "vision"), (text_tower, "text")):
+        for tower, modality in ((vision_tower, "vision"), (text_tower, "text")):
             if tower is not None:
-                config_kwargs[f"{side}_hidden_size"] = tower.hidden_size
-                config_kwargs[f"{side}_tower"] = tower.spec
+                config_kwargs[f"{modality}_hidden_size"] = tower.hidden_size
+                config_kwargs[f"{modality}_tower"] = tower.spec
         # Built without towers first: initialisation must not touch their weights.
         in_checkpoint = config_kwargs.pop("towers_in_checkpoint", False)
         model = cls(AdaptorConfig(**config_kwargs))
@@ -281,11 +281,11 @@ class AdaptorModel(AdaptorPreTrainedModel):
             text_embeds = tower_output.pooler_output
         return self._project(text_embeds, self.text_projection, "text_embeds")
 
-    def _no_tower_message(self, side: str, raw: str, cached: str) -> str:
-        spec = getattr(self.config, f"{side}_tower")
+    def _no_tower_message(self, modality: str, raw: str, cached: str) -> str:
+        spec = getattr(self.config, f"{modality}_tower")
         known = f"its config names {spec['name_or_path']!r}" if spec else "its config names none"
         return (
-            f"{raw} needs the {side} tower, which is not attached ({known}). Call model.load_towers(), or pass "
+            f"{raw} needs the {modality} tower, which is not attached ({known}). Call model.load_towers(), or pass "
             f"{cached} computed by that tower."
         )
 
@@ -348,7 +348,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
             raise ValueError("fuse_pairs=True needs one text per image.")
         lengths = image.shape[1], text.shape[1]
         if lengths[0] != lengths[1] and 1 not in lengths:
-            raise ValueError(f"fuse_pairs=True needs equal lengths or one token on a side, got {lengths} tokens.")
+            raise ValueError(f"fuse_pairs=True needs equal lengths or one token a modality, got {lengths} tokens.")
 
 
 __all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

@@ -34,16 +34,20 @@ MOVED = {
     "adaptor_hf.objectives.segmentation": "adaptor_hf.segmentation_loss_adaptor",
     "adaptor_hf.private_messages": "adaptor_hf.privacy.messages",
     "adaptor_hf.private_mode": "adaptor_hf.privacy.mode",
+    "adaptor_hf.training.choices": "adaptor_hf.training.objective_fields",
+    "adaptor_hf.training.recipe": "adaptor_hf.training.script_arguments",
     "adaptor_hf.training.run_record": "adaptor_hf.audit.run_record",
 }
 """Old name and new one; what lies below an old name lies below the new one, unless it has its own line."""
 
 MOVED_NAMES = {
+    "adaptor_hf.data.catalog.TASKS": "adaptor_hf.data.catalog.ROW_TASKS",
+    "adaptor_hf.tasks.loading.load_text_side": "adaptor_hf.tasks.loading.load_checkpoint_text_tower",
     "adaptor_hf.audit.manifest.place_beside": "adaptor_hf.audit.manifest.relative_to_run",
     "adaptor_hf.data.load_local_dataset": "adaptor_hf.data.load_public_dataset",
     "adaptor_hf.data.catalog.Found": "adaptor_hf.data.catalog.LoadedRows",
     "adaptor_hf.data.local.load_local_dataset": "adaptor_hf.data.public_datasets.load_public_dataset",
-    "adaptor_hf.data.local_rows.NEEDS": "adaptor_hf.data.catalog.TASKS",
+    "adaptor_hf.data.local_rows.NEEDS": "adaptor_hf.data.catalog.ROW_TASKS",
     "adaptor_hf.data.near_copies.Prints": "adaptor_hf.data.near_copies.ImageHashes",
     "adaptor_hf.data.near_copies.image_prints": "adaptor_hf.data.near_copies.perceptual_hashes",
     "adaptor_hf.data.pacs.walk.Found": "adaptor_hf.data.pacs.walk.WalkedFile",
@@ -104,7 +108,7 @@ REPLACED_NAMES = {
     "adaptor_hf.evaluation.overlap.UNTRAINED": 'adaptor_hf.evaluation.controls.controls_made("built")',
     "adaptor_hf.training.controls.Variant": "adaptor_hf.training.systems.System",
     "adaptor_hf.training.controls.train_variants": "adaptor_hf.training.controls.train_controls (`label` was `name`)",
-    "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.recipe.path_arguments, which takes all four groups",
+    "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.script_arguments.path_arguments, which takes all four groups",
 }
 """Names that nothing has any more, and what to use; `adaptor_hf.old_names` makes them for one release."""
 

@@ -9,7 +9,7 @@ from .evaluation.tasks import TASKS
 from .modeling_adaptor import AdaptorModel
 from .training.arguments import AdaptorTrainingArguments
 from .training.controls import train_controls
-from .training.recipe import DataArguments, ModelArguments, RunArguments, path_arguments
+from .training.script_arguments import DataArguments, ModelArguments, RunArguments, path_arguments
 from .training.systems import System
 
 RESTRICTED = tuple(known.name for known in list_datasets() if known.restricted)

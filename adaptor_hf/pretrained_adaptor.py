@@ -123,21 +123,21 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         Raises:
             ValueError: if a tower's width is not the one that the Adaptor was built for.
         """
-        for side, tower in (("vision", vision_model), ("text", text_model)):
+        for kind, tower in (("vision", vision_model), ("text", text_model)):
             if tower is None:
                 continue
-            expected = getattr(self.config, f"{side}_hidden_size")
+            expected = getattr(self.config, f"{kind}_hidden_size")
             if tower.hidden_size != expected:
                 raise ValueError(
-                    f"The {side} tower {tower.spec['name_or_path']!r} gives {tower.hidden_size}-d embeddings, this "
+                    f"The {kind} tower {tower.spec['name_or_path']!r} gives {tower.hidden_size}-d embeddings, this "
                     f"Adaptor takes {expected}-d ones. Attach the tower it was trained with, or build a new Adaptor."
                 )
             tower.to(device=self.device, dtype=self.dtype)
-            setattr(self.base_model, f"{side}_model", tower)
-            known = getattr(self.config, f"{side}_tower") or {}
+            setattr(self.base_model, f"{kind}_model", tower)
+            known = getattr(self.config, f"{kind}_tower") or {}
             # How images were read in training is the checkpoint's, which another tower does not change.
             reading = {key: known[key] for key in READING if key in known and key not in tower.spec}
-            setattr(self.config, f"{side}_tower", tower.spec | reading if reading else tower.spec)
+            setattr(self.config, f"{kind}_tower", tower.spec | reading if reading else tower.spec)
         self.train(self.training)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):
@@ -215,26 +215,26 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             )
 
     def _refuse_to_push_local_towers(self) -> None:
-        for side in ("vision", "text"):
-            name = (getattr(self.config, f"{side}_tower") or {}).get("name_or_path") or ""
+        for kind in ("vision", "text"):
+            name = (getattr(self.config, f"{kind}_tower") or {}).get("name_or_path") or ""
             if os.path.isabs(name) or (name and os.path.isdir(name)):
                 raise ValueError(
-                    f"The config names the {side} tower by a folder of this machine: nobody else has it, and its path "
+                    f"The config names the {kind} tower by a folder of this machine: nobody else has it, and its path "
                     "would be public. Push the tower first, or set towers_in_checkpoint and save; then "
                     "adaptor_hf.hub.push_folder pushes the folder without local paths."
                 )
 
     def _put_tower_configs(self) -> None:
-        for side in ("vision", "text"):
-            tower = getattr(self.base_model, f"{side}_model")
+        for kind in ("vision", "text"):
+            tower = getattr(self.base_model, f"{kind}_model")
             if tower is None:
                 continue
             if tower.config is None:
                 raise ValueError(
-                    f"The {side} tower {tower.spec['name_or_path']!r} ({tower.spec['library']}) has no transformers "
+                    f"The {kind} tower {tower.spec['name_or_path']!r} ({tower.spec['library']}) has no transformers "
                     "configuration, so it cannot be rebuilt from a checkpoint. Save with towers_in_checkpoint=False."
                 )
-            setattr(self.config, f"{side}_config", tower.config)
+            setattr(self.config, f"{kind}_config", tower.config)
 
     def _refuse_to_lose_trained_towers(self) -> None:
         for name in TOWER_NAMES:

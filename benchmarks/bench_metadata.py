@@ -5,6 +5,9 @@ Loading tables and reports of MIMIC-CXR's size: wall time of a first and of a se
 
 Makes the tree in FOLDER, once: 377,110 images (links to a few small files), 227,835 reports, three tables. It takes
 minutes and about 2 GB. Each load is a process of its own; the disk is warm.
+
+The phantom's layout of MIMIC-CXR (`adaptor_hf/phantom/layout_mimic_cxr.py`) cannot stand in: it draws and encodes every
+image, hours for so many, and loads read tables and reports alone. Here images are links, and reports a few sentences.
 """
 
 import argparse

@@ -35,12 +35,12 @@ from adaptor_hf.towers import load_text_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import compare_retrieval, format_table, train_controls
 from adaptor_hf.training.pairs import contrastive_splits
-from adaptor_hf.training.recipe import ModelArguments
 from adaptor_hf.training.report import card_arguments, package_versions, processor_of
+from adaptor_hf.training.script_arguments import ModelArguments
 from adaptor_hf.training.summary import describe_run
 from adaptor_hf.training.systems import System
 
-# Fixed before the first run: both rates are tried for every trained variant and chosen on validation patients.
+# Fixed before the first run: both rates are tried for every trained system and chosen on validation patients.
 LEARNING_RATES = (1e-4, 3e-4)
 
 
@@ -144,7 +144,7 @@ def zero_shot_table(systems: list[System], test, table: Path) -> str:
         labels = {row["image_id"]: row for row in csv.DictReader(file)}
     image_ids, patients = test.pairs["image_id"][:], np.array(test.pairs["patient_id"][:])
     text_tower = load_text_tower("minilm")
-    lines = ["| variant | " + " | ".join(ZERO_SHOT_PROMPTS) + " |", "|" + "---|" * (len(ZERO_SHOT_PROMPTS) + 1)]
+    lines = ["| system | " + " | ".join(ZERO_SHOT_PROMPTS) + " |", "|" + "---|" * (len(ZERO_SHOT_PROMPTS) + 1)]
     for system in systems:
         cells = [system.label]
         for finding, (positive, negative) in ZERO_SHOT_PROMPTS.items():

@@ -3,8 +3,8 @@ Every downstream task on phantoms in one command, beside all controls: no networ
 
     python examples/downstream_show.py --output_dir show-output
 
-Draws phantoms, pre-trains an Adaptor and its controls, runs the six tasks (classification at three fractions and
-zero-shot with five seeds; segmentation at all data, one seed, small), and writes one page with tables and figures.
+Draws phantoms, pre-trains an Adaptor and its controls, runs every task (classification at three fractions;
+segmentation at all data, one seed, small), and writes one page with tables and figures.
 Interrupted, the same command goes on. Phantoms are drawn by a program: the numbers show that the machinery works, and
 nothing about medicine.
 """
@@ -24,6 +24,7 @@ from adaptor_hf.embeddings import open_cache
 from adaptor_hf.evaluation.analysis import before_and_after, tsne_map
 from adaptor_hf.evaluation.figures import draw_tsne
 from adaptor_hf.evaluation.report import PHANTOM, write_report
+from adaptor_hf.evaluation.tasks import TASKS
 from adaptor_hf.phantom import write_phantoms
 
 ROOT = Path(__file__).parents[1]
@@ -33,16 +34,19 @@ LABELS = ["consolidation", "effusion", "cardiomegaly"]
 
 
 def plan(table: Path, model: Path) -> dict:
-    """The sweep: what all tasks share, and what each adds."""
-    seeds = [0, 1, 2, 3, 4]
-    by_task = {
-        "classification": {"label_column": LABELS, "fraction": [0.01, 0.1, 1.0], "seeds": seeds},
-        "zero_shot": {"label_column": LABELS, "prompts": "phantom", "prompts_per_class": 2, "seeds": seeds},
-        "retrieval": {"text_column": "text"},
-        "few_shot": {"label_column": LABELS, "episodes": 10},
-        "text_understanding": {"text_column": "text"},
-        "segmentation": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 1, "seeds": [0]},
+    """The sweep: what all tasks share, and what each adds by what it needs."""
+    by_need = {
+        "labels": {"label_column": LABELS},
+        "prompts": {"prompts": "phantom", "prompts_per_class": 2},
+        "reports": {"text_column": "text"},
+        "masks": {"mask_column": "lungs_mask", "image_size": 64, "epochs": 1, "seeds": [0]},
     }
+    by_task = {
+        name: {option: value for need in task.needs for option, value in by_need[need].items()}
+        for name, task in TASKS.items()
+    }
+    by_task["classification"]["fraction"] = [0.01, 0.1, 1.0]
+    by_task["few_shot"]["episodes"] = 10
     common = {
         "model": str(model),
         "table": str(table),
@@ -98,9 +102,9 @@ def analyse(table: Path, model_folder: Path, folder: Path) -> str:
     found = before_and_after(model, images, texts)
     names = ["channel_std", "effective_rank", "uniformity"]
     lines = ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for side in ("image_before", "image_after", "text_before", "text_after"):
+    for when in ("image_before", "image_after", "text_before", "text_after"):
         lines.append(
-            f"| {side.replace('_', ', ')} | " + " | ".join(f"{found[side][name]:.3f}" for name in names) + " |"
+            f"| {when.replace('_', ', ')} | " + " | ".join(f"{found[when][name]:.3f}" for name in names) + " |"
         )
     after = found["pairs_after"]
     said = f"Squared distance of pairs {after['alignment']:.3f}, of shuffled pairs {after['shuffled']:.3f}."

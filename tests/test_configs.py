@@ -21,7 +21,7 @@ from adaptor_hf.configs import (
     read_recipe,
 )
 from adaptor_hf.configs.__main__ import main
-from adaptor_hf.training.recipe import parse_arguments
+from adaptor_hf.training.script_arguments import parse_arguments
 
 ROOT = Path(__file__).parent.parent
 LAUNCHES = list_accelerate_configs()

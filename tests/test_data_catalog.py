@@ -13,7 +13,7 @@ from PIL import Image
 from adaptor_hf.data import describe, list_datasets, load_public_dataset
 from adaptor_hf.data.__main__ import main
 from adaptor_hf.data.catalog import (
-    TASKS,
+    ROW_TASKS,
     LoadedRows,
     PublicDataset,
     dataset_names,
@@ -114,7 +114,7 @@ class TestDeclarations:
         assert dataset.expected_files.strip()
         assert set(dataset.option_help) == set(dataset.options)
         assert dataset.tasks
-        assert set(dataset.tasks) <= set(TASKS)
+        assert set(dataset.tasks) <= set(ROW_TASKS)
         assert set(dataset.leaks) <= set(dataset.split_schemes)
         assert set(dataset.split_schemes) - {"patient"} <= set(dataset.split_notes)
         assert set(dataset.same_images) <= set(dataset_names()) - {dataset.name}

@@ -21,8 +21,15 @@ import adaptor_hf
 import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.evaluation import classification_predictions, retrieval_metrics, segmentation_counts
-from adaptor_hf.evaluation.baselines import above_baseline, is_one_sided, lower_is_better
-from adaptor_hf.evaluation.controls import CONTROLS, controls_made, may_be_recommended, saw_pairs, simplicity_of
+from adaptor_hf.evaluation.baselines import above_baseline, best_baseline, is_one_sided, lower_is_better
+from adaptor_hf.evaluation.controls import (
+    CONTROLS,
+    Control,
+    controls_made,
+    may_be_recommended,
+    saw_pairs,
+    simplicity_of,
+)
 from adaptor_hf.evaluation.intervals import IntervalMethod, make_intervals
 from adaptor_hf.evaluation.mask_baselines import baseline_counts
 from adaptor_hf.evaluation.metrics import METRICS, Metric, declare_metric, declared_metric, metric_of, parts_of
@@ -42,14 +49,16 @@ from adaptor_hf.evaluation.tables import aggregate
 from adaptor_hf.evaluation.tasks import TASKS, Task, declare_task
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.hub.results_card import card_results
-from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
+from adaptor_hf.tasks.arguments import DownstreamArguments, option_parser, parse_arguments
 from adaptor_hf.tasks.compare import write_comparison
-from adaptor_hf.tasks.controls import load_systems, saved_controls
+from adaptor_hf.tasks.controls import load_systems, matched_hidden_size, saved_controls
+from adaptor_hf.tasks.finetune import LEARNING_RATES
+from adaptor_hf.tasks.prompts import list_prompt_sets
 from adaptor_hf.towers import load_vision_tower
 from adaptor_hf.training.controls import save_controls
 from adaptor_hf.training.systems import System
 
-PACKAGE = Path(adaptor_hf.__file__).parent
+ROOT = Path(adaptor_hf.__file__).parents[1]
 
 PLANTED = '''
 """A task that nothing else knows of: the brightness of the first feature is its score."""
@@ -253,6 +262,14 @@ class TestMetric:
         assert not is_one_sided("hausdorff")
         declare_task(Task("borders", ("masks",), ("hausdorff",), "hausdorff", None, len, None, (), trains=True))
 
+    def test_one_of_somebody_elses_lines_goes_by_the_end_of_its_name(self):
+        lower = [name for name, metric in METRICS.items() if not metric.higher_is_better]
+        assert {"brier", "ece", "median_rank"} <= set(lower)
+        for name in METRICS:
+            assert lower_is_better(f"macro_{name}/edema") == (name in lower), name
+        assert not lower_is_better("auroc/brier")
+        assert best_baseline("macro_brier", {"a": 0.2, "b": 0.5}) == ("a", 0.2)
+
     def test_another_one_of_the_same_name_is_refused(self, undeclared):
         declare_metric(METRICS["brier"])
         with pytest.raises(ValueError, match="'brier' already"):
@@ -404,15 +421,58 @@ class TestTask:
 def test_no_module_has_a_list_of_its_own_of_tasks_or_controls():
     declared = {"tasks": set(TASKS), "controls": set(CONTROLS) | {control.name for control in CONTROLS.values()}}
     found = []
-    for path in PACKAGE.rglob("*.py"):
+    for path in (path for folder in ("adaptor_hf", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")):
         if path.parent.name == "evaluation" and path.stem in declared:
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Dict | ast.List | ast.Set | ast.Tuple):
                 parts = node.keys if isinstance(node, ast.Dict) else node.elts
                 words = {part.value for part in parts if isinstance(part, ast.Constant)}
-                found += [(path.name, node.lineno, kind) for kind, known in declared.items() if len(words & known) > 3]
+                found += [(path.name, node.lineno, kind) for kind, known in declared.items() if len(words & known) > 2]
     assert found == []
+
+
+WORDS = ["--task", "classification", "--model", "m", "--table", "t.csv"]
+
+
+class TestArguments:
+    @pytest.mark.parametrize(
+        ("task", "asked", "given"),
+        [
+            ("zero_shot", f"--task zero_shot needs --prompts: {', '.join(list_prompt_sets())}", ["--prompts", "rsna"]),
+            ("segmentation", "--task segmentation needs masks: .* --mask_column", ["--mask_column", "mask"]),
+            ("retrieval", "--task retrieval needs reports: .* --text_column", ["--text_column", "text"]),
+            ("text_understanding", "--task text_understanding needs reports: .* --text_col", ["--text_column", "text"]),
+        ],
+    )
+    def test_what_a_task_needs_is_asked_for_before_anything_is_loaded(self, task, asked, given):
+        words = ["--task", task, *WORDS[2:]]
+        with pytest.raises(ValueError, match=asked):
+            parse_arguments(words)
+        assert parse_arguments([*words, *given]).task == task
+
+    def test_a_public_data_set_has_its_own_columns(self):
+        words = ["--model", "m", "--dataset", "openi", "--data_root", "r"]
+        assert parse_arguments(["--task", "retrieval", *words]).text_column is None
+
+    def test_a_need_of_a_new_task_is_asked_for_too(self, undeclared):
+        declare_task(Task("captions", ("reports",), (), None, None, len, None, (), trains=False))
+        with pytest.raises(ValueError, match="--task captions needs reports"):
+            DownstreamArguments(task="captions", model="m", table="t.csv")
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (["--protocol", "nonsense"], "Unknown protocol 'nonsense'. Choose one of: rigorous, adaptor, mgca"),
+            (["--protocol", "nonsense", "--task", "retrieval", "--text_column", "t"], "Unknown protocol 'nonsense'"),
+            (["--protocol", "slip", "--task", "segmentation", "--mask_column", "m"], "segmentation has no protocol"),
+            (["--head", "huge"], "head is linear or mlp2, got 'huge'"),
+        ],
+    )
+    def test_a_protocol_that_the_task_has_not_is_refused(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            parse_arguments([*WORDS, *change])
+        assert parse_arguments([*WORDS, "--protocol", "slip"]).protocol == "slip"
 
 
 class TestControls:
@@ -446,6 +506,42 @@ class TestControls:
             if control.made != "fine-tuned"
         }
         assert all(system.fields()["module"] == system.key for system in loaded)
+
+    def test_options_are_those_that_are_declared(self):
+        text = " ".join(option_parser().format_help(everything=True).split())
+        assert f"Beside the Adaptor: {', '.join(controls_made('built'))}; none" in text
+        assert parse_arguments(WORDS).controls == ["tower", "untrained"]
+        for key in controls_made("pretrained"):
+            assert f"{key}=PATH" in text
+        for key in controls_made("fine-tuned"):
+            assert f"{key} ({CONTROLS[key].name})" in text
+        assert f"zero_shot: {', '.join(list_prompt_sets())}, a JSON file" in text
+        assert LEARNING_RATES == {"finetune": 2e-5, "lora": 2e-4}
+
+    def test_what_a_control_is_made_of_is_declared_and_no_key(self, monkeypatch):
+        monkeypatch.setitem(CONTROLS, "fresh", Control("fresh", "another Adaptor", "built", new_weights=True))
+        monkeypatch.setitem(CONTROLS, "wide", Control("wide", "wide head", "built", matched_head=True))
+        torch.manual_seed(3)
+        model = AdaptorModel(synthetic_config())
+        _, fresh, wide, tower = load_systems(model, ["fresh", "wide", "tower"])
+        assert {name: fresh.model.state_dict()[name].shape for name in fresh.model.state_dict()} == {
+            name: value.shape for name, value in model.state_dict().items()
+        }
+        assert not all(torch.equal(fresh.model.state_dict()[name], value) for name, value in model.state_dict().items())
+        assert (wide.model, wide.hidden_size) == (None, matched_hidden_size(model))
+        assert (tower.model, tower.hidden_size) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("change", "known"),
+        [
+            (["--controls", "projections"], "tower, untrained, mlp"),
+            (["--control_model", "mlp=x"], "projections, shuffled"),
+            (["--train_tower", "adaptor"], "finetune, lora"),
+        ],
+    )
+    def test_another_one_is_refused_before_anything_is_loaded(self, change, known):
+        with pytest.raises(ValueError, match=rf"Unknown control '\w+'\. Choose of {known}\."):
+            parse_arguments([*WORDS, *change])
 
     def test_a_title_stands_for_the_name(self):
         assert System("adaptor", title="Adaptor, saved model").label == "Adaptor, saved model"

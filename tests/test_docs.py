@@ -121,13 +121,13 @@ def test_presets_in_the_docs_are_those_of_the_package():
         )
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         data = ", ".join(tower["pretraining_data"])
-        side = f"{tower['kind']}, {tower['domain']}"
-        expected = [side, tower["source"], str(tower["hidden_size"]), tower["pooling"] or "auto"]
+        kind = f"{tower['kind']}, {tower['domain']}"
+        expected = [kind, tower["source"], str(tower["hidden_size"]), tower["pooling"] or "auto"]
         assert cells[1:] == [*expected, tower["license"] or "not stated", data, tower["tested"]]
 
 
 def training_parser():
-    from adaptor_hf.training.recipe import option_parser
+    from adaptor_hf.training.script_arguments import option_parser
 
     return option_parser()
 
@@ -157,7 +157,7 @@ def check_command(command: list[str]) -> None:
             name, equals, _ = word.partition("=")
             assert f"$({name})" in makefile if equals else f"\n{name}:" in makefile, command
     elif command[:2] == ["python", "train_pretrain.py"]:
-        from adaptor_hf.training.recipe import check_together, parse_arguments
+        from adaptor_hf.training.script_arguments import check_together, parse_arguments
 
         known = {"--recipe", *training_parser()._option_string_actions}
         assert all(word.partition("=")[0] in known for word in command if word.startswith("--")), command

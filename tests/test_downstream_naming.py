@@ -68,3 +68,15 @@ def test_the_terminals_table_tells_two_checkpoints_apart_and_says_what_plus_minu
     said = summarize(RunList([line | {"selected_on": "test"} for line in lines]))
     assert "standard deviation over seeds" in said
     assert "proves nothing" in said
+
+
+def test_the_terminals_table_calls_things_by_their_names_and_groups_by_controls_key():
+    base = {"task": "zero_shot", "dataset": "d", "test_set": None, "fraction": None, "recipe": "rigorous",
+            "system": "Adaptor", "protocol": "linear", "checkpoint": None, "seed": 0, "value": 0.5,
+            "metric": "auroc", "ci_lo": 0.4, "ci_hi": 0.9, "trivial_baseline": 0.5}  # fmt: skip
+    # Lines of before there were keys have none.
+    rows = headline_table([base, base | {"module": "adaptor"}, base | {"module": "other"}]).splitlines()
+    assert rows[0].startswith("| test set | fraction | protocol | system | readout | checkpoint |")
+    assert [row for row in rows if "| rigorous | Adaptor | linear |" in row] == [
+        "| d |  | rigorous | Adaptor | linear |  | 1 | 0.500 [0.400, 0.900] † |"
+    ] * 3

@@ -34,6 +34,20 @@ def test_every_combination_is_a_job_and_tasks_have_their_own_options():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"protocol": "nonsense"}, {"controls": ["nonsense"]}, {"task": "zero_shot"}, {"task": "segmentation"}]
+)
+def test_a_job_that_cannot_be_meant_stops_the_sweep_before_the_first_one(wrong, tmp_path):
+    started = []
+    plan = {
+        "common": {"table": "t.csv", "label_column": ["x"], "model": "a", "task": "classification"},
+        "over": {"data": [{"seeds": [0]}, wrong]},
+    }
+    with pytest.raises(ValueError, match=r"nonsense|--prompts|--mask_column"):
+        run_sweep(plan, tmp_path, started.append)
+    assert started == []
+
+
 @pytest.mark.parametrize("name", list_recipes("downstream"))
 def test_recipes_of_the_package_are_understood(name):
     content = yaml.safe_load(find_recipe(name, "downstream").read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from adaptor_hf.evaluation.tasks import TASKS
 from adaptor_hf.moved import MOVED_NAMES, REPLACED_NAMES, new_name
 from adaptor_hf.tasks.controls import load_systems, saved_controls
 from adaptor_hf.training import controls
-from adaptor_hf.training.recipe import DataArguments, ModelArguments
+from adaptor_hf.training.script_arguments import DataArguments, ModelArguments
 from adaptor_hf.training.systems import System
 
 ROOT = Path(__file__).parent.parent

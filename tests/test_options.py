@@ -24,9 +24,9 @@ from adaptor_hf.tasks import arguments as downstream
 from adaptor_hf.tasks.arguments import DownstreamArguments
 from adaptor_hf.tasks.sweep import run_sweep
 from adaptor_hf.training import AdaptorTrainingArguments
-from adaptor_hf.training import recipe as pretraining
-from adaptor_hf.training.choices import ALIGNERS, OBJECTIVES
-from adaptor_hf.training.recipe import DataArguments, ModelArguments, RunArguments
+from adaptor_hf.training import script_arguments as pretraining
+from adaptor_hf.training.objective_fields import ALIGNERS, OBJECTIVES
+from adaptor_hf.training.script_arguments import DataArguments, ModelArguments, RunArguments
 
 PRETRAINING = (DataArguments, ModelArguments, RunArguments)
 SCRIPTS = {
@@ -126,7 +126,7 @@ class TestDefinitions:
 
     def test_what_is_not_given_is_the_split_rule_of_both_scripts(self):
         data = DataArguments(train_file="x.csv")
-        own = DownstreamArguments(task="retrieval", model="m", table="x.csv")
+        own = DownstreamArguments(task="few_shot", model="m", table="x.csv")
         assert (data.split_scheme, data.text_column, data.voi_lut) == ("official", "text", False)
         assert (data.validation_fraction, data.test_fraction, data.split_seed) == (0.1, 0.1, 42)
         for name in ("split_scheme", "text_column", "voi_lut", "validation_fraction", "test_fraction", "split_seed"):
@@ -169,7 +169,7 @@ class TestPrivacy:
     def test_what_may_be_private_is_not_recorded(self, group):
         given = {
             DataArguments: {"train_file": "t"},
-            DownstreamArguments: {"task": "retrieval", "model": "m", "table": "t"},
+            DownstreamArguments: {"task": "few_shot", "model": "m", "table": "t"},
         }
         arguments = group(**given.get(group, {}))
         hidden = [item for item in own_options(group) if item.metadata["privacy"] in (PATH, NAMED_PATH, HIDDEN)]

@@ -12,7 +12,7 @@ import train_pretrain
 from adaptor_hf.data.__main__ import main as data_command
 from adaptor_hf.data.convert import main as convert
 from adaptor_hf.training.pairs import load_training_pairs
-from adaptor_hf.training.recipe import DataArguments
+from adaptor_hf.training.script_arguments import DataArguments
 
 
 def write_converted_yfcc(root):

@@ -8,7 +8,7 @@ from fixtures.phantom_trees import N
 
 import train_pretrain
 from adaptor_hf.training.pairs import load_training_pairs
-from adaptor_hf.training.recipe import DataArguments
+from adaptor_hf.training.script_arguments import DataArguments
 
 IMAGES = images()
 FIRST = next(image for image in IMAGES if image.split == "train")

@@ -481,7 +481,7 @@ def test_two_processes_train_together_with_controls(options, finished, tmp_path)
     assert "| world_size | 2 |" in (output / "README.md").read_text(encoding="utf-8")
     assert AutoModel.from_pretrained(output)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("adaptor_hf.training.recipe.AdaptorTrainingArguments.world_size", 2)
+        patch.setattr("adaptor_hf.training.script_arguments.AdaptorTrainingArguments.world_size", 2)
         with pytest.raises(ValueError, match="measures one process"):
             main(tmp_path / "dry", options, dry_run=True)
 

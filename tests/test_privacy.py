@@ -220,7 +220,7 @@ def test_no_canary_of_a_table_is_in_any_file_or_line_of_a_private_run(
 
 def test_splits_of_a_private_run_are_those_of_the_ids_themselves(tmp_path, streams):
     from adaptor_hf.training.pairs import load_training_pairs
-    from adaptor_hf.training.recipe import DataArguments
+    from adaptor_hf.training.script_arguments import DataArguments
 
     table, _ = plant(tmp_path)
     arguments = DataArguments(train_file=str(table), filter=["split=train"], split_alias=[])
@@ -326,7 +326,7 @@ class TestRefusals:
         from adaptor_hf.embeddings.__main__ import main as embeddings
 
         table, _ = plant(tmp_path / "data", 4)
-        job = ["--task", "retrieval", "--model", "m", "--table", str(table), "--private", "True"]
+        job = ["--task", "few_shot", "--model", "m", "--table", str(table), "--private", "True"]
         with pytest.raises(ValueError, match="asks for private mode, which this command does not have"):
             load_parts(parse_arguments(job), "pretraining")
         monkeypatch.setenv("ADAPTOR_PRIVATE", "1")

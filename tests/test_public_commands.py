@@ -20,7 +20,7 @@ from adaptor_hf.data import list_datasets
 from adaptor_hf.data.__main__ import main
 from adaptor_hf.data.catalog import get_dataset
 from adaptor_hf.training.pairs import load_training_pairs
-from adaptor_hf.training.recipe import DataArguments
+from adaptor_hf.training.script_arguments import DataArguments
 
 LABELLED = {
     "cbis_ddsm": write_cbis, "chexpert": write_chexpert, "covid_rural": write_covid_rural,

@@ -14,7 +14,7 @@ from fixtures.shenzhen_montgomery import write_montgomery, write_shenzhen
 from PIL import Image
 
 from adaptor_hf.data import images
-from adaptor_hf.data.catalog import TASKS, get_dataset
+from adaptor_hf.data.catalog import ROW_TASKS, get_dataset
 from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
 # Writer, glob of the images that the tables name, table and a column of it.
@@ -79,7 +79,7 @@ def test_every_task_gives_its_column(name, trees):
     for task in get_dataset(name).tasks:
         splits = load(name, trees(name), task=task)
         row = splits["train"][0]
-        assert task in TASKS
+        assert task in ROW_TASKS
         assert row[column[task]] is not None
         assert row["image"].mode == "L"
         if task == "segmentation":

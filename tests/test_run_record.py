@@ -13,7 +13,7 @@ from adaptor_hf.embeddings import open_cache
 from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pairs import contrastive_splits
-from adaptor_hf.training.recipe import DataArguments
+from adaptor_hf.training.script_arguments import DataArguments
 
 
 @pytest.fixture(scope="module")

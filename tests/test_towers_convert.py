@@ -173,8 +173,11 @@ def test_medclips_swin_and_berts(tmp_path, tiny_bert):
     state.pop("vision_model.model.layernorm.bias")
     with pytest.raises(ValueError, match=r"missing keys layernorm\.bias"):
         convert_tower(save(tmp_path, state), "medclip", tmp_path / "other")
-    options = {"side": "text", "tokenizer": tiny_bert, "num_attention_heads": 2}
+    options = {"kind": "text", "tokenizer": tiny_bert, "num_attention_heads": 2}
     convert_tower(file, "medclip", tmp_path / "text", **options)
+    with pytest.warns(FutureWarning, match="side.* is now kind"):
+        convert_tower(file, "medclip", tmp_path / "old", **(options | {"kind": "vision", "side": "text"}))
+    assert load_text_tower(str(tmp_path / "old")).spec["kind"] == "text"
     original, tower = load_text_tower(str(tiny_bert)), load_text_tower(str(tmp_path / "text"))
     batch = tower.processor(["no pleural effusion"], return_tensors="pt")
     assert torch.equal(tower(**batch).pooler_output, original(**batch).pooler_output)

@@ -63,7 +63,7 @@ def test_a_multilingual_tower_loads_by_folder(tmp_path):
 def test_the_dry_run_prints_the_shares_and_no_text(tiny_dinov2, tiny_bert, radiographs, tmp_path):
     from adaptor_hf.training import AdaptorTrainingArguments
     from adaptor_hf.training.dry_run import estimate_run
-    from adaptor_hf.training.recipe import ModelArguments
+    from adaptor_hf.training.script_arguments import ModelArguments
 
     paths = sorted(map(str, radiographs.glob("*.jpg")))[:4]
     texts = ["выпота нет", "пневмоторакс", "canary canary", "сердце"]

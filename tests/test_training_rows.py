@@ -207,7 +207,7 @@ class TestSplitRule:
         assert {"train", "validation"} == set(kept["split"][:300])
 
     def test_both_scripts_start_from_one_default(self):
-        from adaptor_hf.training.recipe import DataArguments
+        from adaptor_hf.training.script_arguments import DataArguments
 
         pretraining = DataArguments(train_file="x.csv")
         mine = SplitRule()

@@ -190,7 +190,7 @@ def downstream_facts(run: Path) -> dict[str, str]:
     facts = {
         "category": f"Deep learning: heads, prompts or retrieval on an image-text model (task: {listed('task')}).",
         "data": f"The results call the data {listed('dataset')}.",
-        "model": f"Systems {listed('system')}; vision towers {listed('vision_tower')}; protocols {listed('protocol')}; "
+        "model": f"Systems {listed('system')}; vision towers {listed('vision_tower')}; readouts {listed('protocol')}; "
         f"heads of {listed('head_params')} parameters.",
         "metrics": f"{listed('metric')}.",
         "uncertainty": f"{listed('ci_method')}; seeds {listed('seed')}.",
@@ -201,7 +201,7 @@ def downstream_facts(run: Path) -> dict[str, str]:
         + ".",
         "performance": _first_lines(internal),
         "internal": f"On the test part of {listed('dataset')}.",
-        "controls": f"Modules beside each other: {listed('module')}.",
+        "controls": f"Systems beside each other: {listed('module')}.",
         "predictions": "One row a test image in `predictions.parquet` of each run.",
         "initialization": f"Whether the vision tower saw the data in its pretraining: {listed('tower_saw_dataset')}.",
     }
@@ -213,7 +213,7 @@ def downstream_facts(run: Path) -> dict[str, str]:
         facts["selection"] = f"Chosen on: {', '.join(chosen)}."
     chosen = {"learning rates": values("lr"), "C of logistic regressions": values("C")}
     if said := "; ".join(f"{what} {', '.join(of_runs)}" for what, of_runs in chosen.items() if of_runs):
-        facts["training"] = f"Chosen: {said}; recipes {', '.join(values('recipe'))}."
+        facts["training"] = f"Chosen: {said}; protocols {', '.join(values('recipe'))}."
     if external:
         facts["external"] = _first_lines(external)
     if lines and lines[0].get("versions"):

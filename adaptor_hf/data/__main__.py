@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..options.parser import OptionFormatter, add_options
 from ..privacy.mode import PrivacyArguments
-from ..training.recipe import DataArguments
+from ..training.script_arguments import DataArguments
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index

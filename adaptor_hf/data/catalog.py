@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-TASKS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
+ROW_TASKS = {"pretraining": "text", "classification": "labels", "detection": "boxes", "segmentation": "mask"}
 """What rows are loaded for, and the column that they must have for it."""
 
 
@@ -82,7 +82,7 @@ class PublicDataset:
     name: str
     title: str
     tasks: tuple[str, ...]
-    """Of `TASKS`; the first is the default."""
+    """Of `ROW_TASKS`; the first is the default."""
     expected_files: str
     """The tree as users have it, a line a file."""
     license: str
@@ -196,7 +196,7 @@ def parse_options(words: list[str]) -> dict[str, object]:
 
 
 __all__ = [
-    "TASKS",
+    "ROW_TASKS",
     "LoadedRows",
     "PublicDataset",
     "Request",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .archives import container
-from .catalog import TASKS, LoadedRows, PublicDataset, Request
+from .catalog import ROW_TASKS, LoadedRows, PublicDataset, Request
 from .files import list_files, outside_root
 from .ids import check_ids
 from .labels import apply_policy, label_strata
@@ -135,7 +135,7 @@ def check_task(loaded: LoadedRows, report: LoadReport, policy: str) -> None:
     """
     import pandas as pd
 
-    rows, need = loaded.rows, TASKS[report.task]
+    rows, need = loaded.rows, ROW_TASKS[report.task]
     if loaded.label_names is not None:
         # The loader may share the frame with others.
         rows = rows.copy(deep=False)

@@ -10,7 +10,7 @@ from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import TowerArguments
 from ..options.parser import OptionFormatter, add_options
-from ..training.recipe import DataArguments
+from ..training.script_arguments import DataArguments
 from .files import NUMPY_DTYPES
 
 _RULE = SplitRule()

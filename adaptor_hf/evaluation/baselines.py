@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from .metrics import metric_of
+from .metrics import METRICS, metric_of
 
 MARK = "†"
 LEGEND = (
@@ -15,11 +15,13 @@ LEGEND = (
 
 def lower_is_better(metric: str) -> bool:
     """
-    Whether a smaller value of a metric, such as `brier/edema` or `image_to_text_median_rank`, is the better one; not of
-    one that is not declared.
+    Whether a smaller value of a metric, such as `brier/edema` or `image_to_text_median_rank`, is the better one. One
+    that is not declared, in lines that somebody else wrote, goes by the end of its name: `macro_brier` as `brier`; else
+    larger is better.
     """
-    declared = metric_of(metric)
-    return declared is not None and not declared.higher_is_better
+    if (declared := metric_of(metric)) is not None:
+        return not declared.higher_is_better
+    return metric.partition("/")[0].endswith(tuple(m.name for m in METRICS.values() if not m.higher_is_better))
 
 
 def is_one_sided(metric: str) -> bool:

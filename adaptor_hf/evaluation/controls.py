@@ -1,4 +1,4 @@
-"""The Adaptor and what stands in its place in a comparison, each declared once."""
+"""Declaring the controls: the Adaptor and what stands in its place in a comparison, each once."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ class Control:
             None: it is never recommended, it only shows what the others learned.
         num_hidden_layers (`int`, *optional*): Of one that is pre-trained, instead of the Adaptor's.
         shuffled (`bool`): Of one that is pre-trained: images and texts are matched at random.
+        new_weights (`bool`): Of one that is built: the Adaptor's shape with weights that nothing has trained.
+        matched_head (`bool`): Of one that is built: a head on the raw tower with as many parameters as the Adaptor.
+        by_default (`bool`): Of one that is built: whether `--controls` has it where it is not given.
+        learning_rate (`float`, *optional*): Of one that is fine-tuned, where none is given.
+        low_rank (`bool`): Of one that is fine-tuned: LoRA's weights alone train in the tower.
     """
 
     key: str
@@ -30,6 +35,11 @@ class Control:
     simplicity: int | None = None
     num_hidden_layers: int | None = None
     shuffled: bool = False
+    new_weights: bool = False
+    matched_head: bool = False
+    by_default: bool = False
+    learning_rate: float | None = None
+    low_rank: bool = False
 
     def __post_init__(self) -> None:
         if self.made not in MADE:
@@ -40,13 +50,13 @@ CONTROLS = {
     control.key: control
     for control in (
         Control("adaptor", "Adaptor", "checkpoint", simplicity=3),
-        Control("tower", "raw tower", "built", simplicity=0),
-        Control("untrained", "Adaptor, untrained", "built"),
-        Control("mlp", "parameter-matched MLP", "built", simplicity=2),
+        Control("tower", "raw tower", "built", simplicity=0, by_default=True),
+        Control("untrained", "Adaptor, untrained", "built", new_weights=True, by_default=True),
+        Control("mlp", "parameter-matched MLP", "built", simplicity=2, matched_head=True),
         Control("projections", "two linear projections", "pretrained", simplicity=1, num_hidden_layers=0),
         Control("shuffled", "Adaptor, shuffled pairs", "pretrained", shuffled=True),
-        Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=5),
-        Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4),
+        Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=5, learning_rate=2e-5),
+        Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4, learning_rate=2e-4, low_rank=True),
     )
 }
 """By key."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from .metrics import declared_metric
 
-NEEDS = ("labels", "masks", "reports", "boxes", "prompts")
+NEEDS = ("labels", "masks", "reports", "prompts")
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Task:
 
     Args:
         name (`str`): Of the option, and the field `task` of result lines.
-        needs (`tuple[str, ...]`): Of `NEEDS`, what its rows must have, the first before all.
+        needs (`tuple[str, ...]`): Of `NEEDS`, what it cannot do without, the first before all. Options that name it are
+            asked for before anything is loaded.
         headline (`tuple[str, ...]`): Metrics in the terminal's table and in LaTeX; all of them are in result files.
         decides_by (`str`, *optional*): The metric that runs are compared by; None: they are not compared.
         hub_type (`str`, *optional*): The Hub's name for it, in a card's metadata; None: it has no result lines.

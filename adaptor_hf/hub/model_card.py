@@ -55,16 +55,16 @@ def strictest_license(towers: list[dict[str, Any]]) -> str | None:
     return max(names, key=LICENSES.index)
 
 
-def describe_tower(side: str, tower: dict[str, Any] | None) -> str:
+def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
     """One line of the card's table of towers."""
     if tower is None:
-        return f"| {side} | ready-made embeddings | | | |"
+        return f"| {kind} | ready-made embeddings | | | |"
     name = tower.get("name_or_path") or "unknown"
     # A folder's place on this machine is nobody's business.
     name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
     label = f"{tower['preset']} ({name})" if tower.get("preset") else name
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
-    cells = [side, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
+    cells = [kind, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -77,12 +77,12 @@ def describe_reading(tower: dict[str, Any] | None) -> str:
     return f"{said} Read yours so, with `adaptor_hf.data.images.read_image(path, {call})`." if parts else ""
 
 
-def describe_terms(side: str, tower: dict[str, Any]) -> str:
+def describe_terms(kind: str, tower: dict[str, Any]) -> str:
     """What is recorded of a tower's commercial use, with source and date."""
     terms = terms_of(tower)
     date = f", recorded {terms['checked']}" if terms["checked"] else ""
     data = f" Its pretraining data: {terms['data_terms']}." if terms["data_terms"] else ""
-    return f"* {side} tower: {terms['commercial']} ({terms['commercial_source']}{date}).{data}"
+    return f"* {kind} tower: {terms['commercial']} ({terms['commercial_source']}{date}).{data}"
 
 
 def describe_data_terms(terms: dict[str, str] | None) -> str:
@@ -161,9 +161,9 @@ def write_model_card(
         template_path=str(TEMPLATE),
         model_name=model_name,
         num_parameters=f"{num_parameters:,}",
-        towers="\n".join(describe_tower(side, tower) for side, tower in zip(("vision", "text"), towers, strict=True)),
+        towers="\n".join(describe_tower(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True)),
         terms="\n".join(
-            describe_terms(side, tower) for side, tower in zip(("vision", "text"), towers, strict=True) if tower
+            describe_terms(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True) if tower
         )
         or "* Nothing: the embeddings were made elsewhere.",
         data_terms=describe_data_terms(config.get("data_terms")),

@@ -44,11 +44,11 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
             raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if not config.get("towers_in_checkpoint"):
-        for side in ("vision_tower", "text_tower"):
-            name = (config.get(side) or {}).get("name_or_path", "")
+        for kind in ("vision_tower", "text_tower"):
+            name = (config.get(kind) or {}).get("name_or_path", "")
             if ABSOLUTE_PATH.match(name) or (name and Path(name).is_dir()):
                 raise ValueError(
-                    f"The model names its {side.replace('_', ' ')} by a folder of this machine, which nobody else has. "
+                    f"The model names its {kind.replace('_', ' ')} by a folder of this machine, which nobody else has. "
                     "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
                 )
     check_code(folder, _named_classes(folder))

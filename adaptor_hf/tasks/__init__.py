@@ -1,4 +1,4 @@
-"""What a trained Adaptor is used for: classification, zero-shot, retrieval, few-shot and text understanding."""
+"""What a trained Adaptor is used for: the tasks of `adaptor_hf.evaluation.tasks.TASKS`, each in a file of its name."""
 
 from .zero_shot import embed_prompts, zero_shot_scores
 

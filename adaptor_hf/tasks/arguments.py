@@ -20,6 +20,7 @@ from ..data.table_arguments import (
     TowerArguments,
 )
 from ..data.table_arguments import table_options as reading_options
+from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.tasks import TASKS
 from ..moved import warn_of
 from ..options.command import started_as
@@ -28,9 +29,13 @@ from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
 from .prompts import list_prompt_sets
-from .protocols import PROTOCOLS
+from .protocols import PROTOCOLS, get_protocol, get_segmentation_protocol
 
 LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
+
+
+def _named(made: str) -> str:
+    return ", ".join(f"{key} ({CONTROLS[key].name})" for key in controls_made(made))
 
 
 @dataclass
@@ -114,15 +119,17 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         advanced=True,
     )  # fmt: skip
     controls: list[str] = option(
-        ["tower", "untrained"], "Beside the Adaptor: tower, untrained, mlp; none leaves them out.", group=EVALUATION,
+        [key for key in controls_made("built") if CONTROLS[key].by_default],
+        f"Beside the Adaptor: {', '.join(controls_made('built'))}; none leaves them out.", group=EVALUATION,
         privacy=OPEN, metavar="CONTROL",
     )  # fmt: skip
     train_tower: list[str] = option(
-        [], "classification: also finetune (end to end) and lora (through peft).", group=EVALUATION, privacy=OPEN,
-        advanced=True, metavar="METHOD",
+        [], f"classification: also {_named('fine-tuned')}.", group=EVALUATION, privacy=OPEN, advanced=True,
+        metavar="METHOD",
     )  # fmt: skip
     control_model: list[str] = option(
-        [], "projections=PATH or shuffled=PATH, trained on the same pairs; default: those beside --model.",
+        [], f"{' or '.join(f'{key}=PATH' for key in controls_made('pretrained'))}, trained on the same pairs; default: "
+        "those beside --model.",
         group=EVALUATION, privacy=NAMED_PATH, advanced=True, metavar="CONTROL=PATH",
     )  # fmt: skip
     device: str | None = option(
@@ -149,6 +156,11 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         if wrong := [name for name in others if getattr(self, name) and name not in TASKS[self.task].own_options]:
             known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
+        self._check_needs()
+        if self.task == "segmentation":
+            get_segmentation_protocol(self.protocol)
+        else:
+            get_protocol(self.protocol, head=self.head)
         if self.more_models and (given := [name for name in ("do_predict", "save_model") if getattr(self, name)]):
             raise ValueError(f"--{given[0]} would be overwritten by --more_models: give one model a command.")
         if self.controls == ["none"]:
@@ -156,11 +168,26 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         for name in ("external", "control_model"):
             if wrong := [item for item in getattr(self, name) if "=" not in item]:
                 raise ValueError(f"--{name} reads NAME=PLACE, got {wrong[0]!r}.")
+        given = {"built": self.controls, "pretrained": pairs_of(self.control_model), "fine-tuned": self.train_tower}
+        for made, keys in given.items():
+            if unknown := [key for key in keys if key not in controls_made(made)]:
+                raise ValueError(f"Unknown control {unknown[0]!r}. Choose of {', '.join(controls_made(made))}.")
         wrong = [value for value in self.fraction if not 0 < value <= 1]
         if wrong or not self.fraction:
             raise ValueError(f"--fraction takes shares in (0, 1], got {self.fraction}. For 10 % pass 0.1.")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise ValueError(f"--seeds takes different whole numbers, got {self.seeds}.")
+
+    def _check_needs(self) -> None:
+        """What the task declares that it needs, as far as options name it. Labels need no option: a folder a class."""
+        needs = TASKS[self.task].needs
+        if "prompts" in needs and self.prompts is None:
+            known = ", ".join(list_prompt_sets())
+            raise ValueError(f"--task {self.task} needs --prompts: {known}, or a JSON file.")
+        if "masks" in needs and self.table is not None and self.mask_column is None:
+            raise ValueError(f"--task {self.task} needs masks: name their column with --mask_column.")
+        if "reports" in needs and self.table is not None and self.text_column is None:
+            raise ValueError(f"--task {self.task} needs reports: name their column with --text_column.")
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What stands between tower and head: the Adaptor and its controls, loaded."""
+"""Loading the Adaptor and its controls, declared in evaluation/controls.py, for a task."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def load_systems(
 
 
 def _built(key: str, model: AdaptorModel, num_logits: int, seed: int, device: Any) -> System:
-    if key == "untrained":
+    if CONTROLS[key].new_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return System(key, AdaptorModel(model.config).to(device).eval())
-    return System(key, hidden_size=matched_hidden_size(model, num_logits) if key == "mlp" else None)
+    return System(key, hidden_size=matched_hidden_size(model, num_logits) if CONTROLS[key].matched_head else None)
 
 
 def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str, num_logits: int = 1) -> list[System]:

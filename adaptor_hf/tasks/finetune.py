@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
-from ..evaluation.controls import CONTROLS
+from ..evaluation.controls import CONTROLS, controls_made
 from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
@@ -24,7 +24,7 @@ from .probe import check_labels
 from .runs import RunList, finish_run, subgroup_columns
 from .tower_training import probabilities, train_classifier
 
-LEARNING_RATES = {"finetune": 2e-5, "lora": 2e-4}
+LEARNING_RATES = {key: CONTROLS[key].learning_rate for key in controls_made("fine-tuned")}
 RANK = 8
 _ATTENTION = ("query", "value", "q_proj", "v_proj", "qkv")
 
@@ -50,7 +50,7 @@ def trainable_model(
         ValueError: an unknown method, or a tower without attention for LoRA.
     """
     if method not in LEARNING_RATES:
-        raise ValueError(f"method is finetune or lora, got {method!r}.")
+        raise ValueError(f"method is {' or '.join(LEARNING_RATES)}, got {method!r}.")
     set_seed(seed)
     adaptor, tower = copy.deepcopy(model), copy.deepcopy(tower)
     adaptor.attach_towers(tower, None)
@@ -60,7 +60,7 @@ def trainable_model(
         problem_type="single_label_classification" if data.exclusive else "multi_label_classification",
         classifier_hidden_size=hidden_size,
     )
-    if method == "lora":
+    if CONTROLS[method].low_rank:
         from peft import LoraConfig, inject_adapter_in_model
 
         names = {name.rpartition(".")[2] for name, part in tower.model.named_modules() if isinstance(part, nn.Linear)}

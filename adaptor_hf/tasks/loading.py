@@ -217,7 +217,7 @@ def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
     return arguments.vision_tower or model.config.vision_tower
 
 
-def load_text_side(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
+def load_checkpoint_text_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
     """The checkpoint's text tower."""
     reference = arguments.text_tower or model.config.text_tower
     if reference is None:
@@ -246,11 +246,11 @@ __all__ = [
     "cache_dir_of",
     "cost_of",
     "load_adaptor",
+    "load_checkpoint_text_tower",
     "load_classification",
     "load_external",
     "load_external_parts",
     "load_parts",
-    "load_text_side",
     "load_tower",
     "model_folders",
     "split_rule_of",

@@ -15,7 +15,7 @@ from ..training.systems import System
 from .arguments import DownstreamArguments
 from .controls import systems_of
 from .features import BATCH_ROWS
-from .loading import LoadedParts, cache_dir_of, load_adaptor, load_parts, load_text_side, vision_tower_of
+from .loading import LoadedParts, cache_dir_of, load_adaptor, load_checkpoint_text_tower, load_parts, vision_tower_of
 from .overlap import overlap_fields
 from .provenance import input_size, tower_name, tower_saw
 from .runs import RunList, finish_run
@@ -134,10 +134,10 @@ def run_retrieval(
     return found
 
 
-def _features(model: Any, side: str, embeds: torch.Tensor) -> torch.Tensor:
-    get = getattr(model, f"get_{side}_features")
+def _features(model: Any, modality: str, embeds: torch.Tensor) -> torch.Tensor:
+    get = getattr(model, f"get_{modality}_features")
     parts = [
-        get(**{f"{side}_embeds": part.to(model.device, model.dtype)}).pooler_output.float().cpu()
+        get(**{f"{modality}_embeds": part.to(model.device, model.dtype)}).pooler_output.float().cpu()
         for part in embeds.split(BATCH_ROWS)
     ]
     return torch.cat(parts)
@@ -166,7 +166,9 @@ def load_test_pairs(
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task retrieval`: embed the test pairs, score both ways, and give the text to print."""
     model = load_adaptor(arguments)
-    dataset, pairs, loaded = load_test_pairs(arguments, model, device, load_text_side(arguments, model, device))
+    dataset, pairs, loaded = load_test_pairs(
+        arguments, model, device, load_checkpoint_text_tower(arguments, model, device)
+    )
     classes = None
     if "labels" in dataset.column_names and hasattr(dataset.features["labels"], "num_classes"):
         classes = np.asarray(dataset["labels"][:], np.int64)

@@ -39,24 +39,26 @@ def positive_sentence(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
     """
-    One row a system, test set, recipe and fraction: mean and deviation over seeds, and the interval over patients (mean
-    of the seeds' intervals), with a mark where it is not above the best trivial baseline. Below, each test set's
-    baselines.
+    One row a system, test set, protocol, readout and fraction: mean and deviation over seeds, and the interval over
+    patients (mean of the seeds' intervals), with a mark where it is not above the best trivial baseline. Below, each
+    test set's baselines.
     """
     metrics = headline_of(lines[0]["task"])
     rows: dict[tuple, dict[str, list]] = {}
     for line in lines:
         if line["metric"] in metrics:
-            key = (line["test_set"] or line["dataset"], line["fraction"], line["recipe"] or "", line["system"])
-            key = (*key, line["protocol"], _checkpoint(line))
+            test = line["test_set"] or line["dataset"]
+            # Two checkpoints' matched heads differ in width: one control, and a name each.
+            system = (line.get("module"), line["system"])
+            key = (test, line["fraction"], line["recipe"] or "", system, line["protocol"], _checkpoint(line))
             rows.setdefault(key, {}).setdefault(line["metric"], []).append(line)
     shown = [metric for metric in metrics if any(metric in row for row in rows.values())]
-    head = ["test set", "fraction", "recipe", "system", "protocol", "checkpoint", "seeds", *shown]
+    head = ["test set", "fraction", "protocol", "system", "readout", "checkpoint", "seeds", *shown]
     table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for (test, fraction, recipe, system, protocol, checkpoint), found in rows.items():
+    for (test, fraction, protocol, (_, system), readout, checkpoint), found in rows.items():
         seeds = max(len(of_metric) for of_metric in found.values())
         share = "" if fraction is None else f"{100 * fraction:g} %"
-        cells = [test, share, recipe, system, protocol, checkpoint, str(seeds)]
+        cells = [test, share, protocol, system, readout, checkpoint, str(seeds)]
         cells += [_cell(found.get(metric, [])) for metric in shown]
         table.append("| " + " | ".join(cells) + " |")
     for test in dict.fromkeys(key[0] for key in rows):

@@ -1,6 +1,6 @@
 """
-Does the text side read? Reports are changed in one word that turns their meaning (no effusion - effusion, left - right,
-small - large), and we look whether the embedding, and the score of the report's own image, notice it.
+Does the text tower read? Reports are changed in one word that turns their meaning (no effusion - effusion, left -
+right, small - large), and we look whether the embedding, and the score of the report's own image, notice it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ..towers_adaptor import TextTower
 from ..training.systems import System
 from .arguments import DownstreamArguments
 from .controls import systems_of
-from .loading import load_adaptor, load_text_side
+from .loading import load_adaptor, load_checkpoint_text_tower
 from .overlap import overlap_fields
 from .retrieval import load_test_pairs
 from .zero_shot import tower_text_features
@@ -280,7 +280,7 @@ def swap_table(results: Sequence[SwapResult]) -> str:
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task text_understanding`: embed the test pairs, swap words, and give the text to print."""
     model = load_adaptor(arguments)
-    text_tower = load_text_side(arguments, model, device)
+    text_tower = load_checkpoint_text_tower(arguments, model, device)
     dataset, pairs, loaded = load_test_pairs(arguments, model, device, text_tower)
     results = run_text_understanding(
         dataset["text"][:],

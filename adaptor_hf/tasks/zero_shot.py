@@ -18,9 +18,9 @@ from ..training.systems import System
 from .arguments import DownstreamArguments
 from .controls import systems_of
 from .embedded import EmbeddedData, load_embedded
-from .loading import load_adaptor, load_text_side
+from .loading import load_adaptor, load_checkpoint_text_tower
 from .overlap import overlap_fields
-from .prompts import PromptSet, list_prompt_sets, load_prompts
+from .prompts import PromptSet, load_prompts
 from .provenance import input_size, tower_name, tower_saw
 from .runs import RunList, finish_run, subgroup_columns
 from .summary import summarize
@@ -210,15 +210,13 @@ def run_zero_shot(
 
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task zero_shot`: embed images and prompts, score, and give the text to print."""
-    if arguments.prompts is None:
-        raise ValueError(f"--task zero_shot needs --prompts: {', '.join(list_prompt_sets())}, or a JSON file.")
     prompts = load_prompts(arguments.prompts)
     model = load_adaptor(arguments)
     embedded = load_embedded(arguments, model, device)
     runs = run_zero_shot(
         embedded,
         systems_of(arguments, model, device),
-        load_text_side(arguments, model, device),
+        load_checkpoint_text_tower(arguments, model, device),
         prompts,
         arguments.output_dir,
         prompts_per_class=arguments.prompts_per_class,

@@ -4,6 +4,7 @@ import argparse
 import logging
 from pathlib import Path
 
+from ..moved import warn_of
 from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
 from .presets import KINDS, TOWER_PRESETS
@@ -25,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
     convert.add_argument("file", type=Path, help="a .ckpt, .pt, .pth, .bin or .safetensors file")
     convert.add_argument("--format", required=True, choices=sorted(FORMATS))
     convert.add_argument("--to", type=Path, required=True, metavar="DIR", help="new folder of the tower")
-    convert.add_argument("--side", default=KINDS[0], choices=KINDS)
+    convert.add_argument("--kind", default=KINDS[0], choices=KINDS)
+    convert.add_argument("--side", choices=KINDS, help=argparse.SUPPRESS)
     convert.add_argument("--tokenizer", help="of a text tower: folder or Hub id")
     convert.add_argument("--num_attention_heads", type=int, help="where the widths do not tell")
     convert.add_argument("--quick_gelu", action="store_true", help="open_clip: trained with QuickGELU")
@@ -39,7 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(format_towers(list_towers(options.kind, True if options.commercial else None)))
         return 0
     if options.command == "convert":
-        settings = {name: value for name, value in vars(options).items() if name not in ("command", "to")}
+        if options.side:
+            warn_of("--side", "--kind")
+            options.kind = options.side
+        settings = {name: value for name, value in vars(options).items() if name not in ("command", "to", "side")}
         try:
             found = convert_tower(folder=options.to, **settings)
         except (OSError, ValueError) as error:

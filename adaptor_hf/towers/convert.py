@@ -14,6 +14,7 @@ import torch
 
 from ..conversion import load_checkpoint
 from ..files import file_sha256, folder_written_aside
+from ..moved import warn_of
 from ..tower_sources_adaptor import quiet
 from ..towers_adaptor import load_text_tower, load_vision_tower
 from .bundle import list_files, write_manifest
@@ -31,7 +32,7 @@ VIT_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
 
 
 class Format(NamedTuple):
-    """Where a format keeps its encoders: key prefixes by side, and the normalisation its images were trained with."""
+    """Where a format keeps its encoders: key prefixes by kind, and the normalisation its images were trained with."""
 
     vision: tuple[str, ...]
     text: tuple[str, ...]
@@ -46,7 +47,7 @@ FORMATS = {
         (),
         IMAGENET,
     ),
-    "lovt": Format((*(f"model_{side}.encoder.feature_extractor.backbone_layers." for side in "ab"), ""), (), HALF),
+    "lovt": Format((*(f"model_{branch}.encoder.feature_extractor.backbone_layers." for branch in "ab"), ""), (), HALF),
     "torchvision": Format(("module.", ""), (), IMAGENET),
     "medclip": Format(("vision_model.model.", "model."), ("text_model.model.",), MEDCLIP),
     "open_clip": Format(("module.visual.trunk.", "visual.trunk.", "module.visual.", "visual."), (), CLIP),
@@ -66,12 +67,13 @@ def convert_tower(
     format: str,
     folder: str | os.PathLike,
     *,
-    side: str = "vision",
+    kind: str = "vision",
     tokenizer: str | os.PathLike | None = None,
     num_attention_heads: int | None = None,
     quick_gelu: bool = False,
     license: str | None = None,
     pretraining_data: list[str] | None = None,
+    side: str | None = None,
 ) -> dict[str, Any]:
     """
     Writes a tower folder (config, safetensors, processor, manifest) from a checkpoint of MGCA, SLIP, MoCo (v2, v3),
@@ -84,11 +86,12 @@ def convert_tower(
         file: .ckpt, .pt, .pth, .bin or .safetensors.
         format: a key of `FORMATS`.
         folder: is made; must not exist or be empty.
-        side: "vision", or "text" (MGCA and MedCLIP: a BERT).
+        kind: "vision", or "text" (MGCA and MedCLIP: a BERT).
         tokenizer: for text: a folder or Hub id; Bio_ClinicalBERT's for published MGCA and MedCLIP weights.
         num_attention_heads: where the widths do not tell (not the published sizes).
         quick_gelu: open_clip only: the checkpoint was trained with QuickGELU, as OpenAI's were.
         license, pretraining_data: what you know of the weights; kept in the manifest.
+        side: the old name of `kind`, for one release.
 
     Returns:
         `prefix`, `heads` (keys left out beside the encoder), `outside` (keys of other parts), `architecture`.
@@ -98,37 +101,40 @@ def convert_tower(
         ValueError: the file needs other classes than tensors, has no such encoder, or its tensors fit no network known
             here; missing and unexpected keys are listed.
     """
+    if side is not None:
+        warn_of("convert_tower(side=...)", "kind")
+        kind = side
     folder, layout = Path(folder), FORMATS[format]
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name a new folder.")
-    prefixes = layout.vision if side == "vision" else layout.text
+    prefixes = layout.vision if kind == "vision" else layout.text
     if not prefixes:
-        raise ValueError(f"{format} checkpoints have no {side} encoder that is a tower here.")
-    if side == "text" and tokenizer is None:
+        raise ValueError(f"{format} checkpoints have no {kind} encoder that is a tower here.")
+    if kind == "text" and tokenizer is None:
         raise ValueError("A text tower needs its tokenizer: --tokenizer, a folder or a Hub id.")
     # SLIP keeps its command line beside the weights; a namespace only holds values.
     with torch.serialization.safe_globals([argparse.Namespace]):
         state = load_checkpoint(file)
     prefix, weights = select(state, prefixes, file)
     weights = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
-    network = build(format, side, weights, num_attention_heads, quick_gelu, file)
+    network = build(format, kind, weights, num_attention_heads, quick_gelu, file)
     with folder_written_aside(folder) as tower:
-        if side == "text":
+        if kind == "text":
             _write_text(network, tower, tokenizer)
         else:
             # MGCA's ResNet enlarges its input of 224 to 299 pixels; here the image is resized to that at once.
             size = 299 if format == "mgca" and "layer1.0.conv1.weight" in weights else None
             _write_vision(network, tower, layout.normalisation, size)
-        _write_manifest(tower, network, format, side, file, license, pretraining_data)
-        load = load_vision_tower if side == "vision" else load_text_tower
+        _write_manifest(tower, network, format, kind, file, license, pretraining_data)
+        load = load_vision_tower if kind == "vision" else load_text_tower
         load(str(tower), local_files_only=True)
     outside = sorted(key for key in state if not key.startswith(prefix))
     architecture = type(network.model).__name__
     return {"prefix": prefix, "heads": network.heads, "outside": outside, "architecture": architecture}
 
 
-def _write_manifest(folder: Path, network: Network, format: str, side: str, file, license, pretraining_data) -> None:
-    entry = {"kind": side, "name_or_path": Path(file).name, "revision": None, "preset": None}
+def _write_manifest(folder: Path, network: Network, format: str, kind: str, file, license, pretraining_data) -> None:
+    entry = {"kind": kind, "name_or_path": Path(file).name, "revision": None, "preset": None}
     entry["library"] = "timm" if hasattr(network.model, "pretrained_cfg") else "transformers"
     entry |= {"license": license, "pretraining_data": pretraining_data, "folder": ".", "files": list_files(folder)}
     entry |= {"format": format, "source_sha256": file_sha256(Path(file))}
@@ -148,7 +154,7 @@ def select(state: dict[str, torch.Tensor], prefixes: tuple[str, ...], file) -> t
 
 
 def build(
-    format: str, side: str, weights: dict[str, torch.Tensor], heads: int | None, quick_gelu: bool, file
+    format: str, kind: str, weights: dict[str, torch.Tensor], heads: int | None, quick_gelu: bool, file
 ) -> Network:
     """
     The network that fits the tensors, loaded strictly.
@@ -174,15 +180,15 @@ def build(
     }[format].split()
     for anchor, make in builders:
         fits = any(anchor.startswith(start) for start in allowed)
-        if anchor in weights and fits and ("word_embeddings" in anchor) == (side == "text"):
+        if anchor in weights and fits and ("word_embeddings" in anchor) == (kind == "text"):
             try:
                 network = make()
             except KeyError as error:
-                raise ValueError(f"{file}: its {side} encoder lacks {error}.") from None
+                raise ValueError(f"{file}: its {kind} encoder lacks {error}.") from None
             _load(network, file)
             return network
     raise ValueError(
-        f"{file}: its {side} encoder is no network that {format} is known to have here ({', '.join(allowed)}); it has "
+        f"{file}: its {kind} encoder is no network that {format} is known to have here ({', '.join(allowed)}); it has "
         f"for example {', '.join(sorted(weights)[:4])}."
     )
 

@@ -1,4 +1,4 @@
-"""Is it the Adaptor? The same training for two linear projections and for shuffled pairs, and an untrained Adaptor."""
+"""Training the controls that are declared in evaluation/controls.py, as the Adaptor is trained, and comparing them."""
 
 import logging
 import math
@@ -182,8 +182,10 @@ def train_controls(
         model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates)
         model = model.to(arguments.device).eval()
         systems.append(System(key, model, learning_rate=learning_rate, validation_mean_recall=score))
-    set_seed(arguments.seed)
-    systems.append(System("untrained", AdaptorModel(config).to(arguments.device).eval()))
+    for key in controls_made("built"):
+        if CONTROLS[key].new_weights:
+            set_seed(arguments.seed)
+            systems.append(System(key, AdaptorModel(config).to(arguments.device).eval()))
     return systems
 
 
@@ -221,7 +223,7 @@ def format_table(results: list[RetrievalResult]) -> str:
     """
     columns = ["image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10"]
     columns += ["mean_recall", "image_to_text_median_rank"]
-    head = ["variant", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "i2t median rank", "learning rate"]
+    head = ["system", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "i2t median rank", "learning rate"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for result in results:
         cells = [result.name]

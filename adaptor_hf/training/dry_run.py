@@ -9,7 +9,7 @@ import torch
 
 from ..modeling_adaptor import AdaptorModel
 from .arguments import AdaptorTrainingArguments
-from .recipe import DataArguments, ModelArguments
+from .script_arguments import DataArguments, ModelArguments
 from .summary import number_of_steps
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def estimate_run(
 
     num_images, num_texts = len(pairs), len(first_rows)
     seconds = {}
-    for side, towers, rows in (
+    for modality, towers, rows in (
         ("images", {"vision_tower": vision}, range(num_images)),
         ("texts", {"text_tower": text_tower}, sorted(first_rows.values())),
     ):
@@ -67,7 +67,7 @@ def estimate_run(
                 num_workers=0,
                 max_fault_fraction=1.0,
             )
-            seconds[side] = (time.perf_counter() - start) / len(sample)
+            seconds[modality] = (time.perf_counter() - start) / len(sample)
     tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text_tower) for p in tower.parameters())
     extraction = num_images * seconds["images"] + num_texts * seconds["texts"]
     disk = 2 * (num_images * vision.hidden_size + num_texts * text_tower.hidden_size)

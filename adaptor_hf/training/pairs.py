@@ -11,7 +11,7 @@ from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options, table_options
 from ..privacy.mode import PrivacyArguments, is_private
-from .recipe import DataArguments
+from .script_arguments import DataArguments
 
 if TYPE_CHECKING:
     from datasets import Dataset

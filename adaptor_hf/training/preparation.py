@@ -14,7 +14,7 @@ from ..tower_bundles_adaptor import use_towers_dir
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
 from .pairs import TrainingPairs, contrastive_splits
-from .recipe import DataArguments, ModelArguments, RunArguments, check_together
+from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
 from .summary import environment_warnings, fit_batch_to_data
 
 logger = logging.getLogger(__name__)

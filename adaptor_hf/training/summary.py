@@ -23,7 +23,7 @@ def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
     """
     Args:
         model (`AdaptorModel`): Counted without its towers.
-        tokens (`int`, defaults to 1): Tokens a side in training. With one, queries and keys get no gradient.
+        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys get no gradient.
 
     Returns:
         `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for

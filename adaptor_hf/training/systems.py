@@ -1,4 +1,4 @@
-"""A row of a comparison, loaded: the Adaptor or one of its controls, with its weights."""
+"""`System`: the Adaptor or one of its controls with its weights, as a row of a comparison computes with it."""
 
 from __future__ import annotations
 

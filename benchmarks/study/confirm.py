@@ -44,9 +44,8 @@ from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.systems import System
 
 PROTOCOL = Path(__file__).with_name("protocol.yaml")
-PARTS = ("pretraining", "classification", "retrieval", "segmentation", "report")
 PIXELS = 28
-NAMES = {key: CONTROLS[key].name for key in ("adaptor", "tower", "projections", "shuffled", "untrained")} | {
+NAMES = {key: control.name for key, control in CONTROLS.items()} | {
     "pixels": "pixels, 28 x 28",
     "mean_mask": "mean training mask",
     "all_empty": "all-empty mask",
@@ -76,8 +75,8 @@ def pair_cache(protocol: dict, output: Path) -> EmbeddingCache:
     return build_cache(pairs_table(protocol), towers["vision"], towers["text"], output / "embeddings")
 
 
-def pretrain(protocol: dict, output: Path, seeds: list[int]) -> None:
-    """Every variant and seed, saved; what is there already is left alone."""
+def study_pretraining(protocol: dict, output: Path, seeds: list[int]) -> None:
+    """Every system and seed, saved; what is there already is left alone."""
     settings, cache = protocol["pretraining"], pair_cache(protocol, output)
     views = contrastive_splits(cache)
     print({name: len(view) for name, view in views.items()}, "pairs", flush=True)
@@ -90,26 +89,24 @@ def pretrain(protocol: dict, output: Path, seeds: list[int]) -> None:
             str(output / "unused"), num_train_epochs=settings["num_train_epochs"], seed=seed, use_cpu=True,
             global_batch_size=settings["global_batch_size"], save_strategy="no", load_best_model_at_end=False,
         )  # fmt: skip
-        for variant in settings["variants"]:
-            folder = output / "models" / f"{variant}-{seed}"
-            if seed not in seeds_of(protocol, variant) or (folder / "chosen.json").is_file():
+        for system in settings["variants"]:
+            folder = output / "models" / f"{system}-{seed}"
+            if seed not in seeds_of(protocol, system) or (folder / "chosen.json").is_file():
                 continue
-            shape = (
-                AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0}) if variant == "projections" else config
-            )
+            shape = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": 0}) if system == "projections" else config
             chosen = {}
-            if variant == "untrained":
+            if system == "untrained":
                 set_seed(seed)
                 model = AdaptorModel(shape)
             else:
-                train = ShuffledPairs(views["train"], seed) if variant == "shuffled" else views["train"]
+                train = ShuffledPairs(views["train"], seed) if system == "shuffled" else views["train"]
                 model, rate, recall = train_control(
                     shape, train, views["validation"], arguments, settings["learning_rates"]
                 )
                 chosen = {"learning_rate": rate, "validation_mean_recall": recall}
             model.save_pretrained(folder)
             (folder / "chosen.json").write_text(json.dumps(chosen) + "\n")
-            print(variant, seed, chosen, flush=True)
+            print(system, seed, chosen, flush=True)
 
 
 def system_of(name: str, seed: int, output: Path) -> System:
@@ -130,7 +127,7 @@ def pixel_features(data: LabelledData) -> dict[str, torch.Tensor]:
     return found
 
 
-def classify(protocol: dict, output: Path, seeds: list[int]) -> None:
+def study_classification(protocol: dict, output: Path, seeds: list[int]) -> None:
     settings = protocol["classification"]
     for name, readout in settings["readouts"].items():
         parts, split_hash = readout_parts(name, readout, protocol, output / "tables")
@@ -147,7 +144,7 @@ def classify(protocol: dict, output: Path, seeds: list[int]) -> None:
         print(name, {part: len(rows) for part, rows in data.parts.items()}, flush=True)
 
 
-def retrieve(protocol: dict, output: Path, seeds: list[int]) -> None:
+def study_retrieval(protocol: dict, output: Path, seeds: list[int]) -> None:
     from adaptor_hf.data.splits import split_hash
 
     test = contrastive_splits(pair_cache(protocol, output))["test"]
@@ -159,7 +156,7 @@ def retrieve(protocol: dict, output: Path, seeds: list[int]) -> None:
     print("retrieval", len(test), "pairs,", test.num_texts, "texts", flush=True)
 
 
-def segment(protocol: dict, output: Path, seeds: list[int]) -> None:
+def study_segmentation(protocol: dict, output: Path, seeds: list[int]) -> None:
     from adaptor_hf.towers import load_vision_tower
 
     settings = protocol["segmentation"]
@@ -255,7 +252,7 @@ def trivial_values(protocol: dict, output: Path, resampling: dict) -> list[dict]
 
 
 def values_page(values: list[dict]) -> str:
-    systems = [name for name in NAMES if any(row["system"] == name for row in values)]
+    systems = list(dict.fromkeys(row["system"] for row in values))
     lines = ["| readout | n | " + " | ".join(NAMES[name] for name in systems) + " |", "|---" * (len(systems) + 2) + "|"]
     for readout in dict.fromkeys(row["readout"] for row in values):
         cells = {row["system"]: row for row in values if row["readout"] == readout}
@@ -278,6 +275,13 @@ def tests_page(tests: list[dict]) -> str:
     return "\n".join(lines)
 
 
+STEPS = {
+    step.__name__.removeprefix("study_"): step
+    for step in (study_pretraining, study_classification, study_retrieval, study_segmentation)
+}
+PARTS = (*STEPS, "report")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -287,8 +291,7 @@ def main() -> None:
     protocol = yaml.safe_load(PROTOCOL.read_text())
     planned = protocol["pretraining"]["seeds"]
     seeds = [seed for seed in planned if options.seeds is None or seed in options.seeds]
-    steps = (pretrain, classify, retrieve, segment)
-    for name, step in zip(PARTS, steps, strict=False):
+    for name, step in STEPS.items():
         if name in options.only:
             step(protocol, options.output_dir, seeds)
     if "report" in options.only:

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from confirm import PROTOCOL, module_of
+from confirm import PROTOCOL, system_of
 from explore import NUM_RESAMPLES
 from sample import readout_parts
 from sklearn.model_selection import KFold
 
+from adaptor_hf.evaluation.controls import CONTROLS
 from adaptor_hf.evaluation.statistics import interval_of, resampled_weights
 from adaptor_hf.evaluation.weighted import weighted_auroc
 from adaptor_hf.tasks.data import labelled_data
@@ -27,16 +28,16 @@ from adaptor_hf.tasks.probe import fit_probe
 from adaptor_hf.tasks.protocols import PROTOCOLS
 
 SYSTEMS = {
-    "raw tower": ("tower",),
+    CONTROLS["tower"].name: ("tower",),
     "raw tower, unit length": ("unit",),
-    "Adaptor": ("adaptor",),
-    "two linear projections": ("projections",),
-    "Adaptor, untrained": ("untrained",),
+    CONTROLS["adaptor"].name: ("adaptor",),
+    CONTROLS["projections"].name: ("projections",),
+    CONTROLS["untrained"].name: ("untrained",),
     "tower and Adaptor": ("tower", "adaptor"),
     "tower and projections": ("tower", "projections"),
     "tower and untrained Adaptor": ("tower", "untrained"),
 }
-"""Name in the table, and the modules whose features stand side by side, each standardised by the training rows."""
+"""Name in the table, and the controls whose features stand side by side, each standardised by the training rows."""
 
 
 def inner_split(patients: np.ndarray, share: float, seed: int) -> np.ndarray:
@@ -56,7 +57,7 @@ def held_out(embeds: torch.Tensor, labels: np.ndarray, patients: np.ndarray, pro
         choosing = inner_split(patients[inside], protocol["data"]["validation_fraction"], seed)
         train, validation = inside[~choosing], inside[choosing]
         parts = {name for names in SYSTEMS.values() for name in names} - {"unit"}
-        features = {name: module_of(name, seed, output).features(embeds) for name in parts}
+        features = {name: system_of(name, seed, output).features(embeds) for name in parts}
         # What every module but the tower has: vectors of one length.
         features["unit"] = torch.nn.functional.normalize(embeds, dim=-1)
         for system, names in SYSTEMS.items():

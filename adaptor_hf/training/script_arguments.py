@@ -18,7 +18,7 @@ from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
-from .choices import ALIGNERS, OBJECTIVES
+from .objective_fields import ALIGNERS, OBJECTIVES
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
                "view_column", "split_column", "split_alias", "filter", "missing_word")  # fmt: skip
@@ -122,7 +122,7 @@ class RunArguments(PrivacyArguments):
         False, "Also train two linear projections and an Adaptor on shuffled pairs, and compare.", group=EVALUATION
     )
     learning_rate_grid: list[float] = option(
-        [], "Learning rates that --controls tries for every trained variant, chosen on validation.", group=EVALUATION
+        [], "Learning rates that --controls tries for every trained system, chosen on validation.", group=EVALUATION
     )
 
     def __post_init__(self):

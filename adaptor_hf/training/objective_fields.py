@@ -1,11 +1,13 @@
-"""What `--aligner` and `--objective` choose from; the fields of each are declared here and live in a recipe."""
+"""Fields of what `--aligner` and `--objective` choose from; those of each are declared here and live in a recipe."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from ..options.choices import Choice
-from .arguments import POSITIVES
+from .arguments import AdaptorTrainingArguments
+
+_POSITIVES = next(item for item in fields(AdaptorTrainingArguments) if item.name == "positives")
 
 
 @dataclass
@@ -24,13 +26,7 @@ class AdaptorAlignerArguments:
 class AdaptorObjectiveArguments:
     """The contrastive loss of the paper. The defaults are those of `AdaptorConfig` and `AdaptorTrainingArguments`."""
 
-    positives: str = field(
-        default="text",
-        metadata={
-            "help": "Rows that are no negatives of each other: same text, same study, or the pair alone.",
-            "choices": POSITIVES,
-        },
-    )
+    positives: str = field(default=_POSITIVES.default, metadata=_POSITIVES.metadata)
     image_to_text_weight: float = field(default=0.75, metadata={"help": "alpha of the paper's equation (4)."})
     logit_scale_init_value: float = field(default=2.6592, metadata={"help": "Logarithm of the initial scale."})
     max_logit_scale: float | None = field(default=None, metadata={"help": "Bound of the scale; CLIP's is 100."})
