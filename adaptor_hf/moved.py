@@ -108,7 +108,7 @@ REPLACED_NAMES = {
     "adaptor_hf.evaluation.overlap.UNTRAINED": 'adaptor_hf.evaluation.controls.controls_made("built")',
     "adaptor_hf.training.controls.Variant": "adaptor_hf.training.systems.System",
     "adaptor_hf.training.controls.train_variants": "adaptor_hf.training.controls.train_controls (`label` was `name`)",
-    "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.script_arguments.path_arguments, which takes all four groups",
+    "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.script_arguments.path_arguments, of all four groups",
 }
 """Names that nothing has any more, and what to use; `adaptor_hf.old_names` makes them for one release."""
 
