@@ -42,7 +42,7 @@ MOVED = {
 
 MOVED_NAMES = {
     "adaptor_hf.data.catalog.TASKS": "adaptor_hf.data.catalog.ROW_TASKS",
-    "adaptor_hf.tasks.loading.load_text_side": "adaptor_hf.tasks.loading.load_checkpoint_text_tower",
+    "adaptor_hf.downstream.loading.load_text_side": "adaptor_hf.tasks.loading.load_checkpoint_text_tower",
     "adaptor_hf.audit.manifest.place_beside": "adaptor_hf.audit.manifest.relative_to_run",
     "adaptor_hf.data.load_local_dataset": "adaptor_hf.data.load_public_dataset",
     "adaptor_hf.data.catalog.Found": "adaptor_hf.data.catalog.LoadedRows",

@@ -19,7 +19,7 @@ from adaptor_hf.options.parser import add_options
 from adaptor_hf.privacy import messages
 from adaptor_hf.tasks import arguments as downstream
 from adaptor_hf.tasks.prompts import list_prompt_sets
-from adaptor_hf.training import recipe as pretraining
+from adaptor_hf.training import script_arguments as pretraining
 
 PACKAGE = Path(adaptor_hf.__file__).parent
 MODULES = sorted(path.parent.name for path in PACKAGE.glob("*/__main__.py"))

@@ -23,7 +23,8 @@ ALLOWED = {
     ("data/content_keys.py", "hashlib.file_digest"): "keys of images are BLAKE2, 128 bits",
     ("data/public_cache.py", "os.replace"): "a whole folder takes the place of one that others may have open",
     ("privacy/keys.py", "os.link"): "the first of two writers wins",
-    ("tasks/classification.py", "os.replace"): "a result file that is no more used gets another name",
+    ("tasks/frozen_heads.py", "os.replace"): "a result file of an earlier probe gets another name",
+    ("tasks/runs.py", "os.replace"): "a damaged result file gets another name",
     ("training/checkpoints.py", "os.replace"): "a checkpoint's folder, after its manifest is on the disk",
     ("training/trainer.py", "os.replace"): "all files of a model, when the last one is whole",
 }
