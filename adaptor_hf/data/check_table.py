@@ -17,7 +17,8 @@ import numpy as np
 from .content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference
 from .duplicates import copies_across, describe_copies
 from .ids import canonical_id, certain_message, find_spellings, loose_message, scientific_message
-from .image_folders import copies_message, count_listed, describe_folder, metadata_files
+from .image_folders import copies_message, describe_folder
+from .metadata_folders import count_listed, metadata_files
 from .split_rule import SplitRule
 from .splits import SPLITS
 from .table_files import read_source

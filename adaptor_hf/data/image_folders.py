@@ -1,26 +1,22 @@
-"""Folders as tables: images named by metadata files, or folders of classes whose names are the labels."""
+"""Folders of class folders as tables: the names of folders are the labels."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from .content_keys import content_key, digest
 from .folder_walk import FoundImage, Walk, foreign_ending, walk_images
 from .missing import is_missing
 from .positive import VAGUE_WORDS, spelling_key
 from .splits import SPLIT_ALIASES
-
-METADATA = [f"metadata{suffix}" for suffix in (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet")]
-"""Names of metadata files, the first that is there counts."""
 
 SUBFOLDER = "subfolder"
 """Column of a table of class folders: the folder between class and file, where there is one."""
@@ -35,58 +31,6 @@ _STRAY_SHARE = 0.05
 _HEAD_BYTES = 4096
 _SHOWN = 5
 _WAY_OUT = "Or write the images and their labels into a table (metadata.csv in the folder, with a column file_name)."
-
-
-def metadata_files(folder: Path) -> list[tuple[str, Path]]:
-    """Metadata files of a folder: its own with "", or those of its folders of splits with their names."""
-    if (found := _metadata_file(folder)) is not None:
-        return [("", found)]
-    subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir() and sub.name.lower() in SPLIT_ALIASES)
-    return [(sub.name, found) for sub in subfolders if (found := _metadata_file(sub)) is not None]
-
-
-def _metadata_file(folder: Path) -> Path | None:
-    return next((folder / name for name in METADATA if (folder / name).is_file()), None)
-
-
-def read_metadata_folders(
-    files: Sequence[tuple[str, Path]], image_column: str, read: Callable[[Path], pa.Table]
-) -> tuple[pa.Table, pa.Array]:
-    """Table and splits of the metadata files in folders of splits; image paths are relative to the upper folder."""
-    tables, splits = [], []
-    for name, path in files:
-        table = read(path)
-        for position, column in enumerate(table.column_names):
-            if column.strip() in (image_column, "file_name"):
-                cells = table.column(position).to_pylist()
-                paths = [cell and os.path.join(name, cell.strip()) for cell in cells]
-                table = table.set_column(position, column, pa.array(paths, pa.string()))
-        tables.append(table)
-        splits += [name] * len(table)
-    return pa.concat_tables(tables, promote_options="default"), pa.array(splits, pa.string())
-
-
-def count_listed(folder: Path, table: pa.Table, image_column: str) -> dict[str, int]:
-    """
-    How a folder and the table of its metadata files agree.
-
-    Returns:
-        `rows_without_file`, rows that name a file that is not there, and `images_not_listed`, image files that no row
-        names (as a mask or otherwise).
-    """
-    there = {"/".join(image.parts) for image in walk_images(folder).images}
-    named: set[str] = set()
-    missing = 0
-    for name, column in zip(table.column_names, table.columns, strict=True):
-        if not pa.types.is_string(column.type):
-            continue
-        if name.strip() == image_column:
-            cells = [os.path.normpath(cell.strip()) for cell in column.to_pylist() if cell and cell.strip()]
-            missing = sum(cell not in there and not os.path.isfile(folder / cell) for cell in cells)
-            named |= {os.path.relpath(cell, folder) if os.path.isabs(cell) else cell for cell in cells}
-        else:
-            named |= set(pc.unique(column).to_pylist())
-    return {"rows_without_file": missing, "images_not_listed": len(there - named)}
 
 
 @dataclass
@@ -288,10 +232,10 @@ def _without_masks(images: list[FoundImage], start: int, walk: Walk, root: Path)
     masks = sorted(name for name in classes if _is_mask_word(name))
     plain = sorted(name for name in classes if _is_image_word(name))
     if (masks and not plain) or 0 < len(masks) + len(plain) < len(classes):
+        called = [*plain, *masks]
         raise ValueError(
-            f"{root}: {_names([*plain, *masks])} {_is([*plain, *masks])} called as folders of images or masks are, and "
-            f"would be {len(plain) + len(masks)} of {len(classes)} classes. Move them out of the folder, or if they are "
-            f"classes, rename them. {_WAY_OUT}"
+            f"{root}: {_names(called)} {_is(called)} called as folders of images or masks are, and would be "
+            f"{len(called)} of {len(classes)} classes. Move them out, or rename them if they are classes. {_WAY_OUT}"
         )
     names = {(image.parts[:-1], _stem(image.parts[-1])) for image in images}
     kept, in_folders, by_name = [], 0, 0
@@ -468,13 +412,9 @@ def _is(names: Sequence[str]) -> str:
 
 
 __all__ = [
-    "METADATA",
     "SUBFOLDER",
     "ClassFolders",
     "copies_message",
-    "count_listed",
     "describe_folder",
-    "metadata_files",
     "read_class_folders",
-    "read_metadata_folders",
 ]

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
-from .image_folders import METADATA, ClassFolders, metadata_files, read_class_folders, read_metadata_folders
+from .image_folders import ClassFolders, read_class_folders
+from .metadata_folders import METADATA, join_metadata, metadata_files
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".json", ".ndjson")
@@ -73,9 +74,8 @@ def _read_folder(folder: Path, image_column: str, sep: str | None) -> Source:
     if files := metadata_files(folder):
         if not files[0][0]:
             return _read_file(files[0][1], image_column, sep)
-        table, split = read_metadata_folders(
-            files, image_column, lambda path: _read_file(path, image_column, sep).table
-        )
+        tables = [(name, _read_file(path, image_column, sep).table) for name, path in files]
+        table, split = join_metadata(tables, image_column)
         return Source(table, folder, split=split)
     classes = read_class_folders(folder)
     if classes is None:

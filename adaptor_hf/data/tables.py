@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
-from .image_folders import copies_message, count_listed, describe_folder, metadata_files
+from .image_folders import copies_message, describe_folder
+from .metadata_folders import count_listed, metadata_files
 from .missing import without_missing
 from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
@@ -128,8 +129,6 @@ def load_pairs(
     }
     table = data.table.rename_columns([column.strip() for column in data.table.column_names])
     embedded = wanted["image"] not in table.column_names
-    if not embedded and image_root is None:
-        _log_listed(source, table, wanted["image"])
     kept = _filter(table, names, filters or (), name)
     rows = pa.array(range(len(table)), pa.int64()) if kept is None else pc.indices_nonzero(kept).cast(pa.int64())
     if len(rows) == 0:
@@ -160,6 +159,8 @@ def load_pairs(
     if not embedded:
         # A file's name may begin with a space; a cell's first space is none of it.
         paths, relative = _resolve(read("image", strip=data.folder is None), image_root, data.root, rows, name)
+        if image_root is None:
+            _log_listed(source, table, wanted["image"])
     values["image_id"] = pc.coalesce(values["image_id"], relative, rows.cast(pa.string()))
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
@@ -182,8 +183,8 @@ def _log_listed(source: object, table: pa.Table, image_column: str) -> None:
     counts = count_listed(folder, table, image_column)
     if any(counts.values()):
         logger.warning(
-            "%d of %d rows of the folder's metadata name a file that is not there; %d image files in the folder are named "
-            "by no row and are not read.", counts["rows_without_file"], len(table), counts["images_not_listed"],
+            "%d of %d rows of the folder's metadata name a file that is not there; %d image files in the folder are "
+            "named by no row and are not read.", counts["rows_without_file"], len(table), counts["images_not_listed"],
         )  # fmt: skip
 
 
