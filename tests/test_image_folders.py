@@ -27,7 +27,7 @@ def picture(path):
     path.parent.mkdir(parents=True, exist_ok=True)
     number = next(shades)
     pixels = np.random.default_rng(number).integers(0, 256, (8, 8)).astype(np.uint8)
-    if path.suffix in ("", ".dcm", ".113"):
+    if path.suffix in ("", ".dcm", ".113", ".114"):
         write_dicom(path, pixels.astype(np.uint16))
     else:
         Image.fromarray(pixels).save(path)
@@ -131,6 +131,7 @@ def test_folders_of_masks_are_no_classes_and_no_images(tmp_path, caplog, images,
     assert sorted(path for path, _, _ in rows) == sorted(several(*images))
     assert all(label in Path(path).parts for path, label, _ in rows)
     assert {label for _, label, _ in rows} == set(classes)
+    assert "have no image" not in caplog.text
     assert f"{3 * len(masks)} masks, by the name of their folder" in caplog.text
 
 
@@ -243,14 +244,15 @@ def test_a_linked_class_folder_is_read(tmp_path):
 
 
 def test_every_format_is_read_and_a_format_that_tells_the_class_is_said(tmp_path, caplog):
-    names = ["1.png", "2.dcm", "3", "1.2.840.113", "4.tif", "5.webp", "6.bmp", "7.jfif", "8.pgm"]
+    names = ["1.png", "2.dcm", "3", "1.2.840.113", "1.2.840.114", "4.tif", "5.webp", "6.bmp", "7.jfif", "8.pgm"]
     plant(tmp_path / "mixed", *(f"{label}/{name}" for label in ("ill", "well") for name in names))
     with caplog.at_level(logging.INFO):
         table = load_table(tmp_path / "mixed", image_mode="L")
     assert len(table) == 2 * len(names)
     assert all(row["image"].size == (8, 8) for row in table)
-    assert "6 DICOM" in caplog.text
-    assert "tells the class" not in caplog.text
+    assert "8 DICOM" in caplog.text
+    assert not any(line.levelno >= logging.WARNING for line in caplog.records if "Class" in line.getMessage())
+    assert read_class_folders(tmp_path / "mixed").warnings == []
     plant(tmp_path / "apart", *(f"ill/{n}.png" for n in range(3)), *(f"well/{n}.dcm" for n in range(3)))
     (told,) = read_class_folders(tmp_path / "apart").warnings
     assert "The file format tells the class of most images ('ill' 3 PNG; 'well' 3 DICOM)" in told
@@ -283,7 +285,7 @@ def test_a_split_that_lacks_a_class_is_refused(tmp_path):
     (tmp_path / "val").mkdir()
     with pytest.raises(ValueError, match=r"the split test has no image of 1 of 2 classes: 'well'"):
         load_table(tmp_path)
-    plant(tmp_path, "test/well/0.png")
+    plant(tmp_path, "test/well/0.png", "train/nan/0.png")
     assert "1 folders of splits have no image." in read_class_folders(tmp_path).warnings
     plant(tmp_path, *several("testing/ill", "testing/well"))
     assert "Several folders are one split: 'test', 'testing', 'train'." in read_class_folders(tmp_path).warnings
@@ -296,10 +298,12 @@ def test_copies_in_two_classes_are_refused_and_equal_names_are_not(tmp_path):
     with pytest.raises(ValueError, match=r"1 images are byte copies of an image in another class.*data rows 1 and 6"):
         load_table(tmp_path)
     assert check_table(tmp_path)["stops"][0].startswith("1 images are byte copies")
-    # Copies within a class are no contradiction; nor are they, where one of the two is filtered out.
+    # No contradiction: copies within a class, without a label, or where one of the two is filtered out.
     assert len(rows_of(tmp_path, filters=["label=well"])) == 4
     shutil.move(tmp_path / "well" / "9.png", tmp_path / "ill" / "9.png")
-    assert len(rows_of(tmp_path)) == 7
+    plant(tmp_path, "none/1.png")
+    shutil.copy(tmp_path / "ill" / "1.png", tmp_path / "none" / "9.png")
+    assert len(rows_of(tmp_path)) == 9
 
 
 def test_copies_are_told_from_files_that_only_begin_alike(tmp_path):

@@ -100,6 +100,12 @@ def foreign_ending(name: str) -> str | None:
     return max(endings, key=len, default=None)
 
 
+def stem(name: str) -> str:
+    """A file's name without the ending of an image; what follows a point in `1.2.840.113` is none."""
+    front, ending = os.path.splitext(name)
+    return front if ending.lower() in _kinds() else name
+
+
 def _kind(path: str, name: str) -> str | None:
     """Format of an image file; None of any other."""
     suffix = os.path.splitext(name)[1].lower()
@@ -126,4 +132,4 @@ def _kinds() -> dict[str, str]:
     return pictures | dict.fromkeys(DICOM_SUFFIXES, "DICOM")
 
 
-__all__ = ["FoundImage", "Walk", "foreign_ending", "walk_images"]
+__all__ = ["FoundImage", "Walk", "foreign_ending", "stem", "walk_images"]

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 
 from .content_keys import content_key, digest
-from .folder_walk import FoundImage, Walk, foreign_ending, walk_images
+from .folder_walk import FoundImage, Walk, foreign_ending, stem, walk_images
 from .missing import is_missing
 from .positive import VAGUE_WORDS, spelling_key
 from .splits import SPLIT_ALIASES
@@ -112,7 +112,8 @@ class ClassFolders:
         keys = [spelling_key(label) for label in self.labels]
         groups: dict[Any, list[int]] = {}
         for place in range(len(self.images)) if rows is None else rows:
-            groups.setdefault(self.images[place].size, []).append(place)
+            if not is_missing(self.labels[place]):
+                groups.setdefault(self.images[place].size, []).append(place)
         # Most files differ in size, or early: few are read to their end.
         for key in (self._head, self._content):
             finer: dict[Any, list[int]] = {}
@@ -231,16 +232,16 @@ def _without_masks(images: list[FoundImage], start: int, walk: Walk, root: Path)
     classes = {image.parts[start] for image in images}
     masks = sorted(name for name in classes if _is_mask_word(name))
     plain = sorted(name for name in classes if _is_image_word(name))
-    if (masks and not plain) or 0 < len(masks) + len(plain) < len(classes):
+    if 0 < len(masks) + len(plain) < len(classes):
         called = [*plain, *masks]
         raise ValueError(
             f"{root}: {_names(called)} {_is(called)} called as folders of images or masks are, and would be "
             f"{len(called)} of {len(classes)} classes. Move them out, or rename them if they are classes. {_WAY_OUT}"
         )
-    names = {(image.parts[:-1], _stem(image.parts[-1])) for image in images}
+    names = {(image.parts[:-1], stem(image.parts[-1])) for image in images}
     kept, in_folders, by_name = [], 0, 0
     for image in images:
-        beside = _MASK_FILE.fullmatch(_stem(image.parts[-1]))
+        beside = _MASK_FILE.fullmatch(stem(image.parts[-1]))
         if any(map(_is_mask_word, image.parts[start:-1])):
             in_folders += 1
         elif beside is not None and (image.parts[:-1], beside["image"]) in names:
@@ -302,7 +303,7 @@ def _check_classes(result: ClassFolders, walk: Walk, level: int, start: int) -> 
     empty = [
         parts
         for parts in walk.folders
-        if len(parts) == level + 1 and parts not in full and not _is_mask_word(parts[-1])
+        if len(parts) == level + 1 and parts not in full and not any(map(_is_mask_word, parts))
         and (not start or _is_split(parts[0]))
     ]  # fmt: skip
     if empty:
@@ -317,7 +318,9 @@ def _check_classes(result: ClassFolders, walk: Walk, level: int, start: int) -> 
         result.warnings.append(f"{bare} folders of splits have no image.")
     of_split: dict[str, dict[str, str]] = {}
     for split, label in zip(result.splits, result.labels, strict=True):
-        of_split.setdefault(SPLIT_ALIASES[_plain(split)], {})[spelling_key(label)] = label
+        classes = of_split.setdefault(SPLIT_ALIASES[_plain(split)], {})
+        if not is_missing(label):
+            classes[spelling_key(label)] = label
     everywhere = {key: label for classes in of_split.values() for key, label in classes.items()}
     for split, classes in of_split.items():
         if lacking := sorted(everywhere[key] for key in everywhere.keys() - classes.keys()):
@@ -348,7 +351,7 @@ def _warn(result: ClassFolders) -> None:
             f"The file format tells the class of most images ({shown}): what a format does to pixels is then learnt "
             "instead of findings. Convert all images in one way."
         )
-    stems = Counter((image.parts[:-1], _stem(image.parts[-1])) for image in result.images)
+    stems = Counter((image.parts[:-1], stem(image.parts[-1])) for image in result.images)
     if twice := sum(count - 1 for count in stems.values() if count > 1):
         result.warnings.append(
             f"{twice} images have the name of another in their folder but for the ending: a picture that is saved in "
@@ -378,10 +381,6 @@ def _warn(result: ClassFolders) -> None:
 def _endings(files: Sequence[tuple[str, ...]]) -> str:
     found = Counter(foreign_ending(parts[-1]) for parts in files)
     return ", ".join(f"{count} {ending}" for ending, count in found.most_common(_SHOWN))
-
-
-def _stem(name: str) -> str:
-    return os.path.splitext(name)[0]
 
 
 def _plain(name: str) -> str:

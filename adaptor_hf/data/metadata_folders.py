@@ -49,9 +49,12 @@ def count_listed(folder: Path, table: pa.Table, image_column: str) -> dict[str, 
 
     Returns:
         `rows_without_file`, rows that name a file that is not there, and `images_not_listed`, image files that no row
-        names (as a mask or otherwise).
+        names (as a mask or otherwise); {} where a folder cannot be listed.
     """
-    there = {"/".join(image.parts) for image in walk_images(folder).images}
+    try:
+        there = {"/".join(image.parts) for image in walk_images(folder).images}
+    except OSError:
+        return {}
     named: set[str] = set()
     missing = 0
     for name, column in zip(table.column_names, table.columns, strict=True):
