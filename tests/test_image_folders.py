@@ -69,6 +69,7 @@ def test_a_class_is_a_folder_and_every_image_in_it_a_row(tmp_path):
 
 def test_names_with_outer_spaces_are_found(tmp_path):
     plant(tmp_path, " ill/ 1.png", " ill/2.png", "well/ 1.png", "well/2.png")
+    os.rename(tmp_path / "well" / "2.png", tmp_path / "well" / "2.png ")
     table = load_table(tmp_path, image_mode="L")
     assert [row["image"].size for row in table] == [(8, 8)] * 4
     assert table.features["labels"].names == ["ill", "well"]
