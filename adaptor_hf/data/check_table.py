@@ -9,6 +9,7 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +17,11 @@ import numpy as np
 from .content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference
 from .duplicates import copies_across, describe_copies
 from .ids import canonical_id, certain_message, find_spellings, loose_message, scientific_message
+from .image_folders import copies_message, describe_folder
+from .metadata_folders import count_listed, metadata_files
 from .split_rule import SplitRule
 from .splits import SPLITS
+from .table_files import read_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,9 +63,10 @@ def check_table(
 
     stops: list[str] = []
     warnings: list[str] = []
+    found = _folder_of(table, options, stops, warnings)
     pairs = load_pairs(table, ids=ids, _checked=False, **options)
     rows = pairs["source_row"][:]
-    result: dict[str, Any] = {"rows": len(pairs), "ids": _check_ids(pairs, rows, ids, stops, warnings)}
+    result: dict[str, Any] = found | {"rows": len(pairs), "ids": _check_ids(pairs, rows, ids, stops, warnings)}
     if not stops:
         # As the scripts have them: ids in one spelling where that was asked for.
         pairs = load_pairs(table, ids=ids, **options)
@@ -90,9 +95,31 @@ def check_table(
     return result | {"stops": stops, "warnings": warnings, "ok": not stops}
 
 
+def _folder_of(table: Any, options: dict[str, Any], stops: list[str], warnings: list[str]) -> dict[str, Any]:
+    """Counts of a folder of class folders, or of how a folder and its metadata agree; {} of any other table. Of class
+    folders no reports are asked for, so `options` change."""
+    if not isinstance(table, (str, os.PathLike)) or not (folder := Path(table)).is_dir():
+        return {}
+    image_column = options.get("image_column", "image")
+    data = read_source(table, image_column)
+    if data.folder is None:
+        names = [column.strip() for column in data.table.column_names]
+        image_column = "file_name" if image_column not in names else image_column
+        if image_column not in names or options.get("image_root") is not None or not metadata_files(folder):
+            return {}
+        return {"metadata": count_listed(folder, data.table, image_column)}
+    options.setdefault("text_column", None)
+    warnings += data.folder.warnings
+    if copies := data.folder.copies():
+        stops.append(copies_message(copies))
+    return {"folder": data.folder.counts()}
+
+
 def format_table_check(result: dict[str, Any]) -> str:
     """The result of `check_table` as lines to read."""
     lines = [
+        *([describe_folder(result["folder"])] if "folder" in result else []),
+        *(f"folder: {count} {kind.replace('_', ' ')}" for kind, count in result.get("metadata", {}).items()),
         f"rows: {result['rows']}, without text {result['rows_without_text']}, without image {result['images_missing']}",
         f"patients: {result['patients']}, rows without patient {result['rows_without_patient']}",
     ]

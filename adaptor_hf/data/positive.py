@@ -17,7 +17,10 @@ NEGATIVE_WORDS = ("negative", "normal", "healthy", "absent", "no finding", "no f
                   "unauffällig", "sain")  # fmt: skip
 """Classes that are the negative one whatever the other is called, short of a word that says nothing."""
 
-_VAGUE = ("unknown", "unclear", "uncertain", "indeterminate", "equivocal", "other", "others", "undefined", "unbekannt")
+VAGUE_WORDS = ("unknown", "unclear", "uncertain", "indeterminate", "equivocal", "other", "others", "undefined",
+               "unbekannt")  # fmt: skip
+"""Classes that may mean that the class is not known."""
+
 _DENIAL = re.compile(r"(?:no|non|not|without|kein|keine|ohne|sans|sin)[\s_-]+(?P<what>.+)")
 
 
@@ -46,7 +49,7 @@ def sure_positive(names: Sequence[str]) -> str | None:
         denied = _DENIAL.fullmatch(key)
         if denied is not None and denied["what"] == other:
             return names[1 - place]
-        if key in NEGATIVE_WORDS and other not in (*NEGATIVE_WORDS, *_VAGUE):
+        if key in NEGATIVE_WORDS and other not in (*NEGATIVE_WORDS, *VAGUE_WORDS):
             return names[1 - place]
     return None
 
@@ -92,6 +95,7 @@ def choose_positive(names: Sequence[str], wanted: str | None, source: str, *, de
 __all__ = [
     "NEGATIVE_WORDS",
     "PAIRS",
+    "VAGUE_WORDS",
     "boolean_words",
     "choose_positive",
     "is_negative",

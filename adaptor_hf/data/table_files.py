@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,10 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
+from .image_folders import ClassFolders, read_class_folders
+from .metadata_folders import METADATA, join_metadata, metadata_files
+
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet", ".pq")
-_METADATA = [f"metadata{suffix}" for suffix in (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet")]
 
 # A row must fit into one block; long reports do not fit into Arrow's default of 1 MB.
 _BLOCK_BYTES = 1 << 24
@@ -31,13 +32,14 @@ class Source:
     """A table's columns of text and numbers, and what their image paths are relative to.
 
     `images` is a data set of the same rows, for image columns that hold more than a path. `split` holds the split that
-    a folder or a DatasetDict gives each row, or is None.
+    a folder or a DatasetDict gives each row, or is None. `folder` is what a folder of class folders holds.
     """
 
     table: pa.Table
     root: Path | None = None
     images: datasets.Dataset | None = None
     split: pa.Array | None = None
+    folder: ClassFolders | None = None
 
 
 def read_source(source, image_column: str, sep: str | None = None) -> Source:
@@ -68,33 +70,21 @@ def _suffix(path: Path) -> str:
 
 
 def _read_folder(folder: Path, image_column: str, sep: str | None) -> Source:
-    """An imagefolder: one metadata file in the folder, or one in each sub-folder named after a split."""
-    from .splits import SPLIT_ALIASES
-
-    found = next((folder / name for name in _METADATA if (folder / name).is_file()), None)
-    if found is not None:
-        return _read_file(found, image_column, sep)
-    subfolders = sorted(sub for sub in folder.iterdir() if sub.is_dir() and sub.name.lower() in SPLIT_ALIASES)
-    tables, splits = [], []
-    for sub in subfolders:
-        found = next((sub / name for name in _METADATA if (sub / name).is_file()), None)
-        if found is None:
-            continue
-        table = _read_file(found, image_column, sep).table
-        # Paths are relative to the sub-folder: make them relative to the folder.
-        for position, column in enumerate(table.column_names):
-            if column.strip() in (image_column, "file_name"):
-                cells = table.column(position).to_pylist()
-                paths = [path and os.path.join(sub.name, path.strip()) for path in cells]
-                table = table.set_column(position, column, pa.array(paths, pa.string()))
-        tables.append(table)
-        splits += [sub.name] * len(table)
-    if not tables:
+    """An imagefolder: with a metadata file in it or in each folder of a split, or with a folder for each class."""
+    if files := metadata_files(folder):
+        if not files[0][0]:
+            return _read_file(files[0][1], image_column, sep)
+        tables = [(name, _read_file(path, image_column, sep).table) for name, path in files]
+        table, split = join_metadata(tables, image_column)
+        return Source(table, folder, split=split)
+    classes = read_class_folders(folder)
+    if classes is None:
         raise FileNotFoundError(
-            f"{folder}: no table in this folder. Expected one of {', '.join(_METADATA)} in it or in its train, "
-            "validation and test folders, or a data set written by save_to_disk."
+            f"{folder}: no table in this folder. Expected one of {', '.join(METADATA)} in it or in its train, "
+            "validation and test folders, folders of classes with images, or a data set written by save_to_disk."
         )
-    return Source(pa.concat_tables(tables, promote_options="default"), folder, split=pa.array(splits, pa.string()))
+    split = None if classes.splits is None else pa.array(classes.splits, pa.string())
+    return Source(classes.table(), classes.root, split=split, folder=classes)
 
 
 def _read_file(path: Path, image_column: str, sep: str | None) -> Source:

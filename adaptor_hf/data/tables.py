@@ -14,6 +14,8 @@ import pyarrow.compute as pc
 
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
+from .image_folders import copies_message, describe_folder
+from .metadata_folders import count_listed, metadata_files
 from .missing import without_missing
 from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
@@ -70,7 +72,8 @@ def load_pairs(
     Args:
         source: One of
             a CSV, TSV, JSON-lines or Parquet file (text tables also .gz);
-            an imagefolder, with metadata.csv, .tsv, .jsonl or .parquet in it or in its train/validation/test folders;
+            an imagefolder, with metadata.csv, .tsv, .jsonl or .parquet in it or in its train/validation/test folders,
+            or with a folder for each class (`adaptor_hf.data.image_folders`), without reports;
             a folder written by `datasets.save_to_disk`; a `Dataset` or `DatasetDict`; a hub data set id owner/name.
             The keys of a DatasetDict and the split folders are the split, if there is no split column.
         image_column: Column of image paths or embedded images. "file_name" is taken if there is no column "image".
@@ -107,6 +110,11 @@ def load_pairs(
     name = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
     if len(data.table) == 0:
         raise ValueError(f"{name}: the table has no rows. Expected a header and at least one row.")
+    if data.folder is not None:
+        data.folder.check_columns(text_column, (patient_column, study_column, view_column, id_column))
+        logger.info("%s", describe_folder(data.folder.counts()))
+        for warning in data.folder.warnings:
+            logger.warning("%s", warning)
     names = [column.strip() for column in (data.images.column_names if data.images else data.table.column_names)]
     if image_column == "image" and "image" not in names and "file_name" in names:
         image_column = "file_name"
@@ -125,6 +133,8 @@ def load_pairs(
     rows = pa.array(range(len(table)), pa.int64()) if kept is None else pc.indices_nonzero(kept).cast(pa.int64())
     if len(rows) == 0:
         raise ValueError(f"{name}: none of its {len(table)} rows matches the filters {list(filters)}.")
+    if data.folder is not None and _checked and (copies := data.folder.copies(rows.to_pylist())):
+        raise ValueError(f"{name}: {copies_message(copies)}")
 
     def read(key: str, strip: bool = True) -> pa.ChunkedArray:
         if wanted[key] is None:
@@ -147,7 +157,10 @@ def load_pairs(
         values["split"] = _canonical_splits(values["split"], rows, name)
     paths = relative = pa.chunked_array([pa.nulls(len(rows), pa.string())])
     if not embedded:
-        paths, relative = _resolve(read("image"), image_root, data.root, rows, name)
+        # A file's name may begin with a space; a cell's first space is none of it.
+        paths, relative = _resolve(read("image", strip=data.folder is None), image_root, data.root, rows, name)
+        if image_root is None:
+            _log_listed(source, table, wanted["image"])
     values["image_id"] = pc.coalesce(values["image_id"], relative, rows.cast(pa.string()))
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
@@ -157,6 +170,22 @@ def load_pairs(
     else:
         stated, pairs = None, _with_paths(values, paths)
     return _with_reading(pairs, stated, image_mode, voi_lut)
+
+
+def _log_listed(source: object, table: pa.Table, image_column: str) -> None:
+    """Log how a folder and its metadata files agree, in counts."""
+    if (
+        not isinstance(source, (str, os.PathLike))
+        or not (folder := Path(source)).is_dir()
+        or not metadata_files(folder)
+    ):
+        return
+    counts = count_listed(folder, table, image_column)
+    if any(counts.values()):
+        logger.warning(
+            "%d of %d rows of the folder's metadata name a file that is not there; %d image files in the folder are "
+            "named by no row and are not read.", counts["rows_without_file"], len(table), counts["images_not_listed"],
+        )  # fmt: skip
 
 
 def _find(names: list[str], wanted: str, option: str, source: str) -> str:

@@ -23,7 +23,6 @@ logger = logging.getLogger(__name__)
 PARTS = ("train", "validation", "test")
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
 SUBGROUP_COLUMNS = ("view", "sex", "age")
-_METADATA = "metadata."
 _TAKEN = ("labels", "mask", "target", "score")
 
 
@@ -269,8 +268,9 @@ def load_table(
     from .label_columns import LabelRules, label_feature
 
     rules = LabelRules(label_spelling, label_separator, missing_words)
-    if (folder := class_folders(source)) is not None:
-        source, label_columns = folder, label_columns or ("label",)
+    raw = read_source(source, image_column)
+    if raw.folder is not None:
+        label_columns = label_columns or ("label",)
     pairs = load_pairs(
         source, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
@@ -279,7 +279,6 @@ def load_table(
     )  # fmt: skip
     if image_mode == "L":
         warn_of_colour(pairs)
-    raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])
     rows = pairs["source_row"][:]
     if taken := [name for name in extra_columns if name in _TAKEN]:
@@ -299,21 +298,6 @@ def load_table(
     if mask_column:
         pairs = _with_masks(pairs, cells[mask_column], Path(image_root or raw.root or os.curdir))
     return pairs
-
-
-def class_folders(source: Any) -> DatasetDict | None:
-    """A folder of class folders as a data set with columns `image` and `label`; None for any other source."""
-    if not isinstance(source, (str, os.PathLike)) or not (path := Path(source)).is_dir():
-        return None
-    names = [entry.name for entry in path.iterdir()]
-    if any(name.startswith(_METADATA) or name in ("dataset_dict.json", "state.json") for name in names):
-        return None
-    folders = [entry for entry in path.iterdir() if entry.is_dir()]
-    if any(inside.name.startswith(_METADATA) for folder in folders for inside in folder.iterdir()) or not folders:
-        return None
-    import datasets
-
-    return datasets.load_dataset("imagefolder", data_dir=str(path), drop_labels=False)
 
 
 def _numbers_or_text(cells: list, missing_words: Sequence[str]) -> list:
