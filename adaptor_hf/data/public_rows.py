@@ -12,6 +12,7 @@ from .archives import container
 from .catalog import TASKS, LoadedRows, PublicDataset, Request
 from .files import list_files, outside_root
 from .ids import check_ids
+from .label_columns import check_class_names
 from .labels import apply_policy, label_strata
 from .public_report import FAULT_EXAMPLES, LoadReport
 from .splits import SPLITS, split_groups
@@ -147,6 +148,7 @@ def check_task(loaded: LoadedRows, report: LoadReport, policy: str) -> None:
         known = None
     if loaded.label_names is None and policy != "raw":
         raise ValueError(f"{report.dataset} has no uncertain labels: label_policy {policy!r} would have no effect.")
+    check_class_names(loaded.label_names or loaded.class_names or (), report.dataset)
     if need == "labels":
         if known is None:
             raise ValueError(f"{report.dataset}: the loader gave no labels for classification.")

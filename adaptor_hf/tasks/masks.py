@@ -1,4 +1,4 @@
-"""The masks of a data set in the frame that a model sees, read once: which are filled, what was tolerated, their mean."""
+"""The masks of a data set in the frame that a model sees, read once: those filled, what was tolerated, their mean."""
 
 from __future__ import annotations
 
