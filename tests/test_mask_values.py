@@ -240,3 +240,38 @@ def test_unknown_rules_are_refused():
         file_mask(["m.png"], None, values="any")
     with pytest.raises(ValueError, match="--mask_size is one of scaled, stretch"):
         file_mask(["m.png"], None, size="resize")
+
+
+def test_a_table_says_how_its_masks_are_read(tmp_path, image):
+    from adaptor_hf.tasks.arguments import DownstreamArguments, table_options
+    from adaptor_hf.tasks.data import load_table
+
+    saved(tmp_path / "map.png", label_map((1, 2)))
+    saved(tmp_path / "wide.png", np.pad(truth(), ((0, 0), (0, 32))).astype(np.uint8) * 255)
+    (tmp_path / "t.csv").write_text("image,lungs\nimage.png,map.png\nimage.png,NA\nimage.png,\nimage.png,wide.png\n")
+    table = load_table(tmp_path / "t.csv", mask_column="lungs", image_mode="L")
+    assert [table[row]["mask"] for row in (1, 2)] == [None, None]
+    for row, message in ((0, "--mask_values nonzero"), (3, "--mask_size stretch")):
+        with pytest.raises(ValueError, match=message):
+            table[row]["mask"]
+    arguments = DownstreamArguments(task="segmentation", model="m", table="t.csv", mask_column="lungs",
+                                    mask_values="nonzero", mask_size="stretch")  # fmt: skip
+    options = {name: table_options(arguments)[name] for name in ("mask_column", "mask_values", "mask_size")}
+    asked = load_table(tmp_path / "t.csv", image_mode="L", **options)
+    np.testing.assert_array_equal(np.asarray(asked[0]["mask"]) > 0, label_map((1, 2)) > 0)
+    assert asked[3]["mask"].size == (SIDE, SIDE)
+
+
+def test_masks_of_a_saved_data_set_are_a_mask_column(tmp_path, image):
+    from datasets import Dataset, Features
+
+    from adaptor_hf.data.features import RadiographImage
+    from adaptor_hf.tasks.data import load_table
+
+    runs = box_mask(np.array([[10, 20, 50, 40]]), image)
+    columns = {"image": [image, image], "mask": [runs, None]}
+    dataset = Dataset.from_dict(columns, features=Features({"image": RadiographImage(), "mask": RadiographMask()}))
+    dataset.save_to_disk(tmp_path / "saved")
+    loaded = load_table(tmp_path / "saved", mask_column="mask", image_mode="L")
+    assert np.argwhere(np.asarray(loaded[0]["mask"])).min(0).tolist() == [20, 10]
+    assert loaded[1]["mask"] is None
