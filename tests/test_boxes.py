@@ -1,5 +1,7 @@
 """Boxes: one form, converted on copies, none is (0, 4)."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adaptor_hf.data.boxes import (
+    box_fault,
     boxes_of,
     group_boxes,
     no_boxes,
+    reaches_out,
     usable_boxes,
     xywh_to_xyxy,
     xyxy_to_xywh,
@@ -75,3 +79,25 @@ def test_grouping_keeps_each_images_boxes_in_their_order(rows, wanted):
         assert classes == mine
         assert array.dtype == np.float32
         np.testing.assert_array_equal(array, boxes[mine])
+
+
+@pytest.mark.parametrize(
+    ("box", "fault"),
+    [
+        ((10, 10, 20, 20), None),
+        ((-5, 10, 20, 120), None),
+        ((50, 40, 20, 60), r"corners are exchanged.*width and height"),
+        ((10, 10, 10, 20), "no area"),
+        ((100, 5, 120, 20), "outside the image of 100 x 90 pixels"),
+        ((5, -9, 10, 0), "outside the image"),
+        ((np.nan, 0, 1, 1), "not finite"),
+    ],
+)
+def test_what_is_wrong_with_a_box_is_named(box, fault):
+    found = box_fault(np.array(box, float), (100, 90))
+    assert (found is None) if fault is None else re.search(fault, found)
+
+
+def test_boxes_that_leave_the_image_by_more_than_a_pixel():
+    boxes = [[0, 0, 101, 91], [-1, 0, 9, 9], [-2, 0, 9, 9], [0, 0, 102, 9], [0, 0, 9, 92]]
+    assert reaches_out(boxes, (100, 90)).tolist() == [False, False, True, True, True]

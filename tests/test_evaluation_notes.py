@@ -9,7 +9,7 @@ from test_evaluation_baselines import lung_like, scored
 
 from adaptor_hf.evaluation import classification_predictions, mean_mask, retrieval_metrics, retrieval_predictions
 from adaptor_hf.evaluation.mask_baselines import TURNS, turned
-from adaptor_hf.evaluation.notes import duplicate_notes, grey_mask_note, notes_of_lines, run_notes
+from adaptor_hf.evaluation.notes import duplicate_notes, notes_of_lines, run_notes, tolerated_mask_notes
 from adaptor_hf.evaluation.scoring import score_predictions
 
 SINGLE, MULTI = "single_label_classification", "multi_label_classification"
@@ -225,9 +225,11 @@ class TestMasks:
         targets = lung_like(20, 1)
         assert "all-empty mask" in notes(self.of(np.zeros(targets.shape), targets))
 
-    def test_the_note_on_grey_files_counts_rows(self):
-        assert grey_mask_note("training", 0, 9) is None
-        assert grey_mask_note("training", 3, 9).startswith("3 of 9 training masks have many grey levels")
+    def test_the_notes_on_mask_files_count_rows(self):
+        assert tolerated_mask_notes("training", {"grey": 0}, 9) == []
+        grey, inverted = tolerated_mask_notes("training", {"grey": 3, "inverted": 1}, 9)
+        assert grey.startswith("3 of 9 training masks have grey pixels beside their two values")
+        assert inverted.startswith("1 of 9 training masks are inside in most of the image")
 
 
 class TestLines:

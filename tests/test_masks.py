@@ -188,7 +188,7 @@ class TestDecoding:
 
     def test_a_frame_other_than_the_image_is_resized_and_counted(self, image):
         notes = Counter()
-        mask = decoded(box_mask(np.array([[512, 0, 1024, 512]]), image, (1024, 1024)), notes)
+        mask = decoded(box_mask(np.array([[512, 0, 1024, 384]]), image, (1024, 768)), notes)
         expected = np.zeros((60, 80), bool)
         expected[:30, 40:] = True
         np.testing.assert_array_equal(mask, expected)
@@ -197,9 +197,9 @@ class TestDecoding:
     def test_the_resize_is_said_in_the_log_without_a_path(self, image, caplog, monkeypatch):
         monkeypatch.setattr("adaptor_hf.data.masks._warned", set())
         for _ in range(2):
-            decoded(box_mask(np.array([[1, 1, 9, 9]]), image, (1024, 1024)))
+            decoded(box_mask(np.array([[1, 1, 9, 9]]), image, (1024, 768)))
         assert [record.message for record in caplog.records] == [
-            "A mask of 1024 x 1024 pixels was brought to the 80 x 60 of its image (nearest neighbour). Said once."
+            "A mask of 1024 x 768 pixels was brought to the 80 x 60 of its image (nearest neighbour). Said once."
         ]
 
     def test_a_dicom_image_gives_the_size(self, tmp_path):
@@ -392,31 +392,26 @@ class TestFeature:
         assert storage[0]["image"] is None
 
 
-def test_files_with_many_grey_levels_are_counted_and_masks_are_not(tmp_path):
+def test_grey_edges_are_counted_and_plain_masks_are_not(tmp_path):
     inside = np.zeros((64, 64), np.uint8)
     inside[20:44, 10:50] = 255
-    ramp = np.broadcast_to(np.linspace(0, 255, 64), (64, 64)).astype(np.uint8)
-    pictures = {
-        "mask.png": inside,
-        "faint.png": inside // 255,
-        "numbered.png": np.arange(64 * 64).reshape(64, 64).astype(np.uint8) // 16,
-        "small.jpg": np.where(inside > 0, 255, 0).astype(np.uint8),
-        "soft.png": np.maximum(ramp, 0),
-        "ramp.jpg": ramp // 2 + 20,
-    }
+    soft = np.array(Image.fromarray(inside).resize((48, 48), Image.Resampling.BILINEAR))
+    pictures = {"mask.png": inside, "faint.png": inside // 255, "small.jpg": inside, "soft.png": soft}
     found = {}
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(tmp_path / name)
         notes = Counter()
         read_mask(file_mask([str(tmp_path / name)], None), notes)
         found[name] = notes["grey"]
-    assert found == {"mask.png": 0, "faint.png": 0, "numbered.png": 0, "small.jpg": 0, "soft.png": 1, "ramp.jpg": 1}
+    assert found == {"mask.png": 0, "faint.png": 0, "small.jpg": 0, "soft.png": 1}
 
 
-def test_grey_masks_are_warned_of_once_where_nobody_counts(tmp_path, caplog, monkeypatch):
+def test_grey_edges_are_said_once_where_nobody_counts(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(masks, "_warned", set())
-    Image.fromarray(np.arange(4096).reshape(64, 64).astype(np.uint8)).save(tmp_path / "soft.png")
+    edge = BLOB.astype(np.uint8) * 255
+    edge[9, 40:70] = 100
+    Image.fromarray(edge).save(tmp_path / "soft.png")
     for _ in range(2):
         read_mask(file_mask([str(tmp_path / "soft.png")], None))
-    assert caplog.text.count("many grey levels") == 1
+    assert caplog.text.count("are cut at half of its maximum") == 1
     assert str(tmp_path) not in caplog.text

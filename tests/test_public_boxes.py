@@ -61,3 +61,30 @@ def test_a_copy_of_another_shape_is_refused(tmp_path):
     resize_all(root / "images", (224, 200))
     with pytest.raises(ValueError, match=r"png: 224 x 200 pixels, expected 1024 x 1024 or a resized copy"):
         load_public_dataset("nih_chestxray14", root, "detection", "patient", cache_dir=tmp_path / "cache")
+
+
+class TestWithoutAFrame:
+    """object-CXR's images have sizes of their own: its boxes are compared with a sample of the images."""
+
+    ROWS = [(f"{number:05d}.jpg", "0 539 1036 897 1460") for number in range(12)]
+
+    def load(self, tmp_path, rows=None):
+        from fixtures.object_cxr import write_object_cxr
+
+        root = write_object_cxr(tmp_path / "set", train=rows or self.ROWS)
+        return root, lambda: load_public_dataset("object_cxr", root, "detection", cache_dir=tmp_path / "cache")
+
+    def test_boxes_of_the_published_images_are_taken(self, tmp_path):
+        _, load = self.load(tmp_path)
+        assert not any("leave their image" in note for note in describe(load())["notes"])
+
+    def test_boxes_of_resized_copies_are_refused(self, tmp_path):
+        root, load = self.load(tmp_path)
+        for path in root.glob("*/*.jpg"):
+            Image.open(path).resize((500, 750)).save(path)
+        with pytest.raises(ValueError, match=r"csv:\d+: the box .* lies outside the image of 500 x 750.* of 13 images"):
+            load()
+
+    def test_one_box_that_leaves_its_image_is_said(self, tmp_path):
+        _, load = self.load(tmp_path, [*self.ROWS, ("00099.jpg", "0 900 1036 1400 1460")])
+        assert any("boxes of 1 of 14 images that were looked at leave" in note for note in describe(load())["notes"])

@@ -87,6 +87,43 @@ def boxes_of(grouped: pd.DataFrame, keys: pd.Series) -> pd.DataFrame:
     )
 
 
+def box_fault(box: np.ndarray, size: tuple[float, float] | None = None) -> str | None:
+    """
+    What is wrong with a box; None where nothing is. A part outside the image is nothing wrong: see `reaches_out`.
+
+    Args:
+        box: (4,), xyxy.
+        size: Width and height of the image, if they are known.
+    """
+    left, top, right, bottom = map(float, box)
+    shown = f"({left:g}, {top:g}, {right:g}, {bottom:g})"
+    if not np.isfinite([left, top, right, bottom]).all():
+        return f"the box {shown} is not finite"
+    if right <= left or bottom <= top:
+        return (
+            f"the box {shown} has no area or its corners are exchanged, expected x1 y1 x2 y2 with x1 under x2 and y1 "
+            "under y2. Are they x, y, width and height?"
+        )
+    outside = right <= 0 or bottom <= 0
+    if outside or (size is not None and (left >= size[0] or top >= size[1])):
+        image = "" if size is None else f" of {size[0]:g} x {size[1]:g} pixels"
+        return f"the box {shown} lies outside the image{image}. Is it of another image, or of one of another size?"
+    return None
+
+
+def reaches_out(boxes: np.ndarray, size: tuple[float, float]) -> np.ndarray:
+    """Mask (n,) of the boxes (n, 4), xyxy, that leave an image of width and height `size` by more than a pixel."""
+    boxes = _as_boxes(boxes)
+    return (boxes[:, :2] < -1).any(axis=1) | (boxes[:, 2:] > np.add(size, 1)).any(axis=1)
+
+
+def same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether one width and height may be a scaled copy of the other, each side rounded to whole pixels."""
+    small, large = sorted((tuple(size), tuple(other)), key=lambda one: one[0] * one[1])
+    scales = [((few - 1) / many, (few + 1) / many) for few, many in zip(small, large, strict=True)]
+    return max(low for low, _ in scales) <= min(high for _, high in scales)
+
+
 def _as_boxes(boxes) -> np.ndarray:
     array = np.array(boxes, dtype=np.float64)
     if array.size == 0:
@@ -96,4 +133,14 @@ def _as_boxes(boxes) -> np.ndarray:
     return array
 
 
-__all__ = ["boxes_of", "group_boxes", "no_boxes", "usable_boxes", "xywh_to_xyxy", "xyxy_to_xywh"]
+__all__ = [
+    "box_fault",
+    "boxes_of",
+    "group_boxes",
+    "no_boxes",
+    "reaches_out",
+    "same_shape",
+    "usable_boxes",
+    "xywh_to_xyxy",
+    "xyxy_to_xywh",
+]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from .positive import spelling_key
+
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 CAPTION_CHOICES = ("all", "first", "random")
 
@@ -81,7 +86,8 @@ def term_labels(terms: Sequence[Sequence[str]], training: Sequence[bool], min_co
     Multi-label targets from a list of terms for each row.
 
     Args:
-        terms: The terms of each row; a term that comes twice counts once.
+        terms: The terms of each row; a term that comes twice counts once. Spellings that differ in case or spaces are
+            one term, in the most frequent of them.
         training: Which rows are counted; all where none is.
         min_count: A term is a label if at least so many training rows have it.
 
@@ -102,7 +108,9 @@ def term_labels(terms: Sequence[Sequence[str]], training: Sequence[bool], min_co
             "row": np.repeat(np.arange(len(terms)), lengths),
             "term": pd.Series([term for row in terms for term in row], dtype=object),
         }
-    ).drop_duplicates()
+    )
+    pairs["term"] = _one_spelling(pairs["term"])
+    pairs = pairs.drop_duplicates()
     counts = pairs[counted[pairs["row"]]]["term"].value_counts()
     names = sorted(counts.index[counts >= min_count])
     if not names:
@@ -115,6 +123,19 @@ def term_labels(terms: Sequence[Sequence[str]], training: Sequence[bool], min_co
     values = np.zeros((len(terms), len(names)), dtype=np.float32)
     values[pairs["row"].to_numpy(), pairs["term"].map(column).to_numpy(dtype=np.int64)] = 1
     return pd.DataFrame(values, columns=names), names
+
+
+def _one_spelling(terms: pd.Series) -> pd.Series:
+    keys = {term: spelling_key(term) for term in terms.unique()}
+    best: dict[str, str] = {}
+    several = set()
+    # The most frequent comes first, of equals the first in order.
+    for term in terms.value_counts().sort_index().sort_values(ascending=False, kind="stable").index:
+        if best.setdefault(keys[term], term) != term:
+            several.add(keys[term])
+    if several:
+        logger.info("%d terms have several spellings: each is one label, in the most frequent.", len(several))
+    return terms.map({term: best[key].strip() for term, key in keys.items()})
 
 
 __all__ = [

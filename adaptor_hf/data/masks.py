@@ -19,8 +19,10 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image
 
-from .images import image_size, read_image
-from .mask_drawing import decode_rle, draw_shape
+from .boxes import box_fault, reaches_out, same_shape
+from .images import image_size
+from .mask_drawing import decode_rle, draw_shape, parse_shape, shape_box
+from .mask_values import MASK_VALUES, MaskValues, array_values
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +37,12 @@ _STORAGE = pa.struct(
         "image": pa.string(),
     }
 )
-# A file may number its structures (left and right lung, ribs); more levels are grey.
-MOST_LEVELS = 16
-_JPEG = b"\xff\xd8"
+MASK_SIZES = ("scaled", "stretch")
+"""What may have another size than its image: "scaled", a copy of the same shape, up to the rounding of its sides to
+whole pixels; "stretch", any mask."""
+
+# Of a mask that is most likely inverted: shares of all pixels and of those at the edges that are inside.
+_INVERTED, _INVERTED_EDGE = 0.5, 0.9
 _warned: set[str] = set()
 
 
@@ -70,9 +75,24 @@ def box_mask(boxes: np.ndarray, image: str | None, frame: tuple[int, int] | None
     return shape_mask([format_shape("rectangle", box) for box in boxes], image, frame)
 
 
-def file_mask(paths: Iterable[str], image: str | None) -> dict[str, Any]:
-    """Stored value of mask files, combined with OR: any value above 0 is inside, in a JPEG any above 127."""
-    return _value("files", files=[_file(path, group) for group, path in enumerate(paths)], image=image)
+def file_mask(
+    paths: Iterable[str], image: str | None, *, values: str = "binary", size: str = "scaled"
+) -> dict[str, Any]:
+    """
+    Stored value of mask files, combined with OR.
+
+    Args:
+        paths: Of the files.
+        image: Path of the image that the mask belongs to.
+        values: One of `MASK_VALUES`: what is inside.
+        size: One of `MASK_SIZES`: which masks of another size than the image are brought to its size.
+    """
+    for name, value, known in (("mask_values", values, MASK_VALUES), ("mask_size", size, MASK_SIZES)):
+        if value not in known:
+            raise ValueError(f"--{name} is one of {', '.join(known)}, got {value!r}.")
+    # Only what was asked for: the digest of masks that are read by the rule stays as it is.
+    asked = [word for word in (values, size) if word not in ("binary", "scaled")]
+    return _value("files", data=asked, files=[_file(path, group) for group, path in enumerate(paths)], image=image)
 
 
 def roi_mask(candidates: Iterable[Sequence[str]], image: str | None) -> dict[str, Any]:
@@ -113,31 +133,40 @@ def read_mask(value: dict[str, Any], notes: Counter | None = None) -> Image.Imag
     Args:
         value: What the functions of this module give, with paths that can be opened.
         notes: Counts what was tolerated: "resized" is a mask that had to be brought to the size of its image, "grey"
-            one of files with more than 16 levels above 0 (a JPEG: with more grey pixels than bright ones).
+            one of files with grey edges, which were cut at half of the maximum, "cut" one with a shape that leaves the
+            image by more than a pixel, "inverted" one that is most likely inverted: inside at the edges of the image
+            and in most of it.
 
     Returns:
         8-bit grey image of the size of the image: 255 inside, 0 outside.
 
     Raises:
-        ValueError: Run lengths or shapes that are malformed or leave their frame, a mask file that is damaged or none
-            of several candidates that is a mask. The message names the file.
+        ValueError: Run lengths that are malformed or leave their frame; a shape that is malformed, without area, with
+            exchanged corners or outside the image; a file that is damaged or whose values are no mask (see
+            `MASK_VALUES`), or none of several candidates that is one; a mask of another shape than its image (see
+            `MASK_SIZES`). The message names the file.
         FileNotFoundError: A mask file or the image is not there.
     """
     name = f"mask of {value['image']}" if value["image"] else "mask"
     size = image_size(value["image"]) if value["image"] else None
+    stretched = value["kind"] == "roi" or (value["kind"] == "files" and "stretch" in _asked(value))
     if value["kind"] in ("files", "roi"):
         parts = _from_files(value, size, notes)
     else:
         frame = (value["width"], value["height"]) if value["width"] is not None else size
         if frame is None:
             raise ValueError(f"{name}: neither the image nor its size is given. Expected one of them.")
-        parts = [_draw(value, frame, name)]
+        parts = [_draw(value, frame, name, notes)]
     if not parts:
         raise ValueError(f"{name}: no mask file is named. Expected at least one.")
     size = size or parts[0].shape[::-1]
     inside = np.zeros(size[::-1], dtype=bool)
     for part in parts:
+        if not stretched:
+            _check_shape(part.shape[::-1], size, value["kind"], name)
         inside |= _resized(part, size, notes)
+    if _looks_inverted(inside):
+        _note("inverted", notes, "A mask is inside in most of its image and along its edges: is it inverted?")
     return Image.fromarray(inside.astype(np.uint8) * 255)
 
 
@@ -172,8 +201,12 @@ class RadiographMask:
             return _value("files", files=[{"path": value.get("path"), "bytes": value.get("bytes"), "group": 0}])
         if isinstance(value, (str, os.PathLike)):
             return file_mask([os.path.abspath(value)], image=None)
-        if isinstance(value, (list, np.ndarray, Image.Image)):
-            return _embedded(np.asarray(value) > 0)
+        if isinstance(value, Image.Image):
+            stream = io.BytesIO()
+            value.save(stream, "PNG")
+            return _embedded(MaskValues.read(stream.getvalue()).inside()[0])
+        if isinstance(value, (list, np.ndarray)):
+            return _embedded(array_values(np.asarray(value)).inside()[0])
         raise TypeError(f"A mask is a stored value, a path, a picture or an array, got {type(value).__name__}.")
 
     def decode_example(self, value: Any, token_per_repo_id: dict | None = None) -> Image.Image | None:
@@ -223,40 +256,69 @@ def _embedded(inside: np.ndarray) -> dict[str, Any]:
     return _value("files", files=[{"path": None, "bytes": stream.getvalue(), "group": 0}])
 
 
-def _draw(value: dict[str, Any], frame: tuple[int, int], name: str) -> np.ndarray:
+def _asked(value: dict[str, Any]) -> list[str]:
+    """How files are read, where not by the rule: see `file_mask`."""
+    return [] if value["data"] is None else list(value["data"])
+
+
+def _draw(value: dict[str, Any], frame: tuple[int, int], name: str, notes: Counter | None) -> np.ndarray:
     inside = np.zeros(frame[::-1], dtype=bool)
-    for text in value["data"]:
-        try:
-            if value["kind"] == "rle":
-                inside |= decode_rle(text, *frame)
-            else:
-                draw_shape(inside, text)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
+    try:
+        if value["kind"] == "rle":
+            for runs in value["data"]:
+                inside |= decode_rle(runs, *frame)
+            return inside
+        boxes = [_checked_box(text, frame) for text in value["data"]]
+        for text in value["data"]:
+            draw_shape(inside, text)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if len(boxes) and reaches_out(boxes, frame).any():
+        _note("cut", notes, "A shape of a mask leaves its image: the part outside is cut off.")
     return inside
+
+
+def _checked_box(text: str, frame: tuple[int, int]) -> np.ndarray:
+    kind, points = parse_shape(text)
+    box = shape_box(points) if kind == "polygon" else points.ravel()
+    if fault := box_fault(box, frame):
+        raise ValueError(fault)
+    return box
 
 
 def _from_files(value: dict[str, Any], size: tuple[int, int] | None, notes: Counter | None) -> list[np.ndarray]:
     groups: dict[int, list] = {}
     for file in value["files"]:
         groups.setdefault(file["group"], []).append(file["path"] if file["bytes"] is None else file["bytes"])
-    if value["kind"] == "files":
-        found = [_inside(source) for sources in groups.values() for source in sources]
-        if any(levels > MOST_LEVELS for *_, levels in found):
-            _note_grey(notes)
-        return [inside for inside, *_ in found]
-    return [_roi(sources, size) for sources in groups.values()]
+    if value["kind"] == "roi":
+        return [_roi(sources, size) for sources in groups.values()]
+    rule = next((word for word in _asked(value) if word in MASK_VALUES), "binary")
+    found, grey = [], False
+    for source in (source for sources in groups.values() for source in sources):
+        try:
+            inside, cut = MaskValues.read(source).inside(rule)
+        except ValueError as error:
+            name = source if isinstance(source, str) else "embedded mask"
+            raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
+        found.append(inside)
+        grey |= cut
+    if grey:
+        _note("grey", notes, "A mask file has grey pixels beside its two values, such as soft edges: they are cut at "
+                             "half of its maximum.")  # fmt: skip
+    return found
 
 
 def _roi(sources: list, size: tuple[int, int] | None) -> np.ndarray:
     """The mask among the candidates: two values only, and of the image's size if one is."""
     second_best = None
     for source in sources:
-        inside, two_values, _ = _inside(source)
-        if two_values and size in (None, inside.shape[::-1]):
+        values = MaskValues.read(source)
+        if not values.two_values:
+            continue
+        inside, _ = values.inside("half")
+        if size in (None, inside.shape[::-1]):
             return inside
-        if two_values and second_best is None:
-            second_best = inside
+        second_best = inside if second_best is None else second_best
     if second_best is None:
         names = ", ".join(source if isinstance(source, str) else "embedded file" for source in sources)
         raise ValueError(
@@ -266,52 +328,44 @@ def _roi(sources: list, size: tuple[int, int] | None) -> np.ndarray:
     return second_best
 
 
-def _inside(source: str | bytes) -> tuple[np.ndarray, bool, int]:
-    """
-    Mask of a file, whether its picture has the two values of one, and its number of levels above 0. Palettes are read
-    as the grey they mean.
-    """
-    values = read_image(source, return_raw=True)
-    if _is_jpeg(source):
-        # Compression smears the edges of a mask over grey values, and lifts its background above 0.
-        grey = (values > 32) & (values < 223)
-        two_values = float(grey.mean()) < 0.02
-        # Of a small mask the edges are all there is: a ramp has most of its bright pixels in between.
-        return values > 127, two_values, len(np.unique(values[grey])) if grey.sum() > (values >= 223).sum() else 1
-    two_values = bool(values.min() == 0 and ((values == 0) | (values == values.max())).all())
-    return values > 0, two_values, 1 if two_values else len(np.unique(values[values > 0]))
+def _looks_inverted(inside: np.ndarray) -> bool:
+    if inside.all() or inside.mean() <= _INVERTED:
+        return False
+    edges = np.concatenate([inside[0], inside[-1], inside[:, 0], inside[:, -1]])
+    return bool(edges.mean() > _INVERTED_EDGE)
 
 
-def _note_grey(notes: Counter | None) -> None:
+def _note(kind: str, notes: Counter | None, message: str) -> None:
+    """Count what was tolerated, or say it once where nobody counts."""
     if notes is not None:
-        notes["grey"] += 1
-    elif "grey" not in _warned:
-        _warned.add("grey")
-        logger.warning(
-            "A mask file has many grey levels, such as a soft mask or a ramp: every value above 0 counts as inside (in "
-            "a JPEG above 127). Said once."
-        )
+        notes[kind] += 1
+    elif kind not in _warned:
+        _warned.add(kind)
+        logger.warning("%s Said once.", message)
 
 
-def _is_jpeg(source: str | bytes) -> bool:
-    if isinstance(source, bytes):
-        return source[:2] == _JPEG
-    with open(source, "rb") as stream:
-        return stream.read(2) == _JPEG
+def _check_shape(found: tuple[int, int], size: tuple[int, int], kind: str, name: str) -> None:
+    if same_shape(found, size):
+        return
+    what = "the mask has" if kind == "files" else "the mask was made for"
+    turned = same_shape(found[::-1], size)
+    hint = " Its sides are exchanged: is one of them turned, or the image stored on its side (EXIF)?" if turned else ""
+    out = (
+        "Use masks of this image, or --mask_size stretch to bring each to the size of its image."
+        if kind == "files"
+        else "Use the images that the masks were made for, or copies of the same shape."
+    )
+    raise ValueError(
+        f"{name}: {what} {found[0]} x {found[1]} pixels, the image {size[0]} x {size[1]}: another shape, so where the "
+        f"mask lies in the image is not known.{hint} {out}"
+    )
 
 
 def _resized(part: np.ndarray, size: tuple[int, int], notes: Counter | None) -> np.ndarray:
     if part.shape[::-1] == size:
         return part
-    if notes is not None:
-        notes["resized"] += 1
-    elif "resized" not in _warned:
-        _warned.add("resized")
-        logger.warning(
-            "A mask of %d x %d pixels was brought to the %d x %d of its image (nearest neighbour). Said once.",
-            *part.shape[::-1],
-            *size,
-        )
+    own, wanted = (f"{width} x {height}" for width, height in (part.shape[::-1], size))
+    _note("resized", notes, f"A mask of {own} pixels was brought to the {wanted} of its image (nearest neighbour).")
     return np.asarray(Image.fromarray(part).resize(size, Image.Resampling.NEAREST))
 
 
@@ -321,6 +375,7 @@ with warnings.catch_warnings():
     register_feature(RadiographMask, "RadiographMask")
 
 __all__ = [
+    "MASK_SIZES",
     "RadiographMask",
     "box_mask",
     "file_mask",

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .archives import container
+from .boxes import box_fault
 from .catalog import ROW_TASKS, LoadedRows, PublicDataset, Request
 from .files import list_files, outside_root
 from .ids import check_ids
+from .label_columns import check_class_names
 from .labels import apply_policy, label_strata
 from .public_report import FAULT_EXAMPLES, LoadReport
 from .splits import SPLITS, split_groups
@@ -147,6 +149,7 @@ def check_task(loaded: LoadedRows, report: LoadReport, policy: str) -> None:
         known = None
     if loaded.label_names is None and policy != "raw":
         raise ValueError(f"{report.dataset} has no uncertain labels: label_policy {policy!r} would have no effect.")
+    check_class_names(loaded.label_names or loaded.class_names or (), report.dataset)
     if need == "labels":
         if known is None:
             raise ValueError(f"{report.dataset}: the loader gave no labels for classification.")
@@ -266,12 +269,9 @@ def _check_boxes(rows: pd.DataFrame) -> None:
         boxes = np.asarray(boxes, dtype=np.float64).reshape(-1, 4) if not len(boxes) else np.asarray(boxes, np.float64)
         if boxes.ndim != 2 or boxes.shape[1] != 4:
             raise ValueError(f"{_source(rows, label)}: boxes of shape {boxes.shape}, expected (n, 4).")
-        wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
-        if wrong.any():
-            raise ValueError(
-                f"{_source(rows, label)}: the box {boxes[wrong.argmax()].tolist()} (x1, y1, x2, y2) is empty or not "
-                "finite. Expected x2 over x1 and y2 over y1."
-            )
+        for box in boxes:
+            if fault := box_fault(box):
+                raise ValueError(f"{_source(rows, label)}: {fault}")
         numbers = rows.at[label, "box_labels"] if "box_labels" in rows else None
         if numbers is not None and len(numbers) != len(boxes):
             raise ValueError(f"{_source(rows, label)}: {len(boxes)} boxes and {len(numbers)} box labels.")

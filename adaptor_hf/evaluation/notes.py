@@ -292,14 +292,22 @@ def _undecided_notes(columns: Mapping[str, np.ndarray]) -> list[str]:
     ]
 
 
-def grey_mask_note(part: str, grey: int, rows: int) -> str | None:
-    """The sentence on mask files with many grey levels, for `data_notes`; None where there are none."""
-    if not grey:
-        return None
-    return (
-        f"{grey} of {rows} {part} masks have many grey levels, such as a soft mask or a ramp: every value above 0 "
-        "counts as inside (in a JPEG above 127). Make them of two values."
-    )
+def tolerated_mask_notes(part: str, found: Mapping[str, int], rows: int) -> list[str]:
+    """
+    Sentences on masks that were read with reserve, for `data_notes`.
+
+    Args:
+        part (`str`): "training", "validation", "test".
+        found (`Mapping[str, int]`): Counts by kind, as of `adaptor_hf.data.masks.read_mask`.
+        rows (`int`): Masks of the part.
+    """
+    said = {
+        "grey": "have grey pixels beside their two values, such as soft edges: they are cut at half of the maximum.",
+        "resized": "have another size than their image: they are brought to it (nearest neighbour).",
+        "cut": "have a shape that leaves the image: the part outside is cut off.",
+        "inverted": "are inside in most of the image and along its edges: are they inverted?",
+    }
+    return [f"{found[kind]} of {rows} {part} masks {sentence}" for kind, sentence in said.items() if found.get(kind)]
 
 
 def notes_of_lines(lines: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -327,10 +335,10 @@ def _run_label(line: Mapping[str, Any]) -> str:
 
 __all__ = [
     "duplicate_notes",
-    "grey_mask_note",
     "label_notes",
     "mask_notes",
     "notes_of_lines",
     "retrieval_notes",
     "run_notes",
+    "tolerated_mask_notes",
 ]

@@ -81,6 +81,14 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     mask_column: str | None = option(
         None, "Of the table: column of mask files.", group=LABELS, privacy=HIDDEN, metavar="COLUMN"
     )
+    mask_values: str = option(
+        "binary", "What is inside a mask file: its upper value; half: the upper half; nonzero: all above 0.",
+        group=LABELS, advanced=True, choices=["binary", "half", "nonzero"],
+    )  # fmt: skip
+    mask_size: str = option(
+        "scaled", "Masks of another size: scaled copies of the image's shape, or stretch any.", group=LABELS,
+        advanced=True, choices=["scaled", "stretch"],
+    )  # fmt: skip
     subgroup_column: list[str] = option(
         [], "Of the table: columns kept for subgroups, beside view, sex and age.", group=LABELS, privacy=HIDDEN,
         advanced=True, metavar="COLUMN",
@@ -262,6 +270,8 @@ def table_options(arguments: DownstreamArguments) -> dict[str, Any]:
     """What `load_table` is told."""
     return reading_options(arguments) | {
         "mask_column": arguments.mask_column,
+        "mask_values": arguments.mask_values,
+        "mask_size": arguments.mask_size,
         "label_columns": arguments.label_column,
         "extra_columns": arguments.subgroup_column,
         "label_spelling": arguments.label_spelling,

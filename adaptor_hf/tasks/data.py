@@ -241,19 +241,24 @@ def load_table(
     label_spelling: str | None = None,
     label_separator: str | None = None,
     missing_words: Sequence[str] = (),
+    mask_values: str = "binary",
+    mask_size: str = "scaled",
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
 
     Args:
         source: What `load_pairs` takes, or a folder of class folders (in split folders, if there are any).
-        label_columns: One column of names is a `ClassLabel`; one or several of 0, 1, -1 and empty cells a `MultiLabel`.
-        mask_column: Column of mask files, relative to the image root; an empty cell is an unknown mask.
+        label_columns: One column of names is a `ClassLabel`; one or several of 0, 1, -1 and empty cells, or one with a
+            list of names a row, a `MultiLabel`.
+        mask_column: Column of mask files, relative to the image root, or of a data set's pictures; an empty cell is an
+            unknown mask.
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
         image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
             image_mode, missing_words: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
-        label_spelling, label_separator: See `adaptor_hf.tasks.label_columns.LabelRules`.
+        label_spelling, label_separator: See `adaptor_hf.data.label_columns.LabelRules`.
+        mask_values, mask_size: Of mask files, see `adaptor_hf.data.masks.file_mask`.
 
     Returns:
         Dataset with the columns of `load_pairs`, and `labels`, `mask` and the extra columns as far as asked for.
@@ -263,9 +268,10 @@ def load_table(
             naming the row.
     """
     from ..data.colour import warn_of_colour
+    from ..data.label_columns import LabelRules, label_column_names, label_feature, listed_labels
+    from ..data.mask_columns import holds_masks, with_mask_files, with_stored_masks
     from ..data.table_files import read_source
     from ..data.tables import load_pairs
-    from .label_columns import LabelRules, label_feature
 
     rules = LabelRules(label_spelling, label_separator, missing_words)
     raw = read_source(source, image_column)
@@ -284,7 +290,12 @@ def load_table(
     if taken := [name for name in extra_columns if name in _TAKEN]:
         raise ValueError(f"A subgroup column cannot be called {taken[0]!r}: that has a meaning of its own. Rename it.")
     present = [name for name in (*SUBGROUP_COLUMNS, *extra_columns) if name in table.column_names]
-    wanted = [*label_columns, *([mask_column] if mask_column else []), *extra_columns]
+    listed = [name for name in label_columns if raw.images is not None and name in label_column_names(raw.images)]
+    stored = bool(mask_column) and raw.images is not None and holds_masks(raw.images, mask_column)
+    if listed and len(label_columns) > 1:
+        raise ValueError(f"The label column {listed[0]!r} holds a list of labels a row: name it alone.")
+    labels = [] if listed else label_columns
+    wanted = [*labels, *([mask_column] if mask_column and not stored else []), *extra_columns]
     where = source if isinstance(source, (str, os.PathLike)) else "the data set"
     if missing := [name for name in wanted if name not in table.column_names]:
         columns = ", ".join(map(repr, table.column_names))
@@ -293,10 +304,18 @@ def load_table(
     for name in dict.fromkeys(name for name in present if name not in pairs.column_names):
         pairs = pairs.add_column(name, _numbers_or_text(cells[name], missing_words))
     if label_columns:
-        values, feature = label_feature({name: cells[name] for name in label_columns}, rows, where, rules)
+        values, feature = (
+            listed_labels(raw.images, listed[0], rows, where, rules)
+            if listed
+            else label_feature({name: cells[name] for name in label_columns}, rows, where, rules)
+        )
         pairs = pairs.add_column("labels", values, feature=feature)
+    if stored:
+        return with_stored_masks(pairs, raw.images, mask_column, rows)
     if mask_column:
-        pairs = _with_masks(pairs, cells[mask_column], Path(image_root or raw.root or os.curdir))
+        root = Path(image_root or raw.root or os.curdir)
+        pairs = with_mask_files(pairs, cells[mask_column], root, missing_words=missing_words, mask_values=mask_values,
+                                mask_size=mask_size)  # fmt: skip
     return pairs
 
 
@@ -309,20 +328,6 @@ def _numbers_or_text(cells: list, missing_words: Sequence[str]) -> list:
         return [None if text is None else float(text) for text in texts]
     except ValueError:
         return texts
-
-
-def _with_masks(pairs: Dataset, cells: list, root: Path) -> Dataset:
-    """The data set with a column `mask` of files under the root."""
-    from ..data.masks import RadiographMask, file_mask
-
-    images = pairs.select_columns(["image"]).with_format("arrow")[:]["image"].to_pylist()
-    values = []
-    for cell, image in zip(cells, images, strict=True):
-        path = "" if cell is None else str(cell).strip()
-        if ".." in Path(path).parts:
-            raise ValueError("A mask path has '..'. Paths are relative to the image root and stay under it.")
-        values.append(file_mask([str((root / path).absolute())], image=image["path"]) if path else None)
-    return pairs.add_column("mask", values, feature=RadiographMask())
 
 
 def split_table(

@@ -1,4 +1,4 @@
-"""The masks of a data set in the frame that a model sees, read once: which are filled, which are grey, their mean."""
+"""The masks of a data set in the frame that a model sees, read once: those filled, what was tolerated, their mean."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.masks import RadiographMask, read_mask
-from ..evaluation.notes import grey_mask_note
+from ..evaluation.notes import tolerated_mask_notes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -23,12 +23,12 @@ class MaskSummary:
 
     Args:
         filled (`np.ndarray` of shape `(n,)`, bool): Whether each has a pixel inside.
-        grey (`int`): Masks of files with many grey levels, of which it is a guess what is inside.
+        notes (`Counter`): What was tolerated, as of `read_mask`.
         mean (`np.ndarray` of shape `(H, W)`): As of `mean_mask`, in the frame that the model sees.
     """
 
     filled: np.ndarray
-    grey: int
+    notes: Counter
     mean: np.ndarray
 
 
@@ -64,7 +64,7 @@ def summarize_masks(dataset: Dataset, collator: Any) -> MaskSummary:
             yield mask
 
     mean = mean_mask(masks())
-    return MaskSummary(np.array(filled), notes["grey"], mean)
+    return MaskSummary(np.array(filled), notes, mean)
 
 
 class MeanMasks:
@@ -98,9 +98,9 @@ class MeanMasks:
         return self.made[key]
 
 
-class GreyMasks:
+class ToleratedMasks:
     """
-    Sentences on mask files with many grey levels, of each part and test set; each is read once, when first asked for.
+    Sentences on masks that were read with reserve, of each part and test set; each is read once, when first asked for.
 
     Args:
         dataset (`str`): Name of the data set whose test part is called so.
@@ -110,24 +110,23 @@ class GreyMasks:
 
     def __init__(self, dataset: str, train: MaskSummary, validation: Dataset):
         self.dataset, self.validation = dataset, validation
-        self.made: dict[str, str | None] = {"training": grey_mask_note("training", train.grey, len(train.filled))}
+        self.made: dict[str, list[str]] = {"training": tolerated_mask_notes("training", train.notes, len(train.filled))}
 
     def notes(self, test_set: str, rows: Dataset) -> list[str]:
         """Of training, validation and a test set."""
         name = "test" if test_set == self.dataset else f"{test_set}'s"
         for part, masks in (("validation", self.validation), (name, rows)):
             if part not in self.made:
-                self.made[part] = grey_mask_note(part, _count_grey(masks), len(masks))
-        return [note for part in ("training", "validation", name) if (note := self.made[part]) is not None]
+                self.made[part] = tolerated_mask_notes(part, _count(masks), len(masks))
+        return [note for part in ("training", "validation", name) for note in self.made[part]]
 
 
-def _count_grey(dataset: Dataset) -> int:
-    if not isinstance(dataset.features["mask"], RadiographMask):
-        return 0
+def _count(dataset: Dataset) -> Counter:
     notes = Counter()
-    for row in dataset.select_columns(["mask"]).cast_column("mask", RadiographMask(decode=False)):
-        read_mask(row["mask"], notes)
-    return notes["grey"]
+    if isinstance(dataset.features["mask"], RadiographMask):
+        for row in dataset.select_columns(["mask"]).cast_column("mask", RadiographMask(decode=False)):
+            read_mask(row["mask"], notes)
+    return notes
 
 
-__all__ = ["GreyMasks", "MaskSummary", "MeanMasks", "framed_masks", "summarize_masks"]
+__all__ = ["MaskSummary", "MeanMasks", "ToleratedMasks", "framed_masks", "summarize_masks"]

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import Trainer, set_seed
 
+from ..data.boxes import same_shape
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
@@ -24,7 +25,7 @@ from .controls import systems_of
 from .data import plain_rows
 from .decoder_training import counts_of, mask_counts, train_decoder
 from .loading import LoadedParts, cache_dir_of, load_adaptor, load_external_parts, load_parts, load_tower
-from .masks import GreyMasks, MeanMasks, summarize_masks
+from .masks import MeanMasks, ToleratedMasks, summarize_masks
 from .overlap import check_copies, overlap_fields
 from .protocols import SegmentationProtocol, get_segmentation_protocol
 from .provenance import input_size, tower_name, tower_saw
@@ -61,6 +62,12 @@ class MaskCollator:
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, masks = [row["image"] for row in rows], [row["mask"] for row in rows]
+        for image, mask in zip(images, masks, strict=True):
+            if not same_shape(image.size, mask.size):
+                raise ValueError(
+                    f"A mask has {mask.size[0]} x {mask.size[1]} pixels, its image {image.size[0]} x {image.size[1]}: "
+                    "another shape, so where the mask lies in the image is not known. Use masks of the images."
+                )
         if self.augment:
             images, masks = zip(*(augmented(*pair) for pair in zip(images, masks, strict=True)), strict=True)
         return dict(self.processor(list(images), segmentation_maps=list(masks), return_tensors="pt", **self.geometry))
@@ -179,7 +186,8 @@ def run_segmentation(
         raise ValueError(f"{dataset}: all {len(train)} masks of the training part are empty.")
     strata, rows = pd.Series(np.where(masks.filled, "mask", "negative"), dtype=object), plain_rows(parts["train"])
     metric = protocol.monitor if protocol.monitor != "loss" else "dice_pooled"
-    means, grey = MeanMasks(train, validation, collators[1], masks.mean, metric), GreyMasks(dataset, masks, validation)
+    means = MeanMasks(train, validation, collators[1], masks.mean, metric)
+    tolerated = ToleratedMasks(dataset, masks, validation)
     found, save_to = RunList(), None if save_to is None else Path(save_to)
     for system in (system for system in systems if system.hidden_size is None):
         for fraction in fractions:
@@ -217,13 +225,12 @@ def run_segmentation(
                 wanted = system.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
                 save = save_to if wanted else None
                 mean = functools.partial(means.of, kept)
-                _score(
-                    found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1], mean, grey
-                )
+                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1], mean,
+                       tolerated)  # fmt: skip
     return found
 
 
-def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator, mean, grey) -> None:
+def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator, mean, tolerated) -> None:
     """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
     from ..evaluation import segmentation_predictions
     from ..evaluation.results import run_key, write_run
@@ -252,7 +259,7 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
         counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
         predictions = segmentation_predictions(
             rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows), num_resamples=num_resamples,
-            data_notes=grey.notes(name, dataset),
+            data_notes=tolerated.notes(name, dataset),
         )  # fmt: skip
         found.lines += write_run(folders[name], predictions, runs[name] | outcome)
     if save:

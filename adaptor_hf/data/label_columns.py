@@ -1,4 +1,4 @@
-"""Cells of a table's label columns as the values and the feature of the column `labels`."""
+"""Label columns of any source as the values and the feature of the column `labels`: one set of rules on cells."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.missing import is_missing
-from ..data.positive import boolean_words, spelling_key
+from .missing import is_missing
+from .positive import boolean_words, spelling_key
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +22,8 @@ _SEPARATORS = ("|", ";")
 # These stand in names of single classes too.
 _WEAK_SEPARATORS = (",", "/", "+", "&")
 _SHOWN = 5
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|[+-]?\.[0-9]+")
+_WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,56 @@ class LabelRules:
             raise ValueError("--label_separator is a character such as | or the word none; blanks separate nothing.")
 
 
+def label_column_names(dataset: Any) -> list[str]:
+    """Columns of a data set that hold a list of labels a row, which a table of text and numbers has no place for."""
+    return [name for name, feature in dataset.features.items() if _list_item(feature) is not None]
+
+
+def _list_item(feature: Any) -> Any:
+    """What a list column of labels is made of: a `MultiLabel`, or the feature of its items; None for another column."""
+    from datasets import ClassLabel, Value
+
+    from .target_features import MultiLabel
+
+    if isinstance(feature, MultiLabel):
+        return feature
+    item = feature[0] if isinstance(feature, list) and len(feature) == 1 else getattr(feature, "feature", None)
+    return item if isinstance(item, (ClassLabel, Value)) else None
+
+
+def listed_labels(dataset: Any, name: str, rows: list[int], where: Any, rules: LabelRules) -> tuple[list, Any]:
+    """
+    As `label_feature`, of a column with a list of labels a row: names, a `ClassLabel` each, or a `MultiLabel`. A row
+    without a list is unknown; one with an empty list has none of the labels.
+
+    Raises:
+        ValueError: numbers that no name belongs to, values that are no labels, or names in several spellings.
+    """
+    from datasets import ClassLabel
+
+    item = _list_item(dataset.features[name])
+    cells = dataset.select_columns([name]).with_format("arrow")[:][name].take(rows).to_pylist()
+    if hasattr(item, "names") and not isinstance(item, ClassLabel):
+        columns = {
+            label: [None if cell is None else cell[place] for cell in cells] for place, label in enumerate(item.names)
+        }
+        return label_feature(columns, rows, where, rules)
+    if isinstance(item, ClassLabel):
+        cells = [cell and [None if code is None or code < 0 else item.names[code] for code in cell] for cell in cells]
+    elif item.dtype not in ("string", "large_string"):
+        raise ValueError(
+            f"{where}: the label column {name!r} holds lists of {item.dtype}, and nothing says what each number is. "
+            "Make it a column for each label, or lists of names."
+        )
+    raw = [None if cell is None else _without_missing(name, cell, rules, warn=False) for cell in cells]
+    return _several_labels(name, [None if cell is None else [text for text in cell if text.strip()] for cell in raw],
+                           where, rules)  # fmt: skip
+
+
 def label_feature(columns: dict[str, list], rows: list[int], where: Any, rules: LabelRules) -> tuple[list, Any]:
     """
-    Values and feature of the column `labels`.
+    Values and feature of the column `labels`, whatever the cells come from: a table, a folder's class names, or a data
+    set's strings, numbers, booleans or `ClassLabel` (by name).
 
     Args:
         columns (`dict[str, list]`): Cells by column.
@@ -62,21 +111,23 @@ def label_feature(columns: dict[str, list], rows: list[int], where: Any, rules: 
     Raises:
         ValueError: cells that are no labels, or that need a decision.
     """
-    from ..data.target_features import MultiLabel
+    from .target_features import MultiLabel
 
-    raw = {name: _without_missing(name, cells, rules) for name, cells in columns.items()}
+    raw = {name: _without_float_suffix(_without_missing(name, cells, rules)) for name, cells in columns.items()}
     if len(raw) == 1:
         ((name, cells),) = raw.items()
         stripped = {cell.strip() for cell in cells if cell}
         if rules.separator not in (None, "none"):
-            return _joined_labels(name, cells, where, rules)
+            parts = [[part.strip() for part in cell.split(rules.separator) if part.strip()] for cell in cells]
+            return _several_labels(name, [part or None for part in parts], where, rules)
         if not {cell.lower() for cell in stripped} <= _NUMBERS.keys() and boolean_words(sorted(stripped)) is None:
+            _check_kinds(name, cells, rows, where)
             return _classes(name, cells, where, rules)
     numbers = [_numbers(name, cells, rows, where) for name, cells in raw.items()]
     return np.array(numbers, np.float32).T.tolist(), MultiLabel(names=list(raw))
 
 
-def _without_missing(name: str, cells: list, rules: LabelRules) -> list[str]:
+def _without_missing(name: str, cells: list, rules: LabelRules, warn: bool = True) -> list[str]:
     """Cells as text, "" where there is none; words that were taken for that are said with their counts."""
     texts, words = [], Counter()
     for cell in cells:
@@ -86,7 +137,7 @@ def _without_missing(name: str, cells: list, rules: LabelRules) -> list[str]:
                 words[cell.strip()] += 1
         else:
             texts.append(str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell))
-    if words:
+    if words and warn:
         counts = ", ".join(f"{word!r} {count}" for word, count in words.most_common())
         logger.warning(
             "Label column %r: %d cells hold a word for a missing value and count as unknown: %s. Where such a word is "
@@ -127,23 +178,64 @@ def _classes(name: str, cells: list[str], where: Any, rules: LabelRules) -> tupl
     return [names.index(chosen[cell]) if cell else -1 for cell in cells], ClassLabel(names=names)
 
 
-def _joined_labels(name: str, cells: list[str], where: Any, rules: LabelRules) -> tuple[list, Any]:
-    """A label for each of the names that cells hold, joined by the separator; an empty cell is unknown in all."""
-    from ..data.target_features import MultiLabel
+def _several_labels(name: str, parts: list[list[str] | None], where: Any, rules: LabelRules) -> tuple[list, Any]:
+    """A label for each of the names that rows hold; a row of None is unknown in all."""
+    from .target_features import MultiLabel
 
-    parts = [[part.strip() for part in cell.split(rules.separator) if part.strip()] for cell in cells]
-    _check_few(name, {part for row in parts for part in row}, len(cells), where)
-    chosen = _spellings(name, Counter(part for row in parts for part in row), where, rules)
+    counts = Counter(part for row in parts for part in row or ())
+    _check_few(name, {part.strip() for part in counts}, len(parts), where)
+    chosen = _spellings(name, counts, where, rules)
     names = sorted(set(chosen.values()))
     if not names:
-        return [[] for _ in cells], MultiLabel(names=[])
+        return [[] for _ in parts], MultiLabel(names=[])
     place = {label: column for column, label in enumerate(names)}
-    values = np.zeros((len(cells), len(names)), np.float32)
+    values = np.zeros((len(parts), len(names)), np.float32)
     for row, found in enumerate(parts):
-        values[row, [place[chosen[part]] for part in found]] = 1
-        if not found:
-            values[row] = np.nan
+        values[row] = np.nan if found is None else 0
+        values[row, [place[chosen[part]] for part in found or ()]] = 1
     return values.tolist(), MultiLabel(names=names)
+
+
+def _without_float_suffix(cells: list[str]) -> list[str]:
+    """Whole numbers that passed through a float column, as integers: 2.0 is 2, where no cell of the column is 2."""
+    texts = {cell.strip() for cell in cells if cell}
+    if texts and all(re.fullmatch(r"[+-]?[0-9]+\.0+", text) for text in texts):
+        return [cell.strip().partition(".")[0] for cell in cells]
+    return cells
+
+
+def _check_kinds(name: str, cells: list[str], rows: list[int], where: Any) -> None:
+    """Refuse numbers that name no class: decimals, negative ones, and 0 and 1 among words."""
+    texts = [cell.strip() for cell in cells]
+    known = {text for text in texts if text}
+    numbers = {text for text in known if _NUMBER.fullmatch(text)}
+
+    def at(wrong: set[str]) -> str:
+        place = next(place for place, text in enumerate(texts) if text in wrong)
+        count = sum(text in wrong for text in texts)
+        return (
+            f"{where}, data row {rows[place]} (0-based, header not counted): the label {name!r} is {texts[place]!r} "
+            f"({count} such rows)"
+        )
+
+    if decimals := {text for text in numbers if not _WHOLE.fullmatch(text)}:
+        raise ValueError(
+            f"{at(decimals)}, a number with decimals. Expected 1, 0, -1 (uncertain) or nothing, or names of classes. "
+            "Cut scores and probabilities at a threshold first."
+        )
+    first = min((float(text) for text in numbers if not text.startswith("-")), default=0)
+    if negative := {text for text in numbers if text.startswith("-") and float(text) < 0}:
+        raise ValueError(
+            f"{at(negative)}, beside numbers of classes from {first:g} on. Where it means that there is no value, "
+            f"say --missing_word={sorted(negative)[0]}; write a class by its name."
+        )
+    truths = {text for text in known if text.lower() in _NUMBERS}
+    words = {text for text in known - truths if not any(letter.isdigit() for letter in text)}
+    if truths and words and truths | words == known:
+        raise ValueError(
+            f"{at(words)}, in a column that also holds {', '.join(map(repr, sorted(truths)))}. Where the word means "
+            "that there is no value, name it with --missing_word; else write all classes as words."
+        )
 
 
 def _joined(distinct: set[str]) -> str | None:
@@ -198,4 +290,14 @@ def _check_few(name: str, names: set[str], rows: int, where: Any) -> None:
         )
 
 
-__all__ = ["SPELLINGS", "LabelRules", "label_feature"]
+def check_class_names(names: Sequence[str], where: Any) -> None:
+    """
+    Check names that a source declares, such as those of a public data set.
+
+    Raises:
+        ValueError: two are spellings of one.
+    """
+    _spellings("labels", Counter(names), where, LabelRules())
+
+
+__all__ = ["SPELLINGS", "LabelRules", "check_class_names", "label_column_names", "label_feature", "listed_labels"]

@@ -1,0 +1,70 @@
+"""The mask column of a table or data set as the column `mask`: files under a root, or masks in the data set itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .masks import RadiographMask, file_mask
+from .missing import is_missing
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def holds_masks(dataset: Dataset, name: str) -> bool:
+    """Whether a column of a data set holds pictures: `datasets.Image` or `RadiographMask`."""
+    from datasets import Image
+
+    return isinstance(dataset.features.get(name), (Image, RadiographMask))
+
+
+def with_stored_masks(pairs: Dataset, dataset: Dataset, name: str, rows: Sequence[int]) -> Dataset:
+    """Pairs with a column `mask` of the pictures in rows of a data set's column; None is an unknown mask."""
+    from datasets import Image
+
+    feature = dataset.features[name]
+    closed = Image(decode=False) if isinstance(feature, Image) else RadiographMask(decode=False)
+    stored = dataset.select_columns([name]).cast_column(name, closed).select(rows)[:][name]
+    open_values = [
+        value if value and (value.get("kind") or value.get("bytes") or value.get("path")) else None for value in stored
+    ]
+    encode = RadiographMask().encode_example
+    return pairs.add_column("mask", [value and encode(value) for value in open_values], feature=RadiographMask())
+
+
+def with_mask_files(
+    pairs: Dataset,
+    cells: Sequence[object],
+    root: Path,
+    *,
+    missing_words: Sequence[str] = (),
+    mask_values: str = "binary",
+    mask_size: str = "scaled",
+) -> Dataset:
+    """
+    Pairs with a column `mask` of files under a root; a cell without a path is an unknown mask.
+
+    Args:
+        missing_words: Beside `MISSING_WORDS`.
+        mask_values, mask_size: See `adaptor_hf.data.masks.file_mask`.
+
+    Raises:
+        ValueError: a path with "..".
+    """
+    images = pairs.select_columns(["image"]).with_format("arrow")[:]["image"].to_pylist()
+    values = []
+    for row, (cell, image) in enumerate(zip(cells, images, strict=True)):
+        path = "" if is_missing(cell, missing_words) else str(cell).strip()
+        if ".." in Path(path).parts:
+            raise ValueError(
+                f"Row {row} of those that were read (0-based): a mask path has '..'. Paths are relative to the image "
+                "root and stay under it."
+            )
+        files = [str((root / path).absolute())]
+        values.append(file_mask(files, image["path"], values=mask_values, size=mask_size) if path else None)
+    return pairs.add_column("mask", values, feature=RadiographMask())
+
+
+__all__ = ["holds_masks", "with_mask_files", "with_stored_masks"]
