@@ -54,6 +54,7 @@ _PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
 _PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
 _SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored"))
 _UNDEFINED = 0xFFFFFFFF
+_ITEM_HEAD = 8
 _SEQUENCE_ENDS = (b"\xfe\xff\xdd\xe0", b"\xff\xfe\xe0\xdd")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LOCALIZER = re.compile(r"\b(?:locali[sz]er|scout|topogram|surview)", re.IGNORECASE)
@@ -250,11 +251,12 @@ def _parse_bytes(data: bytes, whole: bool, short: bool, size: int, tags: list[in
         raise HeaderError("broken", f"{type(error).__name__} in or after {_element(last[0])}") from None
     if pixels is None:
         _check_end(data, whole, short, stream.tell(), last)
-    elif pixels.start + max(pixels.length, 1) > size:
+    elif pixels.start + (_ITEM_HEAD if pixels.length < 0 else pixels.length) > size:
         has = f"{_element(pixels.tag)} has {max(size - pixels.start, 0):,} bytes"
-        raise HeaderError("truncated", has + (f", expected {pixels.length:,}" if pixels.length >= 0 else ""))
+        expected = f"{_ITEM_HEAD} or more" if pixels.length < 0 else f"{pixels.length:,}"
+        raise HeaderError("truncated", f"{has}, expected {expected}")
     elif pixels.length < 0:
-        pixels = pixels._replace(offsets=_offsets(data[pixels.start : pixels.start + 8]))
+        pixels = pixels._replace(offsets=_offsets(data[pixels.start : pixels.start + _ITEM_HEAD]))
     return dataset, pixels
 
 
@@ -291,7 +293,9 @@ def _element(tag: int) -> str:
 
 def _offsets(item: bytes) -> int:
     """Entries of the basic offset table, of the head of its item: one a frame (PS3.5, A.4)."""
-    return int.from_bytes(item[4:8], "little") // 4 if item[:4] == b"\xfe\xff\x00\xe0" and len(item) == 8 else 0
+    return (
+        int.from_bytes(item[4:8], "little") // 4 if item[:4] == b"\xfe\xff\x00\xe0" and len(item) == _ITEM_HEAD else 0
+    )
 
 
 def _facts(dataset: Dataset, pixels: _Pixels | None, on: str) -> dict[str, Any]:
@@ -299,13 +303,16 @@ def _facts(dataset: Dataset, pixels: _Pixels | None, on: str) -> dict[str, Any]:
     numbers = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
     rows, columns, samples, allocated, stored, frames = (_number(dataset, name) for name in numbers)
     samples, frames = max(samples, 1), max(frames, 1)
-    syntax = _syntax(getattr(dataset, "file_meta", {}))
+    syntax = _meta(dataset, "TransferSyntaxUID")
     sop_class = _uid(_text(dataset, "SOPClassUID"))
     photometric = _code(dataset, "PhotometricInterpretation")
     if rows * columns > MAX_PIXELS:
         raise HeaderError("too_large", f"{columns:,} x {rows:,} pixels, expected {MAX_PIXELS:,} at most")
-    if pixels is None and (_is_image(sop_class) or (sop_class is None and rows and columns and photometric)):
-        raise HeaderError("no_pixels", "no (7FE0,0010) PixelData")
+    if pixels is None:
+        # A cut may come before the class; the file's meta header has it too.
+        named = sop_class or _uid(_meta(dataset, "MediaStorageSOPClassUID"))
+        if _is_image(named) or (named is None and rows and columns and photometric):
+            raise HeaderError("no_pixels", "no (7FE0,0010) PixelData")
     if pixels is not None:
         for keyword in ("Rows", "Columns", "BitsAllocated"):
             if _number(dataset, keyword) == 0:
@@ -357,7 +364,7 @@ def _frames(pixels: _Pixels, frames: int, one: int) -> int:
         raise HeaderError("truncated", f"{_element(pixels.tag)} has {pixels.length:,} bytes, expected {frames * one:,}")
     # An odd number of bytes is made even.
     whole, rest = divmod(pixels.length, one)
-    return whole if frames == 1 and rest <= 1 else frames
+    return whole if frames == 1 and rest <= 1 and pixels.length > one + 1 else frames
 
 
 def _lacks(dataset: Dataset, keyword: str) -> str:
@@ -418,8 +425,8 @@ def _number(dataset: Dataset, keyword: str) -> int:
     return int(text) if text and re.fullmatch(r"\d{1,9}", text) else 0
 
 
-def _syntax(meta: Any) -> str | None:
-    value = meta.get("TransferSyntaxUID")
+def _meta(dataset: Dataset, keyword: str) -> str | None:
+    value = getattr(dataset, "file_meta", {}).get(keyword)
     return None if value is None else str(value).strip(" \0")
 
 
