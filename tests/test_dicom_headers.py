@@ -211,6 +211,7 @@ def test_the_reasons_are_read_off_what_was_found():
         (an_object(PixelData=b""), "truncated", "(7FE0,0010) PixelData has 0 bytes, expected 8,192"),
         (an_object(Rows=None), "broken", "(0028,0010) Rows is missing, expected a number over 0"),
         (an_object(Columns=0), "broken", "(0028,0011) Columns is no number over 0, expected a number over 0"),
+        (an_object(BitsStored=None), "broken", "(0028,0101) BitsStored is missing, expected a number over 0"),
         (an_object(PixelData=None), "no_pixels", "no (7FE0,0010) PixelData"),
         (an_object(NumberOfFrames=2), "truncated", "(7FE0,0010) PixelData has 8,192 bytes, expected 16,384"),
         (an_object(Rows=60_000, Columns=60_000), "too_large", "60,000 x 60,000 pixels"),

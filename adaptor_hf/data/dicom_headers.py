@@ -50,7 +50,8 @@ _WANTED = (
     "SamplesPerPixel", "BitsAllocated", "BitsStored", "PhotometricInterpretation", "DirectoryRecordSequence",
 )  # fmt: skip
 _OVERLAYS = [group << 16 | 0x0010 for group in range(0x6000, 0x6020, 2)]
-_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+_INTEGERS = 0x7FE00010
+_PIXELS = frozenset((0x7FE00008, 0x7FE00009, _INTEGERS))
 _PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
 _SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored"))
 _UNDEFINED = 0xFFFFFFFF
@@ -314,7 +315,8 @@ def _facts(dataset: Dataset, pixels: _Pixels | None, on: str) -> dict[str, Any]:
         if _is_image(named) or (named is None and rows and columns and photometric):
             raise HeaderError("no_pixels", "no (7FE0,0010) PixelData")
     if pixels is not None:
-        for keyword in ("Rows", "Columns", "BitsAllocated"):
+        needed = ("Rows", "Columns", "BitsAllocated", *(("BitsStored",) if pixels.tag == _INTEGERS else ()))
+        for keyword in needed:
             if _number(dataset, keyword) == 0:
                 raise HeaderError("broken", _lacks(dataset, keyword))
         frames = _frames(pixels, frames, pixel_bytes(rows, columns, samples, 1, allocated, photometric))
