@@ -251,8 +251,9 @@ class TestFrames:
 
     def test_bytes_after_one_frame_are_no_frame(self):
         one = an_object()
-        for more in (2, 100, len(one.PixelData) - 2, len(one.PixelData) + 100):
-            assert facts_of(saved(an_object(PixelData=one.PixelData + bytes(more))))["frames"] == 1
+        size = len(one.PixelData)
+        for more, frames in ((2, 1), (100, 1), (size - 2, 1), (size, 2), (size + 100, 2), (2 * size, 3)):
+            assert facts_of(saved(an_object(PixelData=one.PixelData + bytes(more))))["frames"] == frames
 
     def test_an_odd_frame_is_made_even(self):
         odd = an_object(Rows=1, Columns=1, BitsAllocated=8, BitsStored=8, HighBit=7, PixelData=b"\1\0")

@@ -51,7 +51,8 @@ _WANTED = (
 )  # fmt: skip
 _OVERLAYS = [group << 16 | 0x0010 for group in range(0x6000, 0x6020, 2)]
 _INTEGERS = 0x7FE00010
-_PIXELS = frozenset((0x7FE00008, 0x7FE00009, _INTEGERS))
+_FLOATS = {0x7FE00008: 32, 0x7FE00009: 64}
+_PIXELS = frozenset((*_FLOATS, _INTEGERS))
 _PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
 _SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored"))
 _UNDEFINED = 0xFFFFFFFF
@@ -319,6 +320,7 @@ def _facts(dataset: Dataset, pixels: _Pixels | None, on: str) -> dict[str, Any]:
         for keyword in needed:
             if _number(dataset, keyword) == 0:
                 raise HeaderError("broken", _lacks(dataset, keyword))
+        allocated = _FLOATS.get(pixels.tag, allocated)
         frames = _frames(pixels, frames, pixel_bytes(rows, columns, samples, 1, allocated, photometric))
     age, bad_age = _age(dataset)
     there = set(dataset.keys())
@@ -364,9 +366,8 @@ def _frames(pixels: _Pixels, frames: int, one: int) -> int:
         return max(frames, pixels.offsets)
     if pixels.length < frames * one:
         raise HeaderError("truncated", f"{_element(pixels.tag)} has {pixels.length:,} bytes, expected {frames * one:,}")
-    # An odd number of bytes is made even.
-    whole, rest = divmod(pixels.length, one)
-    return whole if frames == 1 and rest <= 1 and pixels.length > one + 1 else frames
+    # An odd number of bytes is made even, which is no second frame of one byte.
+    return pixels.length // one if frames == 1 and pixels.length > one + 1 else frames
 
 
 def _lacks(dataset: Dataset, keyword: str) -> str:
