@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from measure import print_table, processor
+from measure import print_table
 
 PER_STUDY, PER_FOLDER = 2, 1000
 
@@ -97,8 +97,10 @@ def main() -> None:
             rows.append([name, workers, f"{done['wall']:.1f}", f"{done['cpu']:.1f}", speed, f"{done['peak']:.2f}",
                          done["rows"]])  # fmt: skip
     print(f"\n### {args.headers:,} headers\n")
+    from adaptor_hf.audit.run_record import processor_name
+
     busy = os.getloadavg()[0]
-    print(f"Machine: {processor()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
+    print(f"Machine: {processor_name()}, {os.cpu_count()} CPUs, load average {busy:.1f}, {platform.system()}.\n")
     print_table(["call", "workers", "wall s", "CPU s", "headers/s", "peak GiB", "rows"], rows)
 
 

@@ -179,6 +179,17 @@ def test_repeated_lines_of_version_1_are_counted(root):
     assert describe(load(root))["dropped"] == {"repeats an earlier row": 2}
 
 
+def test_an_image_under_two_patient_ids_is_one_image_of_one_patient(root):
+    lines = label_file(root).read_text().splitlines(keepends=True)
+    patient, file, word, *_ = lines[0].split()
+    with open(label_file(root), "a") as file_of_labels:
+        file_of_labels.write(f"other {file} {word} cohen\n")
+    found = load(root)
+    assert describe(found)["dropped"] == {"the image has these labels in an earlier row": 1}
+    rows = {row["image_id"]: row for part in found.values() for row in part}
+    assert (len(rows), rows[file]["patient_id"]) == (N, patient)
+
+
 def test_a_missing_test_file(root):
     label_file(root, "test").unlink()
     with pytest.raises(FileNotFoundError, match=r"No label file test_COVIDx9A\.txt"):

@@ -119,6 +119,23 @@ class TestRules:
         assert report["dropped"] == {"repeats an earlier row": 1, "labels of one image contradict each other": 2}
         assert report["rows"] == 39
 
+    def test_rows_that_agree_in_the_labels_are_no_contradiction(self, toy):
+        made = rows(40, patient_id=lambda number: f"p{number}")
+        # One image under three ids, of which the second has another image; one of two ids and two labels.
+        made += [made[0] | {"patient_id": "p1"}, made[0] | {"patient_id": "p40"}]
+        made += [made[2] | {"labels": 1 - made[2]["labels"], "patient_id": "p3"}]
+        parts = load(toy(made), max_fault_share=0.06)
+        report = describe(parts)
+        assert report["dropped"] == {
+            "labels of one image contradict each other": 2,
+            "the image has these labels in an earlier row": 2,
+        }
+        assert any(note.startswith("2 patient ids are another id of a patient") for note in report["notes"])
+        ids = {row["image_id"]: row["patient_id"] for part in parts.values() for row in part}
+        assert len(ids) == report["rows"] == 39
+        assert (ids["0000"], ids["0001"], ids["0003"]) == ("p0", "p0", "p3")
+        assert "0002" not in ids
+
     def test_rows_without_what_the_task_needs_are_left_out(self, toy):
         made = rows(10, text=lambda number: "A text." if number else None)
         parts = load(toy(made, tasks=("pretraining",)))

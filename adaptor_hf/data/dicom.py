@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from typing import BinaryIO
 
 import numpy as np
@@ -27,13 +28,26 @@ def looks_like_dicom(head: bytes) -> bool:
     """Whether a file's first bytes are those of a DICOM file, with or without the preamble."""
     if head[128:132] == b"DICM":
         return True
-    group, element = int.from_bytes(head[0:2], "little"), int.from_bytes(head[2:4], "little")
-    return len(head) >= 8 and element in _FIRST_ELEMENTS.get(group, ())
+    tags = [(int.from_bytes(head[0:2], order), int.from_bytes(head[2:4], order)) for order in ("little", "big")]
+    return len(head) >= 8 and any(element in _FIRST_ELEMENTS.get(group, ()) for group, element in tags)
 
 
 def is_deflated(head: bytes) -> bool:
-    """Whether a file's first bytes name the deflated transfer syntax: it can unpack to a thousand times its size."""
-    return b"1.2.840.10008.1.2.1.99" in head
+    """Whether a file is of the deflated transfer syntax, by its first bytes: it may unpack to a thousandfold size."""
+    if b"1.2.840.10008.1.2.1.99" not in head:
+        return False
+    from pydicom.filereader import read_dataset, read_preamble
+    from pydicom.uid import DeflatedExplicitVRLittleEndian
+
+    # Other elements may name it too, such as one that says what a server understands.
+    stream = BytesIO(head)
+    try:
+        with quiet_pydicom():
+            read_preamble(stream, force=True)
+            meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002)
+            return meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
+    except Exception:
+        return True
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import re
 from datetime import date
 from functools import cache
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .archives import parse_member, read_member
 from .demographics import age_years, sex_code
@@ -29,12 +29,13 @@ FAULTS = {
     "encrypted_member": "a zip member that needs a password",
     "packed_member": "a zip member that is packed in another way than stored or deflated",
     "broken_archive": "a zip that is cut short or damaged, or a damaged member",
-    "unread_archive": "an archive in an archive, or one whose name does not end in .zip",
+    "unread_archive": "an archive in an archive, one packed with gzip, or one whose name does not end in .zip",
     "not_dicom": "not a DICOM file",
     "deflated": "the deflated transfer syntax; convert it to an uncompressed one",
-    "large_header": "over 64 MiB before the pixels",
-    "broken": "a header that cannot be read",
+    "large_header": "over 64 MiB before the pixels, or without any",
+    "broken": "a header that cannot be read, or that does not say what the pixels are",
     "truncated": "the file ends before its header or its pixels do",
+    "no_pixels": "an image's header that no pixels follow: cut there, or written without them",
     "too_large": "more pixels than are decoded",
 }
 """What can be wrong with an object, by the name it is counted under."""
@@ -46,12 +47,17 @@ _WANTED = (
     *_IDS, "SOPClassUID", "Modality", "ImageType", "PresentationIntentType", "SeriesDescription", "ProtocolName",
     "ViewPosition", "ViewCodeSequence", "BodyPartExamined", "PatientSex", "PatientAge", "PatientBirthDate",
     "StudyDate", "BurnedInAnnotation", "EncryptedAttributesSequence", "NumberOfFrames", "Rows", "Columns",
-    "SamplesPerPixel", "BitsAllocated", "PhotometricInterpretation", "DirectoryRecordSequence",
+    "SamplesPerPixel", "BitsAllocated", "BitsStored", "PhotometricInterpretation", "DirectoryRecordSequence",
 )  # fmt: skip
 _OVERLAYS = [group << 16 | 0x0010 for group in range(0x6000, 0x6020, 2)]
-_PIXELS = frozenset((0x7FE00008, 0x7FE00009, 0x7FE00010))
+_INTEGERS = 0x7FE00010
+_FLOATS = {0x7FE00008: 32, 0x7FE00009: 64}
+_PIXELS = frozenset((*_FLOATS, _INTEGERS))
 _PLAIN = frozenset(("AS", "CS", "DA", "IS", "LO", "SH", "UI"))
-_SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated"))
+_SHORTS = frozenset(("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored"))
+_UNDEFINED = 0xFFFFFFFF
+_ITEM_HEAD = 8
+_SEQUENCE_ENDS = (b"\xfe\xff\xdd\xe0", b"\xff\xfe\xe0\xdd")
 _CODE = re.compile(r"[A-Z0-9_ ]{1,16}")
 _LOCALIZER = re.compile(r"\b(?:locali[sz]er|scout|topogram|surview)", re.IGNORECASE)
 # Of PS3.16, CID 4010 and 4014: what a view is called in ViewCodeSequence, and its code of SNOMED-RT.
@@ -62,12 +68,34 @@ _VIEWS = {
 }  # fmt: skip
 
 
+class Fault(NamedTuple):
+    """What is wrong with an object."""
+
+    kind: str
+    """One of `FAULTS`."""
+    found: str = ""
+    """Which element, what was found, what was expected; no value of the header, path or id."""
+
+
 class HeaderError(Exception):
-    """An object that cannot be used; `str()` of it is one of `FAULTS`."""
+    """An object that cannot be used; `str()` of it is one of `FAULTS`, `fault` has also what was found."""
+
+    def __init__(self, kind: str, found: str = ""):
+        super().__init__(kind)
+        self.fault = Fault(kind, found)
 
 
 class _CutShortError(Exception):
-    """The bytes that were read end before the header does."""
+    """The bytes that were read end before the header does; with what was found there."""
+
+
+class _Pixels(NamedTuple):
+    tag: int
+    start: int
+    length: int
+    """Bytes; -1 where it is not given."""
+    offsets: int
+    """Entries of the table of frames that compressed pixels start with."""
 
 
 def header_facts(source: str | bytes, size: int, on: str) -> dict[str, Any]:
@@ -83,7 +111,7 @@ def header_facts(source: str | bytes, size: int, on: str) -> dict[str, Any]:
         `uid`, `patient`, `study`, `key` (str or None: ids); `sop_class`, `syntax` (UIDs); `modality`, `view`, `sex`,
         `body_part`, `photometric`, `intent` (codes in capitals, or None); `image_type` (list of codes); `age` (years,
         float, or None), `bad_age` (bool); `frames`, `rows`, `columns`, `overlays` (int); `burned_in` ("YES", "NO" or
-        None); `localizer`, `encrypted`, `pixels` (bool).
+        None); `localizer`, `encrypted`, `pixels` (bool); `samples` (a pixel), `bits` (stored of each; int).
 
     Raises:
         HeaderError: It cannot be used; never anything else, whatever the file holds.
@@ -91,15 +119,25 @@ def header_facts(source: str | bytes, size: int, on: str) -> dict[str, Any]:
     try:
         with quiet_pydicom():
             dataset, pixels = _parse(source, size, on)
-            return _facts(dataset, pixels, size, on)
+            return _facts(dataset, pixels, on)
     except HeaderError:
         raise
-    except FileNotFoundError:
-        raise HeaderError("gone") from None
-    except OSError:
-        raise HeaderError("unreadable") from None
-    except Exception:
-        raise HeaderError("broken") from None
+    except Exception as error:
+        raise HeaderError("broken", f"{type(error).__name__} in its values") from None
+
+
+def pixel_bytes(rows: int, columns: int, samples: int, frames: int, bits: int, photometric: str | None) -> int:
+    """
+    Bytes of uncompressed pixels (PS3.5, 8.1.1; PS3.3, C.7.6.3.1.2), without the byte that makes them even.
+
+    Args:
+        bits: Allocated for each sample.
+        photometric: In "YBR_FULL_422" two pixels share their colour: 4 samples for both.
+    """
+    values = rows * columns * samples * frames
+    if photometric == "YBR_FULL_422" and samples == 3:
+        values = values // 3 * 2
+    return -(-values * bits // 8)
 
 
 @cache
@@ -142,21 +180,29 @@ def read_head(source: str | bytes, limit: int) -> bytes:
         raise HeaderError("broken_archive") from None
 
 
-def _parse(source: str | bytes, size: int, on: str) -> tuple[Dataset, tuple[int, int] | None]:
-    """The wanted elements, and offset and length of the pixels' element; the length is -1 where it is not given."""
+def _parse(source: str | bytes, size: int, on: str) -> tuple[Dataset, _Pixels | None]:
+    """The wanted elements, and where the pixels are."""
     if size == 0:
         raise HeaderError("empty")
     tags = _tags(on)
+    found = ""
     for limit in _READS:
-        data = read_head(source, limit)
+        try:
+            data = read_head(source, limit)
+        except FileNotFoundError:
+            raise HeaderError("gone") from None
+        except OSError:
+            raise HeaderError("unreadable") from None
         if limit == _READS[0]:
             _check_kind(data)
+        whole = len(data) < limit
         try:
-            return _parse_bytes(data, len(data) < limit, size, tags)
-        except _CutShortError:
-            if len(data) < limit:
-                raise HeaderError("truncated") from None
-    raise HeaderError("large_header")
+            return _parse_bytes(data, whole, limit == _READS[0], size, tags)
+        except _CutShortError as cut:
+            found = str(cut)
+            if whole:
+                raise HeaderError("truncated", found) from None
+    raise HeaderError("large_header", found)
 
 
 @cache
@@ -166,53 +212,121 @@ def _tags(on: str) -> list[int]:
 
 def _check_kind(data: bytes) -> None:
     if not looks_like_dicom(data):
-        raise HeaderError("unread_archive" if data[:4] == b"PK\x03\x04" else "not_dicom")
+        raise HeaderError("unread_archive" if data.startswith((b"PK\x03\x04", b"\x1f\x8b")) else "not_dicom")
+    if is_deflated(data):
+        raise HeaderError("deflated")
 
 
-def _parse_bytes(data: bytes, whole: bool, size: int, tags: list[int]) -> tuple[Dataset, tuple[int, int] | None]:
+def _parse_bytes(data: bytes, whole: bool, short: bool, size: int, tags: list[int]) -> tuple[Dataset, _Pixels | None]:
+    """
+    Args:
+        whole: The data is all of the file.
+        short: The data is a small part: what looks like damage may be where it was cut.
+    """
     from pydicom.filereader import read_partial
 
     # In memory a length that is blown up reads no further than the data; of a file it would be allocated first.
     stream = BytesIO(data)
-    if is_deflated(data):
-        raise HeaderError("deflated")
+    last = (0, 0, -1)
     pixels = None
 
-    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        nonlocal pixels
+    def at_element(tag: int, vr: str | None, length: int) -> bool:
+        nonlocal pixels, last
+        start = stream.tell()
+        last = (tag, start, length)
         if tag in _PIXELS:
-            pixels = (stream.tell(), -1 if length == 0xFFFFFFFF else length)
+            pixels = _Pixels(tag, start, -1 if length == _UNDEFINED else length, 0)
             return True
-        if length != 0xFFFFFFFF and stream.tell() + length > len(data):
-            raise _CutShortError
+        if length != _UNDEFINED and start + length > len(data):
+            raise _CutShortError(f"{_element(tag)} has {size - start:,} bytes, expected {length:,}")
         return False
 
     try:
-        dataset = read_partial(stream, at_pixels, force=True, specific_tags=tags)
-    except EOFError:
-        raise _CutShortError from None
-    if pixels is None and not whole:
-        raise _CutShortError
-    if pixels is not None and pixels[0] + max(pixels[1], 1) > size:
-        raise HeaderError("truncated")
+        dataset = read_partial(stream, at_element, force=True, specific_tags=tags)
+    except _CutShortError:
+        raise
+    except Exception as error:
+        if stream.tell() >= len(data) or isinstance(error, EOFError):
+            raise _CutShortError(_ends_in(last)) from None
+        if short and not whole:
+            raise _CutShortError from None
+        raise HeaderError("broken", f"{type(error).__name__} in or after {_element(last[0])}") from None
+    if pixels is None:
+        _check_end(data, whole, short, stream.tell(), last)
+    elif pixels.start + (_ITEM_HEAD if pixels.length < 0 else pixels.length) > size:
+        has = f"{_element(pixels.tag)} has {max(size - pixels.start, 0):,} bytes"
+        expected = f"{_ITEM_HEAD} or more" if pixels.length < 0 else f"{pixels.length:,}"
+        raise HeaderError("truncated", f"{has}, expected {expected}")
+    elif pixels.length < 0:
+        pixels = pixels._replace(offsets=_offsets(data[pixels.start : pixels.start + _ITEM_HEAD]))
     return dataset, pixels
 
 
-def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str) -> dict[str, Any]:
+def _check_end(data: bytes, whole: bool, short: bool, stopped: int, last: tuple[int, int, int]) -> None:
+    """What was read without meeting pixels: it may go on, or end amid an element, which pydicom passes over."""
+    tag, start, length = last
+    if stopped < len(data) and not (length == _UNDEFINED and stopped <= start):
+        # An item's end stands where none is open.
+        if whole or not short:
+            raise HeaderError("broken", f"the elements end after {_element(tag)}, {len(data) - stopped:,} bytes early")
+        raise _CutShortError
+    if not whole or length < 0:
+        raise _CutShortError(_ends_in(last))
+    if length == _UNDEFINED:
+        if not data.rstrip(b"\0").endswith(_SEQUENCE_ENDS):
+            raise _CutShortError(_ends_in(last))
+    elif rest := data[start + length :].strip(b"\0 "):
+        raise _CutShortError(f"{len(rest)} bytes of an element after {_element(tag)}, expected 8 or more")
+
+
+def _ends_in(last: tuple[int, int, int]) -> str:
+    tag, _, length = last
+    return f"the file ends in or after {_element(tag)}" if length >= 0 else "no element after the file's meta header"
+
+
+def _element(tag: int) -> str:
+    from pydicom.datadict import keyword_for_tag
+
+    # The number of a tag that does not exist is text that was taken for one.
+    if keyword := keyword_for_tag(tag):
+        return f"({tag >> 16:04X},{tag & 0xFFFF:04X}) {keyword}"
+    return f"a private element of group {tag >> 16:04X}" if tag >> 16 & 1 else "an element that is not in the standard"
+
+
+def _offsets(item: bytes) -> int:
+    """Entries of the basic offset table, of the head of its item: one a frame (PS3.5, A.4)."""
+    return (
+        int.from_bytes(item[4:8], "little") // 4 if item[:4] == b"\xfe\xff\x00\xe0" and len(item) == _ITEM_HEAD else 0
+    )
+
+
+def _facts(dataset: Dataset, pixels: _Pixels | None, on: str) -> dict[str, Any]:
     ids = [None if is_missing(text := _text(dataset, name)) else text for name in (*_IDS, on)]
-    sizes = [_number(dataset, name) for name in ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated")]
-    rows, columns, samples, bits = sizes
-    frames = _number(dataset, "NumberOfFrames") or 1
-    syntax = _syntax(getattr(dataset, "file_meta", {}))
+    numbers = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "NumberOfFrames")
+    rows, columns, samples, allocated, stored, frames = (_number(dataset, name) for name in numbers)
+    samples, frames = max(samples, 1), max(frames, 1)
+    syntax = _meta(dataset, "TransferSyntaxUID")
+    sop_class = _uid(_text(dataset, "SOPClassUID"))
+    photometric = _code(dataset, "PhotometricInterpretation")
     if rows * columns > MAX_PIXELS:
-        raise HeaderError("too_large")
-    if pixels is not None and pixels[1] >= 0 and pixels[1] < rows * columns * max(samples, 1) * frames * bits // 8:
-        raise HeaderError("truncated")
+        raise HeaderError("too_large", f"{columns:,} x {rows:,} pixels, expected {MAX_PIXELS:,} at most")
+    if pixels is None:
+        # A cut may come before the class; the file's meta header has it too.
+        named = sop_class or _uid(_meta(dataset, "MediaStorageSOPClassUID"))
+        if _is_image(named) or (named is None and rows and columns and photometric):
+            raise HeaderError("no_pixels", "no (7FE0,0010) PixelData")
+    if pixels is not None:
+        needed = ("Rows", "Columns", "BitsAllocated", *(("BitsStored",) if pixels.tag == _INTEGERS else ()))
+        for keyword in needed:
+            if _number(dataset, keyword) == 0:
+                raise HeaderError("broken", _lacks(dataset, keyword))
+        allocated = _FLOATS.get(pixels.tag, allocated)
+        frames = _frames(pixels, frames, pixel_bytes(rows, columns, samples, 1, allocated, photometric))
     age, bad_age = _age(dataset)
     there = set(dataset.keys())
     return {
         **dict(zip(("uid", "patient", "study", "key"), ids, strict=True)),
-        "sop_class": _uid(_text(dataset, "SOPClassUID")),
+        "sop_class": sop_class,
         "syntax": _uid(syntax),
         "modality": _code(dataset, "Modality"),
         "image_type": [value.strip().upper() for value in _values(dataset, "ImageType")][:8],
@@ -226,13 +340,48 @@ def _facts(dataset: Dataset, pixels: tuple[int, int] | None, size: int, on: str)
         "frames": frames,
         "rows": rows,
         "columns": columns,
-        "photometric": _code(dataset, "PhotometricInterpretation"),
+        "photometric": photometric,
+        "samples": samples,
+        "bits": stored or allocated,
         "burned_in": burned if (burned := _code(dataset, "BurnedInAnnotation")) in ("YES", "NO") else None,
         "overlays": sum(tag in there for tag in _OVERLAYS),
         "encrypted": "EncryptedAttributesSequence" in dataset,
-        "pixels": pixels is not None and bool(rows and columns),
+        "pixels": pixels is not None,
         "directory": "DirectoryRecordSequence" in dataset,
     }
+
+
+def _frames(pixels: _Pixels, frames: int, one: int) -> int:
+    """
+    Number of frames, which not all writers give.
+
+    Args:
+        frames: That the header gives, or 1.
+        one: Bytes of an uncompressed frame.
+
+    Raises:
+        HeaderError: There are fewer bytes than these frames need.
+    """
+    if pixels.length < 0:
+        return max(frames, pixels.offsets)
+    if pixels.length < frames * one:
+        raise HeaderError("truncated", f"{_element(pixels.tag)} has {pixels.length:,} bytes, expected {frames * one:,}")
+    # An odd number of bytes is made even, which is no second frame of one byte.
+    return pixels.length // one if frames == 1 and pixels.length > one + 1 else frames
+
+
+def _lacks(dataset: Dataset, keyword: str) -> str:
+    there = _text(dataset, keyword)
+    state = "is missing" if tag_of(keyword) not in dataset else "is empty" if there is None else "is no number over 0"
+    return f"{_element(tag_of(keyword))} {state}, expected a number over 0"
+
+
+@cache
+def _is_image(sop_class: str | None) -> bool:
+    """Whether objects of this class have pixels, by its name in the standard."""
+    from pydicom.uid import UID
+
+    return sop_class not in (None, "private") and "Image Storage" in UID(sop_class).name
 
 
 def _values(dataset: Dataset, keyword: str) -> list[str]:
@@ -279,8 +428,8 @@ def _number(dataset: Dataset, keyword: str) -> int:
     return int(text) if text and re.fullmatch(r"\d{1,9}", text) else 0
 
 
-def _syntax(meta: Any) -> str | None:
-    value = meta.get("TransferSyntaxUID")
+def _meta(dataset: Dataset, keyword: str) -> str | None:
+    value = getattr(dataset, "file_meta", {}).get(keyword)
     return None if value is None else str(value).strip(" \0")
 
 
@@ -328,4 +477,4 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
         return None
 
 
-__all__ = ["FAULTS", "HeaderError", "header_facts", "read_head", "tag_of"]
+__all__ = ["FAULTS", "Fault", "HeaderError", "header_facts", "pixel_bytes", "read_head", "tag_of"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,7 +100,12 @@ def check_faults(report: LoadReport, rows: int, max_fault_share: float) -> None:
 
 
 def drop_repeats(loaded: LoadedRows, report: LoadReport) -> None:
-    """Drop rows that repeat an earlier one, and all rows of an image whose class labels contradict each other."""
+    """
+    Drop rows that repeat an earlier one, and all rows of an image whose class labels contradict each other.
+
+    For classification an image counts once: of rows that agree in the labels the first stays, whatever else they say.
+    If that is the patient's id, the ids of an image are those of one patient, and become the first of them.
+    """
     rows = loaded.rows
     if len(rows) == 0:
         return
@@ -114,18 +120,44 @@ def drop_repeats(loaded: LoadedRows, report: LoadReport) -> None:
     dropped = exact.index[exact]
     report.drop("repeats an earlier row", len(dropped))
     if report.task == "classification":
-        left = repeated.copy()
-        left[dropped] = False
-        same = simple[left]
-        clashing = same.index[same.duplicated(keep=False)]
+        left = cells[~exact].assign(**simple[repeated])
+        left = left[left.duplicated(keys, keep=False)]
+        labels = [name for name in (loaded.label_names or ["labels"]) if name in left]
+        clash = (left.groupby(keys, dropna=False)[labels].transform("nunique") > 1).any(axis=1)
+        clashing, agreeing = left.index[clash], left[~clash]
         report.drop("labels of one image contradict each other", len(clashing))
         if len(clashing):
             report.fault(
                 len(clashing),
                 [f"{_source(rows, label)}: the image has other labels elsewhere" for label in clashing],
             )
-        dropped = dropped.append(clashing)
+        again = agreeing.index[agreeing.duplicated(keys)]
+        report.drop("the image has these labels in an earlier row", len(again))
+        if "patient_id" in agreeing:
+            rows = _one_patient_an_image(rows, agreeing.groupby(keys, dropna=False).groups.values(), report)
+        dropped = dropped.append([clashing, again])
     loaded.rows = rows.drop(dropped)
+
+
+def _one_patient_an_image(rows: pd.DataFrame, images: Iterable[pd.Index], report: LoadReport) -> pd.DataFrame:
+    """Give the ids that one image is listed under, row labels an image, the name of the first of them everywhere."""
+    first: dict = {}
+
+    def name_of(patient):
+        while patient in first:
+            patient = first[patient]
+        return patient
+
+    for labels in images:
+        names = list(dict.fromkeys(name_of(patient) for patient in rows.loc[labels, "patient_id"].dropna()))
+        first |= dict.fromkeys(names[1:], names[0] if names else None)
+    if not first:
+        return rows
+    report.notes.append(
+        f"{len(first)} patient ids are another id of a patient: one image is listed under both. Each patient has one "
+        "id here, so that a split keeps the images of a patient together."
+    )
+    return rows.assign(patient_id=rows["patient_id"].map(name_of))
 
 
 def check_task(loaded: LoadedRows, report: LoadReport, policy: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...privacy.mode import check_private_mode
-from ..dicom_headers import HeaderError, header_facts, tag_of
+from ..dicom_headers import Fault, HeaderError, header_facts, tag_of
 from ..splits import DEFAULT_SEED
 from .outputs import write_outputs
 from .pair_table import build_pairs
@@ -44,6 +44,8 @@ class DicomIndex:
     """Counts; without path, id or text."""
     excluded: list[tuple[str, str]] = field(default_factory=list)
     """Name (relative to the root; in private mode its keyed hash) and rule or fault of each object left out."""
+    found: list[str] = field(default_factory=list)
+    """Of each of `excluded` what was found: of a fault which element, what it has and what was expected, if known."""
 
 
 def index_dicom(
@@ -124,9 +126,9 @@ def index_dicom(
     listed = _compare_dicomdirs(root, found, results, directory)
     shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
     settings = {"on": on, "modalities": list(modalities), "keep": list(keep), "repeated": repeated, **shares}
-    pairs, report, excluded = build_pairs(found, results, table, modalities, keep, shares)
+    pairs, report, excluded, details = build_pairs(found, results, table, modalities, keep, shares)
     report = {"settings": settings, "headers_from_an_earlier_call": known, **report, "dicomdir": listed}
-    index = DicomIndex(pairs, report, excluded)
+    index = DicomIndex(pairs, report, excluded, details)
     if folder is not None:
         write_outputs(index, folder, format)
     return index
@@ -134,7 +136,7 @@ def index_dicom(
 
 def read_headers(
     found: Sequence[WalkedFile], on: str, state: HeaderState, num_proc: int
-) -> tuple[list[dict[str, Any] | str], int]:
+) -> tuple[list[dict[str, Any] | Fault], int]:
     """
     Facts or fault of each object, in order, and how many of them were known from an earlier call.
 
@@ -142,7 +144,7 @@ def read_headers(
     """
     from tqdm.auto import tqdm
 
-    results: list = [item.fault or state.get(item.name, item.state) for item in found]
+    results: list = [Fault(item.fault) if item.fault else state.get(item.name, item.state) for item in found]
     todo = [place for place, result in enumerate(results) if result is None]
     known = sum(item.fault is None for item in found) - len(todo)
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
@@ -173,13 +175,13 @@ def _mapped(function, work: list, workers: int) -> Iterator[list]:
         executor.shutdown(cancel_futures=True)
 
 
-def _read_chunk(chunk: list[tuple[str, int]], on: str) -> list[dict[str, Any] | str]:
-    results: list[dict[str, Any] | str] = []
+def _read_chunk(chunk: list[tuple[str, int]], on: str) -> list[dict[str, Any] | Fault]:
+    results: list[dict[str, Any] | Fault] = []
     for path, size in chunk:
         try:
             results.append(header_facts(path, size, on))
-        except HeaderError as fault:
-            results.append(str(fault))
+        except HeaderError as error:
+            results.append(error.fault)
     return results
 
 
@@ -202,7 +204,7 @@ def _compare_dicomdirs(
     counts = Counter(files=0, references=0, missing=0, unreadable=0)
     there = None
     for item, result in zip(found, results, strict=True):
-        if isinstance(result, str) or not result["directory"] or "::" in item.name:
+        if isinstance(result, Fault) or not result["directory"] or "::" in item.name:
             continue
         there = there or {other.name.casefold() for other in found}
         counts["files"] += 1

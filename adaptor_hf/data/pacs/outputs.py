@@ -28,7 +28,8 @@ def write_outputs(index: DicomIndex, folder: Path, format: str) -> None:
         else:
             write_csv(path, index.table.column_names, (map(_cell, row.values()) for row in index.table.to_pylist()))
     with written_aside(folder / EXCLUDED, mode=mode) as path:
-        write_csv(path, ["file", "reason"], index.excluded)
+        rows = ((*row, found) for row, found in zip(index.excluded, index.found, strict=True))
+        write_csv(path, ["file", "reason", "found"], rows)
     with written_aside(folder / REPORT, mode=mode) as path:
         path.write_text(json.dumps(index.report, indent=1) + "\n", encoding="utf-8")
 
@@ -54,6 +55,8 @@ def format_index(report: dict[str, Any]) -> str:
         lines.append(f"DICOMDIR: {_words(report['dicomdir'])}")
     if report["without_decoder"]:
         lines.append(f"no decoder is installed for: {_words(report['without_decoder'])} (docs/data.md)")
+    if report["faults"]:
+        lines.append(f"{EXCLUDED} says of each fault what was found where")
     if reports := report["reports"]:
         lines.append("reports: " + _words({name.replace("_", " "): value for name, value in reports.items()}))
     return "\n".join(lines)

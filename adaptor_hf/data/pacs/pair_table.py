@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from ...privacy.mode import private_name
 from ..archives import parse_member
+from ..dicom_headers import Fault
 from .reports_table import ReportTable
-from .rules import left_out_by
+from .rules import has_decoder, left_out_by
 from .walk import WalkedFile
 
 if TYPE_CHECKING:
@@ -23,14 +24,14 @@ COLUMNS = (
 
 def build_pairs(
     found: Sequence[WalkedFile],
-    results: Sequence[dict[str, Any] | str],
+    results: Sequence[dict[str, Any] | Fault],
     reports: ReportTable | None,
     modalities: Collection[str],
     keep: Collection[str],
     shares: dict[str, Any],
-) -> tuple[pa.Table, dict[str, Any], list[tuple[str, str]]]:
+) -> tuple[pa.Table, dict[str, Any], list[tuple[str, str]], list[str]]:
     """
-    Rows of the wanted images, counts, and name and reason of what was left out.
+    Rows of the wanted images, counts, name and reason of what was left out, and of each of those what was found.
 
     Args:
         found, results: Objects, and facts or fault of each.
@@ -40,7 +41,7 @@ def build_pairs(
     Raises:
         ValueError: No image is left.
     """
-    reasons = [r if isinstance(r, str) else left_out_by(r, modalities, keep) for r in results]
+    reasons = [r.kind if isinstance(r, Fault) else left_out_by(r, modalities, keep) for r in results]
     _mark_duplicates(results, reasons)
     if reports is not None and "key_of_several_patients" not in keep:
         _mark_shared_keys(results, reasons)
@@ -50,14 +51,30 @@ def build_pairs(
         raise ValueError(
             f"None of the {len(found)} objects is a radiograph of {', '.join(modalities)}. Left out: "
             f"{_counts_in_words(report['left_out'] | report['faults'])}. Found, by modality: "
-            f"{_counts_in_words(report['objects_by_modality'])}."
+            f"{_counts_in_words(report['objects_by_modality'])}. No decoder is installed for: "
+            f"{_counts_in_words(report['without_decoder'])}."
         )
     facts = [results[place] for place in rows]
     texts, report["reports"] = _join(facts, reports)
     table = _table([found[place].path for place in rows], facts, texts, shares)
     report |= _row_counts(table, facts)
-    excluded = [(private_name(i.name), reason) for i, reason in zip(found, reasons, strict=True) if reason is not None]
-    return table, report, excluded
+    out = [place for place, reason in enumerate(reasons) if reason is not None]
+    excluded = [(private_name(found[place].name), reasons[place]) for place in out]
+    details = [_found(results[place], reasons[place]) for place in out]
+    return table, report, excluded, details
+
+
+def _found(result: dict[str, Any] | Fault, reason: str) -> str:
+    """What a fault or a rule has met, where that says more than its name."""
+    if isinstance(result, Fault):
+        return result.found
+    if reason == "no_decoder":
+        return f"{_syntax_name(result)}, {result['bits']} bits"
+    if reason == "multi_frame":
+        return f"{result['frames']} frames"
+    if reason == "photometric":
+        return f"{result['photometric'] or 'none'}, {result['samples']} samples a pixel"
+    return (result["modality"] or "not given") if reason == "modality" else ""
 
 
 def _mark_duplicates(results: Sequence, reasons: list[str | None]) -> None:
@@ -128,21 +145,22 @@ def _splits(columns: dict[str, pa.Array], shares: dict[str, Any]) -> pa.Array:
 
 
 def _object_counts(found: Sequence[WalkedFile], results: Sequence, reasons: list[str | None]) -> dict[str, Any]:
-    headers = [facts for facts in results if not isinstance(facts, str)]
-    rules = Counter(r for r, facts in zip(reasons, results, strict=True) if r and not isinstance(facts, str))
+    headers = [facts for facts in results if not isinstance(facts, Fault)]
+    rules = Counter(r for r, facts in zip(reasons, results, strict=True) if r and not isinstance(facts, Fault))
+    wanted = [facts for facts, reason in zip(results, reasons, strict=True) if reason in (None, "no_decoder")]
     return {
         "objects": len(found),
         "in_zips": sum(parse_member(item.path) is not None for item in found),
         "headers_read": len(headers),
-        "faults": dict(Counter(facts for facts in results if isinstance(facts, str)).most_common()),
+        "faults": dict(Counter(facts.kind for facts in results if isinstance(facts, Fault)).most_common()),
         "left_out": dict(rules.most_common()),
         "objects_by_modality": _counted(headers, "modality"),
+        "without_decoder": _without_decoder(wanted),
     }
 
 
 def _row_counts(table: pa.Table, facts: list[dict]) -> dict[str, Any]:
     splits = Counter(table["split"].to_pylist())
-    compressed, missing = _transfer_syntaxes(facts)
     return {
         "rows": len(table),
         "rows_by_split": {name: splits[name] for name in ("train", "validation", "test")},
@@ -158,8 +176,7 @@ def _row_counts(table: pa.Table, facts: list[dict]) -> dict[str, Any]:
         "inverted": sum(row["photometric"] == "MONOCHROME1" for row in facts),
         "burned_in": _counted(facts, "burned_in"),
         "with_overlays": sum(row["overlays"] > 0 for row in facts),
-        "by_transfer_syntax": compressed,
-        "without_decoder": missing,
+        "by_transfer_syntax": dict(Counter(_syntax_name(row) for row in facts).most_common()),
     }
 
 
@@ -167,16 +184,15 @@ def _counted(facts: list[dict], name: str) -> dict[str, int]:
     return dict(Counter(row[name] or "not given" for row in facts).most_common())
 
 
-def _transfer_syntaxes(facts: list[dict]) -> tuple[dict[str, int], dict[str, int]]:
-    """Images by the name of their transfer syntax, and of those the ones that no installed decoder reads."""
+def _without_decoder(facts: list[dict]) -> dict[str, int]:
+    """Wanted images that no installed decoder reads, kept or not, by the name of their transfer syntax."""
+    return dict(Counter(_syntax_name(r) for r in facts if not has_decoder(r["syntax"], r["bits"])).most_common())
+
+
+def _syntax_name(row: dict) -> str:
     from pydicom.uid import UID
 
-    from ..dicom import has_decoder
-
-    counts = Counter(UID(row["syntax"]).name if row["syntax"] else "not given" for row in facts)
-    syntaxes = {row["syntax"] for row in facts} - {None, "private"}
-    unread = {UID(syntax).name for syntax in syntaxes if not has_decoder(UID(syntax))}
-    return dict(counts.most_common()), {name: counts[name] for name in sorted(unread)}
+    return UID(row["syntax"]).name if row["syntax"] else "not given"
 
 
 def _counts_in_words(counts: dict[str, int]) -> str:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import cache
 from typing import Any
+
+from .. import dicom
 
 MODALITIES = ("CR", "DX")
 
 _FOR_PROCESSING = ("1.2.840.10008.5.1.4.1.1.1.1.1", "1.2.840.10008.5.1.4.1.1.1.2.1", "1.2.840.10008.5.1.4.1.1.1.3.1")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_GREY_OR_COLOUR = ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_ONE_SAMPLE = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
+_THREE_SAMPLES = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
 
 def _image_type(facts: dict[str, Any], place: int) -> str:
@@ -23,7 +27,10 @@ RULES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
         "ids are in EncryptedAttributesSequence, so it cannot be told whose it is",
         lambda facts: facts["encrypted"],
     ),
-    "multi_frame": ("more than one frame", lambda facts: facts["frames"] > 1),
+    "multi_frame": (
+        "more than one frame, by NumberOfFrames or by the bytes of its pixels",
+        lambda facts: facts["frames"] > 1,
+    ),
     "localizer": (
         "ImageType, series or protocol says localizer, scout or topogram",
         lambda facts: facts["localizer"] or "LOCALIZER" in facts["image_type"],
@@ -37,8 +44,8 @@ RULES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
         lambda facts: facts["intent"] == "FOR PROCESSING" or facts["sop_class"] in _FOR_PROCESSING,
     ),
     "photometric": (
-        "PhotometricInterpretation is neither grey nor RGB or YBR",
-        lambda facts: facts["photometric"] not in _GREY_OR_COLOUR,
+        "PhotometricInterpretation is not grey, a palette, RGB or YBR, or not of its number of samples a pixel",
+        lambda facts: facts["photometric"] not in (_ONE_SAMPLE if facts["samples"] == 1 else _THREE_SAMPLES),
     ),
 }
 """What a rule leaves out, in words and as a test of the facts of `header_facts`; the first that holds is counted."""
@@ -46,12 +53,13 @@ RULES: dict[str, tuple[str, Callable[[dict[str, Any]], bool]]] = {
 TABLE_RULES = {
     "modality": "another modality than those asked for",
     "no_uid": "no SOPInstanceUID",
+    "no_decoder": "compressed in a way that no installed decoder reads; the index is the same once one is installed",
     "duplicate": "a SOPInstanceUID that an object before it has",
     "key_of_several_patients": "its key (accession number) stands for several patients here: whose report is it?",
 }
 """Rules that depend on the options or on the other objects; they are counted after those of `RULES`."""
 
-KEEPABLE = ("encrypted", "localizer", "secondary_capture", "for_processing", "key_of_several_patients")
+KEEPABLE = ("encrypted", "localizer", "secondary_capture", "for_processing", "no_decoder", "key_of_several_patients")
 """Rules that can be switched off; what the others leave out cannot be read or told apart."""
 
 
@@ -71,7 +79,20 @@ def left_out_by(facts: dict[str, Any], modalities: Collection[str], keep: Collec
             return name
     if facts["modality"] not in modalities:
         return "modality"
-    return None if facts["uid"] else "no_uid"
+    if not facts["uid"]:
+        return "no_uid"
+    return None if "no_decoder" in keep or has_decoder(facts["syntax"], facts["bits"]) else "no_decoder"
 
 
-__all__ = ["KEEPABLE", "MODALITIES", "RULES", "TABLE_RULES", "check_keep", "left_out_by"]
+@cache
+def has_decoder(syntax: str | None, bits: int) -> bool:
+    """Whether `read_image` can decode pixels of this transfer syntax (`syntax` of `header_facts`) on this machine."""
+    from pydicom.uid import UID, AllTransferSyntaxes
+
+    # Without one pydicom finds out how the header is written, which no compressed file leaves open.
+    if syntax is None:
+        return True
+    return syntax in AllTransferSyntaxes and dicom.has_decoder(UID(syntax), bits)
+
+
+__all__ = ["KEEPABLE", "MODALITIES", "RULES", "TABLE_RULES", "check_keep", "has_decoder", "left_out_by"]

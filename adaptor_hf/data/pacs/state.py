@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ...privacy.mode import is_private, key_name, private_name
+from ..dicom_headers import Fault
 
-VERSION = 1
+VERSION = 2
 _IDS = ("uid", "patient", "study", "key")
 
 
@@ -42,12 +43,12 @@ class HeaderState:
         if length == 0:
             self._file.write(first + "\n")
 
-    def get(self, name: str, state: str) -> dict[str, Any] | str | None:
+    def get(self, name: str, state: str) -> dict[str, Any] | Fault | None:
         """Facts or fault of an object that is as it was, else None."""
         before, result = self.known.get(private_name(name), ("", None))
         return result if before == state else None
 
-    def add(self, rows: list[tuple[str, str, dict[str, Any] | str]]) -> list[dict[str, Any] | str]:
+    def add(self, rows: list[tuple[str, str, dict[str, Any] | Fault]]) -> list[dict[str, Any] | Fault]:
         """Keep name, state and result of some objects; returns the results with hashed ids, as `get` gives them."""
         rows = [(private_name(name), state, _hashed(result)) for name, state, result in rows]
         if self._file is not None:
@@ -72,18 +73,18 @@ class HeaderState:
                         break
                     else:
                         name, state, result = json.loads(line)
-                        self.known[name] = (state, result)
+                        self.known[name] = (state, Fault(*result) if isinstance(result, list) else result)
                     length += len(line)
         except FileNotFoundError:
             return 0
-        except ValueError:
+        except (ValueError, TypeError):
             # A line that is no JSON: what comes before it is good, and is kept.
             pass
         return length
 
 
-def _hashed(result: dict[str, Any] | str) -> dict[str, Any] | str:
-    if isinstance(result, str) or not is_private():
+def _hashed(result: dict[str, Any] | Fault) -> dict[str, Any] | Fault:
+    if isinstance(result, Fault) or not is_private():
         return result
     return result | {name: private_name(result[name]) for name in _IDS if result[name]}
 
