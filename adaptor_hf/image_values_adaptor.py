@@ -72,7 +72,8 @@ def warn_of_clipping(images) -> None:
     Pipelines of transformers open paths so before any of this code runs.
     """
     for image in images if isinstance(images, list | tuple) else [images]:
-        if isinstance(image, Image.Image) and image.mode == "RGB":
+        # Of a deep one that is not loaded yet `is_deep` knows it until it is.
+        if isinstance(image, Image.Image) and image.mode == "RGB" and not is_deep(image):
             sample = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST))
             if (sample == 255).all(axis=2).mean() > 0.5:
                 logger.warning_once(
