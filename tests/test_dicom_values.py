@@ -89,6 +89,26 @@ class TestPadding:
         before = pixels(plain)
         np.testing.assert_array_equal(pixels(with_vr(plain, "PixelPaddingValue", "SS", -32768)), before)
 
+    def test_smeared_padding_is_said(self, tmp_path, caplog, monkeypatch):
+        """12 bits that were compressed with loss and unpacked again: 0 became 0 to 300 along its edge."""
+        monkeypatch.setattr(dicom_values, "_counts", type(dicom_values._counts)())
+        array = RAMP // 4 + 2000
+        array[:, :4] = 0
+        smeared = array.copy()
+        smeared[:, 4] = 300
+        lossy = {"BitsStored": 12, "PixelPaddingValue": 0, "LossyImageCompression": "01"}
+        plain = {"BitsStored": 12, "PixelPaddingValue": 0}
+        for pixel, tags in ((array, lossy), (smeared, plain), (smeared, {"BitsStored": 12})):
+            read_image(write_dicom(tmp_path / "a.dcm", pixel, **tags))
+        assert not caplog.records
+        near = np.where(array == 0, np.arange(30) % 3 + 1, array).astype(np.uint16)  # no pixel is 0 any more
+        for pixel in (smeared, near):
+            monkeypatch.setattr(dicom_values, "_counts", type(dicom_values._counts)())
+            caplog.clear()
+            read_image(write_dicom(tmp_path / "a.dcm", pixel, **lossy))
+            assert "1 DICOM files so far have padding (PixelPaddingValue (0028,0120))" in caplog.text
+            assert "a.dcm" not in caplog.text
+
     def test_empty_is_none(self, write):
         np.testing.assert_array_equal(pixels(write(PixelPaddingValue=None, PixelPaddingRangeLimit=None)), FULL)
 

@@ -10,7 +10,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from .dicom_values import PIXELS, check_length, element, look_up, lut_item, modality, number, padding, say_count, whole
+from .dicom_values import (
+    PIXELS,
+    check_length,
+    element,
+    is_smeared,
+    look_up,
+    lut_item,
+    modality,
+    number,
+    padding,
+    say_count,
+    whole,
+)
 from .sixteen_bit import even_bits
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
@@ -172,6 +184,12 @@ def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, r
             picture = stored.astype(np.uint8)
         else:
             picture = _to_8_bit(values, low, high)
+            if is_smeared(dataset, stored, keyword, name):
+                say_count(
+                    f"{{}} DICOM files so far have padding ({element('PixelPaddingValue')}) that lossy compression has "
+                    "smeared: it sets their minimum or maximum, and they have less contrast than they should. Take "
+                    "files without loss where you can, or voi_lut=True where they have a window."
+                )
     if inverted:
         picture = 255 - picture
     if outside is not None:

@@ -15,6 +15,7 @@ PIXELS = {"PixelData": "", "FloatPixelData": "Float", "DoubleFloatPixelData": "D
 """Elements that hold pixels, and how the names of the elements on their padding start."""
 
 _FLOAT_BITS = {"FloatPixelData": 32, "DoubleFloatPixelData": 64}
+_SMEAR, _ALMOST = 0.2, 0.05
 _counts: Counter[str] = Counter()
 
 
@@ -123,6 +124,41 @@ def padding(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray 
     return mask if mask.any() else None
 
 
+def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
+    """
+    Whether lossy compression has spread padding over its neighbours, so that they set the minimum or the maximum: towards
+    the padding value over `_SMEAR` of the range of values is reached only by pixels beside padding, or almost of its value.
+    """
+    from scipy.ndimage import maximum_filter
+
+    start = number(dataset, f"{PIXELS[keyword]}PixelPaddingValue", name)
+    if start is None or not _is_lossy(dataset):
+        return False
+    mask = padding(dataset, stored, keyword, name)
+    inside = stored[~mask] if mask is not None else stored.ravel()
+    if not inside.size:
+        return False
+    spread = float(inside.max()) - float(inside.min())
+    start = _as_stored(start, dataset, stored)
+    near = np.abs(stored - np.float32(start)) <= _ALMOST * spread
+    if mask is not None:
+        near |= mask
+    # A block of JPEG has 8 pixels a side.
+    rest = stored[maximum_filter(near.astype(np.uint8), size=17) == 0]
+    if not rest.size:
+        return False
+    low, high = float(rest.min()), float(rest.max())
+    below, above = (low - float(inside.min()), start < low), (float(inside.max()) - high, start > high)
+    return any(side and reached > _SMEAR * spread for reached, side in (below, above))
+
+
+def _is_lossy(dataset) -> bool:
+    from pydicom import uid
+
+    lossy = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless, uid.JPEG2000)
+    return dataset.get("LossyImageCompression") == "01" or dataset.file_meta.TransferSyntaxUID in lossy
+
+
 def _as_stored(value: float, dataset, stored: np.ndarray) -> float:
     """A padding value of the pixels' own sign: written unsigned for signed pixels, or the other way round, it wraps."""
     if stored.dtype.kind not in "iu":
@@ -196,5 +232,6 @@ def say_count(message: str) -> None:
 
 
 __all__ = [
-    "PIXELS", "check_length", "element", "look_up", "lut_item", "modality", "number", "padding", "say_count", "whole",
+    "PIXELS", "check_length", "element", "is_smeared", "look_up", "lut_item", "modality", "number", "padding",
+    "say_count", "whole",
 ]  # fmt: skip
