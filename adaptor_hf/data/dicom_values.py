@@ -126,8 +126,10 @@ def padding(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray 
 
 def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
     """
-    Whether lossy compression has spread padding over its neighbours, so that they set the minimum or the maximum: towards
-    the padding value over `_SMEAR` of the range of values is reached only by pixels beside padding, or almost of its value.
+    Whether lossy compression has spread padding over its neighbours, so that they set the minimum or the maximum.
+
+    It has where over `_SMEAR` of the range of values, towards the padding value, is only reached by pixels beside
+    padding, or by those of almost its value.
     """
     from scipy.ndimage import maximum_filter
 
