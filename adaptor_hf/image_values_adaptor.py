@@ -79,7 +79,7 @@ def warn_of_clipping(images) -> None:
                 logger.warning_once(
                     "An image is white in over half of its pixels, as a 16-bit file is that Pillow converts to 8 bits, "
                     "for it clips the values. A pipeline of transformers opens paths so: pass the picture, "
-                    "adaptor_hf.data.images.read_image(path), or pipeline_class= of adaptor_hf.pipelines_adaptor."
+                    "adaptor_hf.data.images.read_image(path), or pipeline_class= of adaptor_hf.pipelines."
                 )
 
 

@@ -25,6 +25,7 @@ ROOMS = (
     "training",
     "tasks",
     "audit",
+    "pipelines",
     "verify",
 )
 

@@ -15,7 +15,7 @@ from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
-from adaptor_hf.pipelines_adaptor import (
+from adaptor_hf.pipelines import (
     AdaptorImageClassificationPipeline,
     AdaptorImageFeatureExtractionPipeline,
     AdaptorZeroShotImageClassificationPipeline,
