@@ -3,8 +3,6 @@
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from transformers.processing_utils import ImagesKwargs
 
 from .image_geometry_adaptor import GEOMETRY, check_sizes, class_map, label_map, original_map, pillow_filter, place
-from .image_values_adaptor import per_channel, planes_of, to_gray, with_channel_axis
+from .image_values_adaptor import open_images, per_channel, planes_of, to_gray, warn_of_clipping, with_channel_axis
 
 READING = ("image_mode", "voi_lut")  # in a vision tower's spec: how image files became pixels in training
 
@@ -42,9 +40,9 @@ class AdaptorImageProcessor(PilBackend):
     8 bits for 8-bit images and on float32 for float images; the result is deterministic and the same on every machine
     with the same Pillow.
 
-    Images may be PIL images of 8-bit modes, paths, or numpy arrays and torch tensors of shape (H, W), (H, W, C) or
-    (C, H, W) with 1, 3 or 4 channels, one or a list or a batch. Integer values are
-    0..255. Float values are 0..255 when `do_rescale` is on and 0..1 when it is off.
+    Images may be PIL images of 8-bit modes, paths, URLs, or numpy arrays and torch tensors of shape (H, W), (H, W, C)
+    or (C, H, W) with 1, 3 or 4 channels, one or a list or a batch. Integer values are 0..255. Float values are 0..255
+    when `do_rescale` is on and 0..1 when it is off.
 
     Args:
         size (`dict`): `{"shortest_edge": n}` keeps the aspect ratio; `{"height": h, "width": w}` does not.
@@ -55,8 +53,9 @@ class AdaptorImageProcessor(PilBackend):
         do_grayscale (`bool`): give 1 channel in place of 3.
         do_pad_to_square (`bool`): pad the shorter side with zeros first.
         image_mode (`str`, *optional*): how the images of the model's training were read, "L" or "RGB", which all images
-            then are, alpha laid on black; paths are read as in training, DICOM included. None (a tower's own processor,
-            checkpoints of version 0.1): as they are given, an alpha channel dropped.
+            then are, upright and alpha laid on black; paths are read as in training, 16-bit files and DICOM included.
+            None (a tower's own processor, checkpoints of version 0.1): as they are given, an alpha channel dropped;
+            paths of 16-bit files and DICOM are read by `adaptor_hf.data.images.read_image`, where it is installed.
         voi_lut (`bool`): with `image_mode`, paths of DICOM files are read as displayed.
 
     Called with `segmentation_maps`, one a image and of its size, it also gives `labels` (B, H, W) of integers, put
@@ -117,6 +116,9 @@ class AdaptorImageProcessor(PilBackend):
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def _preprocess_image_like_inputs(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
+        if kwargs.get("image_mode") is not None:
+            warn_of_clipping(images)
+        images = open_images(images, kwargs.get("image_mode"), bool(kwargs.get("voi_lut")))
         planes = self._prepare_image_like_inputs(images, **kwargs)
         features = self._preprocess(planes, **kwargs)
         if segmentation_maps is not None:
@@ -155,15 +157,8 @@ class AdaptorImageProcessor(PilBackend):
         ]
 
     def fetch_images(self, image_url_or_urls):
-        # The base class converts every file to RGB, which clips 16-bit files silently; here they are refused.
-        if isinstance(image_url_or_urls, str) and not image_url_or_urls.startswith(("http://", "https://", "data:")):
-            if self.image_mode is not None and find_spec("adaptor_hf"):  # this file may be there without the package
-                read_image = import_module("adaptor_hf.data.images").read_image
-                return read_image(image_url_or_urls, mode=self.image_mode, voi_lut=bool(self.voi_lut))
-            with Image.open(image_url_or_urls) as image:
-                image.load()
-                return image
-        return super().fetch_images(image_url_or_urls)
+        # The base class converts every file to RGB, which clips 16-bit files silently.
+        return super().fetch_images(open_images(image_url_or_urls, self.image_mode, bool(self.voi_lut)))
 
     def _prepare_images_structure(self, images, expected_ndims=3):
         # The base class takes a 2-D array for a broken image; here it is a grey one.

@@ -3,25 +3,112 @@
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
+import base64
+import os
+import re
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO
+
 import numpy as np
 import torch
-from PIL import Image
+from huggingface_hub import get_session
+from PIL import Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
-READ_FIRST = "read it with adaptor_hf.data.images.read_image, which gives an 8-bit image"
+READ_FIRST = "pass its path, or adaptor_hf.data.images.read_image(path), which gives the 8-bit image of the training"
+
+
+def open_images(images, image_mode: str | None, voi_lut: bool):
+    """Paths, members of archives and URLs (http, https, data) as pictures, in lists too; everything else as it is.
+
+    Args:
+        image_mode: "L" or "RGB": read as the model was trained. None: 8-bit files as Pillow gives them, others by
+            `read_image` in colour.
+        voi_lut: DICOM files are read as displayed.
+
+    Raises:
+        ValueError: it cannot be read, or only by the package adaptor_hf, which is not installed.
+        OSError: no such file.
+    """
+    if isinstance(images, list | tuple):
+        return [open_images(image, image_mode, voi_lut) for image in images]
+    if not isinstance(images, str | os.PathLike):
+        return images
+    source = _content(os.fspath(images))
+    read_image = import_module("adaptor_hf.data.images").read_image if find_spec("adaptor_hf") else None
+    if read_image is not None and image_mode is not None:
+        return read_image(source, mode=image_mode, voi_lut=voi_lut)
+    try:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+            if not is_deep(image):
+                image.load()
+                return image
+    except (OSError, ValueError) as error:
+        # `read_image` knows more kinds of files, and says what is wrong with them.
+        if read_image is None and isinstance(error, OSError) and error.errno is not None:
+            raise
+    if read_image is None:
+        raise ValueError(
+            "an image is DICOM, has more than 8 bits a channel, or cannot be read: install the package adaptor_hf, "
+            "with which files are read as in the training of the model, or pass an 8-bit image."
+        )
+    return read_image(source, mode="RGB", voi_lut=voi_lut)
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether a Pillow image has more than 8 bits a channel, or is not loaded yet and would lose the lower ones."""
+    rawmodes = [args if isinstance(args, str) else str(args[:1]) for *_, args in getattr(image, "tile", None) or []]
+    return image.mode not in EIGHT_BIT_MODES or any(re.search("[A-Za-z];16[BLN]", mode) for mode in rawmodes)
+
+
+def warn_of_clipping(images) -> None:
+    """A warning, once, where a Pillow image in RGB is mostly white: so do 16-bit files look that Pillow has clipped.
+
+    Pipelines of transformers open paths so before any of this code runs.
+    """
+    for image in images if isinstance(images, list | tuple) else [images]:
+        # Of a deep one that is not loaded yet `is_deep` knows it until it is.
+        if isinstance(image, Image.Image) and image.mode == "RGB" and not is_deep(image):
+            sample = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST))
+            if (sample == 255).all(axis=2).mean() > 0.5:
+                logger.warning_once(
+                    "An image is white in over half of its pixels, as a 16-bit file is that Pillow converts to 8 bits, "
+                    "for it clips the values. A pipeline of transformers opens paths so: pass the picture, "
+                    "adaptor_hf.data.images.read_image(path), or pipeline_class= of adaptor_hf.pipelines."
+                )
+
+
+def _content(source: str) -> str | bytes:
+    """The bytes behind a URL; a path as it is."""
+    if source.startswith("data:"):
+        return base64.b64decode(source.partition(",")[2])
+    if source.startswith(("http://", "https://")):
+        response = get_session().get(source, follow_redirects=True)
+        response.raise_for_status()
+        return response.content
+    return source
 
 
 def planes_of(
     image, do_rescale: bool, do_normalize: bool, input_data_format, black_below: bool = False
 ) -> list[Image.Image]:
-    """An image, checked, as one Pillow image "L" or "RGB", or as "F" planes. Alpha is laid on black, or dropped.
+    """An image, checked, as one Pillow image "L" or "RGB", or as "F" planes.
+
+    Alpha is laid on black and a Pillow image turned upright, as in training, or alpha is dropped and no image turned.
 
     Raises:
         ValueError: for 16-bit and other deep images, and for values that `check_values` refuses.
     """
     if isinstance(image, Image.Image):
-        return [eight_bit_image(lay_on_black(image) if black_below else image)]
+        if black_below and not is_deep(image):
+            turned = image.getexif().get(Image.ExifTags.Base.Orientation, 1) != 1
+            image = lay_on_black(ImageOps.exif_transpose(image) if turned else image)
+        return [eight_bit_image(image)]
     if isinstance(image, torch.Tensor):
         image = image.detach().to("cpu")
         image = (image.float() if image.is_floating_point() else image).numpy()
@@ -44,7 +131,7 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: it has more than 8 bits a channel.
     """
-    if image.mode not in EIGHT_BIT_MODES:
+    if is_deep(image):
         raise ValueError(f"an image of mode {image.mode!r} has more than 8 bits a channel; {READ_FIRST}.")
     if image.mode in ("L", "RGB"):
         return image
@@ -53,7 +140,7 @@ def eight_bit_image(image: Image.Image) -> Image.Image:
 
 def lay_on_black(image: Image.Image) -> Image.Image:
     """Alpha and transparent palette entries laid on black, as `adaptor_hf.data.images.read_image` does."""
-    if image.mode not in EIGHT_BIT_MODES or not image.has_transparency_data:
+    if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")

@@ -26,6 +26,7 @@ ROOMS = (
     "training",
     "tasks",
     "audit",
+    "pipelines",
     "verify",
     "old_names",
 )

@@ -199,14 +199,9 @@ def sixteen_bit(mode):
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I", "F"])
-def test_deep_pil_images_are_refused(mode, tmp_path):
-    image = sixteen_bit(mode)
-    with pytest.raises(ValueError, match="read_image"):
-        process(image)
-    if mode == "I;16":
-        image.save(tmp_path / "deep.png")
-        with pytest.raises(ValueError, match="read_image"):
-            process(str(tmp_path / "deep.png"))
+def test_deep_pil_images_are_refused(mode):
+    with pytest.raises(ValueError, match=r"pass its path, or adaptor_hf\.data\.images\.read_image"):
+        process(sixteen_bit(mode))
 
 
 @pytest.mark.parametrize(

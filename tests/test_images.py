@@ -309,11 +309,6 @@ class TestDicom:
     def test_voi_without_window_is_the_full_range(self):
         np.testing.assert_array_equal(pixels(dicom(self.TWELVE), voi_lut=True), self.FULL_RANGE)
 
-    def test_impossible_window_is_refused(self):
-        data = dicom(self.TWELVE, WindowCenter="100", WindowWidth="0")
-        with pytest.raises(ValueError, match=r"WindowWidth.*voi_lut=False"):
-            read_image(data, voi_lut=True)
-
     def test_padding_does_not_set_the_range_and_is_black(self):
         padded = self.TWELVE.copy()
         padded[:, :5] = 65535
@@ -357,7 +352,7 @@ class TestDicom:
         data = dicom(deep, JPEGExtended12Bit, BitsStored=12, PixelData=pydicom.encaps.encapsulate([b"1234"]))
         with pytest.raises(ImportError, match=r"JPEG Extended .*pip install pylibjpeg pylibjpeg-libjpeg"):
             read_image(data)
-        with pytest.raises(ValueError, match="truncated or damaged"):
+        with pytest.raises(ValueError, match=r"no installed decoder reads it \(pillow: .*gdcmconv --raw.*damaged"):
             read_image(dicom(GREY, JPEGExtended12Bit, PixelData=pydicom.encaps.encapsulate([b"1234"])))
 
     @pytest.mark.parametrize(

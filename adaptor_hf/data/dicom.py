@@ -11,6 +11,21 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .dicom_values import (
+    PIXELS,
+    check_length,
+    element,
+    is_smeared,
+    look_up,
+    lut_item,
+    modality,
+    number,
+    padding,
+    say_count,
+    whole,
+)
+from .sixteen_bit import even_bits
+
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 HEADER_BYTES = 132
 
@@ -22,6 +37,7 @@ _WHEELS = {
     "JPEG": "pylibjpeg pylibjpeg-libjpeg",
     "RLE": "pylibjpeg pylibjpeg-rle",
 }
+_UNPACKERS = {"JPEG-LS": "dcmdjpls", "JPEG 2000": "", "JPEG": "dcmdjpeg", "RLE": "dcmdrle"}
 
 
 def looks_like_dicom(head: bytes) -> bool:
@@ -103,10 +119,13 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
         stream.seek(0)
         dataset = pydicom.dcmread(stream, force=True)
         _set_transfer_syntax(dataset)
-        if not any(keyword in dataset for keyword in ("PixelData", "FloatPixelData", "DoubleFloatPixelData")):
+        keyword = next((keyword for keyword in PIXELS if keyword in dataset), None)
+        if keyword is None:
             raise ValueError(f"{name}: a DICOM object without pixel data. Leave the row out.")
-        stored = dataset.pixel_array
-        bits = dataset.BitsStored
+        if keyword == "PixelData" and not whole(dataset, "BitsStored", name, 0):
+            raise ValueError(f"{name}: no {element('BitsStored')}, which pixels need. Export the file again.")
+        check_length(dataset, keyword, name)
+        stored = _decoded(dataset, name)
         if dataset.PhotometricInterpretation == "PALETTE COLOR":
             from pydicom.pixels import apply_color_lut
 
@@ -116,9 +135,32 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
                 )
             stored = apply_color_lut(stored, dataset)
             bits = 8 * stored.dtype.itemsize
+        else:
+            bits = int(dataset.get("BitsStored") or 0)
         if stored.ndim == 3:
+            # Files say 16 bits and use 12.
+            bits = min(bits, even_bits(stored.max()))
             return stored if return_raw else _to_8_bit(stored.astype(np.float32), 0, 2**bits - 1)
-        return _grey(dataset, stored, name, voi_lut, return_raw)
+        return _grey(dataset, stored, keyword, name, voi_lut, return_raw)
+
+
+def _decoded(dataset, name: str) -> np.ndarray:
+    try:
+        return dataset.pixel_array
+    except RuntimeError as error:
+        # What each decoder says stands in the lines after the first.
+        reasons = "; ".join(line.strip() for line in str(error).splitlines()[1:] if line.strip()) or str(error)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        raise ValueError(
+            f"{name}: compressed as {syntax.name}, and no installed decoder reads it ({reasons[:300]}). If a viewer "
+            f"shows it, {_way_out(syntax)}; if not, it is damaged: copy or download it again, or leave the row out."
+        ) from error
+
+
+def _way_out(syntax) -> str:
+    tool = next((tool for word, tool in _UNPACKERS.items() if word in syntax.name), "")
+    dcmtk = f"`{tool} IN OUT` of dcmtk or " if tool else ""
+    return f"make an uncompressed file of it with {dcmtk}`gdcmconv --raw IN OUT` of gdcm"
 
 
 def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, int]:
@@ -140,56 +182,61 @@ def _checked(stream: BinaryIO, name: str) -> _WithinFile:
     return _WithinFile(stream)
 
 
-def _grey(dataset, stored: np.ndarray, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
-    from pydicom.pixels import apply_modality_lut
-
-    values = apply_modality_lut(stored, dataset).astype(np.float32)
-    padding = _padding(dataset, stored)
+def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
+    values = modality(dataset, stored, name).astype(np.float32)
+    outside = padding(dataset, stored, keyword, name)
     if not np.isfinite(values).all():
         raise ValueError(f"{name}: the pixel values have NaN or infinite numbers after the rescale. Export it again.")
     inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    inside = values if padding is None else values[~padding]
+    inside = values if outside is None else values[~outside]
     low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
     if return_raw:
         return low + high - values if inverted else values
-    if voi_lut and "VOILUTSequence" in dataset:
-        picture = _voi_lut(dataset, values)
-    elif voi_lut and dataset.get("WindowCenter") not in (None, "") and dataset.get("WindowWidth") not in (None, ""):
-        picture = _window(dataset, values, name)
-    elif dataset.BitsStored == 8 and np.array_equal(values, stored) and low >= 0 and high <= 255:
-        picture = stored.astype(np.uint8)
-    else:
-        picture = _to_8_bit(values, low, high)
+    picture = _displayed(dataset, values, name) if voi_lut else None
+    if picture is None:
+        if dataset.get("BitsStored") == 8 and np.array_equal(values, stored) and low >= 0 and high <= 255:
+            picture = stored.astype(np.uint8)
+        else:
+            picture = _to_8_bit(values, low, high)
+            if is_smeared(dataset, stored, keyword, name):
+                say_count(
+                    f"{{}} DICOM files so far have padding ({element('PixelPaddingValue')}) that lossy compression has "
+                    "smeared: it sets their minimum or maximum, and they have less contrast than they should. Take "
+                    "files without loss where you can, or voi_lut=True where they have a window."
+                )
     if inverted:
         picture = 255 - picture
-    if padding is not None:
-        picture[padding] = 0
+    if outside is not None:
+        picture[outside] = 0
     return picture
 
 
-def _window(dataset, values: np.ndarray, name: str) -> np.ndarray:
-    """First window of the file, PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-    center, width = (_first(dataset.get(keyword)) for keyword in ("WindowCenter", "WindowWidth"))
+def _displayed(dataset, values: np.ndarray, name: str) -> np.ndarray | None:
+    """By the VOI LUT, else by the first window; None where the file has neither. PS3.3 C.11.2."""
+    item = lut_item(dataset, "VOILUTSequence")
+    if item is not None:
+        mapped, bits = look_up(item, values, dataset, name)
+        return _to_8_bit(mapped.astype(np.float32), 0, 2**bits - 1)
+    center, width = (number(dataset, keyword, name) for keyword in ("WindowCenter", "WindowWidth"))
+    if center is None or width is None:
+        return None
     function = str(dataset.get("VOILUTFunction") or "LINEAR").upper()
+    if function not in ("LINEAR", "LINEAR_EXACT", "SIGMOID"):
+        raise ValueError(
+            f"{name}: {element('VOILUTFunction')} is none of LINEAR, LINEAR_EXACT, SIGMOID. Read it with voi_lut=False."
+        )
     if width < 1 if function == "LINEAR" else width <= 0:
-        raise ValueError(f"{name}: WindowWidth {width} is not valid for {function}. Read it with voi_lut=False.")
+        say_count(
+            f"{{}} DICOM files so far have a {element('WindowWidth')} that is too small to be a window (0, as a rule): "
+            "they are read as files without a window, from minimum to maximum."
+        )
+        return None
     if function == "SIGMOID":
         return _to_8_bit(1 / (1 + np.exp(-4 * (values - center) / width)), 0, 1)
     if function == "LINEAR_EXACT":
         return _to_8_bit(values, center - width / 2, center + width / 2)
-    if function != "LINEAR":
-        raise ValueError(f"{name}: VOILUTFunction {function!r} is not known. Read it with voi_lut=False.")
     low = center - 0.5 - (width - 1) / 2
     return _to_8_bit(values, low, max(low + width - 1, np.nextafter(low, np.inf)))
-
-
-def _voi_lut(dataset, values: np.ndarray) -> np.ndarray:
-    from pydicom.pixels import apply_voi
-
-    # A LUT's input is an integer index; a rescale that gives fractions rounds to the nearest entry.
-    mapped = apply_voi(np.rint(values).astype(np.int64), dataset)
-    bits = int(dataset.VOILUTSequence[0].LUTDescriptor[2])
-    return _to_8_bit(mapped.astype(np.float32), 0, 2**bits - 1)
 
 
 def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -199,40 +246,31 @@ def _to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.rint(np.clip((values - low) / (high - low), 0, 1) * 255).astype(np.uint8)
 
 
-def _padding(dataset, stored: np.ndarray) -> np.ndarray | None:
-    """Mask of padding pixels (PS3.3 C.7.5.1.1.2), or None when the file declares none."""
-    start = dataset.get("PixelPaddingValue")
-    if start is None:
-        return None
-    end = dataset.get("PixelPaddingRangeLimit", start)
-    mask = (stored >= min(start, end)) & (stored <= max(start, end))
-    return mask if mask.any() else None
-
-
 def _check_header(header, name: str, max_pixels: int) -> None:
-    missing = [keyword for keyword in _NEEDED if header.get(keyword) in (None, "")]
+    sizes = {keyword: whole(header, keyword, name, 0) for keyword in ("Rows", "Columns", "BitsAllocated")}
+    missing = [keyword for keyword in _NEEDED if not (sizes.get(keyword) or header.get(keyword))]
     if missing:
         raise ValueError(
             f"{name}: not a DICOM picture (no {', '.join(missing)}). Reports, DICOMDIR and presentation states have no "
             "pixels: leave the row out."
         )
-    frames = int(header.get("NumberOfFrames") or 1)
+    frames = whole(header, "NumberOfFrames", name, 1)
     if frames > 1:
         raise ValueError(f"{name}: has {frames} frames, expected a single radiograph. Export the frame you want.")
-    if not header.Rows * header.Columns <= max_pixels:
+    if not sizes["Rows"] * sizes["Columns"] <= max_pixels:
         raise ValueError(
-            f"{name}: {header.Columns} x {header.Rows} pixels is over the limit of {max_pixels:,}, too large to be a "
-            "radiograph and a risk for memory."
+            f"{name}: {sizes['Columns']} x {sizes['Rows']} pixels is over the limit of {max_pixels:,}, too large to be "
+            "a radiograph and a risk for memory."
         )
-    photometric = header.PhotometricInterpretation
+    photometric, samples = header.PhotometricInterpretation, whole(header, "SamplesPerPixel", name, 1)
     single = ("MONOCHROME1", "MONOCHROME2", "PALETTE COLOR")
     colour = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-    if photometric not in (single if header.get("SamplesPerPixel", 1) == 1 else colour):
+    if photometric not in (single if samples == 1 else colour):
         raise ValueError(
-            f"{name}: PhotometricInterpretation {photometric!r} with {header.get('SamplesPerPixel', 1)} samples a "
-            f"pixel is not read. Expected {', '.join(single + colour)}."
+            f"{name}: PhotometricInterpretation {photometric!r} with {samples} samples a pixel "
+            f"is not read. Expected {', '.join(single + colour)}."
         )
-    _check_decoder(header.file_meta.TransferSyntaxUID, int(header.get("BitsStored") or 0), name)
+    _check_decoder(header.file_meta.TransferSyntaxUID, whole(header, "BitsStored", name, 0), name)
 
 
 def has_decoder(syntax, bits: int = 8) -> bool:
@@ -263,7 +301,8 @@ def _check_decoder(syntax, bits: int, name: str) -> None:
     if not has_decoder(syntax, bits):
         wheel = next((wheel for word, wheel in _WHEELS.items() if word in syntax.name), "pylibjpeg[all]")
         raise ImportError(
-            f"{name}: compressed as {syntax.name}, and no decoder for it is installed. Run `pip install {wheel}`."
+            f"{name}: compressed as {syntax.name}, and no decoder for it is installed. Run `pip install {wheel}`; "
+            f"or {_way_out(syntax)}."
         )
 
 
@@ -278,8 +317,3 @@ def _set_transfer_syntax(dataset) -> None:
         implicit, little = dataset.original_encoding
         explicit = uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
         dataset.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian if implicit else explicit
-
-
-def _first(value) -> float:
-    """First of a value that may be multi-valued."""
-    return float(value[0] if hasattr(value, "__iter__") and not isinstance(value, str) else value)

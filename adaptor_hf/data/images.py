@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .archives import parse_member, read_member
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
+from .sixteen_bit import even_bits, layout, read_channels, tiff_kind
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, in pixels; the header is checked before any pixel is. A mammogram has 30 million."""
@@ -37,9 +38,9 @@ def read_image(
 
     * 8-bit files keep their values. Alpha and transparent palette entries are composited on black. EXIF orientation is
       applied.
-    * Deeper non-negative integers (16-bit PNG, TIFF, arrays) are scaled, never clipped, from the smallest of 8, 10, 12,
-      14 or 16 bits that holds the image's maximum: 12-bit values in a 16-bit PNG do not come out black.
-    * Of 16 bits a channel in a colour PNG or TIFF the upper 8 are taken; values of 14 bits or fewer are refused.
+    * Deeper non-negative integers (16-bit PNG, TIFF, arrays; grey, colour or with alpha) are scaled, never clipped,
+      from the smallest of 8, 10, 12, 14 or 16 bits that holds the image's maximum: 12-bit values in a 16-bit PNG do not
+      come out black. White-is-zero TIFFs are inverted within these bits.
     * Other numbers (signed, 32-bit, float) are scaled from their own minimum and maximum to 0-255.
     * DICOM: stored values, then rescale slope and intercept (or the modality LUT). Unsigned 8-bit data without a
       rescale keep their values, as their PNG export does; everything else is scaled from the image's minimum and
@@ -77,7 +78,7 @@ def read_image(
         name = getattr(source, "filename", "") or "PIL image"
         _check_pixels(source.size, name)
         with _damage_named(name):
-            picture = _flatten(source, mode)
+            picture = _of_pil(source, name, mode, return_raw)
     else:
         with opened(source) as (stream, name), _damage_named(name):
             picture = _decode(stream, name, mode, min_size, voi_lut, return_raw)
@@ -118,8 +119,7 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * 255
     low, high = array.min(), array.max()
     if np.issubdtype(array.dtype, np.integer) and low >= 0 and high <= 65535:
-        bits = int(high).bit_length()
-        top = 2 ** max(8, bits + bits % 2) - 1
+        top = 2 ** even_bits(high) - 1
         return np.rint(np.arange(int(high) + 1) * (255 / top)).astype(np.uint8)[array]
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("The image array has NaN or infinite values: replace them before reading it as an image.")
@@ -143,6 +143,11 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
         if Path(name).suffix.lower() in DICOM_SUFFIXES:
             stream.seek(0)
             return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
+        if kind := tiff_kind(stream):
+            raise ValueError(
+                f"{name}: a TIFF of a kind that Pillow does not read ({kind}). Save it as 16-bit or 8-bit grey or RGB, "
+                "all channels in one plane."
+            ) from None
         raise ValueError(
             f"{name}: not an image that can be read. Expected JPEG, PNG, TIFF or another format of Pillow, or DICOM. "
             "If it should be one, it is damaged: copy or download it again, or leave the row out."
@@ -153,28 +158,58 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
         raise ValueError(f"{name}: has {frames} frames or pages, expected one picture. Export the one you want.")
     if min_size is not None and image.format == "JPEG":
         image.draft(mode, (min_size, min_size))
-    # Before loading: Pillow keeps the upper 8 bits of 16 in colour, and does not say so afterwards.
-    halved = image.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in image.tile)
+    if kind := layout(image):
+        return _sixteen_bit(image, stream, kind, name, raw)
     image.load()
-    if halved and max(high for _, high in image.getextrema()[:3]) < 64:
-        raise ValueError(
-            f"{name}: 16 bits a channel, of which 14 or fewer are used. Pillow reads the upper 8: the picture would "
-            "come out dark. Save it with 8 bits a channel."
-        )
     return _flatten(image, mode)
+
+
+def _of_pil(image: Image.Image, name: str, mode: str, raw: bool) -> Image.Image | np.ndarray:
+    kind, stream = layout(image), getattr(image, "fp", None)
+    # Once it is loaded, Pillow's upper 8 bits are all there is.
+    if kind is None or stream is None:
+        return _flatten(image, mode)
+    position = stream.tell()
+    try:
+        return _sixteen_bit(image, stream, kind, name, raw)
+    finally:
+        stream.seek(position)
+
+
+def _sixteen_bit(image: Image.Image, stream: BinaryIO, kind: str, name: str, raw: bool) -> np.ndarray:
+    """Colour or alpha of 16 bits a channel: numbers still to be scaled, or with alpha the picture laid on black."""
+    values, alpha = read_channels(stream, kind, name)
+    clear = image.info.get("transparency")
+    if isinstance(clear, tuple) and values.ndim == 3:
+        values[(values == np.array(clear, dtype=values.dtype)).all(axis=2)] = 0
+    if alpha is None:
+        return values
+    alpha = alpha if values.ndim == 2 else alpha[:, :, None]
+    return values * alpha if raw else np.rint(to_uint8(values) * alpha).astype(np.uint8)
 
 
 def _flatten(image: Image.Image, mode: str) -> Image.Image | np.ndarray:
     """Upright and without alpha: an 8-bit image of `mode`, or the array of a deeper one."""
-    # Pillow inverts white-is-zero TIFFs (photometric 0) of 1 to 8 bits, but not of 16.
-    white_is_zero = image.mode.startswith("I;16") and getattr(image, "tag_v2", {}).get(262) == 0
+    # Pillow inverts white-is-zero TIFFs (photometric 0) of 1 to 8 bits, but no deeper ones.
+    white_is_zero = getattr(image, "tag_v2", {}).get(262) == 0
+    clear = image.info.get("transparency")
     image = ImageOps.exif_transpose(image)
     if image.mode in _DEEP_MODES:
-        return 65535 - np.asarray(image) if white_is_zero else np.asarray(image)
+        values = np.asarray(image)
+        if image.mode.startswith("I;16") and isinstance(clear, int):
+            values = np.where(values == clear, 0, values)
+        return _black_is_zero(values) if white_is_zero else values
     if image.has_transparency_data:
         picture = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture).convert("RGB")
     return image.convert(mode)
+
+
+def _black_is_zero(values: np.ndarray) -> np.ndarray:
+    """Inverted: unsigned integers within the bits that they use, other numbers within their own range."""
+    if values.dtype.kind == "u":
+        return (2 ** even_bits(values.max()) - 1 - values).astype(values.dtype)
+    return values.min() + values.max() - values
 
 
 def _check_array(array: np.ndarray) -> np.ndarray:

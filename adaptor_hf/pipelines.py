@@ -1,0 +1,50 @@
+"""transformers' image pipelines for files that Pillow does not read as the model's training did: 16-bit and DICOM.
+
+`pipeline("image-classification", model=folder, pipeline_class=AdaptorImageClassificationPipeline)` and its like.
+"""
+
+import os
+
+from transformers import (
+    ImageClassificationPipeline,
+    ImageFeatureExtractionPipeline,
+    ImageSegmentationPipeline,
+    ZeroShotImageClassificationPipeline,
+)
+
+from .image_values_adaptor import open_images
+
+
+class _ReadAsTrained:
+    """Paths, members of archives and URLs are read by the model's image processor; the base class would have Pillow
+    convert them to RGB, which clips 16-bit files and does not know DICOM."""
+
+    def preprocess(self, image, *args, **kwargs):
+        if isinstance(image, str | os.PathLike):
+            processor = self.image_processor
+            image = open_images(image, processor.image_mode, bool(processor.voi_lut))
+        return super().preprocess(image, *args, **kwargs)
+
+
+class AdaptorImageClassificationPipeline(_ReadAsTrained, ImageClassificationPipeline):
+    """`image-classification`, files read as in training."""
+
+
+class AdaptorZeroShotImageClassificationPipeline(_ReadAsTrained, ZeroShotImageClassificationPipeline):
+    """`zero-shot-image-classification`, files read as in training."""
+
+
+class AdaptorImageSegmentationPipeline(_ReadAsTrained, ImageSegmentationPipeline):
+    """`image-segmentation`, files read as in training."""
+
+
+class AdaptorImageFeatureExtractionPipeline(_ReadAsTrained, ImageFeatureExtractionPipeline):
+    """`image-feature-extraction`, files read as in training."""
+
+
+__all__ = [
+    "AdaptorImageClassificationPipeline",
+    "AdaptorImageFeatureExtractionPipeline",
+    "AdaptorImageSegmentationPipeline",
+    "AdaptorZeroShotImageClassificationPipeline",
+]
