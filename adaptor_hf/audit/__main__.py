@@ -8,6 +8,7 @@ import logging
 import sys
 from pathlib import Path
 
+from ..data.table_arguments import add_form_options
 from ..files import write_aside
 
 
@@ -31,6 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     for name in ("sex", "age"):
         table.add_argument(f"--{name}_column", default=name)
     table.add_argument("--filter", nargs="+", default=[], help="keep rows where column=value")
+    add_form_options(table)
     table.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
     table.add_argument("--label_spelling", choices=("exact", "merge"), help="class names that differ in case or spaces")
     table.add_argument("--label_separator", help="what joins several names in a label cell, such as |")
@@ -72,6 +74,8 @@ def _table1(arguments: argparse.Namespace) -> str:
         image_column=arguments.image_column,
         image_root=arguments.image_root,
         missing_words=arguments.missing_word,
+        sep=arguments.delimiter,
+        encoding=arguments.encoding,
         label_spelling=arguments.label_spelling,
         label_separator=arguments.label_separator,
         patient_column=arguments.patient_column,

@@ -23,6 +23,7 @@ from .pacs.rules import KEEPABLE, MODALITIES
 from .reading import IMAGE_MODES
 from .split_rule import SplitRule
 from .splits import DEFAULT_SEED
+from .table_arguments import add_form_options
 
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
@@ -33,8 +34,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reports_on", help="the column's name, where it is not that of --on")
     parser.add_argument("--text_column", nargs="+", default=["text"], help="column of the text; several are joined")
     parser.add_argument("--repeated", choices=REPEATED, default="join", help="several different texts of one key")
-    parser.add_argument("--encoding", help="of the table of reports; default: UTF-8, else Windows-1252")
-    parser.add_argument("--delimiter", help="default: comma, semicolon, tab or bar, whichever the header has")
+    add_form_options(parser)
     parser.add_argument("--modality", nargs="+", default=list(MODALITIES), help="wanted ones, such as CR DX MG")
     parser.add_argument("--keep", nargs="+", default=[], choices=KEEPABLE, help="rules that are switched off")
     parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of patients")
@@ -51,7 +51,9 @@ _TABLE_COLUMNS = ("image", "text", "patient", "study", "split", "id", "view")
 
 def _add_table_options(parser: argparse.ArgumentParser) -> None:
     table = parser.add_argument_group("a table of your own, read as the scripts read it")
-    table.add_argument("--table", help="instead of NAME and ROOT: a CSV, TSV, Parquet or JSON-lines file, or a folder")
+    table.add_argument(
+        "--table", help="instead of NAME and ROOT: a CSV, TSV, Excel, Parquet or JSON-lines file, or a folder"
+    )
     table.add_argument("--image_column", help="column of image paths")
     table.add_argument("--text_column", help='column of reports; "" where there is none')
     table.add_argument("--patient_column", help="column of patient ids")
@@ -60,6 +62,7 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--id_column", help="column of image ids")
     table.add_argument("--view_column", help="column of the view")
     table.add_argument("--image_root", help="folder that image paths are relative to")
+    add_form_options(table)
     table.add_argument("--filter", nargs="*", default=[], metavar="COLUMN=VALUE", help="keep these rows")
     table.add_argument("--ids", choices=MODES, help="ids in several spellings; default: report them as a stop")
     table.add_argument("--split_alias", nargs="*", default=[], metavar="OLD=NEW", help="rename splits")
@@ -90,6 +93,8 @@ def _check_own_table(args: argparse.Namespace) -> int:
             rule=_rule(args),
             near=args.near_copies,
             image_root=args.image_root,
+            sep=args.delimiter,
+            encoding=args.encoding,
             filters=args.filter or None,
             **columns,
         )

@@ -55,13 +55,19 @@ def check_table(
     Raises:
         FileNotFoundError, ValueError: The table cannot be read at all; see `load_pairs`.
     """
+    from .table_files import blank_rows, read_source
     from .tables import load_pairs
 
+    form = {name: options.pop(name, None) for name in ("sep", "encoding")}
+    table = read_source(table, options.get("image_column", "image"), **form)
     stops: list[str] = []
     warnings: list[str] = []
     pairs = load_pairs(table, ids=ids, _checked=False, **options)
     rows = pairs["source_row"][:]
-    result: dict[str, Any] = {"rows": len(pairs), "ids": _check_ids(pairs, rows, ids, stops, warnings)}
+    result: dict[str, Any] = {
+        "rows": len(pairs), "blank_rows": int(blank_rows(table).sum()),
+        "ids": _check_ids(pairs, rows, ids, stops, warnings),
+    }  # fmt: skip
     if not stops:
         # As the scripts have them: ids in one spelling where that was asked for.
         pairs = load_pairs(table, ids=ids, **options)
@@ -92,8 +98,10 @@ def check_table(
 
 def format_table_check(result: dict[str, Any]) -> str:
     """The result of `check_table` as lines to read."""
+    blank = f" (and {result['blank_rows']} blank ones, left out)" if result["blank_rows"] else ""
     lines = [
-        f"rows: {result['rows']}, without text {result['rows_without_text']}, without image {result['images_missing']}",
+        f"rows: {result['rows']}{blank}, without text {result['rows_without_text']}, "
+        f"without image {result['images_missing']}",
         f"patients: {result['patients']}, rows without patient {result['rows_without_patient']}",
     ]
     for name, counts in result["splits"].items():

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..options.fields import HIDDEN, NAME_OR_PATH, OPEN, PATH, option
 from .reading import IMAGE_MODES
 from .split_rule import SplitRule
+
+if TYPE_CHECKING:
+    import argparse
 
 TABLE, SPLIT, PUBLIC, EMBEDDINGS = "table", "split", "public data set", "embeddings"
 
@@ -48,6 +51,14 @@ class TableArguments:
         None, "Column of the split: train, validation, test.", group=TABLE, privacy=HIDDEN, metavar="COLUMN"
     )
     filter: list[str] = option([], "Keep these rows; repeatable.", group=TABLE, privacy=HIDDEN, metavar="COLUMN=VALUE")
+    delimiter: str | None = option(
+        None, "Between the table's cells: comma, semicolon, tab, bar or a character. Default: as its header shows.",
+        group=TABLE, privacy=OPEN, advanced=True, metavar="NAME",
+    )  # fmt: skip
+    encoding: str | None = option(
+        None, "Of the table, such as windows-1252. Default: UTF-8, or UTF-16 with a mark.", group=TABLE, privacy=OPEN,
+        advanced=True, metavar="NAME",
+    )  # fmt: skip
     missing_word: list[str] = option(
         [], "More words for a missing value in the table, such as unknown.", group=TABLE, privacy=OPEN, advanced=True,
         metavar="WORD",
@@ -116,12 +127,22 @@ class TowerArguments:
 def table_options(arguments: TableArguments) -> dict[str, Any]:
     """How a table is read: what `load_pairs`, and so `load_table`, is told."""
     same = ("image_column", "text_column", "image_root", "patient_column", "study_column", "split_column", "id_column",
-            "ids", "image_mode")  # fmt: skip
+            "ids", "image_mode", "encoding")  # fmt: skip
     return {name: getattr(arguments, name) for name in same} | {
+        "sep": arguments.delimiter,
         "filters": arguments.filter or None,
         "voi_lut": bool(arguments.voi_lut),
         "missing_words": tuple(arguments.missing_word),
     }
+
+
+def add_form_options(parser: argparse._ActionsContainer) -> None:
+    """The options that say how a table is written, for a command that has no `TableArguments`."""
+    declared = TableArguments.__dataclass_fields__
+    for name in ("delimiter", "encoding"):
+        parser.add_argument(
+            f"--{name}", help=declared[name].metadata["help"], metavar=declared[name].metadata["metavar"]
+        )
 
 
 def public_options(arguments: TableArguments, rule: SplitRule) -> dict[str, Any]:
@@ -136,4 +157,4 @@ def public_options(arguments: TableArguments, rule: SplitRule) -> dict[str, Any]
     }
 
 
-__all__ = ["TableArguments", "TowerArguments", "public_options", "table_options"]
+__all__ = ["TableArguments", "TowerArguments", "add_form_options", "public_options", "table_options"]

@@ -8,19 +8,23 @@ from pathlib import Path
 
 from ..data.reading import IMAGE_MODES, Reading
 from ..data.splits import DEFAULT_SEED
+from ..data.table_arguments import add_form_options
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.embeddings", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser("build", help="embed a table of images and reports, or go on with a build")
-    build.add_argument("source", help="CSV, TSV, Parquet or JSON-lines file, image folder, saved data set or hub id")
+    build.add_argument(
+        "source", help="CSV, TSV, Excel, Parquet or JSON-lines file, image folder, saved data set or hub id"
+    )
     build.add_argument("--cache_dir", required=True, help="folder of the cache")
     build.add_argument("--vision_tower", help="name, hub id or folder; leave out to build texts alone")
     build.add_argument("--text_tower", help="name, hub id or folder; leave out to build images alone")
     build.add_argument(
         "--filter", action="extend", nargs="+", default=[], metavar="COLUMN=VALUE", help="keep these rows"
     )
+    add_form_options(build)
     build.add_argument("--missing_word", nargs="+", default=[], help="more words for a missing value, such as unknown")
     for column in ("image", "text", "patient", "study", "split", "id", "view"):
         build.add_argument(f"--{column}_column", help=f"name of the {column} column")
@@ -61,7 +65,8 @@ def _build(arguments: argparse.Namespace) -> None:
     mode = arguments.image_mode if arguments.vision_tower else "L"
     dataset = load_pairs(
         arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
-        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, **columns,
+        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, sep=arguments.delimiter,
+        encoding=arguments.encoding, **columns,
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.seed, ids=arguments.ids)

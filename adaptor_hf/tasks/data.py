@@ -242,6 +242,8 @@ def load_table(
     label_spelling: str | None = None,
     label_separator: str | None = None,
     missing_words: Sequence[str] = (),
+    sep: str | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -253,7 +255,8 @@ def load_table(
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
         image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
-            image_mode, missing_words: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
+            image_mode, missing_words, sep, encoding: As in `load_pairs`. Files in colour that are read as "L" are said
+            in the log.
         label_spelling, label_separator: See `adaptor_hf.tasks.label_columns.LabelRules`.
 
     Returns:
@@ -271,15 +274,15 @@ def load_table(
     rules = LabelRules(label_spelling, label_separator, missing_words)
     if (folder := class_folders(source)) is not None:
         source, label_columns = folder, label_columns or ("label",)
+    raw = read_source(source, image_column, sep, encoding)
     pairs = load_pairs(
-        source, image_column=image_column, text_column=text_column, image_root=image_root,
+        raw, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
         split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
         image_mode=image_mode, missing_words=missing_words,
     )  # fmt: skip
     if image_mode == "L":
         warn_of_colour(pairs)
-    raw = read_source(source, image_column)
     table = raw.table.rename_columns([column.strip() for column in raw.table.column_names])
     rows = pairs["source_row"][:]
     if taken := [name for name in extra_columns if name in _TAKEN]:
