@@ -31,6 +31,7 @@ _ENDINGS = {
 }
 """Endings in lower case; of two that fit the longer counts."""
 
+FORMAT_BYTES = 348
 READ = "DICOM, PNG, JPEG, TIFF, BMP, GIF or WebP"
 
 
@@ -40,7 +41,7 @@ def foreign_format(name: str, head: bytes = b"") -> str | None:
 
     Args:
         name: Path or name of the file.
-        head: Its first bytes, 348 or more; they come before the name.
+        head: Its first `FORMAT_BYTES`; they come before the name.
 
     Returns:
         None for every other file.
@@ -65,4 +66,4 @@ def endings() -> tuple[str, ...]:
     return tuple(_ENDINGS)
 
 
-__all__ = ["READ", "endings", "foreign_format"]
+__all__ = ["FORMAT_BYTES", "READ", "endings", "foreign_format"]

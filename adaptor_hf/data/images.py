@@ -15,7 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .archives import parse_member, read_member
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
-from .image_formats import READ, foreign_format
+from .image_formats import FORMAT_BYTES, READ, foreign_format
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, in pixels; the header is checked before any pixel is. A mammogram has 30 million."""
@@ -144,7 +144,8 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
         if Path(name).suffix.lower() in DICOM_SUFFIXES:
             stream.seek(0)
             return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
-        if known := foreign_format(name, head):
+        stream.seek(0)
+        if known := foreign_format(name, stream.read(FORMAT_BYTES)):
             raise ValueError(f"{name}: this is {known}. {READ} is read.") from None
         raise ValueError(
             f"{name}: not an image that can be read. Expected JPEG, PNG, TIFF or another format of Pillow, or DICOM. "
