@@ -69,6 +69,11 @@ def blank_rows(source: Source) -> np.ndarray:
 def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return _from_dataset(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"A table is a path, a hub id or a data set, got {type(source).__name__}. Of a pandas DataFrame make one with "
+            "datasets.Dataset.from_pandas(frame)."
+        )
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
