@@ -374,3 +374,8 @@ class TestImagePaths:
         Image.new("L", (8, 6), 7).save(folder / f"x.{ending}")
         assert foreign_format(f"x.{ending}", (folder / f"x.{ending}").read_bytes()) is None
         assert load_pairs(self.table(folder, f"x.{ending}"))[0]["image"].size == (8, 6)
+
+
+def test_a_frame_is_said_with_a_way_out():
+    with pytest.raises(TypeError, match=r"Dataset\.from_pandas"):
+        load_pairs(pd.DataFrame({"image": ["a"], "text": ["b"]}))

@@ -71,8 +71,8 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         return _from_dataset(source)
     if not isinstance(source, (str, os.PathLike)):
         raise TypeError(
-            f"A table is a path, a hub id or a data set, got {type(source).__name__}. Of a pandas DataFrame make one with "
-            "datasets.Dataset.from_pandas(frame)."
+            f"A table is a path, a hub id or a data set, got {type(source).__name__}. Of a pandas DataFrame make one "
+            "with datasets.Dataset.from_pandas(frame)."
         )
     path = Path(source)
     if path.is_dir():
