@@ -34,6 +34,7 @@ MOVED = {
     "adaptor_hf.objectives.segmentation": "adaptor_hf.segmentation_loss_adaptor",
     "adaptor_hf.private_messages": "adaptor_hf.privacy.messages",
     "adaptor_hf.private_mode": "adaptor_hf.privacy.mode",
+    "adaptor_hf.tasks.label_columns": "adaptor_hf.data.label_columns",
     "adaptor_hf.training.choices": "adaptor_hf.training.objective_fields",
     "adaptor_hf.training.recipe": "adaptor_hf.training.script_arguments",
     "adaptor_hf.training.run_record": "adaptor_hf.audit.run_record",

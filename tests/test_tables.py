@@ -13,7 +13,7 @@ import pytest
 from datasets.table import embed_table_storage
 from PIL import Image
 
-from adaptor_hf.data import table_files
+from adaptor_hf.data import delimited
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.tables import COLUMNS, load_pairs
 
@@ -136,7 +136,7 @@ class TestContainers:
 
     def test_an_unknown_file_type_is_refused_unless_a_separator_is_given(self, folder):
         path = write(folder, "image;text\na;b\n", "pairs.dat")
-        with pytest.raises(ValueError, match="for its separator to be known"):
+        with pytest.raises(ValueError, match="its separator is given with --delimiter"):
             load_pairs(path)
         assert load_pairs(path, sep=";")["text"][:] == ["b"]
 
@@ -170,8 +170,8 @@ class TestColumns:
             load_pairs(path, patient_column="subject")
 
     def test_a_wrong_separator_is_named_and_a_double_column_refused(self, folder):
-        with pytest.raises(ValueError, match="save the table with commas"):
-            load_pairs(write(folder, "image;text\na;b\n"))
+        with pytest.raises(ValueError, match="single column: name what separates its cells with --delimiter"):
+            load_pairs(write(folder, "image;text\na;b\n"), sep=",")
         with pytest.raises(ValueError, match="'text' is there 2 times"):
             load_pairs(write(folder, "image,text, text\na,b,c\n"))
 
@@ -226,7 +226,7 @@ class TestValues:
         assert load_pairs(path)["text"][:] == ["2020-01-01T00:00:00Z", "1e3"]
 
     def test_line_breaks_inside_quotes_survive_the_readers_blocks(self, folder, monkeypatch):
-        monkeypatch.setattr(table_files, "_BLOCK_BYTES", 1000)
+        monkeypatch.setattr(delimited, "_BLOCK_BYTES", 1000)
         texts = [f"Findings {i}:\n\nclear,\n{'x' * (i % 50)}" for i in range(200)]
         frame = pd.DataFrame({"image": [f"{i}.png" for i in range(200)], "text": texts})
         assert load_pairs(save(frame, folder / "p.csv"))["text"][:] == texts
@@ -317,19 +317,18 @@ class TestFaults:
             load_pairs(write(folder, text))
 
     def test_ragged_rows_name_the_row_and_never_the_report(self, folder):
-        for bad in ("b.png,two,cells", "b.png", '"open,secret'):
+        for bad, said in (("b.png,two,cells", "expected 2"), ("b.png", "expected 2"), ('"open,secret', "never closes")):
             path = write(folder, f"image,text\na.png,x\n{bad}\nsecret.png,y\n")
-            with pytest.raises(ValueError, match=r"data row 1 \(0-based.*expected 2") as caught:
+            with pytest.raises(ValueError, match=rf"data row 1 \(0-based.*{said}") as caught:
                 load_pairs(path)
             assert "secret" not in str(caught.value)
 
     def test_other_encodings_name_line_and_byte(self, folder):
         for name in ("p.csv", "p.tsv", "p.jsonl"):
             data = "image,text\na,x\nb,Ergu\u00df\n".encode("latin-1")
-            with pytest.raises(ValueError, match=r"line 3: byte 0xdf at offset \d+ is not UTF-8.*iconv"):
+            with pytest.raises(ValueError, match=r"line 3: byte 0xdf at offset \d+ is not UTF-8.*--encoding"):
                 load_pairs(write(folder, data, name))
-        with pytest.raises(ValueError, match="not UTF-8"):
-            load_pairs(write(folder, "image,text\na,x\n".encode("utf-16")))
+        assert load_pairs(write(folder, "image,text\na,x\n".encode("utf-16")))["text"][:] == ["x"]
 
     @pytest.mark.parametrize("line", ["{broken", "[1]", "7", '{"text": "a"} {"text": "b"}'])
     def test_bad_json_names_the_line(self, folder, line):
@@ -458,8 +457,8 @@ def test_a_header_may_end_in_commas_that_the_rows_do_not_have(tmp_path, row):
     """As BBox_List_2017.csv of NIH ChestX-ray14 does."""
     path = tmp_path / "t.csv"
     path.write_text(f"id,name,,\n{row}\n")
-    table = table_files.read_delimited(path, ",")
+    table = delimited.read_delimited(path, ",").table
     assert table.slice(0, 1).to_pylist()[0]["name"] == "a"
     path.write_text("id,name,,\n1,a,b\n")
     with pytest.raises(ValueError, match="3 cells, expected 4"):
-        table_files.read_delimited(path, ",")
+        delimited.read_delimited(path, ",")

@@ -15,7 +15,7 @@ from .checklists import CHECKLISTS, load_checklist, write_checklists
 
 _TABLE_OPTIONS = (
     "image_column", "text_column", "image_root", "patient_column", "split_column", "id_column", "filter",
-    "missing_word", "label_column", "label_spelling", "label_separator",
+    "delimiter", "encoding", "missing_word", "label_column", "label_spelling", "label_separator",
 )  # fmt: skip
 
 
@@ -72,6 +72,8 @@ def _table1(arguments: argparse.Namespace) -> str:
         image_column=arguments.image_column,
         image_root=arguments.image_root,
         missing_words=arguments.missing_word,
+        sep=arguments.delimiter,
+        encoding=arguments.encoding,
         label_spelling=arguments.label_spelling,
         label_separator=arguments.label_separator,
         patient_column=arguments.patient_column,

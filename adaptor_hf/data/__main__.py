@@ -42,8 +42,7 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reports_on", help="the column's name, where it is not that of --on")
     parser.add_argument("--text_column", nargs="+", default=["text"], help="column of the text; several are joined")
     parser.add_argument("--repeated", choices=REPEATED, default="join", help="several different texts of one key")
-    parser.add_argument("--encoding", help="of the table of reports; default: UTF-8, else Windows-1252")
-    parser.add_argument("--delimiter", help="default: comma, semicolon, tab or bar, whichever the header has")
+    add_options(parser, DataArguments, ("delimiter", "encoding"))
     parser.add_argument("--modality", nargs="+", default=list(MODALITIES), help="wanted ones, such as CR DX MG")
     parser.add_argument("--keep", nargs="+", default=[], choices=KEEPABLE, help="rules that are switched off")
     _add_split_options(parser)
@@ -62,8 +61,10 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
     table = parser.add_argument_group(
         "a table of your own, read as the scripts read it", '--text_column "" is for a table without reports'
     )
-    table.add_argument("--table", help="instead of NAME and ROOT: a CSV, TSV, Parquet or JSON-lines file, or a folder")
-    names = (*_TABLE_COLUMNS, "image_root", "filter", "missing_word", "ids", "split_alias")
+    table.add_argument(
+        "--table", help="instead of NAME and ROOT: a CSV, TSV, Excel, Parquet or JSON-lines file, or a folder"
+    )
+    names = (*_TABLE_COLUMNS, "image_root", "delimiter", "encoding", "filter", "missing_word", "ids", "split_alias")
     add_options(table, DataArguments, names, defaults={"image_column": None})
     _add_split_options(table)
     table.add_argument("--near_copies", action="store_true", help="also look for images that are nearly copies")
@@ -89,6 +90,8 @@ def _check_own_table(args: argparse.Namespace) -> int:
             rule=_rule(args),
             near=args.near_copies,
             image_root=args.image_root,
+            sep=args.delimiter,
+            encoding=args.encoding,
             filters=args.filter or None,
             missing_words=tuple(args.missing_word),
             **columns,

@@ -9,7 +9,6 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,10 +17,10 @@ from .content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, dige
 from .duplicates import copies_across, describe_copies
 from .ids import canonical_id, certain_message, find_spellings, loose_message, scientific_message
 from .image_folders import copies_message, describe_folder
-from .metadata_folders import count_listed, metadata_files
+from .metadata_folders import count_listed
 from .split_rule import SplitRule
 from .splits import SPLITS
-from .table_files import read_source
+from .table_files import Source, blank_rows, read_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,15 +60,20 @@ def check_table(
     """
     from .tables import load_pairs
 
+    form = {name: options.pop(name, None) for name in ("sep", "encoding")}
+    data = read_source(table, options.get("image_column", "image"), **form)
     stops: list[str] = []
     warnings: list[str] = []
-    found = _folder_of(table, options, stops, warnings)
-    pairs = load_pairs(table, ids=ids, _checked=False, **options)
+    found = _folder_of(data, options, stops, warnings)
+    pairs = load_pairs(data, ids=ids, _checked=False, **options)
     rows = pairs["source_row"][:]
-    result: dict[str, Any] = found | {"rows": len(pairs), "ids": _check_ids(pairs, rows, ids, stops, warnings)}
+    result: dict[str, Any] = found | {
+        "rows": len(pairs), "blank_rows": int(blank_rows(data).sum()),
+        "ids": _check_ids(pairs, rows, ids, stops, warnings),
+    }  # fmt: skip
     if not stops:
         # As the scripts have them: ids in one spelling where that was asked for.
-        pairs = load_pairs(table, ids=ids, **options)
+        pairs = load_pairs(data, ids=ids, **options)
     patients = pairs["patient_id"][:]
     named = [None if patient is None else patient if ids == "exact" else canonical_id(patient) for patient in patients]
     result["patients"] = len(set(named) - {None})
@@ -95,19 +99,16 @@ def check_table(
     return result | {"stops": stops, "warnings": warnings, "ok": not stops}
 
 
-def _folder_of(table: Any, options: dict[str, Any], stops: list[str], warnings: list[str]) -> dict[str, Any]:
+def _folder_of(data: Source, options: dict[str, Any], stops: list[str], warnings: list[str]) -> dict[str, Any]:
     """Counts of a folder of class folders, or of how a folder and its metadata agree; {} of any other table. Of class
     folders no reports are asked for, so `options` change."""
-    if not isinstance(table, (str, os.PathLike)) or not (folder := Path(table)).is_dir():
-        return {}
-    image_column = options.get("image_column", "image")
-    data = read_source(table, image_column)
     if data.folder is None:
+        image_column = options.get("image_column", "image")
         names = [column.strip() for column in data.table.column_names]
         image_column = "file_name" if image_column not in names else image_column
-        if image_column not in names or options.get("image_root") is not None or not metadata_files(folder):
+        if image_column not in names or options.get("image_root") is not None or data.described is None:
             return {}
-        return {"metadata": count_listed(folder, data.table, image_column)}
+        return {"metadata": count_listed(data.described, data.table, image_column)}
     options.setdefault("text_column", None)
     warnings += data.folder.warnings
     if copies := data.folder.copies():
@@ -117,10 +118,12 @@ def _folder_of(table: Any, options: dict[str, Any], stops: list[str], warnings: 
 
 def format_table_check(result: dict[str, Any]) -> str:
     """The result of `check_table` as lines to read."""
+    blank = f" (and {result['blank_rows']} blank ones, left out)" if result["blank_rows"] else ""
     lines = [
         *([describe_folder(result["folder"])] if "folder" in result else []),
         *(f"folder: {count} {kind.replace('_', ' ')}" for kind, count in result.get("metadata", {}).items()),
-        f"rows: {result['rows']}, without text {result['rows_without_text']}, without image {result['images_missing']}",
+        f"rows: {result['rows']}{blank}, without text {result['rows_without_text']}, "
+        f"without image {result['images_missing']}",
         f"patients: {result['patients']}, rows without patient {result['rows_without_patient']}",
     ]
     for name, counts in result["splits"].items():

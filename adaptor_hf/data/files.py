@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
+
+logger = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm", ".dicom", ".gif", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of image files, in lower case."""
@@ -130,7 +133,8 @@ def read_table(
 
     Returns:
         Object columns `columns` and `optional`, str or None (a cell without value: `MISSING_WORDS`); the index is the
-        data row, from 1 (header and empty lines are not counted); `frame.attrs["file"]` is the path relative to `root`.
+        data row, from 1 (header and empty lines are not counted; rows of blank cells are counted, and left out);
+        `frame.attrs["file"]` is the path relative to `root`.
 
     Raises:
         FileNotFoundError: No such table in `root`.
@@ -140,13 +144,14 @@ def read_table(
     import pandas as pd
     import pyarrow as pa
 
+    from .delimited import read_delimited
     from .missing import without_missing
-    from .table_files import read_delimited
+    from .table_files import Source, blank_rows
 
     path = require_file(root, names, "table")
     name = path.relative_to(root).as_posix()
     try:
-        table = read_delimited(path, sep, header=header, quoting=quoting)
+        table = read_delimited(path, sep, header=header, quoting=quoting).table
     except (OSError, EOFError) as error:
         raise ValueError(f"{name}: not readable to its end ({error}). Is it fully downloaded?") from None
     found = [column.strip() for column in table.column_names]
@@ -168,6 +173,10 @@ def read_table(
         {column: pd.Series(cells, dtype=object) for column, cells in values.items()},
     )
     frame.index = pd.RangeIndex(1, len(table) + 1)
+    blank = blank_rows(Source(table))
+    if blank.any():
+        logger.info("%s: %d rows are blank and left out.", name, blank.sum())
+        frame = frame[~blank]
     frame.attrs["file"] = name
     return frame
 

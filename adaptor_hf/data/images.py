@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from .archives import parse_member, read_member
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
+from .image_formats import FORMAT_BYTES, READ, foreign_format
 from .sixteen_bit import even_bits, layout, read_channels, tiff_kind
 
 MAX_PIXELS = 80_000_000
@@ -148,6 +149,9 @@ def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lu
                 f"{name}: a TIFF of a kind that Pillow does not read ({kind}). Save it as 16-bit or 8-bit grey or RGB, "
                 "all channels in one plane."
             ) from None
+        stream.seek(0)
+        if known := foreign_format(name, stream.read(FORMAT_BYTES)):
+            raise ValueError(f"{name}: this is {known}. {READ} is read.") from None
         raise ValueError(
             f"{name}: not an image that can be read. Expected JPEG, PNG, TIFF or another format of Pillow, or DICOM. "
             "If it should be one, it is damaged: copy or download it again, or leave the row out."

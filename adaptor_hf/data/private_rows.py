@@ -46,7 +46,9 @@ def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
     return dataset
 
 
-def refuse_identifying_columns(source: Any, image_column: str, arguments: PrivacyArguments) -> None:
+def refuse_identifying_columns(
+    source: Any, image_column: str, arguments: PrivacyArguments, sep: str | None = None, encoding: str | None = None
+) -> None:
     """
     In private mode, refuse a table with columns that look like names or birth dates, unless they were asked for.
 
@@ -55,7 +57,7 @@ def refuse_identifying_columns(source: Any, image_column: str, arguments: Privac
     """
     if not is_private() or arguments.allow_identifying_columns or not isinstance(source, str | os.PathLike):
         return
-    table = read_source(source, image_column).table
+    table = read_source(source, image_column, sep, encoding).table
     if found := identifying_columns(table):
         places = ", ".join(str(table.column_names.index(name) + 1) for name in found)
         raise ValueError(

@@ -50,6 +50,14 @@ class TableArguments:
         None, "Column of the split: train, validation, test.", group=TABLE, privacy=HIDDEN, metavar="COLUMN"
     )
     filter: list[str] = option([], "Keep these rows; repeatable.", group=TABLE, privacy=HIDDEN, metavar="COLUMN=VALUE")
+    delimiter: str | None = option(
+        None, "Between the table's cells: comma, semicolon, tab, bar or a character. Default: as its header shows.",
+        group=TABLE, privacy=OPEN, advanced=True, metavar="NAME",
+    )  # fmt: skip
+    encoding: str | None = option(
+        None, "Of the table, such as windows-1252. Default: UTF-8, or UTF-16 with a mark.", group=TABLE, privacy=OPEN,
+        advanced=True, metavar="NAME",
+    )  # fmt: skip
     missing_word: list[str] = option(
         [], "More words for a missing value in the table, such as unknown.", group=TABLE, privacy=OPEN, advanced=True,
         metavar="WORD",
@@ -118,8 +126,9 @@ class TowerArguments:
 def table_options(arguments: TableArguments) -> dict[str, Any]:
     """How a table is read: what `load_pairs`, and so `load_table`, is told."""
     same = ("image_column", "text_column", "image_root", "patient_column", "study_column", "split_column", "id_column",
-            "ids", "image_mode")  # fmt: skip
+            "ids", "image_mode", "encoding")  # fmt: skip
     return {name: getattr(arguments, name) for name in same} | {
+        "sep": arguments.delimiter,
         "filters": arguments.filter or None,
         "voi_lut": bool(arguments.voi_lut),
         "missing_words": tuple(arguments.missing_word),

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
+import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 
+from .delimited import SEPARATORS, read_delimited
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
+from .spreadsheets import FOREIGN, WORKBOOKS, read_workbook
+from .text_files import decoded, read_utf8, suffix_of
 
-SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet", ".pq")
-
-# A row must fit into one block; long reports do not fit into Arrow's default of 1 MB.
-_BLOCK_BYTES = 1 << 24
 
 
 @dataclass
@@ -32,7 +29,8 @@ class Source:
     """A table's columns of text and numbers, and what their image paths are relative to.
 
     `images` is a data set of the same rows, for image columns that hold more than a path. `split` holds the split that
-    a folder or a DatasetDict gives each row, or is None. `folder` is what a folder of class folders holds.
+    a folder or a DatasetDict gives each row, or is None. `folder` is what a folder of class folders holds, `described`
+    a folder whose metadata files are the table. `name` is what messages call it.
     """
 
     table: pa.Table
@@ -40,20 +38,55 @@ class Source:
     images: datasets.Dataset | None = None
     split: pa.Array | None = None
     folder: ClassFolders | None = None
+    described: Path | None = None
+    name: str = "data set"
 
 
-def read_source(source, image_column: str, sep: str | None = None) -> Source:
-    """Read a file, a folder, a data set or a hub id. See `load_pairs` for the kinds and the errors."""
+def read_source(source, image_column: str, sep: str | None = None, encoding: str | None = None) -> Source:
+    """Read a file, a folder, a data set or a hub id, once: a `Source` is given back. See `load_pairs` for the kinds."""
+    if isinstance(source, Source):
+        return source
+    found = _read(source, image_column, {"sep": sep, "encoding": encoding})
+    if isinstance(source, (str, os.PathLike)):
+        found.name = str(source)
+    return found
+
+
+def blank_rows(source: Source) -> np.ndarray:
+    """(n,) bool: rows whose cells are all empty or blank, as spreadsheets leave below a table. They are no pairs."""
+    table = source.table
+    blank = np.full(len(table), source.images is None and table.num_columns > 0)
+    for column in table.columns:
+        places = np.flatnonzero(blank)
+        if len(places) == 0:
+            break
+        cells = column.take(pa.array(places))
+        if pa.types.is_dictionary(cells.type):
+            cells = cells.cast(cells.type.value_type)
+        empty = cells.is_null(nan_is_null=True)
+        if pa.types.is_string(cells.type) or pa.types.is_large_string(cells.type):
+            empty = pc.or_(empty, pc.fill_null(pc.equal(pc.utf8_trim_whitespace(cells), ""), False))
+        blank[places] = empty.to_numpy()
+    return blank
+
+
+def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return _from_dataset(source)
+    if not isinstance(source, (str, os.PathLike)):
+        raise TypeError(
+            f"A table is a path, a hub id or a data set, got {type(source).__name__}. Of a pandas DataFrame make one "
+            "with datasets.Dataset.from_pandas(frame)."
+        )
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _from_dataset(datasets.load_from_disk(str(path)), path)
-        return _read_folder(path, image_column, sep)
+        return _read_folder(path, image_column, form)
     if path.is_file():
-        return _read_file(path, image_column, sep)
-    if _suffix(path) in (*SEPARATORS, *JSON_LINES, *PARQUET) or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        return _read_file(path, image_column, form)
+    endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
+    if suffix_of(path) in endings or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise FileNotFoundError(f"{source}: no such table. Expected a file, a folder, or a hub id such as owner/name.")
     try:
         return _from_dataset(datasets.load_dataset(str(source)))
@@ -64,19 +97,14 @@ def read_source(source, image_column: str, sep: str | None = None) -> Source:
         ) from error
 
 
-def _suffix(path: Path) -> str:
-    """Last suffix, under a .gz."""
-    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).suffix.lower()
-
-
-def _read_folder(folder: Path, image_column: str, sep: str | None) -> Source:
+def _read_folder(folder: Path, image_column: str, form: dict[str, str | None]) -> Source:
     """An imagefolder: with a metadata file in it or in each folder of a split, or with a folder for each class."""
     if files := metadata_files(folder):
         if not files[0][0]:
-            return _read_file(files[0][1], image_column, sep)
-        tables = [(name, _read_file(path, image_column, sep).table) for name, path in files]
+            return replace(_read_file(files[0][1], image_column, form), described=folder)
+        tables = [(name, _read_file(path, image_column, form).table) for name, path in files]
         table, split = join_metadata(tables, image_column)
-        return Source(table, folder, split=split)
+        return Source(table, folder, split=split, described=folder)
     classes = read_class_folders(folder)
     if classes is None:
         raise FileNotFoundError(
@@ -87,8 +115,8 @@ def _read_folder(folder: Path, image_column: str, sep: str | None) -> Source:
     return Source(classes.table(), classes.root, split=split, folder=classes)
 
 
-def _read_file(path: Path, image_column: str, sep: str | None) -> Source:
-    suffix = _suffix(path)
+def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> Source:
+    suffix = suffix_of(path)
     if suffix in PARQUET:
         schema = pyarrow.parquet.read_schema(path)
         embedded = any(field.name.strip() == image_column and not _is_flat(field.type) for field in schema)
@@ -97,72 +125,24 @@ def _read_file(path: Path, image_column: str, sep: str | None) -> Source:
         flat = [field.name for field in schema if _is_flat(field.type)]
         return Source(pyarrow.parquet.read_table(path, columns=flat), path.parent)
     if suffix in JSON_LINES:
-        return Source(_read_json_lines(path), path.parent)
-    if sep is None and suffix not in SEPARATORS:
-        known = ", ".join((*SEPARATORS, *JSON_LINES, *PARQUET))
+        return Source(_read_json_lines(path, form["encoding"]), path.parent)
+    if suffix in WORKBOOKS:
+        return Source(read_workbook(path), path.parent)
+    if suffix in FOREIGN:
+        raise ValueError(f"{path}: {FOREIGN[suffix]}")
+    if form["sep"] is None and suffix not in SEPARATORS:
+        known = ", ".join((*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS))
         raise ValueError(
-            f"{path}: a table's name ends in one of {known} (or .gz after it), for its separator to be known."
+            f"{path}: a table's name ends in one of {known} (or .gz after it), or its separator is given with "
+            "--delimiter (sep= in Python)."
         )
-    return Source(read_delimited(path, sep or SEPARATORS[suffix]), path.parent)
+    return Source(read_delimited(path, **form).table, path.parent)
 
 
-def read_delimited(path: Path, sep: str, *, header: Sequence[str] | None = None, quoting: bool = True) -> pa.Table:
-    """Every cell as exact text: no numbers, no dates, no missing-value words.
-
-    `header` names the columns of a file without header line. Without `quoting` a quote is an ordinary character.
-    """
-
-    def read(use_threads: bool, named: Sequence[str] | None = header, skip_rows: int = 0) -> pa.Table:
-        options = {"column_names": list(named), "skip_rows": skip_rows} if named is not None else {}
-        with pa.input_stream(str(path), compression="detect") as stream:
-            return pyarrow.csv.read_csv(
-                stream,
-                read_options=pyarrow.csv.ReadOptions(use_threads=use_threads, block_size=_BLOCK_BYTES, **options),
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=sep, newlines_in_values=quoting, quote_char='"' if quoting else False
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string())),
-            )
-
-    try:
-        names = header if header is not None else _csv_header(path, sep)
-        return read(use_threads=True)
-    except (UnicodeDecodeError, pa.ArrowInvalid):
-        _text(path)
-    if header is None and names[-1].strip() == "":
-        # NIH's header ends in commas that its rows do not have.
-        last = max((place for place, name in enumerate(names) if name.strip()), default=0)
-        try:
-            return read(use_threads=True, named=names[: last + 1], skip_rows=1)
-        except pa.ArrowInvalid:
-            pass
-    try:
-        # One thread knows the number of the bad row.
-        return read(use_threads=False)
-    except pa.ArrowInvalid as error:
-        # Arrow's message quotes the row, which is a report: keep the counts only.
-        counts = re.search(r"Row #(\d+): Expected (\d+) columns, got (\d+)", str(error))
-        if counts is None:
-            raise ValueError(f"{path}: not a well-formed table. Check the quotes: one that opens must close.") from None
-        row, expected, got = map(int, counts.groups())
-        raise ValueError(
-            f"{path}, data row {row - 1 - (header is None)} (0-based, header not counted): {got} cells, expected "
-            f"{expected}. Check for an unquoted {sep!r} or line break, or a quote that does not close."
-        ) from None
-
-
-def _csv_header(path: Path, sep: str) -> list[str]:
-    with pa.input_stream(str(path), compression="detect") as stream:
-        text = io.TextIOWrapper(stream, "utf-8-sig", newline="")
-        names = next((row for row in csv.reader(text, delimiter=sep) if row), None)
-    if names is None:
-        raise ValueError(f"{path}: the table is empty. Expected a header and at least one row.")
-    return names
-
-
-def _read_json_lines(path: Path) -> pa.Table:
+def _read_json_lines(path: Path, encoding: str | None) -> pa.Table:
     rows = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    data, _, _ = read_utf8(path, encoding)
+    for number, line in enumerate(decoded(data, path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -198,20 +178,6 @@ def _scalar(value) -> str | None:
     if isinstance(value, float):
         return None if value != value else str(int(value)) if value.is_integer() else repr(value)
     return value if value is None or isinstance(value, str) else json.dumps(value)
-
-
-def _text(path: Path) -> str:
-    """The file as text, without a byte-order mark."""
-    with pa.input_stream(str(path), compression="detect") as stream:
-        data = stream.read()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(
-            f"{path}, line {line}: byte 0x{data[error.start]:02x} at offset {error.start} is not UTF-8. Convert the "
-            "file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
-        ) from None
 
 
 def _from_dataset(dataset: datasets.Dataset | datasets.DatasetDict, root: Path | None = None) -> Source:

@@ -15,11 +15,12 @@ import pyarrow.compute as pc
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
 from .image_folders import copies_message, describe_folder
-from .metadata_folders import count_listed, metadata_files
+from .image_paths import name_rows, plain_path, resolve_paths
+from .metadata_folders import count_listed
 from .missing import without_missing
 from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
-from .table_files import read_source
+from .table_files import Source, blank_rows, read_source
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ COLUMNS = ("image", "image_id", "patient_id", "study_id", "view", "text", "split
 
 
 def load_pairs(
-    source: str | os.PathLike | datasets.Dataset | datasets.DatasetDict,
+    source: str | os.PathLike | datasets.Dataset | datasets.DatasetDict | Source,
     *,
     image_column: str = "image",
     text_column: str | None = "text",
@@ -42,6 +43,7 @@ def load_pairs(
     view_column: str | None = None,
     filters: Sequence[str] | None = None,
     sep: str | None = None,
+    encoding: str | None = None,
     voi_lut: bool = False,
     ids: str | None = None,
     image_mode: str = "auto",
@@ -67,11 +69,14 @@ def load_pairs(
 
     Image paths are relative to `image_root`, by default the table's folder. A path with ".." or a URL is refused: a
     table from elsewhere must not choose files outside. An absolute path is taken as it is, unless `image_root` is
-    given: then it must lie under it. Symbolic links are followed. Images embedded in a data set stay as they are.
+    given: then it must lie under it. Symbolic links are followed. Images embedded in a data set stay as they are. Of
+    relative paths with backslashes the file with slashes is taken where it exists.
+
+    Rows whose cells are all blank, as Excel leaves them, are left out, counted in the log.
 
     Args:
         source: One of
-            a CSV, TSV, JSON-lines or Parquet file (text tables also .gz);
+            a CSV, TSV, JSON-lines or Parquet file (text tables also .gz), or an Excel workbook (.xlsx);
             an imagefolder, with metadata.csv, .tsv, .jsonl or .parquet in it or in its train/validation/test folders,
             or with a folder for each class (`adaptor_hf.data.image_folders`), without reports;
             a folder written by `datasets.save_to_disk`; a `Dataset` or `DatasetDict`; a hub data set id owner/name.
@@ -83,7 +88,9 @@ def load_pairs(
             that has the contract's name (patient_id, study_id, split, image_id, view), if there is one.
         filters: "column=value" strings. Different columns must all match (AND); for one column given several times
             any value matches (OR). Values are compared as text, stripped, in the table's own spelling.
-        sep: Separator of a text table; by default "," for .csv and a tab for .tsv and .txt.
+        sep: Separator of a text table, one character or comma, semicolon, tab or bar. None takes the one of these that
+            its header and first rows show, or that of a first line "sep=;".
+        encoding: Of a text table, such as "windows-1252"; None takes UTF-8, or UTF-16 with a byte-order mark.
         voi_lut: Read DICOM files as displayed, see `read_image`. Everything that reads the column follows, embeddings
             too. A data set's image column that says so already keeps it.
         ids: What ids in several spellings are: "exact", different ids; "canonical", one id, written as the first of
@@ -99,16 +106,17 @@ def load_pairs(
     Raises:
         FileNotFoundError: No such table.
         ValueError: No such column (the message lists the columns and a close match), no rows, no rows after the
-            filters, a malformed table, bytes that are not UTF-8, an unknown split, an image path outside the root, or
-            ids as described at `ids`.
+            filters, a malformed table (`read_delimited`), a separator or encoding in doubt, an unknown split, an image
+            path outside the root, of another system or to a format that is not read, or ids as described at `ids`.
             The message names file and rows.
     """
     check_mode(ids)  # `_checked` is for `data check --table`, which reports all that is wrong at once
     if image_mode not in IMAGE_MODES:
         raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
-    data = read_source(source, image_column, sep)
-    name = str(source) if isinstance(source, (str, os.PathLike)) else "data set"
-    if len(data.table) == 0:
+    data = read_source(source, image_column, sep, encoding)
+    name = data.name
+    blank = blank_rows(data)
+    if blank.all():
         raise ValueError(f"{name}: the table has no rows. Expected a header and at least one row.")
     if data.folder is not None:
         data.folder.check_columns(text_column, (patient_column, study_column, view_column, id_column))
@@ -130,6 +138,10 @@ def load_pairs(
     table = data.table.rename_columns([column.strip() for column in data.table.column_names])
     embedded = wanted["image"] not in table.column_names
     kept = _filter(table, names, filters or (), name)
+    if blank.any():
+        logger.info("%d rows are blank and left out.", blank.sum())
+        filled = pa.chunked_array([pa.array(~blank)])
+        kept = filled if kept is None else pc.and_(kept, filled)
     rows = pa.array(range(len(table)), pa.int64()) if kept is None else pc.indices_nonzero(kept).cast(pa.int64())
     if len(rows) == 0:
         raise ValueError(f"{name}: none of its {len(table)} rows matches the filters {list(filters)}.")
@@ -145,7 +157,7 @@ def load_pairs(
         return without_missing(_as_text(column, wanted[key], name), strip, missing_words)
 
     values = {key: read(key) for key in _IDS}
-    values["image_id"] = _plain_path(values["image_id"])
+    values["image_id"] = plain_path(values["image_id"])
     if ids != "exact":
         values = {key: _without_float_suffix(column) for key, column in values.items()}
     if _checked:
@@ -158,9 +170,9 @@ def load_pairs(
     paths = relative = pa.chunked_array([pa.nulls(len(rows), pa.string())])
     if not embedded:
         # A file's name may begin with a space; a cell's first space is none of it.
-        paths, relative = _resolve(read("image", strip=data.folder is None), image_root, data.root, rows, name)
-        if image_root is None:
-            _log_listed(source, table, wanted["image"])
+        paths, relative = resolve_paths(read("image", strip=data.folder is None), image_root, data.root, rows, name)
+        if image_root is None and data.described is not None:
+            _log_listed(data.described, table, wanted["image"])
     values["image_id"] = pc.coalesce(values["image_id"], relative, rows.cast(pa.string()))
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
@@ -172,14 +184,8 @@ def load_pairs(
     return _with_reading(pairs, stated, image_mode, voi_lut)
 
 
-def _log_listed(source: object, table: pa.Table, image_column: str) -> None:
+def _log_listed(folder: Path, table: pa.Table, image_column: str) -> None:
     """Log how a folder and its metadata files agree, in counts."""
-    if (
-        not isinstance(source, (str, os.PathLike))
-        or not (folder := Path(source)).is_dir()
-        or not metadata_files(folder)
-    ):
-        return
     counts = count_listed(folder, table, image_column)
     if any(counts.values()):
         logger.warning(
@@ -199,7 +205,7 @@ def _find(names: list[str], wanted: str, option: str, source: str) -> str:
     close = difflib.get_close_matches(wanted.lower(), lower, n=1)
     hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
     if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
-        hint = " The header is a single column: save the table with commas, or with tabs as .tsv (sep= in Python)."
+        hint = " The header is a single column: name what separates its cells with --delimiter (sep= in Python)."
     # In quotes, since a table without header has a patient's row here: private mode cuts out what is quoted.
     raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(map(repr, names))}.")
 
@@ -239,7 +245,7 @@ def _check_precision(column: pa.ChunkedArray, column_name: str, rows: pa.Array, 
     if pc.any(large).as_py():
         raise ValueError(
             f"{source}: the ids in column {column_name!r} are floating-point numbers, too large to be exact in "
-            f"{_name_rows(large, rows)}: different ids may have become one. Write the column as text or integers."
+            f"{name_rows(large, rows)}: different ids may have become one. Write the column as text or integers."
         )
 
 
@@ -288,48 +294,8 @@ def _canonical_splits(splits: pa.ChunkedArray, rows: pa.Array, source: str) -> p
     unknown = pc.is_null(position)
     if pc.any(unknown).as_py():
         found = pc.unique(splits.filter(unknown)).to_pylist()
-        raise ValueError(f"{source}: {unknown_split(found, f' in {_name_rows(unknown, rows)}')}")
+        raise ValueError(f"{source}: {unknown_split(found, f' in {name_rows(unknown, rows)}')}")
     return pa.chunked_array([pa.array(SPLIT_ALIASES.values()).take(position.combine_chunks())])
-
-
-def _resolve(
-    cells: pa.ChunkedArray, image_root: str | os.PathLike | None, table_folder: Path | None, rows: pa.Array, source: str
-) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
-    """Absolute image paths, and the same relative to the root where they lie under it, in one spelling."""
-    root = os.path.abspath(image_root if image_root is not None else table_folder or os.curdir)
-    prefix = os.path.join(root, "")
-    refused = {
-        'has ".."': pc.match_substring_regex(cells, r"(^|[\\/])\.\.([\\/]|$)"),
-        "is a URL": pc.match_substring_regex(cells, r"^[A-Za-z][A-Za-z0-9+.-]+:(//|/[^/])"),
-    }
-    absolute = pc.match_substring_regex(cells, r"^([\\/]|[A-Za-z]:[\\/])")
-    cells = _plain_path(cells)
-    under = pc.starts_with(cells, prefix)
-    if image_root is not None:
-        refused["is absolute and not under the image root"] = pc.and_(absolute, pc.invert(under))
-    for reason, mask in refused.items():
-        if pc.any(mask).as_py():
-            raise ValueError(
-                f"{source}: an image path {reason} in {_name_rows(mask, rows)}. Paths are relative to {root} and stay "
-                "under it; set image_root to the folder that holds all images."
-            )
-    # The path keeps its Unicode form: a file's name on disk may have either.
-    relative = pc.utf8_normalize(pc.if_else(under, pc.utf8_slice_codeunits(cells, len(prefix)), cells), "NFC")
-    return pc.if_else(absolute, cells, pc.binary_join_element_wise(prefix, cells, "")), relative
-
-
-def _plain_path(paths: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Without `./` and doubled slashes; the `//` after a colon is a URL's, and a member of an archive has its name."""
-    plain = pc.replace_substring_regex(paths, r"(^|[^:])/+(\./+)*", r"\1/")
-    plain = pc.replace_substring_regex(plain, r"^(\./)+", "")
-    return pc.if_else(pc.match_substring(paths, "::"), paths, plain)
-
-
-def _name_rows(mask: pa.ChunkedArray, rows: pa.Array, limit: int = 5) -> str:
-    """Such as "data rows 3, 7 and 12 more" (0-based, header not counted)."""
-    found = rows.filter(pc.fill_null(mask, False).combine_chunks()).to_pylist()
-    more = f" and {len(found) - limit} more" if len(found) > limit else ""
-    return f"data row{'s' * (len(found) > 1)} {', '.join(map(str, found[:limit]))}{more} (0-based, header not counted)"
 
 
 def _report(values: dict[str, pa.ChunkedArray], paths: pa.ChunkedArray, rows: pa.Array) -> None:

@@ -21,8 +21,9 @@ _DEFAULTS = {
 }  # fmt: skip
 _TABLE_OPTIONS = (
     "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
-    "image_root", "filter", "missing_word", "ids", "image_mode", "voi_lut", "validation_fraction", "test_fraction",
-    "split_seed", "extraction_batch_size", "max_text_length", "image_store", "image_store_size",
+    "image_root", "filter", "delimiter", "encoding", "missing_word", "ids", "image_mode", "voi_lut",
+    "validation_fraction", "test_fraction", "split_seed", "extraction_batch_size", "max_text_length",
+    "image_store", "image_store_size",
 )  # fmt: skip
 
 
@@ -33,7 +34,9 @@ def _parser() -> argparse.ArgumentParser:
         "build", help="embed a table of images and reports, or go on with a build", formatter_class=OptionFormatter,
         description="Leave out a tower to build the other one's modality alone.",
     )  # fmt: skip
-    build.add_argument("source", help="CSV, TSV, Parquet or JSON-lines file, image folder, saved data set or hub id")
+    build.add_argument(
+        "source", help="CSV, TSV, Excel, Parquet or JSON-lines file, image folder, saved data set or hub id"
+    )
     build.add_argument("--cache_dir", required=True, help="folder of the cache")
     add_options(build, TowerArguments, ("vision_tower", "text_tower"))
     spellings = {"split_seed": "--seed", "extraction_batch_size": "--batch_size"}
@@ -62,7 +65,8 @@ def _build(arguments: argparse.Namespace) -> None:
     mode = arguments.image_mode if arguments.vision_tower else "L"
     dataset = load_pairs(
         arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
-        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, **columns,
+        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, sep=arguments.delimiter,
+        encoding=arguments.encoding, **columns,
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.split_seed, ids=arguments.ids)

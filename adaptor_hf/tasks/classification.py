@@ -59,7 +59,9 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         unlabelled = None
         if arguments.do_predict:
             columns = table_options(arguments) | {"label_columns": (), "extra_columns": (), "mask_column": None}
-            refuse_identifying_columns(arguments.do_predict, arguments.image_column, arguments)
+            refuse_identifying_columns(
+                arguments.do_predict, arguments.image_column, arguments, arguments.delimiter, arguments.encoding
+            )
             unlabelled = private_rows(load_table(arguments.do_predict, **columns))
         said += "\n\n" + save_and_predict(
             embedded,

@@ -243,6 +243,8 @@ def load_table(
     missing_words: Sequence[str] = (),
     mask_values: str = "binary",
     mask_size: str = "scaled",
+    sep: str | None = None,
+    encoding: str | None = None,
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -256,7 +258,8 @@ def load_table(
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
         image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
-            image_mode, missing_words: As in `load_pairs`. Files in colour that are read as "L" are said in the log.
+            image_mode, missing_words, sep, encoding: As in `load_pairs`. Files in colour that are read as "L" are said
+            in the log.
         label_spelling, label_separator: See `adaptor_hf.data.label_columns.LabelRules`.
         mask_values, mask_size: Of mask files, see `adaptor_hf.data.masks.file_mask`.
 
@@ -274,11 +277,11 @@ def load_table(
     from ..data.tables import load_pairs
 
     rules = LabelRules(label_spelling, label_separator, missing_words)
-    raw = read_source(source, image_column)
+    raw = read_source(source, image_column, sep, encoding)
     if raw.folder is not None:
         label_columns = label_columns or ("label",)
     pairs = load_pairs(
-        source, image_column=image_column, text_column=text_column, image_root=image_root,
+        raw, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
         split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
         image_mode=image_mode, missing_words=missing_words,

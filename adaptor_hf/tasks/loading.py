@@ -79,7 +79,9 @@ def load_parts(arguments: DownstreamArguments, task: str) -> LoadedParts:
     check_private_mode(arguments)
     leak = None
     if arguments.dataset is None:
-        refuse_identifying_columns(arguments.table, arguments.image_column, arguments)
+        refuse_identifying_columns(
+            arguments.table, arguments.image_column, arguments, arguments.delimiter, arguments.encoding
+        )
     rule = split_rule_of(arguments)
     if arguments.dataset is not None:
         from ..data import describe
@@ -154,7 +156,9 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
             parts, hashed = load_public(name, place, task, split_scheme=scheme, **public_options(arguments, rule))
             source = None
         else:
-            refuse_identifying_columns(place, arguments.image_column, arguments)
+            refuse_identifying_columns(
+                place, arguments.image_column, arguments, arguments.delimiter, arguments.encoding
+            )
             table, source = load_table(place, **table_options(arguments)), place
             parts, hashed = {"test": table}, split_hash(table)
             if "test" in (splits := table["split"][:]):

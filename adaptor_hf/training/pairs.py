@@ -63,7 +63,13 @@ def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | No
     if arguments.dataset is not None:
         pairs, rule = load_dataset_pairs(arguments, rule)
     else:
-        refuse_identifying_columns(arguments.train_file, arguments.image_column, privacy or PrivacyArguments())
+        refuse_identifying_columns(
+            arguments.train_file,
+            arguments.image_column,
+            privacy or PrivacyArguments(),
+            arguments.delimiter,
+            arguments.encoding,
+        )
         pairs = load_pairs(arguments.train_file, view_column=arguments.view_column, **table_options(arguments))
         pairs, rule = rule.apply(pairs, arguments.split_alias)
         pairs = patient_fraction(pairs, arguments.train_fraction, seed=rule.seed, ids=rule.ids)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..missing import is_missing
 
-ENCODINGS = ("utf-8-sig", "cp1252")
-DELIMITERS = (",", ";", "\t", "|")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 REPEATED: dict[str, Callable[[list[str]], str]] = {
     "join": "\n\n".join,
     "longest": lambda texts: max(texts, key=len),
@@ -45,47 +45,47 @@ def read_report_table(
     zeros stay. A key or text that is only a word for "no value" (`MISSING_WORDS`) is none.
 
     Args:
-        path: Of the table, with a header line.
+        path: Of the table, with a header line; an Excel workbook too.
         on: Column of keys.
         text_column: Column of the text; of several columns the texts are joined, a blank line between.
         repeated: What becomes of several different texts of one key, a key of `REPEATED`; equal ones count once.
         encoding: None takes UTF-8, with or without a byte-order mark, or UTF-16 with one, else Windows-1252.
-        delimiter: None takes the one of comma, semicolon, tab and bar that the header has most of.
+        delimiter: None takes the one of comma, semicolon, tab and bar that the header and the first rows show.
 
     Returns:
         `ReportTable`. `counts`: `rows`, `keys`, `rows_without_key`, `rows_without_text`, `repeated_keys` (keys with
-        several rows), `repeated_keys_that_differ` (where `repeated` decided), `ragged_rows` (too many or too few cells;
+        several rows), `repeated_keys_that_differ` (where `repeated` decided), `blank_rows` (all cells empty or blank;
         left out).
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: A column is missing (the message lists those that exist), the table is empty, cut short in a quote,
-            or cannot be decoded. No message has a cell of a row.
+        ValueError: A column is missing (the message lists those that exist), or as `read_delimited`: the table is
+            empty, its quotes do not close, rows have too many or too few cells, it cannot be decoded, its separator is
+            in doubt. No message has a cell of a row.
     """
     path = Path(path)
     if repeated not in REPEATED:
         raise ValueError(f"repeated={repeated!r} is unknown. Choose one of: {', '.join(REPEATED)}.")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such table of reports.") from None
-    text, encoding = _decode(data, encoding, path)
-    header_line = next((line for line in text.splitlines() if line.strip()), "")
-    if delimiter is None:
-        delimiter = max(DELIMITERS, key=header_line.count)
-    header, rows = _rows(text, delimiter, path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table of reports.")
+    table, encoding, delimiter = _read(path, encoding, delimiter)
+    header = [name.strip() for name in table.column_names]
     wanted = [text_column] if isinstance(text_column, str) else list(text_column)
     places = [_place(header, name, path) for name in (on, *wanted)]
     counts = dict.fromkeys(("rows", "keys", "rows_without_key", "rows_without_text", "repeated_keys",
-                            "repeated_keys_that_differ", "ragged_rows"), 0)  # fmt: skip
+                            "repeated_keys_that_differ", "blank_rows"), 0)  # fmt: skip
+    from ..table_files import Source, blank_rows
+
     texts: dict[str, list[str]] = {}
     number: dict[str, int] = {}
-    for row in rows:
-        counts["rows"] += 1
-        if len(row) != len(header):
-            counts["ragged_rows"] += 1
+    blank = blank_rows(Source(table))
+    counts["blank_rows"] = int(blank.sum())
+    used = [table.column(place).to_pylist() for place in places]
+    for is_blank, key, *parts in zip(blank, *used, strict=True):
+        if is_blank:
             continue
-        key, parts = row[places[0]].strip(), [row[place] for place in places[1:]]
+        counts["rows"] += 1
+        key = key.strip()
         if is_missing(key):
             counts["rows_without_key"] += 1
             continue
@@ -105,31 +105,18 @@ def read_report_table(
     return ReportTable(chosen, counts, encoding, delimiter)
 
 
-def _decode(data: bytes, encoding: str | None, path: Path) -> tuple[str, str]:
-    if encoding is None and data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    for name in [encoding] if encoding else ENCODINGS:
-        try:
-            return data.decode(name), name.removesuffix("-sig")
-        except UnicodeDecodeError:
-            continue
-        except LookupError:
-            raise ValueError(f"encoding={encoding!r} is unknown to Python.") from None
-    tried = encoding or "UTF-8 and Windows-1252"
-    raise ValueError(f"{path}: cannot be decoded as {tried}. Name its encoding, such as --encoding latin-1.")
+def _read(path: Path, encoding: str | None, delimiter: str | None) -> tuple[pa.Table, str, str]:
+    from ..delimited import read_delimited
+    from ..spreadsheets import FOREIGN, WORKBOOKS, read_workbook
+    from ..text_files import suffix_of
 
-
-def _rows(text: str, delimiter: str, path: Path) -> tuple[list[str], list[list[str]]]:
-    limit = csv.field_size_limit(1 << 27)
-    try:
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True) if row]
-    except csv.Error as error:
-        raise ValueError(f"{path}: not a well-formed table ({error}). Check its quotes and its delimiter.") from None
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
-        raise ValueError(f"{path}: the table of reports is empty. Expected a header and at least one row.")
-    return [name.strip() for name in rows[0]], rows[1:]
+    suffix = suffix_of(path)
+    if suffix in WORKBOOKS:
+        return read_workbook(path), "utf-8", ","
+    if suffix in FOREIGN:
+        raise ValueError(f"{path}: {FOREIGN[suffix]}")
+    found = read_delimited(path, delimiter, encoding=encoding, fallback="cp1252", detect=True)
+    return found.table, found.encoding, found.separator
 
 
 def _place(header: list[str], name: str, path: Path) -> int:
@@ -142,4 +129,4 @@ def _place(header: list[str], name: str, path: Path) -> int:
     return found[0]
 
 
-__all__ = ["DELIMITERS", "ENCODINGS", "REPEATED", "ReportTable", "read_report_table"]
+__all__ = ["REPEATED", "ReportTable", "read_report_table"]

@@ -169,7 +169,12 @@ def read_match(root: Path, file: str | os.PathLike) -> dict[str, str]:
 def _text_columns(path: Path) -> pd.DataFrame:
     import pandas as pd
 
-    return pd.read_csv(record_input(path), dtype=str, skipinitialspace=True)
+    from ..delimited import read_delimited
+    from ..missing import without_missing
+
+    table = read_delimited(record_input(path), detect=True).table
+    cells = (without_missing(column, strip=True).to_numpy() for column in table.columns)
+    return pd.DataFrame({name.strip(): column for name, column in zip(table.column_names, cells, strict=True)})
 
 
 def _column(table: pd.DataFrame, pattern: str, what: str, path: Path) -> pd.Series:
