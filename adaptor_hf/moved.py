@@ -43,6 +43,7 @@ MOVED = {
 
 MOVED_NAMES = {
     "adaptor_hf.data.catalog.TASKS": "adaptor_hf.data.catalog.ROW_TASKS",
+    "adaptor_hf.downstream.masks.GreyMasks": "adaptor_hf.tasks.masks.ToleratedMasks",
     "adaptor_hf.downstream.loading.load_text_side": "adaptor_hf.tasks.loading.load_checkpoint_text_tower",
     "adaptor_hf.audit.manifest.place_beside": "adaptor_hf.audit.manifest.relative_to_run",
     "adaptor_hf.data.load_local_dataset": "adaptor_hf.data.load_public_dataset",
@@ -99,6 +100,8 @@ MOVED_NAMES = {
 """Old name and new one, of what lies in a module; the modules are called what they were then."""
 
 REPLACED_NAMES = {
+    "adaptor_hf.data.pacs.reports_table.DELIMITERS": "adaptor_hf.data.delimited.NAMES",
+    "adaptor_hf.data.pacs.reports_table.ENCODINGS": "`fallback` of adaptor_hf.data.delimited.read_delimited",
     "adaptor_hf.hub.data_terms.RESTRICTED": "`restricted` of each of adaptor_hf.data.list_datasets()",
     "adaptor_hf.downstream.compare.METRIC": "`decides_by` of each of adaptor_hf.evaluation.tasks.TASKS",
     "adaptor_hf.downstream.modules.BUILT_IN": 'adaptor_hf.evaluation.controls.controls_made("built")',
@@ -107,6 +110,7 @@ REPLACED_NAMES = {
     "adaptor_hf.downstream.tasks.TASK_FUNCTIONS": "adaptor_hf.tasks.run.run_task",
     "adaptor_hf.evaluation.naming.HEADLINES": "`headline` of each of adaptor_hf.evaluation.tasks.TASKS",
     "adaptor_hf.evaluation.overlap.UNTRAINED": 'adaptor_hf.evaluation.controls.controls_made("built")',
+    "adaptor_hf.evaluation.notes.grey_mask_note": "adaptor_hf.evaluation.notes.tolerated_mask_notes, a list",
     "adaptor_hf.training.controls.Variant": "adaptor_hf.training.systems.System",
     "adaptor_hf.training.controls.train_variants": "adaptor_hf.training.controls.train_controls (`label` was `name`)",
     "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.script_arguments.path_arguments, of all four groups",

@@ -4,7 +4,9 @@ from dataclasses import replace
 from typing import Any
 
 from .data import list_datasets
+from .data.delimited import NAMES
 from .evaluation.controls import CONTROLS, controls_made
+from .evaluation.notes import tolerated_mask_notes
 from .evaluation.tasks import TASKS
 from .modeling_adaptor import AdaptorModel
 from .training.arguments import AdaptorTrainingArguments
@@ -12,6 +14,7 @@ from .training.controls import train_controls
 from .training.script_arguments import DataArguments, ModelArguments, RunArguments, path_arguments
 from .training.systems import System
 
+DELIMITERS, ENCODINGS = tuple(NAMES), ("utf-8-sig", "cp1252")
 RESTRICTED = tuple(known.name for known in list_datasets() if known.restricted)
 HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headline}
 METRIC = {task.name: task.decides_by for task in TASKS.values() if task.decides_by}
@@ -31,6 +34,11 @@ def Variant(  # noqa: N802  (it was a class)
 def train_variants(*args: Any, **options: Any) -> list[System]:
     """As [`train_controls`]; the `name` of each system is its title."""
     return [replace(system, name=system.label) for system in train_controls(*args, **options)]
+
+
+def grey_mask_note(part: str, grey: int, rows: int) -> str | None:
+    """As [`tolerated_mask_notes`] of grey masks alone; None where there are none."""
+    return next(iter(tolerated_mask_notes(part, {"grey": grey}, rows)), None)
 
 
 def places_of(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str]:

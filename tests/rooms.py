@@ -36,10 +36,7 @@ ROOMS = (
 BY_NAME = {
     ("evaluation.tasks", "tasks"): "a task's function is imported when the task runs; the declaration is read by all",
     ("data.catalog", "data.public"): "data sets are found by being there",
-    (
-        "image_processing_adaptor",
-        "data.images",
-    ): "a processor reads files as training does",
+    ("image_values_adaptor", "data.images"): "a processor reads files as training does",
 }
 
 

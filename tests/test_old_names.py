@@ -171,6 +171,19 @@ class TestReplaced:
         assert save_variants([variant], tmp_path / "controls") == saved_controls(tmp_path)
         assert "projections" in [s.key for s in load_systems(synthetic_model(), (), saved_controls(tmp_path))]
 
+    def test_readers_of_tables_and_notes_on_masks(self):
+        from adaptor_hf.data.pacs import reports_table
+        from adaptor_hf.evaluation import notes
+
+        with pytest.warns(FutureWarning, match="DELIMITERS is now"):
+            assert reports_table.DELIMITERS == (",", ";", "\t", "|")
+        with pytest.warns(FutureWarning, match="ENCODINGS is now"):
+            assert reports_table.ENCODINGS == ("utf-8-sig", "cp1252")
+        with pytest.warns(FutureWarning, match="grey_mask_note is now"):
+            note = notes.grey_mask_note
+        assert note("training", 0, 9) is None
+        assert note("training", 2, 9).startswith("2 of 9 training masks have grey pixels")
+
     def test_places(self, tmp_path):
         from adaptor_hf.training import AdaptorTrainingArguments
 

@@ -213,7 +213,7 @@ class TestForm:
                  "--model", "m", "--delimiter", "tab", "--encoding", "utf-16"]  # fmt: skip
         told = table_options(parse_arguments(words))
         assert (told["sep"], told["encoding"]) == ("tab", "utf-16")
-        from adaptor_hf.training.recipe import DataArguments
+        from adaptor_hf.training.script_arguments import DataArguments
 
         assert {"delimiter", "encoding"} <= set(DataArguments.__dataclass_fields__)
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom
+from .image_formats import endings
 
 HIDDEN = "hidden or of the system"
 FOREIGN = "of formats that are not read"
@@ -23,10 +24,7 @@ _SYSTEM_FILES = {"thumbs.db", "desktop.ini", "dicomdir", "icon\r"}
 _SYSTEM_FOLDERS = {"__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found"}
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".parquet", ".jsonl", ".json", ".csv.gz")
 _TEXTS = (".txt", ".md", ".rst", ".html", ".htm", ".xml", ".py", ".ipynb", ".yaml", ".yml", ".log")
-_FOREIGN = (
-    ".nii", ".nii.gz", ".nrrd", ".nhdr", ".mha", ".mhd", ".heic", ".heif", ".jxl", ".raw", ".dng", ".svg", ".npy",
-    ".npz", ".mat", ".pdf", ".zip", ".tar", ".tar.gz", ".7z", ".rar", ".mp4", ".avi", ".svs", ".ndpi", ".czi",
-)  # fmt: skip
+_FOREIGN = (*endings(), ".jxl", ".raw", ".dng", ".npy", ".zip", ".tar", ".tar.gz", ".7z", ".rar", ".czi")
 # Pillow opens these, but they are no pictures, or need other programs.
 _NO_PICTURES = {"MPEG", "HDF5", "GRIB", "BUFR", "WMF", "EPS", "FLI"}
 _MAGIC = {b"\x89PNG\r\n": "PNG", b"\xff\xd8\xff": "JPEG", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"GIF8": "GIF"}
