@@ -118,12 +118,13 @@ class TestFilesInColour:
         np.testing.assert_array_equal(read_image(dicom(tmp_path, deep), mode="RGB"), COLOUR)
 
     @pytest.mark.parametrize("write", [deep_png, deep_tiff])
-    def test_colour_files_of_sixteen_bits_lose_the_lower_eight_and_never_all(self, write):
+    def test_colour_files_of_sixteen_bits_are_scaled_from_the_bits_in_use(self, write):
         deep = COLOUR.astype(np.uint16) * 257
         np.testing.assert_array_equal(read_image(write(deep), mode="RGB"), COLOUR)
         for bits in (12, 14):
-            with pytest.raises(ValueError, match="14 or fewer are used"):
-                read_image(write(deep >> (16 - bits)))
+            # They once came out nearly black, then they were refused. Fewer bits round by a level at most.
+            found = np.asarray(read_image(write(deep >> (16 - bits)), mode="RGB"), np.int16)
+            assert np.abs(found - COLOUR).max() <= 1, bits
 
     def test_a_grey_file_has_three_equal_channels(self):
         grey = np.asarray(read_image(encoded(picture(GREY))))
