@@ -63,6 +63,7 @@ def is_deflated(head: bytes) -> bool:
             meta = read_dataset(stream, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 0x0002)
             return meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian
     except Exception:
+        # A damaged header that names it: the safe side is not to unpack it.
         return True
 
 

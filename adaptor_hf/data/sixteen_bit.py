@@ -88,6 +88,7 @@ def tiff_kind(stream: BinaryIO) -> str | None:
         directory.load(stream)
         found = {word: str(directory[tag])[:40] for word, tag in _TIFF_TAGS.items() if tag in directory}
     except Exception:
+        # Only the words of an error are made here: whatever a damaged directory raises, the error itself stays.
         return None
     return ", ".join(f"{word} {value}" for word, value in found.items()) or None
 
