@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from adaptor_hf.configs import find_recipe, list_recipes
 from adaptor_hf.evaluation import classification_predictions, read_results, write_run
@@ -85,6 +86,20 @@ def test_an_interrupted_sweep_goes_on_and_a_failed_job_is_named(tmp_path, capsys
     run_sweep(PLAN, tmp_path, start, dry_run=True)
     assert made == []
     assert "1 are left" in capsys.readouterr().out
+
+
+def test_a_folder_whose_labels_changed_is_another_job(tmp_path):
+    for number, name in enumerate(("ill", "ill", "well", "well")):
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), number).save(tmp_path / "set" / name / f"{number}.png")
+    plan = {"common": {"table": str(tmp_path / "set"), "task": "classification"}, "over": {"model": ["a"]}}
+    made = []
+    for _ in range(2):
+        run_sweep(plan, tmp_path / "out", lambda job: made.append(job.model) or "table")
+    assert made == ["a"]
+    (tmp_path / "set/ill/0.png").rename(tmp_path / "set/well/0.png")
+    run_sweep(plan, tmp_path / "out", lambda job: made.append(job.model) or "table")
+    assert made == ["a", "a"]
 
 
 def test_a_damaged_state_is_reported_and_no_plan_starts_with_a_wrong_job(tmp_path, caplog):

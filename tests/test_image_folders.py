@@ -15,6 +15,7 @@ from PIL import Image
 from adaptor_hf.data.__main__ import main
 from adaptor_hf.data.check_table import check_table, format_table_check
 from adaptor_hf.data.image_folders import read_class_folders
+from adaptor_hf.data.table_files import read_unlabelled
 from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.privacy.messages import hide
 from adaptor_hf.tasks.data import labelled_data, load_table, split_table
@@ -414,6 +415,42 @@ def test_metadata_files_and_the_folder_are_compared(tmp_path, caplog):
     result = check_table(tmp_path, image_mode="L")
     assert result["metadata"] == {"rows_without_file": 2, "images_not_listed": 3}
     assert "folder: 3 images not listed" in format_table_check(result)
+
+
+def test_blank_rows_of_metadata_are_not_counted(tmp_path, caplog):
+    plant(tmp_path, *several("images"))
+    (tmp_path / "metadata.csv").write_text("file_name,text\nimages/0.png,clear\n,\n")
+    with caplog.at_level(logging.WARNING):
+        load_pairs(tmp_path, image_mode="L")
+    assert "0 of 1 rows of the folder's metadata" in caplog.text
+
+
+def test_metadata_may_be_a_workbook(tmp_path):
+    import openpyxl
+
+    plant(tmp_path, *several("images"))
+    book = openpyxl.Workbook()
+    for row in (["file_name", "text"], ["images/1.png", "clear"]):
+        book.active.append(row)
+    book.save(tmp_path / "metadata.xlsx")
+    pairs = load_pairs(tmp_path, image_mode="L")
+    assert (pairs["image_id"][:], pairs["text"][:]) == (["images/1.png"], ["clear"])
+
+
+def test_of_what_is_to_be_predicted_every_image_of_a_folder_is_a_row(tmp_path, caplog):
+    plant(tmp_path, "a.png", "test/b.dcm", "x/y/z/c.png")
+    (tmp_path / "notes.txt").write_text("x")
+    with caplog.at_level(logging.INFO):
+        source = read_unlabelled(tmp_path, "image")
+    assert "3 images under the folder; passed over: 1 other files" in caplog.text
+    table = load_table(source, image_mode="L", text_column=None)
+    assert table["image_id"][:] == ["a.png", "test/b.dcm", "x/y/z/c.png"]
+    assert [picture["image"].size for picture in table] == [(8, 8)] * 3
+    (tmp_path / "metadata.csv").write_text("file_name\na.png\n")
+    assert len(read_unlabelled(tmp_path, "file_name").table) == 1
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no image in this folder"):
+        read_unlabelled(tmp_path / "empty", "image")
 
 
 def test_metadata_in_folders_of_splits_is_compared_too(tmp_path, caplog):

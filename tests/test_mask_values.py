@@ -262,6 +262,29 @@ def test_a_table_says_how_its_masks_are_read(tmp_path, image):
     assert asked[3]["mask"].size == (SIDE, SIDE)
 
 
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("../m.png", r'a mask path has "\.\." in data row 1'),
+        ("https://x.org/m.png", "a mask path is a URL in data row 1"),
+        ("/elsewhere/m.png", "a mask path is absolute and not under the image root in data row 1"),
+        ("m.nii.gz", "a mask path names a file that is not read, in data row 1 .*NIfTI"),
+    ],
+)
+def test_mask_paths_are_read_as_image_paths_are(tmp_path, image, cell, said):
+    from adaptor_hf.tasks.data import load_table
+
+    (tmp_path / "masks").mkdir()
+    saved(tmp_path / "masks" / "m.png", truth().astype(np.uint8) * 255)
+    options = {"mask_column": "mask", "image_mode": "L", "image_root": tmp_path}
+    (tmp_path / "t.csv").write_text("image,mask\nimage.png,./masks\\m.png\nimage.png," + cell + "\n")
+    with pytest.raises(ValueError, match=said):
+        load_table(tmp_path / "t.csv", **options)
+    (tmp_path / "t.csv").write_text("image,mask\nimage.png,./masks\\m.png\n")
+    table = load_table(tmp_path / "t.csv", **options)
+    np.testing.assert_array_equal(np.asarray(table[0]["mask"]) > 0, truth())
+
+
 def test_masks_of_a_saved_data_set_are_a_mask_column(tmp_path, image):
     from datasets import Dataset, Features
 

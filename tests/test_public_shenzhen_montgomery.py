@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from fixtures.loaded import by_id
 from fixtures.shenzhen_montgomery import lungs, write_montgomery, write_shenzhen
+from PIL import Image, ImageOps
 
+from adaptor_hf.data.check import check_dataset, format_check
 from adaptor_hf.data.public.shenzhen_montgomery import _reading
 from adaptor_hf.data.public_datasets import describe, load_public_dataset
 
@@ -34,6 +36,21 @@ def test_half_a_mask_is_none(tmp_path):
     assert "MCUCXR_0003_0" not in by_id(splits)
     assert describe(splits)["dropped"] == {"mask of one lung only": 1}
     assert describe(splits)["faults"] == 1
+
+
+def test_the_check_counts_masks_that_are_read_with_reserve(tmp_path):
+    root = write_shenzhen(tmp_path / "s")
+    masks = sorted(root.glob("**/*mask*.png"))
+    soft = np.array(Image.open(masks[0]).convert("L"))
+    soft[tuple(np.argwhere(soft)[0])] = 200  # one edge pixel that the shape covers in part
+    Image.fromarray(soft).save(masks[0])
+    ImageOps.invert(Image.open(masks[1]).convert("L")).save(masks[1])
+    result = check_dataset("shenzhen", root, "segmentation", cache_dir=tmp_path / "check")
+    assert (result["masks_grey"], result["masks_inverted"], result["masks_cut"], result["unreadable"]) == (1, 1, 0, 0)
+    said = format_check(result)
+    assert "masks with grey edges, cut at half of their maximum: 1" in said
+    assert "most likely inverted: 1" in said
+    assert "a shape that leaves" not in said
 
 
 def test_shenzhen(tmp_path):

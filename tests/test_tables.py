@@ -16,6 +16,7 @@ from PIL import Image
 from adaptor_hf.data import delimited
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.tables import COLUMNS, load_pairs
+from adaptor_hf.tasks.data import load_table
 
 TEXT = [
     "No focal consolidation. 1.5 cm nodule, unchanged.",
@@ -340,10 +341,22 @@ class TestFaults:
         with pytest.raises(ValueError, match="surrogate"):
             load_pairs(write(folder, '{"image": "a", "text": "\\ud800"}', "p.jsonl"))
 
-    def test_nested_columns_are_no_text(self, folder):
-        path = write(folder, '{"image": "a", "text": ["x", "y"]}', "p.jsonl")
-        with pytest.raises(ValueError, match=r"no column 'text'"):
+    def test_columns_of_lists_and_objects_are_said_whatever_holds_them(self, folder):
+        rows = [{"image": "a", "text": ["x", "y"]}]
+        sources = [
+            write(folder, json.dumps(rows[0]), "p.jsonl"),
+            save(pd.DataFrame(rows), folder / "p.parquet"),
+            datasets.Dataset.from_list(rows),
+        ]
+        for source in sources:
+            with pytest.raises(ValueError, match=r"the column 'text' holds lists, expected a text or number"):
+                load_pairs(source)
+            assert load_pairs(source, text_column=None, image_mode="L")["image_id"][:] == ["a"]
+        path = write(folder, '{"image": {"path": "a"}, "text": "x"}', "o.jsonl")
+        with pytest.raises(ValueError, match=r"the column 'image' holds objects, expected a path"):
             load_pairs(path)
+        with pytest.raises(ValueError, match=r"the column 'text' holds lists, .* --label_separator"):
+            load_table(sources[0], label_columns=["text"], image_mode="L")
 
     def test_an_id_of_two_images_is_reported_with_both_rows_and_kept(self, folder, caplog):
         path = write(folder, "image,text,image_id\na.png,secret,1\nb.png,y,2\nc.png,z,1\n")

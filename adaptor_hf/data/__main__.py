@@ -36,7 +36,7 @@ _TABLE_COLUMNS = (
 
 def _add_index_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", help="folder of the export, or a DICOMDIR")
-    parser.add_argument("--reports", help="table of reports with a header line")
+    parser.add_argument("--reports", help="table of reports with a header line; not UTF-8, it is read as Windows-1252")
     parser.add_argument("--on", default="AccessionNumber", help="DICOM keyword and column that name a report")
     parser.add_argument("--to", required=True, help="folder for the table, its counts and the state of the index")
     parser.add_argument("--reports_on", help="the column's name, where it is not that of --on")

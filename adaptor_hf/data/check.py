@@ -17,6 +17,14 @@ from .public_datasets import load_with_report
 
 _EXAMPLES = 10
 
+# What `read_mask` tolerates and counts, and what is said of it.
+_MASKS = {
+    "resized": "masks brought to the size of their image",
+    "grey": "masks with grey edges, cut at half of their maximum",
+    "inverted": "masks that are inside nearly everywhere, so most likely inverted",
+    "cut": "masks with a shape that leaves the image, cut there",
+}
+
 
 def check_dataset(
     name: str, root: str | os.PathLike, task: str | None = None, *, read: int | None = 1000, **options: Any
@@ -30,7 +38,8 @@ def check_dataset(
 
     Returns:
         The report of the load (`adaptor_hf.data.public_report.LoadReport`) and `rows_read`, `unreadable`,
-        `unreadable_examples`, `masks_resized` (masks of another size than their image), `image_mode` (how images are
+        `unreadable_examples`, `masks_resized`, `masks_grey`,
+        `masks_inverted` and `masks_cut` (masks read with reserve, see `read_mask`), `image_mode` (how images are
         read), `colour` (files in colour, grey and unreadable, of up to 200 looked at), `dicom` (what the rows' DICOM
         files say of text in the picture, see `count_flags`) and `ok`: whether faults stay under the share that loading
         tolerates.
@@ -71,7 +80,7 @@ def check_dataset(
         "rows_read": len(wanted),
         "unreadable": unreadable,
         "unreadable_examples": examples,
-        "masks_resized": notes["resized"],
+        **{f"masks_{kind}": notes[kind] for kind in _MASKS},
         "image_mode": looked.features["image"].mode,
         "colour": asdict(count_colour(looked, min(SAMPLE, len(wanted)))),
         "dicom": {name: flags[name] for name in ("files", "burned_in", "not_burned_in", "overlays")},
@@ -96,7 +105,7 @@ def format_check(result: dict[str, Any]) -> str:
         *(f"  {example}" for example in result["fault_examples"]),
         f"images and masks read: {result['rows_read']}, unreadable: {result['unreadable']}",
         *(f"  {example}" for example in result["unreadable_examples"]),
-        *([f"masks brought to the size of their image: {result['masks_resized']}"] if result["masks_resized"] else []),
+        *(f"{said}: {result[f'masks_{kind}']}" for kind, said in _MASKS.items() if result[f"masks_{kind}"]),
         _describe_colour(ColourCounts(**result["colour"]), result["image_mode"]),
         *([said] if (said := describe_flags(Counter(result["dicom"]))) else []),
         *(f"left out: {count} {rule}" for rule, count in result["dropped"].items()),

@@ -71,8 +71,8 @@ def check_table(
         "rows": len(pairs), "blank_rows": int(blank_rows(data).sum()),
         "ids": _check_ids(pairs, rows, ids, stops, warnings),
     }  # fmt: skip
-    if not stops:
-        # As the scripts have them: ids in one spelling where that was asked for.
+    if not stops and ids == "canonical":
+        # As the scripts have them: ids in one spelling.
         pairs = load_pairs(data, ids=ids, **options)
     patients = pairs["patient_id"][:]
     named = [None if patient is None else patient if ids == "exact" else canonical_id(patient) for patient in patients]

@@ -13,7 +13,12 @@ from .image_formats import READ, endings, foreign_format
 
 
 def resolve_paths(
-    cells: pa.ChunkedArray, image_root: str | os.PathLike | None, table_folder: Path | None, rows: pa.Array, source: str
+    cells: pa.ChunkedArray,
+    image_root: str | os.PathLike | None,
+    table_folder: Path | None,
+    rows: pa.Array,
+    source: str,
+    what: str = "an image path",
 ) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
     """
     Absolute image paths, and the same relative to the root where they lie under it, in one spelling.
@@ -24,6 +29,7 @@ def resolve_paths(
             `table_folder` (or the working folder), and absolute paths lie anywhere.
         rows: Numbers of the rows, for messages.
         source: What messages call the table.
+        what: What they call a path.
 
     Raises:
         ValueError: A path leads out of the root, is a URL or one of another system, or names a file of a format that is
@@ -45,10 +51,10 @@ def resolve_paths(
     for reason, mask in refused.items():
         if pc.any(mask).as_py():
             raise ValueError(
-                f"{source}: an image path {reason} in {name_rows(mask, rows)}. Paths are relative to {root} and stay "
+                f"{source}: {what} {reason} in {name_rows(mask, rows)}. Paths are relative to {root} and stay "
                 "under it; set image_root to the folder that holds all images."
             )
-    _refuse_formats(cells, rows, source)
+    _refuse_formats(cells, rows, source, what)
     if os.sep == "/":
         cells = _with_slashes(cells, absolute, prefix, rows, source)
     # The path keeps its Unicode form: a file's name on disk may have either.
@@ -81,13 +87,13 @@ def _refuse_drives(cells: pa.ChunkedArray, rows: pa.Array, source: str) -> None:
         )
 
 
-def _refuse_formats(cells: pa.ChunkedArray, rows: pa.Array, source: str) -> None:
+def _refuse_formats(cells: pa.ChunkedArray, rows: pa.Array, source: str, what: str) -> None:
     pattern = "(" + "|".join(ending.replace(".", r"\.") for ending in endings()) + ")$"
     foreign = pc.match_substring_regex(cells, pattern, ignore_case=True)
     if pc.any(foreign).as_py():
         first = cells.filter(pc.fill_null(foreign, False))[0].as_py()
         raise ValueError(
-            f"{source}: an image path names a file that is not read, in {name_rows(foreign, rows)}. The first is "
+            f"{source}: {what} names a file that is not read, in {name_rows(foreign, rows)}. The first is "
             f"{foreign_format(first)}. {READ} is read."
         )
 

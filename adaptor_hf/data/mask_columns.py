@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from .image_paths import resolve_paths
 from .masks import RadiographMask, file_mask
 from .missing import is_missing
 
@@ -37,8 +41,10 @@ def with_stored_masks(pairs: Dataset, dataset: Dataset, name: str, rows: Sequenc
 def with_mask_files(
     pairs: Dataset,
     cells: Sequence[object],
-    root: Path,
+    image_root: str | os.PathLike | None,
+    table_folder: Path | None,
     *,
+    source: str = "data set",
     missing_words: Sequence[str] = (),
     mask_values: str = "binary",
     mask_size: str = "scaled",
@@ -47,23 +53,22 @@ def with_mask_files(
     Pairs with a column `mask` of files under a root; a cell without a path is an unknown mask.
 
     Args:
+        image_root, table_folder, source: As of `resolve_paths`: mask paths are read as image paths are.
         missing_words: Beside `MISSING_WORDS`.
         mask_values, mask_size: See `adaptor_hf.data.masks.file_mask`.
 
     Raises:
-        ValueError: a path with "..".
+        ValueError: As of `resolve_paths`, such as a path with "..".
     """
     images = pairs.select_columns(["image"]).with_format("arrow")[:]["image"].to_pylist()
-    values = []
-    for row, (cell, image) in enumerate(zip(cells, images, strict=True)):
-        path = "" if is_missing(cell, missing_words) else str(cell).strip()
-        if ".." in Path(path).parts:
-            raise ValueError(
-                f"Row {row} of those that were read (0-based): a mask path has '..'. Paths are relative to the image "
-                "root and stay under it."
-            )
-        files = [str((root / path).absolute())]
-        values.append(file_mask(files, image["path"], values=mask_values, size=mask_size) if path else None)
+    texts = [None if is_missing(cell, missing_words) else str(cell).strip() for cell in cells]
+    paths = pa.chunked_array([pa.array(texts, pa.string())])
+    rows = pairs.select_columns(["source_row"]).with_format("arrow")[:]["source_row"].combine_chunks()
+    paths, _ = resolve_paths(paths, image_root, table_folder, rows, source, "a mask path")
+    values = [
+        file_mask([path], image["path"], values=mask_values, size=mask_size) if path else None
+        for path, image in zip(paths.to_pylist(), images, strict=True)
+    ]
     return pairs.add_column("mask", values, feature=RadiographMask())
 
 

@@ -13,7 +13,7 @@ from .folder_walk import walk_images
 from .missing import is_missing
 from .splits import SPLIT_ALIASES
 
-METADATA = [f"metadata{suffix}" for suffix in (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet")]
+METADATA = [f"metadata{suffix}" for suffix in (".csv", ".csv.gz", ".tsv", ".jsonl", ".parquet", ".xlsx")]
 """Names of metadata files; the first that is there counts."""
 
 

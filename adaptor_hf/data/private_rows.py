@@ -13,7 +13,7 @@ from ..privacy.identifying import identifying_columns
 from ..privacy.keys import keyed_hash
 from ..privacy.mode import ID_COLUMNS, KEPT_COLUMNS, PrivacyArguments, is_private, private_key
 from .burned_in import count_flags, describe_flags
-from .table_files import read_source
+from .table_files import Source, read_source
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,7 +55,7 @@ def refuse_identifying_columns(
     Raises:
         ValueError: naming the number of columns and their places; their names may name someone.
     """
-    if not is_private() or arguments.allow_identifying_columns or not isinstance(source, str | os.PathLike):
+    if not is_private() or arguments.allow_identifying_columns or not isinstance(source, str | os.PathLike | Source):
         return
     table = read_source(source, image_column, sep, encoding).table
     if found := identifying_columns(table):

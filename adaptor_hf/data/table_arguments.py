@@ -51,8 +51,8 @@ class TableArguments:
     )
     filter: list[str] = option([], "Keep these rows; repeatable.", group=TABLE, privacy=HIDDEN, metavar="COLUMN=VALUE")
     delimiter: str | None = option(
-        None, "Between the table's cells: comma, semicolon, tab, bar or a character. Default: as its header shows.",
-        group=TABLE, privacy=OPEN, advanced=True, metavar="NAME",
+        None, "Separator of the table's cells: comma, semicolon, tab, bar or a character; default: as found.",
+        group=TABLE, privacy=OPEN, metavar="NAME",
     )  # fmt: skip
     encoding: str | None = option(
         None, "Of the table, such as windows-1252. Default: UTF-8, or UTF-16 with a mark.", group=TABLE, privacy=OPEN,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import datasets
@@ -15,10 +16,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet
 
 from .delimited import SEPARATORS, read_delimited
+from .folder_walk import walk_images
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
 from .spreadsheets import FOREIGN, WORKBOOKS, read_workbook
 from .text_files import decoded, read_utf8, suffix_of
+
+logger = logging.getLogger(__name__)
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 PARQUET = (".parquet", ".pq")
@@ -30,7 +34,8 @@ class Source:
 
     `images` is a data set of the same rows, for image columns that hold more than a path. `split` holds the split that
     a folder or a DatasetDict gives each row, or is None. `folder` is what a folder of class folders holds, `described`
-    a folder whose metadata files are the table. `name` is what messages call it.
+    a folder whose metadata files are the table. `nested` says of columns that are not in the table what they hold, such
+    as lists. `name` is what messages call it.
     """
 
     table: pa.Table
@@ -39,6 +44,7 @@ class Source:
     split: pa.Array | None = None
     folder: ClassFolders | None = None
     described: Path | None = None
+    nested: dict[str, str] = field(default_factory=dict)
     name: str = "data set"
 
 
@@ -50,6 +56,26 @@ def read_source(source, image_column: str, sep: str | None = None, encoding: str
     if isinstance(source, (str, os.PathLike)):
         found.name = str(source)
     return found
+
+
+def read_unlabelled(source, image_column: str, sep: str | None = None, encoding: str | None = None) -> Source:
+    """
+    As `read_source`, but of a folder without metadata files every image, whatever its sub-folders are called.
+
+    Raises:
+        FileNotFoundError: No image under the folder.
+    """
+    folder = Path(source)
+    if not folder.is_dir() or _is_saved(folder) or metadata_files(folder):
+        return read_source(source, image_column, sep, encoding)
+    root = os.path.abspath(folder)
+    walk = walk_images(Path(root))
+    if not walk.images:
+        raise FileNotFoundError(f"{source}: no image in this folder or below it.")
+    ignored = ", ".join(f"{count} {kind}" for kind, count in walk.ignored.most_common())
+    logger.info("%d images under the folder; passed over: %s.", len(walk.images), ignored or "nothing")
+    paths = pa.array([os.path.join(root, *image.parts) for image in walk.images], pa.string())
+    return Source(pa.table({image_column: paths}), Path(root), name=str(source))
 
 
 def blank_rows(source: Source) -> np.ndarray:
@@ -80,7 +106,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         )
     path = Path(source)
     if path.is_dir():
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        if _is_saved(path):
             return _from_dataset(datasets.load_from_disk(str(path)), path)
         return _read_folder(path, image_column, form)
     if path.is_file():
@@ -97,14 +123,20 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         ) from error
 
 
+def _is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote it."""
+    return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
+
+
 def _read_folder(folder: Path, image_column: str, form: dict[str, str | None]) -> Source:
     """An imagefolder: with a metadata file in it or in each folder of a split, or with a folder for each class."""
     if files := metadata_files(folder):
         if not files[0][0]:
             return replace(_read_file(files[0][1], image_column, form), described=folder)
-        tables = [(name, _read_file(path, image_column, form).table) for name, path in files]
-        table, split = join_metadata(tables, image_column)
-        return Source(table, folder, split=split, described=folder)
+        parts = {name: _read_file(path, image_column, form) for name, path in files}
+        table, split = join_metadata([(name, part.table) for name, part in parts.items()], image_column)
+        nested = {column: kind for part in parts.values() for column, kind in part.nested.items()}
+        return Source(table, folder, split=split, described=folder, nested=nested)
     classes = read_class_folders(folder)
     if classes is None:
         raise FileNotFoundError(
@@ -119,13 +151,15 @@ def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> So
     suffix = suffix_of(path)
     if suffix in PARQUET:
         schema = pyarrow.parquet.read_schema(path)
-        embedded = any(field.name.strip() == image_column and not _is_flat(field.type) for field in schema)
+        embedded = any(column.name.strip() == image_column and not _is_flat(column.type) for column in schema)
         if embedded:
             return _from_dataset(datasets.Dataset.from_parquet(str(path)), path.parent)
-        flat = [field.name for field in schema if _is_flat(field.type)]
-        return Source(pyarrow.parquet.read_table(path, columns=flat), path.parent)
+        flat = [column.name for column in schema if _is_flat(column.type)]
+        nested = {column.name: _nested_kind(column.type) for column in schema if not _is_flat(column.type)}
+        return Source(pyarrow.parquet.read_table(path, columns=flat), path.parent, nested=nested)
     if suffix in JSON_LINES:
-        return Source(_read_json_lines(path, form["encoding"]), path.parent)
+        table, nested = _read_json_lines(path, form["encoding"])
+        return Source(table, path.parent, nested=nested)
     if suffix in WORKBOOKS:
         return Source(read_workbook(path), path.parent)
     if suffix in FOREIGN:
@@ -139,7 +173,8 @@ def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> So
     return Source(read_delimited(path, **form).table, path.parent)
 
 
-def _read_json_lines(path: Path, encoding: str | None) -> pa.Table:
+def _read_json_lines(path: Path, encoding: str | None) -> tuple[pa.Table, dict[str, str]]:
+    """The flat columns of a file, and what the others hold."""
     rows = []
     data, _, _ = read_utf8(path, encoding)
     for number, line in enumerate(decoded(data, path).split("\n"), start=1):
@@ -154,14 +189,16 @@ def _read_json_lines(path: Path, encoding: str | None) -> pa.Table:
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON {type(row).__name__}, expected one object a line.")
         rows.append(row)
-    columns = {}
+    columns, nested = {}, {}
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
         kinds = set(map(type, values))
-        if not kinds & {dict, list}:
+        if kinds & {dict, list}:
+            nested[name] = "lists" if list in kinds else "objects"
+        else:
             cells = values if kinds <= {str, type(None)} else [_scalar(value) for value in values]
             columns[name] = _json_text(cells, name, path)
-    return pa.table(columns)
+    return pa.table(columns), nested
 
 
 def _json_text(cells: list, name: str, path: Path) -> pa.Array:
@@ -199,7 +236,12 @@ def _from_dataset(dataset: datasets.Dataset | datasets.DatasetDict, root: Path |
             codes = table[name].combine_chunks()
             codes = pc.if_else(pc.less(codes, 0), None, codes)
             table = table.set_column(table.column_names.index(name), name, names.take(codes))
-    return Source(table, root, images=dataset, split=split)
+    nested = {
+        name: _nested_kind(getattr(feature, "pa_type", None))
+        for name, feature in features.items()
+        if name not in flat and not isinstance(feature, datasets.Image)
+    }
+    return Source(table, root, images=dataset, split=split, nested=nested)
 
 
 def _is_flat(type: pa.DataType | None) -> bool:
@@ -209,3 +251,10 @@ def _is_flat(type: pa.DataType | None) -> bool:
     if pa.types.is_dictionary(type):
         return _is_flat(type.value_type)
     return not (pa.types.is_nested(type) or pa.types.is_binary(type) or pa.types.is_large_binary(type))
+
+
+def _nested_kind(type: pa.DataType | None) -> str:
+    """What a column that is not flat holds, for messages. `datasets` gives lists and objects no Arrow type."""
+    if type is None or pa.types.is_list(type) or pa.types.is_large_list(type) or pa.types.is_fixed_size_list(type):
+        return "lists"
+    return "objects" if pa.types.is_nested(type) else "bytes"

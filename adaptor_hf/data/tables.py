@@ -77,8 +77,8 @@ def load_pairs(
     Args:
         source: One of
             a CSV, TSV, JSON-lines or Parquet file (text tables also .gz), or an Excel workbook (.xlsx);
-            an imagefolder, with metadata.csv, .tsv, .jsonl or .parquet in it or in its train/validation/test folders,
-            or with a folder for each class (`adaptor_hf.data.image_folders`), without reports;
+            an imagefolder, with metadata.csv, .tsv, .jsonl, .parquet or .xlsx in it or in its train/validation/test
+            folders, or with a folder for each class (`adaptor_hf.data.image_folders`), without reports;
             a folder written by `datasets.save_to_disk`; a `Dataset` or `DatasetDict`; a hub data set id owner/name.
             The keys of a DatasetDict and the split folders are the split, if there is no split column.
         image_column: Column of image paths or embedded images. "file_name" is taken if there is no column "image".
@@ -123,7 +123,8 @@ def load_pairs(
         logger.info("%s", describe_folder(data.folder.counts()))
         for warning in data.folder.warnings:
             logger.warning("%s", warning)
-    names = [column.strip() for column in (data.images.column_names if data.images else data.table.column_names)]
+    columns = data.images.column_names if data.images else [*data.table.column_names, *data.nested]
+    names = [column.strip() for column in columns]
     if image_column == "image" and "image" not in names and "file_name" in names:
         image_column = "file_name"
     wanted = {
@@ -135,6 +136,7 @@ def load_pairs(
         "view": _find_optional(names, view_column, "view", "view_column", name),
         "split": _find_optional(names, split_column, "split", "split_column", name),
     }
+    _refuse_nested(data, wanted)
     table = data.table.rename_columns([column.strip() for column in data.table.column_names])
     embedded = wanted["image"] not in table.column_names
     kept = _filter(table, names, filters or (), name)
@@ -172,7 +174,7 @@ def load_pairs(
         # A file's name may begin with a space; a cell's first space is none of it.
         paths, relative = resolve_paths(read("image", strip=data.folder is None), image_root, data.root, rows, name)
         if image_root is None and data.described is not None:
-            _log_listed(data.described, table, wanted["image"])
+            _log_listed(data.described, table, wanted["image"], int((~blank).sum()))
     values["image_id"] = pc.coalesce(values["image_id"], relative, rows.cast(pa.string()))
     _report(values, paths, rows)
     values = {key: values[key] for key in COLUMNS if key in values} | {"source_row": rows}
@@ -184,14 +186,26 @@ def load_pairs(
     return _with_reading(pairs, stated, image_mode, voi_lut)
 
 
-def _log_listed(folder: Path, table: pa.Table, image_column: str) -> None:
+def _log_listed(folder: Path, table: pa.Table, image_column: str, rows: int) -> None:
     """Log how a folder and its metadata files agree, in counts."""
     counts = count_listed(folder, table, image_column)
     if any(counts.values()):
         logger.warning(
             "%d of %d rows of the folder's metadata name a file that is not there; %d image files in the folder are "
-            "named by no row and are not read.", counts["rows_without_file"], len(table), counts["images_not_listed"],
+            "named by no row and are not read.", counts["rows_without_file"], rows, counts["images_not_listed"],
         )  # fmt: skip
+
+
+def _refuse_nested(data: Source, wanted: dict[str, str | None]) -> None:
+    """A column of lists or objects where one value a row is read."""
+    nested = {column.strip(): kind for column, kind in data.nested.items()}
+    for key, column in wanted.items():
+        if column in nested and (key != "image" or data.images is None):
+            expected = "a path" if key == "image" else "a text or number"
+            raise ValueError(
+                f"{data.name}: the column {column!r} holds {nested[column]}, expected {expected} in each row. Write a "
+                "column with one value a row (of sentences, the joined text), or name another."
+            )
 
 
 def _find(names: list[str], wanted: str, option: str, source: str) -> str:

@@ -145,7 +145,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     )
     num_resamples: int = option(1000, "Of the bootstrap over patients.", group=EVALUATION, advanced=True)
     do_predict: str | None = option(
-        None, "classification: a table without labels; its images' scores go to predictions.csv.", group=RUN,
+        None, "classification: a table without labels, or a folder of images; scores go to predictions.csv.", group=RUN,
         privacy=PATH,
     )  # fmt: skip
     save_model: bool = option(

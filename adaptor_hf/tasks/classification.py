@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..data.private_rows import private_rows, refuse_identifying_columns
+from ..data.table_files import read_unlabelled
 from .arguments import DownstreamArguments, table_options
 from .controls import systems_of
 from .data import load_table
@@ -14,6 +15,8 @@ from .loading import cache_dir_of, load_adaptor, load_external, load_tower, visi
 from .protocols import get_protocol
 from .provenance import tower_name
 from .summary import summarize
+
+_OTHER_COLUMNS = ("patient_column", "study_column", "split_column", "id_column", "filters")
 
 
 def run(arguments: DownstreamArguments, device: str) -> str:
@@ -59,10 +62,14 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         unlabelled = None
         if arguments.do_predict:
             columns = table_options(arguments) | {"label_columns": (), "extra_columns": (), "mask_column": None}
-            refuse_identifying_columns(
-                arguments.do_predict, arguments.image_column, arguments, arguments.delimiter, arguments.encoding
+            source = read_unlabelled(
+                arguments.do_predict, arguments.image_column, arguments.delimiter, arguments.encoding
             )
-            unlabelled = private_rows(load_table(arguments.do_predict, **columns))
+            refuse_identifying_columns(source, arguments.image_column, arguments)
+            if source.table.column_names == [arguments.image_column]:
+                # Of images alone there is nothing else to name, whatever the training table has.
+                columns |= dict.fromkeys(_OTHER_COLUMNS)
+            unlabelled = private_rows(load_table(source, **columns))
         said += "\n\n" + save_and_predict(
             embedded,
             model,

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -301,6 +300,12 @@ def load_table(
     wanted = [*labels, *([mask_column] if mask_column and not stored else []), *extra_columns]
     where = source if isinstance(source, (str, os.PathLike)) else "the data set"
     if missing := [name for name in wanted if name not in table.column_names]:
+        if nested := [name for name in missing if name in raw.nested]:
+            raise ValueError(
+                f"{where}: the column {nested[0]!r} holds {raw.nested[nested[0]]}, expected a text or number in each "
+                "row. Labels of an image can be one cell, such as A|B with --label_separator '|', or a column of 0 and "
+                "1 for each."
+            )
         columns = ", ".join(map(repr, table.column_names))
         raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {columns}.")
     cells = {name: table[name].take(rows).to_pylist() for name in dict.fromkeys([*wanted, *present])}
@@ -316,9 +321,10 @@ def load_table(
     if stored:
         return with_stored_masks(pairs, raw.images, mask_column, rows)
     if mask_column:
-        root = Path(image_root or raw.root or os.curdir)
-        pairs = with_mask_files(pairs, cells[mask_column], root, missing_words=missing_words, mask_values=mask_values,
-                                mask_size=mask_size)  # fmt: skip
+        pairs = with_mask_files(
+            pairs, cells[mask_column], image_root, raw.root, source=raw.name, missing_words=missing_words,
+            mask_values=mask_values, mask_size=mask_size,
+        )  # fmt: skip
     return pairs
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.folder_walk import walk_images
+from ..data.metadata_folders import metadata_files
 from ..files import file_sha256, write_aside
 from ..options.parser import as_option
 from .arguments import pairs_of, parse_arguments
@@ -99,12 +101,22 @@ def run_sweep(
 
 
 def _tables_digest(arguments: Any) -> str:
-    """16 hex digits of the content of the tables and prompts that a job names."""
+    """16 hex digits of the content of the tables, folders and prompts that a job names."""
     digest = hashlib.sha256()
     for name in [arguments.table, arguments.prompts, *pairs_of(arguments.external).values()]:
-        known = name and Path(name).is_file()
-        digest.update(bytes.fromhex(file_sha256(name)) if known else hashlib.sha256(b"").digest())
+        if name and Path(name).is_dir():
+            digest.update(_folder_digest(Path(name)))
+        else:
+            known = name and Path(name).is_file()
+            digest.update(bytes.fromhex(file_sha256(name)) if known else hashlib.sha256(b"").digest())
     return digest.hexdigest()[:16]
+
+
+def _folder_digest(folder: Path) -> bytes:
+    """Of the names and sizes of its images, whose folders may be their labels, and of its metadata's content."""
+    images = [[*image.parts, image.size] for image in walk_images(folder).images]
+    tables = [[name, file_sha256(path)] for name, path in metadata_files(folder)]
+    return hashlib.sha256(json.dumps([images, tables]).encode()).digest()
 
 
 def _read_state(path: Path) -> dict[str, str]:
