@@ -17,6 +17,7 @@ from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from .precision_adaptor import input_dtype
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
+from .tower_weights_adaptor import mark_weights
 
 
 class _Tower(nn.Module):
@@ -26,6 +27,8 @@ class _Tower(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
+        # By which a save without towers knows that nothing is lost; None where the weights come later.
+        self.loaded_weights = mark_weights(self.state_dict())
         self.requires_grad_(False)
         self.eval()
 

@@ -92,7 +92,8 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         """As for every head. Which decoder fits, and its skips, are found from the tower unless `load_towers=False`."""
         names = ("local_files_only", "cache_dir", "token", "revision", "trust_remote_code")
         hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        config = kwargs.get("config") or AdaptorConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        base = cls._base_of_adapter(pretrained_model_name_or_path)
+        config = kwargs.get("config") or AdaptorConfig.from_pretrained(base, **hub)
         options = {"segmentation_decoder": config.segmentation_decoder, "skip_channels": config.skip_channels}
         options |= {name: kwargs[name] for name in options if name in kwargs}
         named = config.vision_tower is not None and config.vision_tower["library"] != "external"
@@ -101,7 +102,7 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         if named and kwargs.get("load_towers", True):
             tower = kwargs.get("vision_model")
             if tower is None and config.towers_in_checkpoint:
-                tower = AdaptorModel.from_pretrained(pretrained_model_name_or_path, **hub).vision_model
+                tower = AdaptorModel.from_pretrained(base, **hub).vision_model
             elif tower is None:
                 hub.pop("revision", None)
                 tower = load_vision_tower(config.vision_tower, **hub)
