@@ -8,9 +8,11 @@ from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.utils import can_return_tuple
 
+from .arguments_adaptor import refuse_unknown
 from .configuration_adaptor import AdaptorConfig
 from .head_base_adaptor import AdaptorHead
 from .modeling_adaptor import AdaptorModel
+from .precision_adaptor import input_dtype
 
 IGNORED_LABEL = -100
 
@@ -150,9 +152,11 @@ class AdaptorForImageClassification(AdaptorHead):
 
         Raises:
             ValueError: for missing or contradicting inputs, or labels that do not fit.
+            TypeError: for an unknown argument.
         """
+        refuse_unknown(self.forward, kwargs)
         features = self.get_head_features(pixel_values, image_embeds)
-        logits = self.classifier(features.to(next(self.classifier.parameters()).dtype))
+        logits = self.classifier(features.to(input_dtype(self.classifier, self.dtype)))
         loss = None
         if labels is not None:
             self._check_label_kind(labels)

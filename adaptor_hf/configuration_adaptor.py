@@ -80,6 +80,7 @@ class AdaptorConfig(PreTrainedConfig):
         "image_last_hidden_state",
         "text_last_hidden_state",
         "attentions",
+        "pooler_output",
     ]
 
     vision_hidden_size: int = 768

@@ -12,9 +12,12 @@ from torch import nn
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from .arguments_adaptor import refuse_unknown
 from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
+from .precision_adaptor import input_dtype
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
+from .tower_weights_adaptor import mark_weights
 
 
 class _Tower(nn.Module):
@@ -24,6 +27,8 @@ class _Tower(nn.Module):
         super().__init__()
         self.model = model
         self.spec = spec
+        # By which a save without towers knows that nothing is lost; None where the weights come later.
+        self.loaded_weights = mark_weights(self.state_dict())
         self.requires_grad_(False)
         self.eval()
 
@@ -108,8 +113,7 @@ class VisionTower(_Tower):
 
     def _encode(self, pixel_values: torch.Tensor, run: Callable[..., tuple[Any, list]] | None = None):
         """Spatial tokens (B, N, D), prefix tokens (B, P, D), the network's pooled output or None, grid [h, w], maps."""
-        parameter = next(self.model.parameters())
-        pixel_values = pixel_values.to(parameter.dtype)
+        pixel_values = pixel_values.to(input_dtype(self.model))
         height, width = pixel_values.shape[-2:]
         library, arguments, maps = self.spec["library"], self._interpolation(height, width), None
         if run is not None:
@@ -180,11 +184,11 @@ class VisionTower(_Tower):
 
     def empty_image(self) -> torch.Tensor:
         """Zeros (1, C, H, W) of the processor's size, of the network's dtype and on its device."""
-        processor, parameter = self.processor, next(self.model.parameters())
+        processor, device = self.processor, next(self.model.parameters()).device
         size = processor.crop_size if processor.do_center_crop else processor.size
         height, width = size.height or size.shortest_edge, size.width or size.shortest_edge
         channels = 1 if processor.do_grayscale else 3
-        return torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)
+        return torch.zeros(1, channels, height, width, device=device, dtype=input_dtype(self.model))
 
     @torch.no_grad()
     def _complete_spec(self) -> None:
@@ -232,7 +236,7 @@ class TextTower(_Tower):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        **ignored,
+        **kwargs,
     ) -> BaseModelOutputWithPooling:
         """Encodes token ids.
 
@@ -243,7 +247,11 @@ class TextTower(_Tower):
         Returns:
             `last_hidden_state` (B, L, D): one vector a position, padding included.
             `pooler_output` (B, D): the text embedding by `spec["pooling"]`, not normalised.
+
+        Raises:
+            TypeError: an unknown argument.
         """
+        refuse_unknown(self.forward, kwargs)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None and self._accepts("token_type_ids"):
             inputs["token_type_ids"] = token_type_ids
@@ -257,8 +265,10 @@ class TextTower(_Tower):
             elif attention_mask is None:
                 pooled = hidden.mean(dim=1)
             else:
-                weights = attention_mask.to(hidden.dtype).unsqueeze(-1)
-                pooled = (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+                # In float16 a sum over a long text may overflow.
+                wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+                weights = attention_mask.to(wide.dtype).unsqueeze(-1)
+                pooled = ((wide * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
             return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 

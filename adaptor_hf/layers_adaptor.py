@@ -129,7 +129,8 @@ class AdaptorAttention(nn.Module):
             weights = value.new_ones(value.shape[0], self.num_heads, 1, 1)
             kept = nn.functional.dropout(weights, p=self.dropout)
             value = (value.view(-1, self.num_heads, self.head_dim) * kept.squeeze(-1)).view_as(value)
-        unused = (self.q_proj.weight, self.q_proj.bias, self.k_proj.weight, self.k_proj.bias)
+        # Of a quantised layer these are none, or no weights that train.
+        unused = [parameter for layer in (self.q_proj, self.k_proj) for parameter in layer.parameters()]
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in unused):
             value = ZeroGradient.apply(value, *unused)
         return self.out_proj(value)

@@ -8,9 +8,11 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .arguments_adaptor import refuse_unknown
 from .configuration_adaptor import AdaptorConfig
 from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss
+from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
@@ -18,17 +20,23 @@ from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision
 @dataclass
 class AdaptorOutput(ModelOutput):
     """
+    What comes out of the Adaptor: projected embeddings, in the space that images and texts share. The arguments of
+    `forward` named `image_embeds` and `text_embeds` are what goes in: the towers' embeddings. The names are CLIP's; the
+    one is no input for the other. Embeddings and scores are float32 or wider, whatever dtype the model computes in.
+
     Args:
         loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
         logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
         logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
-        image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised image embeddings.
-        text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised text embeddings.
+        image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised projected image embeddings.
+        text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised projected text embeddings.
         image_last_hidden_state (`torch.Tensor` of shape `(num_images, N, hidden_size)`): Every image token after the
             last layer, L2-normalised a token. Token 0 is `image_embeds`.
         text_last_hidden_state (`torch.Tensor` of shape `(num_texts, L, hidden_size)`): The same for text.
         attentions (`tuple`, *optional*, with `output_attentions=True`): One pair `(image, text)` a layer, each
             `(batch, num_attention_heads, queries, keys)`, or `None` for a modality that was not given.
+        pooler_output (`torch.Tensor` of shape `(batch, hidden_size)`, *optional*): The projected embeddings of the one
+            modality that was given, `image_embeds` or `text_embeds`: what pipelines with `pool=True` ask for.
     """
 
     loss: torch.Tensor | None = None
@@ -39,6 +47,7 @@ class AdaptorOutput(ModelOutput):
     image_last_hidden_state: torch.Tensor | None = None
     text_last_hidden_state: torch.Tensor | None = None
     attentions: tuple | None = None
+    pooler_output: torch.Tensor | None = None
 
 
 class AdaptorModel(AdaptorPreTrainedModel):
@@ -135,6 +144,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, hidden_size)` and `last_hidden_state`, L2-normalised.
         """
+        refuse_unknown(self.get_image_features, kwargs)
         outputs = self(pixel_values=pixel_values, image_embeds=image_embeds, image_attention_mask=image_attention_mask)
         return BaseModelOutputWithPooling(
             last_hidden_state=outputs.image_last_hidden_state, pooler_output=outputs.image_embeds
@@ -159,6 +169,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         Returns:
             `BaseModelOutputWithPooling`: `pooler_output` `(B, hidden_size)` and `last_hidden_state`, L2-normalised.
         """
+        refuse_unknown(self.get_text_features, kwargs)
         outputs = self(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -192,8 +203,9 @@ class AdaptorModel(AdaptorPreTrainedModel):
             input_ids (`torch.Tensor` of shape `(B, L)`, *optional*): Tokens for the text tower.
             pixel_values (`torch.Tensor` of shape `(M, C, H, W)`, *optional*): Images for the vision tower.
             attention_mask, token_type_ids (`torch.Tensor` of shape `(B, L)`, *optional*): They go with `input_ids`.
-            image_embeds (`torch.Tensor` of shape `(M, D)` or `(M, N, D)`, *optional*): Cached vision embeddings.
-            text_embeds (`torch.Tensor` of shape `(B, D)` or `(B, L, D)`, *optional*): Cached text embeddings.
+            image_embeds (`torch.Tensor` of shape `(M, D)` or `(M, N, D)`, *optional*): Cached embeddings of the vision
+                tower, not the `image_embeds` of an [`AdaptorOutput`].
+            text_embeds (`torch.Tensor` of shape `(B, D)` or `(B, L, D)`, *optional*): The same of the text tower.
             image_attention_mask, text_attention_mask (`torch.Tensor` of shape `(M, N)`, `(B, L)`, *optional*): 1 for
                 tokens, 0 for padding of a cached sequence. Token 0 must be 1.
             return_loss (`bool`, *optional*): Compute the contrastive loss of this batch; needs as many texts as images.
@@ -206,7 +218,9 @@ class AdaptorModel(AdaptorPreTrainedModel):
         Raises:
             ValueError: for missing or contradicting inputs, for `fuse_pairs` with `return_loss`, or for lengths that
                 cannot be fused.
+            TypeError: for an unknown argument. Those that transformers and peft hand to every model are ignored.
         """
+        refuse_unknown(self.forward, kwargs)
         if fuse_pairs and return_loss:
             raise ValueError(
                 "fuse_pairs=True lets each image see its own text before the loss, so the loss falls without any "
@@ -221,8 +235,8 @@ class AdaptorModel(AdaptorPreTrainedModel):
         masks = (self._expand_mask(image_attention_mask, image), self._expand_mask(text_attention_mask, text))
         image, text, attentions = self._encode(image, text, *masks, bool(output_attentions), fuse_pairs)
 
-        image_tokens = None if image is None else nn.functional.normalize(image, dim=-1)
-        text_tokens = None if text is None else nn.functional.normalize(text, dim=-1)
+        image_tokens = None if image is None else unit_vectors(image)
+        text_tokens = None if text is None else unit_vectors(text)
         image_embeds = None if image is None else image_tokens[:, 0]
         text_embeds = None if text is None else text_tokens[:, 0]
         both = image is not None and text is not None
@@ -248,6 +262,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
             image_last_hidden_state=image_tokens,
             text_last_hidden_state=text_tokens,
             attentions=attentions,
+            pooler_output=None if both else image_embeds if text_embeds is None else text_embeds,
         )
 
     def _similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
@@ -299,7 +314,8 @@ class AdaptorModel(AdaptorPreTrainedModel):
             )
         if embeds.ndim == 2:
             embeds = embeds[:, None]
-        return nn.functional.normalize(projection(embeds.to(projection.weight.dtype)), dim=-1)
+        dtype = input_dtype(projection, self.dtype)
+        return unit_vectors(projection(embeds.to(dtype))).to(dtype)
 
     def _expand_mask(self, mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
         """(B, N) of ones and zeros to an additive (B, 1, 1, N)."""

@@ -4,21 +4,32 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Callable
+from contextvars import ContextVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.utils import ADAPTER_CONFIG_NAME, is_peft_available, logging
 
 from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
 TOWER_NAMES = ("vision_model", "text_model")
 # See `adaptor_hf.data.training_rows`, which travels to no hub.
 TRAINING_ROWS = ("training_rows.safetensors", "training_rows.key")
+LOST = (
+    "which a checkpoint without towers would lose. Set model.config.towers_in_checkpoint = True to save the towers "
+    "with the Adaptor"
+)
+
+_COMPLETE: ContextVar[Callable | None] = ContextVar("complete", default=None)
+logger = logging.get_logger(__name__)
 
 
 class AdaptorPreTrainedModel(PreTrainedModel):
@@ -80,31 +91,73 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             OSError: if the weights are truncated or damaged, or a tower is not to be had: the message names it, its
                 revision and how to put it in place.
         """
+        base = cls._base_of_adapter(pretrained_model_name_or_path)
+
+        def complete(model: "AdaptorPreTrainedModel") -> None:
+            align_weights(model)
+            model.attach_towers(vision_model, text_model)
+            if load_towers:
+                download = {
+                    name: kwargs[name]
+                    for name in ("local_files_only", "cache_dir", "token", "trust_remote_code")
+                    if kwargs.get(name) is not None
+                }
+                model.load_towers(**download)
+            elif model.config.towers_in_checkpoint:
+                model.base_model.vision_model = model.base_model.text_model = None
+            # Loading makes parameters anew, with gradients on.
+            for name in TOWER_NAMES:
+                if getattr(model.base_model, name) is not None:
+                    getattr(model.base_model, name).requires_grad_(False)
+
+        completing = _COMPLETE.set(complete)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model._complete()
         except SafetensorError as error:
             raise OSError(
-                f"The weights in {pretrained_model_name_or_path} are truncated or damaged ({error}). Copy or download "
-                "them again, or take another checkpoint."
+                f"The weights in {base} are truncated or damaged ({error}). Copy or download them again, or take "
+                "another checkpoint."
             ) from error
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        align_weights(model)
-        model.attach_towers(vision_model, text_model)
-        model.base_model.loaded_from = str(pretrained_model_name_or_path)
-        if load_towers:
-            download = {
-                name: kwargs[name]
-                for name in ("local_files_only", "cache_dir", "token", "trust_remote_code")
-                if kwargs.get(name) is not None
-            }
-            model.load_towers(**download)
-        elif model.config.towers_in_checkpoint:
-            model.base_model.vision_model = model.base_model.text_model = None
-        # Loading makes parameters anew, with gradients on.
-        for name in TOWER_NAMES:
-            if getattr(model.base_model, name) is not None:
-                getattr(model.base_model, name).requires_grad_(False)
+        finally:
+            _COMPLETE.reset(completing)
+        model.base_model.loaded_from = str(base)
         return loaded
+
+    @staticmethod
+    def _base_of_adapter(name_or_path: str | os.PathLike) -> str | os.PathLike:
+        """The checkpoint to load: of a local folder that peft has written without config, the one it names."""
+        file = os.path.join(name_or_path, ADAPTER_CONFIG_NAME)
+        if os.path.isfile(os.path.join(name_or_path, "config.json")) or not os.path.isfile(file):
+            return name_or_path
+        with open(file, encoding="utf-8") as stream:
+            base = json.load(stream).get("base_model_name_or_path")
+        if not base:
+            raise OSError(
+                f"{name_or_path} holds an adapter of peft, and its {ADAPTER_CONFIG_NAME} names no base model: what was "
+                "adapted had not been loaded from a checkpoint. Build that model as before, and load the adapter onto "
+                "it with peft.PeftModel.from_pretrained(model, folder)."
+            )
+        if not is_peft_available():
+            raise ImportError(f"{name_or_path} holds an adapter of peft: pip install peft")
+        return base
+
+    def _complete(self) -> None:
+        """What follows the weights in `from_pretrained`, once; towers must be there before an adapter on them is."""
+        complete = _COMPLETE.get()
+        if complete is not None:
+            _COMPLETE.set(None)
+            complete(self)
+
+    def load_adapter(self, *args, **kwargs):
+        """As in transformers, onto the towers too."""
+        self._complete()
+        return super().load_adapter(*args, **kwargs)
+
+    def get_input_embeddings(self) -> None:
+        """None: an Adaptor reads the towers' embeddings. Tokens are the text tower's."""
+        return None
 
     def load_towers(self, **kwargs) -> None:
         """Load and attach the towers that the config names and that are not attached yet. See `load_vision_tower`."""
@@ -145,7 +198,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         Write config, code and weights. The towers are left out unless `config.towers_in_checkpoint`.
 
         Raises:
-            ValueError: if a tower has trainable parameters that would be lost, or cannot be part of a checkpoint.
+            ValueError: if a tower has trainable or changed weights that would be lost, or cannot be part of a
+                checkpoint.
         """
         pushed = kwargs.get("push_to_hub") or self.base_model.is_pushed
         if kwargs.get("push_to_hub"):
@@ -155,19 +209,32 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         if not pushed:
             self._carry_training_rows(save_directory)
         state_dict = self.state_dict() if state_dict is None else state_dict
-        if self.config.towers_in_checkpoint:
+        left_out: set[str] = set()
+        if self._hf_peft_config_loaded:
+            # transformers then writes the adapter alone, whatever it is on.
+            self._refuse_to_lose_changed_towers(state_dict, has_adapter=True)
+        elif self.config.towers_in_checkpoint:
             self._put_tower_configs()
         else:
             self._refuse_to_lose_trained_towers()
-            prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
-            towers = tuple(f"{prefix}{name}." for name in TOWER_NAMES)
-            state_dict = {name: value for name, value in state_dict.items() if not name.startswith(towers)}
+            self._refuse_to_lose_changed_towers(state_dict)
+            towers = tuple(f"{self._base_prefix}{name}." for name in TOWER_NAMES)
+            left_out = {name for name in state_dict if name.startswith(towers)}
         if self._auto_class is not None:
             # A class registers one Auto class; the zero-shot pipeline looks for a second one. The class of the folder
             # that the config came from is left out: its code does not come along.
             names = ("AutoModel", "AutoModelForZeroShotImageClassification")
             self.config.auto_map = dict.fromkeys(names, "modeling_adaptor.AdaptorModel")
-        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        # Not by the state dict: for a quantised model transformers makes one of its own.
+        ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, left_out
+        try:
+            return super().save_pretrained(save_directory, state_dict=dict(state_dict), **kwargs)
+        finally:
+            self._keys_to_ignore_on_save = ignored
+
+    @property
+    def _base_prefix(self) -> str:
+        return "" if self.base_model is self else f"{self.base_model_prefix}."
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = True, accept_data_terms: bool = False, **kwargs
@@ -241,9 +308,34 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             tower = getattr(self.base_model, name)
             if tower is not None and any(parameter.requires_grad for parameter in tower.parameters()):
                 raise ValueError(
-                    f"{name} has trainable parameters, which a checkpoint without towers would lose. Wrap the model "
-                    "with peft.get_peft_model and save that, or merge the adapter and set "
-                    "model.config.towers_in_checkpoint = True."
+                    f"{name} has trainable parameters, {LOST}. An adapter of peft is saved by "
+                    "peft.get_peft_model(...).save_pretrained, or merged first."
+                )
+
+    def _refuse_to_lose_changed_towers(self, state_dict: dict, has_adapter: bool = False) -> None:
+        for name in TOWER_NAMES:
+            tower = getattr(self.base_model, name)
+            if tower is None:
+                continue
+            if tower.loaded_weights is None:
+                logger.warning_once(
+                    f"{name} came in a checkpoint and is now left out of one: whether its source gives the same "
+                    "weights is not known. To keep it, set model.config.towers_in_checkpoint = True."
+                )
+                continue
+            prefix = f"{self._base_prefix}{name}."
+            state = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            state = state or tower.state_dict()
+            if has_adapter:
+                state = {key.replace(".base_layer.", "."): value for key, value in state.items()}
+            changed = changed_weights(tower.loaded_weights, state)
+            if has_adapter:
+                changed = [key for key in changed if key in tower.loaded_weights]
+            if changed:
+                raise ValueError(
+                    f"{len(changed)} weights of {name} are not those that were loaded ({changed[0]} is one), {LOST}; "
+                    f"or save the tower with model.{name}.model.save_pretrained in a folder of its own beside its "
+                    "processor or tokenizer, load it from there and attach it with model.attach_towers."
                 )
 
 

@@ -13,10 +13,12 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import can_return_tuple
 
+from .arguments_adaptor import refuse_unknown
 from .configuration_adaptor import AdaptorConfig
 from .decoders_adaptor import TokenDecoder, UNetDecoder
 from .head_base_adaptor import AdaptorHead
 from .modeling_adaptor import AdaptorModel
+from .precision_adaptor import input_dtype
 from .pyramids_adaptor import features_with_maps, find_skip_channels
 from .segmentation_loss_adaptor import mixed_loss
 from .towers_adaptor import load_vision_tower
@@ -90,7 +92,8 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         """As for every head. Which decoder fits, and its skips, are found from the tower unless `load_towers=False`."""
         names = ("local_files_only", "cache_dir", "token", "revision", "trust_remote_code")
         hub = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
-        config = kwargs.get("config") or AdaptorConfig.from_pretrained(pretrained_model_name_or_path, **hub)
+        base = cls._base_of_adapter(pretrained_model_name_or_path)
+        config = kwargs.get("config") or AdaptorConfig.from_pretrained(base, **hub)
         options = {"segmentation_decoder": config.segmentation_decoder, "skip_channels": config.skip_channels}
         options |= {name: kwargs[name] for name in options if name in kwargs}
         named = config.vision_tower is not None and config.vision_tower["library"] != "external"
@@ -99,7 +102,7 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         if named and kwargs.get("load_towers", True):
             tower = kwargs.get("vision_model")
             if tower is None and config.towers_in_checkpoint:
-                tower = AdaptorModel.from_pretrained(pretrained_model_name_or_path, **hub).vision_model
+                tower = AdaptorModel.from_pretrained(base, **hub).vision_model
             elif tower is None:
                 hub.pop("revision", None)
                 tower = load_vision_tower(config.vision_tower, **hub)
@@ -147,7 +150,9 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
 
         Raises:
             ValueError: for missing or contradicting inputs, or labels that do not fit.
+            TypeError: for an unknown argument.
         """
+        refuse_unknown(self.forward, kwargs)
         self._check_inputs(pixel_values, image_embeds)
         if pixel_values is not None:
             logits = self._decode_pixels(pixel_values)
@@ -174,12 +179,12 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         embedding = features.pooled
         if self._reads_adaptor:
             embedding = self.adaptor(image_embeds=embedding).image_embeds
-        return self.decoder(embedding.to(next(self.decoder.parameters()).dtype), features.maps, size)
+        return self.decoder(embedding.to(input_dtype(self.decoder, self.dtype)), features.maps, size)
 
     def _decode_tokens(self, sequence: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
         if self._reads_adaptor:
             sequence = self.adaptor(image_embeds=sequence).image_last_hidden_state
-        return self.decoder(sequence[:, 1:].to(next(self.decoder.parameters()).dtype), grid, size)
+        return self.decoder(sequence[:, 1:].to(input_dtype(self.decoder, self.dtype)), grid, size)
 
     def _grid(self, image_embeds: torch.Tensor) -> tuple[int, int]:
         """Rows and columns of cached tokens: the tower's grid, or a square at another size."""

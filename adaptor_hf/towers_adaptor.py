@@ -148,7 +148,9 @@ def tower_from_config(
         if type(config) in MODEL_MAPPING and has_optional_pooler(MODEL_MAPPING[type(config)]):
             arguments["add_pooling_layer"] = spec["pooling"] == "pooler"
         model = AutoModel.from_config(config, **arguments)
-    return (VisionTower if spec["kind"] == "vision" else TextTower)(model, dict(spec))
+    tower = (VisionTower if spec["kind"] == "vision" else TextTower)(model, dict(spec))
+    tower.loaded_weights = None
+    return tower
 
 
 def tower_digest(tower: nn.Module) -> str:
