@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from .interruption import StopOnSignal, deferred_signals
 from .pair_batches import POSITIVE_COLUMN, check_last_batch, describe_bad_batch, split_inputs
 from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
 from .progress import ProgressLines
+from .run_folder import run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -186,6 +188,11 @@ class AdaptorTrainer(BaseTrainer):
             OSError: if a checkpoint cannot be written.
             ValueError: if there is no whole checkpoint to resume from.
         """
+        writes = self.args.save_strategy != "no"
+        with run_folder(self.args.output_dir, self.args.take_over) if writes else nullcontext():
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
