@@ -199,7 +199,8 @@ class AdaptorTrainer(BaseTrainer):
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
         with deferred_signals() as signals:
-            callbacks = [RunningLoss(self, checkpoint), StopOnSignal(signals)]
+            self.running_loss = RunningLoss(self, checkpoint)
+            callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
             try:
@@ -230,7 +231,17 @@ class AdaptorTrainer(BaseTrainer):
             self.state.best_model_checkpoint = None
         if self.state.best_model_checkpoint is None:
             self.state.best_metric = self.state.best_global_step = None
+        resumed, steps = self.running_loss.checkpoint, list(checkpoint_steps(Path(self.args.output_dir)).values())
+        if self.args.should_save and resumed is not None and steps and resumed.resolve() == steps[-1].resolve():
+            # A kill may have come before an older one was deleted.
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(steps[-1].parent, steps[-1], best, self.args.save_total_limit)
         return position
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        # The summary (train_loss, train_runtime and the rates) is the run's, not that of the part since the resume.
+        self._initial_global_step = 0
+        return super()._finalize_training(trial, num_train_samples, start_time - self.running_loss.seconds_before)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
@@ -292,7 +303,7 @@ class AdaptorTrainer(BaseTrainer):
             best_folder = checkpoint.with_name(f"checkpoint-{best}")
             if best == step or best_folder.is_dir():
                 self.state.best_model_checkpoint = str(best_folder)
-        running_loss = RunningLoss.of(self)
+        running_loss = self.running_loss.state()
 
         def write() -> None:
             folder = str(unfinished(checkpoint))
