@@ -100,6 +100,7 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_weights_to_the_bit(tm
     whole = make_trainer(tmp_path / "whole", views, **options)
     summary = whole.train()
     make_trainer(tmp_path / "cut", views, callbacks=[StopAt(stop)], **options).train()
+    before = json.loads((tmp_path / "cut" / f"checkpoint-{stop}" / RunningLoss.FILE).read_text())["seconds"]
     resumed = make_trainer(tmp_path / "cut", views, model=synthetic_model(seed=9), **options)
     summary_of_resumed = resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 24
@@ -111,7 +112,6 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_weights_to_the_bit(tm
     # The one that stopped has logged there, so that float32 has summed in other parts.
     assert summary_of_resumed.training_loss == pytest.approx(summary.training_loss, rel=1e-6)
     assert summary_of_resumed.training_loss == pytest.approx(sum_of_logged(whole.state.log_history) / 24)
-    before = json.loads((tmp_path / "cut" / f"checkpoint-{stop}" / RunningLoss.FILE).read_text())["seconds"]
     metrics = summary_of_resumed.metrics
     assert metrics["train_runtime"] >= before > 0
     assert metrics["train_runtime"] * metrics["train_steps_per_second"] == pytest.approx(24, rel=0.05)
