@@ -16,13 +16,20 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import write_pretraining_manifest
 from adaptor_hf.audit.run_record import RunRecord, last_evaluation
 from adaptor_hf.privacy.mode import start_private_mode
-from adaptor_hf.training import AdaptorTrainer
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
 from adaptor_hf.training.preparation import cache_of_pairs, check_before_start, parts_of_run, start_logging
 from adaptor_hf.training.report import processor_of, report_run
-from adaptor_hf.training.script_arguments import parse_arguments, path_arguments
+from adaptor_hf.training.run_folder import run_folder
+from adaptor_hf.training.script_arguments import (
+    DataArguments,
+    ModelArguments,
+    RunArguments,
+    parse_arguments,
+    path_arguments,
+)
 from adaptor_hf.training.summary import describe_run
 
 logger = logging.getLogger("train_pretrain")
@@ -35,11 +42,23 @@ def main(arguments: list[str] | None = None) -> None:
     start_logging(training, logger.name)
     terms = check_before_start(data, model_arguments, run, training)
     set_seed(training.seed)
-
-    # Load: pairs of an image and a report, but for a ready cache, which holds them.
     if run.dry_run:
         print(estimate_run(load_training_pairs(data, run).dataset, data, model_arguments, training))
         return
+    with run_folder(training.output_dir, training.take_over):
+        pretrain(record, data, model_arguments, run, training, terms)
+
+
+def pretrain(
+    record: RunRecord,
+    data: DataArguments,
+    model_arguments: ModelArguments,
+    run: RunArguments,
+    training: AdaptorTrainingArguments,
+    terms: dict[str, str] | None,
+) -> None:
+    """The run itself, in a folder that is its own."""
+    # Load: pairs of an image and a report, but for a ready cache, which holds them.
     with record.phase("cache"):
         pairs = None if data.cache else load_training_pairs(data, run)
 

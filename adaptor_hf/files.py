@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import csv
+import glob
+import hashlib
 import os
+import platform
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -57,6 +61,8 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
         OSError: if it cannot be written or renamed, as where `path` has something in it.
     """
     path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        _remove_if_dead(left, None)
     hidden = _aside(path)
     aside = hidden / path.name
     try:
@@ -77,9 +83,48 @@ def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Ite
         writer.writerows(rows)
 
 
+def remove_dead_partials(folder: str | os.PathLike, other_machines_pid: int | None = None) -> None:
+    """
+    Delete, at any depth, what killed processes of this machine were writing aside. What a living one writes stays.
+
+    Args:
+        other_machines_pid (`int`, *optional*): A process of another machine that is known to have ended: its too.
+    """
+    for place, folders, files in os.walk(folder):
+        for name in [name for name in folders + files if name.endswith(".partial")]:
+            _remove_if_dead(Path(place, name), other_machines_pid)
+
+
+def _remove_if_dead(path: Path, other_machines_pid: int | None) -> None:
+    import psutil
+
+    if (match := _ASIDE.fullmatch(path.name)) is None:
+        return
+    here, pid = match[1] == _machine(), int(match[2])
+    if (here and not psutil.pid_exists(pid)) or (not here and pid == other_machines_pid):
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+_ASIDE = re.compile(r"\..+\.([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
+
+
 def _aside(path: Path) -> Path:
     # Threads, and machines that share a folder, may have the same process id.
-    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
-__all__ = ["file_sha256", "folder_written_aside", "write_aside", "write_csv", "written_aside"]
+def _machine() -> str:
+    """Four hex digits for this machine, or container: where numbers of processes mean the same."""
+    namespace = Path("/proc/self/ns/pid")
+    numbers = os.stat(namespace).st_ino if namespace.exists() else 0
+    return hashlib.sha256(f"{platform.node()} {numbers}".encode()).hexdigest()[:4]
+
+
+__all__ = [
+    "file_sha256",
+    "folder_written_aside",
+    "remove_dead_partials",
+    "write_aside",
+    "write_csv",
+    "written_aside",
+]

@@ -14,6 +14,7 @@ ROOMS = (
     "options",
     "conversion",
     "privacy",
+    "folder_lock",
     "towers",
     "data",
     "data.public",

@@ -134,3 +134,9 @@ def history(output: Path) -> list[dict]:
         for entry in entries
         if "train_runtime" not in entry
     ]
+
+
+def train_loss(output: Path) -> float:
+    """The mean loss that the summary at the end gives."""
+    entries = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return next(entry["train_loss"] for entry in reversed(entries) if "train_loss" in entry)

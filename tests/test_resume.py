@@ -19,11 +19,13 @@ from script_runs import (
     start_ranks,
     states,
     steps,
+    train_loss,
     wait_for,
 )
 
 from adaptor_hf.configs import accelerate_config
 from adaptor_hf.training.interruption import EXIT_REQUEUE
+from adaptor_hf.training.run_folder import REQUEUE
 
 LAST = 64
 
@@ -48,6 +50,13 @@ def assert_same_end(output, whole, ranks=1):
     # The best checkpoint was the same one, too.
     assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
     assert history(output) == history(whole)
+    assert train_loss(output) == train_loss(whole)
+    assert steps(output) == steps(whole)
+    assert not [name for name in names_below(output) if re.search(r"unfinished|partial|\.run\.|requeue", name)]
+
+
+def names_below(folder):
+    return [path.name for path in folder.rglob("*")]
 
 
 def kill_and_resume(cache, whole, tmp_path, kills, seed, **changes):
@@ -167,3 +176,17 @@ def test_a_signal_to_any_process_stops_all_at_one_step(cache, whole_of_two, numb
     assert "Traceback" not in said
     resume_two(cache, output, log)
     assert differences(*(states(run / f"checkpoint-{LAST}", 2) for run in (output, whole_of_two))) == []
+
+
+def test_a_launcher_that_swallows_the_status_leaves_the_file_that_asks_to_go_on(cache, whole_of_two, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    process = launch_two(cache, output, log)
+    wait_for(lambda: steps(output), process, "a checkpoint")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT) not in (0, EXIT_REQUEUE), "accelerate passes the status on: the page on training says no"
+    last = steps(output)[-1]
+    assert last < LAST
+    assert log.read_text().count(f"The last checkpoint is {output / f'checkpoint-{last}'}. Go on with") == 1
+    assert (output / REQUEUE).is_file()
+    resume_two(cache, output, log)
+    assert_same_end(output, whole_of_two, ranks=2)

@@ -14,6 +14,7 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.configs import accelerate_config
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.checkpoints import RunningLoss, sum_of_logged
 from adaptor_hf.training.controls import (
     ShuffledPairs,
     compare_retrieval,
@@ -97,15 +98,24 @@ def test_a_run_on_a_lone_device_is_bit_equal_when_repeated(tmp_path, views):
 def test_resuming_in_the_middle_of_an_epoch_gives_the_same_weights_to_the_bit(tmp_path, views, stop):
     options = {"num_train_epochs": 3, "load_best_model_at_end": False}
     whole = make_trainer(tmp_path / "whole", views, **options)
-    whole.train()
+    summary = whole.train()
     make_trainer(tmp_path / "cut", views, callbacks=[StopAt(stop)], **options).train()
+    before = json.loads((tmp_path / "cut" / f"checkpoint-{stop}" / RunningLoss.FILE).read_text())["seconds"]
     resumed = make_trainer(tmp_path / "cut", views, model=synthetic_model(seed=9), **options)
-    resumed.train(resume_from_checkpoint=True)
+    summary_of_resumed = resumed.train(resume_from_checkpoint=True)
     assert resumed.state.global_step == whole.state.global_step == 24
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
     state, other = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
     assert all(torch.equal(state[key]["exp_avg"], other[key]["exp_avg"]) for key in state)
+    # The summary is of all 24 steps, whatever process made them.
+    # The one that stopped has logged there, so that float32 has summed in other parts.
+    assert summary_of_resumed.training_loss == pytest.approx(summary.training_loss, rel=1e-6)
+    assert summary_of_resumed.training_loss == pytest.approx(sum_of_logged(whole.state.log_history) / 24)
+    metrics = summary_of_resumed.metrics
+    assert metrics["train_runtime"] >= before > 0
+    assert metrics["train_runtime"] * metrics["train_steps_per_second"] == pytest.approx(24, rel=0.05)
+    assert metrics["train_runtime"] * metrics["train_samples_per_second"] == pytest.approx(3 * 124, rel=0.05)
 
 
 def test_a_checkpoint_has_no_pickle_of_arguments_and_loads_alone(tmp_path, views):

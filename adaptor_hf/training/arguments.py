@@ -54,6 +54,8 @@ class AdaptorTrainingArguments(TrainingArguments):
             where they restrict sharing, as those of MIMIC-CXR and CheXpert do.
         push_training_rows (`bool`, defaults to `False`): `push_to_hub` sends `training_rows.safetensors` too: with it
             others can find training images in their tests. Patients stay unknown to them: the key is never sent.
+        take_over (`bool`, defaults to `False`): Write to `output_dir` although a run on another machine has left its mark
+            there: that run has ended.
         auto_mixed_precision (`bool`, defaults to `True`): Choose fp16 or bf16 by the GPU where neither was asked for.
 
     Raises:
@@ -104,6 +106,10 @@ class AdaptorTrainingArguments(TrainingArguments):
     hub_private_repo: bool | None = field(default=True, metadata={"help": "Push to a private repository."})
     push_training_rows: bool = field(
         default=False, metadata={"help": "--push_to_hub sends the digests of training rows too, never their key."}
+    )
+    take_over: bool = field(
+        default=False,
+        metadata={"help": "Write to output_dir although a run of another machine left its mark: it ended."},
     )
     accept_data_terms: bool = field(
         default=False, metadata={"help": "The training data's terms, which may restrict sharing, allow --push_to_hub."}

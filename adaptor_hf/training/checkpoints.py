@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -167,8 +168,9 @@ def find_checkpoint(output_dir: str | os.PathLike, wanted: str | os.PathLike | b
 
 class RunningLoss(TrainerCallback):
     """
-    Carries the loss summed since the last log line over a resume: Trainer starts from zero there, and the first line
-    would be a mean over fewer steps than in a run without interruption. Each process has its own sum.
+    Carries over a resume what Trainer counts from zero there: the loss summed since the last log line (the first line
+    would be a mean over fewer steps than in a run without interruption; each process has its own sum), and for the
+    summary at the end the loss summed up to that line and the seconds of training.
     """
 
     FILE = "running_loss.json"
@@ -176,22 +178,29 @@ class RunningLoss(TrainerCallback):
     def __init__(self, trainer: Trainer, checkpoint: Path | None) -> None:
         self.trainer = trainer
         self.checkpoint = checkpoint
+        self.seconds_before = 0.0
 
-    @staticmethod
-    def of(trainer: Trainer) -> dict:
-        """The sums of all processes and the step of the last log line. All processes must call it together."""
+    def state(self) -> dict:
+        """What `write` keeps. All processes must call it together."""
+        trainer = self.trainer
         own = trainer._tr_loss.item()
         sums = [own]
         if trainer.args.world_size > 1:
             sums = [None] * trainer.args.world_size
             torch.distributed.all_gather_object(sums, own)
-        return {"sums": sums, "last_logged": trainer._globalstep_last_logged}
+        return {
+            "sums": sums,
+            "last_logged": trainer._globalstep_last_logged,
+            "logged_sum": trainer._total_loss_scalar,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
+        }
 
     @classmethod
     def write(cls, state: dict, folder: Path) -> None:
         write_aside(folder / cls.FILE, json.dumps(state))
 
     def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
+        self.started = time.monotonic()
         if self.checkpoint is None:
             return
         state = json.loads((self.checkpoint / self.FILE).read_text(encoding="utf-8"))
@@ -200,11 +209,25 @@ class RunningLoss(TrainerCallback):
         own = sums[args.process_index] if len(sums) == args.world_size else sum(sums) / len(sums)
         self.trainer._tr_loss.fill_(own)
         self.trainer._globalstep_last_logged = state["last_logged"]
+        # Checkpoints of version 0.1 have no sum, but the log's means, and no time.
+        logged = state.get("logged_sum")
+        self.trainer._total_loss_scalar = sum_of_logged(self.trainer.state.log_history) if logged is None else logged
+        self.seconds_before = state.get("seconds", 0.0)
         if len(sums) != args.world_size:
             logger.warning(
                 f"{self.checkpoint} was written by {len(sums)} process(es), this run has {args.world_size}: random "
                 "numbers, such as dropout's, differ from those of a run without interruption"
             )
+
+
+def sum_of_logged(log_history: list[dict[str, float]]) -> float:
+    """The loss summed over all steps up to the last log line that has one: each is a mean since the one before."""
+    total, before = 0.0, 0
+    for entry in log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total
 
 
 def together(write: Callable[[], None], folder: Path, wait: bool = True) -> None:

@@ -91,6 +91,18 @@ def deferred_signals() -> Iterator[Signals]:
             raise Interrupted
 
 
+def asks_to_be_requeued(error: BaseException) -> bool:
+    """
+    Whether an error ends the run for a signal: an interruption for one, or, after one has come, what follows from
+    another process that stopped first. Wrong input, a full disk and NaN stay what they are.
+    """
+    if isinstance(error, Interrupted):
+        return True
+    received = _active is not None and _active.received is not None
+    final = isinstance(error, ValueError | OSError | FloatingPointError | SystemExit) or out_of_memory(error)
+    return received and not final
+
+
 class StopOnSignal(TrainerCallback):
     """
     Saves at the end of the step in which a signal reached any process, then raises `Interrupted` on all of them.
@@ -197,7 +209,7 @@ def run_script(main: Callable[[], None]) -> None:
             return
         except KeyboardInterrupt as interruption:
             stopped, go_on = signals.received, str(interruption) or GO_ON
-            status = EXIT_REQUEUE if stopped or isinstance(interruption, Interrupted) else EXIT_CTRL_C
+            status = EXIT_REQUEUE if asks_to_be_requeued(interruption) else EXIT_CTRL_C
             if isinstance(interruption, Interrupted):
                 # All processes stop at one step, so all come here; one that is gone makes the others' call fail.
                 with contextlib.suppress(RuntimeError):
@@ -212,7 +224,7 @@ def run_script(main: Callable[[], None]) -> None:
                 sys.exit(f"error: {error_text(error)}")
             # Another process has stopped first, and a call that waits for it has failed.
             stopped, go_on, status = signals.received, GO_ON, EXIT_REQUEUE
-            if not stopped:
+            if not asks_to_be_requeued(error):
                 raise
         say(f"Stopped by {stopped or ('a signal' if status == EXIT_REQUEUE else 'Ctrl-C')}. {go_on}")
     sys.exit(status)
@@ -222,6 +234,7 @@ __all__ = [
     "EXIT_REQUEUE",
     "Interrupted",
     "StopOnSignal",
+    "asks_to_be_requeued",
     "catch_signals",
     "deferred_signals",
     "leave_process_group",

@@ -11,6 +11,7 @@ from ..configs import read_recipe
 from ..configuration_adaptor import AdaptorConfig
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments, TowerArguments
+from ..folder_lock import only_writer
 from ..options.command import started_as
 from ..options.fields import HIDDEN, OPEN, PATH, default_of, option, path_values
 from ..options.parser import OptionParser
@@ -209,6 +210,10 @@ def check_together(
             "its data set, and the terms of some restrict what may be shared."
         )
     if checkpoint_steps(Path(training.output_dir)) and not training.resume_from_checkpoint and not run.dry_run:
+        if training.process_index == 0:
+            # Of a run that has not ended, that is what to say.
+            with only_writer(training.output_dir, take_over=training.take_over):
+                pass
         raise ValueError(
             f"{training.output_dir} holds checkpoints of an earlier run, which would be mixed with this one's. Go on "
             "with --resume_from_checkpoint True, or choose another --output_dir."

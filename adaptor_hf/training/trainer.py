@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from .interruption import StopOnSignal, deferred_signals
 from .pair_batches import POSITIVE_COLUMN, check_last_batch, describe_bad_batch, split_inputs
 from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
 from .progress import ProgressLines
+from .run_folder import run_folder
 
 logger = logging.getLogger(__name__)
 
@@ -186,13 +188,19 @@ class AdaptorTrainer(BaseTrainer):
             OSError: if a checkpoint cannot be written.
             ValueError: if there is no whole checkpoint to resume from.
         """
+        writes = self.args.save_strategy != "no"
+        with run_folder(self.args.output_dir, self.args.take_over) if writes else nullcontext():
+            return self._train(resume_from_checkpoint, *args, **kwargs)
+
+    def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
         with deferred_signals() as signals:
-            callbacks = [RunningLoss(self, checkpoint), StopOnSignal(signals)]
+            self.running_loss = RunningLoss(self, checkpoint)
+            callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
             try:
@@ -223,7 +231,17 @@ class AdaptorTrainer(BaseTrainer):
             self.state.best_model_checkpoint = None
         if self.state.best_model_checkpoint is None:
             self.state.best_metric = self.state.best_global_step = None
+        resumed, steps = self.running_loss.checkpoint, list(checkpoint_steps(Path(self.args.output_dir)).values())
+        if self.args.should_save and resumed is not None and steps and resumed.resolve() == steps[-1].resolve():
+            # A kill may have come before an older one was deleted.
+            best = self.state.best_model_checkpoint
+            rotate_checkpoints(steps[-1].parent, steps[-1], best, self.args.save_total_limit)
         return position
+
+    def _finalize_training(self, trial, num_train_samples, start_time):
+        # The summary (train_loss, train_runtime and the rates) is the run's, not that of the part since the resume.
+        self._initial_global_step = 0
+        return super()._finalize_training(trial, num_train_samples, start_time - self.running_loss.seconds_before)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
@@ -285,7 +303,7 @@ class AdaptorTrainer(BaseTrainer):
             best_folder = checkpoint.with_name(f"checkpoint-{best}")
             if best == step or best_folder.is_dir():
                 self.state.best_model_checkpoint = str(best_folder)
-        running_loss = RunningLoss.of(self)
+        running_loss = self.running_loss.state()
 
         def write() -> None:
             folder = str(unfinished(checkpoint))
