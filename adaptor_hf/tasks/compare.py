@@ -19,6 +19,7 @@ from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, che
 from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
+from ..file_records import rewriting
 from ..files import write_aside
 
 logger = logging.getLogger(__name__)
@@ -240,7 +241,8 @@ def write_comparison(
     page = _page(
         found, pairs, metric, task, fraction, costs, [fault.replace(f"{root}{os.sep}", "") for fault in results.faults]
     )
-    write_aside(Path(output_dir) / PAGE, page)
+    with rewriting(Path(output_dir) / PAGE, whole=True):
+        write_aside(Path(output_dir) / PAGE, page)
     return page
 
 
