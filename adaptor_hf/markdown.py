@@ -60,14 +60,14 @@ def _as_text(escaped: str) -> str:
     return f"\\{escaped}" if _BLOCK.match(escaped) else escaped
 
 
-def row(cells: Iterable[object]) -> str:
+def table_row(cells: Iterable[object]) -> str:
     """A row of a table; each cell is shown as it is."""
     return "| " + " | ".join(map(_cell, cells)) + " |"
 
 
-def rule(columns: int) -> str:
+def table_rule(columns: int) -> str:
     """The line below a table's names."""
     return "|" + "---|" * columns
 
 
-__all__ = ["one_line", "plain", "row", "rule", "sentence"]
+__all__ = ["one_line", "plain", "sentence", "table_row", "table_rule"]
