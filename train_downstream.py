@@ -15,7 +15,7 @@ import datasets
 import torch
 import transformers
 
-from adaptor_hf.audit.manifest import write_downstream_manifest
+from adaptor_hf.audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.loading import cache_dir_of
@@ -47,9 +47,11 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    refuse_folder_of("train_downstream", options.output_dir)
+    before = files_before(options.output_dir)
     run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     write_downstream_manifest(
-        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
+        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before
     )
 
 

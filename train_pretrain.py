@@ -13,7 +13,7 @@ import logging
 from transformers import set_seed
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.audit.manifest import write_pretraining_manifest
+from adaptor_hf.audit.manifest import refuse_folder_of, write_pretraining_manifest
 from adaptor_hf.audit.run_record import RunRecord, last_evaluation
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
@@ -40,6 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     data, model_arguments, run, training = parse_arguments(arguments)
     start_private_mode(run, path_arguments(data, model_arguments, run, training))
     start_logging(training, logger.name)
+    refuse_folder_of("train_pretrain", training.output_dir)
     terms = check_before_start(data, model_arguments, run, training)
     set_seed(training.seed)
     if run.dry_run:

@@ -1,35 +1,52 @@
 """
 `python -m adaptor_hf.verify RUN`: is a run what it was, and do its numbers follow from its files?
 
-For a pre-training run it compares weights, cache, splits and records with `manifest.json`, and computes the retrieval
-on the held-out split again from cache and weights. For downstream runs it compares files with the manifest and computes
-every metric again from the predictions. The exit status is 1 when anything differs.
+For a pre-training run it compares weights, processor, code, cache, splits, card and records with `manifest.json`, and
+computes the retrieval on the held-out split again from cache and weights. For downstream runs it compares files with
+the manifest and with each run's own record, and computes every metric again from the predictions. The exit status is 1
+when anything differs. There is no signature: who changes files, numbers and records consistently is not noticed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .file_records import READ_ERRORS
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
 
 # Sums in another order differ in the last digits; a recall over n queries moves by 1 / n at least.
 TOLERANCE = 1e-6
-# The card rounds to four digits.
-CARD_TOLERANCE = 6e-5
+_NO_CACHE = "The manifest does not say where the embeddings are (a private run keeps no paths). Pass --cache."
+
+
+@dataclass
+class Verification:
+    """
+    What a comparison of a run with its records gave.
+
+    Args:
+        differences (`list[str]`): One sentence a difference, naming the file or metric; none means verified.
+        unchecked (`list[str]`): What could not be compared, and why.
+    """
+
+    differences: list[str] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
 
 
 def verify(run: str | os.PathLike, cache: str | None = None, device: str = "cpu") -> list[str]:
     """
-    What differs between a finished run and its records; nothing means that it is verified.
+    What differs between a finished run and its records; nothing means that it is verified, as far as there are records:
+    see `verification`, which also says what could not be compared.
 
     Args:
         run (`str` or `PathLike`): Output folder of `train_pretrain.py` or `train_downstream.py`, or a folder of single
@@ -44,77 +61,154 @@ def verify(run: str | os.PathLike, cache: str | None = None, device: str = "cpu"
     Raises:
         FileNotFoundError: there is no such run.
     """
+    return verification(run, cache, device).differences
+
+
+def verification(run: str | os.PathLike, cache: str | None = None, device: str = "cpu") -> Verification:
+    """As `verify`, with what could not be compared."""
     from .audit.manifest import MANIFEST_FILE, read_run_manifest
     from .evaluation.results import RESULTS_FILE
 
-    run = Path(run)
+    run, found = Path(run), Verification()
     if not run.is_dir():
         raise FileNotFoundError(f"{run} is no folder. Name the output folder of a run.")
-    if not (run / MANIFEST_FILE).is_file() and any(run.rglob(RESULTS_FILE)):
-        return _verify_predictions(run)
+    has_results = any(run.rglob(RESULTS_FILE))
+    if not (run / MANIFEST_FILE).is_file() and has_results:
+        found.unchecked.append(f"There is no {MANIFEST_FILE}: models, cache and added runs are not compared.")
+        _verify_predictions(run, found)
+        return found
     try:
         manifest = read_run_manifest(run)
     except ValueError as error:
-        return [str(error)]
+        found.differences.append(str(error))
+        if has_results:
+            _verify_predictions(run, found)
+        return found
+    if manifest["version"] == 1:
+        found.unchecked.append(f"Its {MANIFEST_FILE} is of an earlier version, with digests of fewer files.")
     if manifest["script"] == "train_downstream":
-        return _verify_downstream(run, manifest, cache)
-    return _verify_pretraining(run, manifest, cache, device)
+        _verify_downstream(run, manifest, cache, found)
+    else:
+        _verify_pretraining(run, manifest, cache, device, found)
+    return found
 
 
-def _verify_downstream(run: Path, manifest: dict[str, Any], cache: str | None) -> list[str]:
-    from .audit.manifest import changed_files
+def _verify_files(run: Path, manifest: dict[str, Any], patterns: tuple[str, ...], found: Verification) -> None:
+    """Files of the manifest; and those that would be read and are not in it."""
+    from .audit.manifest import changed_files, covered_files
+    from .file_records import is_loaded
+
+    found.differences += changed_files(run, manifest["files"])
+    others = [name for name in covered_files(run, patterns) if name not in manifest["files"]]
+    if manifest["version"] == 1:
+        found.unchecked += [f"{name} has no digest in this manifest." for name in others]
+        return
+    for name in others:
+        if is_loaded(Path(name).name) or name.startswith("runs/"):
+            found.differences.append(f"{name} is not in the manifest: it was added since, or nothing recorded it.")
+
+
+def _verify_downstream(run: Path, manifest: dict[str, Any], cache: str | None, found: Verification) -> None:
+    from .audit.manifest import cache_settings, changed_files, downstream_patterns
     from .evaluation.results import RESULTS_FILE, read_results
 
-    found = changed_files(run, manifest["files"])
+    _verify_files(run, manifest, downstream_patterns(), found)
     recorded = manifest["inputs"]["cache"]
     place = _cache_place(run, cache, recorded)
-    found += [_NO_CACHE] if place is None else [f"Cache: {what}" for what in changed_files(place, recorded["files"])]
-    for model in manifest["inputs"]["models"]:
-        if model["folder"] is not None and model["sha256"] is not None:
-            name = "model.safetensors"
-            folder = run / model["folder"]
-            found += [f"Model {folder.name}: {what}" for what in changed_files(folder, {name: model["sha256"]})]
+    if place is None:
+        found.differences.append(_NO_CACHE)
+    else:
+        found.differences += [f"Cache: {what}" for what in changed_files(place, recorded["files"])]
+        _verify_settings(place, recorded, cache_settings, found)
+    for model in manifest["inputs"].get("models", []):
+        _verify_model(run, model, found)
     if any(run.glob(f"runs/*/{RESULTS_FILE}")):
-        found += _verify_predictions(run)
+        _verify_predictions(run, found)
         for line in read_results(run / "runs").lines:
             name = line["test_set"] or line["dataset"]
             if manifest["splits"].get(name) != line["split_hash"]:
                 what = f"Run {line['run']}: the split of {name} is {line['split_hash']}, the manifest has another one."
-                if what not in found:
-                    found.append(what)
-    return found
+                if what not in found.differences:
+                    found.differences.append(what)
 
 
-def _verify_predictions(run: Path) -> list[str]:
+def _verify_model(run: Path, model: Mapping[str, Any], found: Verification) -> None:
+    from .audit.manifest import changed_files
+
+    if model.get("folder") is None:
+        found.unchecked.append("A model that was evaluated is not compared: its place is not recorded.")
+        return
+    folder = run / model["folder"]
+    files = model.get("files") or ({"model.safetensors": model["sha256"]} if model.get("sha256") else {})
+    found.differences += [f"Model {folder.name}: {what}" for what in changed_files(folder, files)]
+    if model.get("state") == "changed":
+        found.differences.append(f"Model {folder.name}: its files were changed while it was evaluated.")
+    elif model.get("state") != "verified":
+        found.unchecked.append(
+            f"Model {folder.name}: when it was evaluated, nothing recorded what its files had been after training."
+        )
+
+
+def _verify_predictions(run: Path, found: Verification) -> None:
+    from .evaluation.results import RESULTS_FILE
     from .evaluation.verify import verify_tree
+    from .file_records import SUMS_FILE
 
-    return [f"{Path(folder).name}: {what}" for folder, differences in verify_tree(run).items() for what in differences]
+    for folder, differences in verify_tree(run).items():
+        found.differences += [f"{Path(folder).name}: {what}" for what in differences]
+    found.unchecked += [
+        f"{path.parent.name} has no {SUMS_FILE}: fields that do not follow from the predictions are not compared."
+        for path in sorted(run.rglob(RESULTS_FILE))
+        if not (path.parent / SUMS_FILE).is_file()
+    ]
 
 
-_NO_CACHE = "The manifest does not say where the embeddings are (a private run keeps no paths). Pass --cache."
+def _verify_pretraining(
+    run: Path, manifest: dict[str, Any], cache: str | None, device: str, found: Verification
+) -> None:
+    from .audit.manifest import cache_settings, changed_files, pretraining_patterns, split_digests
+    from .training.checkpoints import check_checkpoint, checkpoint_steps
 
-
-def _verify_pretraining(run: Path, manifest: dict[str, Any], cache: str | None, device: str) -> list[str]:
-    from .audit.manifest import changed_files, split_digests
-
-    found = changed_files(run, manifest["files"])
+    _verify_files(run, manifest, pretraining_patterns(), found)
+    for folder in checkpoint_steps(run).values():
+        try:
+            check_checkpoint(folder)
+        except READ_ERRORS as error:
+            found.differences.append(f"{folder.name}: {error}")
+    found.differences += _verify_card(run, manifest)
     recorded = manifest["inputs"]["cache"]
     place = _cache_place(run, cache, recorded)
     if place is None:
-        return [*found, _NO_CACHE]
+        found.differences.append(_NO_CACHE)
+        return
     try:
         opened = _open(place, recorded)
-    except (OSError, ValueError) as error:
-        return [*found, f"The cache cannot be read: {error}"]
-    found += [f"Cache: {what}" for what in changed_files(opened.path.parent, recorded["files"])]
-    if opened.fingerprint != recorded["fingerprint"]:
-        found.append("Cache: it stands for other rows, towers or ids; its fingerprint is another one.")
+    except READ_ERRORS as error:
+        found.differences.append(f"The cache cannot be read: {error}")
+        return
+    found.differences += [f"Cache: {what}" for what in changed_files(opened.path.parent, recorded["files"])]
+    _verify_settings(opened.path.parent, recorded, cache_settings, found)
+    if opened.fingerprint != recorded.get("fingerprint"):
+        found.differences.append("Cache: it stands for other rows, towers or ids; its fingerprint is another one.")
     splits = split_digests(opened)
     for name in sorted(splits.keys() | manifest["splits"].keys()):
         if splits.get(name) != manifest["splits"].get(name):
             what = "of all rows" if name == "all" else name
-            found.append(f"Split {what}: its rows are not those of the run (hash {splits.get(name)}).")
-    return found + _verify_retrieval(run, opened, device)
+            found.differences.append(f"Split {what}: its rows are not those of the run (hash {splits.get(name)}).")
+    found.differences += _verify_retrieval(run, opened, device)
+
+
+def _verify_settings(place: Path, recorded: Mapping[str, Any], settings_of: Any, found: Verification) -> None:
+    recorded = recorded.get("settings")
+    if not isinstance(recorded, dict):
+        found.unchecked.append("Cache: nothing recorded its settings (towers, reading of images, lengths of texts).")
+        return
+    for name, digest in recorded.items():
+        try:
+            if settings_of(place, [name])[name] != digest:
+                found.differences.append(f"Cache: the settings in {name}/cache.json are not those of the run.")
+        except READ_ERRORS as error:
+            found.differences.append(f"Cache: {name} cannot be read: {error}")
 
 
 def _open(place: Path, recorded: Mapping[str, Any]) -> EmbeddingCache:
@@ -127,6 +221,7 @@ def _open(place: Path, recorded: Mapping[str, Any]) -> EmbeddingCache:
 
 def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:
     from .evaluation.results import RETRIEVAL_FILE
+    from .file_records import read_json_object
     from .modeling_adaptor import AdaptorModel
     from .training.controls import evaluate_retrieval
     from .training.pairs import contrastive_splits
@@ -135,37 +230,35 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
     if not path.is_file():
         return []  # nothing was held out; a lost file is named above
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = read_json_object(path)
         views = contrastive_splits(cache)
         model = AdaptorModel.from_pretrained(run, load_towers=False).to(device).eval()
         result = evaluate_retrieval(model, views[recorded["split"]], recorded["name"])
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        return [f"Retrieval cannot be computed again: {error}"]
-    found = _differences("Retrieval", recorded["metrics"], result.metrics, TOLERANCE)
-    found += _differences("Chance", recorded.get("chance", {}), result.chance, TOLERANCE)
-    none = [math.nan, math.nan]
-    for name in sorted(recorded["intervals"].keys() | result.intervals.keys()):
-        before, ends = (intervals.get(name, none) for intervals in (recorded["intervals"], result.intervals))
-        pairs = {"low": (before[0], ends[0]), "high": (before[1], ends[1])}
-        for end, (old, new) in pairs.items():
-            found += _differences("Retrieval", {f"{name}, {end} end": old}, {f"{name}, {end} end": new}, TOLERANCE)
-    return found + _verify_card(run, recorded["split"], result.metrics)
+        found = _differences("Retrieval", recorded["metrics"], result.metrics, TOLERANCE)
+        found += _differences("Chance", recorded.get("chance", {}), result.chance, TOLERANCE)
+        none = [math.nan, math.nan]
+        for name in sorted(recorded["intervals"].keys() | result.intervals.keys()):
+            before, ends = (intervals.get(name, none) for intervals in (recorded["intervals"], result.intervals))
+            pairs = {"low": (before[0], ends[0]), "high": (before[1], ends[1])}
+            for end, (old, new) in pairs.items():
+                found += _differences("Retrieval", {f"{name}, {end} end": old}, {f"{name}, {end} end": new}, TOLERANCE)
+        return found
+    except (*READ_ERRORS, RuntimeError) as error:
+        return [f"Retrieval cannot be computed again: {type(error).__name__}: {error}"]
 
 
-def _verify_card(run: Path, split: str, metrics: Mapping[str, float]) -> list[str]:
-    from huggingface_hub import ModelCard
+def _verify_card(run: Path, manifest: Mapping[str, Any]) -> list[str]:
+    from .audit.card_numbers import card_differences
+    from .audit.run_record import RUN_FILE
+    from .evaluation.results import RETRIEVAL_FILE
+    from .file_records import read_json_object
 
-    path = run / "README.md"
-    if not path.is_file():
-        return ["README.md is missing."]
-    listed = ModelCard.load(path).data.eval_results or []
-    # Downstream results that were added to the card since have settings of their own, beside the split's hash.
-    stated = {
-        result.metric_type: result.metric_value
-        for result in listed
-        if set(result.dataset_args or ()) == {"split_hash"} and result.dataset_split == split
-    }
-    return _differences("Model card", stated, metrics, CARD_TOLERANCE)
+    try:
+        retrieval = read_json_object(run / RETRIEVAL_FILE) if (run / RETRIEVAL_FILE).is_file() else None
+        record = read_json_object(run / RUN_FILE) if (run / RUN_FILE).is_file() else {}
+        return card_differences(run / "README.md", retrieval, record, manifest["splits"].get("all"))
+    except READ_ERRORS as error:
+        return [f"The card cannot be compared: {type(error).__name__}: {error}"]
 
 
 def _differences(
@@ -184,7 +277,12 @@ def _differences(
 def _cache_place(run: Path, given: str | None, recorded: Mapping[str, Any]) -> Path | None:
     if given is not None:
         return Path(given)
-    return None if recorded["folder"] is None else run / recorded["folder"]
+    return None if recorded.get("folder") is None else run / recorded["folder"]
+
+
+def _printable(text: str) -> str:
+    """Without line ends and escape codes: names come from files that anyone may have written."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -196,14 +294,18 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     try:
-        differences = verify(arguments.run, arguments.cache, arguments.device)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        found = verification(arguments.run, arguments.cache, arguments.device)
+    except READ_ERRORS as error:
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         return 1
-    print(f"{arguments.run}: " + ("verified" if not differences else f"{len(differences)} differences"))
-    for difference in differences:
-        print(f"  {difference}")
-    return 1 if differences else 0
+    count = len(found.differences)
+    said = "verified" if not count else f"{count} difference" + "s" * (count > 1)
+    print(f"{arguments.run}: {said}" + (", but not all could be compared" if found.unchecked and not count else ""))
+    for difference in found.differences:
+        print(f"  {_printable(difference)}")
+    for what in found.unchecked:
+        print(f"  not compared: {_printable(what)}")
+    return 1 if found.differences else 0
 
 
 if __name__ == "__main__":

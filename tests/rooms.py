@@ -10,6 +10,8 @@ ROOMS = (
     "flat",
     "moved",
     "files",
+    "file_records",
+    "markdown",
     "configs",
     "options",
     "conversion",

@@ -114,6 +114,12 @@ def test_a_damaged_state_is_reported_and_no_plan_starts_with_a_wrong_job(tmp_pat
         list(sweep_jobs({"common": {}}))
 
 
+def rewrite(path, text):
+    """Results as someone else, or an earlier version without digests, may have written them."""
+    path.write_text(text)
+    path.with_name("SHA256SUMS").unlink()
+
+
 def written(folder, systems, rows=120, seeds=(0, 1)):
     """Runs whose scores follow the label as strongly as `systems` says."""
     labels = np.random.default_rng(0).integers(0, 2, rows).astype(float)
@@ -160,7 +166,7 @@ def test_two_checkpoints_on_the_same_towers_are_told_apart_by_name_and_digest(tm
         name, digest = names[path.parent.name[0]]
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         same = {"system": "Adaptor", "module": "adaptor", "checkpoint": digest, "checkpoint_name": name}
-        path.write_text("".join(json.dumps(line | same | {"run": line["run"] + digest}) + "\n" for line in lines))
+        rewrite(path, "".join(json.dumps(line | same | {"run": line["run"] + digest}) + "\n" for line in lines))
     found = candidates(read_results(folder / "runs").lines, "auroc", 1.0)
     assert sorted(one.name for one in found) == [
         "Adaptor on v, linear (cccccccc)",
@@ -185,7 +191,7 @@ def test_no_difference_says_what_could_have_been_seen(tmp_path):
 def test_what_was_chosen_on_the_test_split_is_marked_and_never_recommended(tmp_path):
     folder = written(tmp_path, {"adaptor": (1.5, 10), "tower": (0.0, 5)})
     for path in folder.glob("runs/0-1/results.jsonl"):
-        path.write_text(path.read_text().replace('"selected_on": "validation"', '"selected_on": "test"'))
+        rewrite(path, path.read_text().replace('"selected_on": "validation"', '"selected_on": "test"'))
     page = write_comparison(folder, num_resamples=100)
     assert "adaptor on v, linear, CHOSEN ON THE TEST SPLIT" in page
     assert "proves nothing" in page
@@ -209,7 +215,7 @@ def test_external_test_sets_are_left_out_of_a_comparison(tmp_path):
 def test_runs_on_several_data_sets_are_not_compared(tmp_path):
     folder = written(tmp_path, {"one": (1.0, 10)})
     path = folder / "runs/0-0/results.jsonl"
-    path.write_text(path.read_text().replace('"split_hash": "h"', '"split_hash": "other"'))
+    rewrite(path, path.read_text().replace('"split_hash": "h"', '"split_hash": "other"'))
     with pytest.raises(ValueError, match=r"several data sets or splits: set \(split h\), set \(split other\)"):
         write_comparison(folder)
     with pytest.raises(ValueError, match="fractions"):
@@ -219,7 +225,7 @@ def test_runs_on_several_data_sets_are_not_compared(tmp_path):
 def test_of_several_data_sets_one_is_compared_by_its_name(tmp_path, capsys):
     folder = written(tmp_path, {"one": (1.0, 10), "two": (1.0, 5)})
     for path in folder.glob("runs/0-*/results.jsonl"):
-        path.write_text(path.read_text().replace('"dataset": "set"', '"dataset": "other"'))
+        rewrite(path, path.read_text().replace('"dataset": "set"', '"dataset": "other"'))
     with pytest.raises(SystemExit):
         main(["compare", str(folder), "--fraction", "1.0"])
     assert "Name one with --dataset" in capsys.readouterr().err

@@ -221,7 +221,7 @@ class TestCommand:
         path = runs / "rsna-0" / RESULTS_FILE
         path.write_text(path.read_text()[:-50])
         page = write_report(runs, tmp_path / "out", figures=False)[0].parent / "report.md"
-        assert "Lines that could not be used (1)" in page.read_text()
+        assert "Lines that could not be used (2)" in page.read_text()
         assert "rsna-0" in page.read_text()
 
     def test_nothing_readable_is_said(self, tmp_path):

@@ -386,16 +386,17 @@ class TestVerify:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         lines[4][name] += 1
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        (difference,) = verify_run(tmp_path)
+        digest, difference = verify_run(tmp_path)
+        assert "results.jsonl is not the file of this run's SHA256SUMS" in digest
         assert f"{lines[4]['metric']}: {name} is" in difference
 
     def test_a_changed_field_a_missing_line_and_other_predictions_are_found(self, tmp_path):
         lines = write_run(tmp_path, of_labels(), FIELDS)
         path = tmp_path / RESULTS_FILE
         path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
-        assert len(verify_run(tmp_path)) == len(lines)
+        assert len(verify_run(tmp_path)) == len(lines) + 1
         path.write_text("".join(path.read_text().replace('"seed": 1', '"seed": 0').splitlines(keepends=True)[1:]))
-        assert verify_run(tmp_path) == [f"run {run_key(FIELDS)}: no line for {lines[0]['metric']}."]
+        assert verify_run(tmp_path)[1:] == [f"run {run_key(FIELDS)}: no line for {lines[0]['metric']}."]
         save_predictions(of_labels(seed=1), tmp_path)
         assert any("SHA-256" in difference for difference in verify_run(tmp_path))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_aside
+from ..markdown import table_row
 from .facts import run_facts
 
 CHECKLISTS = ("claim_2024", "tripod_ai")
@@ -41,8 +42,7 @@ def fill(checklist: Mapping[str, Any], facts: Mapping[str, str]) -> str:
         lines += [f"## {section['name']}", "", "| item | asks for | from the run | authors |", "|---|---|---|---|"]
         for item in section["items"]:
             fact = facts.get(item["fact"] or "", "")
-            cells = [item["item"], item["asks"], fact.replace("|", "\\|"), TO_BE_CHECKED if fact else TO_BE_FILLED]
-            lines.append(f"| {' | '.join(cells)} |")
+            lines.append(table_row([item["item"], item["asks"], fact, TO_BE_CHECKED if fact else TO_BE_FILLED]))
         lines.append("")
     return "\n".join(lines)
 

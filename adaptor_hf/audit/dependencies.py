@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from importlib.metadata import PackageNotFoundError, metadata, requires
 
+from ..markdown import one_line, table_row
+
 PACKAGE = "adaptor-hf"
 
 
@@ -54,8 +56,9 @@ def dependency_table() -> str:
     """`list_dependencies` as a Markdown table."""
     lines = ["| package | needed | extra | installed | licence |", "|---|---|---|---|---|"]
     for one in list_dependencies():
-        cells = [f"`{one['name']}`", f"`{one['needed']}`", one["extra"], one["version"], one["license"]]
-        lines.append(f"| {' | '.join(cells)} |")
+        # What others' packages say of themselves; names and version ranges are code.
+        code = " | ".join(f"`{one_line(one[name]).replace('|', '').replace('`', '')}`" for name in ("name", "needed"))
+        lines.append(f"| {code} {table_row([one['extra'], one['version'], one['license']])}")
     return "\n".join(lines)
 
 

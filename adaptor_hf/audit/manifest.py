@@ -1,5 +1,5 @@
 """
-`manifest.json`: a SHA-256 for each input, split and result of a run, written by both scripts at their end.
+`manifest.json`: a SHA-256 for each input, split and file of a run, written by both scripts at their end.
 
 It is no signature: who can change a result can change the manifest too. `python -m adaptor_hf.verify` therefore also
 computes the numbers again.
@@ -7,34 +7,61 @@ computes the numbers again.
 
 from __future__ import annotations
 
-import json
+import fnmatch
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.training_rows import TRAINING_ROWS_FILE
-from ..embeddings.files import write_json
-from ..evaluation.results import RETRIEVAL_FILE
+from ..embeddings.files import MANIFEST, read_manifest
+from ..evaluation.results import RESULTS_FILE, read_results
 from ..evaluation.tasks import TASKS
+from ..file_records import (
+    MANIFEST_FILE,
+    SUMS_FILE,
+    check_model,
+    content_sha256,
+    read_json_object,
+    read_run_manifest,
+    read_sums,
+    write_manifest,
+)
+from ..file_records import differences as changed_files
 from ..files import file_sha256
 from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
-MANIFEST_FILE = "manifest.json"
-VERSION = 1
-_OF_PRETRAINING = (
-    "model.safetensors",
-    "config.json",
-    "run.json",
-    "training_args.json",
-    RETRIEVAL_FILE,
-    TRAINING_ROWS_FILE,
-    "controls/*/model.safetensors",
-)
-_OF_DOWNSTREAM = ("runs/*/predictions.parquet", "runs/*/results.jsonl")
+logger = logging.getLogger(__name__)
+
+NOT_COVERED = {
+    MANIFEST_FILE: "it has a digest of its own content",
+    "checkpoint-*/*": "each has its own `checkpoint.json`, which `verify` compares; it may be deleted after the run",
+    "*/embeddings/*": "a cache serves several runs and grows; the run names the files and settings that it read",
+    "events.out.tfevents.*": "TensorBoard may write it until the process ends",
+    "*.log": "written by the scheduler or the user, perhaps until after the run",
+    "*.out": "as logs",
+    "*.err": "as logs",
+    "*.lock": "empty, and of the moment",
+    "requeue": "for the job script, and of the moment",
+    "progress*": "of the moment",
+    "sweep.json": "a sweep's list of jobs, rewritten after each; says what is left to do",
+    "*.damaged": "a file that was set aside",
+    "*.earlier_probe": "a file that was set aside",
+    ".*": "hidden files, among them what a killed process left",
+    "*.partial": "what a killed process left",
+    "*.tmp": "what a killed process left",
+}
+"""Files beside a run's own that the manifest leaves out, and why."""
+_OF_PRETRAINING = ("*", "controls/*/*")
+_OF_DOWNSTREAM = ("*", "runs/*/*", "model/*")
+_SETTINGS = (
+    "content", "dtype", "format", "version", "identity", "key", "max_text_length", "tower", "image_tower", "text_tower",
+    "images", "texts",
+)  # fmt: skip
+"""What of a cache's `cache.json` stays the same when the cache grows."""
 
 
 def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache, table: str | None = None) -> Path:
@@ -48,41 +75,155 @@ def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache,
     """
     folder = Path(folder)
     inputs = {"table": _table(table), "cache": {
-        "folder": relative_to_run(folder, cache.path), "fingerprint": cache.fingerprint, "files": cache.digests(),
+        "folder": relative_to_run(folder, cache.path),
+        "fingerprint": cache.fingerprint,
+        "files": cache.digests(),
+        "settings": cache_settings(cache.path.parent, sorted({name.partition("/")[0] for name in cache.digests()})),
     }}  # fmt: skip
-    return _write(folder, "train_pretrain", inputs, split_digests(cache), _OF_PRETRAINING)
+    files = {name: file_sha256(folder / name) for name in covered_files(folder, _OF_PRETRAINING)}
+    return _write(folder, "train_pretrain", inputs, split_digests(cache), files)
+
+
+def refuse_folder_of(script: str, folder: str | os.PathLike) -> None:
+    """Raise ValueError if a folder has the manifest of the other script, which this one would overwrite."""
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        found = read_json_object(path).get("script") if path.is_file() else script
+    except (OSError, ValueError):
+        return
+    if found != script and found in ("train_pretrain", "train_downstream"):
+        raise ValueError(
+            f"--output_dir is the folder of a finished {found}.py run, whose {MANIFEST_FILE} would be lost. Choose "
+            "another --output_dir."
+        )
+
+
+def files_before(folder: str | os.PathLike) -> dict[str, str]:
+    """SHA-256 of what lies in a downstream folder when a call starts; for `write_downstream_manifest`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        return {}
+    return {name: file_sha256(folder / name) for name in covered_files(folder, downstream_patterns())}
 
 
 def write_downstream_manifest(
-    folder: str | os.PathLike, models: Iterable[str], cache_dir: str | os.PathLike, table: str | None = None
+    folder: str | os.PathLike,
+    models: Iterable[str],
+    cache_dir: str | os.PathLike,
+    table: str | None = None,
+    before: Mapping[str, str] | None = None,
 ) -> Path:
     """
-    Manifest of everything in a downstream folder, runs of earlier calls among it.
+    Manifest of everything in a downstream folder, runs of earlier calls among it. A file that this call did not write
+    keeps the digest that it had when it was written.
 
     Args:
         folder (`str` or `PathLike`): That holds `runs`.
         models (`Iterable[str]`): Checkpoints that were evaluated.
         cache_dir (`str` or `PathLike`): Of the embeddings.
         table (`str`, *optional*): What the rows were read from.
+        before (`Mapping[str, str]`, *optional*): As of `files_before`, from the start of the call.
     """
-    from ..evaluation.results import RESULTS_FILE, read_results
-
-    folder, cache_dir = Path(folder), Path(cache_dir)
-    shards = {
-        path.relative_to(cache_dir).as_posix(): file_sha256(path) for path in sorted(cache_dir.glob("*-*/*.arrow"))
-    }
-    weights = [Path(model) / "model.safetensors" for model in models]
+    folder, cache_dir, before = Path(folder), Path(cache_dir), before or {}
+    earlier = _earlier(folder)
+    caches = sorted(path.parent.name for path in cache_dir.glob(f"*-*/{MANIFEST}"))
+    used = [_model(folder, Path(model)) for model in models]
+    places = {model["folder"] for model in used} - {None}
+    kept = [model for model in earlier.get("inputs", {}).get("models", []) if model["folder"] not in places]
     inputs = {
         "table": _table(table),
-        "cache": {"folder": relative_to_run(folder, cache_dir), "files": shards},
-        "models": [_model(folder, path) for path in weights],
+        "cache": {
+            "folder": relative_to_run(folder, cache_dir),
+            "files": _cache_files(cache_dir, caches),
+            "settings": cache_settings(cache_dir, caches),
+        },
+        "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
     }
     splits = {}
     if any(folder.glob(f"runs/*/{RESULTS_FILE}")):
         for line in read_results(folder / "runs").lines:
             splits[line["test_set"] or line["dataset"]] = line["split_hash"]
-    files = dict.fromkeys(name for task in TASKS.values() for name in task.files)
-    return _write(folder, "train_downstream", inputs, splits, (*_OF_DOWNSTREAM, *files))
+    return _write(folder, "train_downstream", inputs, splits, _digests(folder, earlier.get("files", {}), before))
+
+
+def _digests(folder: Path, earlier: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:
+    """Of each file the digest from when it was written: now, in an earlier call, or as its run's own record has it."""
+    names = covered_files(folder, downstream_patterns())
+    # What was missing when the call started is still missing.
+    found = {name: digest for name, digest in earlier.items() if name not in names and name not in before}
+    for name in names:
+        now = file_sha256(folder / name)
+        of_run = name.startswith("runs/") and Path(name).name != SUMS_FILE
+        if before.get(name) == now and name in earlier:
+            found[name] = earlier[name]
+        elif not of_run:
+            found[name] = now
+        elif digest := _sums(folder / name).get(Path(name).name):
+            found[name] = digest
+        # A run without any record is left out, and verify names it.
+    return found
+
+
+def _sums(path: Path) -> dict[str, str]:
+    try:
+        return read_sums(path.parent) or {}
+    except ValueError:
+        return {}
+
+
+def _earlier(folder: Path) -> dict[str, Any]:
+    """The manifest of earlier calls; what cannot be read is none, and its runs' own records remain."""
+    try:
+        manifest = read_run_manifest(folder)
+    except (OSError, ValueError):
+        return {}
+    return manifest if manifest["script"] == "train_downstream" else {}
+
+
+def pretraining_patterns() -> tuple[str, ...]:
+    """Names of what a pre-training run leaves, for `covered_files`."""
+    return _OF_PRETRAINING
+
+
+def downstream_patterns() -> tuple[str, ...]:
+    """Names of what downstream runs leave, for `covered_files`."""
+    return (*_OF_DOWNSTREAM, *dict.fromkeys(name for task in TASKS.values() for name in task.files))
+
+
+def covered_files(folder: Path, patterns: Iterable[str]) -> list[str]:
+    """Names, relative to a run's folder, of the files that its manifest lists."""
+    found = {
+        path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern) if path.is_file()
+    }
+    return sorted(name for name in found if why_not_covered(name) is None)
+
+
+def why_not_covered(name: str) -> str | None:
+    """Why a manifest leaves a file out, by its name relative to the run; None for those that it lists."""
+    base = name.rpartition("/")[2]
+    for pattern, why in NOT_COVERED.items():
+        whole = "/" in pattern
+        if fnmatch.fnmatchcase(f"/{name}" if pattern.startswith("*/") else name if whole else base, pattern):
+            return why
+    return None
+
+
+def cache_settings(cache_dir: Path, folders: Iterable[str]) -> dict[str, str]:
+    """A digest of each cache folder's settings: towers, reading of images, pooling, lengths of texts."""
+    found = {}
+    for name in folders:
+        manifest = read_manifest(cache_dir / name)
+        found[name] = content_sha256({key: manifest[key] for key in _SETTINGS if key in manifest})
+    return found
+
+
+def _cache_files(cache_dir: Path, folders: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each Arrow file as it was written, from the caches' own manifests."""
+    return {
+        f"{name}/{shard['file']}": shard["sha256"]
+        for name in folders
+        for shard in read_manifest(cache_dir / name)["shards"]
+    }
 
 
 def split_digests(cache: EmbeddingCache) -> dict[str, str]:
@@ -93,39 +234,6 @@ def split_digests(cache: EmbeddingCache) -> dict[str, str]:
     return {"all": split_hash(cache.pairs)} | parts
 
 
-def read_run_manifest(folder: str | os.PathLike) -> dict[str, Any]:
-    """
-    Raises:
-        FileNotFoundError: there is none: the run did not end, or is older than manifests.
-        ValueError: it is damaged, or of another version.
-    """
-    path = Path(folder) / MANIFEST_FILE
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing: the run did not come to its end, or an older version of this package made it."
-        )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        version = manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version}; this package reads version {VERSION}.")
-    return manifest
-
-
-def changed_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
-    """A sentence for each file that is missing or has another SHA-256 than expected."""
-    found = []
-    for name, digest in expected.items():
-        path = folder / name
-        if not path.is_file():
-            found.append(f"{name} is missing.")
-        elif file_sha256(path) != digest:
-            found.append(f"{name} is not the file of the manifest: its SHA-256 is another one.")
-    return found
-
-
 def relative_to_run(folder: Path, place: Path) -> str | None:
     """A path relative to the run where it lies inside; elsewhere absolute, or None in private mode."""
     inside, place = folder.resolve(), place.resolve()
@@ -134,11 +242,22 @@ def relative_to_run(folder: Path, place: Path) -> str | None:
     return None if is_private() else str(place)
 
 
-def _model(folder: Path, weights: Path) -> dict[str, Any]:
-    """Place and digest of a checkpoint's weights; of a hub id neither."""
-    if not weights.is_file():
-        return {"folder": None, "sha256": None}
-    return {"folder": relative_to_run(folder, weights.parent), "sha256": file_sha256(weights)}
+def _model(folder: Path, place: Path) -> dict[str, Any]:
+    """Place of a checkpoint and digests of its files, as it was checked before its use; of a hub id neither."""
+    if not place.is_dir():
+        return {"folder": None, "sha256": None, "state": "unverified", "files": {}}
+    try:
+        state, files = check_model(place)
+    except (OSError, ValueError) as error:
+        # It was right when the call started; results must not be lost for what happened to it since.
+        logger.warning("The model was changed during the run: %s", error)
+        state, files = "changed", {}
+    return {
+        "folder": relative_to_run(folder, place),
+        "sha256": files.get("model.safetensors"),
+        "state": state,
+        "files": files,
+    }
 
 
 def _table(table: str | None) -> dict[str, Any] | None:
@@ -146,27 +265,25 @@ def _table(table: str | None) -> dict[str, Any] | None:
     return {"sha256": file_sha256(Path(table))} if table is not None and Path(table).is_file() else None
 
 
-def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], patterns: Iterable[str]) -> Path:
-    names = sorted(path.relative_to(folder).as_posix() for pattern in patterns for path in folder.glob(pattern))
-    manifest = {
-        "version": VERSION,
-        "script": script,
-        "private_key": key_name(),
-        "inputs": inputs,
-        "splits": splits,
-        "files": {name: file_sha256(folder / name) for name in names},
-    }
-    path = folder / MANIFEST_FILE
-    write_json(path, manifest)
-    return path
+def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], files: dict[str, str]) -> Path:
+    content = {"script": script, "private_key": key_name(), "inputs": inputs, "splits": splits, "files": files}
+    return write_manifest(folder, content)
 
 
 __all__ = [
     "MANIFEST_FILE",
+    "NOT_COVERED",
+    "cache_settings",
     "changed_files",
+    "covered_files",
+    "downstream_patterns",
+    "files_before",
+    "pretraining_patterns",
     "read_run_manifest",
+    "refuse_folder_of",
     "relative_to_run",
     "split_digests",
+    "why_not_covered",
     "write_downstream_manifest",
     "write_pretraining_manifest",
 ]

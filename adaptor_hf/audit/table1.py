@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.demographics import read_ages, sex_groups
 from ..data.missing import is_missing
+from ..markdown import sentence, table_row, table_rule
 from .suppression import hidden_totals, shown, suppress
 
 if TYPE_CHECKING:
@@ -120,24 +121,24 @@ def read_cache_rows(path: str | os.PathLike) -> pd.DataFrame:
 def markdown(described: Mapping[str, Any], min_count: int = 0) -> str:
     """`describe_data` as a Markdown page."""
     splits = described["splits"]
-    lines = ["# Table 1", "", f"| | {' | '.join(splits)} |", "|---" * (len(splits) + 1) + "|"]
+    lines = ["# Table 1", "", table_row(["", *splits]), table_rule(len(splits) + 1)]
     for name, counts in described["totals"].items():
         lines.append(_line(name, [_text(counts[part]) for part in splits]))
     if "age" in described:
         ages = described["age"]
         lines.append(_line("age in years (patients), median [quartiles]", [_age_text(ages[part]) for part in splits]))
-        lines.append(_line(f"&nbsp; {MISSING}", [_text(ages[part][MISSING]) for part in splits]))
+        lines.append(_line(MISSING, [_text(ages[part][MISSING]) for part in splits], indent=True))
     for name, levels in described["levels"].items():
         lines.append(_line(name, [""] * len(splits)))
         for level, counts in levels.items():
             cells = [_share(counts[part], [other[part] for other in levels.values()]) for part in splits]
-            lines.append(_line(f"&nbsp; {level}", cells))
+            lines.append(_line(level, cells, indent=True))
     notes = list(described["notes"])
     if min_count > 0:
         notes.append(
             f"Counts below {min_count} are hidden, and with * further ones from which they could be had by subtraction."
         )
-    return "\n".join([*lines, "", *(f"* {note}" for note in notes)]) + "\n"
+    return "\n".join([*lines, "", *(f"* {sentence(note)}" for note in notes)]) + "\n"
 
 
 def _patients(rows: pd.DataFrame) -> np.ndarray:
@@ -219,8 +220,8 @@ def _hide(found: dict[str, Any], splits: Sequence[str], min_count: int) -> None:
                 ages[part][key] = shown(ages[part][key], hidden[row, column], min_count)
 
 
-def _line(name: str, cells: Sequence[str]) -> str:
-    return f"| {name} | {' | '.join(cells)} |"
+def _line(name: str, cells: Sequence[str], indent: bool = False) -> str:
+    return table_row([name, *cells]).replace("| ", "| &nbsp; ", 1 if indent else 0)
 
 
 def _text(count: Any) -> str:

@@ -10,8 +10,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..files import write_aside
+from ..markdown import plain, sentence
 from .baselines import LEGEND as MARK_LEGEND
 from .baselines import MARK, baseline_rows, is_one_sided, lower_is_better
 from .groups import subgroup_tables
@@ -425,16 +427,17 @@ def _page(
         parts.append(PHANTOM)
     parts.append(VALUES)
     if found.faults:
-        listed = "\n".join(f"* {fault}" for fault in found.faults)
+        listed = "\n".join(f"* {sentence(fault)}" for fault in found.faults)
         parts.append(f"**Lines that could not be used ({len(found.faults)}):**\n\n{listed}")
     parts += [table.markdown() for table in tables]
     if not tables:
         parts.append("No result could be read.")
     shown = [path for path in drawn if path.suffix == ".png"]
-    parts += [f"![{path.stem}]({path.relative_to(folder).as_posix()})" for path in shown]
+    parts += [f"![{plain(path.stem)}](<{quote(path.relative_to(folder).as_posix())}>)" for path in shown]
     if left_out:
         parts.append(
-            "Not drawn, because nothing is shown to be learned:\n\n" + "\n".join(f"* {one}" for one in left_out)
+            "Not drawn, because nothing is shown to be learned:\n\n"
+            + "\n".join(f"* {sentence(one)}" for one in left_out)
         )
     return "\n\n".join(part.rstrip() for part in parts) + "\n"
 

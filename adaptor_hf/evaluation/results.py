@@ -1,8 +1,8 @@
 """
 `results.jsonl`: one line a metric of a run, with all that is needed to know where the number comes from.
 
-A run is a folder with `predictions.parquet` and `results.jsonl`. The second is written last and whole, so a folder that
-has it is a finished run.
+A run is a folder with `predictions.parquet`, `results.jsonl` and the digests of both, `SHA256SUMS`. The results are
+written last and whole, so a folder that has them is a finished run.
 """
 
 import difflib
@@ -12,12 +12,14 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from ..file_records import differences, read_sums, write_sums
 from ..files import file_sha256, write_aside
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, repeated_images_of, save_predictions
@@ -50,6 +52,7 @@ OUTCOME = (
     "C",
     "selected_on",
     "tower_saw_dataset",
+    "checkpoint_check",
     "pretraining_overlap",
     "seen_patients",
     "seen_images",
@@ -109,6 +112,8 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         raise ValueError(f"tower_saw_dataset is yes, no or unknown, got {fields['tower_saw_dataset']!r}.")
     if fields.get("pretraining_overlap", "unknown") not in ("found", "none", "unknown"):
         raise ValueError(f"pretraining_overlap is found, none or unknown, got {fields['pretraining_overlap']!r}.")
+    if fields.get("checkpoint_check") not in (None, "verified", "unverified"):
+        raise ValueError(f"checkpoint_check is verified, unverified or null, got {fields['checkpoint_check']!r}.")
     if fault := _selection_fault(fields.get("selected_on")):
         raise ValueError(fault)
 
@@ -160,8 +165,18 @@ def write_run(folder: str | os.PathLike, predictions: Predictions, fields: Mappi
         }
         for score in scores
     ]
-    write_aside(path, _encode(lines))
+    data = _encode(lines)
+    write_sums(folder, {PREDICTIONS_FILE: sha256, RESULTS_FILE: hashlib.sha256(data).hexdigest()})
+    write_aside(path, data)
     return lines
+
+
+def changed_since_written(folder: str | os.PathLike) -> list[str]:
+    """A sentence for each file of a run that is not the one that was written; none of runs of earlier versions."""
+    try:
+        return differences(Path(folder), read_sums(folder) or {}, "this run's SHA256SUMS")
+    except ValueError as error:
+        return [str(error)]
 
 
 def read_results(path: str | os.PathLike) -> ResultFiles:
@@ -201,16 +216,23 @@ def read_results(path: str | os.PathLike) -> ResultFiles:
 
 def read_sound_results(path: str | os.PathLike) -> ResultFiles:
     """
-    As `read_results`, without the runs whose predictions hold an image more than once: each of them is a fault. Runs
-    whose predictions are elsewhere are taken as they are.
+    As `read_results`, without the runs whose predictions hold an image more than once, and those whose files are not
+    the ones that were written: each of them is a fault. Runs whose predictions are elsewhere are taken as they are.
     """
     found = read_results(path)
     wrong = {}
     for folder in dict.fromkeys(line["folder"] for line in found.lines):
-        if fault := repeated_images_of(folder):
+        repeated = repeated_images_of(folder)
+        faults = [f"{Path(folder) / PREDICTIONS_FILE}: {repeated}"] if repeated else []
+        faults += [
+            f"{folder}: {fault} The run is left out; make it again, or copy its folder back."
+            for fault in changed_since_written(folder)
+            if (Path(folder) / PREDICTIONS_FILE).is_file() or not fault.startswith(PREDICTIONS_FILE)
+        ]
+        for fault in faults:
             wrong[folder] = fault
-            found.faults.append(f"{Path(folder) / PREDICTIONS_FILE}: {fault}")
-            logger.warning(found.faults[-1])
+            found.faults.append(fault)
+            logger.warning(fault)
     found.lines = [line for line in found.lines if line["folder"] not in wrong]
     return found
 
@@ -250,18 +272,25 @@ def _decode(data: bytes) -> dict[str, Any] | str:
     """One line, or what is wrong with it."""
     try:
         line = json.loads(data)
-    except (ValueError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         return f"no JSON ({error}): cut short by a crash, or damaged"
     if not isinstance(line, dict):
         return "no JSON object"
     missing = [name for name in ("run", "num_metrics", "metric", *NUMBERS, *REQUIRED) if name not in line]
     if missing:
         return f"no {', '.join(missing)}"
+    for name in ("run", "metric", "system", "task", "dataset", "split_hash", "protocol"):
+        if not isinstance(line[name], str):
+            return f"{name} is {repr(line[name])[:40]}, expected text"
+    if isinstance(line["num_metrics"], bool) or not isinstance(line["num_metrics"], int):
+        return f"num_metrics is {repr(line['num_metrics'])[:40]}, expected a whole number"
     for name in NUMBERS:
         if line[name] is None:
             line[name] = float("nan")
         elif isinstance(line[name], bool) or not isinstance(line[name], int | float):
-            return f"{name} is {line[name]!r}, expected a number or null"
+            return f"{name} is {repr(line[name])[:40]}, expected a number or null"
+        elif abs(line[name]) > sys.float_info.max:
+            return f"{name} is no finite number"
     return _selection_fault(line.get("selected_on")) or line
 
 
@@ -278,6 +307,7 @@ __all__ = [
     "RETRIEVAL_FILE",
     "SELECTED_ON",
     "ResultFiles",
+    "changed_since_written",
     "check_fields",
     "finished_runs",
     "package_versions",

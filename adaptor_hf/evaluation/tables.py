@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..markdown import plain, sentence, table_row, table_rule
 from .baselines import above_baseline
 from .naming import mark_targets, row_label
 from .results import IDENTITY, OUTCOME
@@ -152,11 +153,15 @@ class Table:
 
     def markdown(self) -> str:
         """With its title as a heading."""
-        lines = [f"## {self.title}", ""]
-        lines += ["| " + " | ".join(_one_line(cell) for cell in row) + " |" for row in [self.columns]]
-        lines += ["|" + "---|" * len(self.columns)]
-        lines += ["| " + " | ".join(_one_line(cell) for cell in row) + " |" for row in self.rows]
-        return "\n".join([*lines, "", *(f"* {note}" for note in self.notes)]).rstrip() + "\n"
+        lines = [
+            f"## {plain(self.title)}",
+            "",
+            table_row(self.columns),
+            table_rule(len(self.columns)),
+            *map(table_row, self.rows),
+            "",
+        ]
+        return "\n".join([*lines, *(f"* {sentence(note)}" for note in self.notes)]).rstrip() + "\n"
 
     def csv(self) -> str:
         """Columns and rows, without title and notes."""
@@ -200,10 +205,6 @@ def table_titles(dataset: str, test_set: str | None, task: str) -> tuple[str, st
     name = "_".join("".join(c if c.isalnum() else "-" for c in str(part)) for part in (dataset, test_set, task) if part)
     where = dataset if test_set in (None, dataset) else f"{dataset}, tested on {test_set}"
     return name, f"{where}: {task}"
-
-
-def _one_line(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 __all__ = ["ROW_FIELDS", "Cell", "Table", "aggregate", "lovt_csv", "table_titles"]

@@ -5,11 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ..file_records import READ_ERRORS
 from ..files import file_sha256
 from .baselines import baselines_of
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, load_predictions
-from .results import IDENTITY, NUMBERS, OUTCOME, RESULTS_FILE, read_results, run_key
+from .results import IDENTITY, NUMBERS, OUTCOME, RESULTS_FILE, changed_since_written, read_results, run_key
 from .scoring import score_predictions
 
 # Sums in another order, on another machine, differ in the last digits.
@@ -28,12 +29,13 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: the predictions cannot be read.
+        ValueError: the predictions cannot be read. Others of `READ_ERRORS`, where a line has values of another kind
+            than it was written with.
     """
     folder = Path(folder)
     results = read_results(folder / RESULTS_FILE)
     predictions = load_predictions(folder)
-    found = list(results.faults)
+    found = [*changed_since_written(folder), *results.faults]
     scored = score_predictions(predictions)
     notes = run_notes(predictions, scored)
     scores = {score.metric: vars(score) for score in scored}
@@ -67,8 +69,8 @@ def verify_tree(path: str | os.PathLike) -> dict[str, list[str]]:
     for folder in folders:
         try:
             found[str(folder)] = verify_run(folder)
-        except (OSError, ValueError) as error:
-            found[str(folder)] = [str(error)]
+        except READ_ERRORS as error:
+            found[str(folder)] = [f"cannot be compared: {type(error).__name__}: {error}"]
     return found
 
 

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.reading import Reading
 from ..evaluation.baselines import LEGEND, MARK
+from ..markdown import one_line, plain, sentence, table_row
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -58,14 +59,14 @@ def strictest_license(towers: list[dict[str, Any]]) -> str | None:
 def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
     """One line of the card's table of towers."""
     if tower is None:
-        return f"| {kind} | ready-made embeddings | | | |"
+        return table_row([kind, "ready-made embeddings", "", "", ""])
     name = tower.get("name_or_path") or "unknown"
     # A folder's place on this machine is nobody's business.
     name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
     label = f"{tower['preset']} ({name})" if tower.get("preset") else name
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
     cells = [kind, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
-    return "| " + " | ".join(cells) + " |"
+    return table_row(cells)
 
 
 def describe_reading(tower: dict[str, Any] | None) -> str:
@@ -88,7 +89,7 @@ def describe_terms(kind: str, tower: dict[str, Any]) -> str:
 def describe_data_terms(terms: dict[str, str] | None) -> str:
     if not terms:
         return "Terms of the training data: none are recorded here that restrict sharing. Check your own."
-    listed = "; ".join(f"{name}: {text}" for name, text in terms.items())
+    listed = "; ".join(f"{plain(name)}: {sentence(text)}" for name, text in terms.items())
     return f"**The terms of the training data restrict what may be shared.** {listed}."
 
 
@@ -132,7 +133,8 @@ def write_model_card(
     towers = [config.get("vision_tower"), config.get("text_tower")]
     known = [tower for tower in towers if tower is not None]
     license_name = strictest_license(known)
-    dataset = dataset_name or "unnamed image-report pairs"
+    # Metadata and text alike: what a folder or a data set is called may hold line ends.
+    model_name, dataset = one_line(model_name), one_line(dataset_name or "unnamed image-report pairs")
     metrics = [] if result is None else list_metrics(result, pairs[evaluated_on])
     data = ModelCardData(
         library_name="transformers",
@@ -159,7 +161,7 @@ def write_model_card(
     card = ModelCard.from_template(
         data,
         template_path=str(TEMPLATE),
-        model_name=model_name,
+        model_name=plain(model_name),
         num_parameters=f"{num_parameters:,}",
         towers="\n".join(describe_tower(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True)),
         terms="\n".join(
@@ -172,14 +174,14 @@ def write_model_card(
             if license_name
             else "Not stated: the licence of a tower is unknown or cannot be ranked. Check the towers before any use."
         ),
-        dataset=dataset,
-        pairs=", ".join(f"{count:,} {name}" for name, count in pairs.items()),
+        dataset=plain(dataset),
+        pairs=", ".join(f"{count:,} {plain(name)}" for name, count in pairs.items()),
         split_hash=split_hash,
         split_rule=describe_rule(config.get("split_rule")),
         reading=describe_reading(config.get("vision_tower")),
         evaluation=describe_evaluation(result, metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
-        arguments="\n".join(f"| {name} | {value} |" for name, value in arguments.items()),
+        arguments="\n".join(map(table_row, arguments.items())),
         versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
     )
     path = Path(path) / "README.md"
@@ -214,7 +216,7 @@ def describe_evaluation(result: "RetrievalResult | None", metrics: list[tuple], 
         interval = "[{:.3f}, {:.3f}]".format(*result.intervals[name]) if name in result.intervals else "n/a"
         shown = f"{value:.3f}" if result.above_chance(name) else f"{value:.3f} {MARK}"
         chance = f"{result.chance[name]:.3f}" if name in result.chance else ""
-        rows.append(f"| {name} | {shown} | {interval} | {chance} | {count} |")
+        rows.append(table_row([name, shown, interval, chance, count]))
     return EVALUATION.format(split=evaluated_on, unit=result.interval_over, rows="\n".join(rows), legend=LEGEND)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evaluation.tables import Cell, aggregate
 from ..evaluation.tasks import TASKS
+from ..file_records import check_model, rewriting
 
 
 def card_results(cells: Iterable[Cell]) -> list:
@@ -84,7 +85,8 @@ def add_to_card(model_dir: str | os.PathLike, lines: Iterable[Mapping[str, Any]]
     card.data.eval_results = kept + new
     if card.data.model_name is None:
         card.data.model_name = path.resolve().parent.name
-    card.save(path)
+    with rewriting(path):
+        card.save(path)
     return path
 
 
@@ -107,6 +109,7 @@ def add_results_to_card(model_dir: str | os.PathLike, results: str | os.PathLike
     from ..evaluation.results import read_sound_results
     from ..modeling_adaptor import AdaptorModel
 
+    check_model(model_dir)
     digest = weights_digest(AdaptorModel.from_pretrained(model_dir, load_towers=False))
     lines = read_sound_results(results).lines
     own = [line for line in lines if line.get("module") == "adaptor" and line.get("checkpoint") == digest]

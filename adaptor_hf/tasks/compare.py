@@ -19,7 +19,9 @@ from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, che
 from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
+from ..file_records import rewriting
 from ..files import write_aside
+from ..markdown import plain, sentence, table_row, table_rule
 
 logger = logging.getLogger(__name__)
 
@@ -150,11 +152,11 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
     equal = [0] + [second for first, second, difference in pairs if first == 0 and not difference.p_value < ALPHA]
     real = [found[number] for number in equal if _may_be_taken(found[number])]
     if len(equal) == 1 and real:
-        return f"**Take {found[0].name}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
+        return f"**Take {plain(found[0].name)}**: better than each of the other {len(found) - 1} (adjusted p < 0.05)."
     if not real:
         why = "was chosen on the test split" if may_be_recommended(found[0].line["module"]) else "is a control"
         return (
-            f"**Nothing to recommend**: {found[0].name} {why}, and better than all that is none. Look for a "
+            f"**Nothing to recommend**: {plain(found[0].name)} {why}, and better than all that is none. Look for a "
             "fault in the pre-training, or in this evaluation."
         )
     others = len(found) - len(equal)
@@ -174,8 +176,8 @@ def recommend(found: Sequence[Candidate], pairs: Sequence[tuple[int, int, Any]])
     )
     return (
         f"**No difference** shown between {len(equal)} of {len(found)} candidates on these test rows:"
-        f" {'; '.join(found[number].name for number in equal)}.{beaten}{power} Take the simplest of them: "
-        f"{simplest.name}."
+        f" {'; '.join(plain(found[number].name) for number in equal)}.{beaten}{power} Take the simplest of them: "
+        f"{plain(simplest.name)}."
     )
 
 
@@ -240,7 +242,8 @@ def write_comparison(
     page = _page(
         found, pairs, metric, task, fraction, costs, [fault.replace(f"{root}{os.sep}", "") for fault in results.faults]
     )
-    write_aside(Path(output_dir) / PAGE, page)
+    with rewriting(Path(output_dir) / PAGE, whole=True):
+        write_aside(Path(output_dir) / PAGE, page)
     return page
 
 
@@ -287,7 +290,7 @@ def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
 def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
     line = found[0].line
     share = "" if fraction is None else f" at {100 * fraction:g} % of the training rows"
-    parts = [f"# {metric} of {task} on {line['dataset']}{share}", recommend(found, pairs)]
+    parts = [f"# {plain(f'{metric} of {task} on ' + line['dataset'])}{share}", recommend(found, pairs)]
     if str(line["dataset"]).startswith("phantom"):
         parts.append("These are phantoms: the page shows that the machinery works, and says nothing about patients.")
     head = [
@@ -300,7 +303,7 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
         "GB of 100,000 images",
         "minutes",
     ]
-    table = ["| candidate | " + " | ".join(head) + " |", "|" + "---|" * (len(head) + 1)]
+    table = [table_row(["candidate", *head]), table_rule(len(head) + 1)]
     for one in found:
         spread = f" ± {np.std(one.values, ddof=1):.3f}" if len(one.values) > 1 else ""
         cost = costs.get(one.line["vision_tower"], {}) | costs.get(str(one.line.get("checkpoint")), {})
@@ -313,14 +316,14 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
             cost.get("license") or "unknown",
         ]
         cells += [f"{cost[name]:.2f}" if name in cost else "" for name in ("gigabytes", "minutes")]
-        table.append("| " + " | ".join(map(str, cells)) + " |")
+        table.append(table_row(cells))
     for label, _, (value,) in baseline_rows([one.line for one in found], [metric]):
-        table.append(f"| {label} | {value} |" + " |" * (len(head) - 1))
-    parts += ["\n".join(table), LEGEND, *overlap_sentences(one.line for one in found)]
-    rows = ["| first | second | first - second | adjusted p | finding |", "|---|---|---|---|---|"]
+        table.append(table_row([label, value, *[""] * (len(head) - 1)]))
+    parts += ["\n".join(table), LEGEND, *map(sentence, overlap_sentences(one.line for one in found))]
+    rows = [table_row(["first", "second", "first - second", "adjusted p", "finding"]), table_rule(5)]
     for first, second, difference in pairs:
         cells = [_interval(difference), f"{difference.p_value:.3g}", finding(difference, len(pairs), line)]
-        rows.append(f"| {found[first].name} | {found[second].name} | {' | '.join(cells)} |")
+        rows.append(table_row([found[first].name, found[second].name, *cells]))
     parts.append(VALUES)
     if any(one.line.get("selected_on") == "test" for one in found):
         parts.append(CHOSEN_ON_TEST_NOTE)
@@ -335,7 +338,7 @@ def _page(found, pairs, metric, task, fraction, costs, faults) -> str:
         if 2 * len(pairs) / (MAX_RESAMPLES + 1) >= ALPHA:
             parts.append(f"{len(pairs)} pairs are too many for {MAX_RESAMPLES} resamples: no difference can be shown. "
                          "Compare fewer candidates.")  # fmt: skip
-    parts += [f"Not used: {fault}" for fault in faults]
+    parts += [f"Not used: {sentence(fault)}" for fault in faults]
     return "\n\n".join(parts) + "\n"
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..evaluation.controls import CONTROLS, controls_made
+from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..training.controls import CONTROLS_FOLDER
@@ -35,6 +36,11 @@ def checkpoint_name(place: str | os.PathLike) -> str | None:
     if path.parent.name == CONTROLS_FOLDER:
         path = path.parent.parent
     return f"{path.parent.name}/{path.name}" if re.fullmatch(r"checkpoint-\d+", path.name) else path.name
+
+
+def named(place: str | os.PathLike) -> dict[str, str | None]:
+    """`name` and `check` of a [`System`] that was loaded from a place; "" for a model that was made here."""
+    return {"name": checkpoint_name(place), "check": check_model(place).state if str(place) else None}
 
 
 def load_systems(
@@ -67,15 +73,16 @@ def load_systems(
         raise ValueError(f"Unknown control {', '.join(unknown)}. Choose of {', '.join(built)}.")
     if unknown := [key for key in control_models or {} if key not in pretrained]:
         raise ValueError(f"A control model is {' or '.join(pretrained)}, got {', '.join(unknown)}.")
-    systems = [System("adaptor", model.to(device).eval(), name=checkpoint_name(model.name_or_path))]
+    systems = [System("adaptor", model.to(device).eval(), **named(model.name_or_path))]
     systems += [_built(key, model, num_logits, seed, device) for key in controls]
     for key, path in (control_models or {}).items():
         if not os.path.isdir(path) and str(path).count("/") != 1:
             raise FileNotFoundError(f"The control model {key} is to be in {path}, which is no folder and no hub id.")
+        check_model(path)
         loaded = AdaptorModel.from_pretrained(path, load_towers=False).to(device).eval()
         if loaded.config.vision_hidden_size != model.config.vision_hidden_size:
             raise ValueError(f"The control model {key} was trained with another vision tower.")
-        systems.append(System(key, loaded, name=checkpoint_name(path)))
+        systems.append(System(key, loaded, **named(path)))
     return systems
 
 
@@ -114,6 +121,7 @@ __all__ = [
     "checkpoint_name",
     "load_systems",
     "matched_hidden_size",
+    "named",
     "saved_controls",
     "systems_of",
 ]

@@ -18,7 +18,7 @@ from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
 from ..towers_adaptor import VisionTower
-from .controls import checkpoint_name
+from .controls import named
 from .data import LabelledData, training_subset
 from .probe import check_labels
 from .runs import RunList, finish_run, subgroup_columns
@@ -125,7 +125,7 @@ def run_finetune(
         part: dataset.select_columns(["image"]).add_column("target", data.labels[part].tolist())
         for part, dataset in data.parts.items()
     }
-    rate = learning_rate or LEARNING_RATES[method]
+    rate, checkpoint = learning_rate or LEARNING_RATES[method], named(model.name_or_path)
     for fraction in fractions:
         for seed in seeds:
             kept = training_subset(data, fraction, "nested", seed)
@@ -133,7 +133,8 @@ def run_finetune(
                 "system": CONTROLS[method].name,
                 "module": method,
                 "checkpoint": weights_digest(model),
-                "checkpoint_name": checkpoint_name(model.name_or_path),
+                "checkpoint_name": checkpoint["name"],
+                "checkpoint_check": checkpoint["check"],
                 "vision_tower": tower_name(tower.spec),
                 "text_tower": text_tower,
                 "task": "classification",

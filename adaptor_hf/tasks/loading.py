@@ -14,6 +14,7 @@ from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options
 from ..evaluation.naming import weights_digest
+from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_mode, is_private
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
@@ -186,8 +187,34 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     return found
 
 
+def check_models(arguments: DownstreamArguments) -> None:
+    """
+    Compare every checkpoint that the arguments name, controls among them, with the record of its run; of those without
+    one it is said that they are unverified.
+
+    Raises:
+        OSError, ValueError: as of `check_model`.
+    """
+    unverified = 0
+    models = [arguments.model, *arguments.more_models]
+    for model in models:
+        for place in model_folders(replace(arguments, model=model)).values():
+            unverified += check_model(place).state == "unverified"
+    if unverified:
+        logger.info(
+            "%d of the models are unverified: no manifest.json of a run says what their files were (downloaded, copied "
+            "out of a run, or of an earlier version). Their results say so as checkpoint_check.", unverified,
+        )  # fmt: skip
+
+
 def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
-    """The checkpoint without towers: they are loaded when images are read."""
+    """
+    The checkpoint without towers: they are loaded when images are read.
+
+    Raises:
+        OSError, ValueError: as of `check_model`, or the checkpoint names no vision tower.
+    """
+    check_model(arguments.model)
     model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)
     if model.config.vision_tower is None and arguments.vision_tower is None:
         raise ValueError(
@@ -248,6 +275,7 @@ def cache_dir_of(arguments: DownstreamArguments) -> Path:
 __all__ = [
     "LoadedParts",
     "cache_dir_of",
+    "check_models",
     "cost_of",
     "load_adaptor",
     "load_checkpoint_text_tower",

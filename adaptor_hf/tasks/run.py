@@ -11,7 +11,7 @@ from ..evaluation.tasks import TASKS
 from ..tower_bundles_adaptor import use_towers_dir
 from .arguments import DownstreamArguments
 from .compare import metric_of_task, remember_costs, write_comparison
-from .loading import cost_of, with_default_reading
+from .loading import check_models, cost_of, with_default_reading
 
 
 def run_task(arguments: DownstreamArguments, device: str) -> str:
@@ -29,12 +29,14 @@ def run_job(arguments: DownstreamArguments, device: str, say: Callable[[str], An
         say (`Callable[[str], Any]`): Gets the table of each model as it is done, and the comparison.
 
     Raises:
-        ValueError: runs of the task are not compared, before anything is computed; or as of the task.
+        ValueError: runs of the task are not compared, or a model's files are not those of its run, before anything is
+            computed; or as of the task.
     """
     if arguments.compare:
         metric_of_task(arguments.task)
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
+    check_models(arguments)
     for model in [arguments.model, *arguments.more_models]:
         started, job = time.monotonic(), with_default_reading(replace(arguments, model=model))
         say(run_task(job, device))

@@ -42,17 +42,19 @@ def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
     Result lines of a finished run; None where it is to be made. A damaged result file is set aside under another name,
     said in the log, and its run is made again.
     """
-    from ..evaluation.results import RESULTS_FILE, finished_runs, read_results
+    from ..evaluation.results import RESULTS_FILE, changed_since_written, finished_runs, read_results
 
     path = folder / RESULTS_FILE
     if not path.is_file():
         return None
     lines = read_results(path).lines
-    if finished_runs(lines):
+    changed = changed_since_written(folder)
+    if finished_runs(lines) and not changed:
         return lines
     aside = path.with_name(f"{RESULTS_FILE}.damaged")
     os.replace(path, aside)
-    logger.warning("%s is damaged: it is kept as %s, and the run is made again.", path, aside.name)
+    why = f" ({' '.join(changed)})" if changed else ""
+    logger.warning("%s is damaged%s: it is kept as %s, and the run is made again.", path, why, aside.name)
     return None
 
 

@@ -12,6 +12,7 @@ from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, che
 from ..evaluation.notes import notes_of_lines
 from ..evaluation.overlap import overlap_sentences
 from ..evaluation.tasks import headline_of
+from ..markdown import sentence, table_row, table_rule
 from .runs import RunList
 
 
@@ -20,14 +21,14 @@ def summarize(runs: RunList) -> str:
     parts = [headline_table(runs.lines), VALUES, LEGEND] if runs.lines else []
     if any(line.get("selected_on") == "test" for line in runs.lines):
         parts.append(CHOSEN_ON_TEST_NOTE)
-    parts += [f"Note: {note}" for note in notes_of_lines(runs.lines)]
-    parts += overlap_sentences(runs.lines)
-    parts += [positive_sentence(runs.lines)] if positive_sentence(runs.lines) else []
+    parts += [f"Note: {sentence(note)}" for note in notes_of_lines(runs.lines)]
+    parts += map(sentence, overlap_sentences(runs.lines))
+    parts += [sentence(positive_sentence(runs.lines))] if positive_sentence(runs.lines) else []
     if any(str(line["dataset"]).startswith("phantom") for line in runs.lines):
         parts.append("Phantoms: these numbers show that the machinery works, and nothing about patients.")
     if runs.skipped:
         parts.append(f"{runs.skipped} runs were finished before and not made again.")
-    parts += [f"Not run: {reason}" for reason in runs.failed]
+    parts += [f"Not run: {sentence(reason)}" for reason in runs.failed]
     return "\n\n".join(parts) or "No run."
 
 
@@ -54,17 +55,17 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
             rows.setdefault(key, {}).setdefault(line["metric"], []).append(line)
     shown = [metric for metric in metrics if any(metric in row for row in rows.values())]
     head = ["test set", "fraction", "protocol", "system", "readout", "checkpoint", "seeds", *shown]
-    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    table = [table_row(head), table_rule(len(head))]
     for (test, fraction, protocol, (_, system), readout, checkpoint), found in rows.items():
         seeds = max(len(of_metric) for of_metric in found.values())
         share = "" if fraction is None else f"{100 * fraction:g} %"
         cells = [test, share, protocol, system, readout, checkpoint, str(seeds)]
         cells += [_cell(found.get(metric, [])) for metric in shown]
-        table.append("| " + " | ".join(cells) + " |")
+        table.append(table_row(cells))
     for test in dict.fromkeys(key[0] for key in rows):
         of_test = [line for line in lines if (line["test_set"] or line["dataset"]) == test]
         for label, share, cells in baseline_rows(of_test, shown):
-            table.append("| " + " | ".join([test, share, "", label, "", "", "", *cells]) + " |")
+            table.append(table_row([test, share, "", label, "", "", "", *cells]))
     over = " and ".join(sorted({line.get("interval_over") or "patients" for line in lines}))
     table += ["", f"Intervals are over {over}; n/a: there is none, for the reason below or in the result file."]
     reasons = {
@@ -72,7 +73,7 @@ def headline_table(lines: Sequence[Mapping[str, Any]]) -> str:
         for line in lines
         if line["metric"] in shown and line.get("interval_note")
     }
-    table += [f"* {reason}" for reason in sorted(reasons)]
+    table += [f"* {sentence(reason)}" for reason in sorted(reasons)]
     return "\n".join(table)
 
 

@@ -20,6 +20,7 @@ from ..evaluation.baselines import MARK, above_baseline
 from ..evaluation.controls import CONTROLS
 from ..evaluation.overlap import overlap_sentences
 from ..files import write_aside
+from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
 from ..training.systems import System
@@ -260,20 +261,28 @@ def swap_table(results: Sequence[SwapResult]) -> str:
     """Markdown of all results."""
     if not results:
         return "No report has a finding denied or stated, a side or a size: nothing to swap."
-    lines = ["| swap | system | reports | images | cosine to the changed report | to other reports | own report wins |"]
-    lines.append("|" + "---|" * 7)
+    head = [
+        "swap",
+        "system",
+        "reports",
+        "images",
+        "cosine to the changed report",
+        "to other reports",
+        "own report wins",
+    ]
+    lines = [table_row(head), table_rule(len(head))]
     for number, result in enumerate(results):
         wins = "" if np.isnan(result.accuracy) else f"{result.accuracy:.3f} {_ends(result)}"
         wins += "" if result.above_baseline else f" {MARK}"
         system = ", ".join(part for part in (result.system, result.checkpoint) if part)
         cells = [result.swap, system, result.num_texts, result.num_pairs, f"{result.text_cosine:.3f}",
                  f"{result.other_cosine:.3f}", wins]  # fmt: skip
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        lines.append(table_row(cells))
         scores, last = result.untrained, number + 1 == len(results) or results[number + 1].swap != result.swap
         if last and scores:
             spread = f"{np.mean(scores):.3f} ({min(scores):.3f} to {max(scores):.3f})"
-            lines.append(f"| {result.swap} | trivial: {len(scores)} untrained Adaptors | | | | | {spread} |")
-            lines.append(f"| {result.swap} | trivial: a coin | | | | | 0.500 |")
+            lines.append(table_row([result.swap, f"trivial: {len(scores)} untrained Adaptors", *[""] * 4, spread]))
+            lines.append(table_row([result.swap, "trivial: a coin", *[""] * 4, "0.500"]))
     return "\n".join([*lines, "", LEGEND])
 
 

@@ -17,6 +17,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..evaluation.baselines import LEGEND, MARK, above_baseline
 from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
+from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
@@ -224,7 +225,7 @@ def format_table(results: list[RetrievalResult]) -> str:
     columns = ["image_to_text_recall@1", "image_to_text_recall@5", "image_to_text_recall@10", "text_to_image_recall@10"]
     columns += ["mean_recall", "image_to_text_median_rank"]
     head = ["system", "i2t R@1", "i2t R@5", "i2t R@10", "t2i R@10", "mean recall", "i2t median rank", "learning rate"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = [table_row(head), table_rule(len(head))]
     for result in results:
         cells = [result.name]
         for column in columns:
@@ -237,9 +238,9 @@ def format_table(results: list[RetrievalResult]) -> str:
                 cell += " [n/a]"
             cells.append(cell if result.above_chance(column) else f"{cell} {MARK}")
         cells.append("" if result.learning_rate is None else f"{result.learning_rate:g}")
-        lines.append("| " + " | ".join(cells) + " |")
+        lines.append(table_row(cells))
     chance = [f"{results[0].chance[column]:.{1 if column.endswith('_rank') else 3}f}" for column in columns]
-    lines.append("| " + " | ".join(["trivial: chance", *chance, ""]) + " |")
+    lines.append(table_row(["trivial: chance", *chance, ""]))
     notes = sorted({result.interval_note for result in results} - {""})
     return "\n".join([*lines, "", f"Intervals: 95 %, over {results[0].interval_over}.", *notes, "", LEGEND])
 

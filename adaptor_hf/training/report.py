@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
@@ -78,10 +79,11 @@ def report_run(
     result = table = None
     if evaluated_on is not None:
         result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
-        table = format_table([result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])])
+        results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
+        table = format_table(results)
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
-        write_retrieval(arguments.output_dir, result, evaluated_on)
+        write_retrieval(arguments.output_dir, result, evaluated_on, results[1:])
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
     return write_model_card(
         arguments.output_dir,
@@ -100,11 +102,14 @@ def report_run(
     )
 
 
-def write_retrieval(folder: str, result: RetrievalResult, split: str) -> Path:
-    """`retrieval.json`: the unrounded numbers of the card, for `python -m adaptor_hf.verify`."""
+def write_retrieval(folder: str, result: RetrievalResult, split: str, controls: Sequence[RetrievalResult] = ()) -> Path:
+    """`retrieval.json`: the unrounded numbers of the card and its controls, for `python -m adaptor_hf.verify`."""
     path = Path(folder) / RETRIEVAL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps({"split": split} | asdict(result), indent=1) + "\n")
+    written = {"split": split} | asdict(result)
+    if controls:
+        written["controls"] = [asdict(control) for control in controls]
+    write_aside(path, json.dumps(written, indent=1) + "\n")
     return path
 
 

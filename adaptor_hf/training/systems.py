@@ -24,6 +24,8 @@ class System:
         model (`AdaptorModel`, *optional*): In evaluation mode; `None` leaves the tower's features as they are.
         hidden_size (`int`, *optional*): Of a head's hidden layer, where that is the control.
         name (`str`, *optional*): What results call the checkpoint, see `adaptor_hf.tasks.controls.checkpoint_name`.
+        check (`str`, *optional*): Whether the checkpoint's files were those of its run, see
+            `adaptor_hf.file_records.check_model`.
         learning_rate (`float`, *optional*): The rate that validation chose; `None` where nothing was trained here, and
         validation_mean_recall (`float`, *optional*): what it was chosen by.
         title (`str`, *optional*): What a table calls it, instead of the control's name.
@@ -33,6 +35,7 @@ class System:
     model: AdaptorModel | None = None
     hidden_size: int | None = None
     name: str | None = None
+    check: str | None = None
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
     title: str | None = None
@@ -53,7 +56,8 @@ class System:
         """What results say of it."""
         if self._digest is None and self.model is not None:
             self._digest = weights_digest(self.model)
-        return {"system": self.label, "module": self.key, "checkpoint": self._digest, "checkpoint_name": self.name}
+        named = {"checkpoint_name": self.name, "checkpoint_check": self.check}
+        return {"system": self.label, "module": self.key, "checkpoint": self._digest} | named
 
 
 @torch.no_grad()
