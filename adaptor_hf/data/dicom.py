@@ -15,7 +15,7 @@ from .dicom_values import (
     PIXELS,
     check_length,
     element,
-    is_smeared,
+    find_smear,
     look_up,
     lut_item,
     modality,
@@ -25,6 +25,7 @@ from .dicom_values import (
     whole,
 )
 from .sixteen_bit import even_bits
+from .value_range import value_range
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 HEADER_BYTES = 132
@@ -95,12 +96,15 @@ class _WithinFile:
         return self._stream.read(left if size is None or size < 0 else min(size, left))
 
 
-def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, max_pixels: int) -> np.ndarray:
+def read_dicom(
+    stream: BinaryIO, name: str, *, voi_lut: bool, range_percentile: float, return_raw: bool, max_pixels: int
+) -> np.ndarray:
     """Decode a DICOM stream by the rules that `read_image` documents.
 
     Args:
         stream: Seekable, at its start.
         name: What messages call the file.
+        voi_lut, range_percentile, return_raw: As in `read_image`.
         max_pixels: Larger pictures are refused from the header.
 
     Returns:
@@ -142,7 +146,9 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
             # Files say 16 bits and use 12.
             bits = min(bits, even_bits(stored.max()))
             return stored if return_raw else _to_8_bit(stored.astype(np.float32), 0, 2**bits - 1)
-        return _grey(dataset, stored, keyword, name, voi_lut, return_raw)
+        if return_raw:
+            return _grey_values(dataset, stored, keyword, name)
+        return _grey(dataset, stored, keyword, name, voi_lut, range_percentile)
 
 
 def _decoded(dataset, name: str) -> np.ndarray:
@@ -183,33 +189,50 @@ def _checked(stream: BinaryIO, name: str) -> _WithinFile:
     return _WithinFile(stream)
 
 
-def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
-    values = modality(dataset, stored, name).astype(np.float32)
+def _grey_values(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray:
+    """Bright is dense: values of MONOCHROME1 mirrored within their own range, padding aside."""
+    values = _modality(dataset, stored, name)
+    if dataset.PhotometricInterpretation != "MONOCHROME1":
+        return values
     outside = padding(dataset, stored, keyword, name)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: the pixel values have NaN or infinite numbers after the rescale. Export it again.")
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    inside = values if outside is None else values[~outside]
-    low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
-    if return_raw:
-        return low + high - values if inverted else values
+    low, high = value_range(values if outside is None else values[~outside])
+    return low + high - values
+
+
+def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, range_percentile: float) -> np.ndarray:
+    values = _modality(dataset, stored, name)
+    outside = padding(dataset, stored, keyword, name)
     picture = _displayed(dataset, values, name) if voi_lut else None
     if picture is None:
+        inside = values if outside is None else values[~outside]
+        low, high = value_range(inside)
         if dataset.get("BitsStored") == 8 and np.array_equal(values, stored) and low >= 0 and high <= 255:
             picture = stored.astype(np.uint8)
         else:
-            picture = _to_8_bit(values, low, high)
-            if is_smeared(dataset, stored, keyword, name):
+            smear = find_smear(dataset, stored, keyword, name)
+            if smear is not None and range_percentile:
+                inside, outside = values[smear.apart], smear.padding
+            if range_percentile:
+                low, high = value_range(inside, range_percentile)
+            elif smear is not None:
                 say_count(
                     f"{{}} DICOM files so far have padding ({element('PixelPaddingValue')}) that lossy compression has "
                     "smeared: it sets their minimum or maximum, and they have less contrast than they should. Take "
-                    "files without loss where you can, or voi_lut=True where they have a window."
+                    "files without loss where you can, range_percentile=0.1, or voi_lut=True where they have a window."
                 )
-    if inverted:
+            picture = _to_8_bit(values, low, high)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
         picture = 255 - picture
     if outside is not None:
         picture[outside] = 0
     return picture
+
+
+def _modality(dataset, stored: np.ndarray, name: str) -> np.ndarray:
+    values = modality(dataset, stored, name).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: the pixel values have NaN or infinite numbers after the rescale. Export it again.")
+    return values
 
 
 def _displayed(dataset, values: np.ndarray, name: str) -> np.ndarray | None:

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -124,9 +125,18 @@ def padding(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray 
     return mask if mask.any() else None
 
 
-def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
+class Smear(NamedTuple):
+    """Padding that lossy compression has spread over its neighbours, as masks of the picture's pixels."""
+
+    padding: np.ndarray
+    """Pixels of the padding value, or almost."""
+    apart: np.ndarray
+    """Pixels that are not beside padding: no smeared value is among them."""
+
+
+def find_smear(dataset, stored: np.ndarray, keyword: str, name: str) -> Smear | None:
     """
-    Whether lossy compression has spread padding over its neighbours, so that they set the minimum or the maximum.
+    Padding that lossy compression has smeared so that it sets the minimum or the maximum, or None.
 
     It has where over `_SMEAR` of the range of values, towards the padding value, is only reached by pixels beside
     padding, or by those of almost its value.
@@ -135,23 +145,25 @@ def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
 
     start = number(dataset, f"{PIXELS[keyword]}PixelPaddingValue", name)
     if start is None or not _is_lossy(dataset):
-        return False
+        return None
     mask = padding(dataset, stored, keyword, name)
     inside = stored[~mask] if mask is not None else stored.ravel()
     if not inside.size:
-        return False
+        return None
     spread = float(inside.max()) - float(inside.min())
     start = _as_stored(start, dataset, stored)
     near = np.abs(stored - np.float32(start)) <= _ALMOST * spread
     if mask is not None:
         near |= mask
     # A block of JPEG has 8 pixels a side.
-    rest = stored[maximum_filter(near.astype(np.uint8), size=17) == 0]
+    apart = maximum_filter(near.astype(np.uint8), size=17) == 0
+    rest = stored[apart]
     if not rest.size:
-        return False
+        return None
     low, high = float(rest.min()), float(rest.max())
     below, above = (low - float(inside.min()), start < low), (float(inside.max()) - high, start > high)
-    return any(side and reached > _SMEAR * spread for reached, side in (below, above))
+    smeared = any(side and reached > _SMEAR * spread for reached, side in (below, above))
+    return Smear(near, apart) if smeared else None
 
 
 def _is_lossy(dataset) -> bool:
@@ -234,6 +246,6 @@ def say_count(message: str) -> None:
 
 
 __all__ = [
-    "PIXELS", "check_length", "element", "is_smeared", "look_up", "lut_item", "modality", "number", "padding",
+    "PIXELS", "Smear", "check_length", "element", "find_smear", "look_up", "lut_item", "modality", "number", "padding",
     "say_count", "whole",
 ]  # fmt: skip
