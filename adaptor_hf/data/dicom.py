@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .deflated import DeflatedError, unpacked
 from .dicom_values import (
     PIXELS,
     check_length,
@@ -50,7 +51,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def is_deflated(head: bytes) -> bool:
-    """Whether a file is of the deflated transfer syntax, by its first bytes: it may unpack to a thousandfold size."""
+    """Whether a file is of the deflated transfer syntax, by its first bytes: pydicom unpacks it without a bound."""
     if b"1.2.840.10008.1.2.1.99" not in head:
         return False
     from pydicom.filereader import read_dataset, read_preamble
@@ -182,11 +183,35 @@ def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, in
         return int(header.Columns), int(header.Rows)
 
 
+def is_grey_dicom(stream: BinaryIO) -> bool:
+    """Whether a DICOM stream's header says that it is grey; False too where it cannot be read."""
+    import pydicom
+
+    try:
+        with quiet_pydicom():
+            header = pydicom.dcmread(_checked(stream, ""), stop_before_pixels=True, force=True)
+            return str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
+    except Exception:
+        # Whatever a damaged file raises, `read_image` names it.
+        return False
+    finally:
+        stream.seek(0)
+
+
 def _checked(stream: BinaryIO, name: str) -> _WithinFile:
     # The syntax stands in the first kilobyte; more is looked at, for files that were made to harm.
-    if is_deflated(stream.read(1 << 20)):
-        raise ValueError(f"{name}: the deflated transfer syntax is not read. Convert it to an uncompressed one.")
-    return _WithinFile(stream)
+    if not is_deflated(stream.read(1 << 20)):
+        return _WithinFile(stream)
+    try:
+        with quiet_pydicom():
+            return _WithinFile(BytesIO(unpacked(stream)[0]))
+    except DeflatedError as error:
+        advice = (
+            "If it is a radiograph all the same, make an uncompressed file of it with `dcmconv +te IN OUT` of dcmtk."
+            if error.large
+            else "Copy or download it again, or leave the row out."
+        )
+        raise ValueError(f"{name}: of the deflated transfer syntax, with {error}. {advice}") from None
 
 
 def _grey_values(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray:

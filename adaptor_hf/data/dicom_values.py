@@ -186,6 +186,20 @@ def _as_stored(value: float, dataset, stored: np.ndarray) -> float:
     return value
 
 
+def pixel_bytes(rows: int, columns: int, samples: int, frames: int, bits: int, photometric: str | None) -> int:
+    """
+    Bytes of uncompressed pixels (PS3.5, 8.1.1; PS3.3, C.7.6.3.1.2), without the byte that makes them even.
+
+    Args:
+        bits: Allocated for each sample.
+        photometric: In "YBR_FULL_422" two pixels share their colour: 4 samples for both.
+    """
+    values = rows * columns * samples * frames
+    if photometric == "YBR_FULL_422" and samples == 3:
+        values = values // 3 * 2
+    return -(-values * bits // 8)
+
+
 def check_length(dataset, keyword: str, name: str) -> None:
     """
     Whether the pixels' element holds one picture.
@@ -203,9 +217,7 @@ def check_length(dataset, keyword: str, name: str) -> None:
         return
     samples = whole(dataset, "SamplesPerPixel", name, 1)
     bits = _FLOAT_BITS.get(keyword) or int(dataset.BitsAllocated)
-    # Of every two pixels, YBR_FULL_422 keeps two luminances and one of each colour difference.
-    of_pixel = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else samples
-    expected = -(-int(dataset.Rows) * int(dataset.Columns) * of_pixel * bits // 8)
+    expected = pixel_bytes(int(dataset.Rows), int(dataset.Columns), samples, 1, bits, dataset.PhotometricInterpretation)
     found = f"{element(keyword)} has {len(data):,} bytes"
     shape = f"{dataset.Columns} x {dataset.Rows} pixels with {samples} of {bits} bits"
     if len(data) < expected:
@@ -247,5 +259,5 @@ def say_count(message: str) -> None:
 
 __all__ = [
     "PIXELS", "Smear", "check_length", "element", "find_smear", "look_up", "lut_item", "modality", "number", "padding",
-    "say_count", "whole",
+    "pixel_bytes", "say_count", "whole",
 ]  # fmt: skip
