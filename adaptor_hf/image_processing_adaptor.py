@@ -16,7 +16,8 @@ from transformers.processing_utils import ImagesKwargs
 from .image_geometry_adaptor import GEOMETRY, check_sizes, class_map, label_map, original_map, pillow_filter, place
 from .image_values_adaptor import open_images, per_channel, planes_of, to_gray, warn_of_clipping, with_channel_axis
 
-READING = ("image_mode", "voi_lut")  # in a vision tower's spec: how image files became pixels in training
+# In a vision tower's spec: how image files became pixels in training.
+READING = ("image_mode", "voi_lut", "range_percentile")
 
 
 class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
@@ -24,13 +25,15 @@ class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
 
     do_grayscale (`bool`): give 1 channel (ITU-R 601 luma) in place of 3.
     do_pad_to_square (`bool`): pad the shorter side with zeros, image centred, before resizing.
-    image_mode (`str`), voi_lut (`bool`): how images are read, see [`AdaptorImageProcessor`].
+    image_mode (`str`), voi_lut (`bool`), range_percentile (`float`): how images are read, see
+        [`AdaptorImageProcessor`].
     """
 
     do_grayscale: bool | None
     do_pad_to_square: bool | None
     image_mode: str | None
     voi_lut: bool | None
+    range_percentile: float | None
 
 
 class AdaptorImageProcessor(PilBackend):
@@ -57,6 +60,8 @@ class AdaptorImageProcessor(PilBackend):
             None (a tower's own processor, checkpoints of version 0.1): as they are given, an alpha channel dropped;
             paths of 16-bit files and DICOM are read by `adaptor_hf.data.images.read_image`, where it is installed.
         voi_lut (`bool`): with `image_mode`, paths of DICOM files are read as displayed.
+        range_percentile (`float`): with `image_mode`, paths of deep files are scaled from this percentile of their
+            pixels to 100 minus it; 0 takes minimum and maximum.
 
     Called with `segmentation_maps`, one a image and of its size, it also gives `labels` (B, H, W) of integers, put
     through the same steps without interpolation. Grey images are masks of 0 and 255 (or 0 and 1) and become 0 and 1;
@@ -90,6 +95,7 @@ class AdaptorImageProcessor(PilBackend):
     do_pad_to_square = False
     image_mode = None
     voi_lut = False
+    range_percentile = 0.0
 
     def _validate_preprocess_kwargs(self, size=None, do_resize=None, do_pad=None, do_convert_rgb=None, **kwargs):
         super()._validate_preprocess_kwargs(size=size, do_resize=do_resize, **kwargs)
@@ -118,7 +124,7 @@ class AdaptorImageProcessor(PilBackend):
     def _preprocess_image_like_inputs(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         if kwargs.get("image_mode") is not None:
             warn_of_clipping(images)
-        images = open_images(images, kwargs.get("image_mode"), bool(kwargs.get("voi_lut")))
+        images = open_images(images, **{name: kwargs.get(name) for name in READING})
         planes = self._prepare_image_like_inputs(images, **kwargs)
         features = self._preprocess(planes, **kwargs)
         if segmentation_maps is not None:
@@ -158,7 +164,8 @@ class AdaptorImageProcessor(PilBackend):
 
     def fetch_images(self, image_url_or_urls):
         # The base class converts every file to RGB, which clips 16-bit files silently.
-        return super().fetch_images(open_images(image_url_or_urls, self.image_mode, bool(self.voi_lut)))
+        reading = {name: getattr(self, name) for name in READING}
+        return super().fetch_images(open_images(image_url_or_urls, **reading))
 
     def _prepare_images_structure(self, images, expected_ndims=3):
         # The base class takes a 2-D array for a broken image; here it is a grey one.

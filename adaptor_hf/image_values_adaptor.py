@@ -23,26 +23,29 @@ EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX
 READ_FIRST = "pass its path, or adaptor_hf.data.images.read_image(path), which gives the 8-bit image of the training"
 
 
-def open_images(images, image_mode: str | None, voi_lut: bool):
+def open_images(images, image_mode: str | None, voi_lut: bool | None = False, range_percentile: float | None = 0.0):
     """Paths, members of archives and URLs (http, https, data) as pictures, in lists too; everything else as it is.
 
     Args:
         image_mode: "L" or "RGB": read as the model was trained. None: 8-bit files as Pillow gives them, others by
             `read_image` in colour.
         voi_lut: DICOM files are read as displayed.
+        range_percentile: deep files are scaled from this percentile, see `read_image`.
 
     Raises:
         ValueError: it cannot be read, or only by the package adaptor_hf, which is not installed.
         OSError: no such file.
     """
     if isinstance(images, list | tuple):
-        return [open_images(image, image_mode, voi_lut) for image in images]
+        return [open_images(image, image_mode, voi_lut, range_percentile) for image in images]
     if not isinstance(images, str | os.PathLike):
         return images
     source = _content(os.fspath(images))
     read_image = import_module("adaptor_hf.data.images").read_image if find_spec("adaptor_hf") else None
+    # An older package knows no percentile.
+    options = {"voi_lut": bool(voi_lut)} | ({"range_percentile": range_percentile} if range_percentile else {})
     if read_image is not None and image_mode is not None:
-        return read_image(source, mode=image_mode, voi_lut=voi_lut)
+        return read_image(source, mode=image_mode, **options)
     try:
         with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
             if not is_deep(image):
@@ -57,7 +60,7 @@ def open_images(images, image_mode: str | None, voi_lut: bool):
             "an image is DICOM, has more than 8 bits a channel, or cannot be read: install the package adaptor_hf, "
             "with which files are read as in the training of the model, or pass an 8-bit image."
         )
-    return read_image(source, mode="RGB", voi_lut=voi_lut)
+    return read_image(source, mode="RGB", **options)
 
 
 def is_deep(image: Image.Image) -> bool:

@@ -12,6 +12,7 @@ from transformers import (
     ZeroShotImageClassificationPipeline,
 )
 
+from .image_processing_adaptor import READING
 from .image_values_adaptor import open_images
 
 
@@ -21,8 +22,7 @@ class _ReadAsTrained:
 
     def preprocess(self, image, *args, **kwargs):
         if isinstance(image, str | os.PathLike):
-            processor = self.image_processor
-            image = open_images(image, processor.image_mode, bool(processor.voi_lut))
+            image = open_images(image, **{name: getattr(self.image_processor, name) for name in READING})
         return super().preprocess(image, *args, **kwargs)
 
 

@@ -23,7 +23,8 @@ from pydicom.uid import (
 
 from adaptor_hf.data import dicom_headers, index_dicom
 from adaptor_hf.data.dicom import has_decoder, is_deflated
-from adaptor_hf.data.dicom_headers import FAULTS, HeaderError, header_facts, pixel_bytes
+from adaptor_hf.data.dicom_headers import FAULTS, HeaderError, header_facts
+from adaptor_hf.data.dicom_values import pixel_bytes
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.pacs.rules import left_out_by
 from adaptor_hf.phantom.generate import plan
@@ -318,7 +319,7 @@ def test_empty_elements_are_as_none():
 class TestDeflated:
     def test_a_deflated_file_is_one_wherever_it_ends(self):
         data = saved(an_object(), DeflatedExplicitVRLittleEndian)
-        assert fault_of(data).kind == "deflated"
+        assert facts_of(data) == facts_of(saved(an_object()))
         assert is_deflated(data[:600])
 
     @pytest.mark.parametrize("syntax", SYNTAXES)
@@ -367,7 +368,7 @@ REASONS = {
     "rtplan_truncated.dcm": ("truncated", "(300A,00B0) BeamSequence has 711 bytes, expected 976"),
     "nested_priv_SQ.dcm": ("broken", "(0028,0010) Rows is missing, expected a number over 0"),
     "meta_missing_tsyntax.dcm": ("broken", "(0028,0010) Rows is missing, expected a number over 0"),
-    "image_dfl.dcm": ("deflated", ""),
+    "image_dfl.dcm": (None, ""),
     "zipMR.gz": ("unread_archive", ""),
     "waveform_ecg.dcm": ("non_image", ""),
     "rtplan.dcm": ("non_image", ""),

@@ -306,7 +306,9 @@ def test_a_run_on_colour_says_so_and_is_evaluated_and_used_so(table, paths, tiny
     assert "Images are read as RGB: 40 of 40 files looked at are in colour" in caplog.text
     assert "Images are read as: RGB" in caplog.text
     assert json.loads((output / "config.json").read_text())["vision_tower"]["image_mode"] == "RGB"
-    assert json.loads((output / "run.json").read_text())["inputs"]["reading"] == {"mode": "RGB", "voi_lut": False}
+    assert json.loads((output / "run.json").read_text())["inputs"]["reading"] == {
+        "mode": "RGB", "voi_lut": False, "range_percentile": 0.0,
+    }  # fmt: skip
     assert 'read_image(path, mode="RGB")' in (output / "README.md").read_text()
     assert AutoImageProcessor.from_pretrained(output).image_mode == "RGB"
     assert AdaptorModel.from_pretrained(output).vision_model.processor.image_mode == "RGB"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .archives import image_source
-from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom, quiet_pydicom
+from .dicom import DICOM_SUFFIXES, HEADER_BYTES, is_grey_dicom, looks_like_dicom
 from .images import opened, read_image
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def is_colour(source: Any) -> bool:
             head = stream.read(HEADER_BYTES)
             stream.seek(0)
             if looks_like_dicom(head) or os.path.splitext(name)[1].lower() in DICOM_SUFFIXES:
-                if _grey_dicom(stream):
+                if is_grey_dicom(stream):
                     return False
             elif _grey_header(stream):
                 return False
@@ -144,19 +144,6 @@ def _grey_header(stream) -> bool:
         return False
     finally:
         stream.seek(0)
-
-
-def _grey_dicom(stream) -> bool:
-    import pydicom
-
-    with quiet_pydicom():
-        try:
-            header = pydicom.dcmread(stream, stop_before_pixels=True, force=True)
-            return str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
-        except Exception:
-            return False
-        finally:
-            stream.seek(0)
 
 
 __all__ = ["ColourCounts", "choose_mode", "count_colour", "is_colour", "warn_of_colour"]

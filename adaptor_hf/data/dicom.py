@@ -11,11 +11,12 @@ from typing import BinaryIO
 
 import numpy as np
 
+from .deflated import DeflatedError, unpacked
 from .dicom_values import (
     PIXELS,
     check_length,
     element,
-    is_smeared,
+    find_smear,
     look_up,
     lut_item,
     modality,
@@ -25,6 +26,7 @@ from .dicom_values import (
     whole,
 )
 from .sixteen_bit import even_bits
+from .value_range import value_range
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 HEADER_BYTES = 132
@@ -49,7 +51,7 @@ def looks_like_dicom(head: bytes) -> bool:
 
 
 def is_deflated(head: bytes) -> bool:
-    """Whether a file is of the deflated transfer syntax, by its first bytes: it may unpack to a thousandfold size."""
+    """Whether a file is of the deflated transfer syntax, by its first bytes: pydicom unpacks it without a bound."""
     if b"1.2.840.10008.1.2.1.99" not in head:
         return False
     from pydicom.filereader import read_dataset, read_preamble
@@ -95,12 +97,15 @@ class _WithinFile:
         return self._stream.read(left if size is None or size < 0 else min(size, left))
 
 
-def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, max_pixels: int) -> np.ndarray:
+def read_dicom(
+    stream: BinaryIO, name: str, *, voi_lut: bool, range_percentile: float, return_raw: bool, max_pixels: int
+) -> np.ndarray:
     """Decode a DICOM stream by the rules that `read_image` documents.
 
     Args:
         stream: Seekable, at its start.
         name: What messages call the file.
+        voi_lut, range_percentile, return_raw: As in `read_image`.
         max_pixels: Larger pictures are refused from the header.
 
     Returns:
@@ -142,7 +147,9 @@ def read_dicom(stream: BinaryIO, name: str, *, voi_lut: bool, return_raw: bool, 
             # Files say 16 bits and use 12.
             bits = min(bits, even_bits(stored.max()))
             return stored if return_raw else _to_8_bit(stored.astype(np.float32), 0, 2**bits - 1)
-        return _grey(dataset, stored, keyword, name, voi_lut, return_raw)
+        if return_raw:
+            return _grey_values(dataset, stored, keyword, name)
+        return _grey(dataset, stored, keyword, name, voi_lut, range_percentile)
 
 
 def _decoded(dataset, name: str) -> np.ndarray:
@@ -176,40 +183,81 @@ def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, in
         return int(header.Columns), int(header.Rows)
 
 
+def is_grey_dicom(stream: BinaryIO) -> bool:
+    """Whether a DICOM stream's header says that it is grey; False too where it cannot be read."""
+    import pydicom
+
+    try:
+        with quiet_pydicom():
+            header = pydicom.dcmread(_checked(stream, ""), stop_before_pixels=True, force=True)
+            return str(header.get("PhotometricInterpretation", "")).startswith("MONOCHROME")
+    except Exception:
+        # Whatever a damaged file raises, `read_image` names it.
+        return False
+    finally:
+        stream.seek(0)
+
+
 def _checked(stream: BinaryIO, name: str) -> _WithinFile:
     # The syntax stands in the first kilobyte; more is looked at, for files that were made to harm.
-    if is_deflated(stream.read(1 << 20)):
-        raise ValueError(f"{name}: the deflated transfer syntax is not read. Convert it to an uncompressed one.")
-    return _WithinFile(stream)
+    if not is_deflated(stream.read(1 << 20)):
+        return _WithinFile(stream)
+    try:
+        with quiet_pydicom():
+            return _WithinFile(BytesIO(unpacked(stream)[0]))
+    except DeflatedError as error:
+        advice = (
+            "If it is a radiograph all the same, make an uncompressed file of it with `dcmconv +te IN OUT` of dcmtk."
+            if error.large
+            else "Copy or download it again, or leave the row out."
+        )
+        raise ValueError(f"{name}: of the deflated transfer syntax, with {error}. {advice}") from None
 
 
-def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:
-    values = modality(dataset, stored, name).astype(np.float32)
+def _grey_values(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray:
+    """Bright is dense: values of MONOCHROME1 mirrored within their own range, padding aside."""
+    values = _modality(dataset, stored, name)
+    if dataset.PhotometricInterpretation != "MONOCHROME1":
+        return values
     outside = padding(dataset, stored, keyword, name)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name}: the pixel values have NaN or infinite numbers after the rescale. Export it again.")
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1"
-    inside = values if outside is None else values[~outside]
-    low, high = (float(inside.min()), float(inside.max())) if inside.size else (0.0, 0.0)
-    if return_raw:
-        return low + high - values if inverted else values
+    low, high = value_range(values if outside is None else values[~outside])
+    return low + high - values
+
+
+def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, range_percentile: float) -> np.ndarray:
+    values = _modality(dataset, stored, name)
+    outside = padding(dataset, stored, keyword, name)
     picture = _displayed(dataset, values, name) if voi_lut else None
     if picture is None:
+        inside = values if outside is None else values[~outside]
+        low, high = value_range(inside)
         if dataset.get("BitsStored") == 8 and np.array_equal(values, stored) and low >= 0 and high <= 255:
             picture = stored.astype(np.uint8)
         else:
-            picture = _to_8_bit(values, low, high)
-            if is_smeared(dataset, stored, keyword, name):
+            smear = find_smear(dataset, stored, keyword, name)
+            if smear is not None and range_percentile:
+                inside, outside = values[smear.apart], smear.padding
+            if range_percentile:
+                low, high = value_range(inside, range_percentile)
+            elif smear is not None:
                 say_count(
                     f"{{}} DICOM files so far have padding ({element('PixelPaddingValue')}) that lossy compression has "
                     "smeared: it sets their minimum or maximum, and they have less contrast than they should. Take "
-                    "files without loss where you can, or voi_lut=True where they have a window."
+                    "files without loss where you can, range_percentile=0.1, or voi_lut=True where they have a window."
                 )
-    if inverted:
+            picture = _to_8_bit(values, low, high)
+    if dataset.PhotometricInterpretation == "MONOCHROME1":
         picture = 255 - picture
     if outside is not None:
         picture[outside] = 0
     return picture
+
+
+def _modality(dataset, stored: np.ndarray, name: str) -> np.ndarray:
+    values = modality(dataset, stored, name).astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name}: the pixel values have NaN or infinite numbers after the rescale. Export it again.")
+    return values
 
 
 def _displayed(dataset, values: np.ndarray, name: str) -> np.ndarray | None:

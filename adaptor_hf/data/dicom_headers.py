@@ -10,8 +10,10 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .archives import parse_member, read_member
+from .deflated import MAX_UNPACKED_BYTES, DeflatedError, unpacked
 from .demographics import age_years, sex_code
 from .dicom import is_deflated, looks_like_dicom, quiet_pydicom
+from .dicom_values import pixel_bytes
 from .images import MAX_PIXELS
 from .missing import is_missing
 
@@ -31,7 +33,7 @@ FAULTS = {
     "broken_archive": "a zip that is cut short or damaged, or a damaged member",
     "unread_archive": "an archive in an archive, one packed with gzip, or one whose name does not end in .zip",
     "not_dicom": "not a DICOM file",
-    "deflated": "the deflated transfer syntax; convert it to an uncompressed one",
+    "deflated": "of the deflated transfer syntax, and over 256 MiB when unpacked",
     "large_header": "over 64 MiB before the pixels, or without any",
     "broken": "a header that cannot be read, or that does not say what the pixels are",
     "truncated": "the file ends before its header or its pixels do",
@@ -126,20 +128,6 @@ def header_facts(source: str | bytes, size: int, on: str) -> dict[str, Any]:
         raise HeaderError("broken", f"{type(error).__name__} in its values") from None
 
 
-def pixel_bytes(rows: int, columns: int, samples: int, frames: int, bits: int, photometric: str | None) -> int:
-    """
-    Bytes of uncompressed pixels (PS3.5, 8.1.1; PS3.3, C.7.6.3.1.2), without the byte that makes them even.
-
-    Args:
-        bits: Allocated for each sample.
-        photometric: In "YBR_FULL_422" two pixels share their colour: 4 samples for both.
-    """
-    values = rows * columns * samples * frames
-    if photometric == "YBR_FULL_422" and samples == 3:
-        values = values // 3 * 2
-    return -(-values * bits // 8)
-
-
 @cache
 def tag_of(keyword: str) -> int:
     """
@@ -185,7 +173,7 @@ def _parse(source: str | bytes, size: int, on: str) -> tuple[Dataset, _Pixels | 
     if size == 0:
         raise HeaderError("empty")
     tags = _tags(on)
-    found = ""
+    found, deflated = "", False
     for limit in _READS:
         try:
             data = read_head(source, limit)
@@ -194,7 +182,9 @@ def _parse(source: str | bytes, size: int, on: str) -> tuple[Dataset, _Pixels | 
         except OSError:
             raise HeaderError("unreadable") from None
         if limit == _READS[0]:
-            _check_kind(data)
+            deflated = _check_kind(data)
+        if deflated:
+            data, size = _unpacked(source, limit)
         whole = len(data) < limit
         try:
             return _parse_bytes(data, whole, limit == _READS[0], size, tags)
@@ -210,11 +200,22 @@ def _tags(on: str) -> list[int]:
     return [tag_of(name) for name in {*_WANTED, on}] + _OVERLAYS
 
 
-def _check_kind(data: bytes) -> None:
+def _check_kind(data: bytes) -> bool:
+    """Whether it is deflated."""
     if not looks_like_dicom(data):
         raise HeaderError("unread_archive" if data.startswith((b"PK\x03\x04", b"\x1f\x8b")) else "not_dicom")
-    if is_deflated(data):
-        raise HeaderError("deflated")
+    return is_deflated(data)
+
+
+def _unpacked(source: str | bytes, limit: int) -> tuple[bytes, int]:
+    """The first bytes of a deflated file, unpacked, and how many it has."""
+    try:
+        if isinstance(source, str) and parse_member(source) is None:
+            with open(source, "rb") as file:
+                return unpacked(file, limit)
+        return unpacked(BytesIO(read_head(source, MAX_UNPACKED_BYTES)), limit)
+    except DeflatedError as error:
+        raise HeaderError("deflated" if error.large else "broken", str(error)) from None
 
 
 def _parse_bytes(data: bytes, whole: bool, short: bool, size: int, tags: list[int]) -> tuple[Dataset, _Pixels | None]:
@@ -477,4 +478,4 @@ def _date(dataset: Dataset, keyword: str) -> date | None:
         return None
 
 
-__all__ = ["FAULTS", "Fault", "HeaderError", "header_facts", "pixel_bytes", "read_head", "tag_of"]
+__all__ = ["FAULTS", "Fault", "HeaderError", "header_facts", "read_head", "tag_of"]

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections import Counter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -124,9 +125,18 @@ def padding(dataset, stored: np.ndarray, keyword: str, name: str) -> np.ndarray 
     return mask if mask.any() else None
 
 
-def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
+class Smear(NamedTuple):
+    """Padding that lossy compression has spread over its neighbours, as masks of the picture's pixels."""
+
+    padding: np.ndarray
+    """Pixels of the padding value, or almost."""
+    apart: np.ndarray
+    """Pixels that are not beside padding: no smeared value is among them."""
+
+
+def find_smear(dataset, stored: np.ndarray, keyword: str, name: str) -> Smear | None:
     """
-    Whether lossy compression has spread padding over its neighbours, so that they set the minimum or the maximum.
+    Padding that lossy compression has smeared so that it sets the minimum or the maximum, or None.
 
     It has where over `_SMEAR` of the range of values, towards the padding value, is only reached by pixels beside
     padding, or by those of almost its value.
@@ -135,23 +145,25 @@ def is_smeared(dataset, stored: np.ndarray, keyword: str, name: str) -> bool:
 
     start = number(dataset, f"{PIXELS[keyword]}PixelPaddingValue", name)
     if start is None or not _is_lossy(dataset):
-        return False
+        return None
     mask = padding(dataset, stored, keyword, name)
     inside = stored[~mask] if mask is not None else stored.ravel()
     if not inside.size:
-        return False
+        return None
     spread = float(inside.max()) - float(inside.min())
     start = _as_stored(start, dataset, stored)
     near = np.abs(stored - np.float32(start)) <= _ALMOST * spread
     if mask is not None:
         near |= mask
     # A block of JPEG has 8 pixels a side.
-    rest = stored[maximum_filter(near.astype(np.uint8), size=17) == 0]
+    apart = maximum_filter(near.astype(np.uint8), size=17) == 0
+    rest = stored[apart]
     if not rest.size:
-        return False
+        return None
     low, high = float(rest.min()), float(rest.max())
     below, above = (low - float(inside.min()), start < low), (float(inside.max()) - high, start > high)
-    return any(side and reached > _SMEAR * spread for reached, side in (below, above))
+    smeared = any(side and reached > _SMEAR * spread for reached, side in (below, above))
+    return Smear(near, apart) if smeared else None
 
 
 def _is_lossy(dataset) -> bool:
@@ -174,6 +186,20 @@ def _as_stored(value: float, dataset, stored: np.ndarray) -> float:
     return value
 
 
+def pixel_bytes(rows: int, columns: int, samples: int, frames: int, bits: int, photometric: str | None) -> int:
+    """
+    Bytes of uncompressed pixels (PS3.5, 8.1.1; PS3.3, C.7.6.3.1.2), without the byte that makes them even.
+
+    Args:
+        bits: Allocated for each sample.
+        photometric: In "YBR_FULL_422" two pixels share their colour: 4 samples for both.
+    """
+    values = rows * columns * samples * frames
+    if photometric == "YBR_FULL_422" and samples == 3:
+        values = values // 3 * 2
+    return -(-values * bits // 8)
+
+
 def check_length(dataset, keyword: str, name: str) -> None:
     """
     Whether the pixels' element holds one picture.
@@ -191,9 +217,7 @@ def check_length(dataset, keyword: str, name: str) -> None:
         return
     samples = whole(dataset, "SamplesPerPixel", name, 1)
     bits = _FLOAT_BITS.get(keyword) or int(dataset.BitsAllocated)
-    # Of every two pixels, YBR_FULL_422 keeps two luminances and one of each colour difference.
-    of_pixel = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else samples
-    expected = -(-int(dataset.Rows) * int(dataset.Columns) * of_pixel * bits // 8)
+    expected = pixel_bytes(int(dataset.Rows), int(dataset.Columns), samples, 1, bits, dataset.PhotometricInterpretation)
     found = f"{element(keyword)} has {len(data):,} bytes"
     shape = f"{dataset.Columns} x {dataset.Rows} pixels with {samples} of {bits} bits"
     if len(data) < expected:
@@ -234,6 +258,6 @@ def say_count(message: str) -> None:
 
 
 __all__ = [
-    "PIXELS", "check_length", "element", "is_smeared", "look_up", "lut_item", "modality", "number", "padding",
-    "say_count", "whole",
+    "PIXELS", "Smear", "check_length", "element", "find_smear", "look_up", "lut_item", "modality", "number", "padding",
+    "pixel_bytes", "say_count", "whole",
 ]  # fmt: skip

@@ -31,6 +31,7 @@ class RadiographImage(datasets.Image):
         decode: With False rows give {"path", "bytes"}.
         min_size: Decode large JPEGs at reduced scale, see `read_image`.
         voi_lut: Apply a DICOM file's VOI LUT or window, see `read_image`.
+        range_percentile: Scale from this percentile, not from minimum to maximum, see `read_image`.
 
     Rows decode to an 8-bit `PIL.Image.Image` and raise what `read_image` raises.
     """
@@ -39,6 +40,7 @@ class RadiographImage(datasets.Image):
     decode: bool = True
     min_size: int | None = None
     voi_lut: bool = False
+    range_percentile: float = 0.0
     id: str | None = field(default=None, repr=False)
     dtype: ClassVar[str] = "PIL.Image.Image"
     _type: str = field(default="RadiographImage", init=False, repr=False)
@@ -46,7 +48,7 @@ class RadiographImage(datasets.Image):
     @property
     def reading(self) -> Reading:
         """How the files are read: what embeddings, the cache's key and checkpoints go by."""
-        return Reading(self.mode, self.voi_lut)
+        return Reading(self.mode, self.voi_lut, self.range_percentile)
 
     def decode_example(self, value: dict | Image.Image, token_per_repo_id: dict | None = None) -> Image.Image:
         """Picture of a stored value; a value that is already a picture is returned as it is."""

@@ -17,6 +17,7 @@ from .archives import parse_member, read_member
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
 from .image_formats import FORMAT_BYTES, READ, foreign_format
 from .sixteen_bit import even_bits, layout, read_channels, tiff_kind
+from .value_range import check_percentile, value_range
 
 MAX_PIXELS = 80_000_000
 """Largest image that is decoded, in pixels; the header is checked before any pixel is. A mammogram has 30 million."""
@@ -31,6 +32,7 @@ def read_image(
     mode: Literal["L", "RGB"] = "L",
     min_size: int | None = None,
     voi_lut: bool = False,
+    range_percentile: float = 0.0,
     return_raw: bool = False,
 ) -> Image.Image | np.ndarray:
     """Read a radiograph (or any picture) into 8-bit grey or RGB.
@@ -55,6 +57,9 @@ def read_image(
         min_size: For a JPEG, decode at 1/2, 1/4 or 1/8 scale as long as the shorter side keeps at least this many
             pixels. Pass three times the size you will resize to. Other formats ignore it.
         voi_lut: Apply a DICOM file's VOI LUT or first window, if it has one. Other formats ignore it.
+        range_percentile: What is scaled from its minimum and maximum is scaled from this percentile of its pixels to
+            100 minus it, and clipped; 0.1 to 1 is usual, 0 is off. In DICOM files whose padding lossy compression has
+            smeared over its neighbours these are left out first, which no percentile of all pixels does.
         return_raw: Return numbers instead of a picture, before any window and before scaling to 8 bit.
 
     Returns:
@@ -73,6 +78,7 @@ def read_image(
         raise ValueError(f'mode must be "L" or "RGB", got {mode!r}.')
     if min_size is not None and min_size < 1:
         raise ValueError(f"min_size must be at least 1 pixel, got {min_size}.")
+    check_percentile(range_percentile)
     if isinstance(source, np.ndarray):
         picture = _check_array(source)
     elif isinstance(source, Image.Image):
@@ -81,12 +87,13 @@ def read_image(
         with _damage_named(name):
             picture = _of_pil(source, name, mode, return_raw)
     else:
+        shown = {"voi_lut": voi_lut, "range_percentile": range_percentile}
         with opened(source) as (stream, name), _damage_named(name):
-            picture = _decode(stream, name, mode, min_size, voi_lut, return_raw)
+            picture = _decode(stream, name, mode, min_size, shown, return_raw)
     if return_raw:
         return _with_channels(np.asarray(picture, dtype=np.float32), mode)
     if isinstance(picture, np.ndarray):
-        picture = Image.fromarray(to_uint8(picture))
+        picture = Image.fromarray(to_uint8(picture, range_percentile))
     return picture if picture.mode == mode else picture.convert(mode)
 
 
@@ -108,7 +115,7 @@ def image_size(source: str | os.PathLike | bytes | BinaryIO) -> tuple[int, int]:
         return image.size[::-1] if turned else image.size
 
 
-def to_uint8(array: np.ndarray) -> np.ndarray:
+def to_uint8(array: np.ndarray, range_percentile: float = 0.0) -> np.ndarray:
     """Scale an array of any number type to uint8 by the rules of `read_image`.
 
     Raises:
@@ -124,26 +131,27 @@ def to_uint8(array: np.ndarray) -> np.ndarray:
         return np.rint(np.arange(int(high) + 1) * (255 / top)).astype(np.uint8)[array]
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("The image array has NaN or infinite values: replace them before reading it as an image.")
+    low, high = value_range(array, range_percentile)
     if high == low:
         return np.zeros(array.shape, dtype=np.uint8)
-    scaled = (array.astype(np.float64) - float(low)) * (255.0 / (float(high) - float(low)))
-    return np.rint(scaled).astype(np.uint8)
+    scaled = (array.astype(np.float64) - low) * (255.0 / (high - low))
+    return np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
 
 
-def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, voi_lut: bool, raw: bool):
+def _decode(stream: BinaryIO, name: str, mode: str, min_size: int | None, shown: dict, raw: bool):
     """8-bit PIL image, or an array still to be scaled."""
     head = stream.read(HEADER_BYTES)
     stream.seek(0)
     if not head:
         raise ValueError(f"{name}: the file is empty (0 bytes). Copy or download it again, or leave the row out.")
     if looks_like_dicom(head):
-        return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
+        return read_dicom(stream, name, **shown, return_raw=raw, max_pixels=MAX_PIXELS)
     try:
         image = Image.open(stream)
     except UnidentifiedImageError:
         if Path(name).suffix.lower() in DICOM_SUFFIXES:
             stream.seek(0)
-            return read_dicom(stream, name, voi_lut=voi_lut, return_raw=raw, max_pixels=MAX_PIXELS)
+            return read_dicom(stream, name, **shown, return_raw=raw, max_pixels=MAX_PIXELS)
         if kind := tiff_kind(stream):
             raise ValueError(
                 f"{name}: a TIFF of a kind that Pillow does not read ({kind}). Save it as 16-bit or 8-bit grey or RGB, "

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ from .public_report import LoadReport
 from .public_rows import assign_split, check_faults, check_files, check_patients, check_task, drop_repeats, row_strata
 from .reading import IMAGE_MODES, Reading
 from .splits import DEFAULT_SEED, hash_of_split
+from .value_range import check_percentile
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +54,7 @@ def load_public_dataset(
     voi_lut: bool = False,
     ids: str | None = None,
     image_mode: str = "auto",
+    range_percentile: float = 0.0,
     **options: Any,
 ) -> datasets.DatasetDict:
     """
@@ -83,6 +85,7 @@ def load_public_dataset(
         voi_lut: Read DICOM files as displayed, see `read_image`; the column `image` carries it.
         ids: What patient ids in several spellings are, as in `load_pairs`; None stops at them.
         image_mode: "L" reads images as grey, "RGB" in colour; "auto" takes what the data set declares.
+        range_percentile: Scale DICOM files from this percentile, not from minimum to maximum, see `read_image`.
         **options: The data set's own, see its page in docs/datasets.
 
     Returns:
@@ -102,7 +105,7 @@ def load_public_dataset(
         name, root, task, split_scheme, fraction, fraction_rule, label_policy, seed,
         validation_fraction=validation_fraction, test_fraction=test_fraction, max_fault_share=max_fault_share,
         num_proc=num_proc, cache_dir=cache_dir, refresh=refresh, voi_lut=voi_lut, ids=ids, image_mode=image_mode,
-        **options,
+        range_percentile=range_percentile, **options,
     )[0]  # fmt: skip
 
 
@@ -125,6 +128,7 @@ def load_with_report(
     voi_lut: bool = False,
     ids: str | None = None,
     image_mode: str = "auto",
+    range_percentile: float = 0.0,
     **options: Any,
 ) -> tuple[datasets.DatasetDict, dict[str, Any]]:
     """`load_public_dataset` and its report: counts of rows, files, faults, patients and labels, as a dict."""
@@ -134,6 +138,7 @@ def load_with_report(
         raise ValueError(f"Unknown fraction rule {fraction_rule!r}. Choose one of: {', '.join(FRACTION_RULES)}.")
     if image_mode not in IMAGE_MODES:
         raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
+    check_percentile(range_percentile)
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is a share of the training rows in (0, 1], got {fraction}. For 10 % pass 0.1.")
     if max_fault_share is None:
@@ -166,13 +171,13 @@ def load_with_report(
     _say(dataset, result[1])
     parts, report = result
     # The rows are the same either way, and kept once.
-    reading = Reading(dataset.image_mode if image_mode == "auto" else image_mode, voi_lut)
+    reading = Reading(dataset.image_mode if image_mode == "auto" else image_mode, voi_lut, range_percentile)
     if dataset.image_mode == "RGB" and reading.mode == "L":
         logger.warning("%s: its images are in colour and are read as grey, as asked (image_mode=L).", name)
     if reading == Reading():
         return parts, report
     logger.info("%s: images are read as %s.", name, reading.label)
-    return parts.cast_column("image", RadiographImage(mode=reading.mode, voi_lut=reading.voi_lut)), report
+    return parts.cast_column("image", RadiographImage(**asdict(reading))), report
 
 
 def describe(dataset: datasets.Dataset | datasets.DatasetDict) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class TableArguments:
         None, "Read DICOM files as displayed: with their VOI LUT or window (docs/data.md).",
         group=TABLE, nargs="?", const=True,
     )  # fmt: skip
+    range_percentile: float | None = option(
+        None, "Scale deep files from this percentile to 100 minus it, such as 0.5, not from minimum to maximum.",
+        group=TABLE, advanced=True,
+    )  # fmt: skip
     dataset_name: str | None = option(
         None, "What results and cards call the data.", group=TABLE, privacy=OPEN, metavar="NAME"
     )
@@ -131,6 +135,7 @@ def table_options(arguments: TableArguments) -> dict[str, Any]:
         "sep": arguments.delimiter,
         "filters": arguments.filter or None,
         "voi_lut": bool(arguments.voi_lut),
+        "range_percentile": arguments.range_percentile or 0.0,
         "missing_words": tuple(arguments.missing_word),
     }
 
@@ -142,6 +147,7 @@ def public_options(arguments: TableArguments, rule: SplitRule) -> dict[str, Any]
         "validation_fraction": rule.validation_fraction,
         "test_fraction": rule.test_fraction,
         "voi_lut": bool(arguments.voi_lut),
+        "range_percentile": arguments.range_percentile or 0.0,
         "image_mode": arguments.image_mode,
         "ids": arguments.ids,
     }

@@ -21,6 +21,7 @@ from .missing import without_missing
 from .reading import IMAGE_MODES, Reading
 from .splits import SPLIT_ALIASES, unknown_split
 from .table_files import Source, blank_rows, read_source
+from .value_range import check_percentile
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ def load_pairs(
     ids: str | None = None,
     image_mode: str = "auto",
     missing_words: Sequence[str] = (),
+    range_percentile: float = 0.0,
     _checked: bool = True,
 ) -> datasets.Dataset:
     """Load image-text pairs with the columns of `COLUMNS`; images stay on disk, and some are looked at.
@@ -98,6 +100,8 @@ def load_pairs(
         image_mode: "L" reads images as grey, "RGB" in colour (`Reading`). "auto" takes what a data set's image column
             states, else looks at up to 200 files and says in the log what it chose (`adaptor_hf.data.colour`).
         missing_words: Words that mean "no value" beside `adaptor_hf.data.missing.MISSING_WORDS`, such as "unknown".
+        range_percentile: Scale DICOM and other deep files from this percentile of their pixels to 100 minus it, not
+            from minimum to maximum, see `read_image`.
 
     Returns:
         Dataset: `image` (`RadiographImage`, lazy), text columns (None where missing), `source_row` (int64, data row in
@@ -113,6 +117,7 @@ def load_pairs(
     check_mode(ids)  # `_checked` is for `data check --table`, which reports all that is wrong at once
     if image_mode not in IMAGE_MODES:
         raise ValueError(f"image_mode must be one of {', '.join(IMAGE_MODES)}, got {image_mode!r}.")
+    check_percentile(range_percentile)
     data = read_source(source, image_column, sep, encoding)
     name = data.name
     blank = blank_rows(data)
@@ -183,7 +188,7 @@ def load_pairs(
         pairs = _beside_images(values, data.images, wanted["image"])
     else:
         stated, pairs = None, _with_paths(values, paths)
-    return _with_reading(pairs, stated, image_mode, voi_lut)
+    return _with_reading(pairs, stated, image_mode, voi_lut, range_percentile)
 
 
 def _log_listed(folder: Path, table: pa.Table, image_column: str, rows: int) -> None:
@@ -367,7 +372,9 @@ def _beside_images(values: dict, images: datasets.Dataset, column: str) -> datas
     return (beside.select(rows.to_pylist()) if len(rows) < len(images) else beside).select_columns(list(COLUMNS))
 
 
-def _with_reading(pairs: datasets.Dataset, stated: Reading | None, image_mode: str, voi_lut: bool) -> datasets.Dataset:
+def _with_reading(
+    pairs: datasets.Dataset, stated: Reading | None, image_mode: str, voi_lut: bool, range_percentile: float
+) -> datasets.Dataset:
     """The pairs with an image column that states how its files are read; the options come before what it stated."""
     if image_mode == "auto" and stated is None:
         from .colour import choose_mode
@@ -375,7 +382,9 @@ def _with_reading(pairs: datasets.Dataset, stated: Reading | None, image_mode: s
         image_mode = choose_mode(pairs)
     mode = stated.mode if image_mode == "auto" else image_mode
     voi_lut = voi_lut or (stated is not None and stated.voi_lut)
-    return pairs.cast_column("image", RadiographImage(mode=mode, voi_lut=voi_lut))
+    range_percentile = range_percentile or (stated.range_percentile if stated is not None else 0.0)
+    feature = RadiographImage(mode=mode, voi_lut=voi_lut, range_percentile=range_percentile)
+    return pairs.cast_column("image", feature)
 
 
 def _dataset(columns: dict) -> datasets.Dataset:

@@ -21,7 +21,7 @@ _DEFAULTS = {
 }  # fmt: skip
 _TABLE_OPTIONS = (
     "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
-    "image_root", "filter", "delimiter", "encoding", "missing_word", "ids", "image_mode", "voi_lut",
+    "image_root", "filter", "delimiter", "encoding", "missing_word", "ids", "image_mode", "voi_lut", "range_percentile",
     "validation_fraction", "test_fraction", "split_seed", "extraction_batch_size", "max_text_length",
     "image_store", "image_store_size",
 )  # fmt: skip
@@ -66,7 +66,7 @@ def _build(arguments: argparse.Namespace) -> None:
     dataset = load_pairs(
         arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
         image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, sep=arguments.delimiter,
-        encoding=arguments.encoding, **columns,
+        encoding=arguments.encoding, range_percentile=arguments.range_percentile or 0.0, **columns,
     )  # fmt: skip
     shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
     dataset = assign_splits(dataset, **shares, seed=arguments.split_seed, ids=arguments.ids)
@@ -107,6 +107,7 @@ def _print_info(path: Path) -> None:
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,
         "voi_lut": reading.voi_lut,
+        "range_percentile": reading.range_percentile,
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     print(json.dumps(info, indent=1, ensure_ascii=False))

@@ -64,7 +64,9 @@ class ImageStore:
         """File of the image with this source key."""
         name = digest(key).hex()
         folder = f"{self.size}-v{STORE_VERSION}" + ("-rgb" if self.reading.mode == "RGB" else "")
-        return self.folder / (folder + ("-voi" if self.reading.voi_lut else "")) / name[:2] / f"{name}.png"
+        folder += "-voi" if self.reading.voi_lut else ""
+        folder += f"-p{float(self.reading.range_percentile)}" if self.reading.range_percentile else ""
+        return self.folder / folder / name[:2] / f"{name}.png"
 
     def read(self, key: bytes) -> tuple[Any, bytes] | None:
         """Stored PIL image and digest of its source's content; None when it is not there, or damaged."""

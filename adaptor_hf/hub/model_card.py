@@ -27,6 +27,7 @@ is what a random order of the same images and texts scores, exactly.
 READING = {
     "RGB": (" Images were read in colour.", 'mode="RGB"'),
     "voi_lut": (" DICOM files were read as displayed, with their VOI LUT or window.", "voi_lut=True"),
+    "range_percentile": (" Deep files were scaled from a percentile of their pixels to 100 minus it.", None),
 }
 # From the least to the most restrictive; a licence that is not here cannot be ranked, and the card then names none.
 LICENSES = (
@@ -72,9 +73,9 @@ def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
 def describe_reading(tower: dict[str, Any] | None) -> str:
     """How images were read in training, where not as grey and without a window, and how to read one's own so."""
     label = Reading.of_spec(tower).label
-    parts = [READING[name] for name in label.split(", ")] if label else []
-    said = "".join(sentence for sentence, _ in parts)
-    call = ", ".join(argument for _, argument in parts)
+    parts = [(READING[name.partition("=")[0]], name) for name in label.split(", ")] if label else []
+    said = "".join(sentence for (sentence, _), _ in parts)
+    call = ", ".join(argument or name for (_, argument), name in parts)
     return f"{said} Read yours so, with `adaptor_hf.data.images.read_image(path, {call})`." if parts else ""
 
 

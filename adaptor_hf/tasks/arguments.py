@@ -206,7 +206,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     @property
     def reading(self) -> Reading:
         """How images are read, once `with_default_reading` has filled in what the options leave to the checkpoint."""
-        return Reading(self.image_mode, bool(self.voi_lut))
+        return Reading(self.image_mode, bool(self.voi_lut), self.range_percentile or 0.0)
 
 
 def option_parser() -> OptionParser:
@@ -218,6 +218,7 @@ def option_parser() -> OptionParser:
         essential=("task", "model", "table", "dataset", "data_root", "output_dir"),
         left={
             "voi_lut": "as in the training of --model",
+            "range_percentile": "as in the training of --model",
             "vision_tower": "the checkpoint's",
             "text_tower": "the checkpoint's",
         }

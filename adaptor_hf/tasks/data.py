@@ -244,6 +244,7 @@ def load_table(
     mask_size: str = "scaled",
     sep: str | None = None,
     encoding: str | None = None,
+    range_percentile: float = 0.0,
 ) -> Dataset:
     """
     A table of images with labels or masks, read as `load_pairs` reads pairs; or a folder with a sub-folder a class.
@@ -257,8 +258,8 @@ def load_table(
         text_column: Column of reports, if they are wanted.
         extra_columns: Columns kept for subgroups, beside `view`, `sex` and `age`.
         image_column, image_root, patient_column, study_column, split_column, id_column, filters, voi_lut, ids,
-            image_mode, missing_words, sep, encoding: As in `load_pairs`. Files in colour that are read as "L" are said
-            in the log.
+            image_mode, missing_words, sep, encoding, range_percentile: As in `load_pairs`. Files in colour that are
+            read as "L" are said in the log.
         label_spelling, label_separator: See `adaptor_hf.data.label_columns.LabelRules`.
         mask_values, mask_size: Of mask files, see `adaptor_hf.data.masks.file_mask`.
 
@@ -283,7 +284,7 @@ def load_table(
         raw, image_column=image_column, text_column=text_column, image_root=image_root,
         patient_column=patient_column, study_column=study_column,
         split_column=split_column, id_column=id_column, filters=filters, voi_lut=voi_lut, ids=ids,
-        image_mode=image_mode, missing_words=missing_words,
+        image_mode=image_mode, missing_words=missing_words, range_percentile=range_percentile,
     )  # fmt: skip
     if image_mode == "L":
         warn_of_colour(pairs)

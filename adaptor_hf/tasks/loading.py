@@ -224,16 +224,16 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
 
 
 def with_default_reading(arguments: DownstreamArguments) -> DownstreamArguments:
-    """The arguments with `voi_lut` and `image_mode` as in the training of the checkpoint, where they do not say."""
-    if arguments.voi_lut is not None and arguments.image_mode != "auto":
-        return arguments
+    """The arguments with the reading of the checkpoint's training, as far as they do not say another one."""
     trained = Reading.of_spec(AdaptorConfig.from_pretrained(arguments.model).vision_tower)
-    voi_lut, mode = arguments.voi_lut, arguments.image_mode
+    voi_lut, mode, percentile = arguments.voi_lut, arguments.image_mode, arguments.range_percentile
     if voi_lut is None and (voi_lut := trained.voi_lut):
         logger.info("DICOM files are read as displayed, as in the training of this model. --voi_lut False changes it.")
+    if percentile is None and (percentile := trained.range_percentile):
+        logger.info("range_percentile is %g, as in the training. --range_percentile 0 changes it.", percentile)
     if mode == "auto" and (mode := trained.mode) == "RGB":
         logger.info("Images are read in colour, as in the training of this model. --image_mode L changes it.")
-    return replace(arguments, voi_lut=voi_lut, image_mode=mode)
+    return replace(arguments, voi_lut=voi_lut, image_mode=mode, range_percentile=percentile)
 
 
 def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> VisionTower:

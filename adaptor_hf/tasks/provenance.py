@@ -33,7 +33,7 @@ def _pretraining_names(dataset: str) -> set[str]:
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
     What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
-    ", voi_lut" where images were read so (`Reading`): other pixels are another run.
+    ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run.
     """
     if spec is None:
         return None

@@ -28,7 +28,8 @@ _OF_A_DATASET = ("split_scheme", "dataset_option")
 # What options of both scripts are here where they were not given: there is no checkpoint that says.
 _RULE = SplitRule()
 _DEFAULTS = {
-    "split_scheme": "official", "text_column": "text", "voi_lut": False, "split_seed": _RULE.seed,
+    "split_scheme": "official", "text_column": "text", "voi_lut": False, "range_percentile": 0.0,
+    "split_seed": _RULE.seed,
     "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction,
 }  # fmt: skip
 
