@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
 from typing import Any
 
 from ..moved import warn_of
+from .written import meant, read_json, read_yaml
 
 FOLDER = Path(__file__).parent
 KINDS = {"pretrain": "recipes", "downstream": "recipes/downstream", "sweep": "recipes/sweep"}
@@ -59,21 +59,39 @@ def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
     """
     Read a YAML or JSON mapping of option names to values.
 
+    Returns:
+        `dict`: Numbers, bools, text, lists and mappings. For what an option takes see [`read_words`].
+
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is malformed, naming the file and the place.
+        ValueError: if it is malformed or has a key twice, naming the file and the place.
     """
-    import yaml
+    return meant(read_words(path))
 
+
+def read_words(path: str | os.PathLike) -> dict[str, Any]:
+    """
+    As [`read_recipe`], but words without quotes are as they were written, with their meaning beside them.
+
+    Returns:
+        `dict`: Values are [`~configs.written.Written`], `str`, lists and mappings; of JSON also bools and None.
+
+    Raises:
+        OSError, ValueError: as [`read_recipe`].
+    """
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
     try:
-        recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8-sig")
+        recipe = read_json(text) if path.suffix == ".json" else read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {error}.".replace("..", ".")) from error
+    except RecursionError:
+        raise ValueError(
+            f"{path} is nested too deeply for a recipe: options take at most a mapping of values."
+        ) from None
     if not isinstance(recipe, dict):
-        raise ValueError(f"{path} must hold a mapping of option names to values, got {type(recipe).__name__}.")
-    return recipe
+        raise ValueError(f"{path} must hold a mapping of option names to values, got {type(meant(recipe)).__name__}.")
+    return {str(name): value for name, value in recipe.items()}
 
 
 def _names(folder: str) -> list[str]:
@@ -110,4 +128,5 @@ __all__ = [
     "list_accelerate_configs",
     "list_recipes",
     "read_recipe",
+    "read_words",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from ..configs.written import Written, meant, without_repeated_keys
 from ..moved import warn_of
 
 
@@ -57,11 +58,11 @@ class Choice:
             if not value.lstrip().startswith("{"):
                 return {"name": value}
             try:
-                value = json.loads(value)
+                value = json.loads(value, object_pairs_hook=without_repeated_keys)
             except ValueError as error:
                 raise ValueError(f"--{self.option} is {form}; as JSON it cannot be read: {error}.") from error
         if not isinstance(value, Mapping):
-            raise ValueError(f"{self.option} is {form}, got {type(value).__name__}.")
+            raise ValueError(f"{self.option} is {form}, got {type(meant(value)).__name__}.")
         return dict(value)
 
     def with_old_flags(self, given: dict[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,9 +76,10 @@ class Choice:
             example = json.dumps({name: value})
             new = f"a field of --{self.option}: --{self.option} '{example}', in a recipe {self.option}: {example}"
             warn_of(f"--{name}", new, stacklevel=4)
-            if name in given and given[name] != value:
+            if name in given and meant(given[name]) != value:
                 raise ValueError(
-                    f"{name} is given twice: {value!r} by --{name}, {given[name]!r} in {self.option}. Keep the latter."
+                    f"{name} is given twice: {value!r} by --{name}, {meant(given[name])!r} in {self.option}. "
+                    "Keep the latter."
                 )
         if old and given.get("name", self.default) != self.default:
             raise ValueError(
@@ -120,6 +122,9 @@ class Choice:
 
     def _checked(self, item: Field, hint: Any, value: Any) -> Any:
         kinds, where = _kinds(hint), f"{self.option}: {item.name}"
+        if isinstance(value, Written):
+            # A word that looks like a number stays one where a text is expected.
+            value = str(value) if str in kinds and value.value is not None else value.value
         if float in kinds and isinstance(value, int) and not isinstance(value, bool):
             value = float(value)
         # A bool is an int to isinstance.
@@ -127,7 +132,7 @@ class Choice:
             said = " or ".join({type(None): "null", str: "text"}.get(kind, kind.__name__) for kind in kinds)
             more = ""
             if isinstance(value, str) and {int, float} & set(kinds):
-                more = " Write it without quotes; in YAML, 1e-4 is a text and 1.0e-4 a number."
+                more = " Write it without quotes."
             raise ValueError(f"{where} must be {said}, got {value!r} ({type(value).__name__}).{more}")
         choices = item.metadata.get("choices")
         if choices and value not in choices:

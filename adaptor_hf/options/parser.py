@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
@@ -13,8 +14,11 @@ from typing import Any, get_origin, get_type_hints
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
+from ..configs.written import meant
 from .choices import Choice
 from .fields import OWN_METADATA, PATH
+
+logger = logging.getLogger(__name__)
 
 _GIVEN, _END_OF_RECIPE = "lists given so far", "--end-of-recipe"
 ESSENTIAL, OTHERS = "essential", "more of training, most of it transformers' own"
@@ -97,14 +101,30 @@ class OptionParser(HfArgumentParser):
         old = argparse.ArgumentParser(add_help=False, usage=self.usage)
         for name, choice in self.old_flags.items():
             choice.add_old_flag(old, name)
-        given = [word for name in self.old_flags if name in recipe for word in as_option(name, recipe.pop(name))]
+        given = [word for name in self.old_flags if name in recipe for word in as_option(name, meant(recipe.pop(name)))]
         self._lower = self._choices_of(
             vars(old.parse_args(given))
-            | {name: recipe.pop(name) for name in self.choices if recipe.get(name) is not None}
+            | {name: value for name in self.choices if meant(value := recipe.pop(name, None)) is not None}
         )
         # As if typed first: argparse then converts and checks the values, and later options win.
-        typed = [word for name, value in recipe.items() for word in as_option(name, value)]
+        typed = [word for name, value in self.as_expected(recipe).items() for word in as_option(name, value)]
         return self.parse_args_into_dataclasses([*typed, _END_OF_RECIPE, *words])
+
+    def as_expected(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        A recipe, or a job of a sweep, with a number or a bool where the option is one, and otherwise what was written.
+        What has no value is left out.
+        """
+        found = {}
+        for name, value in recipe.items():
+            kind = getattr(self._option_string_actions.get(f"--{name}"), "type", None)
+            if isinstance(value, list):
+                found[name] = [_as_expected(kind, item) for item in value]
+            elif meant(value) is not None:
+                found[name] = _as_expected(kind, value)
+            elif value and kind not in (int, float, string_to_bool):
+                logger.warning(f"{name}: {value} in the recipe is no value, quote it where it is a word.")
+        return found
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, rest = super().parse_known_args(args, namespace)
@@ -317,6 +337,15 @@ def _metavar(action: argparse.Action, privacy: str | None) -> str:
         return "FOLDER" if action.dest.endswith("_dir") else "PATH"
     known = {int: "N", float: "X", string_to_bool: "True|False"}
     return known.get(action.type, "TEXT" if privacy else "VALUE")
+
+
+def _as_expected(kind: Any, value: Any) -> Any:
+    """A value of a recipe as what an option of this type takes."""
+    plain = meant(value)
+    if isinstance(value, dict):
+        return plain
+    wanted = {string_to_bool: (bool,), int: (int,), float: (int, float)}.get(kind, ())
+    return plain if type(plain) in wanted else value
 
 
 def as_option(name: str, value: Any) -> list[str]:

@@ -4,7 +4,7 @@ import argparse
 import json
 import logging
 
-from ..configs import find_recipe, read_recipe
+from ..configs import find_recipe, read_words
 from ..evaluation.tasks import TASKS
 from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
             found = {name: getattr(options, name) for name in ("task", "dataset", "metric", "fraction")}
             print(write_comparison(options.output_dir, **found))
             return
-        plan = read_recipe(find_recipe(options.plan, "sweep"))
+        plan = read_words(find_recipe(options.plan, "sweep"))
         status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..configs import read_recipe
+from ..configs import read_words
 from ..data.labels import LABEL_POLICIES
 from ..data.reading import Reading
 from ..data.table_arguments import (
@@ -237,7 +237,7 @@ def parse_arguments(arguments: list[str] | None = None) -> DownstreamArguments:
         SystemExit: for a value of the wrong type, as argparse does.
     """
     path, words = split_recipe(_with_protocol(sys.argv[1:] if arguments is None else arguments), "downstream")
-    recipe = read_recipe(path) if path else {}
+    recipe = read_words(path) if path else {}
     if "recipe" in recipe:
         warn_of("the key recipe", "protocol")
         recipe = {"protocol": recipe.pop("recipe"), **recipe}

@@ -15,7 +15,7 @@ from ..data.folder_walk import walk_images
 from ..data.metadata_folders import metadata_files
 from ..files import file_sha256, write_aside
 from ..options.parser import as_option
-from .arguments import pairs_of, parse_arguments
+from .arguments import option_parser, pairs_of, parse_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -69,8 +69,9 @@ def run_sweep(
         ValueError: a job whose options cannot be meant; before the first one starts.
     """
     folder = Path(output_dir)
-    jobs = {}
+    jobs, parser = {}, option_parser()
     for job in sweep_jobs(plan):
+        job = parser.as_expected(job)
         words = [word for name, value in job.items() for word in as_option(name, value)]
         jobs[json.dumps(job, sort_keys=True)] = parse_arguments([*words, "--output_dir", str(folder)])
     contents = {name: _tables_digest(arguments) for name, arguments in jobs.items()}

@@ -217,7 +217,7 @@ class BaseTrainer(Trainer):
         for evaluator in self.evaluators:
             metrics |= {f"{prefix}_{name}": value for name, value in evaluator(self.model, dataset).items()}
         self.model.train(was_training)
-        metrics |= speed_metrics(prefix, start_time, num_samples=len(dataset))
+        metrics |= speed_metrics(prefix, start_time, num_samples=metrics.get(f"{prefix}_num_pairs") or len(dataset))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics

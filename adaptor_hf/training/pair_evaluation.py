@@ -1,12 +1,15 @@
 """Retrieval and loss of a model on a split of pairs."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import contrastive_loss
-from .pair_batches import POSITIVE_COLUMN, ROW_COLUMNS
+from .pair_batches import PairCollator, positive_ids, split_inputs
 
 
 class Retrieval:
@@ -19,44 +22,65 @@ class Retrieval:
     Args:
         batch_size (`int`): Pairs that go through the model together.
         positives (`str`): As of [`AdaptorTrainingArguments`], for the loss.
+        collator (`Callable`, *optional*): As of [`embed_pairs`].
     """
 
-    def __init__(self, batch_size: int = 1024, positives: str = "text"):
-        self.batch_size, self.column = batch_size, POSITIVE_COLUMN[positives]
+    def __init__(self, batch_size: int = 1024, positives: str = "text", collator: Callable | None = None):
+        self.batch_size, self.positives, self.collator = batch_size, positives, collator
 
     def __call__(self, model: AdaptorModel, dataset: Dataset) -> dict[str, float]:
-        embeds = embed_pairs(model, dataset, self.batch_size)
+        return self.measure(model, embed_pairs(model, dataset, self.batch_size, self.collator))
+
+    def measure(self, model: AdaptorModel, embeds: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The metrics of what [`embed_pairs`] gives."""
         metrics, _ = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
         metrics |= alignment_and_uniformity(embeds["image_embeds"], embeds["text_embeds"])
-        metrics |= fixed_batch_loss(model, embeds, self.column)
-        return metrics | {"num_pairs": len(dataset), "logit_scale": model.get_logit_scale().exp().item()}
+        metrics |= fixed_batch_loss(model, embeds, positive_ids(embeds, self.positives))
+        num_pairs = len(embeds["image_embeds"])
+        return metrics | {"num_pairs": num_pairs, "logit_scale": model.get_logit_scale().exp().item()}
 
 
 @torch.no_grad()
-def embed_pairs(model: AdaptorModel, dataset: Dataset, batch_size: int = 1024) -> dict[str, torch.Tensor]:
+def embed_pairs(
+    model: AdaptorModel, dataset: Dataset | list[Any], batch_size: int = 1024, collator: Callable | None = None
+) -> dict[str, torch.Tensor]:
     """
     Embeddings of every pair of a dataset, in evaluation mode, on the model's device.
 
+    Args:
+        model (`AdaptorModel`): With towers where the dataset gives `pixel_values` or `input_ids`.
+        dataset (`Dataset` or `list`): Read as a `DataLoader` does: by `__getitems__` where it has one, else by row.
+        batch_size (`int`): Pairs that go through the model together.
+        collator (`Callable`, *optional*): That of training; by default [`PairCollator`].
+
     Returns:
-        `dict[str, torch.Tensor]`: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, and `text_row`, `study`,
+        `dict[str, torch.Tensor]`: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, `text_row`, and `study`,
         `row` `(N,)` where the dataset gives them.
+
+    Raises:
+        ValueError: the dataset is empty.
     """
-    if len(dataset) == 0:
-        raise ValueError("The split to evaluate on is empty.")
     was_training = model.training
     model.eval()
+    # With a generator of its own it draws nothing from the one that dropout draws from.
+    loader = DataLoader(
+        dataset, batch_size=batch_size, collate_fn=collator or PairCollator(), generator=torch.Generator()
+    )
     batches = []
-    for start in range(0, len(dataset), batch_size):
-        batch = dataset.__getitems__(list(range(start, min(start + batch_size, len(dataset)))))
-        batch = {name: value.to(model.device) for name, value in batch.items()}
-        rows = {name: batch.pop(name) for name in ROW_COLUMNS if name in batch}
-        output = model(**batch, return_logits=False)
+    for batch in loader:
+        batch = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        rows, inputs = split_inputs(batch)
+        output = model(**inputs, return_logits=False)
         batches.append({"image_embeds": output.image_embeds.float(), "text_embeds": output.text_embeds.float()} | rows)
     model.train(was_training)
+    if not batches:
+        raise ValueError("The split to evaluate on is empty.")
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
 
 
-def fixed_batch_loss(model: AdaptorModel, embeds: dict[str, torch.Tensor], column: str | None) -> dict[str, float]:
+def fixed_batch_loss(
+    model: AdaptorModel, embeds: dict[str, torch.Tensor], positives: torch.Tensor | None
+) -> dict[str, float]:
     """Mean contrastive loss over batches of one size, in the dataset's order."""
     size = min(1024, len(embeds["image_embeds"]))
     losses = [
@@ -66,7 +90,7 @@ def fixed_batch_loss(model: AdaptorModel, embeds: dict[str, torch.Tensor], colum
             model.get_logit_scale().detach(),
             image_to_text_weight=model.config.image_to_text_weight,
             normalize=False,
-            positives=embeds[column][start : start + size] if column in embeds else None,
+            positives=None if positives is None else positives[start : start + size],
         )
         for start in range(0, len(embeds["image_embeds"]) - size + 1, size)
     ]

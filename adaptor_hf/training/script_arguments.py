@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from ..configs import read_recipe
+from ..configs import read_recipe, read_words
 from ..configuration_adaptor import AdaptorConfig
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments, TowerArguments
@@ -178,7 +178,7 @@ def parse_arguments(
         SystemExit: for a value of the wrong type, as argparse does.
     """
     path, words = split_recipe(sys.argv[1:] if arguments is None else arguments)
-    data, model, run, training = option_parser().parse(words, read_recipe(path) if path else None)
+    data, model, run, training = option_parser().parse(words, read_words(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
     return data, model, run, training

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
+from transformers.trainer_utils import PredictionOutput
 
 from ..embeddings.reader import EmbeddingCache
 from ..files import write_aside
@@ -35,7 +36,7 @@ from .checkpoints import (
 )
 from .grad_cache import backward_in_parts
 from .interruption import StopOnSignal, deferred_signals
-from .pair_batches import POSITIVE_COLUMN, check_last_batch, describe_bad_batch, split_inputs
+from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, positive_ids, split_inputs
 from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
@@ -45,25 +46,30 @@ logger = logging.getLogger(__name__)
 
 class AdaptorTrainer(BaseTrainer):
     """
-    [`~transformers.Trainer`] for [`AdaptorModel`] on an `EmbeddingCache`, or on any dataset of such batches.
+    [`~transformers.Trainer`] for [`AdaptorModel`] on an `EmbeddingCache`, or on any data set of pairs.
 
-    A dataset's `__getitems__(rows)` returns a dictionary with `image_embeds` `(B, D)` and `text_embeds` `(B, D)`, and
-    with `text_row`, `study` and `row` `(B,)` int64: ids of the text, of the study and of the row itself. Datasets of
-    single examples need a `data_collator` that builds such a batch; raw inputs (`pixel_values`, `input_ids`) work too.
+    Training, evaluation and prediction read it alike, through one collator. A data set is a list, a `torch` or a
+    `datasets` one of single examples, each with `pixel_values` or `image_embeds`, and `input_ids` or `text_embeds`; or
+    its `__getitems__(rows)` returns a finished batch, a dictionary of such tensors. `text_row`, `study` and `row`
+    `(B,)` int64 may go with them: ids of the text, of the study and of the row itself. Without `text_row`, texts with
+    equal inputs are equal.
 
     Args:
-        model (`AdaptorModel`): Without towers for cached embeddings.
+        model (`AdaptorModel`): Without towers for embeddings, with them for `pixel_values` and `input_ids`.
         args (`AdaptorTrainingArguments`): Arguments of the run.
-        kwargs: As for [`BaseTrainer`]; by default the evaluator is [`Retrieval`].
+        kwargs: As for [`BaseTrainer`]; by default the collator is [`~training.pair_batches.PairCollator`] and the
+            evaluator [`Retrieval`]. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
     """
 
     args: AdaptorTrainingArguments
 
     def __init__(self, model: AdaptorModel, args: AdaptorTrainingArguments, **kwargs):
-        kwargs.setdefault("data_collator", keep_batch)
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives)])
         # Trainer would copy the tokenizer's special tokens into the config; the processor only needs to be saved.
         self.processor = kwargs.pop("processing_class", None)
+        tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
+        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
+        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
@@ -118,14 +124,13 @@ class AdaptorTrainer(BaseTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _pair_loss(self, image_embeds, text_embeds, logit_scale, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        column = POSITIVE_COLUMN[self.args.positives]
         return gathered_contrastive_loss(
             image_embeds,
             text_embeds,
             logit_scale,
             image_to_text_weight=self.model.config.image_to_text_weight,
             normalize=False,
-            positives=rows.get(column) if column else None,
+            positives=positive_ids(rows, self.args.positives),
             # accelerate fills up an uneven last batch unless told otherwise.
             equal_counts=self.accelerator.even_batches or self.args.dataloader_drop_last,
         )
@@ -242,6 +247,28 @@ class AdaptorTrainer(BaseTrainer):
         # The summary (train_loss, train_runtime and the rates) is the run's, not that of the part since the resume.
         self._initial_global_step = 0
         return super()._finalize_training(trial, num_train_samples, start_time - self.running_loss.seconds_before)
+
+    @torch.no_grad()
+    def predict(
+        self, test_dataset: Dataset, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """
+        Embeddings of every pair and their metrics, those of [`evaluate`](Trainer.evaluate) under another prefix.
+
+        Returns:
+            `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
+            the order of the data set; there are no `label_ids`.
+        """
+        collator = self.eval_collator or self.data_collator
+        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
+        metrics = {}
+        for evaluator in self.evaluators:
+            shared = isinstance(evaluator, Retrieval)
+            metrics |= evaluator.measure(self.model, embeds) if shared else evaluator(self.model, test_dataset)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
+        arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
+        return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")

@@ -1,0 +1,225 @@
+"""AdaptorTrainer reads every kind of data set in one way: training, evaluation and prediction give the same numbers."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from synthetic import synthetic_model
+from torch.utils.data import Dataset as TorchDataset
+
+from adaptor_hf import AdaptorModel, AdaptorProcessor
+from adaptor_hf.image_processing_adaptor import processor_of_tower
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.pair_batches import PairCollator, with_text_rows
+from adaptor_hf.training.pair_evaluation import embed_pairs
+
+
+class Rows(TorchDataset):
+    """Single examples, as most tutorials write them."""
+
+    def __init__(self, examples):
+        self.examples = examples
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, row):
+        return self.examples[row]
+
+
+class Batches(Rows):
+    """Finished batches, without ids."""
+
+    def __getitems__(self, rows):
+        return {name: torch.stack([self.examples[row][name] for row in rows]) for name in self.examples[0]}
+
+
+def examples_of(view) -> list[dict]:
+    return [view[row] for row in range(len(view))]
+
+
+def columns_of(view) -> dict:
+    batch = view[:]
+    return {name: values.tolist() for name, values in batch.items()} | {"image_id": [str(row) for row in batch["row"]]}
+
+
+def without(examples: list[dict], *names: str) -> list[dict]:
+    return [{name: value for name, value in example.items() if name not in names} for example in examples]
+
+
+SOURCES = {
+    "a list of dictionaries": examples_of,
+    "a list of lists of numbers": lambda view: [
+        {name: value.tolist() for name, value in example.items()} for example in examples_of(view)
+    ],
+    "a torch data set of examples": lambda view: Rows(examples_of(view)),
+    "examples without ids of texts": lambda view: Rows(without(examples_of(view), "text_row", "study", "row")),
+    "a torch data set of batches without ids": lambda view: Batches(without(examples_of(view), "text_row", "row")),
+    "datasets": lambda view: Dataset.from_dict(columns_of(view)),
+    "datasets with torch format": lambda view: Dataset.from_dict(columns_of(view)).with_format("torch"),
+    "datasets with numpy format": lambda view: Dataset.from_dict(columns_of(view)).with_format("numpy"),
+    "the cache on the device": lambda view: view.to_device("cpu"),
+}
+
+
+def make_trainer(folder: Path, train, validation, model=None, **kwargs) -> AdaptorTrainer:
+    options = {"global_batch_size": 16, "num_train_epochs": 2, "learning_rate": 3e-3, "per_device_eval_batch_size": 8}
+    trained = {name: kwargs.pop(name) for name in ("processing_class", "data_collator") if name in kwargs}
+    arguments = AdaptorTrainingArguments(output_dir=str(folder), use_cpu=True, disable_tqdm=True, **(options | kwargs))
+    model = synthetic_model() if model is None else model
+    return AdaptorTrainer(model=model, args=arguments, train_dataset=train, eval_dataset=validation, **trained)
+
+
+def run(folder: Path, parts: dict, **kwargs) -> dict:
+    """Weights after training, metrics of evaluation, and predictions with theirs."""
+    trainer = make_trainer(folder, parts["train"], parts["validation"], **kwargs)
+    trainer.train()
+    predicted = trainer.predict(parts["test"])
+    return {
+        "weights": trainer.model.state_dict(),
+        "evaluated": trainer.evaluate(),
+        "predicted": predicted.predictions,
+        "metrics": predicted.metrics,
+    }
+
+
+@pytest.fixture(scope="module")
+def of_cache(views, tmp_path_factory) -> dict:
+    return run(tmp_path_factory.mktemp("cache"), views)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_each_kind_of_data_set_gives_the_numbers_of_the_cache(views, of_cache, tmp_path, kind):
+    parts = {name: SOURCES[kind](view) for name, view in views.items()}
+    assert len(views["train"].text_rows) > len(np.unique(views["train"].text_rows))
+    found = run(tmp_path, parts)
+    for name, value in of_cache["weights"].items():
+        assert torch.equal(value, found["weights"][name]), name
+    for name, expected in of_cache["evaluated"].items():
+        if "runtime" not in name and "per_second" not in name:
+            assert found["evaluated"][name] == expected, name
+    assert found["metrics"] == of_cache["metrics"]
+    for one, other in zip(found["predicted"], of_cache["predicted"], strict=True):
+        assert np.array_equal(one, other)
+
+
+def test_predictions_are_the_models_and_their_metrics_those_of_evaluation(views, tmp_path):
+    trainer = make_trainer(tmp_path, views["train"], views["validation"])
+    predicted = trainer.predict(views["test"])
+    with torch.no_grad():
+        output = trainer.model.eval()(**{name: views["test"][:][name] for name in ("image_embeds", "text_embeds")})
+    for found, expected in zip(predicted.predictions, (output.image_embeds, output.text_embeds), strict=True):
+        assert np.allclose(found, expected.numpy(), atol=1e-6)
+    evaluated = trainer.evaluate(views["test"], metric_key_prefix="test")
+    assert predicted.metrics.items() <= evaluated.items()
+    assert predicted.metrics["test_num_pairs"] == len(views["test"])
+
+
+def test_evaluation_draws_nothing_from_the_generator_of_dropout(views):
+    model = synthetic_model()
+    before = torch.get_rng_state()
+    embed_pairs(model, Rows(examples_of(views["test"])), 8)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def raw(tiny_dinov2, tiny_bert):
+    """A model with towers, its processor, 24 pairs as pixels and tokens of different lengths, some with equal texts."""
+    torch.manual_seed(0)
+    model = AdaptorModel.from_towers(
+        str(tiny_dinov2), str(tiny_bert), hidden_size=48, num_attention_heads=4, intermediate_size=64
+    )
+    from adaptor_hf.towers_adaptor import load_text_processor
+
+    tokenizer = load_text_processor(model.config.text_tower)
+    processor = AdaptorProcessor(processor_of_tower(model.config.vision_tower), tokenizer)
+    generator = np.random.default_rng(0)
+    words = ["no", "effusion", "left", "right", "small", "large"]
+    texts = [" ".join(generator.choice(words, size=1 + row % 7)) for row in range(23)]
+    texts.append(texts[5])
+    examples = []
+    for text in texts:
+        pixels = torch.from_numpy(generator.normal(size=(3, 28, 28)).astype(np.float32))
+        examples.append({"pixel_values": pixels, **tokenizer(text)})
+    assert len(set(texts)) < len(texts)
+    return model, processor, examples, len(set(texts))
+
+
+def test_pixels_and_tokens_give_what_embeddings_of_the_same_towers_give(raw, tmp_path):
+    model, processor, examples, num_texts = raw
+    with torch.no_grad():
+        embedded = []
+        for example in examples:
+            tokens = {name: torch.tensor([example[name]]) for name in ("input_ids", "attention_mask")}
+            image = model.vision_model(pixel_values=example["pixel_values"][None]).pooler_output[0]
+            embedded.append({"image_embeds": image, "text_embeds": model.text_model(**tokens).pooler_output[0]})
+    results = []
+    for name, source in {"raw": examples, "datasets": Dataset.from_list(
+        [example | {"pixel_values": example["pixel_values"].numpy()} for example in examples]
+    ), "embedded": embedded}.items():  # fmt: skip
+        trainer = make_trainer(
+            tmp_path / name, source, source, model, global_batch_size=8, processing_class=processor, save_strategy="no",
+            load_best_model_at_end=False,
+        )  # fmt: skip
+        predicted = trainer.predict(source)
+        results.append((predicted.predictions, trainer.evaluate()["eval_mean_recall"]))
+        assert len(embed_pairs(model, source, 8, trainer.data_collator)["text_row"].unique()) == num_texts
+    for found, recall in results[:2]:
+        assert recall == results[2][1]
+        for one, other in zip(found, results[2][0], strict=True):
+            assert np.allclose(one, other, atol=1e-5)
+    # It learns from them too.
+    trainer = make_trainer(tmp_path, examples, examples, model, global_batch_size=8, processing_class=processor)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    assert trainer.evaluate()["eval_loss"] < before
+
+
+def test_tokens_of_different_lengths_need_a_processor(raw, tmp_path):
+    model, _, examples, _ = raw
+    with pytest.raises(ValueError, match=r"different lengths\. Give the trainer the processor"):
+        make_trainer(tmp_path, examples, examples, model, global_batch_size=8).evaluate()
+
+
+@pytest.mark.parametrize(
+    ("examples", "message"),
+    [
+        ([{"image": 1, "text": "x"}], "need pixel_values or image_embeds, and .*; these have image, text"),
+        ([{"image_embeds": [1.0]}], "these have image_embeds"),
+        ([{"image_embeds": [1.0], "text_embeds": [1.0]}, {"image_embeds": [1.0, 2.0], "text_embeds": [1.0]}],
+         r"image_embeds of a batch are of different shapes, such as \(1,\) and \(2,\)"),
+    ],
+)  # fmt: skip
+def test_examples_that_make_no_pairs_are_refused(examples, message):
+    with pytest.raises(ValueError, match=message):
+        PairCollator()(examples)
+
+
+def test_positives_by_study_need_studies_in_training_and_in_evaluation(views, tmp_path):
+    examples = without(examples_of(views["train"]), "study")
+    trainer = make_trainer(tmp_path, examples, examples, positives="study")
+    for call in (trainer.train, trainer.evaluate):
+        with pytest.raises(ValueError, match="positives 'study' go by study, which the data set does not give"):
+            call()
+    assert math.isfinite(make_trainer(tmp_path, examples, examples, positives="pair").evaluate()["eval_loss"])
+
+
+def test_equal_texts_are_equal_whatever_their_padding():
+    short = {"input_ids": torch.tensor([[5, 6, 0], [5, 6, 7]]), "attention_mask": torch.tensor([[1, 1, 0], [1, 1, 1]])}
+    long = {"input_ids": torch.tensor([[9, 5, 6], [5, 6, 8]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 0]])}
+    one, other = with_text_rows(short)["text_row"], with_text_rows(long)["text_row"]
+    assert one[0] == other[0] == other[1]
+    assert one[0] != one[1]
+    given = torch.tensor([3, 3])
+    assert with_text_rows(short | {"text_row": given})["text_row"] is given
+
+
+def test_nan_of_examples_without_rows_is_named_by_its_place(views, tmp_path):
+    examples = without(examples_of(views["train"]), "row")
+    examples[0]["image_embeds"] = examples[0]["image_embeds"] * float("nan")
+    trainer = make_trainer(tmp_path, examples, examples, global_batch_size=len(examples))
+    with pytest.raises(FloatingPointError, match=r"image_embeds of places in the batch \[\d+\]"):
+        trainer.train()
