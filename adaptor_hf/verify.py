@@ -18,6 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .privacy.gate import guarded, knows
+from .privacy.mode import error_text
+
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
 
@@ -187,6 +190,7 @@ def _cache_place(run: Path, given: str | None, recorded: Mapping[str, Any]) -> P
     return None if recorded["folder"] is None else run / recorded["folder"]
 
 
+@guarded(knows("places, and what other libraries say of damage"))
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 on an error or a difference."""
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.verify", description=__doc__)
@@ -198,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         differences = verify(arguments.run, arguments.cache, arguments.device)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
     print(f"{arguments.run}: " + ("verified" if not differences else f"{len(differences)} differences"))
     for difference in differences:

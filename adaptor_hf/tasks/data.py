@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..privacy.vocabulary import column_list
+
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
@@ -123,8 +125,8 @@ def labelled_data(
 
     first = next(iter(parts.values()))
     if "labels" not in first.column_names:
-        columns = ", ".join(map(repr, first.column_names))
-        raise ValueError(f"{name} has no labels (columns: {columns}). Name them with --label_column.")
+        columns = column_list(first.column_names)
+        raise ValueError(f"{name} has no labels. {columns} Name those of labels with --label_column.")
     feature = first.features["labels"]
     exclusive = isinstance(feature, ClassLabel) and len(feature.names) > 2
     if isinstance(feature, ClassLabel):
@@ -301,8 +303,7 @@ def load_table(
     wanted = [*labels, *([mask_column] if mask_column and not stored else []), *extra_columns]
     where = source if isinstance(source, (str, os.PathLike)) else "the data set"
     if missing := [name for name in wanted if name not in table.column_names]:
-        columns = ", ".join(map(repr, table.column_names))
-        raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {columns}.")
+        raise ValueError(f"{where} has no column {', '.join(map(repr, missing))}. {column_list(table.column_names)}")
     cells = {name: table[name].take(rows).to_pylist() for name in dict.fromkeys([*wanted, *present])}
     for name in dict.fromkeys(name for name in present if name not in pairs.column_names):
         pairs = pairs.add_column(name, _numbers_or_text(cells[name], missing_words))
