@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .messages import HIDDEN, hide, in_package, without_quotations
+from .messages import HIDDEN, hide, hide_messages, in_package, without_quotations
 
 _OURS = ("adaptor_hf", "train_pretrain", "train_downstream")
+_METAVARS = ("PATH", "FOLDER", "DIR", "NAME_OR_FILE")
+_DESTS = ("cache", "model", "output_dir", "recipe", "reports", "run", "table", "to", "tokenizer")
 _undo: list[Callable[[], None]] = []
 _words: list[str] = []
 
@@ -39,6 +41,7 @@ def install_hooks(words: Sequence[str] = ()) -> None:
     _replace(traceback.TracebackException, "format_exception_only", _one_line)
     _replace(warnings, "showwarning", _say_warning)
     _replace(argparse.ArgumentParser, "error", _say_usage_error)
+    _replace(argparse.ArgumentParser, "parse_known_args", _hiding_places(argparse.ArgumentParser.parse_known_args))
     factory = logging.getLogRecordFactory()
     logging.setLogRecordFactory(lambda *args, **more: _without_words(factory(*args, **more)))
     _undo.append(lambda: logging.setLogRecordFactory(factory))
@@ -85,6 +88,26 @@ def _without_words(record: logging.LogRecord) -> logging.LogRecord:
     if record.name.partition(".")[0] not in _OURS:
         record.msg, record.args = f"{record.name} says something ({record.levelname.lower()}), which is hidden", ()
     return record
+
+
+def _hiding_places(parse: Callable) -> Callable:
+    """As argparse's own; then what the parser takes for places is cut out of messages, even if it looks like words."""
+
+    def parse_known_args(parser: argparse.ArgumentParser, *args: Any, **more: Any) -> Any:
+        namespace, rest = parse(parser, *args, **more)
+        for action in parser._actions:
+            value = vars(namespace).get(action.dest)
+            if _takes_a_place(action) and value not in (None, action.default):
+                hide_messages(map(str, value if isinstance(value, list) else [value]), stdout=False)
+        return namespace, rest
+
+    return parse_known_args
+
+
+def _takes_a_place(action: argparse.Action) -> bool:
+    if action.choices is not None or action.nargs == 0:
+        return False
+    return not action.option_strings or action.type is Path or action.metavar in _METAVARS or action.dest in _DESTS
 
 
 def _say_usage_error(parser: argparse.ArgumentParser, message: str) -> None:

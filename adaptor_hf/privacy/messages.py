@@ -22,6 +22,7 @@ _ENDINGS = (
 )
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _places: list[str] = []
+_state = {"hiding": False}
 _SECRET = (
     # One pattern for both quotes: the first one opens, and the other kind may stand inside, as may an apostrophe. What
     # is cut off before its end is closed by the line's.
@@ -72,6 +73,7 @@ def hide_messages(places: Iterable[str | None], stdout: bool = True) -> None:
         places: Paths that were given; they and the folders that hold them are cut out even where they look like words.
         stdout: False leaves stdout as it is.
     """
+    _state["hiding"] = True
     given = {*_places, *(str(place) for place in places if place)}
     for place in list(given):
         with contextlib.suppress(OSError, ValueError, RuntimeError):
@@ -94,6 +96,7 @@ def hide_messages(places: Iterable[str | None], stdout: bool = True) -> None:
 
 def show_messages() -> None:
     """Undo `hide_messages`: messages go out as they are."""
+    _state["hiding"] = False
     _places.clear()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
@@ -106,7 +109,7 @@ def show_messages() -> None:
 
 def is_hiding() -> bool:
     """Whether messages are filtered."""
-    return isinstance(sys.stderr, _Hiding)
+    return _state["hiding"]
 
 
 class _Hiding:

@@ -49,6 +49,7 @@ _ASIDE = f"adaptor-private-{platform.node()}-"
 logger = logging.getLogger(__name__)
 
 _key: bytes | None = None
+_names_to_say: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
@@ -101,6 +102,9 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
     hide_messages([*places, arguments.key_file])
     _keep_data_sets_aside()
     _set_key(load_key(arguments.key_file, create=True))
+    global _names_to_say
+    given = (*getattr(arguments, "class_name", ()), getattr(arguments, "positive_label", None))
+    _names_to_say = frozenset(name.strip() for name in given if name)
     return True
 
 
@@ -152,6 +156,11 @@ def is_private() -> bool:
 def private_key() -> bytes | None:
     """The key of the ids; None outside private mode. It is for digests that stay in the run folder, never written."""
     return _key
+
+
+def names_to_say() -> frozenset[str]:
+    """Names of classes and groups that the options allow."""
+    return _names_to_say
 
 
 def key_name() -> str | None:
@@ -285,6 +294,7 @@ __all__ = [
     "is_private",
     "key_name",
     "keyed_digests",
+    "names_to_say",
     "private_key",
     "private_mode",
     "private_name",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from .mode import is_private, speaks_privately
+from .mode import speaks_privately
 
 OTHER = "OTHER"
 """What stands for a word that is on no list."""
@@ -60,7 +60,7 @@ def listed_word(value: str | None, kind: str) -> str | None:
         value (`str`): In any case.
         kind (`str`): `view`, `modality`, `body_part`, `image_type`, `intent`, `photometric` or `sex`.
     """
-    if value is None or not is_private():
+    if value is None or not speaks_privately():
         return value
     return value if " ".join(value.upper().split()) in _WORDS[kind] else OTHER
 
@@ -75,9 +75,4 @@ def column_list(names: Sequence[str]) -> str:
     return f"Columns: {', '.join(map(repr, names))}."
 
 
-def spoken_names(names: Iterable[str]) -> str:
-    """Names from a table or a command line, in quotes, which private mode hides from what is printed."""
-    return ", ".join(map(repr, names))
-
-
-__all__ = ["OTHER", "column_list", "listed_word", "spoken_names"]
+__all__ = ["OTHER", "column_list", "listed_word"]
