@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from adaptor_hf.audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
+from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.loading import cache_dir_of
@@ -36,6 +37,7 @@ def only_process() -> bool:
     return rank == 0
 
 
+@guarded(knows("ids, as keyed hashes, reports, places and columns; it needs a key file"))
 def main(arguments: list[str] | None = None) -> None:
     options = parse_arguments(arguments)
     if not only_process():

@@ -15,6 +15,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import refuse_folder_of, write_pretraining_manifest
 from adaptor_hf.audit.run_record import RunRecord, last_evaluation
+from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.dry_run import estimate_run
@@ -35,6 +36,7 @@ from adaptor_hf.training.summary import describe_run
 logger = logging.getLogger("train_pretrain")
 
 
+@guarded(knows("ids, as keyed hashes, reports, places and columns; it needs a key file"))
 def main(arguments: list[str] | None = None) -> None:
     record = RunRecord()
     data, model_arguments, run, training = parse_arguments(arguments)

@@ -9,6 +9,8 @@ import torch
 
 from .configuration_adaptor import AdaptorConfig
 from .modeling_adaptor import AdaptorModel
+from .privacy.gate import guarded, knows
+from .privacy.mode import error_text
 
 ANCHOR = "projection.visual_projection.weight"
 LAYER = re.compile(r"adaptor_module\.encoder\.(\d+)\.(.+)")
@@ -157,6 +159,7 @@ def numpy_values() -> list:
     return [np.dtype, np.ndarray, *dtypes, *named]
 
 
+@guarded(knows("places; weights hold no rows of a table"))
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m adaptor_hf.conversion",
@@ -171,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
         if options.num_attention_heads != config.num_attention_heads:
             config = AdaptorConfig(**{**config.to_dict(), "num_attention_heads": options.num_attention_heads})
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {error_text(error)}") from error
     model = AdaptorModel(config)
     model.load_state_dict(state_dict)
     model.save_pretrained(options.output_dir)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .file_records import READ_ERRORS
+from .privacy.gate import guarded, knows
+from .privacy.mode import error_text
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
@@ -285,6 +287,7 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
+@guarded(knows("places, and what other libraries say of damage"))
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 on an error or a difference."""
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.verify", description=__doc__)
@@ -296,7 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         found = verification(arguments.run, arguments.cache, arguments.device)
     except READ_ERRORS as error:
-        print(f"error: {_printable(str(error))}", file=sys.stderr)
+        print(f"error: {_printable(error_text(error))}", file=sys.stderr)
         return 1
     count = len(found.differences)
     said = "verified" if not count else f"{count} difference" + "s" * (count > 1)

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import logging
 import signal
 import string
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -48,6 +49,15 @@ def log_levels_restored():
     for name in logging.root.manager.loggerDict:
         if name.startswith(("adaptor_hf", "train_")) and name not in levels:
             logging.getLogger(name).setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def messages_restored():
+    """Private mode filters what its whole process says."""
+    yield
+    mode = sys.modules.get("adaptor_hf.privacy.mode")
+    if mode is not None:
+        mode.stop_filter()
 
 
 @pytest.fixture(autouse=True)

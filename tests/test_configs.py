@@ -71,7 +71,7 @@ def test_a_file_wins_over_a_packaged_recipe_of_its_name_and_options_over_both(tm
 def test_what_is_not_there_is_refused_with_the_names_there_are(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ", ".join(list_recipes())
-    with pytest.raises(ValueError, match=f"No pretrain recipe is called smal. Packaged, by name: {names}"):
+    with pytest.raises(ValueError, match=f"No pretrain recipe is called 'smal'. Packaged, by name: {names}"):
         find_recipe("smal")
     # A file that is not here is never another one.
     for path in (
@@ -82,9 +82,9 @@ def test_what_is_not_there_is_refused_with_the_names_there_are(tmp_path, monkeyp
     ):
         with pytest.raises(FileNotFoundError, match=f"no file {path} for the pretrain recipe. Packaged.*{names}"):
             find_recipe(path)
-    with pytest.raises(ValueError, match="No downstream recipe is called small"):
+    with pytest.raises(ValueError, match="No downstream recipe is called 'small'"):
         find_recipe("small", "downstream")
-    with pytest.raises(ValueError, match=f"No accelerate config is called two. .*{', '.join(LAUNCHES)}"):
+    with pytest.raises(ValueError, match=f"No accelerate config is called 'two'. .*{', '.join(LAUNCHES)}"):
         accelerate_config("two")
     with pytest.raises(ValueError, match="--recipe needs a name"):
         parse_arguments(["--recipe"])
@@ -127,7 +127,7 @@ def test_the_command_lists_everything_and_prints_a_path_that_is_there(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["two"])
     assert stopped.value.code == 1
-    assert "nothing packaged is called two. There are: paper, " in capsys.readouterr().err
+    assert "nothing packaged is called 'two'. There are: paper, " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("launch", LAUNCHES)

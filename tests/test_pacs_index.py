@@ -316,7 +316,7 @@ class TestReportTable:
         assert table.texts == {"1": "a\n\nb", "2": "c"}
 
     def test_a_wrong_column_is_named_with_those_that_exist(self, tmp_path):
-        with pytest.raises(ValueError, match=r"no column text\. Columns: nr, report\."):
+        with pytest.raises(ValueError, match=r"no column 'text'\. Columns: 'nr', 'report'\."):
             self.read(tmp_path, b"nr,report\n1,x\n")
 
     @pytest.mark.parametrize("data", [b"", b"nr,text\n", b'nr,text\n1,"open', b"nr,text\n1,a,b\n"])
@@ -419,7 +419,7 @@ def test_in_private_mode_ids_are_keyed_hashes_and_only_the_table_names_files(hos
 def test_the_command_prints_counts_and_names_a_wrong_column(hospital, tmp_path, capsys):
     words = ["index_dicom", str(hospital / "export"), "--reports", str(hospital / "ris.csv"), "--to", str(tmp_path)]
     assert data_command(words) == 2
-    assert "no column text. Columns: AccessionNumber, PatientID" in capsys.readouterr().err
+    assert "no column 'text'. Columns: 'AccessionNumber', 'PatientID" in capsys.readouterr().err
     assert data_command([*words, "--text_column", "Report"]) == 0
     said = capsys.readouterr()
     assert f"rows: {N} of" in said.out

@@ -331,7 +331,8 @@ class TestRefusals:
             load_parts(parse_arguments(job), "pretraining")
         monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
         words = ["build", str(table), "--text_column", "text", "--vision_tower", "lite0", "--text_tower", "minilm"]
-        assert embeddings([*words, "--cache_dir", str(tmp_path / "cache")]) == 1
+        with pytest.raises(SystemExit, match="asks for private mode, which this command does not have"):
+            embeddings([*words, "--cache_dir", str(tmp_path / "cache")])
         assert not (tmp_path / "cache").exists()
 
     def test_a_cache_of_another_key_or_of_none_is_refused(self):

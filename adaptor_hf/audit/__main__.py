@@ -10,6 +10,9 @@ from pathlib import Path
 
 from ..files import write_aside
 from ..options.parser import OptionFormatter, add_options
+from ..privacy.gate import guarded, harmless, knows
+from ..privacy.mode import error_text
+from ..privacy.runs import check_private_runs
 from ..tasks.arguments import DownstreamArguments
 from .checklists import CHECKLISTS, load_checklist, write_checklists
 
@@ -40,12 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@guarded({
+    "checklists": knows("places; it takes private runs alone"),
+    "table1": knows("places, and views, sexes and classes that are on no list"),
+    "dependencies": harmless("what is installed"),
+})  # fmt: skip
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if arguments.command == "checklists":
+            check_private_runs(arguments.run)
             print(*write_checklists(arguments.run, arguments.to), sep="\n")
         elif arguments.command == "dependencies":
             from .dependencies import dependency_table
@@ -55,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
             print(_table1(arguments))
         return 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..data.demographics import read_ages, sex_groups
 from ..data.missing import is_missing
 from ..markdown import sentence, table_row, table_rule
+from ..privacy.vocabulary import listed_word
 from .suppression import hidden_totals, shown, suppress
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def describe_data(
         }
     levels = {}
     if _known(rows, "view"):
-        levels["view (images)"] = _levels(_texts(rows["view"]), {part: _in(rows, part) for part in [*splits, ALL]})
+        views = [listed_word(view, "view") for view in _texts(rows["view"])]
+        levels["view (images)"] = _levels(views, {part: _in(rows, part) for part in [*splits, ALL]})
     if _known(rows, "sex"):
         levels["sex (patients)"] = _levels(sex_groups(rows["sex"]), firsts)
     for name, values in (labels or {}).items():

@@ -107,7 +107,7 @@ def _find(name_or_path: str | os.PathLike, folder: str, what: str) -> Path:
         if (name := _name_at_the_old_place(given, names)) is None:
             raise FileNotFoundError(f"There is no file {given} for the {what}. {listed}")
     elif (name := str(name_or_path)) not in names:
-        raise ValueError(f"No {what} is called {name}. {listed} The name of a file ends in {', '.join(SUFFIXES)}.")
+        raise ValueError(f"No {what} is called {name!r}. {listed} The name of a file ends in {', '.join(SUFFIXES)}.")
     return FOLDER / folder / f"{name}.yaml"
 
 

@@ -7,6 +7,7 @@ accelerate launch --config_file "$(python -m adaptor_hf.configs two_t4)" -m trai
 import argparse
 from pathlib import Path
 
+from ..privacy.gate import guarded, harmless
 from . import KINDS, accelerate_config, find_recipe, list_accelerate_configs, list_recipes
 
 
@@ -27,6 +28,7 @@ def describe(path: Path) -> str:
     return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
 
 
+@guarded(harmless("what is packaged"))
 def main(arguments: list[str] | None = None) -> None:
     summary, _, example = __doc__.strip().partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif name in files:
         print(files[name])
     else:
-        parser.exit(1, f"error: nothing packaged is called {name}. There are: {', '.join(files)}.\n")
+        parser.exit(1, f"error: nothing packaged is called {name!r}. There are: {', '.join(files)}.\n")
 
 
 if __name__ == "__main__":

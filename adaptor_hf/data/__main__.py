@@ -10,12 +10,12 @@ python -m adaptor_hf.data index_dicom ROOT --reports ris.csv --on AccessionNumbe
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 from ..options.parser import OptionFormatter, add_options
-from ..privacy.mode import PrivacyArguments
+from ..privacy.gate import guarded, harmless, knows
+from ..privacy.mode import PrivacyArguments, error_text, speaks_privately
 from ..training.script_arguments import DataArguments
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
@@ -73,12 +73,9 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def _check_own_table(args: argparse.Namespace) -> int:
     """Exit status 0, 1 where something would stop a script, 2 where the table cannot be read."""
-    from ..privacy.messages import hide, hide_messages, without_quotations
+    from ..privacy.messages import hide
     from .check_table import check_table, format_table_check
 
-    private = args.private or os.environ.get("ADAPTOR_PRIVATE", "").lower() in ("1", "true", "yes", "on")
-    if private:
-        hide_messages([args.table, args.image_root, args.json and str(args.json)])
     columns = {name: getattr(args, name) for name in _TABLE_COLUMNS if getattr(args, name) is not None}
     if columns.get("text_column") == "":
         columns["text_column"] = None
@@ -97,9 +94,9 @@ def _check_own_table(args: argparse.Namespace) -> int:
             **columns,
         )
     except (OSError, ValueError, ModuleNotFoundError) as error:
-        print(f"error: {without_quotations(error) if private else error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
-    if private:
+    if speaks_privately():
         result |= {kind: [hide(message) for message in result[kind]] for kind in ("stops", "warnings")}
     print(format_table_check(result))
     if args.json:
@@ -141,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@guarded({
+    "list": harmless("what is packaged"),
+    "pages": knows("the folder's name"),
+    "check": knows("places and what is quoted; of a table no column name, id or value is said or written"),
+    "index_dicom": knows("ids, as keyed hashes, names of files and what headers say in free text; it needs a key file"),
+})  # fmt: skip
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
     parser = _parser()
@@ -181,7 +184,7 @@ def main(arguments: list[str] | None = None) -> int:
             **parse_options(args.dataset_option),
         )
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     print(format_check(result))
     if args.json:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..files import written_aside
+from ..privacy.gate import guarded, refuses
+from ..privacy.mode import error_text
 from .restricted_pickle import load_npy, load_pickle
 
 if TYPE_CHECKING:
@@ -122,6 +124,7 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"it holds a {type(value).__name__}, which has no place in a table.")
 
 
+@guarded(refuses("It writes rows as they are: convert the table where only you read it, then use the scripts."))
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m adaptor_hf.data.convert",
@@ -137,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
         table = read_pickled(options.source, options.columns)
         write_table(table, options.output)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {error_text(error)}") from error
     print(f"Wrote {options.output}: {len(table):,} rows with {', '.join(table.column_names)}.")
 
 

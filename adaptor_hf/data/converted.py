@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..privacy.vocabulary import column_list
 from .files import find_file, require_file
 
 if TYPE_CHECKING:
@@ -59,8 +60,7 @@ def read_converted(root: Path, name: str, columns: tuple[str, ...]) -> tuple[pd.
         raise ValueError(f"{file}: not readable ({error}). Convert the file again.") from None
     if missing := [name for name in columns if name not in found]:
         raise ValueError(
-            f"{file}: no column {', '.join(missing)}. Expected: {', '.join(columns)}; found: "
-            f"{', '.join(map(repr, found))}."
+            f"{file}: no column {', '.join(missing)}. Expected: {', '.join(columns)}. {column_list(found)}"
         )
     return frame[list(columns)], file
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from ..privacy.vocabulary import listed_word
 from .missing import is_missing
 
 if TYPE_CHECKING:
@@ -53,9 +54,10 @@ def _says_unknown(value: Any) -> bool:
 
 def sex_groups(values: Iterable[Any]) -> list[str | None]:
     """Code of each sex, None where it is unknown; other words and numbers stay as they are written, groups of their
-    own."""
+    own, or `OTHER` in private mode."""
     return [
-        None if is_missing(value) or _says_unknown(value) else sex_code(value) or str(value).strip() for value in values
+        None if is_missing(value) or _says_unknown(value) else sex_code(value) or listed_word(str(value).strip(), "sex")
+        for value in values
     ]
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..privacy.vocabulary import column_list
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -158,8 +160,7 @@ def read_table(
     missing = [column for column in columns if column not in found]
     if missing:
         raise ValueError(
-            f"{name}: no column {', '.join(map(repr, missing))}. Expected: {', '.join(columns)}. "
-            f"Found: {', '.join(found)}."
+            f"{name}: no column {', '.join(map(repr, missing))}. Expected: {', '.join(columns)}. {column_list(found)}"
         )
     values = {}
     for column in dict.fromkeys((*columns, *optional)):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..privacy.class_names import names_written
 from .missing import is_missing
 from .positive import boolean_words, spelling_key
 
@@ -173,7 +174,7 @@ def _classes(name: str, cells: list[str], where: Any, rules: LabelRules) -> tupl
             f"--label_separator '{separator}' makes each name a label of its own; --label_separator none takes each "
             "cell as one class."
         )
-    chosen = _spellings(name, Counter(cell for cell in cells if cell), where, rules)
+    chosen = _written(_spellings(name, Counter(cell for cell in cells if cell), where, rules))
     names = sorted(set(chosen.values()))
     return [names.index(chosen[cell]) if cell else -1 for cell in cells], ClassLabel(names=names)
 
@@ -184,7 +185,7 @@ def _several_labels(name: str, parts: list[list[str] | None], where: Any, rules:
 
     counts = Counter(part for row in parts for part in row or ())
     _check_few(name, {part.strip() for part in counts}, len(parts), where)
-    chosen = _spellings(name, counts, where, rules)
+    chosen = _written(_spellings(name, counts, where, rules))
     names = sorted(set(chosen.values()))
     if not names:
         return [[] for _ in parts], MultiLabel(names=[])
@@ -270,6 +271,12 @@ def _spellings(name: str, counts: Counter[str], where: Any, rules: LabelRules) -
         best = {key: max(cells, key=lambda one: counts[one]).strip() for key, cells in groups.items()}
         return {cell: best[_class_key(cell)] for cell in counts}
     return {cell: cell.strip() for cell in counts}
+
+
+def _written(chosen: dict[str, str]) -> dict[str, str]:
+    """In private mode, names that could be of a person are hashed."""
+    written = names_written(chosen.values())
+    return {cell: written[name] for cell, name in chosen.items()}
 
 
 def _class_key(cell: str) -> str:

@@ -9,10 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from ..privacy.class_names import names_written
 from ..privacy.identifying import identifying_columns
 from ..privacy.keys import keyed_hash
 from ..privacy.mode import ID_COLUMNS, KEPT_COLUMNS, PrivacyArguments, is_private, private_key
+from ..privacy.vocabulary import OTHER, listed_word
 from .burned_in import count_flags, describe_flags
+from .demographics import read_ages, sex_groups
+from .missing import is_missing
 from .table_files import Source, read_source
 
 if TYPE_CHECKING:
@@ -24,7 +28,8 @@ logger = logging.getLogger(__name__)
 def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
     """
     A data set with keyed hashes for `image_id`, `patient_id` and `study_id`, and without columns that are neither of
-    the column contract nor sex, age or asked for. What DICOM files say of text in the picture goes to the log, as
+    the column contract nor sex, age or asked for; views and sexes that are on no list are `OTHER`, and names of groups
+    as [`names_written`] has them. What DICOM files say of text in the picture goes to the log, as
     counts. Outside private mode the data set itself.
 
     Args:
@@ -38,12 +43,44 @@ def private_rows(dataset: Dataset, keep: Iterable[str] = ()) -> Dataset:
         logger.warning(said)
     kept = {*KEPT_COLUMNS, *keep}
     dataset = dataset.select_columns([name for name in dataset.column_names if name in kept])
+    for name, said in {"view": _views, "sex": _sexes, "age": _ages, **dict.fromkeys(keep, _groups)}.items():
+        if name in dataset.column_names and pa.types.is_string(dataset.data.schema.field(name).type):
+            dataset = _replaced(dataset, name, said(_values(dataset, name)))
     for name in [name for name in ID_COLUMNS if name in dataset.column_names]:
-        values = dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
-        hashed = [None if value is None else keyed_hash(str(value), key) for value in values]
-        order = dataset.column_names
-        dataset = dataset.remove_columns(name).add_column(name, pa.array(hashed, pa.string())).select_columns(order)
+        hashed = [None if value is None else keyed_hash(str(value), key) for value in _values(dataset, name)]
+        dataset = _replaced(dataset, name, hashed)
     return dataset
+
+
+def _values(dataset: Dataset, name: str) -> list:
+    return dataset.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+
+
+def _replaced(dataset: Dataset, name: str, values: list[str | None]) -> Dataset:
+    order = dataset.column_names
+    return dataset.remove_columns(name).add_column(name, pa.array(values, pa.string())).select_columns(order)
+
+
+def _views(values: list[str | None]) -> list[str | None]:
+    return [listed_word(value, "view") for value in values]
+
+
+def _sexes(values: list[str | None]) -> list[str | None]:
+    """Spellings of a sex stay; another word is `OTHER`."""
+    return [value if group in (None, *"FMO") else OTHER
+            for value, group in zip(values, sex_groups(values), strict=True)]  # fmt: skip
+
+
+def _ages(values: list[str | None]) -> list[str | None]:
+    """What is no age is `OTHER`, and counts as missing as it did."""
+    read = read_ages(values)
+    return [value if years is not None or lowest is not None or is_missing(value) else OTHER
+            for value, years, lowest in zip(values, read.years, read.lowest, strict=True)]  # fmt: skip
+
+
+def _groups(values: list[str | None]) -> list[str | None]:
+    written = names_written(value for value in values if value is not None)
+    return [None if value is None else written[value] for value in values]
 
 
 def refuse_identifying_columns(

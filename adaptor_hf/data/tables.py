@@ -12,6 +12,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..privacy.mode import speaks_privately
+from ..privacy.vocabulary import column_list
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
 from .image_folders import copies_message, describe_folder
@@ -222,11 +224,10 @@ def _find(names: list[str], wanted: str, option: str, source: str) -> str:
         raise ValueError(f"{source}: the column {wanted!r} is there {names.count(wanted)} times. Rename all but one.")
     lower = {name.lower(): name for name in names}
     close = difflib.get_close_matches(wanted.lower(), lower, n=1)
-    hint = f" Did you mean {lower[close[0]]!r}?" if close else ""
+    hint = f" Did you mean {lower[close[0]]!r}?" if close and not speaks_privately() else ""
     if len(names) == 1 and any(mark in names[0] for mark in ",;\t|"):
         hint = " The header is a single column: name what separates its cells with --delimiter (sep= in Python)."
-    # In quotes, since a table without header has a patient's row here: private mode cuts out what is quoted.
-    raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} Columns: {', '.join(map(repr, names))}.")
+    raise ValueError(f"{source}: no column {wanted!r} ({option}).{hint} {column_list(names)}")
 
 
 def _find_optional(names: list[str], wanted: str | None, default: str, option: str, source: str) -> str | None:

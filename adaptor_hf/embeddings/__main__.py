@@ -10,6 +10,8 @@ from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import TowerArguments
 from ..options.parser import OptionFormatter, add_options
+from ..privacy.gate import guarded, knows, refuses
+from ..privacy.mode import error_text
 from ..training.script_arguments import DataArguments
 from .files import NUMPY_DTYPES
 
@@ -113,6 +115,11 @@ def _print_info(path: Path) -> None:
     print(json.dumps(info, indent=1, ensure_ascii=False))
 
 
+@guarded({
+    "build": refuses("train_pretrain.py builds a private cache, and so does build_cache in Python (docs/privacy.md)."),
+    "info": knows("places"),
+    "verify": knows("places, and what other libraries say of damage"),
+})  # fmt: skip
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
@@ -128,7 +135,7 @@ def main(argv: list[str] | None = None) -> int:
             for name, rows in verify_cache(arguments.cache_dir).items():
                 print(f"{name}: {rows} rows, whole")
     except (ValueError, OSError, TypeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
     return 0
 

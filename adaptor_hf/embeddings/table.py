@@ -21,6 +21,7 @@ from ..data.content_keys import (
 from ..data.missing import is_missing
 from ..data.splits import canonical_split
 from ..privacy.mode import keyed_digests, private_name
+from ..privacy.vocabulary import column_list
 from .lookup import first_rows
 
 ID_COLUMNS = ("image_id", "patient_id", "study_id", "view")
@@ -87,7 +88,7 @@ def read_table(dataset, *, images: bool, texts: bool) -> PairTable:
     for column, needed, option in (("image", images, "vision_tower"), ("text", texts, "text_tower")):
         if needed and column not in merged.column_names:
             raise ValueError(
-                f"{option} is given but the data set has no column {column!r} (columns: {merged.column_names}). "
+                f"{option} is given but the data set has no column {column!r}. {column_list(merged.column_names)} "
                 "Rename the column, or read the file with adaptor_hf.data.tables.load_pairs"
             )
     table = PairTable(merged, read_ids(merged, splits))

@@ -4,6 +4,9 @@ import argparse
 import logging
 import sys
 
+from ..privacy.gate import guarded, knows
+from ..privacy.mode import error_text
+from ..privacy.runs import check_private_runs
 from .subgroups import AGGREGATES
 
 
@@ -55,11 +58,20 @@ def _tables(arguments: argparse.Namespace) -> list[str]:
     return said or ["No run has groups: predictions need a column such as sex, age or view."]
 
 
+@guarded({
+    "report": knows("places; it takes results of private runs alone"),
+    "verify": knows("places, and what other libraries say of damage"),
+    "subgroups": knows("places; it takes results of private runs alone"),
+    "studies": knows("places; it takes results of private runs alone"),
+    "card": knows("places; it takes results of private runs alone"),
+})  # fmt: skip
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 1 on an error, a difference or a damaged result line."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
+        if arguments.command != "verify":
+            check_private_runs(arguments.results)
         if arguments.command == "report":
             from .report import write_report
 
@@ -86,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"  {difference}")
         return 1 if any(found.values()) else 0
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 1
 
 

@@ -3,9 +3,11 @@
 import argparse
 from pathlib import Path
 
+from ..privacy.gate import guarded, knows
 from . import LANGUAGES, LAYOUTS, contact_sheet, generate_phantoms, write_layout, write_phantoms
 
 
+@guarded(knows("places; phantoms are nobody's images"))
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.phantom", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="a folder that does not exist or is empty")

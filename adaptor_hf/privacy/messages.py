@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import dis
 import logging
+import os
 import re
 import sys
 import traceback
@@ -17,10 +20,13 @@ _ENDINGS = (
     r"(?:png|jpe?g|bmp|gif|tiff?|dcm|dicom|nii|npy|npz|csv|tsv|xlsx?|parquet|pq|jsonl?|ya?ml|xml|hl7|txt|pdf|docx?|"
     r"zip|tar|gz|bz2|arrow)"
 )
+_RAISE = dis.opmap["RAISE_VARARGS"]
 _places: list[str] = []
+_state = {"hiding": False}
 _SECRET = (
-    # One pattern for both quotes: the first one opens, and the other kind may stand inside.
-    re.compile(r"""(?<!\w)'(?:[^'\\\n]|\\.)*'(?!\w)|"(?:[^"\\\n]|\\.)*\""""),
+    # One pattern for both quotes: the first one opens, and the other kind may stand inside, as may an apostrophe. What
+    # is cut off before its end is closed by the line's.
+    re.compile(r"""(?<!\w)'(?:[^'\\\n]|\\.|'(?=\w))*(?:'|$)|"(?:[^"\\\n]|\\.)*(?:"|$)""", re.MULTILINE),
     # A folder's name may have spaces and commas: a path ends at a colon before a space, or with the line.
     re.compile(r"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])(?=\S)(?:(?!:\s)[^\n'\"<])+"),
     # As for a relative path: all from its first folder on.
@@ -42,42 +48,68 @@ def without_quotations(error: BaseException) -> str:
     The message of an error without what other libraries wrote: they may quote a table's cells, and not in quotes.
 
     Of an error that this package raised, its own words; the words of the errors behind it become `<hidden>`. Of any
-    other error, its type and the place in this package's code.
+    other error, its type and the place in this package's code, and what the system says of it.
     """
     if not _is_ours(error):
-        return f"{type(error).__name__} at {_place_in_code(error)}. What it says is hidden: it may quote the data"
+        place = f"{type(error).__name__} at {_place_in_code(error)}"
+        if isinstance(error, OSError) and error.errno is not None:
+            return f"{place}: {os.strerror(error.errno)}. The rest of what it says is hidden"
+        return f"{place}. What it says is hidden: it may quote the data"
     text = str(error)
     for cause in _causes(error):
-        if str(cause) and not _is_ours(cause):
-            text = text.replace(str(cause), HIDDEN).replace(" ".join(str(cause).split()), HIDDEN)
+        if not _is_ours(cause):
+            whole = str(cause)
+            quoted = {whole, repr(whole), " ".join(whole.split()), *map(str.strip, whole.splitlines()), *_texts(cause)}
+            for words in sorted((words for words in quoted if len(words) > 2), key=len, reverse=True):
+                text = text.replace(words, HIDDEN)
     return text
 
 
-def hide_messages(places: Iterable[str | None]) -> None:
+def hide_messages(places: Iterable[str | None], stdout: bool = True) -> None:
     """
     From here on, stdout, stderr and logs go through `hide`.
 
     Args:
         places: Paths that were given; they and the folders that hold them are cut out even where they look like words.
+        stdout: False leaves stdout as it is.
     """
-    given = {str(place) for place in places if place}
+    _state["hiding"] = True
+    given = {*_places, *(str(place) for place in places if place)}
     for place in list(given):
-        for whole in (Path(place).absolute(), Path(place).resolve()):
-            # Messages also name a table's folder. One at the top, such as /data, tells nothing.
-            given |= {str(whole), *([str(whole.parent)] if len(whole.parts) > 3 else [])}
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            for whole in (Path(place).absolute(), Path(place).resolve()):
+                # Messages also name a table's folder. One at the top, such as /data, tells nothing.
+                given |= {str(whole), *([str(whole.parent)] if len(whole.parts) > 3 else [])}
     # The longest first: one may be a part of another. A single "." or "/" would cut every sentence.
     _places[:] = sorted((place for place in given if len(place.strip("./\\")) > 1), key=len, reverse=True)
     wrapped = {}
-    for name in ("stdout", "stderr"):
+    for name in ("stdout", "stderr") if stdout else ("stderr",):
         stream = getattr(sys, name)
-        if not isinstance(stream, _Hiding):
+        if stream is not None and not isinstance(stream, _Hiding):
             wrapped[id(stream)] = _Hiding(stream)
             setattr(sys, name, wrapped[id(stream)])
     # Handlers that libraries made when they were imported hold the streams of the time.
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in wrapped:
+    for handler in _stream_handlers():
+        if id(handler.stream) in wrapped:
             handler.setStream(wrapped[id(handler.stream)])
+
+
+def show_messages() -> None:
+    """Undo `hide_messages`: messages go out as they are."""
+    _state["hiding"] = False
+    _places.clear()
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, _Hiding):
+            setattr(sys, name, stream.stream)
+    for handler in _stream_handlers():
+        if isinstance(handler.stream, _Hiding):
+            handler.setStream(handler.stream.stream)
+
+
+def is_hiding() -> bool:
+    """Whether messages are filtered."""
+    return _state["hiding"]
 
 
 class _Hiding:
@@ -98,6 +130,20 @@ class _Hiding:
         return getattr(self.stream, name)
 
 
+def _stream_handlers() -> set[logging.StreamHandler]:
+    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    return {h for logger in loggers for h in logger.handlers if isinstance(h, logging.StreamHandler)}
+
+
+def _texts(error: BaseException) -> Iterator[str]:
+    """What an error was made of, as far as it is text."""
+    parts = (
+        *error.args,
+        *(getattr(error, name, None) for name in ("msg", "reason", "strerror", "filename", "problem")),
+    )
+    return (str(part) for part in parts if isinstance(part, str | os.PathLike))
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     seen = {id(error)}
     while (error := error.__cause__ or error.__context__) is not None and id(error) not in seen:
@@ -109,19 +155,24 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
     return list(traceback.extract_tb(error.__traceback__))
 
 
-def _in_package(file: str) -> bool:
+def in_package(file: str) -> bool:
     return Path(file).parent.is_relative_to(_PACKAGE) or Path(file).name in _SCRIPTS
 
 
 def _is_ours(error: BaseException) -> bool:
-    """Whether the code of this package raised it, or Python's own `open` for it, which quotes names."""
-    frames = _frames(error)
-    return not frames or _in_package(frames[-1].filename)
+    """Whether a `raise` of this package made it. What a call of compiled code raised has no frame of its own."""
+    trace = error.__traceback__
+    if trace is None:
+        return True
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    return in_package(code.co_filename) and code.co_code[trace.tb_lasti] == _RAISE
 
 
 def _place_in_code(error: BaseException) -> str:
-    ours = [frame for frame in _frames(error) if _in_package(frame.filename)]
+    ours = [frame for frame in _frames(error) if in_package(frame.filename)]
     return f"line {ours[-1].lineno} of {Path(ours[-1].filename).stem}, {ours[-1].name}" if ours else "a library"
 
 
-__all__ = ["HIDDEN", "hide", "hide_messages", "without_quotations"]
+__all__ = ["HIDDEN", "hide", "hide_messages", "in_package", "is_hiding", "show_messages", "without_quotations"]

@@ -27,10 +27,12 @@ import psutil
 
 from ..files import write_aside
 from ..options.fields import PATH, hidden_options, option, values_of
+from .asked import ENVIRONMENT, environment_asks
+from .gate import start_filter
+from .hooks import remove_hooks
 from .keys import keyed_hash, load_key
-from .messages import hide_messages, without_quotations
+from .messages import hide_messages, is_hiding, show_messages, without_quotations
 
-ENVIRONMENT = "ADAPTOR_PRIVATE"
 PRIVACY = "privacy"  # title of its options in --help
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
 # Columns that a run may use; all others could hold anything.
@@ -47,6 +49,7 @@ _ASIDE = f"adaptor-private-{platform.node()}-"
 logger = logging.getLogger(__name__)
 
 _key: bytes | None = None
+_names_to_say: frozenset[str] = frozenset()
 
 
 @dataclass(kw_only=True)
@@ -90,13 +93,18 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
         if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push")
                      if getattr(arguments, name)]:  # fmt: skip
             raise ValueError(f"--{' and --'.join(given)} would have no effect without --private.")
+        stop_filter()
         return False
     if arguments.key_file is None:
         raise ValueError("--private needs --key_file: the file with the key of the ids. It is made if it is missing.")
     arguments.private = True
+    start_filter()
     hide_messages([*places, arguments.key_file])
     _keep_data_sets_aside()
     _set_key(load_key(arguments.key_file, create=True))
+    global _names_to_say
+    given = (*getattr(arguments, "class_name", ()), getattr(arguments, "positive_label", None))
+    _names_to_say = frozenset(name.strip() for name in given if name)
     return True
 
 
@@ -115,8 +123,18 @@ def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
 
 
 def _asked_for(arguments: PrivacyArguments | None) -> bool:
-    environment = os.environ.get(ENVIRONMENT, "").lower() in ("1", "true", "yes", "on")
-    return environment or (arguments is not None and arguments.private)
+    return environment_asks() or (arguments is not None and arguments.private)
+
+
+def stop_filter() -> None:
+    """Let messages out as they are: private mode was not asked for, though it looked so before all was parsed."""
+    show_messages()
+    remove_hooks()
+
+
+def speaks_privately() -> bool:
+    """Whether messages must have nothing of the user's tables: in private mode, and where messages are filtered."""
+    return _key is not None or is_hiding()
 
 
 @contextmanager
@@ -138,6 +156,11 @@ def is_private() -> bool:
 def private_key() -> bytes | None:
     """The key of the ids; None outside private mode. It is for digests that stay in the run folder, never written."""
     return _key
+
+
+def names_to_say() -> frozenset[str]:
+    """Names of classes and groups that the options allow."""
+    return _names_to_say
 
 
 def key_name() -> str | None:
@@ -175,7 +198,7 @@ def private_reason(reason: str) -> str:
 
 def error_text(error: BaseException) -> str:
     """The message of an error; in private mode without what a library's error quotes, see `without_quotations`."""
-    return str(error) if _key is None else without_quotations(error)
+    return without_quotations(error) if speaks_privately() else str(error)
 
 
 def private_options(*groups: Any) -> dict[str, Any]:
@@ -271,12 +294,15 @@ __all__ = [
     "is_private",
     "key_name",
     "keyed_digests",
+    "names_to_say",
     "private_key",
     "private_mode",
     "private_name",
     "private_options",
     "private_reason",
     "rewrite_without_paths",
+    "speaks_privately",
     "start_private_mode",
+    "stop_filter",
     "without_paths",
 ]

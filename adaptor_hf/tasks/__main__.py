@@ -6,10 +6,17 @@ import logging
 
 from ..configs import find_recipe, read_words
 from ..evaluation.tasks import TASKS
+from ..privacy.gate import guarded, knows, refuses
+from ..privacy.mode import error_text
+from ..privacy.runs import check_private_runs
 from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
 
 
+@guarded({
+    "sweep": refuses("Run train_downstream.py once for each job of the plan, with --private and --key_file."),
+    "compare": knows("places; it takes results of private runs alone"),
+})  # fmt: skip
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.tasks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -28,13 +35,14 @@ def main(arguments: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if options.command == "compare":
+            check_private_runs(options.output_dir)
             found = {name: getattr(options, name) for name in ("task", "dataset", "metric", "fraction")}
             print(write_comparison(options.output_dir, **found))
             return
         plan = read_words(find_recipe(options.plan, "sweep"))
         status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
     except (ValueError, OSError) as error:
-        parser.exit(1, f"error: {error}\n")
+        parser.exit(1, f"error: {error_text(error)}\n")
     if failed := [name for name, state in status.items() if state not in ("done", "left")]:
         parser.exit(1, f"{len(failed)} of {len(status)} jobs failed: {json.dumps(failed)}\n")
 

@@ -148,6 +148,10 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         None, "classification: a table without labels, or a folder of images; scores go to predictions.csv.", group=RUN,
         privacy=PATH,
     )  # fmt: skip
+    class_name: list[str] = option(
+        [], "With --private: names of classes and groups that may be written as they are.", group=PRIVACY,
+        privacy=HIDDEN, advanced=True,
+    )  # fmt: skip
     save_model: bool = option(
         False, "classification, segmentation: save the first seed's head with the Adaptor, in `model`.", group=RUN
     )

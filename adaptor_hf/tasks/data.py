@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..privacy.vocabulary import column_list
+
 if TYPE_CHECKING:
     import pandas as pd
     from datasets import Dataset, DatasetDict
@@ -122,8 +124,8 @@ def labelled_data(
 
     first = next(iter(parts.values()))
     if "labels" not in first.column_names:
-        columns = ", ".join(map(repr, first.column_names))
-        raise ValueError(f"{name} has no labels (columns: {columns}). Name them with --label_column.")
+        columns = column_list(first.column_names)
+        raise ValueError(f"{name} has no labels. {columns} Name those of labels with --label_column.")
     feature = first.features["labels"]
     exclusive = isinstance(feature, ClassLabel) and len(feature.names) > 2
     if isinstance(feature, ClassLabel):
@@ -307,8 +309,7 @@ def load_table(
                 "row. Labels of an image can be one cell, such as A|B with --label_separator '|', or a column of 0 and "
                 "1 for each."
             )
-        columns = ", ".join(map(repr, table.column_names))
-        raise ValueError(f"{where} has no column {', '.join(missing)}. Columns: {columns}.")
+        raise ValueError(f"{where} has no column {', '.join(map(repr, missing))}. {column_list(table.column_names)}")
     cells = {name: table[name].take(rows).to_pylist() for name in dict.fromkeys([*wanted, *present])}
     for name in dict.fromkeys(name for name in present if name not in pairs.column_names):
         pairs = pairs.add_column(name, _numbers_or_text(cells[name], missing_words))

@@ -18,6 +18,7 @@ from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
+from ..privacy.vocabulary import column_list
 from ..towers_adaptor import VisionTower
 from ..training.systems import System
 from .arguments import DownstreamArguments
@@ -93,8 +94,8 @@ def augmented(image: Any, mask: Any) -> tuple[Any, Any]:
 def masked_rows(dataset: Dataset, source: str) -> Dataset:
     """Rows whose mask is known, empty ones among them; the others are counted in the log."""
     if "mask" not in dataset.column_names:
-        columns = ", ".join(map(repr, dataset.column_names))
-        raise ValueError(f"{source} has no masks (columns: {columns}). Name their column with --mask_column.")
+        columns = column_list(dataset.column_names)
+        raise ValueError(f"{source} has no masks. {columns} Name that of masks with --mask_column.")
     known = dataset.select_columns(["mask"]).with_format("arrow")[:]["mask"].is_valid().to_numpy()
     if not known.all():
         logger.info("%s: %d of %d rows have no known mask and are left out.", source, (~known).sum(), len(known))

@@ -5,11 +5,19 @@ import logging
 from pathlib import Path
 
 from ..moved import warn_of
+from ..privacy.gate import guarded, harmless, knows
+from ..privacy.mode import error_text
 from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
 from .presets import KINDS, TOWER_PRESETS
 
 
+@guarded({
+    "list": harmless("what is packaged"),
+    "bundle": knows("places"),
+    "convert": knows("places; weights hold no rows of a table"),
+    "verify": knows("places"),
+})  # fmt: skip
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; 0 if all is well, 1 if a tower failed verification."""
     parser = argparse.ArgumentParser(prog="python -m adaptor_hf.towers", description="Presets of frozen towers.")
@@ -48,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             found = convert_tower(folder=options.to, **settings)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {error_text(error)}") from error
         print(f"Wrote {options.to}: {found['architecture']} from {found['prefix'] or 'the whole file'}.")
         for what, keys in (("Heads left out", found["heads"]), ("Outside of the encoder", found["outside"])):
             print(f"{what}: {len(keys)} tensors" + (f": {', '.join(keys)}" if keys else ""))
@@ -61,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             bundle_towers(options.names, options.to)
         except (OSError, ValueError) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {error_text(error)}") from error
         print(f"On the other machine: --towers_dir {options.to.name} (or ADAPTOR_TOWERS_DIR).")
         return 0
     unknown = sorted(set(options.names) - set(TOWER_PRESETS))

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ...privacy.mode import PrivacyArguments, start_private_mode
+from ...privacy.mode import PrivacyArguments, error_text, start_private_mode
 from .index import index_dicom
 from .outputs import PAIRS, format_index
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             format=args.format,
         )
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     print(format_index(index.report))
     print(f"Wrote {Path(args.to, f'{PAIRS}.{args.format}')}.")

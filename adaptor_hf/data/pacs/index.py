@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...privacy.mode import check_private_mode
+from ...privacy.vocabulary import listed_word
 from ..dicom_headers import Fault, HeaderError, header_facts, tag_of
 from ..splits import DEFAULT_SEED
 from .outputs import write_outputs
@@ -125,7 +126,8 @@ def index_dicom(
         state.close()
     listed = _compare_dicomdirs(root, found, results, directory)
     shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
-    settings = {"on": on, "modalities": list(modalities), "keep": list(keep), "repeated": repeated, **shares}
+    wanted = [listed_word(name, "modality") for name in modalities]
+    settings = {"on": on, "modalities": wanted, "keep": list(keep), "repeated": repeated, **shares}
     pairs, report, excluded, details = build_pairs(found, results, table, modalities, keep, shares)
     report = {"settings": settings, "headers_from_an_earlier_call": known, **report, "dicomdir": listed}
     index = DicomIndex(pairs, report, excluded, details)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ...privacy.mode import private_name
+from ...privacy.vocabulary import listed_word
 from ..archives import parse_member
 from ..dicom_headers import Fault
 from .reports_table import ReportTable
@@ -49,7 +50,7 @@ def build_pairs(
     report = _object_counts(found, results, reasons)
     if not rows:
         raise ValueError(
-            f"None of the {len(found)} objects is a radiograph of {', '.join(modalities)}. Left out: "
+            f"None of the {len(found)} objects is a radiograph of {_words(modalities)}. Left out: "
             f"{_counts_in_words(report['left_out'] | report['faults'])}. Found, by modality: "
             f"{_counts_in_words(report['objects_by_modality'])}. No decoder is installed for: "
             f"{_counts_in_words(report['without_decoder'])}."
@@ -193,6 +194,10 @@ def _syntax_name(row: dict) -> str:
     from pydicom.uid import UID
 
     return UID(row["syntax"]).name if row["syntax"] else "not given"
+
+
+def _words(modalities: Collection[str]) -> str:
+    return ", ".join(listed_word(name, "modality") for name in modalities)
 
 
 def _counts_in_words(counts: dict[str, int]) -> str:

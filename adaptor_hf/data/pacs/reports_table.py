@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...privacy.vocabulary import column_list
 from ..missing import is_missing
 
 if TYPE_CHECKING:
@@ -122,10 +123,9 @@ def _read(path: Path, encoding: str | None, delimiter: str | None) -> tuple[pa.T
 def _place(header: list[str], name: str, path: Path) -> int:
     found = [place for place, column in enumerate(header) if column == name.strip()]
     if not found:
-        # Without quotes: private mode cuts out what is quoted.
-        raise ValueError(f"{path}: no column {name}. Columns: {', '.join(header)}.")
+        raise ValueError(f"{path}: no column {name!r}. {column_list(header)}")
     if len(found) > 1:
-        raise ValueError(f"{path}: the column {name} is there {len(found)} times. Rename all but one.")
+        raise ValueError(f"{path}: the column {name!r} is there {len(found)} times. Rename all but one.")
     return found[0]
 
 

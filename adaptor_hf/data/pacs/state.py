@@ -8,17 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ...privacy.mode import is_private, key_name, private_name
+from ...privacy.vocabulary import listed_word
 from ..dicom_headers import Fault
 
 VERSION = 2
 _IDS = ("uid", "patient", "study", "key")
+_WORDS = ("modality", "view", "body_part", "photometric", "intent")
+_UIDS = ("sop_class", "syntax")
 
 
 class HeaderState:
     """
     Facts or fault of each object by its name, in a file of JSON lines that is only added to.
 
-    In private mode names and ids are keyed hashes before anything is written, so the file names nobody.
+    In private mode names and ids are keyed hashes before anything is written, and words that are on no list of the
+    standard are `OTHER`, so the file names nobody.
 
     Args:
         path: Of the file; None keeps nothing.
@@ -31,7 +35,9 @@ class HeaderState:
         self._file = None
         if path is None:
             return
-        first = json.dumps({"version": VERSION, "on": on, "private": key_name()})
+        # Words were kept as they are in earlier files of private mode.
+        listed = {"listed": True} if is_private() else {}
+        first = json.dumps({"version": VERSION, "on": on, "private": key_name()} | listed)
         length = self._read(first)
         if length == 0:
             path.unlink(missing_ok=True)
@@ -86,7 +92,16 @@ class HeaderState:
 def _hashed(result: dict[str, Any] | Fault) -> dict[str, Any] | Fault:
     if isinstance(result, Fault) or not is_private():
         return result
-    return result | {name: private_name(result[name]) for name in _IDS if result[name]}
+    listed = {name: listed_word(result[name], name) for name in _WORDS}
+    listed["image_type"] = [listed_word(word, "image_type") for word in result["image_type"]]
+    uids = {name: result[name] if _is_registered(result[name]) else "private" for name in _UIDS if result[name]}
+    return result | {name: private_name(result[name]) for name in _IDS if result[name]} | listed | uids
+
+
+def _is_registered(uid: str) -> bool:
+    from pydicom.uid import UID_dictionary
+
+    return uid in UID_dictionary
 
 
 __all__ = ["HeaderState"]

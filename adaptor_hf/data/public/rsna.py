@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...privacy.vocabulary import column_list
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import read_table, record_input, row_sources, to_numbers
@@ -182,7 +183,7 @@ def _column(table: pd.DataFrame, pattern: str, what: str, path: Path) -> pd.Seri
         cells = table[name].str.strip()
         if cells.notna().any() and cells.dropna().str.fullmatch(pattern).all():
             return cells
-    raise ValueError(f"{path}: no column of {what}. Found: {', '.join(map(str, table.columns))}.")
+    raise ValueError(f"{path}: no column of {what}. {column_list(list(table.columns))}")
 
 
 def _split(request: Request, loaded: LoadedRows) -> None:
