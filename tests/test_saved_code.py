@@ -38,9 +38,12 @@ MODEL = {
     *("configuration_adaptor.py", "modeling_adaptor.py", "pretrained_adaptor.py", "layers_adaptor.py"),
     *("loss_adaptor.py", "towers_adaptor.py", "frozen_towers_adaptor.py", "tower_specs_adaptor.py"),
     *("tower_sources_adaptor.py", "tower_bundles_adaptor.py", "image_processing_adaptor.py"),
-    *("image_geometry_adaptor.py", "image_values_adaptor.py"),
+    *("image_geometry_adaptor.py", "image_values_adaptor.py", "regular_files_adaptor.py"),
 }
-IMAGES = {"image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"}
+IMAGES = {
+    *("image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"),
+    "regular_files_adaptor.py",
+}
 SEGMENTATION = {"decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py"}
 CODE = {
     AdaptorModel: MODEL,

@@ -7,7 +7,6 @@ computes the numbers again.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..data.training_rows import TRAINING_ROWS_FILE
 from ..embeddings.files import write_json
 from ..evaluation.results import RETRIEVAL_FILE
 from ..evaluation.tasks import TASKS
-from ..files import file_sha256
+from ..files import file_sha256, read_json
 from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:
@@ -105,7 +104,7 @@ def read_run_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{path} is missing: the run did not come to its end, or an older version of this package made it."
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         version = manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({type(error).__name__}: {error}).") from error

@@ -17,6 +17,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.ipc
 
+from ..files import read_json
 from .files import Inputs, file_state
 
 _DONE = "inputs.arrow"
@@ -34,7 +35,7 @@ def read_cached(folder: Path) -> tuple[datasets.DatasetDict, dict] | None:
     try:
         with pa.memory_map(str(folder / _DONE)) as source:
             inputs = pyarrow.ipc.open_file(source).read_all()
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
     for path, state in zip(inputs["path"].to_pylist(), inputs["state"].to_pylist(), strict=True):

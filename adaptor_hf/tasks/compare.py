@@ -19,7 +19,7 @@ from ..evaluation.naming import CHOSEN_ON_TEST, CHOSEN_ON_TEST_NOTE, VALUES, che
 from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
-from ..files import write_aside
+from ..files import read_json, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -278,7 +278,7 @@ def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """What `remember_costs` kept; nothing where there is no such file, or a damaged one."""
     path = Path(output_dir) / COSTS_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
     except ValueError:
         logger.warning("%s is damaged: costs are unknown.", path)
         return {}

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..files import file_sha256, write_aside
+from ..files import file_sha256, read_json, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no {MANIFEST}: the checkpoint was not finished, or not written by AdaptorTrainer"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         version, files = manifest["version"], manifest["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -194,7 +194,7 @@ class RunningLoss(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, *_, **kwargs) -> None:
         if self.checkpoint is None:
             return
-        state = json.loads((self.checkpoint / self.FILE).read_text(encoding="utf-8"))
+        state = read_json(self.checkpoint / self.FILE)
         sums = state["sums"]
         # With another number of processes only the mean is what it was; that is what is logged.
         own = sums[args.process_index] if len(sums) == args.world_size else sum(sums) / len(sums)
