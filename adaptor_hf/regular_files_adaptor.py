@@ -1,7 +1,8 @@
 """
 Files whose names come from others: opened only where they are regular files, read within a limit, named in print.
 
-A named pipe blocks who opens it, `/dev/zero` never ends, and a name may hold line breaks or a terminal's escape codes.
+A named pipe blocks who opens it, `/dev/zero` and files of `/proc` never end, and a name may hold line breaks or a
+terminal's escape codes.
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
@@ -9,6 +10,7 @@ import errno
 import json
 import os
 import stat
+from functools import cache
 from typing import Any, BinaryIO
 
 MAX_TEXT_BYTES = 1 << 28
@@ -83,8 +85,7 @@ def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Binar
 
 def read_regular(path: str | os.PathLike, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """
-    Content of a regular file, at most as long as the system says that it is: `/proc` has files of "0 bytes" that never
-    end. Raises as `check_regular`.
+    Content of a regular file, at most as long as it was when it was opened. Raises as `check_regular`.
     """
     with open_regular(path, max_bytes) as file:
         return file.read(os.fstat(file.fileno()).st_size)
@@ -112,9 +113,15 @@ def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
+@cache
+def _system_devices() -> frozenset[int]:
+    """Devices of files that the system makes up while they are read: some block, some never end."""
+    return frozenset(os.stat(place).st_dev for place in ("/proc", "/sys") if os.path.ismount(place))
+
+
 def _check(state: os.stat_result, path: str | os.PathLike, max_bytes: int | None) -> None:
-    if not stat.S_ISREG(state.st_mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(state.st_mode)), "something else")
+    if not stat.S_ISREG(state.st_mode) or state.st_dev in _system_devices():
+        kind = next((name for is_kind, name in _KINDS if is_kind(state.st_mode)), "a file of the system's own")
         advice = " What comes through it can be read once only: write it to a file first." if kind == "a pipe" else ""
         raise OSError(f"{printable(path)}: not a file but {kind}, expected a regular file.{advice}")
     if max_bytes is not None and state.st_size > max_bytes:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..moved import warn_of
+from .recipe_text import recipe_text
 
 FOLDER = Path(__file__).parent
 KINDS = {"pretrain": "recipes", "downstream": "recipes/downstream", "sweep": "recipes/sweep"}
@@ -66,10 +67,10 @@ def read_recipe(path: str | os.PathLike) -> dict[str, Any]:
     import yaml
 
     path = Path(path)
-    text = path.read_text(encoding="utf-8")
+    text = recipe_text(path)
     try:
         recipe = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {' '.join(str(error).split())}") from error
     if not isinstance(recipe, dict):
         raise ValueError(f"{path} must hold a mapping of option names to values, got {type(recipe).__name__}.")

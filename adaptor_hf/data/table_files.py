@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from ..files import check_regular, parse_json
 from .delimited import SEPARATORS, read_delimited
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
@@ -83,7 +84,8 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
             return _from_dataset(datasets.load_from_disk(str(path)), path)
         return _read_folder(path, image_column, form)
-    if path.is_file():
+    if os.path.lexists(path):
+        check_regular(path)
         return _read_file(path, image_column, form)
     endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
     if suffix_of(path) in endings or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -146,10 +148,12 @@ def _read_json_lines(path: Path, encoding: str | None) -> pa.Table:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
+            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            reason = getattr(error, "msg", str(error))
             raise ValueError(
-                f"{path}, line {number}, column {error.colno}: not JSON ({error.msg}). Expected one object a line."
+                f"{path}, line {number}{column}: not JSON ({reason}). Expected one object a line."
             ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON {type(row).__name__}, expected one object a line.")
