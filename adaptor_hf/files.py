@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from .regular_files_adaptor import check_regular, open_regular, parse_json, printable, read_json, read_regular
+from .regular_files_adaptor import (
+    check_all_regular,
+    check_regular,
+    open_regular,
+    parse_json,
+    printable,
+    read_json,
+    read_regular,
+)
 from .tower_bundles_adaptor import file_sha256
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -165,6 +173,7 @@ def _aside(path: Path) -> Path:
 
 
 __all__ = [
+    "check_all_regular",
     "check_regular",
     "csv_cell",
     "file_sha256",

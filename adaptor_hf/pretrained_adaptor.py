@@ -1,6 +1,5 @@
 """What all Adaptor models share: how weights start, and how towers are attached, loaded and kept out of checkpoints."""
 
-import json
 import math
 import os
 import shutil
@@ -14,6 +13,7 @@ from transformers import initialization as init
 from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .regular_files_adaptor import check_regular, parse_json
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
 TOWER_NAMES = ("vision_model", "text_model")
@@ -199,8 +199,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
         if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
             return
-        with safe_open(rows[0], framework="pt") as file:
-            if json.loads(file.metadata()["training_rows"])["private_key"] is not None:
+        with safe_open(check_regular(rows[0]), framework="pt") as file:
+            if parse_json(file.metadata()["training_rows"])["private_key"] is not None:
                 return
         os.makedirs(target, exist_ok=True)
         for path in filter(os.path.isfile, rows):

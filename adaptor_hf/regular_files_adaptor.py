@@ -83,6 +83,21 @@ def open_regular(path: str | os.PathLike, max_bytes: int | None = None) -> Binar
     return file
 
 
+def check_all_regular(folder: str | os.PathLike) -> str | os.PathLike:
+    """
+    A folder for a library that opens files in it by their names, if all in it are regular files or folders.
+
+    Raises:
+        As `check_regular`, but for links that lead nowhere: a library finds no file there.
+    """
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(place, name)
+            if os.path.exists(path):
+                check_regular(path)
+    return folder
+
+
 def read_regular(path: str | os.PathLike, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """
     Content of a regular file, at most as long as it was when it was opened. Raises as `check_regular`.
@@ -132,6 +147,7 @@ def _check(state: os.stat_result, path: str | os.PathLike, max_bytes: int | None
 
 __all__ = [
     "MAX_TEXT_BYTES",
+    "check_all_regular",
     "check_regular",
     "open_regular",
     "parse_json",

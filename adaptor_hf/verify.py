@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .files import read_json
+from .files import check_regular, read_json
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
@@ -159,7 +159,7 @@ def _verify_card(run: Path, split: str, metrics: Mapping[str, float]) -> list[st
     path = run / "README.md"
     if not path.is_file():
         return ["README.md is missing."]
-    listed = ModelCard.load(path).data.eval_results or []
+    listed = ModelCard.load(check_regular(path)).data.eval_results or []
     # Downstream results that were added to the card since have settings of their own, beside the split's hash.
     stated = {
         result.metric_type: result.metric_value

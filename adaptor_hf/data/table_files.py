@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from ..files import check_regular, parse_json
+from ..files import check_all_regular, check_regular, parse_json
 from .delimited import SEPARATORS, read_delimited
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
@@ -82,10 +82,9 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _from_dataset(datasets.load_from_disk(str(path)), path)
+            return _from_dataset(datasets.load_from_disk(str(check_all_regular(path))), path)
         return _read_folder(path, image_column, form)
     if os.path.lexists(path):
-        check_regular(path)
         return _read_file(path, image_column, form)
     endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
     if suffix_of(path) in endings or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -118,7 +117,7 @@ def _read_folder(folder: Path, image_column: str, form: dict[str, str | None]) -
 
 
 def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> Source:
-    suffix = suffix_of(path)
+    suffix = suffix_of(check_regular(path))
     if suffix in PARQUET:
         schema = pyarrow.parquet.read_schema(path)
         embedded = any(field.name.strip() == image_column and not _is_flat(field.type) for field in schema)

@@ -10,7 +10,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import open_regular, parse_json
+from ..files import check_regular, open_regular, parse_json
 from .archives import Member, list_tar
 from .files import IMAGE_SUFFIXES, list_files, record_input
 from .splits import SPLIT_ALIASES
@@ -162,7 +162,7 @@ def _failed(parquet: Path) -> int:
     if not parquet.is_file():
         return 0
     try:
-        if "status" not in pq.read_schema(parquet).names:
+        if "status" not in pq.read_schema(check_regular(parquet)).names:
             return 0
         status = pq.read_table(parquet, columns=["status"])["status"]
     except (pa.ArrowInvalid, OSError):

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.content_keys import KEY_DTYPE
-from ..files import file_sha256, read_json, written_aside
+from ..files import check_regular, file_sha256, read_json, written_aside
 
 FORMAT = "adaptor_hf.embeddings"
 CACHE_VERSION = 1
@@ -110,7 +110,7 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing from the cache. Copy it back, or delete {path.parent} and rebuild")
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(check_regular(path))) as source:
             return list(pa.ipc.open_stream(source))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Delete {path.parent} and rebuild") from error

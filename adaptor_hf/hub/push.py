@@ -114,7 +114,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     files = files_to_push(folder, training_rows)
-    check_consent(json.loads(files["config.json"]).get("data_terms"), accept_data_terms)
+    check_consent(parse_json(files["config.json"]).get("data_terms"), accept_data_terms)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Of a repository that exists already, create_repo leaves the visibility as it is.

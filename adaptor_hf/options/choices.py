@@ -58,7 +58,7 @@ class Choice:
                 return {"name": value}
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"--{self.option} is {form}; as JSON it cannot be read: {error}.") from error
         if not isinstance(value, Mapping):
             raise ValueError(f"{self.option} is {form}, got {type(value).__name__}.")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion import load_checkpoint
-from ..files import file_sha256, folder_written_aside, read_json, write_aside
+from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
 from ..tower_bundles_adaptor import FORMAT, MANIFEST, check_files, read_manifest
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
@@ -179,7 +179,7 @@ def _license_of_card(folder: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     file = folder / "README.md"
-    return ModelCard.load(file).data.license if file.is_file() else None
+    return ModelCard.load(check_regular(file)).data.license if file.is_file() else None
 
 
 def _prove(entry: dict[str, Any], folder: Path) -> None:

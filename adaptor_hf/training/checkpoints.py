@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..files import file_sha256, read_json, write_aside
+from ..files import file_sha256, open_regular, read_json, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def finish_checkpoint(checkpoint: Path) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         # A rename may reach the disk before the data does; then a power cut leaves a named, empty file.
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_aside(folder / MANIFEST, json.dumps({"version": VERSION, "files": files}, indent=1), sync=True)
