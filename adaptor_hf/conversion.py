@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .configuration_adaptor import AdaptorConfig
+from .files import check_regular
 from .modeling_adaptor import AdaptorModel
 from .privacy.gate import guarded, knows
 from .privacy.mode import error_text
@@ -117,10 +118,10 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(path)
+        return load_file(check_regular(path))
     try:
         with torch.serialization.safe_globals(numpy_values()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(check_regular(path), map_location="cpu", weights_only=True)
     except Exception as error:
         if zipfile.is_zipfile(path):
             with torch.serialization.safe_globals(numpy_values()):

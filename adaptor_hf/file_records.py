@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from .files import file_sha256, write_aside
+from .files import file_sha256, parse_json, read_regular, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -65,15 +65,9 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is none: too large, no UTF-8, no JSON, nested too deep, or JSON of another kind.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, or no regular file.")
-    if (size := path.stat().st_size) > MAX_RECORD_BYTES:
-        raise ValueError(f"{path} is damaged: {size:,} bytes, and no record has more than {MAX_RECORD_BYTES:,}.")
+    data = read_regular(path, MAX_RECORD_BYTES)
     try:
-        value = json.loads(path.read_bytes().decode("utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} is damaged: its JSON is nested too deep.") from None
+        value = parse_json(data.decode("utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is damaged: no JSON in UTF-8 ({error}).") from None
     if not isinstance(value, dict):

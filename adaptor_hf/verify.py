@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .file_records import READ_ERRORS
+from .files import printable
 from .privacy.gate import guarded, knows
 from .privacy.mode import error_text
 
@@ -282,11 +283,6 @@ def _cache_place(run: Path, given: str | None, recorded: Mapping[str, Any]) -> P
     return None if recorded.get("folder") is None else run / recorded["folder"]
 
 
-def _printable(text: str) -> str:
-    """Without line ends and escape codes: names come from files that anyone may have written."""
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
-
-
 @guarded(knows("places, and what other libraries say of damage"))
 def main(argv: list[str] | None = None) -> int:
     """Run the command; returns the exit status: 1 on an error or a difference."""
@@ -299,15 +295,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         found = verification(arguments.run, arguments.cache, arguments.device)
     except READ_ERRORS as error:
-        print(f"error: {_printable(error_text(error))}", file=sys.stderr)
+        print(f"error: {printable(error_text(error))}", file=sys.stderr)
         return 1
     count = len(found.differences)
     said = "verified" if not count else f"{count} difference" + "s" * (count > 1)
     print(f"{arguments.run}: {said}" + (", but not all could be compared" if found.unchecked and not count else ""))
     for difference in found.differences:
-        print(f"  {_printable(difference)}")
+        print(f"  {printable(difference)}")
     for what in found.unchecked:
-        print(f"  not compared: {_printable(what)}")
+        print(f"  not compared: {printable(what)}")
     return 1 if found.differences else 0
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation.results import RETRIEVAL_FILE
+from ..files import read_json
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:
@@ -240,7 +241,7 @@ def _first_lines(lines: list[Mapping[str, Any]], limit: int = 12) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 __all__ = ["downstream_facts", "pretraining_facts", "run_facts"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..moved import warn_of
+from .recipe_text import recipe_text
 from .written import meant, read_json, read_yaml
 
 FOLDER = Path(__file__).parent
@@ -80,8 +81,8 @@ def read_words(path: str | os.PathLike) -> dict[str, Any]:
         OSError, ValueError: as [`read_recipe`].
     """
     path = Path(path)
+    text = recipe_text(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
         recipe = read_json(text) if path.suffix == ".json" else read_yaml(text)
     except ValueError as error:
         raise ValueError(f"{path} is not valid {path.suffix[1:].upper()}: {error}.".replace("..", ".")) from error

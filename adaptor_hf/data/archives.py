@@ -15,6 +15,10 @@ import zipfile
 import zlib
 from typing import NamedTuple
 
+from ..files import open_regular, read_regular
+
+MAX_FILE_BYTES = 1 << 30
+"""Largest file of one image or report that is read."""
 MAX_MEMBER_BYTES = 1 << 28
 """Largest member that is read, unpacked: a small deflated member can unpack to any size."""
 
@@ -70,14 +74,13 @@ def read_bytes(path: str | os.PathLike) -> bytes:
     Content of a file or of a member of an archive.
 
     Raises:
-        OSError: No such file, or it cannot be read.
-        ValueError: The member is not where the path says (the archive was changed or cut short), is encrypted or
-            packed in another way than stored or deflated, or is over `MAX_MEMBER_BYTES`.
+        OSError: No such file, no regular file (a pipe, a device, a folder), or it cannot be read.
+        ValueError: The file is over `MAX_FILE_BYTES`; or the member is not where the path says (the archive was changed
+            or cut short), is encrypted or packed in another way than stored or deflated, or is over `MAX_MEMBER_BYTES`.
     """
     member = parse_member(os.fspath(path))
     if member is None:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_regular(path, MAX_FILE_BYTES)
     return read_member(member)
 
 
@@ -86,7 +89,7 @@ def read_member(member: Member, limit: int | None = None) -> bytes:
     name = f"{member.archive}::{member.name}"
     if limit is None and member.size > MAX_MEMBER_BYTES:
         raise ValueError(f"{name}: {member.size:,} bytes, over the limit of {MAX_MEMBER_BYTES:,} for one image.")
-    with open(member.archive, "rb") as file:
+    with open_regular(member.archive) as file:
         file.seek(member.offset)
         method = _STORED
         if member.archive.lower().endswith(".zip"):
@@ -114,7 +117,7 @@ def list_tar(path: str | os.PathLike) -> tuple[list[tuple[str, int, int]], str |
     members: list[tuple[str, int, int]] = []
     length, end = os.stat(path).st_size, 0
     try:
-        with tarfile.open(path, "r:") as tar:
+        with open_regular(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (entry := tar.next()) is not None:
                 if entry.offset_data + entry.size > length:
                     return members, "the tar is cut short"
@@ -130,7 +133,7 @@ def list_tar(path: str | os.PathLike) -> tuple[list[tuple[str, int, int]], str |
                 "unpack the compression (gunzip), or download the file again."
             ) from None
         return members, f"the tar is cut short ({error})"
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         file.seek(end)
         # A whole tar ends with empty blocks; tarfile takes half a header for the end, too.
         whole = file.read(tarfile.BLOCKSIZE) == tarfile.NUL * tarfile.BLOCKSIZE
@@ -145,7 +148,7 @@ def list_zip(path: str | os.PathLike) -> list[tuple[str, int, int]]:
         ValueError: This is no zip, or one that is cut short.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_regular(path) as file, zipfile.ZipFile(file) as archive:
             return [
                 (entry.filename, entry.header_offset, entry.compress_size)
                 for entry in archive.infolist()
@@ -190,6 +193,7 @@ def _inflate(data: bytes, name: str) -> bytes:
 
 
 __all__ = [
+    "MAX_FILE_BYTES",
     "MAX_MEMBER_BYTES",
     "Member",
     "container",

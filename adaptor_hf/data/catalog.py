@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -10,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, Literal
+
+from ..files import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -189,7 +190,7 @@ def parse_options(words: list[str]) -> dict[str, object]:
         if not equals or not name:
             raise ValueError(f"An option is name=value, got {word!r}.")
         try:
-            options[name] = json.loads(value)
+            options[name] = parse_json(value)
         except ValueError:
             options[name] = value
     return options

@@ -1,13 +1,12 @@
 """Keys of images and texts by what they hold, and the column of images block by block, without decoding."""
 
-import errno
 import hashlib
 import os
-import stat
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from ..files import check_regular, open_regular
 from .archives import container, image_source, parse_member, read_bytes
 
 KEY_DTYPE = np.dtype("S16")  # 128-bit digests, as fixed-length bytes numpy can sort
@@ -38,9 +37,7 @@ def file_key(path: str) -> bytes:
     Raises:
         OSError: the file is missing or not a regular file.
     """
-    found = os.stat(container(path))
-    if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    found = os.stat(check_regular(container(path)))
     return digest(f"{os.path.abspath(path)}\0{found.st_size}\0{found.st_mtime_ns}".encode("utf-8", "surrogateescape"))
 
 
@@ -48,7 +45,7 @@ def content_key(path: str) -> bytes:
     """Key of the content of a file, or of a member of an archive."""
     if parse_member(path) is not None:
         return digest(read_bytes(path))
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..files import written_aside
+from ..files import open_regular, written_aside
 from ..privacy.gate import guarded, refuses
 from ..privacy.mode import error_text
 from .restricted_pickle import load_npy, load_pickle
@@ -47,7 +47,7 @@ def read_pickled(path: str | os.PathLike, columns: Sequence[str] | None = None) 
         if path.suffix == ".npy":
             content = load_npy(path)
         else:
-            with open(path, "rb") as file:
+            with open_regular(path) as file:
                 content = load_pickle(file)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None

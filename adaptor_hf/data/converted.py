@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import check_regular, open_regular, parse_json
 from ..privacy.vocabulary import column_list
 from .files import find_file, require_file
 
@@ -50,13 +51,13 @@ def read_converted(root: Path, name: str, columns: tuple[str, ...]) -> tuple[pd.
     file = path.relative_to(root).as_posix()
     try:
         if path.suffix == ".parquet":
-            found = pq.read_schema(path).names
+            found = pq.read_schema(check_regular(path)).names
             frame = pq.read_table(path, columns=[name for name in columns if name in found]).to_pandas()
         else:
-            with open(path, encoding="utf-8") as lines:
-                frame = pd.DataFrame([json.loads(line) for line in lines if line.strip()])
+            with TextIOWrapper(open_regular(path), encoding="utf-8") as lines:
+                frame = pd.DataFrame([parse_json(line) for line in lines if line.strip()])
             found = list(frame.columns)
-    except (pa.ArrowInvalid, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (pa.ArrowInvalid, ValueError) as error:
         raise ValueError(f"{file}: not readable ({error}). Convert the file again.") from None
     if missing := [name for name in columns if name not in found]:
         raise ValueError(

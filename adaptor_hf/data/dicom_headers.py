@@ -9,6 +9,7 @@ from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..files import open_regular
 from .archives import parse_member, read_member
 from .deflated import MAX_UNPACKED_BYTES, DeflatedError, unpacked
 from .demographics import age_years, sex_code
@@ -159,7 +160,7 @@ def read_head(source: str | bytes, limit: int) -> bytes:
         return source[:limit]
     member = parse_member(source)
     if member is None:
-        with open(source, "rb") as file:
+        with open_regular(source) as file:
             # Python allocates all that is asked for.
             return file.read(min(limit, os.fstat(file.fileno()).st_size))
     try:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from ..files import open_regular
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom
 from .image_formats import endings
 
@@ -111,7 +112,7 @@ def _kind(path: str, name: str) -> str | None:
         return _kinds()[suffix]
     if name.lower().endswith((*_FOREIGN, *_TABLES, *_TEXTS)):
         return None
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         head = file.read(HEADER_BYTES)
     if looks_like_dicom(head):
         return "DICOM"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from ..files import open_regular
 from .content_keys import content_key, digest
 from .folder_walk import FoundImage, Walk, foreign_ending, stem, walk_images
 from .missing import is_missing
@@ -128,7 +129,7 @@ class ClassFolders:
         )
 
     def _head(self, place: int) -> bytes:
-        with open(os.path.join(self.root, *self.images[place].parts), "rb") as file:
+        with open_regular(os.path.join(self.root, *self.images[place].parts)) as file:
             return digest(file.read(_HEAD_BYTES))
 
     def _content(self, place: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,7 +12,8 @@ from typing import BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from .archives import parse_member, read_member
+from ..files import open_regular, printable
+from .archives import MAX_FILE_BYTES, parse_member, read_member
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, dicom_size, looks_like_dicom, read_dicom
 from .image_formats import FORMAT_BYTES, READ, foreign_format
 from .sixteen_bit import even_bits, layout, read_channels, tiff_kind
@@ -68,7 +68,7 @@ def read_image(
 
     Raises:
         FileNotFoundError: No such file.
-        OSError: The file cannot be read (rights, folder, device).
+        OSError: The file cannot be read (rights), or is none: a folder, a pipe, a device.
         ValueError: Empty, truncated or damaged file, not an image, more than `MAX_PIXELS` pixels, several frames or
             pages, a DICOM without a usable picture, NaN in an array. The message names the file.
         ImportError: A compressed DICOM whose decoder is not installed; the message names the wheel.
@@ -82,7 +82,7 @@ def read_image(
     if isinstance(source, np.ndarray):
         picture = _check_array(source)
     elif isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "PIL image"
+        name = printable(getattr(source, "filename", "") or "PIL image")
         _check_pixels(source.size, name)
         with _damage_named(name):
             picture = _of_pil(source, name, mode, return_raw)
@@ -264,23 +264,19 @@ def opened(source) -> Iterator[tuple[BinaryIO, str]]:
         name = os.fspath(source)
         member = parse_member(name) if isinstance(name, str) else None
         if member is not None:
-            yield BytesIO(read_member(member)), f"{member.archive}::{member.name}"
+            yield BytesIO(read_member(member)), printable(f"{member.archive}::{member.name}")
             return
         try:
-            # A pipe or a device would block or never end.
-            if not stat.S_ISREG(os.stat(name).st_mode):
-                raise OSError(f"{name}: not a file. Expected the path of one image.")
-            stream = open(name, "rb")  # noqa: SIM115
-        except ValueError:
-            raise ValueError(f"{name!r}: not a path (it has a NUL character). Correct the image column.") from None
+            stream = open_regular(name, MAX_FILE_BYTES)
         except FileNotFoundError:
             raise FileNotFoundError(
-                f"{name}: no such image file. Check the image column and the image root, or leave the row out."
+                f"{printable(name)}: no such image file. Check the image column and the image root, or leave the row "
+                "out."
             ) from None
         with stream:
-            yield stream, name
+            yield stream, printable(name)
     elif hasattr(source, "read"):
-        name = str(getattr(source, "name", "image stream"))
+        name = printable(str(getattr(source, "name", "image stream")))
         if hasattr(source, "seekable") and source.seekable():
             source.seek(0)
             yield source, name

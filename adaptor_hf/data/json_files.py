@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import parse_json, read_regular
+
 if TYPE_CHECKING:
     import pandas as pd
+
+MAX_JSON_BYTES = 1 << 30
+"""Largest file of annotations that is read."""
 
 
 def load_json(path: Path, name: str, *kinds: type) -> Any:
@@ -18,8 +22,8 @@ def load_json(path: Path, name: str, *kinds: type) -> Any:
         ValueError: Not JSON, cut short, or of another kind. The message names the file.
     """
     try:
-        content = json.loads(path.read_bytes())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(read_regular(path, MAX_JSON_BYTES))
+    except ValueError as error:
         raise ValueError(f"{name}: not readable JSON ({error}). Is it fully downloaded?") from None
     if not isinstance(content, kinds):
         expected = " or ".join(kind.__name__ for kind in kinds)

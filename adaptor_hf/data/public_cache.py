@@ -17,6 +17,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.ipc
 
+from ..files import check_regular, read_json
 from .files import Inputs, file_state
 
 _DONE = "inputs.arrow"
@@ -32,9 +33,9 @@ def cache_folder(cache_dir: str | os.PathLike | None, name: str, key: dict[str, 
 def read_cached(folder: Path) -> tuple[datasets.DatasetDict, dict] | None:
     """The result in a folder and its report, or None if there is none or a file it came from has changed."""
     try:
-        with pa.memory_map(str(folder / _DONE)) as source:
+        with pa.memory_map(str(check_regular(folder / _DONE))) as source:
             inputs = pyarrow.ipc.open_file(source).read_all()
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
     except (FileNotFoundError, pa.ArrowInvalid):
         return None
     for path, state in zip(inputs["path"].to_pylist(), inputs["state"].to_pylist(), strict=True):

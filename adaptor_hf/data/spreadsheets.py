@@ -5,10 +5,14 @@ from __future__ import annotations
 import datetime
 import re
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+
+from ..files import check_regular
 
 WORKBOOKS = (".xlsx", ".xlsm")
 _EXPORT = 'In Excel: File, Save as, "CSV UTF-8 (comma delimited)". Then pass the .csv file.'
@@ -40,6 +44,10 @@ FOREIGN = {
 _EXACT = 10**15
 _ERRORS_WITHOUT_VALUE = ("#N/A",)
 _ROWS_NAMED = 5
+_MAX_ROWS = 1 << 20
+_MAX_CELLS = 50_000_000
+# A few bytes of a zip unpack to any number; a sheet's XML shrinks to a tenth or so.
+_UNPACKED_BYTES, _UNPACKED_TIMES, _MOST_BYTES = 1 << 27, 200, 1 << 32
 
 
 def read_workbook(path: Path) -> pa.Table:
@@ -63,20 +71,15 @@ def read_workbook(path: Path) -> pa.Table:
         raise ValueError(
             f"{path}: reading an Excel workbook needs openpyxl (pip install 'adaptor-hf[excel]'). Without it: {_EXPORT}"
         ) from None
-    try:
+    check_regular(path)
+    with _damage_named(path):
+        _refuse_bomb(path)
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"{path}: not an Excel workbook that can be read ({type(error).__name__}): damaged, cut off, locked with a "
-            f"password, or another format under this ending. {_EXPORT}"
-        ) from None
-    try:
-        shown = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
-        sheets = [(sheet.title, rows) for sheet in shown if (rows := _rows(sheet, path))]
-    finally:
-        book.close()
+        try:
+            shown = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
+            sheets = [(sheet.title, rows) for sheet in shown if (rows := _rows(sheet, path))]
+        finally:
+            book.close()
     if not sheets:
         raise ValueError(f"{path}: the table is empty: no visible sheet of the workbook has data.")
     if len(sheets) > 1:
@@ -85,9 +88,16 @@ def read_workbook(path: Path) -> pa.Table:
             f"workbook of its own or as CSV. {_EXPORT}"
         )
     title, rows = sheets[0]
-    if _has_formulas(path):
-        _refuse_uncomputed(path, title)
+    with _damage_named(path):
+        if _has_formulas(path):
+            _refuse_uncomputed(path, title)
     width = max(map(len, rows))
+    # A row of one cell costs nothing in the file, and is as wide as the widest.
+    if width * len(rows) > _MAX_CELLS:
+        raise ValueError(
+            f"{path}: {len(rows):,} rows of {width:,} cells are more than the {_MAX_CELLS:,} cells that are read of a "
+            f"workbook. Take out what stands far outside of the table, or export it. {_EXPORT}"
+        )
     rows = [row + [""] * (width - len(row)) for row in rows]
     columns = [
         (name, cells) for name, *cells in zip(*rows, strict=True) if name.strip() or any(cell.strip() for cell in cells)
@@ -97,6 +107,32 @@ def read_workbook(path: Path) -> pa.Table:
     )
 
 
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """openpyxl meets damaged workbooks with every kind of exception."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(f"{path}"):
+            raise
+        raise ValueError(
+            f"{path}: not an Excel workbook that can be read ({type(error).__name__}): damaged, cut off, locked with a "
+            f"password, or another format under this ending. {_EXPORT}"
+        ) from None
+
+
+def _refuse_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > max(_UNPACKED_BYTES, min(_UNPACKED_TIMES * path.stat().st_size, _MOST_BYTES)):
+        raise ValueError(
+            f"{path}: the workbook unpacks to {unpacked:,} bytes, {_UNPACKED_TIMES} times its size or more, or over "
+            f"{_MOST_BYTES:,} in all. If you trust it, export it. {_EXPORT}"
+        )
+
+
 def _rows(sheet: Any, path: Path) -> list[list[str]]:
     """All rows from the header on, blank ones too but for those at the end; cells as text."""
     # Some programs write a wrong size of the sheet, or none.
@@ -104,6 +140,11 @@ def _rows(sheet: Any, path: Path) -> list[list[str]]:
     rows: list[list[str]] = []
     faults, filled = [], 0
     for number, cells in enumerate(sheet.iter_rows(), start=1):
+        if number > _MAX_ROWS:
+            raise ValueError(f"{path}: a row number beyond Excel's {_MAX_ROWS:,}. The workbook is damaged. {_EXPORT}")
+        if all(cell.value is None for cell in cells):
+            rows += [[]] if rows else []
+            continue
         texts = [_text(cell) for cell in cells]
         if any(cell.data_type == "e" and cell.value not in _ERRORS_WITHOUT_VALUE for cell in cells):
             faults.append(number)

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from ..files import check_all_regular, check_regular, parse_json
 from .delimited import SEPARATORS, read_delimited
 from .folder_walk import walk_images
 from .image_folders import ClassFolders, read_class_folders
@@ -107,9 +108,9 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     path = Path(source)
     if path.is_dir():
         if _is_saved(path):
-            return _from_dataset(datasets.load_from_disk(str(path)), path)
+            return _from_dataset(datasets.load_from_disk(str(check_all_regular(path))), path)
         return _read_folder(path, image_column, form)
-    if path.is_file():
+    if os.path.lexists(path):
         return _read_file(path, image_column, form)
     endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
     if suffix_of(path) in endings or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
@@ -148,7 +149,7 @@ def _read_folder(folder: Path, image_column: str, form: dict[str, str | None]) -
 
 
 def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> Source:
-    suffix = suffix_of(path)
+    suffix = suffix_of(check_regular(path))
     if suffix in PARQUET:
         schema = pyarrow.parquet.read_schema(path)
         embedded = any(column.name.strip() == image_column and not _is_flat(column.type) for column in schema)
@@ -181,10 +182,12 @@ def _read_json_lines(path: Path, encoding: str | None) -> tuple[pa.Table, dict[s
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line)
+        except ValueError as error:
+            column = f", column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+            reason = getattr(error, "msg", str(error))
             raise ValueError(
-                f"{path}, line {number}, column {error.colno}: not JSON ({error.msg}). Expected one object a line."
+                f"{path}, line {number}{column}: not JSON ({reason}). Expected one object a line."
             ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON {type(row).__name__}, expected one object a line.")

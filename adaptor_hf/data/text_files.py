@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from ..files import check_regular, open_regular, printable
+
 logger = logging.getLogger(__name__)
 
+_UNPACKED_BYTES, _UNPACKED_TIMES, _PIECE_BYTES = 1 << 28, 200, 1 << 24
 _COMPRESSED = (".gz", ".bz2", ".zst", ".lz4")
 _MARKS = {  # UTF-32's little-endian mark begins with that of UTF-16
     b"\xff\xfe\x00\x00": "utf-32",
@@ -122,12 +125,27 @@ def shown(encoding: str) -> str:
 
 def _content(path: Path) -> bytes | mmap.mmap:
     if path.suffix.lower() in _COMPRESSED:
-        with pa.input_stream(str(path), compression="detect") as stream:
-            return stream.read()
-    with open(path, "rb") as file:
+        return _unpacked(path)
+    with open_regular(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
-            return file.read()
+            return b""
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _unpacked(path: Path) -> bytes:
+    """Content of a compressed file, if it is no more than a table can be: a few bytes unpack to any number."""
+    limit = max(_UNPACKED_BYTES, _UNPACKED_TIMES * os.stat(check_regular(path)).st_size)
+    pieces, length = [], 0
+    with pa.input_stream(str(path), compression="detect") as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            pieces.append(piece)
+            length += len(piece)
+            if length > limit:
+                raise ValueError(
+                    f"{printable(path)}: unpacks to over {limit:,} bytes, {_UNPACKED_TIMES} times its size or more, as "
+                    "no table does. Unpack it first if you trust it."
+                )
+    return b"".join(pieces)
 
 
 def _is_utf8(data: bytes | mmap.mmap) -> bool:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import file_sha256, write_aside
+from ..files import check_regular, file_sha256, parse_json, write_aside
 from ..privacy.keys import load_key
 from ..privacy.mode import key_name, keyed_digests, private_key
 from .catalog import dataset_names, get_dataset
@@ -229,8 +229,8 @@ def read_training_rows(folder: str | os.PathLike) -> TrainingRows:
 
     path = Path(folder) / TRAINING_ROWS_FILE
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = json.loads((file.metadata() or {})[_METADATA])
+        with safe_open(check_regular(path), framework="numpy") as file:
+            metadata = parse_json((file.metadata() or {})[_METADATA])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         version, namespaces = int(metadata["version"]), tuple(metadata["namespaces"])
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
@@ -11,6 +10,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import check_regular, open_regular, parse_json
 from .archives import Member, list_tar
 from .files import IMAGE_SUFFIXES, list_files, record_input
 from .splits import SPLIT_ALIASES
@@ -118,7 +118,7 @@ def _read_shard(root: Path, shard: str) -> tuple[list[tuple], dict[str, int], li
         parts[suffix.lower()] = (offset, size)
     suffixes = {suffix[1:] for suffix in IMAGE_SUFFIXES}
     rows, dropped = [], {}
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         for key, parts in samples.items():
             image = next((suffix for suffix in parts if suffix in suffixes), None)
             if image is None:
@@ -147,8 +147,8 @@ def _text(file, parts: dict[str, tuple[int, int]]) -> str | None:
     if "json" not in parts:
         return None
     try:
-        caption = json.loads(content("json")).get("caption")
-    except (json.JSONDecodeError, AttributeError):
+        caption = parse_json(content("json")).get("caption")
+    except (ValueError, AttributeError):
         raise ValueError("the .json member is no JSON object.") from None
     return caption if isinstance(caption, str) else None
 
@@ -162,7 +162,7 @@ def _failed(parquet: Path) -> int:
     if not parquet.is_file():
         return 0
     try:
-        if "status" not in pq.read_schema(parquet).names:
+        if "status" not in pq.read_schema(check_regular(parquet)).names:
             return 0
         status = pq.read_table(parquet, columns=["status"])["status"]
     except (pa.ArrowInvalid, OSError):

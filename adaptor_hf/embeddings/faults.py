@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
+from ..files import plain_cell, read_regular, write_csv_to
 from .files import write_text
 from .table import PairTable, image_name
 
@@ -29,10 +30,15 @@ def excluded_rows(table: PairTable) -> list[dict]:
 def excluded_csv(excluded: list[dict]) -> str:
     """The list of excluded rows as CSV text. It stays beside the cache; it holds file names and no report text."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(excluded)
+    write_csv_to(text, _COLUMNS, ([row[name] for name in _COLUMNS] for row in excluded))
     return text.getvalue()
+
+
+def read_excluded(path: Path) -> list[dict]:
+    """The rows of which `excluded_csv` made the text of a file."""
+    text = io.StringIO(read_regular(path).decode("utf-8", "surrogateescape"), newline="")
+    rows = [{name: plain_cell(cell) for name, cell in row.items()} for row in csv.DictReader(text)]
+    return [row | {"source_row": int(row["source_row"])} for row in rows]
 
 
 def fault_summary(table: PairTable, cache_dir: Path) -> str:

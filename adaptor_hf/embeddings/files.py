@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.content_keys import KEY_DTYPE
-from ..files import file_sha256, written_aside
+from ..files import check_regular, file_sha256, read_json, written_aside
 
 FORMAT = "adaptor_hf.embeddings"
 CACHE_VERSION = 1
@@ -87,7 +87,7 @@ def read_manifest(folder: Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no embedding cache: {MANIFEST} is missing. Build it with build_cache")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Delete {folder} and build the cache again") from error
     if manifest.get("format") != FORMAT:
@@ -110,7 +110,7 @@ def map_batches(path: Path) -> list[pa.RecordBatch]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing from the cache. Copy it back, or delete {path.parent} and rebuild")
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(check_regular(path))) as source:
             return list(pa.ipc.open_stream(source))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Delete {path.parent} and rebuild") from error
@@ -186,7 +186,7 @@ def check_files(folder: Path, entries: list[dict], *, force: bool = False) -> No
     """
     memo_path = folder / CHECKED
     try:
-        memo = json.loads(memo_path.read_text(encoding="utf-8"))
+        memo = read_json(memo_path)
     except (OSError, ValueError):
         memo = {}
     checked = {}

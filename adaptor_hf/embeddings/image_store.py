@@ -14,6 +14,7 @@ from typing import Any
 
 from ..data.content_keys import digest
 from ..data.reading import Reading
+from ..files import read_regular
 from .files import write_bytes
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class ImageStore:
 
         path = self.path(key)
         try:
-            data = path.read_bytes()
+            data = read_regular(path)
         except FileNotFoundError:
             return None
         if digest(data[:-_DIGEST]) != data[-_DIGEST:]:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.content_keys import BLOCK_ROWS, key_vector
 from ..data.private_rows import private_rows
+from ..files import check_regular
 from ..privacy.mode import check_private_mode
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
@@ -208,7 +209,7 @@ def _read_array(value: Any, modality: str) -> np.ndarray:
             raise FileNotFoundError(f"{modality}: no file {path}")
         if path.suffix == ".npy":
             try:
-                array = np.load(path, mmap_mode="r", allow_pickle=False)
+                array = np.load(check_regular(path), mmap_mode="r", allow_pickle=False)
             except ValueError as error:
                 raise ValueError(
                     f"{path} is no plain array of numbers ({error}); files with pickles are not read"
@@ -241,7 +242,7 @@ def _read_safetensors(path: Path, modality: str) -> np.ndarray:
     import torch
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with safe_open(check_regular(path), framework="pt") as file:
         tensor = file.get_tensor(_choose(list(file.keys()), modality, path))
     return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
@@ -254,7 +255,7 @@ def _read_parquet(path: Path, modality: str) -> np.ndarray:
     def is_list(kind: pa.DataType) -> bool:
         return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
 
-    schema = pq.read_schema(path)
+    schema = pq.read_schema(check_regular(path))
     column = _choose([field.name for field in schema if is_list(field.type)], modality, path)
     values = pq.read_table(path, columns=[column]).column(column).combine_chunks()
     if values.null_count:

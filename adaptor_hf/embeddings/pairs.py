@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
-from ..files import folder_written_aside
+from ..files import folder_written_aside, read_json, read_regular
 from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import (
     CACHE_VERSION,
@@ -124,7 +124,7 @@ def write_pairs_folder(
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
     # A cache that is complete may be read-only.
-    if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_text(encoding="utf-8") != listed:
+    if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode("utf-8"):
         write_text(cache_dir / EXCLUDED, listed)
     if latest_pairs(cache_dir) != folder.name:
         write_json(cache_dir / LATEST, {"format": FORMAT, "version": CACHE_VERSION, "pairs": folder.name})
@@ -134,7 +134,7 @@ def write_pairs_folder(
 def latest_pairs(cache_dir: Path) -> str | None:
     """Name of the pairs folder that was built last, None if there is none."""
     try:
-        return json.loads((cache_dir / LATEST).read_text(encoding="utf-8"))["pairs"]
+        return read_json(cache_dir / LATEST)["pairs"]
     except (OSError, ValueError, KeyError):
         return None
 

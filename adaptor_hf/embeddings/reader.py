@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from .faults import EXCLUDED
+from .faults import EXCLUDED, read_excluded
 from .files import (
     KEY_DTYPE,
     NUMPY_DTYPES,
@@ -251,10 +251,7 @@ class EmbeddingCache:
     @property
     def excluded(self) -> list[dict]:
         """Rows left out of the cache: split, source_row, image_id, file, reason."""
-        import csv
-
-        with open(self._store.folder / EXCLUDED, encoding="utf-8", newline="") as file:
-            return [row | {"source_row": int(row["source_row"])} for row in csv.DictReader(file)]
+        return read_excluded(self._store.folder / EXCLUDED)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the Arrow files that this cache reads, by their names relative to the cache folder."""

@@ -1,10 +1,10 @@
 """The tower of one modality, named or loaded. Its weights are read only when there is something to compute or learn."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
+from ..files import read_json
 from ..privacy.mode import is_private
 from .files import write_json
 from .keys import json_key, tower_files, tower_identity
@@ -68,7 +68,7 @@ class TowerSource:
 
     def _read_memo(self) -> dict:
         try:
-            return json.loads(self._memo.read_text(encoding="utf-8"))
+            return read_json(self._memo)
         except (OSError, ValueError):
             return {}
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import written_aside
+from ..files import check_regular, parse_json, written_aside
 from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
@@ -148,8 +148,8 @@ def repeated_images_of(folder: str | os.PathLike) -> str | None:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(Path(folder) / PREDICTIONS_FILE, columns=["image_id"])
-        kind = json.loads((table.schema.metadata or {})[_METADATA])["kind"]
+        table = pq.read_table(check_regular(Path(folder) / PREDICTIONS_FILE), columns=["image_id"])
+        kind = parse_json((table.schema.metadata or {})[_METADATA])["kind"]
         return repeated_images(kind, table["image_id"].to_pylist())
     except (pa.ArrowInvalid, OSError, KeyError, ValueError):
         return None
@@ -308,7 +308,7 @@ def load_predictions(path: str | os.PathLike) -> Predictions:
     if not path.is_file():
         raise FileNotFoundError(f"No predictions at {path}.")
     try:
-        table = pq.read_table(path)
+        table = pq.read_table(check_regular(path))
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
     described = (table.schema.metadata or {}).get(_METADATA)
@@ -324,7 +324,7 @@ def load_predictions(path: str | os.PathLike) -> Predictions:
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)
     try:
-        return Predictions(columns=columns, **json.loads(described))
+        return Predictions(columns=columns, **parse_json(described))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ..file_records import differences, read_sums, write_sums
-from ..files import file_sha256, write_aside
+from ..files import file_sha256, parse_json, read_regular, write_aside
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, repeated_images_of, save_predictions
 from .scoring import score_predictions
@@ -193,7 +193,7 @@ def read_results(path: str | os.PathLike) -> ResultFiles:
     found = ResultFiles()
     seen: dict[tuple[str, str], dict] = {}
     for file in files:
-        for number, data in enumerate(file.read_bytes().split(b"\n"), start=1):
+        for number, data in enumerate(read_regular(file).split(b"\n"), start=1):
             if not data.strip():
                 continue
             line = _decode(data)
@@ -271,7 +271,7 @@ def _encode(lines: Iterable[Mapping[str, Any]]) -> bytes:
 def _decode(data: bytes) -> dict[str, Any] | str:
     """One line, or what is wrong with it."""
     try:
-        line = json.loads(data)
+        line = parse_json(data)
     except (ValueError, RecursionError) as error:
         return f"no JSON ({error}): cut short by a crash, or damaged"
     if not isinstance(line, dict):

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..data.terms import check_consent
 from ..data.training_rows import TRAINING_ROWS_FILE
+from ..files import parse_json, read_json, read_regular
 from .saved_code import CODE_FILES, check_code
 
 PUSHED_FILES = (
@@ -42,7 +43,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
     for needed in ("config.json", "model.safetensors"):
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     if not config.get("towers_in_checkpoint"):
         for kind in ("vision_tower", "text_tower"):
             name = (config.get(kind) or {}).get("name_or_path", "")
@@ -56,9 +57,9 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
     for name in (*PUSHED_FILES, TRAINING_ROWS_FILE) if training_rows else PUSHED_FILES:
         path = folder / name
         if path.is_file():
-            files[name] = path.read_bytes()
+            files[name] = read_regular(path, 1 << 40)
             if path.suffix == ".json" and name not in ("tokenizer.json", "vocab.json"):
-                cleaned = without_local_paths(json.loads(files[name]))
+                cleaned = without_local_paths(parse_json(files[name]))
                 files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     return files
 
@@ -68,7 +69,7 @@ def _named_classes(folder: Path) -> set[str]:
     found: set[str] = set()
     for name in ("config.json", "processor_config.json", "preprocessor_config.json"):
         if (folder / name).is_file():
-            config = json.loads((folder / name).read_text(encoding="utf-8"))
+            config = read_json(folder / name)
             # A tower's own configuration, deeper in config.json, may name code of its repository.
             for part in (config, config.get("image_processor")):
                 found |= set(((part or {}).get("auto_map") or {}).values())
@@ -113,7 +114,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     files = files_to_push(folder, training_rows)
-    check_consent(json.loads(files["config.json"]).get("data_terms"), accept_data_terms)
+    check_consent(parse_json(files["config.json"]).get("data_terms"), accept_data_terms)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Of a repository that exists already, create_repo leaves the visibility as it is.

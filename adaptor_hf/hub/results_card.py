@@ -9,6 +9,7 @@ from typing import Any
 from ..evaluation.tables import Cell, aggregate
 from ..evaluation.tasks import TASKS
 from ..file_records import check_model, rewriting
+from ..files import check_regular
 
 
 def card_results(cells: Iterable[Cell]) -> list:
@@ -78,7 +79,7 @@ def add_to_card(model_dir: str | os.PathLike, lines: Iterable[Mapping[str, Any]]
     path = Path(model_dir) / "README.md"
     if not path.is_file():
         raise FileNotFoundError(f"No model card at {path}. Training writes one.")
-    card = ModelCard.load(path)
+    card = ModelCard.load(check_regular(path))
     new = card_results(aggregate(lines))
     replaced = {_identity(result) for result in new}
     kept = [result for result in card.data.eval_results or [] if _identity(result) not in replaced]

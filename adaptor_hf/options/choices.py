@@ -59,7 +59,7 @@ class Choice:
                 return {"name": value}
             try:
                 value = json.loads(value, object_pairs_hook=without_repeated_keys)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"--{self.option} is {form}; as JSON it cannot be read: {error}.") from error
         if not isinstance(value, Mapping):
             raise ValueError(f"{self.option} is {form}, got {type(meant(value)).__name__}.")

@@ -10,6 +10,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from ..files import open_regular
+
 KEY_BYTES = 32
 _HEX_CHARACTERS = 24
 
@@ -35,7 +37,7 @@ def load_key(path: str | os.PathLike, create: bool = False) -> bytes:
     if create:
         _write_new_key(path)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             mode = os.fstat(file.fileno()).st_mode
             content = file.read(4 * KEY_BYTES)
     except FileNotFoundError:

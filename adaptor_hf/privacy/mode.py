@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from ..files import write_aside
+from ..files import read_json, write_aside
 from ..options.fields import PATH, hidden_options, option, values_of
 from .asked import ENVIRONMENT, environment_asks
 from .gate import start_filter
@@ -235,7 +235,7 @@ def rewrite_without_paths(path: str | os.PathLike) -> None:
     if _key is None:
         return
     path = Path(path)
-    value = without_paths(json.loads(path.read_text(encoding="utf-8")))
+    value = without_paths(read_json(path))
     write_aside(path, json.dumps(value, indent=2) + "\n")
 
 

@@ -20,7 +20,7 @@ from ..evaluation.overlap import overlap_cell, overlap_sentences
 from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
 from ..file_records import rewriting
-from ..files import write_aside
+from ..files import read_json, write_aside
 from ..markdown import plain, sentence, table_row, table_rule
 
 logger = logging.getLogger(__name__)
@@ -281,7 +281,7 @@ def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:
     """What `remember_costs` kept; nothing where there is no such file, or a damaged one."""
     path = Path(output_dir) / COSTS_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
     except ValueError:
         logger.warning("%s is damaged: costs are unknown.", path)
         return {}

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..data.positive import is_negative
+from ..files import read_json
 
 FOLDER = Path(__file__).parent / "prompts"
 
@@ -166,7 +167,7 @@ def _texts(texts: Any, templates: Sequence[str], where: str) -> tuple[str, ...]:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..data.folder_walk import walk_images
 from ..data.metadata_folders import metadata_files
-from ..files import file_sha256, write_aside
+from ..files import file_sha256, read_json, write_aside
 from ..options.parser import as_option
 from .arguments import option_parser, pairs_of, parse_arguments
 
@@ -128,7 +128,7 @@ def _read_state(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
-        done = json.loads(path.read_text(encoding="utf-8"))["done"]
+        done = read_json(path)["done"]
         return done if isinstance(done, dict) else {}
     except (ValueError, KeyError, TypeError):
         logger.warning("%s is damaged: every job is looked at again, its finished runs are kept.", path)

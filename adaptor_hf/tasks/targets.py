@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..data.archives import read_bytes
 from ..data.masks import RadiographMask
 from .data import LabelledData, plain_rows
 
@@ -92,7 +92,7 @@ def _mask_digests(dataset: Dataset) -> Iterator[bytes]:
         described = [value["kind"], list(value["data"] or ()), value["width"], value["height"]]
         digest = hashlib.sha256(json.dumps(described).encode())
         for file in value["files"] or ():
-            content = Path(file["path"]).read_bytes() if file["bytes"] is None else file["bytes"]
+            content = read_bytes(file["path"]) if file["bytes"] is None else file["bytes"]
             digest.update(f"\x1e{file['group']}\x1f".encode() + hashlib.sha256(content).digest())
         yield digest.digest()
 

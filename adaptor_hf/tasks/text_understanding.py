@@ -19,7 +19,7 @@ import torch
 from ..evaluation.baselines import MARK, above_baseline
 from ..evaluation.controls import CONTROLS
 from ..evaluation.overlap import overlap_sentences
-from ..files import write_aside
+from ..files import read_json, write_aside
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
@@ -208,7 +208,7 @@ def run_text_understanding(
 def _other_results(path: Path, dataset: str, new: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a file holds of other checkpoints on the same data set; a damaged file holds nothing."""
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
+        known = read_json(path)
         replaced = {(one["swap"], one["system"], one["checkpoint"]) for one in new}
         kept = [one for one in known["results"] if (one["swap"], one["system"], one.get("checkpoint")) not in replaced]
         return kept if known["dataset"] == dataset else []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversion import load_checkpoint
-from ..files import file_sha256, folder_written_aside, write_aside
+from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
 from ..tower_bundles_adaptor import FORMAT, MANIFEST, check_files, read_manifest
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
@@ -135,7 +135,7 @@ def _fetch_from_hub(entry: dict[str, Any], folder: Path, token: str | bool | Non
         _rewrite_pickles(entry["name_or_path"], snapshot, folder)
     if snapshot.parent.name == "snapshots":
         entry["revision"] = snapshot.name  # the commit, also where a branch or nothing was named
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     entry["library"] = entry["library"] or ("timm" if is_timm_config(config) else "transformers")
     entry["kind"] = entry["kind"] or kind_of(entry["library"], folder)
     entry["license"] = entry["license"] or _license_of_card(folder)
@@ -165,7 +165,7 @@ def kind_of(library: str, folder: Path) -> str | None:
 
     if library == "timm":
         return "vision"
-    model_type = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    model_type = read_json(folder / "config.json").get("model_type")
     if model_type == "cxr-bert":
         return "text"
     config = AutoConfig.from_pretrained(folder)
@@ -179,7 +179,7 @@ def _license_of_card(folder: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     file = folder / "README.md"
-    return ModelCard.load(file).data.license if file.is_file() else None
+    return ModelCard.load(check_regular(file)).data.license if file.is_file() else None
 
 
 def _prove(entry: dict[str, Any], folder: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files import write_aside
+from ..files import read_json, write_aside
 from ..towers_adaptor import load_text_tower, load_vision_tower, tower_digest
 from .presets import TOWER_PRESETS
 
@@ -71,7 +71,7 @@ def differences(measured: dict[str, Any], stored: dict[str, Any]) -> list[str]:
 
 def verify_towers(names: list[str], output: Path) -> bool:
     """Measures presets, compares them with `output` where it has them, adds the new ones; True if all are well."""
-    stored = json.loads(output.read_text(encoding="utf-8")) if output.exists() else {}
+    stored = read_json(output) if output.exists() else {}
     well = True
     for name in names:
         try:

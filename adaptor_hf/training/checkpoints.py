@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from ..files import file_sha256, write_aside
+from ..files import file_sha256, open_regular, read_json, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def finish_checkpoint(checkpoint: Path) -> None:
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         # A rename may reach the disk before the data does; then a power cut leaves a named, empty file.
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_aside(folder / MANIFEST, json.dumps({"version": VERSION, "files": files}, indent=1), sync=True)
@@ -110,7 +110,7 @@ def check_checkpoint(folder: Path) -> None:
             f"{folder} has no {MANIFEST}: the checkpoint was not finished, or not written by AdaptorTrainer"
         )
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
         version, files = manifest["version"], manifest["files"]
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -203,7 +203,7 @@ class RunningLoss(TrainerCallback):
         self.started = time.monotonic()
         if self.checkpoint is None:
             return
-        state = json.loads((self.checkpoint / self.FILE).read_text(encoding="utf-8"))
+        state = read_json(self.checkpoint / self.FILE)
         sums = state["sums"]
         # With another number of processes only the mean is what it was; that is what is logged.
         own = sums[args.process_index] if len(sums) == args.world_size else sum(sums) / len(sums)

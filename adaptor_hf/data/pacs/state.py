@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ...files import open_regular, parse_json
 from ...privacy.mode import is_private, key_name, private_name
 from ...privacy.vocabulary import listed_word
 from ..dicom_headers import Fault
@@ -70,7 +71,7 @@ class HeaderState:
         """Read what is there; gives the bytes of its whole lines, 0 where it is of other settings."""
         length = 0
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 for line in file:
                     if length == 0:
                         if line.decode("utf-8", "replace") != first + "\n":
@@ -78,7 +79,7 @@ class HeaderState:
                     elif not line.endswith(b"\n"):
                         break
                     else:
-                        name, state, result = json.loads(line)
+                        name, state, result = parse_json(line)
                         self.known[name] = (state, Fault(*result) if isinstance(result, list) else result)
                     length += len(line)
         except FileNotFoundError:

@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
+from ...files import open_regular
 from ..archives import Member
 from ..dicom import is_deflated, quiet_pydicom
 from ..files import outside_root
@@ -94,7 +95,7 @@ def _file(root: Path, path: str, status: os.stat_result | None, fault: str | Non
 def _members(root: Path, path: str, status: os.stat_result) -> Iterator[WalkedFile]:
     archive = _file(root, path, status, None)
     try:
-        with zipfile.ZipFile(path) as file:
+        with open_regular(path) as stream, zipfile.ZipFile(stream) as file:
             entries = [entry for entry in file.infolist() if not entry.is_dir()]
     except Exception:
         # A damaged directory of a zip is met with every kind of exception.
@@ -140,7 +141,7 @@ def referenced_files(path: str | os.PathLike) -> list[str]:
     """
     import pydicom
 
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = file.read(min(size, MAX_DICOMDIR_BYTES))
     if size > MAX_DICOMDIR_BYTES or is_deflated(data):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files import open_regular
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, record_input, require_file
 from ..reference_splits import check_size, two_way_split
@@ -72,7 +74,7 @@ def _read_labels(path: Path, name: str, loaded: LoadedRows) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    with open(record_input(path), encoding="utf-8") as lines:
+    with TextIOWrapper(open_regular(record_input(path)), encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue

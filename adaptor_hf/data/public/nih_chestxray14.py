@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...files import read_regular
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..demographics import age_column, sex_column
@@ -210,7 +211,7 @@ def _listed(folder: Path, files: dict[str, str]) -> dict[str, str]:
     split: dict[str, str] = {}
     for part, name in files.items():
         path = require_file(folder, name, "list")
-        for line in record_input(path).read_text(encoding="utf-8").splitlines():
+        for line in read_regular(record_input(path)).decode("utf-8").splitlines():
             if not line.strip():
                 continue
             image = line.split()[0].rpartition("/")[2].removesuffix(".png")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files import open_regular
 from ..captions import clean_whitespace, term_labels
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..files import find_file, read_table, record_input, require_file, row_sources
@@ -114,7 +116,7 @@ def _licences(root: Path, folder: str, notes: list[str]) -> pd.DataFrame:
 def _terms(root: Path, name: str) -> dict[str, list[str]]:
     """Terms of each figure in a file of "id, empty field, term, term ..." with tabs."""
     path = record_input(require_file(root, name, "concepts"))
-    with open(path, encoding="utf-8") as file:
+    with TextIOWrapper(open_regular(path), encoding="utf-8") as file:
         cells = (line.rstrip("\r\n").split("\t") for line in file)
         return {row[0].strip(): [term for term in map(str.strip, row[1:]) if term] for row in cells}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...files import read_json
 from ...privacy.vocabulary import column_list
 from ..boxes import boxes_of, group_boxes, usable_boxes, xywh_to_xyxy
 from ..catalog import LoadedRows, PublicDataset, Request
@@ -155,7 +155,7 @@ def read_match(root: Path, file: str | os.PathLike) -> dict[str, str]:
     """
     path = Path(os.path.join(root, file))
     if path.suffix.lower() == ".json":
-        entries = json.loads(record_input(path).read_text(encoding="utf-8"))
+        entries = read_json(record_input(path))
         if not isinstance(entries, list) or not all({"subset_img_id", "img_id"} <= entry.keys() for entry in entries):
             raise ValueError(f"{path}: expected a list of entries with 'subset_img_id' and 'img_id'.")
         pairs = [(entry["subset_img_id"], entry["img_id"]) for entry in entries]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ...files import read_regular
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..demographics import age_years, sex_code
 from ..files import list_files, record_input
@@ -51,7 +52,9 @@ def _read(request: Request, name: str) -> LoadedRows:
     ids = sorted(images)
     readings = _readings(request.root)
     loaded = LoadedRows(pd.DataFrame(), class_names=CLASSES, table_rows=len(ids))
-    notes = [_reading(readings[image].read_text("utf-8", "replace")) if image in readings else {} for image in ids]
+    notes = [
+        _reading(read_regular(readings[image]).decode("utf-8", "replace")) if image in readings else {} for image in ids
+    ]
     rows = {
         "image": [images[image] for image in ids],
         "image_id": ids,

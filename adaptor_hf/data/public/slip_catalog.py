@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ...files import check_regular
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import read_converted
 from ..files import find_file, list_files, record_input, require_file
@@ -156,7 +157,7 @@ def _list_values(root: Path, stem: str) -> np.ndarray:
     if not path.is_file():
         return read_converted(root, stem, ("value",))[0]["value"].to_numpy()
     try:
-        return np.load(record_input(path), allow_pickle=False)
+        return np.load(check_regular(record_input(path)), allow_pickle=False)
     except ValueError:
         raise ValueError(
             f"{path} holds a pickle, which is not read while loading. Convert it once: "
