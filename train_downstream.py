@@ -49,8 +49,9 @@ def main(arguments: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     write_downstream_manifest(
-        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
-    )
+        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table,
+        check=options.check,
+    )  # fmt: skip
 
 
 def start() -> None:

@@ -54,7 +54,11 @@ def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache,
 
 
 def write_downstream_manifest(
-    folder: str | os.PathLike, models: Iterable[str], cache_dir: str | os.PathLike, table: str | None = None
+    folder: str | os.PathLike,
+    models: Iterable[str],
+    cache_dir: str | os.PathLike,
+    table: str | None = None,
+    check: str = "touched",
 ) -> Path:
     """
     Manifest of everything in a downstream folder, runs of earlier calls among it.
@@ -64,17 +68,16 @@ def write_downstream_manifest(
         models (`Iterable[str]`): Checkpoints that were evaluated.
         cache_dir (`str` or `PathLike`): Of the embeddings.
         table (`str`, *optional*): What the rows were read from.
+        check (`str`, defaults to `"touched"`): Which of the embeddings' files were compared with their digests.
     """
+    from ..embeddings.verify import written_digests
     from ..evaluation.results import RESULTS_FILE, read_results
 
     folder, cache_dir = Path(folder), Path(cache_dir)
-    shards = {
-        path.relative_to(cache_dir).as_posix(): file_sha256(path) for path in sorted(cache_dir.glob("*-*/*.arrow"))
-    }
     weights = [Path(model) / "model.safetensors" for model in models]
     inputs = {
         "table": _table(table),
-        "cache": {"folder": relative_to_run(folder, cache_dir), "files": shards},
+        "cache": {"folder": relative_to_run(folder, cache_dir), "files": written_digests(cache_dir), "check": check},
         "models": [_model(folder, path) for path in weights],
     }
     splits = {}
