@@ -53,8 +53,9 @@ def main(arguments: list[str] | None = None) -> None:
     before = files_before(options.output_dir)
     run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     write_downstream_manifest(
-        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before
-    )
+        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
+        check=options.check,
+    )  # fmt: skip
 
 
 def start() -> None:

@@ -192,7 +192,7 @@ def test_ranks_share_the_work_and_change_no_byte(setting, tmp_path, world):
 
 def test_a_rank_that_fails_ends_all_ranks_with_its_reason(setting, tmp_path):
     first, second = run_ranks(setting, tmp_path, 2, fail=True)
-    assert "rank 1 failed while building the cache: OSError" in first[2]
+    assert "rank 1 failed at the cache of embeddings: OSError" in first[2]
     assert "No space left on device" in second[2]
     (tmp_path / "store").unlink(missing_ok=True)
     finish(setting.start(tmp_path))

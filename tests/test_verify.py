@@ -81,7 +81,7 @@ def test_one_flipped_weight_is_found_by_its_digest_and_by_what_it_changes(run):
     # Who adapts the manifest, too, is caught by the numbers once they move.
     weights[name].normal_(generator=torch.Generator().manual_seed(0))
     save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
-    from adaptor_hf.embeddings.files import file_sha256
+    from adaptor_hf.files import file_sha256
 
     digest = file_sha256(run / "model.safetensors")
     change_json(run / "manifest.json", lambda manifest: manifest["files"].update({"model.safetensors": digest}))
@@ -109,7 +109,8 @@ def test_a_prettier_number_in_the_card_is_found(run):
 
 
 def test_rows_that_swapped_their_split_are_found_even_if_the_cache_fits_itself(run):
-    from adaptor_hf.embeddings.files import file_entry
+    from adaptor_hf.embeddings.digests import data_entry
+    from adaptor_hf.embeddings.manifest import write_record
 
     folder = next((run / "embeddings").glob("pairs-*"))
     path = folder / "pairs.arrow"
@@ -123,13 +124,11 @@ def test_rows_that_swapped_their_split_are_found_even_if_the_cache_fits_itself(r
     path.unlink()  # a memory map of the old file may be open
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    entry = file_entry(path, len(table))
-    change_json(
-        folder / "cache.json",
-        lambda manifest: manifest.update(
-            shards=[entry if shard["file"] == path.name else shard for shard in manifest["shards"]]
-        ),
-    )
+    manifest = json.loads((folder / "cache.json").read_text())
+    for shard in manifest["shards"]:
+        if shard["file"] == path.name:
+            shard.update(data_entry(path.read_bytes()))
+    write_record(folder / "cache.json", manifest)
     found = verify(run)
     for name in ("of all rows", "test", "train"):
         assert any(what.startswith(f"Split {name}: ") for what in found), name

@@ -14,7 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embeddings.files import MANIFEST, read_manifest
+from ..embeddings.manifest import MANIFEST, read_manifest
+from ..embeddings.verify import written_digests
 from ..evaluation.results import RESULTS_FILE, read_results
 from ..evaluation.tasks import TASKS
 from ..file_records import (
@@ -112,6 +113,7 @@ def write_downstream_manifest(
     cache_dir: str | os.PathLike,
     table: str | None = None,
     before: Mapping[str, str] | None = None,
+    check: str = "touched",
 ) -> Path:
     """
     Manifest of everything in a downstream folder, runs of earlier calls among it. A file that this call did not write
@@ -123,6 +125,7 @@ def write_downstream_manifest(
         cache_dir (`str` or `PathLike`): Of the embeddings.
         table (`str`, *optional*): What the rows were read from.
         before (`Mapping[str, str]`, *optional*): As of `files_before`, from the start of the call.
+        check (`str`, defaults to `"touched"`): Which of the embeddings' files were compared with their digests.
     """
     folder, cache_dir, before = Path(folder), Path(cache_dir), before or {}
     earlier = _earlier(folder)
@@ -134,8 +137,9 @@ def write_downstream_manifest(
         "table": _table(table),
         "cache": {
             "folder": relative_to_run(folder, cache_dir),
-            "files": _cache_files(cache_dir, caches),
+            "files": written_digests(cache_dir),
             "settings": cache_settings(cache_dir, caches),
+            "check": check,
         },
         "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
     }
@@ -212,18 +216,12 @@ def cache_settings(cache_dir: Path, folders: Iterable[str]) -> dict[str, str]:
     """A digest of each cache folder's settings: towers, reading of images, pooling, lengths of texts."""
     found = {}
     for name in folders:
-        manifest = read_manifest(cache_dir / name)
+        try:
+            manifest = read_manifest(cache_dir / name)
+        except ValueError:
+            continue  # of what was not used; `written_digests` names it
         found[name] = content_sha256({key: manifest[key] for key in _SETTINGS if key in manifest})
     return found
-
-
-def _cache_files(cache_dir: Path, folders: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of each Arrow file as it was written, from the caches' own manifests."""
-    return {
-        f"{name}/{shard['file']}": shard["sha256"]
-        for name in folders
-        for shard in read_manifest(cache_dir / name)["shards"]
-    }
 
 
 def split_digests(cache: EmbeddingCache) -> dict[str, str]:

@@ -9,6 +9,8 @@ import numpy as np
 from ..files import check_regular, open_regular
 from .archives import container, image_source, parse_member, read_bytes
 
+CHECKS = ("touched", "full", "off")
+"""Which files of a cache of embeddings are compared with their digests before they are used; see `open_cache`."""
 KEY_DTYPE = np.dtype("S16")  # 128-bit digests, as fixed-length bytes numpy can sort
 BLOCK_ROWS = 2048
 IMAGE_BLOCK_ROWS = 128  # images may be stored as bytes
@@ -66,6 +68,7 @@ def blocks(dataset, column: str, rows: int = BLOCK_ROWS) -> Iterator[tuple[int, 
 
 __all__ = [
     "BLOCK_ROWS",
+    "CHECKS",
     "IMAGE_BLOCK_ROWS",
     "KEY_DTYPE",
     "blocks",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..options.fields import HIDDEN, NAME_OR_PATH, OPEN, PATH, option
+from .content_keys import CHECKS
 from .duplicates import ACTIONS
 from .ids import MODES
 from .reading import IMAGE_MODES
@@ -99,6 +100,10 @@ class TableArguments:
     cache_dir: str | None = option(
         None, "Where embeddings are kept. Default: `embeddings` inside output_dir.", group=EMBEDDINGS, privacy=PATH,
         metavar="FOLDER",
+    )  # fmt: skip
+    check: str = option(
+        "touched", "Compare cached embeddings with their digests: those that are used, full: all of the cache's files, "
+        "or off.", group=EMBEDDINGS, advanced=True, choices=list(CHECKS),
     )  # fmt: skip
     extraction_batch_size: int | None = option(
         None, "Images or texts a tower forward. Default: 64 on a GPU, 4 on the CPU.", group=EMBEDDINGS, advanced=True

@@ -25,7 +25,7 @@ _TABLE_OPTIONS = (
     "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
     "image_root", "filter", "delimiter", "encoding", "missing_word", "ids", "image_mode", "voi_lut", "range_percentile",
     "validation_fraction", "test_fraction", "split_seed", "extraction_batch_size", "max_text_length",
-    "image_store", "image_store_size",
+    "image_store", "image_store_size", "check",
 )  # fmt: skip
 
 
@@ -80,6 +80,7 @@ def _build(arguments: argparse.Namespace) -> None:
         arguments.text_tower,
         arguments.cache_dir,
         batch_size=arguments.extraction_batch_size,
+        check=arguments.check,
         **{name: getattr(arguments, name) for name in options},
     )
     ranks = Ranks()

@@ -11,14 +11,16 @@ from typing import Any
 
 from ..data.reading import Reading
 from ..privacy.mode import check_private_mode
+from .digests import FileChecks
 from .faults import check_faults, fault_summary
-from .files import NUMPY_DTYPES, read_manifest
+from .files import NUMPY_DTYPES
 from .image_store import ImageStore
+from .manifest import read_manifest
 from .memory import release_memory
 from .modalities import Modality, Plan, Settings
 from .pairs import write_pairs
 from .ranks import Ranks
-from .reader import EmbeddingCache, open_cache
+from .reader import EmbeddingCache, open_together
 from .shards import PIECE_ROWS, SHARD_ROWS
 from .source import TowerSource
 from .table import PairTable, merge_splits, read_table
@@ -44,6 +46,7 @@ def build_cache(
     image_store_size: int = 256,
     piece_rows: int = PIECE_ROWS,
     shard_rows: int = SHARD_ROWS,
+    check: str = "touched",
 ) -> EmbeddingCache:
     """Embed every distinct image and text of a data set once, and open the result.
 
@@ -81,14 +84,16 @@ def build_cache(
             images are stored as they are.
         piece_rows: rows after which progress is safe from a kill.
         shard_rows: rows of one Arrow file.
+        check: which files are compared with their digests, as of `open_cache`.
 
     Returns:
         EmbeddingCache of all splits.
 
     Raises:
         TypeError: dataset or towers are of the wrong kind.
-        ValueError: no tower, a missing column, an unknown dtype, too many faulty rows (the message shows the first
-            ones; finished work is kept), or private mode was asked for by the environment and is not on.
+        ValueError: no tower, a missing column, an unknown dtype or check, a damaged file (named), too many faulty rows
+            (the message shows the first ones; finished work is kept), or private mode was asked for by the environment
+            and is not on.
         OSError: a tower or the cache folder cannot be read or written.
     """
     check_private_mode()
@@ -109,7 +114,8 @@ def build_cache(
     workers = num_workers if num_workers is not None else _worker_count(on_cuda)
     reading = ranks.on_main(lambda: _reading_of(dataset)) if vision_tower is not None else Reading()
     store = ImageStore(image_store, image_store_size, reading) if image_store is not None else None
-    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading)
+    checks = FileChecks(check)
+    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks)
     sources = {}
     if vision_tower is not None:
         sources["images"] = TowerSource("vision", vision_tower, device, cache_dir)
@@ -117,7 +123,7 @@ def build_cache(
         sources["texts"] = TowerSource("text", text_tower, device, cache_dir)
 
     pairs = _build(dataset, sources, cache_dir, settings, ranks, max_fault_fraction)
-    cache = open_cache(pairs)
+    cache = open_together(Path(pairs), checks, ranks)
     release_memory()
     return cache
 
@@ -162,7 +168,7 @@ def _build(
         release_memory()
         check_faults(table, cache_dir, max_fault_fraction)
         pairs = write_pairs(cache_dir, table, modalities)
-        _report(table, read_manifest(pairs), cache_dir)
+        _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 
     return ranks.on_main(finish)

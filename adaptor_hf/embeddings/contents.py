@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -11,18 +12,24 @@ import numpy as np
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference, key_vector
 from ..privacy.mode import key_name, keyed_digests
-from .files import MANIFEST, key_view, map_batch, read_manifest
+from .digests import FileChecks
+from .files import key_view, map_batch
 from .lookup import find_keys
+from .manifest import MANIFEST, read_manifest, rebuild
 from .progress import progress
 from .table import image_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 SHOWN_FROM = 5000  # files; fewer take seconds
 
 
-def content_digests(dataset: Dataset, cache_dir: str | os.PathLike | None = None) -> np.ndarray:
+def content_digests(
+    dataset: Dataset, cache_dir: str | os.PathLike | None = None, *, check: str = "touched"
+) -> np.ndarray:
     """
     Digest of each row's image file, as a cache's `image_digests` has them.
 
@@ -30,11 +37,12 @@ def content_digests(dataset: Dataset, cache_dir: str | os.PathLike | None = None
         dataset (`datasets.Dataset`): With a column `image`, which is not decoded.
         cache_dir (`str` or `PathLike`, *optional*): Where embeddings are kept: files that were embedded there, and are
             as they were, are not read again.
+        check (`str`, defaults to `"touched"`): As of `open_cache`.
 
     Returns:
         `np.ndarray` of shape `(n,)` and dtype `S16`; empty for an image that cannot be read. Keyed in private mode.
     """
-    known, contents = _known(cache_dir)
+    known, contents = _known(cache_dir, FileChecks(check))
     found = np.zeros(len(dataset), KEY_DTYPE)
     missing: list[tuple[int, str]] = []
     for start, values in blocks(dataset.with_format("arrow"), "image", IMAGE_BLOCK_ROWS):
@@ -62,14 +70,19 @@ def content_digests(dataset: Dataset, cache_dir: str | os.PathLike | None = None
     return found
 
 
-def _known(cache_dir: str | os.PathLike | None) -> tuple[np.ndarray, np.ndarray]:
+def _known(cache_dir: str | os.PathLike | None, checks: FileChecks) -> tuple[np.ndarray, np.ndarray]:
     """Source keys and content digests of all images that were embedded in a folder under the key that is in force."""
     none = np.empty(0, KEY_DTYPE)
     sources, contents = [none], [none]
     for folder in sorted(Path(cache_dir).glob("images-*")) if cache_dir is not None else ():
         if not (folder / MANIFEST).is_file():
             continue
-        manifest = read_manifest(folder)
+        try:
+            manifest = read_manifest(folder, check=checks.metadata)
+            checks.check(folder, manifest["shards"], rebuild(folder))
+        except (FileNotFoundError, ValueError) as error:
+            logger.warning("%s. It is not used here: image files are read instead", str(error).removesuffix("."))
+            continue
         identity = manifest.get("identity", {})
         if identity.get("private") != key_name() or identity.get("library") == "external":
             continue

@@ -1,7 +1,6 @@
-"""Files of a cache: written aside and renamed when whole, memory-mapped without a copy, checked by SHA-256."""
+"""Files of a cache: written aside with their digests and renamed when whole, memory-mapped without a copy."""
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,12 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.content_keys import KEY_DTYPE
-from ..files import check_regular, file_sha256, read_json, written_aside
+from ..files import check_regular, written_aside
+from .digests import DigestedFile, data_entry, place_of
 
-FORMAT = "adaptor_hf.embeddings"
-CACHE_VERSION = 1
-MANIFEST = "cache.json"
-CHECKED = "checked.json"
 NUMPY_DTYPES = {"float16": np.float16, "float32": np.float32}
 
 
@@ -34,16 +30,34 @@ def _written(path: Path, sync: bool = True) -> Iterator[Path]:
         ) from error
 
 
-def write_batch(path: Path, batch: pa.RecordBatch) -> None:
+def write_batch(path: Path, batch: pa.RecordBatch, *, seal: bool = False) -> dict:
     """Write one Arrow record batch as an Arrow stream file, the format that `datasets.Dataset.from_file` maps."""
-    write_batches(path, batch.schema, [batch])
+    return write_batches(path, batch.schema, [batch], seal=seal)
 
 
-def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
-    """Write record batches, as they come, as one Arrow stream file."""
-    with _written(path) as aside, open(aside, "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch)
+def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], *, seal: bool = False) -> dict:
+    """Write record batches, as they come, as one Arrow stream file.
+
+    Args:
+        path: the file.
+        schema: of all batches.
+        batches: record batches.
+        seal: end the file with a digest for `check_seal`; for files that no manifest names. Readers of Arrow streams
+            do not look behind the stream's end.
+
+    Returns:
+        Its manifest entry: name, rows, size and digests of what was written.
+    """
+    rows = 0
+    with _written(path) as aside, open(aside, "wb") as file:
+        digested = DigestedFile(file)
+        with pa.ipc.new_stream(digested, schema) as writer:
+            for batch in batches:
+                writer.write_batch(batch)
+                rows += len(batch)
+        if seal:
+            digested.seal(place_of(path))
+    return {"file": path.name, "rows": rows} | digested.entry()
 
 
 @contextmanager
@@ -59,45 +73,29 @@ def merged(table: pa.Table, folder: Path) -> Iterator[pa.RecordBatch]:
         yield embedding_batch(vectors, columns)
 
 
+def json_bytes(value: Any) -> bytes:
+    """An object as `write_json` writes it: UTF-8, sorted names, one line a value."""
+    return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON with sorted keys, aside and renamed."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, aside and renamed."""
     with _written(path) as aside:
-        aside.write_bytes(text.encode("utf-8"))
+        aside.write_bytes(json_bytes(value))
+
+
+def write_text(path: Path, text: str) -> dict:
+    """Write UTF-8 text, aside and renamed; returns its manifest entry: name, size and digests."""
+    data = text.encode("utf-8")
+    with _written(path) as aside:
+        aside.write_bytes(data)
+    return {"file": path.name} | data_entry(data)
 
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a small file aside and rename it, without waiting for the disk: for files that carry their own digest."""
     with _written(path, sync=False) as aside:
         aside.write_bytes(data)
-
-
-def read_manifest(folder: Path) -> dict:
-    """Read and check the manifest of a cache folder.
-
-    Raises:
-        FileNotFoundError: the folder has no manifest.
-        ValueError: the manifest is damaged, or of another format or version.
-    """
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no embedding cache: {MANIFEST} is missing. Build it with build_cache")
-    try:
-        manifest = read_json(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). Delete {folder} and build the cache again") from error
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of format {FORMAT!r}")
-    if manifest.get("version") != CACHE_VERSION:
-        raise ValueError(
-            f"{folder} was written by cache version {manifest.get('version')}, this package reads version "
-            f"{CACHE_VERSION}. Build the cache again, or install the version of adaptor_hf that wrote it"
-        )
-    return manifest
 
 
 def map_batches(path: Path) -> list[pa.RecordBatch]:
@@ -168,46 +166,3 @@ def key_view(batch: pa.RecordBatch, column: str) -> np.ndarray:
     """(n,) view of a column of 16-byte keys."""
     array = batch.column(column)
     return np.frombuffer(array.buffers()[1], dtype=KEY_DTYPE)[array.offset : array.offset + len(array)]
-
-
-def file_entry(path: Path, rows: int) -> dict:
-    """Manifest entry of a finished file: name, rows, size in bytes, SHA-256."""
-    return {"file": path.name, "rows": rows, "bytes": path.stat().st_size, "sha256": file_sha256(path)}
-
-
-def check_files(folder: Path, entries: list[dict], *, force: bool = False) -> None:
-    """Compare the files of a folder with their manifest entries.
-
-    A file is hashed when its size or modification time differs from the last check (or always, with `force`).
-
-    Raises:
-        FileNotFoundError: a file is missing.
-        ValueError: size or SHA-256 differ.
-    """
-    memo_path = folder / CHECKED
-    try:
-        memo = read_json(memo_path)
-    except (OSError, ValueError):
-        memo = {}
-    checked = {}
-    for entry in entries:
-        path = folder / entry["file"]
-        try:
-            stat = path.stat()
-        except FileNotFoundError:
-            raise FileNotFoundError(
-                f"{path} is missing from the cache. Copy it back, or delete {folder} and build the cache again"
-            ) from None
-        state = [stat.st_size, stat.st_mtime_ns, entry["sha256"]]
-        if stat.st_size != entry["bytes"]:
-            raise ValueError(
-                f"{path} has {stat.st_size} bytes, the manifest says {entry['bytes']}: it is truncated or was "
-                f"replaced. Delete {folder} and build the cache again"
-            )
-        if (force or memo.get(entry["file"]) != state) and file_sha256(path) != entry["sha256"]:
-            raise ValueError(
-                f"{path} does not match its SHA-256: it is damaged. Delete {folder} and build the cache again"
-            )
-        checked[entry["file"]] = state
-    if checked != memo and os.access(folder, os.W_OK):
-        write_json(memo_path, checked)

@@ -1,9 +1,10 @@
 """Resized images kept on disk, so that a second tower need not decode large files again.
 
 One PNG a source image: grey or RGB, 8 bit, without loss, shorter side at most `size` pixels. Behind the PNG's end,
-where decoders do not look, come the digest of the source file's content and a digest of all before it. A file is
-renamed when whole; one that does not fit its digest is made anew. Towers see what was stored, whether it was there or
-just made.
+where decoders do not look, come the digest of the source file's content and a digest of all before it and of the
+file's name, so that no other image takes its place. A file is renamed when whole; one that does not fit its digest is
+made anew. Version 0.1 left out the name: its files are used, and a swap of two is not noticed. Towers see what was
+stored, whether it was there or just made.
 """
 
 import io
@@ -78,7 +79,8 @@ class ImageStore:
             data = read_regular(path)
         except FileNotFoundError:
             return None
-        if digest(data[:-_DIGEST]) != data[-_DIGEST:]:
+        sealed = data[:-_DIGEST]
+        if data[-_DIGEST:] not in (digest(sealed + path.name.encode()), digest(sealed)):
             logger.warning("%s is damaged: it is made again from its source", path)
             return None
         image = Image.open(io.BytesIO(data))
@@ -96,7 +98,7 @@ class ImageStore:
         data = encoded.getvalue() + content
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, data + digest(data))
+        write_bytes(path, data + digest(data + path.name.encode()))
 
     def shrink(self, image: Any) -> Any:
         """PIL image with a shorter side of at most `size` pixels, aspect kept."""

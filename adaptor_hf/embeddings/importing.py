@@ -14,7 +14,7 @@ from ..files import check_regular
 from ..privacy.mode import check_private_mode
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
-from .files import NUMPY_DTYPES, embedding_batch, file_entry, write_batch
+from .files import NUMPY_DTYPES, embedding_batch, write_batch
 from .keys import modality_key
 from .pairs import kept_rows, write_pairs_folder
 from .reader import EmbeddingCache, open_cache
@@ -80,15 +80,15 @@ def import_embeddings(
     excluded = excluded_rows(rows)
     kept = kept_rows(rows)
     manifest: dict = {"excluded": len(excluded)}
-    rows_of, content = {}, []
+    folders, rows_of, content = {}, {}, []
     for modality, array in arrays.items():
         folder, row_numbers = _write_modality(cache_dir, modality, array, rows, name, dtype)
-        rows_of[modality] = row_numbers[kept]
+        folders[modality], rows_of[modality] = folder, row_numbers[kept]
         manifest |= {modality: folder.path.name, f"{modality[:-1]}_tower": folder.manifest["tower"]}
         content.append(hashlib.blake2b(rows_of[modality], digest_size=16).hexdigest())
     if rows.faults:
         logger.warning(fault_summary(rows, cache_dir))
-    return open_cache(write_pairs_folder(cache_dir, manifest, content, rows_of, rows.ids, kept, excluded))
+    return open_cache(write_pairs_folder(cache_dir, manifest, content, folders, rows_of, rows.ids, kept, excluded))
 
 
 def _read_rows(table: Any, count: int) -> PairTable:
@@ -168,8 +168,7 @@ def _write_modality(
             part = chosen[start : start + SHARD_ROWS]
             columns = {"source": keys[start : start + SHARD_ROWS], "digest": keys[start : start + SHARD_ROWS]}
             path = folder.path / f"data-{len(entries):05d}.arrow"
-            write_batch(path, embedding_batch(_stored(array[part], dtype), columns))
-            entries.append(file_entry(path, len(part)))
+            entries.append(write_batch(path, embedding_batch(_stored(array[part], dtype), columns)))
         folder.commit(entries, array.shape[1], {})
     return folder, row_numbers
 

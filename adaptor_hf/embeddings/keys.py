@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.content_keys import digest
-from .files import CACHE_VERSION
 
+# Of keys: raised when what a key covers changes.
+KEY_VERSION = 1
 # Fields that say where something came from, not what it computes.
 _NOT_IN_KEY = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash", "processor_class"}
 
@@ -53,7 +54,38 @@ def tower_identity(tower) -> dict:
 
 def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
     """Key of one modality's folder. Rows are no part of it: new rows are added to the same folder."""
-    return json_key([CACHE_VERSION, identity, dtype, max_text_length])
+    return json_key([KEY_VERSION, identity, dtype, max_text_length])
+
+
+def check_key(folder: Path, manifest: dict, advice: str) -> None:
+    """Compare the key of a modality's folder with what it covers, as the manifest has it.
+
+    Raises:
+        ValueError: they differ.
+    """
+    key = modality_key(manifest["identity"], manifest["dtype"], manifest.get("max_text_length"))
+    if key != manifest["key"]:
+        raise ValueError(
+            f"{folder} is damaged or was edited: its key is {manifest['key']}, and identity, dtype and max_text_length "
+            f"in its manifest have the key {key}. {advice}"
+        )
+
+
+def check_tower(folder: Path, spec: dict, identity: dict, advice: str) -> None:
+    """Compare a tower's spec with the identity that the key covers: in version 0.1 manifests have no digest.
+
+    Raises:
+        ValueError: pooling, width or image processing are not those that the embeddings were made with.
+    """
+    processor = spec.get("image_processor")
+    found = {"kind": spec.get("kind"), "pooling": spec.get("pooling"), "hidden_size": spec.get("hidden_size"),
+             "processor": json_key(processor) if processor else None}  # fmt: skip
+    for name, value in found.items():
+        if value is not None and identity.get(name, value) != value:
+            raise ValueError(
+                f"{folder} is damaged or was edited: {'image_processor' if name == 'processor' else name} of its tower "
+                f"is not what the embeddings were made with. {advice}"
+            )
 
 
 def tower_files(name_or_spec: Any) -> list[list] | None:

@@ -20,6 +20,7 @@ from .compute import (
     target_pixels,
     vector_faults,
 )
+from .digests import FileChecks
 from .image_store import GREY, ImageStore
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
@@ -44,6 +45,7 @@ class Settings:
     shard_rows: int
     image_store: ImageStore | None = None
     reading: Reading = GREY
+    checks: FileChecks = field(default_factory=FileChecks)
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Modality:
         # A checkpoint's spec may say how its images were read: here that is for this data set to say.
         self.spec = settings.reading.in_spec(spec) if name == "images" else dict(spec)
         self.settings = settings
+        self.tower_identity = identity
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
@@ -100,7 +103,8 @@ class Modality:
             "width": identity["hidden_size"],
             "max_text_length": self.max_length,
         }
-        self.folder = ModalityFolder(cache_dir, name, modality_key(identity, settings.dtype, self.max_length), header)
+        key = modality_key(identity, settings.dtype, self.max_length)
+        self.folder = ModalityFolder(cache_dir, name, key, header, settings.checks)
         self._rows = np.empty(0, dtype=np.int64)
         self._looked_up = 0  # never before
 
@@ -194,7 +198,7 @@ class Modality:
         mine = list(plan.pieces.items())[rank::world]
         if not mine:
             return
-        tower = self.source.load()
+        tower = self.source.load_as(self.tower_identity)
         build = Build(self.folder, plan.name)
         total = sum(stop - start for _, (start, stop) in mine)
         title = self.name if world == 1 else f"{self.name}, rank {rank} of {world}"
@@ -206,7 +210,7 @@ class Modality:
         """Commit the pieces of a plan; call with the lock held, on rank 0, when all ranks are done."""
         build = Build(self.folder, plan.name)
         if build.path.exists():
-            build.finish(self.settings.shard_rows)
+            build.finish(self.settings.shard_rows, whole=True)
 
     def collect_faults(self, table: PairTable) -> None:
         """Mark the rows of the table whose image or text gave no embedding; its keys are needed no more, and go."""

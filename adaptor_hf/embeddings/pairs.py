@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import logging
+import shutil
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,32 +13,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
-from ..files import folder_written_aside, read_json, read_regular
+from ..files import folder_written_aside, read_regular
+from .digests import FileChecks
 from .faults import EXCLUDED, excluded_csv, excluded_rows
-from .files import (
-    CACHE_VERSION,
-    FORMAT,
-    KEY_DTYPE,
-    MANIFEST,
-    file_entry,
-    write_batch,
-    write_batches,
-    write_json,
-    write_text,
-)
+from .files import KEY_DTYPE, map_batch, write_batch, write_batches, write_text
 from .keys import json_key
 from .lookup import first_rows
+from .manifest import MANIFEST, read_manifest, read_record, rebuild, write_record
 from .memory import release_memory
 from .table import PairTable
 
 if TYPE_CHECKING:
     from .modalities import Modality
+    from .shards import ModalityFolder
 
 # Numbers in one record batch, so that they are read where they lie; ids in parts, so that no copy of all is made.
 ROWS_FILE = "rows.arrow"
 PAIRS_FILE = "pairs.arrow"
 LATEST = "latest.json"
 BATCH_ROWS = 16_384
+
+logger = logging.getLogger(__name__)
 
 
 def kept_rows(table: PairTable) -> np.ndarray:
@@ -67,7 +64,8 @@ def write_pairs(cache_dir: Path, table: PairTable, modalities: list["Modality"])
         manifest[f"{modality.name[:-1]}_tower"] = modality.spec
         if modality.name == "texts":
             manifest |= _text_lengths(modality, rows)
-    return write_pairs_folder(cache_dir, manifest, content, rows_of, table.ids, kept, excluded)
+    folders = {modality.name: modality.folder for modality in modalities}
+    return write_pairs_folder(cache_dir, manifest, content, folders, rows_of, table.ids, kept, excluded)
 
 
 def _content_digest(modality: "Modality", rows: np.ndarray) -> str:
@@ -86,6 +84,7 @@ def write_pairs_folder(
     cache_dir: Path,
     manifest: dict,
     content: list[str],
+    folders: dict[str, "ModalityFolder"],
     rows_of: dict[str, np.ndarray],
     ids: pa.Table,
     kept: np.ndarray,
@@ -93,10 +92,13 @@ def write_pairs_folder(
 ) -> Path:
     """Write `pairs-<key>/`; the key covers both modalities' folders, the content of the pairs, their ids and splits.
 
+    One that is there stays, unless it is damaged or its row numbers are not those of the folders as they are now.
+
     Args:
         manifest: folder names and specs of the modalities.
         content: digests of what the image and text rows stand for.
-        rows_of: (n,) row numbers by modality, "images" and "texts".
+        folders: the modalities' folders, by "images" and "texts".
+        rows_of: (n,) row numbers by modality.
         ids: ids of all rows of the table.
         kept: (n,) rows of the table that are no faults.
         excluded: the other rows.
@@ -105,38 +107,71 @@ def write_pairs_folder(
     parts = [ROWS_FILE, manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
     key = json_key(parts)
     folder = cache_dir / f"pairs-{key}"
-    if not (folder / MANIFEST).exists():
-        none = np.full(len(kept), -1, dtype=np.int64)
-        numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
+    none = np.full(len(kept), -1, dtype=np.int64)
+    numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
+    # Shards are only ever added: those that are there now are what the row numbers stand for.
+    shards = {name: [entry["sha256"] for entry in one.manifest["shards"]] for name, one in folders.items()}
+    checks = next(iter(folders.values())).checks
+    if not _is_current(folder, numbers, shards, checks):
         numbers["study"] = study_codes(ids, kept)
         release_memory()
         rows = pa.RecordBatch.from_pydict(numbers)
+        shutil.rmtree(folder, ignore_errors=True)
         try:
             with folder_written_aside(folder) as aside:
-                write_batch(aside / ROWS_FILE, rows)
+                files = [write_batch(aside / ROWS_FILE, rows)]
                 batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
-                write_batches(aside / PAIRS_FILE, ids.schema, batches)
-                write_text(aside / EXCLUDED, listed)
-                header = {"format": FORMAT, "version": CACHE_VERSION, "content": "pairs", "key": key}
-                files = [file_entry(aside / name, len(kept)) for name in (ROWS_FILE, PAIRS_FILE)]
-                write_json(aside / MANIFEST, header | manifest | {"rows": len(kept), "shards": files})
+                files.append(write_batches(aside / PAIRS_FILE, ids.schema, batches))
+                header = {"content": "pairs", "key": key, "rows": len(kept), "shards": files, "embedding_files": shards}
+                header["files"] = [write_text(aside / EXCLUDED, listed)]
+                write_record(aside / MANIFEST, header | manifest)
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
     # A cache that is complete may be read-only.
     if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode("utf-8"):
         write_text(cache_dir / EXCLUDED, listed)
-    if latest_pairs(cache_dir) != folder.name:
-        write_json(cache_dir / LATEST, {"format": FORMAT, "version": CACHE_VERSION, "pairs": folder.name})
+    try:
+        latest = latest_pairs(cache_dir, check=checks.metadata)
+    except ValueError as error:
+        logger.warning("%s", error)
+        latest = None
+    if latest != folder.name:
+        write_record(cache_dir / LATEST, {"pairs": folder.name})
     return folder
 
 
-def latest_pairs(cache_dir: Path) -> str | None:
-    """Name of the pairs folder that was built last, None if there is none."""
+def _is_current(folder: Path, numbers: dict[str, np.ndarray], shards: dict[str, list[str]], checks: FileChecks) -> bool:
+    """Whether pairs are there and whole, with these row numbers of these shards."""
+    if not (folder / MANIFEST).exists():
+        return False
     try:
-        return read_json(cache_dir / LATEST)["pairs"]
-    except (OSError, ValueError, KeyError):
+        manifest = read_manifest(folder, check=checks.metadata)
+        checks.check(folder, [*manifest["shards"], *manifest.get("files", [])], rebuild(folder))
+        rows = map_batch(folder / ROWS_FILE)
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("%s. It is written anew", str(error).removesuffix("."))
+        return False
+    same = all(np.array_equal(rows.column(name).to_numpy(), values) for name, values in numbers.items())
+    return same and all(
+        shards[name][: len(known)] == known for name, known in manifest.get("embedding_files", {}).items()
+    )
+
+
+def latest_pairs(cache_dir: Path, *, check: bool = True) -> str | None:
+    """Name of the pairs folder that was built last, None if there is none.
+
+    Raises:
+        ValueError: the file that names it is damaged.
+    """
+    path = cache_dir / LATEST
+    if not path.is_file():
         return None
+    advice = "Run the same build again, which writes it anew, or name one of the pairs-... folders"
+    name = read_record(path, advice, check=check).get("pairs")
+    if not isinstance(name, str) or not name.startswith("pairs-") or PurePath(name).name != name:
+        raise ValueError(f"{path} is damaged: it names no pairs folder. {advice}")
+    return name
 
 
 def _id_batches(ids: pa.Table, kept: np.ndarray) -> Iterator[pa.Table]:

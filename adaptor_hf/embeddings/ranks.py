@@ -13,19 +13,22 @@ class Ranks:
     Attributes:
         index: rank of this process, 0 decides and writes the manifests.
         world: number of ranks.
+        first_of_node: of the ranks on one machine, one; the machines do not share memory, and perhaps no disk.
     """
 
     def __init__(self) -> None:
         import torch.distributed as dist
 
         if not dist.is_available():
-            self.index, self.world = 0, 1
+            self.index, self.world, self.first_of_node = 0, 1, True
             return
         if not dist.is_initialized() and int(os.environ.get("WORLD_SIZE", "1")) > 1:
             from accelerate import PartialState
 
             PartialState()
         self.index, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # A launcher says which process of this machine this is; without one each stands for itself.
+        self.first_of_node = self.world == 1 or os.environ.get("LOCAL_RANK", "0") == "0"
 
     @property
     def is_main(self) -> bool:
@@ -73,4 +76,9 @@ class Ranks:
             raise error
         for rank, reason in enumerate(reasons):
             if reason is not None:
-                raise RuntimeError(f"rank {rank} failed while building the cache: {reason}")
+                raise RuntimeError(f"rank {rank} failed at the cache of embeddings: {reason}")
+
+    def once_a_node(self, function: Callable[[], None]) -> bool:
+        """Run on the first rank of each node while the others wait, with errors as `together`; whether it ran here."""
+        self.together(function if self.first_of_node else lambda: None)
+        return self.first_of_node

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,13 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from .digests import FileChecks, data_entry
 from .faults import EXCLUDED, read_excluded
-from .files import (
-    KEY_DTYPE,
-    NUMPY_DTYPES,
-    check_files,
-    embedding_view,
-    key_view,
-    map_batch,
-    map_batches,
-    read_manifest,
-)
+from .files import KEY_DTYPE, NUMPY_DTYPES, embedding_view, json_bytes, key_view, map_batch, map_batches
+from .keys import check_key, check_tower
+from .manifest import MANIFEST, read_manifest, rebuild
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
+from .ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
@@ -31,24 +26,46 @@ class Vectors:
 
     Args:
         folder: `images-<key>/` or `texts-<key>/`.
+        rows: (n,) rows that are going to be used, -1 for none: their shards are checked now, others when first used.
+        checks: what is compared with digests.
     """
 
-    def __init__(self, folder: Path) -> None:
-        manifest = read_manifest(folder)
-        check_files(folder, manifest["shards"])
-        self.width = manifest["width"]
-        self.dtype = np.dtype(NUMPY_DTYPES[manifest["dtype"]])
-        self.shards = [embedding_view(map_batch(folder / shard["file"])) for shard in manifest["shards"]]
-        for shard, view in zip(manifest["shards"], self.shards, strict=True):
-            if view.shape != (shard["rows"], self.width) or view.dtype != self.dtype:
-                raise ValueError(
-                    f"{folder / shard['file']} holds {view.shape} {view.dtype}, the manifest says "
-                    f"{(shard['rows'], self.width)} {self.dtype}. Delete {folder} and build the cache again"
-                )
-        self.offsets = np.cumsum([0] + [len(shard) for shard in self.shards])
+    def __init__(self, folder: Path, rows: np.ndarray, checks: FileChecks) -> None:
+        self.folder = folder
+        self.manifest = read_manifest(folder, check=checks.metadata)
+        self.width = self.manifest["width"]
+        self.dtype = np.dtype(NUMPY_DTYPES[self.manifest["dtype"]])
+        self.offsets = np.cumsum([0] + [entry["rows"] for entry in self.manifest["shards"]])
+        self._checks = checks
+        self._batches: list[pa.RecordBatch | None] = [None] * len(self.manifest["shards"])
+        self._views: list[np.ndarray | None] = [None] * len(self._batches)
+        if checks.metadata:
+            check_key(folder, self.manifest, rebuild(folder))
+            check_tower(folder, self.manifest["tower"], self.manifest["identity"], rebuild(folder))
+        if len(rows) and rows.max() < len(self):
+            used = np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
+            self._open(range(len(self._batches)) if checks.mode == "full" else used)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+    def _open(self, indices: Sequence[int]) -> None:
+        entries = [self.manifest["shards"][index] for index in indices]
+        self._checks.check(self.folder, entries, rebuild(self.folder))
+        for index, entry in zip(indices, entries, strict=True):
+            batch = map_batch(self.folder / entry["file"])
+            view = embedding_view(batch)
+            if view.shape != (entry["rows"], self.width) or view.dtype != self.dtype:
+                raise ValueError(
+                    f"{self.folder / entry['file']} holds {view.shape} {view.dtype}, the manifest says "
+                    f"{(entry['rows'], self.width)} {self.dtype}. {rebuild(self.folder)}"
+                )
+            self._batches[index], self._views[index] = batch, view
+
+    def _view(self, index: int) -> np.ndarray:
+        if self._views[index] is None:
+            self._open([index])
+        return self._views[index]
 
     def take(self, rows: np.ndarray) -> torch.Tensor:
         """(n, D) tensor of these rows; row -1 (there is none) gives NaN."""
@@ -58,52 +75,95 @@ class Vectors:
             present = np.nonzero(~absent)[0]
             out[present] = self.take(rows[present]).numpy()
             return torch.from_numpy(out)
-        if len(self.shards) == 1:
-            return torch.from_numpy(self.shards[0].take(rows, axis=0))
+        if len(self._views) == 1:
+            return torch.from_numpy(self._view(0).take(rows, axis=0))
         out = np.empty((len(rows), self.width), dtype=self.dtype)
-        owner = np.searchsorted(self.offsets, rows, side="right") - 1
-        for index in np.unique(owner):
-            place = np.nonzero(owner == index)[0]
-            out[place] = self.shards[index].take(rows[place] - self.offsets[index], axis=0)
+        for index, place in self._by_shard(rows):
+            out[place] = self._view(index).take(rows[place] - self.offsets[index], axis=0)
         return torch.from_numpy(out)
 
+    def keys(self, column: str, rows: np.ndarray) -> np.ndarray:
+        """(n,) keys of these rows in a column; empty for row -1."""
+        out = np.zeros(len(rows), KEY_DTYPE)
+        for index, place in self._by_shard(rows):
+            self._view(index)
+            out[place] = key_view(self._batches[index], column)[rows[place] - self.offsets[index]]
+        return out
 
-def open_cache(path: str | os.PathLike, split: str | None = None) -> "EmbeddingCache":
+    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        owner = np.searchsorted(self.offsets, rows, side="right") - 1
+        for index in np.unique(owner[rows >= 0]):
+            yield int(index), np.nonzero((owner == index) & (rows >= 0))[0]
+
+
+def open_cache(path: str | os.PathLike, split: str | None = None, *, check: str = "touched") -> "EmbeddingCache":
     """Open a cache made by `build_cache` or `import_embeddings`.
 
-    All paths inside are relative: a cache may be moved or copied to another machine. Files whose size or time changed
-    since the last look are checked against their SHA-256.
+    All paths inside are relative: a cache may be moved or copied to another machine. Every opening compares files with
+    their digests again (XXH3-128; SHA-256 in a cache of version 0.1): that a file has its size and time says nothing.
 
     Args:
         path: cache folder (the pairs built last are opened), or one `pairs-<key>` folder in it.
         split: "train", "validation" or "test"; None is all rows.
+        check: "touched": the manifests, the pairs and the shards that hold a row of theirs, now; other files when they
+            are first read. "full": all files of these folders now. "off": nothing but sizes.
 
     Raises:
         FileNotFoundError: no cache there, or one of its files is missing (named).
-        ValueError: damaged file, other format or version, or no such split.
+        ValueError: damaged file (named), other format or version, no such split, or an unknown `check`.
     """
+    cache = EmbeddingCache(find_pairs(path, check=check != "off"), checks=FileChecks(check))
+    return cache if split is None else cache.split(split)
+
+
+def open_together(path: str | os.PathLike, checks: FileChecks, ranks: Ranks) -> "EmbeddingCache":
+    """Open a cache on all ranks of a launch, each of which must make this call: files are checked once on each node.
+
+    Args:
+        path: as of `open_cache`.
+        checks: what is compared with digests, and was already.
+        ranks: of the launch.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_cache`, on the rank that found it; elsewhere RuntimeError that says so.
+    """
+    opened: list[EmbeddingCache] = []
+
+    def first() -> None:
+        opened.append(EmbeddingCache(find_pairs(path, check=checks.metadata), checks=checks))
+
+    if ranks.once_a_node(first):
+        return opened[0]
+    return EmbeddingCache(find_pairs(path, check=checks.metadata), checks=checks.done_elsewhere())
+
+
+def find_pairs(path: str | os.PathLike, *, check: bool = True) -> Path:
+    """The `pairs-<key>` folder that a path means."""
     folder = Path(path)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is no folder: build the cache first, with build_cache(..., cache_dir=...)")
     if not folder.name.startswith("pairs-"):
-        latest = latest_pairs(folder)
+        latest = latest_pairs(folder, check=check)
         if latest is None:
             raise FileNotFoundError(
                 f"{folder} holds no finished embedding cache ({LATEST} is missing). Run build_cache; if it was "
                 "interrupted, it goes on from where it stopped"
             )
         folder = folder / latest
-    cache = EmbeddingCache(folder)
-    return cache if split is None else cache.split(split)
+    return folder
 
 
 class _Store:
     """The opened files of one cache, shared by its views."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, checks: FileChecks) -> None:
         self.folder = folder
-        self.manifest = read_manifest(folder)
-        check_files(folder, self.manifest["shards"])
+        self.checks = checks
+        self.manifest = read_manifest(folder, check=checks.metadata)
+        if checks.metadata and self.manifest["version"] == 1:
+            logger.info("%s is of version 0.1: its files have a SHA-256, its metadata no digest", folder)
+        others = self.manifest.get("files", [])
+        checks.check(folder, self.manifest["shards"] + (others if checks.mode == "full" else []), rebuild(folder))
         if not (folder / ROWS_FILE).is_file():
             raise ValueError(
                 f"{folder} is of an early layout without {ROWS_FILE}. Run the build of {folder.parent} again: what is "
@@ -116,16 +176,35 @@ class _Store:
         )
         table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
         self.splits = table["split"].dictionary_encode().combine_chunks()
+        if not self.rows == len(table) == self.manifest["rows"]:
+            raise ValueError(
+                f"{folder} has {self.rows} rows in {ROWS_FILE}, {len(table)} in {PAIRS_FILE} and "
+                f"{self.manifest['rows']} in its manifest. {rebuild(folder)}"
+            )
         self.vectors = {}
         for modality, rows in (("images", self.image_row), ("texts", self.text_row)):
             if modality in self.manifest:
-                vectors = Vectors(folder.parent / self.manifest[modality])
-                if len(rows) and rows.max() >= len(vectors):
-                    raise ValueError(
-                        f"{folder / ROWS_FILE} needs row {rows.max()} of {self.manifest[modality]}, which has "
-                        f"{len(vectors)} rows. The folders do not belong together; build the cache again"
-                    )
-                self.vectors[modality] = vectors
+                self.vectors[modality] = self._vectors(modality, rows)
+
+    def _vectors(self, modality: str, rows: np.ndarray) -> Vectors:
+        vectors = Vectors(self.folder.parent / self.manifest[modality], rows, self.checks)
+        if len(rows) and rows.max() >= len(vectors):
+            raise ValueError(
+                f"{self.folder / ROWS_FILE} needs row {rows.max()} of {self.manifest[modality]}, which has "
+                f"{len(vectors)} rows. The folders do not belong together. {rebuild(self.folder)}"
+            )
+        spec = self.manifest.get(f"{modality[:-1]}_tower")
+        if self.checks.metadata and isinstance(spec, dict):
+            check_tower(self.folder, spec, vectors.manifest["identity"], rebuild(self.folder))
+        # A version-1 manifest does not say which shards its row numbers are of.
+        known = self.manifest.get("embedding_files", {}).get(modality, [])
+        found = [entry["sha256"] for entry in vectors.manifest["shards"]]
+        if found[: len(known)] != known:
+            raise ValueError(
+                f"{self.folder} was made for other files than those of {self.manifest[modality]}: its row numbers "
+                f"would name other rows. {rebuild(self.folder)}"
+            )
+        return vectors
 
 
 class EmbeddingCache:
@@ -141,10 +220,13 @@ class EmbeddingCache:
     Args:
         folder: `pairs-<key>/` of a cache; use `open_cache`.
         rows: pair rows of this view; None is all.
+        checks: what is compared with digests.
     """
 
-    def __init__(self, folder: str | os.PathLike, rows: np.ndarray | None = None) -> None:
-        self._store = _Store(Path(folder))
+    def __init__(
+        self, folder: str | os.PathLike, rows: np.ndarray | None = None, checks: FileChecks | None = None
+    ) -> None:
+        self._store = _Store(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
 
     def _view(self, rows: np.ndarray) -> "EmbeddingCache":
@@ -155,7 +237,9 @@ class EmbeddingCache:
 
     def __reduce__(self):
         everything = len(self._rows) == self._store.rows and (np.diff(self._rows) == 1).all()
-        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows)
+        # A worker opens what this process has checked.
+        checks = self._store.checks.done_elsewhere()
+        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows, checks)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -216,10 +300,7 @@ class EmbeddingCache:
     def _digests(self, modality: str, spec: dict | None, rows: np.ndarray) -> np.ndarray | None:
         if modality not in self._store.vectors or (spec or {}).get("library") == "external":
             return None
-        folder = self.path.parent / self.manifest[modality]
-        shards = [map_batch(folder / shard["file"]) for shard in read_manifest(folder)["shards"]]
-        known = np.concatenate([np.zeros(1, KEY_DTYPE), *(key_view(batch, "digest") for batch in shards)])
-        return known[rows + 1]
+        return self._store.vectors[modality].keys("digest", rows)
 
     @property
     def num_texts(self) -> int:
@@ -251,24 +332,29 @@ class EmbeddingCache:
     @property
     def excluded(self) -> list[dict]:
         """Rows left out of the cache: split, source_row, image_id, file, reason."""
-        return read_excluded(self._store.folder / EXCLUDED)
+        store = self._store
+        store.checks.check(store.folder, store.manifest.get("files", []), rebuild(store.folder))
+        return read_excluded(store.folder / EXCLUDED)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the Arrow files that this cache reads, by their names relative to the cache folder."""
+        """SHA-256, as written, of the files that this cache reads, by their names relative to the cache folder.
+
+        Of the manifests that of the pairs, which names the others' files: theirs grows with each further data set.
+        """
         manifests = {self.path.name: self.manifest} | self.modality_manifests()
-        return {
-            f"{name}/{shard['file']}": shard["sha256"]
+        found = {
+            f"{name}/{entry['file']}": entry["sha256"]
             for name, manifest in manifests.items()
-            for shard in manifest["shards"]
+            for entry in [*manifest["shards"], *manifest.get("files", [])]
         }
+        return found | {f"{self.path.name}/{MANIFEST}": data_entry(json_bytes(self.manifest))["sha256"]}
 
     def modality_manifests(self) -> dict[str, dict]:
-        """What is stored about the images and the texts, by the names of their folders."""
-        names = [self.manifest[modality] for modality in self._store.vectors]
-        return {name: read_manifest(self.path.parent / name) for name in names}
+        """What is stored about the images and the texts, by the names of their folders, as it was at opening."""
+        return {self.manifest[name]: vectors.manifest for name, vectors in self._store.vectors.items()}
 
     def files(self) -> list[str]:
-        """The Arrow files this cache reads, relative to the cache folder."""
+        """The files this cache reads, relative to the cache folder."""
         return list(self.digests())
 
     @property

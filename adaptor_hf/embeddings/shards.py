@@ -5,36 +5,34 @@ when whole, so that a killed build computes at most one piece a rank again. When
 shards, and the manifest, renamed into place, commits them. Shards are only ever added: row numbers stay valid.
 """
 
+import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from .digests import FileChecks, check_seal
 from .files import (
-    CACHE_VERSION,
-    CHECKED,
-    FORMAT,
     KEY_DTYPE,
-    MANIFEST,
     batch_metadata,
     embedding_batch,
-    file_entry,
     key_array,
     key_view,
     map_batch,
     merged,
-    read_manifest,
     write_batch,
-    write_json,
 )
 from .keys import json_key
 from .lookup import find_keys
+from .manifest import CACHE_VERSION, MANIFEST, read_manifest, rebuild, write_record
+
+logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
 PIECE_ROWS = 1024
 _ALIASES = "aliases.arrow"
+_END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it
 
 
 def key_hex(keys: np.ndarray) -> list[str]:
@@ -53,18 +51,19 @@ class ModalityFolder:
         changes: counts what may have added a row or a name of one.
     """
 
-    def __init__(self, cache_dir: Path, name: str, key: str, header: dict) -> None:
+    def __init__(self, cache_dir: Path, name: str, key: str, header: dict, checks: FileChecks | None = None) -> None:
         self.name = name
         self.path = cache_dir / f"{name}-{key}"
+        self.checks = checks or FileChecks()
         self.changes = 0
-        self._header = {"format": FORMAT, "version": CACHE_VERSION, "content": name, "key": key} | header
+        self._header = {"version": CACHE_VERSION, "content": name, "key": key} | header
         self.reload()
 
     def reload(self) -> None:
         """Read the manifest as it is now on disk."""
         self.changes += 1
         if (self.path / MANIFEST).exists():
-            self.manifest = read_manifest(self.path)
+            self.manifest = read_manifest(self.path, check=self.checks.metadata)
         else:
             self.manifest = self._header | {"rows": 0, "shards": [], "faults": {}}
 
@@ -73,7 +72,8 @@ class ModalityFolder:
         return self.manifest["rows"]
 
     def batches(self) -> list[pa.RecordBatch]:
-        """The committed shards, memory-mapped."""
+        """The committed shards, compared with their digests and memory-mapped."""
+        self.checks.check(self.path, self.manifest["shards"], rebuild(self.path))
         return [map_batch(self.path / shard["file"]) for shard in self.manifest["shards"]]
 
     def keys(self, column: str) -> np.ndarray:
@@ -84,9 +84,8 @@ class ModalityFolder:
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
         rows = find_keys(self.keys("source"), keys)
-        aliases = self.path / _ALIASES
-        if aliases.exists() and (rows < 0).any():
-            batch = map_batch(aliases)
+        batch = self._aliases() if (rows < 0).any() else None
+        if batch is not None:
             place = find_keys(key_view(batch, "source"), keys)
             target = find_keys(self.keys("digest"), key_view(batch, "digest"))
             rows = np.where((rows < 0) & (place >= 0), target[place], rows)
@@ -95,13 +94,26 @@ class ModalityFolder:
     def add_aliases(self, sources: np.ndarray, digests: np.ndarray) -> None:
         """Remember further names (a moved or touched file) of rows that are there by content."""
         self.changes += 1
-        path = self.path / _ALIASES
-        if path.exists():
-            batch = map_batch(path)
+        batch = self._aliases()
+        if batch is not None:
             sources = np.concatenate([key_view(batch, "source"), sources])
             digests = np.concatenate([key_view(batch, "digest"), digests])
         arrays = [key_array(sources), key_array(digests)]
-        write_batch(path, pa.RecordBatch.from_arrays(arrays, names=["source", "digest"]))
+        names = pa.RecordBatch.from_arrays(arrays, names=["source", "digest"])
+        write_batch(self.path / _ALIASES, names, seal=True)
+
+    def _aliases(self) -> pa.RecordBatch | None:
+        """Further names of rows; None without any. Damaged ones are named and left out: images are read again."""
+        path = self.path / _ALIASES
+        if not path.exists():
+            return None
+        try:
+            if self.checks.metadata:
+                check_aliases(self.path, self.manifest["version"])
+            return map_batch(path)
+        except ValueError as error:
+            logger.warning("%s", error)
+            return None
 
     def fault_reasons(self) -> dict[str, str]:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
@@ -117,12 +129,7 @@ class ModalityFolder:
             "shards": entries,
             "faults": self.manifest["faults"] | faults,
         }
-        memo = {}
-        for entry in entries:
-            stat = (self.path / entry["file"]).stat()
-            memo[entry["file"]] = [stat.st_size, stat.st_mtime_ns, entry["sha256"]]
-        write_json(self.path / CHECKED, memo)
-        write_json(self.path / MANIFEST, self.manifest)
+        self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""
@@ -142,8 +149,7 @@ class ModalityFolder:
             part = table.slice(start, shard_rows)
             path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
             with merged(part, self.path) as batch:
-                write_batch(path, batch)
-            entries.append(file_entry(path, part.num_rows))
+                entries.append(write_batch(path, batch))
         return entries
 
 
@@ -159,30 +165,47 @@ class Build:
         return self.path / f"piece-{index:06d}.arrow"
 
     def is_done(self, index: int) -> bool:
-        """Whether a piece is there and whole."""
+        """Whether a piece is there and whole. A damaged one is named; it is computed again."""
+        path = self.piece_path(index)
+        return path.exists() and self._piece(path, "It is computed again") is not None
+
+    def _piece(self, path: Path, advice: str) -> pa.RecordBatch | None:
         try:
-            map_batch(self.piece_path(index))
-        except (FileNotFoundError, ValueError):
-            return False
-        return True
+            # Also of version 1, whose pieces have no digest: at most one build that was under way is begun anew.
+            check_seal(path, advice)
+            return map_batch(path)
+        except ValueError as error:
+            logger.warning("%s", error)
+            return None
 
     def write_piece(
         self, index: int, vectors: np.ndarray, columns: dict[str, np.ndarray], faults: dict[str, str]
     ) -> None:
         """Write one piece: (n, D) vectors with their columns, and the faults found on the way."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_batch(self.piece_path(index), embedding_batch(vectors, columns, {"faults": faults}))
+        write_batch(self.piece_path(index), embedding_batch(vectors, columns, {"faults": faults}), seal=True)
 
-    def pieces(self) -> Iterator[pa.RecordBatch]:
+    def finish(self, shard_rows: int, *, whole: bool = False) -> None:
+        """Merge the pieces that are there, in their planned order, commit them, and remove them.
+
+        Args:
+            shard_rows: rows of one shard.
+            whole: all pieces were just computed or checked, so a damaged one is an error; else it is left out.
+
+        Raises:
+            ValueError: a piece is damaged; it is deleted, and the same build computes it again.
+        """
+        batches = []
         for path in sorted(self.path.glob("piece-*.arrow")):
-            try:
-                yield map_batch(path)
-            except ValueError:
-                continue
-
-    def finish(self, shard_rows: int) -> None:
-        """Merge the pieces that are there, in their planned order, commit them, and remove them."""
-        batches = list(self.pieces())
+            batch = self._piece(path, "Run the same command again: this piece is computed again")
+            if batch is None and whole:
+                path.unlink()
+                raise ValueError(
+                    f"{path} was damaged after it was written, see the warning above; it was deleted. Check the disk, "
+                    "and run the same command again: this piece is computed again, all others are kept"
+                )
+            if batch is not None:
+                batches.append(batch)
         faults = {key: why for batch in batches for key, why in batch_metadata(batch).get("faults", {}).items()}
         # A build killed after its commit leaves pieces whose rows are there already.
         fresh = [batch for batch in batches if (self.folder.lookup(key_view(batch, "source")) < 0).any()]
@@ -190,6 +213,17 @@ class Build:
             width = batches[0].column("embedding").type.list_size
             self.folder.commit(self.folder.write_shards(fresh, shard_rows) if fresh else [], width, faults)
         shutil.rmtree(self.path)
+
+
+def check_aliases(folder: Path, version: int) -> None:
+    """Compare the further names of rows, if there are any, with their digest; in version 1 they may have none.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / _ALIASES
+    if path.exists() and (version > 1 or path.read_bytes()[-8:] != _END_OF_STREAM):
+        check_seal(path, "It is not used: images that were moved are read again, and the file is written anew")
 
 
 def row_ranges(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:

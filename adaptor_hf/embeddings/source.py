@@ -1,15 +1,19 @@
 """The tower of one modality, named or loaded. Its weights are read only when there is something to compute or learn."""
 
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from ..files import read_json
 from ..privacy.mode import is_private
-from .files import write_json
 from .keys import json_key, tower_files, tower_identity
+from .manifest import read_record, write_record
 
 _MEMO = "towers.json"
+_ADVICE = "Delete it: the towers are looked at again"
+
+logger = logging.getLogger(__name__)
 
 
 class TowerSource:
@@ -28,6 +32,7 @@ class TowerSource:
         self._device = device
         self._memo = folder / _MEMO
         self._module = None if isinstance(tower, (str, dict, Path)) else tower
+        self._identity: dict | None = None
         if self._module is not None and getattr(tower, "spec", {}).get("kind") != kind:
             raise TypeError(
                 f"{kind}_tower must be a name, a tower spec, or a loaded {kind} tower, got {type(tower).__name__}"
@@ -52,25 +57,74 @@ class TowerSource:
     def describe(self) -> tuple[dict, dict]:
         """Identity and spec of the tower; loads it only if its files changed since the last time."""
         if self._module is not None:
-            return tower_identity(self._module), self._module.spec
+            return self._identify(), self._module.spec
         files = tower_files(self._given if isinstance(self._given, dict) else str(self._given))
         memo = self._read_memo()
         request = json_key([self.kind, self._given, _versions()])
         known = memo.get(request)
         if files and known and known["files"] == files:
             return known["identity"], known["spec"]
-        tower = self.load()
-        identity, spec = tower_identity(tower), tower.spec
+        spec = self.load().spec
+        identity = self._identify()
         # The memo names the files' places.
         if files and not is_private() and os.access(self._memo.parent, os.W_OK):
-            write_json(self._memo, memo | {request: {"files": files, "identity": identity, "spec": spec}})
+            towers = memo | {request: {"files": files, "identity": identity, "spec": spec}}
+            write_record(self._memo, {"towers": towers})
         return identity, spec
+
+    def load_as(self, identity: dict) -> Any:
+        """The tower, when it is what `describe` said, here or on the main process.
+
+        Raises:
+            ValueError: its weights, processor or pooling are others.
+        """
+        tower = self.load()
+        found = self._identify()
+        if found != identity:
+            names = sorted(name for name in found.keys() | identity if found.get(name) != identity.get(name))
+            raise ValueError(
+                f"the {self.kind} tower is another one than the cache was begun with: {', '.join(names)} differ, "
+                "though its files have the names, sizes and times that were noted. They are damaged, were replaced, or "
+                f"are others on this machine. Get the tower's files again; if the change is meant, delete {self._memo}"
+            )
+        return tower
+
+    def _identify(self) -> dict:
+        if self._identity is None:
+            self._identity = tower_identity(self._module)
+        return self._identity
 
     def _read_memo(self) -> dict:
         try:
-            return read_json(self._memo)
-        except (OSError, ValueError):
+            return read_towers(self._memo.parent)
+        except ValueError as error:
+            logger.warning("%s", error)
             return {}
+
+
+def read_towers(folder: Path) -> dict:
+    """What a cache folder knows of named towers: identity and spec by request. That of version 0.1 counts for nothing.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = folder / _MEMO
+    if not path.is_file():
+        return {}
+    if _is_of_version_0_1(path):
+        return {}
+    towers = read_record(path, _ADVICE).get("towers")
+    if not isinstance(towers, dict):
+        raise ValueError(f"{path} is damaged: it names no towers. {_ADVICE}")
+    return towers
+
+
+def _is_of_version_0_1(path: Path) -> bool:
+    """Whether the file has only requests in it, and none of the fields that come with a digest."""
+    try:
+        return not read_json(path).keys() & {"digest", "format", "towers", "version"}
+    except (ValueError, AttributeError):
+        return False
 
 
 def _versions() -> list[str]:

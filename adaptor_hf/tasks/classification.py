@@ -24,7 +24,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
     protocol = get_protocol(arguments.protocol, arguments.dataset, arguments.head)
     model = load_adaptor(arguments)
     embedded = load_embedded(arguments, model, device)
-    options = {"batch_size": arguments.extraction_batch_size, "device": device}
+    options = {"batch_size": arguments.extraction_batch_size, "device": device, "check": arguments.check}
     tower = vision_tower_of(arguments, model)
     external = [embed_labelled(other, tower, cache_dir_of(arguments), **options) for other in load_external(arguments)]
     runs = run_classification(
@@ -81,6 +81,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
             output_dir=arguments.output_dir,
             unlabelled=unlabelled,
             device=device,
+            check=arguments.check,
         )
     return said
 

@@ -43,13 +43,11 @@ class EmbeddedData:
         return EmbeddedData(data, self.embeds | {"train": self.embeds["train"][kept]}, self.vision_spec)
 
 
-def embed_labelled(
-    data: LabelledData, tower: Any, cache_dir: str | os.PathLike, *, batch_size: int | None = None, device: Any = None
-) -> EmbeddedData:
-    """Features of all parts of a data set; see `tower_features`."""
+def embed_labelled(data: LabelledData, tower: Any, cache_dir: str | os.PathLike, **options: Any) -> EmbeddedData:
+    """Features of all parts of a data set; options as of `tower_features`."""
     embeds, parts, labels, spec = {}, {}, {}, None
     for part, dataset in data.parts.items():
-        embeds[part], kept, spec = tower_features(dataset, tower, cache_dir, batch_size=batch_size, device=device)
+        embeds[part], kept, spec = tower_features(dataset, tower, cache_dir, **options)
         parts[part] = dataset if len(kept) == len(dataset) else dataset.select(kept)
         labels[part] = data.labels[part][kept]
     found = replace(data, parts=parts, labels=labels)
@@ -61,12 +59,14 @@ def load_embedded(arguments: DownstreamArguments, model: AdaptorModel, device: s
     The labelled data of the arguments with its features; of a task that trains, without copies of held-out images
     among the training rows (`--duplicates`).
     """
-    options = {"batch_size": arguments.extraction_batch_size, "device": device}
+    options = {"batch_size": arguments.extraction_batch_size, "device": device, "check": arguments.check}
     tower = vision_tower_of(arguments, model)
     embedded = embed_labelled(load_classification(arguments), tower, cache_dir_of(arguments), **options)
     if TASKS[arguments.task].trains and "train" in embedded.data.parts:
         data = embedded.data
-        keep = check_copies(data.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=data.leak)
+        keep = check_copies(
+            data.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=data.leak, check=arguments.check
+        )
         embedded = embedded.without_training_rows(~keep)
     return embedded
 

@@ -62,7 +62,7 @@ def write_predictions(
         dataset (`Dataset`): With `image`, and `image_id` where known.
         probes, system: From `final_probes`.
         path (`str` or `PathLike`): Of the file; it names images: keep it private.
-        options: `batch_size` and `device` of `tower_features`.
+        options: `batch_size`, `device` and `check` of `tower_features`.
     """
     embeds, kept, _ = tower_features(dataset, tower, cache_dir, **options)
     features = system.features(embeds)
@@ -118,6 +118,7 @@ def save_and_predict(
     output_dir: str | os.PathLike,
     unlabelled: Dataset | None = None,
     device: str = "cpu",
+    check: str = "touched",
 ) -> str:
     """Save the first seed's classifier, score a table without labels with all seeds' heads, and say where they are."""
     system = System("adaptor", model)
@@ -127,7 +128,8 @@ def save_and_predict(
     said = [f"Classifier: {folder}"]
     if unlabelled is not None:
         path = Path(output_dir) / "predictions.csv"
-        write_predictions(unlabelled, probes, system, embedded.data.class_names, tower, cache_dir, path, device=device)
+        names, options = embedded.data.class_names, {"device": device, "check": check}
+        write_predictions(unlabelled, probes, system, names, tower, cache_dir, path, **options)
         said.append(f"Predictions: {path}")
     return "\n".join(said)
 

@@ -112,7 +112,7 @@ def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
 def _seen(arguments: DownstreamArguments, test: Dataset, name: str, table: str | None) -> dict[str, Seen]:
     return seen_rows(
         test, model_folders(arguments), name=name, table=table, namespace=arguments.id_namespace,
-        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen,
+        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen, check=arguments.check,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ def seen_rows(
     namespace: str | None = None,
     cache_dir: Any = None,
     allow: bool = False,
+    check: str = "touched",
 ) -> dict[str, Seen]:
     """
     How much of a test part was in the pre-training of each model.
@@ -41,6 +42,7 @@ def seen_rows(
         table (*optional*): Where the rows come from, see `id_namespaces`.
         namespace (`str`, *optional*): What the patient ids belong to.
         cache_dir (*optional*): Of embeddings: what is known there of the images' files is not read again.
+        check (`str`, defaults to `"touched"`): What is compared with digests there, as of `open_cache`.
         allow (`bool`): Go on where rows were seen; the counts are in the result lines.
 
     Returns:
@@ -58,7 +60,7 @@ def seen_rows(
             found[system] = Seen(None, None, len(set(patients)), len(test), why)
             continue
         if images is None:
-            images = content_digests(test, cache_dir)
+            images = content_digests(test, cache_dir, check=check)
         mine = id_namespaces(namespace or name, table)
         # Each named set that it was trained on must be disjoint: one of several says nothing of the others.
         named = [theirs for theirs in rows.namespaces if not theirs.startswith("sha256:")]
@@ -91,14 +93,19 @@ def overlap_fields(seen: Mapping[str, Seen] | None, system: str) -> dict[str, An
 
 
 def check_copies(
-    parts: Mapping[str, Dataset], cache_dir: Any, action: str = "refuse", *, known_leak: str | None = None
+    parts: Mapping[str, Dataset],
+    cache_dir: Any,
+    action: str = "refuse",
+    *,
+    known_leak: str | None = None,
+    check: str = "touched",
 ) -> np.ndarray:
     """
     Check that no image of a training part is a byte copy of a validation or test image, under whatever id.
 
     Args:
         parts (`Mapping[str, Dataset]`): By split.
-        cache_dir: As in `seen_rows`.
+        cache_dir, check: As in `seen_rows`.
         action (`str`): `refuse`, `drop` (leave the training rows among them out) or `keep` (say it and go on).
         known_leak (`str`, *optional*): The split is a reference's that is known to leak: copies are said, and stay.
 
@@ -108,7 +115,7 @@ def check_copies(
     Raises:
         ValueError: there are copies and `action` is `refuse`. The message has counts and rows.
     """
-    digests = np.concatenate([content_digests(rows, cache_dir) for rows in parts.values()])
+    digests = np.concatenate([content_digests(rows, cache_dir, check=check) for rows in parts.values()])
     splits = [part for part, rows in parts.items() for _ in range(len(rows))]
     copies = copies_across(digests, splits)
     keep = np.ones(len(parts["train"]), bool) if "train" in parts else np.ones(0, bool)

@@ -39,6 +39,7 @@ def embed_test_pairs(
     *,
     batch_size: int | None = None,
     device: Any = None,
+    check: str = "touched",
 ) -> EmbeddingCache:
     """The rows of a data set that have image and text, as a view of an embedding cache."""
     from ..embeddings import build_cache
@@ -48,7 +49,7 @@ def embed_test_pairs(
         raise ValueError("Retrieval needs reports: name their column with --text_column.")
     cache = build_cache(
         dataset.select_columns(names).add_column("source_row", np.arange(len(dataset))),
-        vision_tower, text_tower, cache_dir, batch_size=batch_size, device=device,
+        vision_tower, text_tower, cache_dir, batch_size=batch_size, device=device, check=check,
     ).paired()  # fmt: skip
     if cache.num_texts < 2:
         raise ValueError(
@@ -157,7 +158,7 @@ def load_test_pairs(
         raise ValueError(f"{arguments.name} has no test part; it has {', '.join(loaded.parts)}.")
     pairs = embed_test_pairs(
         loaded.parts["test"], vision_tower_of(arguments, model), text_tower, cache_dir_of(arguments),
-        batch_size=arguments.extraction_batch_size, device=device,
+        batch_size=arguments.extraction_batch_size, device=device, check=arguments.check,
     )  # fmt: skip
     rows = np.asarray(pairs.pairs["source_row"][:])
     return loaded.parts["test"].select(rows), pairs, loaded

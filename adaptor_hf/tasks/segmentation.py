@@ -281,7 +281,9 @@ def run(arguments: DownstreamArguments, device: str) -> str:
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     loaded = load_parts(arguments, "segmentation")
     if "train" in loaded.parts:
-        keep = check_copies(loaded.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=loaded.leak)
+        keep = check_copies(
+            loaded.parts, cache_dir_of(arguments), arguments.duplicates, known_leak=loaded.leak, check=arguments.check
+        )
         loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
     model = load_adaptor(arguments)
     tower = load_tower(arguments, model, device)

@@ -8,7 +8,10 @@ import transformers
 
 from ..data.duplicates import without_copies
 from ..data.terms import check_consent, restricted_terms
-from ..embeddings import EmbeddingCache, build_cache, open_cache
+from ..embeddings import EmbeddingCache, build_cache
+from ..embeddings.digests import FileChecks
+from ..embeddings.ranks import Ranks
+from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
 from ..tower_bundles_adaptor import use_towers_dir
 from .arguments import AdaptorTrainingArguments
@@ -68,7 +71,7 @@ def cache_of_pairs(
 ) -> EmbeddingCache:
     """The cache that the options name, or else the pairs' own: every image and report through its tower once."""
     if pairs is None:
-        cache = open_cache(data.cache)
+        cache = open_together(data.cache, FileChecks(data.check), Ranks())
         check_private_cache(cache.modality_manifests().values())
         return cache
     return build_cache(
@@ -81,6 +84,7 @@ def cache_of_pairs(
         device=training.device,
         image_store=data.image_store,
         image_store_size=data.image_store_size,
+        check=data.check,
     )
 
 
