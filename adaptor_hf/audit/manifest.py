@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..embeddings.manifest import MANIFEST, read_manifest
+from ..embeddings.manifest import read_manifest
 from ..embeddings.verify import written_digests
 from ..evaluation.results import RESULTS_FILE, read_results
 from ..evaluation.tasks import TASKS
@@ -129,7 +129,7 @@ def write_downstream_manifest(
     """
     folder, cache_dir, before = Path(folder), Path(cache_dir), before or {}
     earlier = _earlier(folder)
-    caches = sorted(path.parent.name for path in cache_dir.glob(f"*-*/{MANIFEST}"))
+    digests = written_digests(cache_dir)
     used = [_model(folder, Path(model)) for model in models]
     places = {model["folder"] for model in used} - {None}
     kept = [model for model in earlier.get("inputs", {}).get("models", []) if model["folder"] not in places]
@@ -137,8 +137,8 @@ def write_downstream_manifest(
         "table": _table(table),
         "cache": {
             "folder": relative_to_run(folder, cache_dir),
-            "files": written_digests(cache_dir),
-            "settings": cache_settings(cache_dir, caches),
+            "files": digests,
+            "settings": cache_settings(cache_dir, sorted({name.partition("/")[0] for name in digests})),
             "check": check,
         },
         "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
@@ -216,10 +216,7 @@ def cache_settings(cache_dir: Path, folders: Iterable[str]) -> dict[str, str]:
     """A digest of each cache folder's settings: towers, reading of images, pooling, lengths of texts."""
     found = {}
     for name in folders:
-        try:
-            manifest = read_manifest(cache_dir / name)
-        except ValueError:
-            continue  # of what was not used; `written_digests` names it
+        manifest = read_manifest(cache_dir / name)
         found[name] = content_sha256({key: manifest[key] for key in _SETTINGS if key in manifest})
     return found
 
