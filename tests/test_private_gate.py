@@ -4,21 +4,28 @@ import argparse
 import csv
 import logging
 import os
+import re
 import subprocess
 import sys
 import warnings
+from importlib import import_module
 from pathlib import Path
 
 import private_commands as plants
 import pytest
 from private_commands import CANARY, Command
 
+from adaptor_hf.options.fields import own_options
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.asked import asked_for
 from adaptor_hf.privacy.messages import without_quotations
+from adaptor_hf.tasks.arguments import DownstreamArguments
+from adaptor_hf.training.script_arguments import DataArguments, ModelArguments, RunArguments
 
 COMMANDS = plants.commands()
 TITLES = [command.title for command in COMMANDS]
+BY_TITLE = dict(zip(TITLES, COMMANDS, strict=True))
+OWN_OPTIONS = (DataArguments, ModelArguments, RunArguments, DownstreamArguments)
 SCRIPTS = ("train_pretrain", "train_downstream")
 
 
@@ -105,13 +112,19 @@ def base_words(command: Command, planted) -> list[str]:
     return words
 
 
+# Of transformers' own options one value each is enough.
+LONG = {f"--{item.name}" for group in OWN_OPTIONS for item in own_options(group)}
+
+
 def option_words(command: Command) -> list[tuple[str, ...]]:
     """A canary as the value of each option, and where none or another is expected."""
     found = [(f"--{CANARY}",), (f"--{CANARY}=/patients/{CANARY}",), (CANARY, f"/patients/{CANARY}/x y")]
     for action in command.parser._actions:
         for name in action.option_strings[:1]:
             if name.startswith("--") and "help" not in name and name not in ("--private", "--end-of-recipe"):
-                found += [(name, CANARY), (f"{name}={CANARY}/{CANARY} 1931",)]
+                found.append((name, CANARY))
+                if (name in LONG) or command.title not in SCRIPTS:
+                    found.append((f"{name}={CANARY}/{CANARY} 1931",))
     return found
 
 
@@ -120,6 +133,27 @@ class TestEntries:
         assert len(TITLES) == len(set(TITLES)) >= 28
         assert {command.declared.kind for command in COMMANDS} == {"knows", "harmless", "refuses"}
         assert all(len(command.declared.why) > 5 for command in COMMANDS)
+
+    def test_a_new_command_without_a_declaration_is_found(self, tmp_path):
+        package = tmp_path / "adaptor_hf"
+        (package / "new").mkdir(parents=True)
+        (package / "new" / "__main__.py").write_text("print()")
+        (package / "loose.py").write_text('if __name__ == "__main__":\n    print()')
+        (package / "quiet.py").write_text("print")
+        project = tmp_path / "pyproject.toml"
+        project.write_text('[project.scripts]\na = "new_script:start"')
+        found = plants.entry_modules(package, project)
+        assert found == ["adaptor_hf.loose", "adaptor_hf.new.__main__", "new_script"]
+
+    def test_every_entry_of_the_package_is_among_them(self):
+        started = {command.module for command in COMMANDS}
+        assert started == set(plants.entry_modules())
+        for module in started - set(SCRIPTS):
+            # What is started is the function that is guarded.
+            text = Path(import_module(module).__file__).read_text(encoding="utf-8")
+            assert re.search(
+                r'if __name__ == "__main__":\n    (main\(\)|(sys\.exit|raise SystemExit)\(main\(\)\))\n$', text
+            )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=TITLES)
@@ -134,13 +168,12 @@ def test_no_option_of_a_command_is_echoed(command, private, planted, tmp_path):
 
 
 def test_a_command_with_all_that_it_needs_writes_and_says_no_canary(private, planted, tmp_path):
-    by_title = {command.title: command for command in COMMANDS}
     for title, words in {
         "data check": ["--json", "check.json", "--label_policy", "raw"],
         "data index_dicom": [],
         "audit table1": [],
     }.items():
-        command = by_title[title]
+        command = BY_TITLE[title]
         said = private(command, *base_words(command, planted), *words)
         assert "error" not in said, said
         # The table of pairs is for the next command: it has paths and reports, for its owner only.
@@ -158,7 +191,7 @@ def test_a_command_with_all_that_it_needs_writes_and_says_no_canary(private, pla
 
 @pytest.mark.parametrize("title", ["data check", "data index_dicom", "audit table1", "train_pretrain"])
 def test_a_table_without_header_is_not_said(title, private, planted, tmp_path):
-    (command,) = [one for one in COMMANDS if one.title == title]
+    command = BY_TITLE[title]
     words = [*base_words(command, planted)]
     words = [str(planted["bare"]) if word == str(planted["table"]) else word for word in words]
     words = [str(planted["headless"]) if word == str(planted["reports"]) else word for word in words]
@@ -240,14 +273,14 @@ class TestAsked:
     )
     def test_a_recipe_is_not_echoed(self, title, text, private, tmp_path, monkeypatch):
         monkeypatch.delenv("ADAPTOR_PRIVATE")
-        (command,) = [one for one in COMMANDS if one.title == title]
+        command = BY_TITLE[title]
         (tmp_path / "recipe.yaml").write_text(text)
         said = private(command, "recipe.yaml")
         assert "error" in said
         no_canary(said)
 
     def test_a_script_whose_recipe_only_mentions_it_says_all(self, tmp_path, capfd, monkeypatch):
-        (command,) = [one for one in COMMANDS if one.title == "train_downstream"]
+        command = BY_TITLE["train_downstream"]
         path = tmp_path / "recipe.yaml"
         path.write_text(f"private: false\ntask: classification\ntable: {CANARY}.csv\nmodel: x\n")
         with pytest.raises((ValueError, OSError)) as stopped:
@@ -297,7 +330,7 @@ class TestLibraries:
             logging.getLogger("PIL.something").error("%s is odd", CANARY)
             raise error
 
-        (command,) = [one for one in COMMANDS if one.title == title]
+        command = BY_TITLE[title]
         words = base_words(command, planted)
         if title == "phantom":
             words = ["phantoms", "--n", "2", "--image_size", "64"]
@@ -374,3 +407,75 @@ def main(words):
 if __name__ == "__main__":
     main([])
 """
+
+
+FAULTS = {
+    "ragged": lambda rows: [*rows[:3], [*rows[3], CANARY], *rows[4:]],
+    "short": lambda rows: [*rows[:3], [CANARY], *rows[4:]],
+    "quote": lambda rows: [*rows[:3], [f'"{CANARY}', *rows[3][1:]], *rows[4:]],
+    "after quote": lambda rows: [*rows[:3], [f'"{CANARY}" {CANARY}', *rows[3][1:]], *rows[4:]],
+    "split": lambda rows: with_column(rows, "split", lambda row: ("train", CANARY, "test")[row % 3]),
+    "patient in two splits": lambda rows: with_column(rows, "split", lambda row: ("train", "test")[row % 2]),
+    "spellings": lambda rows: changed(rows, "patient_id", lambda row: f"{CANARY}1" if row % 2 else f" {CANARY}1 "),
+    "loose spellings": lambda rows: changed(rows, "patient_id", lambda row: f"{CANARY}-1" if row % 2 else f"{CANARY}1"),
+    "scientific": lambda rows: changed(rows, "patient_id", lambda row: f"1.93102E+{row}"),
+    "no image": lambda rows: changed(rows, "image", lambda row: f"{CANARY}/{CANARY} {row}"),
+    "absolute image": lambda rows: changed(rows, "image", lambda row: f"/patients/{CANARY}/{row}"),
+    "image outside": lambda rows: changed(rows, "image", lambda row: f"../../{CANARY}"),
+    "nul": lambda rows: changed(rows, "image", lambda row: f"{CANARY}\0x"),
+    "newline": lambda rows: changed(rows, "image", lambda row: f'"{CANARY}\n{CANARY}\x1b[31m"'),
+    "repeated ids": lambda rows: with_column(rows, "image_id", lambda row: CANARY),
+    "ages": lambda rows: changed(rows, "age", lambda row: CANARY),
+    "labels": lambda rows: changed(rows, "diagnosis", lambda row: ("1", "0", CANARY)[row % 3]),
+    "several labels": lambda rows: changed(rows, "diagnosis", lambda row: f"{CANARY}|edema" if row % 2 else CANARY),
+    "label spellings": lambda rows: changed(rows, "diagnosis", lambda row: (CANARY, CANARY.upper(), "edema")[row % 3]),
+    "free text labels": lambda rows: changed(rows, "diagnosis", lambda row: f"{CANARY} {row}"),
+    "decimal labels": lambda rows: changed(rows, "diagnosis", lambda row: ("1.5", CANARY)[row % 2]),
+    "repeated column": lambda rows: [[*row, row[0]] for row in rows],
+    "blank": lambda rows: [[CANARY]],
+    "header alone": lambda rows: rows[:1],
+}  # fmt: skip
+
+
+def with_column(rows: list[list[str]], name: str, cell) -> list[list[str]]:
+    return [[*rows[0], name], *([*row, cell(number)] for number, row in enumerate(rows[1:]))]
+
+
+def changed(rows: list[list[str]], name: str, cell) -> list[list[str]]:
+    place = rows[0].index(name)
+    return [rows[0], *([*row[:place], cell(n), *row[place + 1 :]] for n, row in enumerate(rows[1:]))]
+
+
+@pytest.mark.parametrize("title", ["data check", "audit table1"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_with_a_table_is_said_without_its_cells(fault, title, private, planted, tmp_path):
+    rows = list(csv.reader(planted["table"].read_text(encoding="utf-8").replace(", ", " ").splitlines()))
+    path = planted["table"].with_name(f"{CANARY} faulty.csv")
+    path.write_text("\n".join(",".join(row) for row in FAULTS[fault](rows)) + "\n", encoding="utf-8")
+    command = BY_TITLE[title]
+    words = [str(path) if word == str(planted["table"]) else word for word in base_words(command, planted)]
+    said = private(command, *words, *(["--near_copies"] if title == "data check" else []))
+    assert said
+    no_canary(said, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".jsonl", f'{{"image": "{CANARY}", "text": {CANARY}}}\n'.encode()),
+        (".jsonl", f'{{"image": "x", "text": {{"{CANARY}": ["{CANARY}"]}}}}\n'.encode()),
+        (".parquet", f"PAR1 {CANARY} PAR1".encode()),
+        (".xlsx", f"{CANARY}".encode()),
+        (".csv", f"image,text\n{CANARY},\xe4 {CANARY}\n".encode("latin-1")),
+        (".csv", f"image;text,{CANARY}\n{CANARY};x\n".encode()),
+        (".csv.gz", CANARY.encode()),
+        (".xls", CANARY.encode()),
+        ("", CANARY.encode()),
+    ],
+)
+def test_files_that_cannot_be_read_are_not_quoted(ending, content, private, planted, tmp_path):
+    path = tmp_path / f"{CANARY} table{ending}"
+    path.write_bytes(content)
+    said = private(BY_TITLE["data check"], "--table", str(path), "--image_column", "image")
+    assert "error" in said
+    no_canary(said)
