@@ -55,9 +55,9 @@ def log_levels_restored():
 def messages_restored():
     """Private mode filters what its whole process says."""
     yield
-    mode = sys.modules.get("adaptor_hf.privacy.mode")
-    if mode is not None:
-        mode.stop_filter()
+    gate = sys.modules.get("adaptor_hf.privacy.gate")
+    if gate is not None:
+        gate.stop_filter()
 
 
 @pytest.fixture(autouse=True)

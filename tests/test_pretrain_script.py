@@ -278,7 +278,11 @@ def test_a_recipe_spells_numbers_and_lists_as_yaml_does(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.yaml", "train_file: x\nlerning_rate: 1\nconfig: 2\n", "Unknown keys in the recipe: config, lerning_rate"),
+        (
+            "a.yaml",
+            "train_file: x\nlerning_rate: 1\nconfig: 2\n",
+            "Unknown keys in the recipe: 'config', 'lerning_rate'",
+        ),
         ("a.yaml", "- a\n- b\n", "must hold a mapping"),
         ("a.yaml", "a: [1\nb: 2", "a.yaml is not valid YAML: .*line 2"),
         ("a.json", '{"a": 1,}', "a.json is not valid JSON: .*line 1"),

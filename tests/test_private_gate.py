@@ -1,17 +1,31 @@
 """Every command under private mode: it runs privately or not at all, whatever its options, data and libraries say."""
 
 import argparse
+import csv
+import logging
+import os
+import re
+import subprocess
 import sys
+import warnings
+from importlib import import_module
 from pathlib import Path
 
 import private_commands as plants
 import pytest
 from private_commands import CANARY, Command
 
+from adaptor_hf.options.fields import own_options
 from adaptor_hf.privacy import mode as private_mode
+from adaptor_hf.privacy.asked import asked_for
+from adaptor_hf.privacy.messages import without_quotations
+from adaptor_hf.tasks.arguments import DownstreamArguments
+from adaptor_hf.training.script_arguments import DataArguments, ModelArguments, RunArguments
 
 COMMANDS = plants.commands()
 TITLES = [command.title for command in COMMANDS]
+BY_TITLE = dict(zip(TITLES, COMMANDS, strict=True))
+OWN_OPTIONS = (DataArguments, ModelArguments, RunArguments, DownstreamArguments)
 SCRIPTS = ("train_pretrain", "train_downstream")
 
 
@@ -98,13 +112,19 @@ def base_words(command: Command, planted) -> list[str]:
     return words
 
 
+# Of transformers' own options one value each is enough.
+LONG = {f"--{item.name}" for group in OWN_OPTIONS for item in own_options(group)}
+
+
 def option_words(command: Command) -> list[tuple[str, ...]]:
     """A canary as the value of each option, and where none or another is expected."""
     found = [(f"--{CANARY}",), (f"--{CANARY}=/patients/{CANARY}",), (CANARY, f"/patients/{CANARY}/x y")]
     for action in command.parser._actions:
         for name in action.option_strings[:1]:
             if name.startswith("--") and "help" not in name and name not in ("--private", "--end-of-recipe"):
-                found += [(name, CANARY), (f"{name}={CANARY}/{CANARY} 1931",)]
+                found.append((name, CANARY))
+                if (name in LONG) or command.title not in SCRIPTS:
+                    found.append((f"{name}={CANARY}/{CANARY} 1931",))
     return found
 
 
@@ -113,6 +133,27 @@ class TestEntries:
         assert len(TITLES) == len(set(TITLES)) >= 28
         assert {command.declared.kind for command in COMMANDS} == {"knows", "harmless", "refuses"}
         assert all(len(command.declared.why) > 5 for command in COMMANDS)
+
+    def test_a_new_command_without_a_declaration_is_found(self, tmp_path):
+        package = tmp_path / "adaptor_hf"
+        (package / "new").mkdir(parents=True)
+        (package / "new" / "__main__.py").write_text("print()")
+        (package / "loose.py").write_text('if __name__ == "__main__":\n    print()')
+        (package / "quiet.py").write_text("print")
+        project = tmp_path / "pyproject.toml"
+        project.write_text('[project.scripts]\na = "new_script:start"')
+        found = plants.entry_modules(package, project)
+        assert found == ["adaptor_hf.loose", "adaptor_hf.new.__main__", "new_script"]
+
+    def test_every_entry_of_the_package_is_among_them(self):
+        started = {command.module for command in COMMANDS}
+        assert started == set(plants.entry_modules())
+        for module in started - set(SCRIPTS):
+            # What is started is the function that is guarded.
+            text = Path(import_module(module).__file__).read_text(encoding="utf-8")
+            assert re.search(
+                r'if __name__ == "__main__":\n    (main\(\)|(sys\.exit|raise SystemExit)\(main\(\)\))\n$', text
+            )
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=TITLES)
@@ -124,3 +165,317 @@ def test_no_option_of_a_command_is_echoed(command, private, planted, tmp_path):
         if CANARY.lower() in said.lower():
             failed.append((words, said[:600]))
     assert not failed, "\n\n".join(map(str, failed))
+
+
+def test_a_command_with_all_that_it_needs_writes_and_says_no_canary(private, planted, tmp_path):
+    for title, words in {
+        "data check": ["--json", "check.json", "--label_policy", "raw"],
+        "data index_dicom": [],
+        "audit table1": [],
+    }.items():
+        command = BY_TITLE[title]
+        said = private(command, *base_words(command, planted), *words)
+        assert "error" not in said, said
+        # The table of pairs is for the next command: it has paths and reports, for its owner only.
+        no_canary(said, tmp_path, but=("pairs.csv",))
+    pairs = tmp_path / "index" / "pairs.csv"
+    assert pairs.stat().st_mode & 0o777 == 0o600
+    rows = list(csv.DictReader(pairs.read_text(encoding="utf-8").splitlines()))
+    assert len(rows) == 4
+    for row in rows:
+        assert CANARY in row["image"]
+        assert not any(CANARY.lower() in value.lower() for name, value in row.items() if name not in ("image", "text"))
+    assert {row["view"] for row in rows} == {"PA", "AP", "LL", "OTHER"}
+    assert {row["body_part"] for row in rows} == {"CHEST", "OTHER"}
+
+
+@pytest.mark.parametrize("title", ["data check", "data index_dicom", "audit table1", "train_pretrain"])
+def test_a_table_without_header_is_not_said(title, private, planted, tmp_path):
+    command = BY_TITLE[title]
+    words = [*base_words(command, planted)]
+    words = [str(planted["bare"]) if word == str(planted["table"]) else word for word in words]
+    words = [str(planted["headless"]) if word == str(planted["reports"]) else word for word in words]
+    said = private(command, *words, *([] if title == "train_pretrain" else ["--text_column", "report"]))
+    assert "no column <hidden>" in said
+    no_canary(said, tmp_path)
+
+
+class TestAsked:
+    """Whether private mode is asked for is found before anything is said."""
+
+    @pytest.mark.parametrize("command", COMMANDS, ids=TITLES)
+    def test_a_value_that_is_neither_yes_nor_no_stops_every_command(self, command, monkeypatch):
+        monkeypatch.setenv("ADAPTOR_PRIVATE", f"ture {CANARY}")
+        with pytest.raises(SystemExit) as stopped:
+            command.main(command.words("--help"))
+        assert "ADAPTOR_PRIVATE says neither yes nor no" in stopped.value.code
+        assert CANARY not in stopped.value.code
+
+    @pytest.mark.parametrize("value", ["1", "true", "TRUE", " yes ", "On", "y"])
+    def test_spellings_of_yes(self, value, monkeypatch):
+        monkeypatch.setenv("ADAPTOR_PRIVATE", value)
+        assert asked_for([])
+
+    @pytest.mark.parametrize("value", ["", "0", "False", "no", "OFF"])
+    def test_spellings_of_no(self, value, monkeypatch):
+        monkeypatch.setenv("ADAPTOR_PRIVATE", value)
+        assert not asked_for([])
+
+    @pytest.mark.parametrize(
+        ("words", "asked"),
+        [
+            (["--private"], True),
+            (["--private", "True", "--x"], True),
+            (["--private=yes"], True),
+            (["--priv", "1"], True),
+            (["--private", "table.csv"], True),
+            (["--private", "True", "--private", "False"], False),
+            (["--private", "no"], False),
+            (["--private", "maybe"], True),
+            (["--", "--private"], False),
+            (["--patient_column", "x"], False),
+            ([], False),
+        ],
+    )
+    def test_of_a_command_line(self, words, asked):
+        assert asked_for(words) == asked
+
+    @pytest.mark.parametrize(
+        ("text", "asked"),
+        [
+            ("private: true", True),
+            ('{"private": "yes"}', True),
+            ("private: false\nnote: private", False),
+            ("jobs:\n- private: on", True),
+            ("table: [private, 'unclosed", True),
+            ("table: pairs.csv", False),
+            ("private: ture", True),
+        ],
+    )
+    def test_of_a_recipe(self, text, asked, tmp_path):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        for words in ([str(path)], ["--recipe", str(path)], [f"--recipe={path}"], ["sweep", str(path)]):
+            assert asked_for(words) == asked
+        assert not asked_for([str(path), "--private", "False"])
+
+    @pytest.mark.parametrize("title", SCRIPTS)
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"private: true\n{CANARY}: 3",
+            f"private: true\ntable: '{CANARY} unclosed\nx: [",
+            f"private: true\nseeds: {CANARY}\nlearning_rate: {CANARY}",
+            f"private: true\ntask: {CANARY}\nobjective: {CANARY}\nprotocol: {CANARY}",
+            f"- {CANARY} private",
+            f"private: {CANARY}",
+        ],
+    )
+    def test_a_recipe_is_not_echoed(self, title, text, private, tmp_path, monkeypatch):
+        monkeypatch.delenv("ADAPTOR_PRIVATE")
+        command = BY_TITLE[title]
+        (tmp_path / "recipe.yaml").write_text(text)
+        said = private(command, "recipe.yaml")
+        assert "error" in said
+        no_canary(said)
+
+    def test_a_script_whose_recipe_only_mentions_it_says_all(self, tmp_path, capfd, monkeypatch):
+        command = BY_TITLE["train_downstream"]
+        path = tmp_path / "recipe.yaml"
+        path.write_text(f"private: false\ntask: classification\ntable: {CANARY}.csv\nmodel: x\n")
+        with pytest.raises((ValueError, OSError)) as stopped:
+            command.main([str(path)])
+        assert not private_mode.speaks_privately()
+        assert "hidden" not in str(stopped.value)
+
+
+class TestLibraries:
+    """What other libraries say goes out by its kind and place alone."""
+
+    ERRORS = [
+        ValueError(f"{CANARY} was born 1931"),
+        KeyError(CANARY),
+        RuntimeError(f"line one\n{CANARY} in line two\n  {CANARY}"),
+        OSError(5, f"{CANARY} said", f"/patients/{CANARY}"),
+        UnicodeDecodeError("utf-8", CANARY.encode(), 0, 1, f"{CANARY} reason"),
+        MemoryError(f"{CANARY}"),
+        type(f"{CANARY[:0]}LibraryError", (Exception,), {})(f"Row 3: {CANARY}"),
+    ]
+
+    @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+    @pytest.mark.parametrize(
+        ("title", "target"),
+        [
+            ("data check", "pyarrow.csv.read_csv"),
+            ("data check", "datasets.Dataset.select_columns"),
+            ("data check", "adaptor_hf.data.check_table.content_key"),
+            ("data index_dicom", "pydicom.filereader.read_partial"),
+            ("data index_dicom", "pyarrow.csv.read_csv"),
+            ("data index_dicom", "os.scandir"),
+            ("data index_dicom", "datasets.Dataset"),
+            ("audit table1", "pyarrow.csv.read_csv"),
+            ("audit table1", "datasets.Dataset.unique"),
+            ("conversion", "torch.load"),
+            ("phantom", "PIL.Image.Image.save"),
+            ("embeddings info", "json.loads"),
+            ("verify", "pathlib.Path.is_dir"),
+            ("train_pretrain", "datasets.Dataset.unique"),
+            ("train_pretrain", "pyarrow.csv.read_csv"),
+            ("train_downstream", "transformers.AutoConfig.from_pretrained"),
+        ],
+    )
+    def test_an_error_of_a_library_is_not_quoted(self, title, target, error, private, planted, tmp_path, monkeypatch):
+        def fail(*args, **more):
+            warnings.warn(f"{CANARY} is odd", stacklevel=1)
+            logging.getLogger("PIL.something").error("%s is odd", CANARY)
+            raise error
+
+        command = BY_TITLE[title]
+        words = base_words(command, planted)
+        if title == "phantom":
+            words = ["phantoms", "--n", "2", "--image_size", "64"]
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fail)
+            said = private(command, *words)
+        no_canary(said, tmp_path, but=("pairs.csv",))
+
+    def test_an_error_of_compiled_code_called_by_ours_is_not_quoted(self):
+        # It has no frame of its own: the last one is ours.
+        code = compile("float(text)", str(plants.PACKAGE / "data" / "x.py"), "exec")
+        with pytest.raises(ValueError, match=CANARY) as called:
+            exec(code, {"text": CANARY})
+        assert without_quotations(called.value) == (
+            "ValueError at line 1 of x, <module>. What it says is hidden: it may quote the data"
+        )
+        code = compile("raise ValueError('own words')", str(plants.PACKAGE / "data" / "x.py"), "exec")
+        with pytest.raises(ValueError, match="own words") as raised:
+            exec(code)
+        assert without_quotations(raised.value) == "own words"
+
+    def test_threads_worker_processes_and_what_nobody_catches(self, tmp_path):
+        script = tmp_path / "script.py"
+        script.write_text(PROCESS.replace("CANARY", repr(CANARY)).replace("[PACKAGE]", repr([str(plants.PACKAGE)])))
+        done = subprocess.run(
+            [sys.executable, str(script)], capture_output=True, text=True, cwd=plants.ROOT, timeout=120,
+            env={**os.environ, "ADAPTOR_PRIVATE": "1", "PYTHONPATH": str(plants.ROOT)},
+        )  # fmt: skip
+        said = done.stdout + done.stderr
+        assert done.returncode == 1
+        no_canary(said)
+        assert "Traceback" not in said
+        # And the gate is light.
+        assert done.stdout.endswith("the end\n")
+        for expected in ("in a thread", "forked", "spawned", "print_exc", "logged", "garbage", "the end"):
+            assert expected in done.stdout, expected
+        assert said.count("What it says is hidden") >= 6
+
+
+PROCESS = """
+import gc, logging, multiprocessing, sys, threading, traceback, types, warnings
+# The gate needs nothing of what the package imports when it is imported as a whole.
+package = types.ModuleType("adaptor_hf")
+package.__path__ = [PACKAGE]
+sys.modules["adaptor_hf"] = package
+from adaptor_hf.privacy.gate import guarded, knows
+
+def fail():
+    raise RuntimeError(CANARY + " was born\\n" + CANARY)
+
+class Garbage:
+    def __del__(self):
+        fail()
+
+@guarded(knows("all"))
+def main(words):
+    thread = threading.Thread(target=fail)
+    thread.start(); thread.join(); print("in a thread")
+    for method, name in (("fork", "forked"), ("spawn", "spawned")):
+        process = multiprocessing.get_context(method).Process(target=fail)
+        process.start(); process.join(); print(name)
+    try:
+        fail()
+    except RuntimeError:
+        traceback.print_exc(); print("print_exc")
+        logging.getLogger("adaptor_hf.x").exception("ours"); print("logged")
+        sys.stderr.write(traceback.format_exc())
+    logging.getLogger("foreign").error("%s", CANARY)
+    warnings.warn(CANARY)
+    Garbage(); gc.collect(); print("garbage")
+    print("the end", *{"torch", "transformers", "datasets", "pandas", "pyarrow"} & sys.modules.keys(), flush=True)
+    fail()
+
+if __name__ == "__main__":
+    main([])
+"""
+
+
+FAULTS = {
+    "ragged": lambda rows: [*rows[:3], [*rows[3], CANARY], *rows[4:]],
+    "short": lambda rows: [*rows[:3], [CANARY], *rows[4:]],
+    "quote": lambda rows: [*rows[:3], [f'"{CANARY}', *rows[3][1:]], *rows[4:]],
+    "after quote": lambda rows: [*rows[:3], [f'"{CANARY}" {CANARY}', *rows[3][1:]], *rows[4:]],
+    "split": lambda rows: with_column(rows, "split", lambda row: ("train", CANARY, "test")[row % 3]),
+    "patient in two splits": lambda rows: with_column(rows, "split", lambda row: ("train", "test")[row % 2]),
+    "spellings": lambda rows: changed(rows, "patient_id", lambda row: f"{CANARY}1" if row % 2 else f" {CANARY}1 "),
+    "loose spellings": lambda rows: changed(rows, "patient_id", lambda row: f"{CANARY}-1" if row % 2 else f"{CANARY}1"),
+    "scientific": lambda rows: changed(rows, "patient_id", lambda row: f"1.93102E+{row}"),
+    "no image": lambda rows: changed(rows, "image", lambda row: f"{CANARY}/{CANARY} {row}"),
+    "absolute image": lambda rows: changed(rows, "image", lambda row: f"/patients/{CANARY}/{row}"),
+    "image outside": lambda rows: changed(rows, "image", lambda row: f"../../{CANARY}"),
+    "nul": lambda rows: changed(rows, "image", lambda row: f"{CANARY}\0x"),
+    "newline": lambda rows: changed(rows, "image", lambda row: f'"{CANARY}\n{CANARY}\x1b[31m"'),
+    "repeated ids": lambda rows: with_column(rows, "image_id", lambda row: CANARY),
+    "ages": lambda rows: changed(rows, "age", lambda row: CANARY),
+    "labels": lambda rows: changed(rows, "diagnosis", lambda row: ("1", "0", CANARY)[row % 3]),
+    "several labels": lambda rows: changed(rows, "diagnosis", lambda row: f"{CANARY}|edema" if row % 2 else CANARY),
+    "label spellings": lambda rows: changed(rows, "diagnosis", lambda row: (CANARY, CANARY.upper(), "edema")[row % 3]),
+    "free text labels": lambda rows: changed(rows, "diagnosis", lambda row: f"{CANARY} {row}"),
+    "decimal labels": lambda rows: changed(rows, "diagnosis", lambda row: ("1.5", CANARY)[row % 2]),
+    "repeated column": lambda rows: [[*row, row[0]] for row in rows],
+    "blank": lambda rows: [[CANARY]],
+    "header alone": lambda rows: rows[:1],
+}  # fmt: skip
+
+
+def with_column(rows: list[list[str]], name: str, cell) -> list[list[str]]:
+    return [[*rows[0], name], *([*row, cell(number)] for number, row in enumerate(rows[1:]))]
+
+
+def changed(rows: list[list[str]], name: str, cell) -> list[list[str]]:
+    place = rows[0].index(name)
+    return [rows[0], *([*row[:place], cell(n), *row[place + 1 :]] for n, row in enumerate(rows[1:]))]
+
+
+@pytest.mark.parametrize("title", ["data check", "audit table1"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_is_wrong_with_a_table_is_said_without_its_cells(fault, title, private, planted, tmp_path):
+    rows = list(csv.reader(planted["table"].read_text(encoding="utf-8").replace(", ", " ").splitlines()))
+    path = planted["table"].with_name(f"{CANARY} faulty.csv")
+    path.write_text("\n".join(",".join(row) for row in FAULTS[fault](rows)) + "\n", encoding="utf-8")
+    command = BY_TITLE[title]
+    words = [str(path) if word == str(planted["table"]) else word for word in base_words(command, planted)]
+    said = private(command, *words, *(["--near_copies"] if title == "data check" else []))
+    assert said
+    no_canary(said, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ending", "content"),
+    [
+        (".jsonl", f'{{"image": "{CANARY}", "text": {CANARY}}}\n'.encode()),
+        (".jsonl", f'{{"image": "x", "text": {{"{CANARY}": ["{CANARY}"]}}}}\n'.encode()),
+        (".parquet", f"PAR1 {CANARY} PAR1".encode()),
+        (".xlsx", f"{CANARY}".encode()),
+        (".csv", f"image,text\n{CANARY},\xe4 {CANARY}\n".encode("latin-1")),
+        (".csv", f"image;text,{CANARY}\n{CANARY};x\n".encode()),
+        (".csv.gz", CANARY.encode()),
+        (".xls", CANARY.encode()),
+        ("", CANARY.encode()),
+    ],
+)
+def test_files_that_cannot_be_read_are_not_quoted(ending, content, private, planted, tmp_path):
+    path = tmp_path / f"{CANARY} table{ending}"
+    path.write_bytes(content)
+    said = private(BY_TITLE["data check"], "--table", str(path), "--image_column", "image")
+    assert "error" in said
+    no_canary(said)

@@ -97,7 +97,9 @@ class OptionParser(HfArgumentParser):
         """
         recipe = dict(recipe or {})
         if unknown := sorted(map(str, recipe.keys() - self.names - self.old_flags.keys())):
-            raise ValueError(f"Unknown keys in the recipe: {', '.join(unknown)}. See {self.command} --help_all.")
+            raise ValueError(
+                f"Unknown keys in the recipe: {', '.join(map(repr, unknown))}. See {self.command} --help_all."
+            )
         old = argparse.ArgumentParser(add_help=False, usage=self.usage)
         for name, choice in self.old_flags.items():
             choice.add_old_flag(old, name)

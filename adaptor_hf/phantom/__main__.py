@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from ..privacy.gate import guarded, knows
+from ..privacy.mode import error_text
 from . import LANGUAGES, LAYOUTS, contact_sheet, generate_phantoms, write_layout, write_phantoms
 
 
@@ -26,7 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             print(write_phantoms(args.output_dir, args.n, num_workers=args.num_workers, **same))
     except (ValueError, FileExistsError) as error:
-        parser.error(str(error))
+        parser.error(error_text(error))
     if args.contact_sheet:
         contact_sheet(generate_phantoms(min(args.n, 16), **same)).save(args.contact_sheet)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from .asked import ENVIRONMENT, asked_for
-from .hooks import install_hooks
-from .messages import hide_messages
+from .hooks import install_hooks, remove_hooks
+from .messages import hide_messages, show_messages
 
+# For processes that this one starts.
+_PARENT = "ADAPTOR_PRIVATE_PARENT"
 _Main = TypeVar("_Main", bound=Callable[..., Any])
 
 
@@ -94,6 +97,20 @@ def start_filter(words: Sequence[str] = (), stdout: bool = True) -> None:
     values = [part for word in words for part in (word, word.partition("=")[2]) if not part.startswith("-")]
     hide_messages([value for value in values if "/" in value or "\\" in value or _exists(value)], stdout=stdout)
     install_hooks(words)
+    os.environ[_PARENT] = str(os.getpid())
+
+
+def stop_filter() -> None:
+    """Let messages out as they are: private mode was not asked for, though it looked so before all was parsed."""
+    show_messages()
+    remove_hooks()
+    os.environ.pop(_PARENT, None)
+
+
+def _follow_parent() -> None:
+    """A worker process that inherits nothing but the environment (spawn, forkserver) filters as its parent does."""
+    if os.environ.get(_PARENT, str(os.getpid())) != str(os.getpid()):
+        start_filter()
 
 
 def _of_command(declared: Declared | Mapping[str, Declared], words: list[str]) -> Declared:
@@ -114,4 +131,6 @@ def _exists(value: str) -> bool:
         return False
 
 
-__all__ = ["Declared", "guarded", "harmless", "knows", "refuses", "start_filter"]
+_follow_parent()
+
+__all__ = ["Declared", "guarded", "harmless", "knows", "refuses", "start_filter", "stop_filter"]

@@ -93,8 +93,10 @@ def _without_words(record: logging.LogRecord) -> logging.LogRecord:
 def _hiding_places(parse: Callable) -> Callable:
     """As argparse's own; then what the parser takes for places is cut out of messages, even if it looks like words."""
 
-    def parse_known_args(parser: argparse.ArgumentParser, *args: Any, **more: Any) -> Any:
-        namespace, rest = parse(parser, *args, **more)
+    def parse_known_args(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
+        # Those of a recipe, too.
+        _words.extend(map(str, args or ()))
+        namespace, rest = parse(parser, args, namespace)
         for action in parser._actions:
             value = vars(namespace).get(action.dest)
             if _takes_a_place(action) and value not in (None, action.default):

@@ -40,7 +40,9 @@ def identifying_columns(table: pa.Table) -> list[str]:
     Returns:
         `list[str]`: Names of such columns, in the table's order.
     """
-    return [name for name in table.column_names if _named_so(name) or _holds_person_names(table[name])]
+    # By place: two columns may have one name.
+    columns = zip(table.column_names, table.columns, strict=True)
+    return [name for name, column in columns if _named_so(name) or _holds_person_names(column)]
 
 
 def _named_so(name: str) -> bool:

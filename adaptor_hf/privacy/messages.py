@@ -20,6 +20,12 @@ _ENDINGS = (
     r"(?:png|jpe?g|bmp|gif|tiff?|dcm|dicom|nii|npy|npz|csv|tsv|xlsx?|parquet|pq|jsonl?|ya?ml|xml|hl7|txt|pdf|docx?|"
     r"zip|tar|gz|bz2|arrow)"
 )
+# Names that this package gives to files.
+_OWN_FILES = (
+    "cache.json", "checked.json", "checkpoint.json", "config.json", "excluded.csv", "headers.jsonl",
+    "index_report.json", "latest.json", "manifest.json", "pairs.csv", "predictions.csv", "predictions.parquet",
+    "results.jsonl", "retrieval.json", "run.json", "table1.json", "trainer_state.json", "training_args.json",
+)  # fmt: skip
 _RAISE = dis.opmap["RAISE_VARARGS"]
 _places: list[str] = []
 _state = {"hiding": False}
@@ -37,9 +43,11 @@ _SECRET = (
 def hide(text: str) -> str:
     """A message without paths, file names and quoted values, as private mode lets it out."""
     for place in _places:
-        text = re.sub(re.escape(place) + r"([/\\](?:(?!:\s)[^\n'\"])*)?", HIDDEN, text)
+        # A folder may be called as a part of a word is.
+        name = rf"(?<!\w){place}(?!\w)" if re.fullmatch("[a-z_]+", place) else re.escape(place)
+        text = re.sub(name + r"([/\\](?:(?!:\s)[^\n'\"])*)?", HIDDEN, text)
     for pattern in _SECRET:
-        text = pattern.sub(HIDDEN, text)
+        text = pattern.sub(lambda found: found[0] if found[0] in _OWN_FILES else HIDDEN, text)
     return text
 
 

@@ -28,10 +28,9 @@ import psutil
 from ..files import read_json, write_aside
 from ..options.fields import PATH, hidden_options, option, values_of
 from .asked import ENVIRONMENT, environment_asks
-from .gate import start_filter
-from .hooks import remove_hooks
+from .gate import start_filter, stop_filter
 from .keys import keyed_hash, load_key
-from .messages import hide_messages, is_hiding, show_messages, without_quotations
+from .messages import hide_messages, is_hiding, without_quotations
 
 PRIVACY = "privacy"  # title of its options in --help
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
@@ -124,12 +123,6 @@ def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
 
 def _asked_for(arguments: PrivacyArguments | None) -> bool:
     return environment_asks() or (arguments is not None and arguments.private)
-
-
-def stop_filter() -> None:
-    """Let messages out as they are: private mode was not asked for, though it looked so before all was parsed."""
-    show_messages()
-    remove_hooks()
 
 
 def speaks_privately() -> bool:
@@ -303,6 +296,5 @@ __all__ = [
     "rewrite_without_paths",
     "speaks_privately",
     "start_private_mode",
-    "stop_filter",
     "without_paths",
 ]

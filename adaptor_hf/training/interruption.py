@@ -163,7 +163,7 @@ OUT_OF_MEMORY = (
 
 def out_of_memory(error: BaseException) -> str | None:
     """What to change when this error is a lack of memory, of a GPU or of the machine; `None` for other errors."""
-    message = str(error).strip().partition("\n")[0]
+    message = error_text(error).strip().partition("\n")[0]
     if isinstance(error, torch.OutOfMemoryError):
         return OUT_OF_MEMORY.format(where=" on the GPU", message=message)
     # torch's CPU allocator raises a plain RuntimeError.
