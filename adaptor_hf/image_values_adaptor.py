@@ -13,7 +13,7 @@ from io import BytesIO
 import numpy as np
 import torch
 from huggingface_hub import get_session
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 from transformers.utils import logging
 
@@ -74,7 +74,8 @@ def is_deep(image: Image.Image) -> bool:
 
 
 def warn_of_clipping(images) -> None:
-    """A warning, once, where a Pillow image in RGB is mostly white: so do 16-bit files look that Pillow has clipped.
+    """A warning, once, where a Pillow image is grey, in RGB, and white in a quarter or more of what is not black: so do
+    grey 16-bit files look that Pillow has clipped.
 
     Pipelines of transformers open paths so before any of this code runs.
     """
@@ -82,12 +83,32 @@ def warn_of_clipping(images) -> None:
         # Of a deep one that is not loaded yet `is_deep` knows it until it is.
         if isinstance(image, Image.Image) and image.mode == "RGB" and not is_deep(image):
             sample = np.asarray(image.resize((64, 64), Image.Resampling.NEAREST))
-            if (sample == 255).all(axis=2).mean() > 0.5:
+            grey = (sample == sample[:, :, :1]).all()
+            if grey and (sample == 255).sum() > 0.25 * max((sample > 0).sum(), 1):
                 logger.warning_once(
-                    "An image is white in over half of its pixels, as a 16-bit file is that Pillow converts to 8 bits, "
-                    "for it clips the values. A pipeline of transformers opens paths so: pass the picture, "
-                    "adaptor_hf.data.images.read_image(path), or pipeline_class= of adaptor_hf.pipelines."
+                    "An image is white in over a quarter of what is not black, as a 16-bit file is that Pillow "
+                    "converts to 8 bits, for it clips the values. A pipeline of transformers opens paths so: pass the "
+                    "picture, adaptor_hf.data.images.read_image(path), or pipeline_class= of adaptor_hf.pipelines."
                 )
+
+
+def _refuse_dicom(file, filename):
+    """What Pillow calls for a DICOM file: it reads none, and the library's pipelines open paths with Pillow.
+
+    Raises:
+        SyntaxError: it is none, and Pillow looks on.
+        UnidentifiedImageError: it is one; without this, too, but with no word of what to do.
+    """
+    if file.read(132)[128:] != b"DICM":
+        raise SyntaxError("no DICOM file")
+    raise UnidentifiedImageError(
+        "a DICOM file, which Pillow does not read. To a pipeline of transformers give pipeline_class= of "
+        "adaptor_hf.pipelines, such as AdaptorImageClassificationPipeline, which reads paths as the model's training "
+        "did; or give it the picture, adaptor_hf.data.images.read_image(path)."
+    )
+
+
+Image.register_open("DICOM_REFUSED", _refuse_dicom, lambda prefix: prefix == bytes(16))
 
 
 def _content(source: str) -> str | bytes:

@@ -3,21 +3,24 @@
 import base64
 import io
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from fixtures.dicom import write_dicom
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from transformers import pipeline
+from transformers.utils import logging as transformers_logging
 
-from adaptor_hf import AdaptorForImageClassification, AdaptorModel
+from adaptor_hf import AdaptorForImageClassification, AdaptorForSemanticSegmentation, AdaptorModel
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from adaptor_hf.pipelines import (
     AdaptorImageClassificationPipeline,
     AdaptorImageFeatureExtractionPipeline,
+    AdaptorImageSegmentationPipeline,
     AdaptorZeroShotImageClassificationPipeline,
 )
 
@@ -159,7 +162,9 @@ class TestPipelines:
         )  # fmt: skip
         assert torch.equal(pixels, wanted)
 
-    def test_the_librarys_own_reads_8_bits_and_warns_of_clipped_16(self, files, classifier, processor, caplog):
+    def test_the_librarys_own_reads_8_bits_and_warns_of_clipped_16(
+        self, files, classifier, processor, caplog, tmp_path
+    ):
         call = pipeline("image-classification", model=classifier, image_processor=processor)
         logging.getLogger("transformers").addHandler(caplog.handler)
         try:
@@ -167,12 +172,63 @@ class TestPipelines:
                 wanted = processor(self.READING.read(files[name]), return_tensors="pt")["pixel_values"]
                 assert torch.equal(call.preprocess(str(files[name]))["pixel_values"], wanted)
             assert "white" not in caplog.text
-            call.preprocess(str(files["12bit.png"]))
+            dark = RAMP.copy()
+            dark[:, 12:] = 0  # two thirds black, as collimated films are
+            Image.fromarray(dark).save(tmp_path / "dark.png")
+            for path in (files["12bit.png"], tmp_path / "dark.png"):
+                transformers_logging.warning_once.cache_clear()
+                caplog.clear()
+                call.preprocess(str(path))
+                assert "a 16-bit file is that Pillow converts" in caplog.text
+                assert "pipeline_class=" in caplog.text
+                assert path.name not in caplog.text
         finally:
             logging.getLogger("transformers").removeHandler(caplog.handler)
-        assert "a 16-bit file is that Pillow converts" in caplog.text
-        assert "pipeline_class=" in caplog.text
-        assert "12bit.png" not in caplog.text
+
+    @pytest.mark.parametrize("task", ["image-classification", "image-feature-extraction"])
+    def test_the_librarys_own_refuses_dicom_and_names_the_class(self, files, classifier, processor, task):
+        model = classifier if task == "image-classification" else classifier.base_model
+        call = pipeline(task, model=model, image_processor=processor)
+        with pytest.raises(
+            UnidentifiedImageError, match=r"DICOM file.*pipeline_class= of adaptor_hf.pipelines"
+        ) as caught:
+            call(str(files["a.dcm"]))
+        assert "a.dcm" not in str(caught.value)
+
+    def test_of_segmentation(self, files, vision_tower, text_tower, processor, tmp_path):
+        """Masks too are of the picture's own size, and the same as of the picture that training read."""
+        adaptor = AdaptorModel.from_towers(vision_tower, text_tower, **SMALL)
+        torch.manual_seed(3)
+        model = AdaptorForSemanticSegmentation.from_adaptor(adaptor, num_labels=1).eval()
+        for path in files.values():
+            picture = self.READING.read(path)
+            pixels, call = self.run(
+                AdaptorImageSegmentationPipeline, "image-segmentation", model, processor, str(path), {}
+            )
+            assert torch.equal(pixels, processor(picture, return_tensors="pt")["pixel_values"])
+            found = call(str(path), subtask="semantic")
+            wanted = pipeline("image-segmentation", model=model, image_processor=processor)(picture, subtask="semantic")
+            assert [one["label"] for one in found] == [one["label"] for one in wanted]
+            for one, other in zip(found, wanted, strict=True):
+                assert one["mask"].size == picture.size
+                assert one["mask"] == other["mask"]
+            with torch.no_grad():
+                logits = model(pixel_values=pixels).logits
+            class_map = processor.post_process_semantic_segmentation(
+                SimpleNamespace(logits=logits), target_sizes=[picture.size[::-1]]
+            )[0]
+            masks = {one["label"]: np.asarray(one["mask"]) > 0 for one in found}
+            for number, name in model.config.id2label.items():
+                there = (class_map == int(number)).numpy()
+                np.testing.assert_array_equal(masks.get(name, np.zeros_like(there)), there)
+
+
+def test_pillow_still_says_of_other_files_what_it_did(tmp_path):
+    (tmp_path / "a.png").write_bytes(bytes(300))
+    with pytest.raises(UnidentifiedImageError, match="cannot identify image file"):
+        Image.open(tmp_path / "a.png")
+    with pytest.raises(OSError, match="a DICOM file"):
+        Image.open(io.BytesIO(bytes(128) + b"DICM" + bytes(100)))
 
 
 def test_a_picture_that_was_read_is_left_as_it_is(files):
