@@ -6,15 +6,18 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .arguments_adaptor import refuse_unknown
 from .configuration_adaptor import AdaptorConfig
+from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -284,6 +287,8 @@ class AdaptorModel(AdaptorPreTrainedModel):
             if self.vision_model is None:
                 raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
             image_embeds = self.vision_model(pixel_values).pooler_output
+        elif image_embeds is not None:
+            self._notice_projected(image_embeds, "image_embeds")
         return self._project(image_embeds, self.visual_projection, "image_embeds")
 
     def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
@@ -294,7 +299,27 @@ class AdaptorModel(AdaptorPreTrainedModel):
                 raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
             tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
             text_embeds = tower_output.pooler_output
+        elif text_embeds is not None:
+            self._notice_projected(text_embeds, "text_embeds")
         return self._project(text_embeds, self.text_projection, "text_embeds")
+
+    def _notice_projected(self, embeds: torch.Tensor, name: str) -> None:
+        # In training it would cost a synchronisation a step.
+        if self.training or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return
+        if embeds.is_cuda and torch.cuda.is_current_stream_capturing():
+            return
+        layers = self.shared_encoder.layers
+        if (
+            len(layers)
+            and embeds.shape[-1] == self.config.hidden_size
+            and are_projected(embeds, layers[-1].layer_norm2)
+        ):
+            logger.warning_once(
+                f"{name} look like projected embeddings that came out of this Adaptor. It takes tower embeddings: "
+                "those of the cache, or model.vision_model(...).pooler_output and model.text_model(...).pooler_output. "
+                "Compare projected embeddings with each other: image_embeds @ text_embeds.T."
+            )
 
     def _no_tower_message(self, modality: str, raw: str, cached: str) -> str:
         spec = getattr(self.config, f"{modality}_tower")
