@@ -21,6 +21,7 @@ from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.loading import cache_dir_of
 from adaptor_hf.tasks.run import run_job
 from adaptor_hf.training.interruption import run_script
+from adaptor_hf.training.run_folder import requeue_file
 
 logger = logging.getLogger("train_downstream")
 
@@ -47,10 +48,11 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
-    run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    write_downstream_manifest(
-        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
-    )
+    with requeue_file(options.output_dir):
+        run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        write_downstream_manifest(
+            options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table
+        )
 
 
 def start() -> None:
