@@ -9,6 +9,7 @@ Installed, it is also the command adaptor-downstream.
 """
 
 import logging
+import math
 import os
 
 import datasets
@@ -16,12 +17,14 @@ import torch
 import transformers
 
 from adaptor_hf.audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
+from adaptor_hf.folder_lock import only_writer
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.loading import cache_dir_of
 from adaptor_hf.tasks.run import run_job
 from adaptor_hf.training.interruption import run_script
+from adaptor_hf.training.run_folder import requeue_file
 
 logger = logging.getLogger("train_downstream")
 
@@ -51,11 +54,14 @@ def main(arguments: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     refuse_folder_of("train_downstream", options.output_dir)
     before = files_before(options.output_dir)
-    run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    write_downstream_manifest(
-        options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
-        check=options.check,
-    )  # fmt: skip
+    with requeue_file(options.output_dir):
+        run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        # One after the other: the last of several commands in one folder finds the runs of all.
+        with only_writer(options.output_dir, "manifest", what="process", strict=False, timeout=math.inf):
+            write_downstream_manifest(
+                options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
+                check=options.check,
+            )  # fmt: skip
 
 
 def start() -> None:

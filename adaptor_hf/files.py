@@ -54,7 +54,7 @@ def written_aside(path: str | os.PathLike, *, sync: bool = False, mode: int | No
         OSError: if it cannot be written or renamed.
     """
     path = Path(path)
-    aside = _aside(path)
+    aside = aside_of(path, clear=False)
     try:
         with full_disk_named(path):
             if mode is not None:
@@ -84,9 +84,7 @@ def folder_written_aside(path: str | os.PathLike) -> Iterator[Path]:
         OSError: if it cannot be written or renamed, as where `path` has something in it.
     """
     path = Path(path)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        _remove_if_dead(left, None)
-    hidden = _aside(path)
+    hidden = aside_of(path)
     aside = hidden / path.name
     try:
         with full_disk_named(path):
@@ -197,8 +195,17 @@ def _remove_if_dead(path: Path, other_machines_pid: int | None) -> None:
 _ASIDE = re.compile(r"\..+\.([0-9a-f]{4})-(\d+)-[0-9a-f]{8}\.partial", re.DOTALL)
 
 
-def _aside(path: Path) -> Path:
-    # Threads, and machines that share a folder, may have the same process id.
+def aside_of(path: str | os.PathLike, *, clear: bool = True) -> Path:
+    """
+    A name beside `path` to write to, which no other process, thread or machine uses.
+
+    Args:
+        clear (`bool`): Delete what killed processes of this machine left under such names of `path`; for a folder with
+            very many files, which would have to be listed, not.
+    """
+    path = Path(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial") if clear else ():
+        _remove_if_dead(left, None)
     return path.with_name(f".{path.name}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
@@ -210,6 +217,7 @@ def _machine() -> str:
 
 
 __all__ = [
+    "aside_of",
     "check_all_regular",
     "check_regular",
     "csv_cell",

@@ -95,7 +95,7 @@ class FolderLock:
         what (`str`): What writes, for messages, and `option` (`str`) which argument names the folder.
         take_over (`bool`): What a record of another machine names has ended: the user says so.
         strict (`bool`): A record of another machine stops, although the lock is free: some file systems lock within one
-            machine only. Otherwise the lock alone decides.
+            machine only. Otherwise the lock alone decides: for what two writers at once would at worst do twice.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class FolderLock:
         self.what, self.option, self.take_over, self.strict = what, option, take_over, strict
         self.path, self.record = self.folder / f".{name}.lock", self.folder / f".{name}.holder"
         self.holds = 0
-        self._file = None
+        self._file, self._made, self._said = None, False, False
 
     def acquire(self, timeout: float = 0) -> None:
         """
         Take the lock.
 
         Args:
-            timeout (`float`): Seconds to wait for another holder, said once in the log.
+            timeout (`float`): Seconds to wait for another holder, which the log says once.
 
         Raises:
             BlockingIOError: another run writes here, or may do so. The message says who, since when, and what to do.
@@ -128,13 +128,13 @@ class FolderLock:
         if (own := _held.get(self._key())) is not None:
             own.holds += 1
             return
-        deadline, said = time.monotonic() + timeout, False
+        deadline = time.monotonic() + timeout
         while (why := self._attempt()) is not None:
             if time.monotonic() >= deadline:
                 raise BlockingIOError(why)
-            if not said:
-                logger.warning("%s Waiting for it.", why.partition(". ")[0] + ".")
-                said = True
+            if not self._said:
+                logger.warning("%s. Waiting for it.", why.partition(". ")[0])
+                self._said = True
             time.sleep(0.2)
         self.holds = 1
         _held[self._key()] = self
@@ -152,8 +152,10 @@ class FolderLock:
             own.record.unlink(missing_ok=True)
             # Before the lock is free: who has opened this file meanwhile sees that it is gone, and opens the next one.
             own.path.unlink(missing_ok=True)
-        if own._file is not None:
-            own._file.release()
+        own._file.release()
+        if own._made:
+            with suppress(OSError):
+                own.folder.rmdir()  # nothing came into it
 
     def _key(self) -> Path:
         return self.path.parent.resolve() / self.path.name
@@ -175,7 +177,7 @@ class FolderLock:
                 f"Another {self.what}{who} writes to {self.folder}. Wait until it has ended, or choose another "
                 f"{self.option}."
             )
-        if elsewhere and not ended and (self.strict or held is None):
+        if elsewhere and not ended and self.strict:
             self._file.release()
             raise BlockingIOError(
                 f"A {self.what}{who} wrote to {self.folder} and did not say that it ended, and locks of this file "
@@ -194,6 +196,7 @@ class FolderLock:
     def _open(self) -> None:
         from filelock import FileLock
 
+        self._made |= not self.folder.exists()
         self.folder.mkdir(parents=True, exist_ok=True)
         # Its own way out where there are no locks would outlast a kill.
         self._file = self._file or FileLock(self.path, fallback_to_soft=False)
@@ -205,14 +208,14 @@ class FolderLock:
         try:
             # A file that its holder has just deleted takes a second look.
             self._file.acquire(timeout=0.2, poll_interval=0.05)
-        except Timeout:
+        except (Timeout, FileNotFoundError):  # or its holder has just deleted the folder, which was empty
             return False
         except OSError as error:
             if error.errno in NO_LOCKS:
                 return None
             raise OSError(
                 error.errno,
-                f"cannot write {self.folder}: {error.strerror or error}. Allow writing to it, or choose another "
+                f"{self.folder} cannot be written ({error.strerror or error}). Allow writing to it, or choose another "
                 f"{self.option}",
             ) from error
         return True

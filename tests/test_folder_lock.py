@@ -60,6 +60,15 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_folder_that_a_writer_made_and_left_empty_goes_with_it(tmp_path):
+    (tmp_path / "there").mkdir()
+    for name in ("there", "new", "used"):
+        with only_writer(tmp_path / name):
+            if name == "used":
+                (tmp_path / name / "file").write_text("")
+    assert names_in(tmp_path) == ["there", "used"]
+
+
 def test_a_second_writer_is_told_who_writes_and_what_to_do(other, tmp_path):
     since = json.loads((tmp_path / "run" / ".run.holder").read_text())["since"]
     who = rf"\(on this machine, process {other.pid}, since {since.replace('+', '.')}\)"
@@ -95,7 +104,7 @@ def test_the_record_is_there_while_the_folder_is_written_and_names_this_process(
         found = Holder.read(tmp_path / "run" / ".run.holder")
         assert (found.host, found.pid) == (platform.node(), os.getpid())
         assert found.is_alive()
-    assert names_in(tmp_path / "run") == []
+    assert names_in(tmp_path) == []
 
 
 def test_in_private_mode_no_machine_is_named(tmp_path):
@@ -108,11 +117,12 @@ def test_in_private_mode_no_machine_is_named(tmp_path):
 
 
 def test_one_process_may_lock_a_folder_again(tmp_path):
+    (tmp_path / "other").mkdir()
     with only_writer(tmp_path / "run"):
         with only_writer(tmp_path / "other" / ".." / "run"):
             pass
         assert (tmp_path / "run" / ".run.lock").exists(), "the outer one still holds it"
-    assert names_in(tmp_path / "run") == []
+    assert names_in(tmp_path) == ["other"]
 
 
 def test_waiting_ends_when_the_other_does(other, tmp_path, caplog):
@@ -206,7 +216,7 @@ class TestFileSystemsWithoutLocks:
     def test_the_record_tells_runs_of_this_machine_apart(self, tmp_path, caplog):
         with only_writer(tmp_path / "run"):
             assert "has no locks: start no second run there from another machine" in caplog.text
-        assert names_in(tmp_path / "run") == []
+        assert names_in(tmp_path) == []
         me = Holder.of_this_process()
         leave_record(tmp_path / "run", host=me.host, pid=me.pid, started=me.started)
         with pytest.raises(BlockingIOError, match=f"Another run .on this machine, process {os.getpid()}"):
@@ -215,12 +225,12 @@ class TestFileSystemsWithoutLocks:
         with only_writer(tmp_path / "run"):
             pass
 
-    @pytest.mark.parametrize("strict", [True, False])
-    def test_a_record_of_another_machine_stops_at_once(self, tmp_path, strict):
+    @pytest.mark.parametrize("leave", [{"take_over": True}, {"strict": False}])
+    def test_a_record_of_another_machine_stops_at_once(self, tmp_path, leave):
         leave_record(tmp_path / "run")
         with pytest.raises(BlockingIOError, match="--take_over"):
-            FolderLock(tmp_path / "run", strict=strict).acquire(timeout=600)
-        with only_writer(tmp_path / "run", take_over=True):
+            FolderLock(tmp_path / "run").acquire(timeout=600)
+        with only_writer(tmp_path / "run", **leave):
             pass
 
 

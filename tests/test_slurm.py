@@ -93,7 +93,8 @@ def test_a_warned_job_saves_is_requeued_and_goes_on_to_the_end(cluster, tmp_path
 def test_a_task_of_the_array_takes_its_line_and_its_folder(cluster, tmp_path):
     variables, log = cluster
     # The script is what is tested here, so python only says what it was asked.
-    (tmp_path / "bin" / "python").write_text('#!/bin/bash\necho "$@"\nexit "$FAKE_STATUS"\n')
+    python = '#!/bin/bash\necho "$@"\nmkdir -p "${@: -1}"\n[ -z "$FAKE_SAVED" ] || touch "${@: -1}/requeue"\n'
+    (tmp_path / "bin" / "python").write_text(python + 'exit "$FAKE_STATUS"\n')
     (tmp_path / "sweep.txt").write_text("--task retrieval --model one\n--task zero_shot --model two\n")
     variables |= {"OPTIONS": str(tmp_path / "sweep.txt"), "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}
 
@@ -109,7 +110,12 @@ def test_a_task_of_the_array_takes_its_line_and_its_folder(cluster, tmp_path):
     ]
     assert run(FAKE_STATUS="1").returncode == 1
     assert not log.exists()
-    assert run(FAKE_STATUS="75").returncode == 75
+    # What counts is that the run has saved, whatever a launcher makes of its status.
+    assert run(FAKE_STATUS="1", FAKE_SAVED="yes").returncode == 1
     assert log.read_text() == "requeue 7_2\n"
+    assert run(FAKE_STATUS="1").returncode == 1
+    assert log.read_text() == "requeue 7_2\n", "the file of the time before is gone"
+    assert run(FAKE_STATUS="75").returncode == 75
+    assert log.read_text() == "requeue 7_2\n" * 2
     beyond = run(FAKE_STATUS="0", SLURM_ARRAY_TASK_ID="3")
     assert (beyond.returncode, beyond.stderr) == (1, f"error: {tmp_path}/sweep.txt has no line 3\n")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
@@ -17,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.ipc
 
-from ..files import check_regular, read_json
+from ..files import aside_of, check_regular, read_json
 from .files import Inputs, file_state
 
 _DONE = "inputs.arrow"
@@ -53,7 +52,8 @@ def write_cached(
 ) -> datasets.DatasetDict:
     """Write a result aside, a file a split, one table at a time, and move it into place when it is whole."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    aside = aside_of(folder)
+    aside.mkdir(mode=0o700)
     try:
         schema = info.features.arrow_schema
         for split, tables in parts.items():
@@ -90,7 +90,7 @@ def _replace(aside: Path, folder: Path) -> None:
             return
         except OSError:
             # A folder with files in it cannot be replaced: move it away first. Another process may do the same.
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            old = aside_of(folder, clear=False)
             with suppress(OSError):
                 os.replace(folder, old)
             shutil.rmtree(old, ignore_errors=True)

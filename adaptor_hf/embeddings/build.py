@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.reading import Reading
+from ..folder_lock import FolderLock
 from ..privacy.mode import check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
@@ -26,8 +27,6 @@ from .source import TowerSource
 from .table import PairTable, merge_splits, read_table
 
 logger = logging.getLogger(__name__)
-
-_LOCK = ".lock"
 
 
 def build_cache(
@@ -217,29 +216,18 @@ def _space_named(cache_dir: Path, modality: Modality, plan: Plan) -> Iterator[No
 
 
 def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(cache_dir / _LOCK)
+    lock = FolderLock(cache_dir, "build", what="build", option="cache_dir", strict=False)
 
     def acquire() -> bool:
         # In slices, so that ranks that wait for rank 0 do not run into the time limit of a collective call.
         try:
             lock.acquire(timeout=30)
-        except Timeout:
+        except BlockingIOError:
             return False
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"{cache_dir} cannot be written ({error.strerror or error}), and there are rows to embed. Allow "
-                "writing to this folder, or give another cache_dir",
-            ) from error
         return True
 
-    waited = False
     while not ranks.on_main(acquire):
-        if not waited and ranks.is_main:
-            logger.warning("another process is building in %s: waiting for it to finish", cache_dir)
-        waited = True
+        pass
     try:
         for modality in modalities:
             plan = ranks.on_main(lambda modality=modality: modality.plan(table))
@@ -254,4 +242,5 @@ def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path
         logger.warning("interrupted: finished pieces are kept in %s, the same call goes on from there", cache_dir)
         raise
     finally:
-        lock.release()
+        if ranks.is_main:
+            lock.release()

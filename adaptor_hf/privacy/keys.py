@@ -10,7 +10,7 @@ import secrets
 import stat
 from pathlib import Path
 
-from ..files import open_regular
+from ..files import aside_of, open_regular
 
 KEY_BYTES = 32
 _HEX_CHARACTERS = 24
@@ -73,7 +73,7 @@ def _write_new_key(path: Path) -> None:
     # Linked into place when whole, so that two processes that start together end with one key.
     if path.exists():
         return
-    aside = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    aside = aside_of(path)
     descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:

@@ -21,6 +21,7 @@ from ..evaluation.tables import ROW_FIELDS
 from ..evaluation.tasks import TASKS
 from ..file_records import rewriting
 from ..files import read_json, write_aside
+from ..folder_lock import only_writer
 from ..markdown import plain, sentence, table_row, table_rule
 
 logger = logging.getLogger(__name__)
@@ -269,12 +270,12 @@ def remember_costs(output_dir: str | os.PathLike, costs: Mapping[str, Mapping[st
     Keep what models cost, by vision tower and by the digest of a checkpoint, for a later comparison. Of minutes the
     longest counts: a command that was run again found its embeddings and runs there.
     """
-    known = read_costs(output_dir)
-    for tower, cost in costs.items():
-        known[tower] = {**cost, "minutes": max(cost["minutes"], known.get(tower, {}).get("minutes", 0.0))}
-    path = Path(output_dir) / COSTS_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps(known, indent=1) + "\n")
+    # Jobs beside each other in one folder all keep theirs.
+    with only_writer(output_dir, "costs", what="process", strict=False, timeout=60):
+        known = read_costs(output_dir)
+        for tower, cost in costs.items():
+            known[tower] = {**cost, "minutes": max(cost["minutes"], known.get(tower, {}).get("minutes", 0.0))}
+        write_aside(Path(output_dir) / COSTS_FILE, json.dumps(known, indent=1) + "\n")
 
 
 def read_costs(output_dir: str | os.PathLike) -> dict[str, dict[str, Any]]:

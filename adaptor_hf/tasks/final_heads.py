@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from ..data.reading import Reading
 from ..files import written_aside
+from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForImageClassification
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
@@ -124,7 +126,8 @@ def save_and_predict(
     system = System("adaptor", model)
     probes = final_probes(embedded, system, protocol, fraction, seeds, device)
     folder = Path(output_dir) / "model"
-    save_classifier(probes[0], model, protocol, embedded, folder)
+    with only_writer(output_dir, "model", what="process", strict=False, timeout=math.inf):
+        save_classifier(probes[0], model, protocol, embedded, folder)
     said = [f"Classifier: {folder}"]
     if unlabelled is not None:
         path = Path(output_dir) / "predictions.csv"

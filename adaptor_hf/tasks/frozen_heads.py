@@ -19,7 +19,7 @@ from .overlap import overlap_fields
 from .probe import Probe, fit_probe, has_seed
 from .protocols import ProbeProtocol
 from .provenance import input_size, tower_name, tower_saw
-from .runs import RunList, finished_lines, subgroup_columns
+from .runs import RunList, runs_to_make, subgroup_columns
 from .targets import labels_hash
 
 logger = logging.getLogger(__name__)
@@ -96,36 +96,30 @@ def _run(
     from ..evaluation.results import run_key, write_run
 
     folders = {name: Path(output_dir) / "runs" / run_key(fields) for name, fields in runs.items()}
-    missing = []
-    for name, folder in folders.items():
-        if (lines := finished_lines(folder)) is not None:
-            found.lines += lines
-            found.skipped += 1
-        else:
-            missing.append(name)
-    if not missing:
-        return
-    fields = runs[data.name]
-    rows = training_subset(data, fields["fraction"], protocol.fraction_rule, fields["seed"])
-    probe = fit_probe(
-        features["train"][rows], data.labels["train"][rows], features["validation"], data.labels["validation"],
-        protocol, num_logits=data.num_logits, exclusive=data.exclusive, seed=fields["seed"],
-        hidden_size=system.hidden_size, device=device, class_names=data.class_names,
-    )  # fmt: skip
-    outcome = {
-        "n_train": len(rows),
-        "head_params": probe.num_parameters,
-        "trainable_params": probe.num_parameters,
-        "lr": probe.learning_rate,
-        "C": probe.strength,
-        "selected_on": "validation",
-    }
-    settings = decisions(probe.predict(features["validation"]), data)
-    settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
-    for name in missing:
-        test = tests[name].data
-        predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)
-        found.lines += write_run(folders[name], predictions, runs[name] | outcome)
+    with runs_to_make(found, folders) as missing:
+        if not missing:
+            return
+        fields = runs[data.name]
+        rows = training_subset(data, fields["fraction"], protocol.fraction_rule, fields["seed"])
+        probe = fit_probe(
+            features["train"][rows], data.labels["train"][rows], features["validation"], data.labels["validation"],
+            protocol, num_logits=data.num_logits, exclusive=data.exclusive, seed=fields["seed"],
+            hidden_size=system.hidden_size, device=device, class_names=data.class_names,
+        )  # fmt: skip
+        outcome = {
+            "n_train": len(rows),
+            "head_params": probe.num_parameters,
+            "trainable_params": probe.num_parameters,
+            "lr": probe.learning_rate,
+            "C": probe.strength,
+            "selected_on": "validation",
+        }
+        settings = decisions(probe.predict(features["validation"]), data)
+        settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
+        for name in missing:
+            test = tests[name].data
+            predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)
+            found.lines += write_run(folders[name], predictions, runs[name] | outcome)
 
 
 def distinct_seeds(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..folder_lock import only_writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,6 +62,29 @@ def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
     return None
 
 
+@contextmanager
+def runs_to_make(found: RunList, folders: Mapping[str, Path]) -> Iterator[list[str]]:
+    """
+    Names of the runs that are not finished, for the block to make. Another process that is to make one of them too, in
+    this folder, waits until the block ends and then reads what it made. Lines of finished runs go to `found`.
+
+    Args:
+        folders (`Mapping[str, Path]`): Of each run, by name.
+    """
+    with ExitStack() as locks:
+        # Sorted: two processes that waited for each other would wait for ever.
+        for folder in sorted(folder for folder in folders.values() if finished_lines(folder) is None):
+            locks.enter_context(only_writer(folder, what="process", strict=False, timeout=math.inf))
+        missing = []
+        for name, folder in folders.items():
+            if (lines := finished_lines(folder)) is None:
+                missing.append(name)
+            else:
+                found.lines += lines
+                found.skipped += 1
+        yield missing
+
+
 def finish_run(
     found: RunList,
     output_dir: Path,
@@ -74,13 +101,12 @@ def finish_run(
     """
     from ..evaluation.results import run_key, write_run
 
-    folder = output_dir / "runs" / run_key(fields)
-    if (lines := finished_lines(folder)) is not None:
-        found.lines += lines
-        found.skipped += 1
-    else:
-        predictions = score()
-        found.lines += write_run(folder, predictions, fields | outcome)
+    key = run_key(fields)
+    folder = output_dir / "runs" / key
+    with runs_to_make(found, {key: folder}) as missing:
+        if missing:
+            predictions = score()
+            found.lines += write_run(folder, predictions, fields | outcome)
 
 
-__all__ = ["RunList", "finish_run", "finished_lines", "subgroup_columns"]
+__all__ = ["RunList", "finish_run", "finished_lines", "runs_to_make", "subgroup_columns"]

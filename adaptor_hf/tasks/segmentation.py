@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from transformers import Trainer, set_seed
 
 from ..data.boxes import same_shape
+from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
@@ -30,7 +32,7 @@ from .masks import MeanMasks, ToleratedMasks, summarize_masks
 from .overlap import check_copies, overlap_fields
 from .protocols import SegmentationProtocol, get_segmentation_protocol
 from .provenance import input_size, tower_name, tower_saw
-from .runs import RunList, finished_lines, subgroup_columns
+from .runs import RunList, runs_to_make, subgroup_columns
 from .summary import summarize
 from .targets import masks_hash
 
@@ -237,34 +239,31 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
     from ..evaluation.results import run_key, write_run
 
     folders = {name: output_dir / "runs" / run_key(fields) for name, fields in runs.items()}
-    finished = {name: finished_lines(folder) for name, folder in folders.items()}
-    for lines in (lines for lines in finished.values() if lines is not None):
-        found.lines += lines
-        found.skipped += 1
-    missing = [name for name, lines in finished.items() if lines is None]
-    save = save_to is not None and not (save_to / "config.json").is_file()
-    if not missing and not save:
-        return
-    try:
-        trainer, model = fit()
-    except FloatingPointError as error:
-        fields = next(iter(runs.values()))
-        share, seed = 100 * fields["fraction"], fields["seed"]
-        found.failed.append(f"{fields['system']}, {share:g} %, seed {seed}: {error_text(error)}")
-        return
-    if missing:
-        trainer.preprocess_logits_for_metrics = functools.partial(mask_counts, mean=mean())
-    for name in missing:
-        dataset = tests[name][0]
-        rows = plain_rows(dataset)
-        counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
-        predictions = segmentation_predictions(
-            rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows), num_resamples=num_resamples,
-            data_notes=tolerated.notes(name, dataset),
-        )  # fmt: skip
-        found.lines += write_run(folders[name], predictions, runs[name] | outcome)
-    if save:
-        save_segmenter(model, collator, save_to)
+    with runs_to_make(found, folders) as missing:
+        save = save_to is not None and not (save_to / "config.json").is_file()
+        if not missing and not save:
+            return
+        try:
+            trainer, model = fit()
+        except FloatingPointError as error:
+            fields = next(iter(runs.values()))
+            share, seed = 100 * fields["fraction"], fields["seed"]
+            found.failed.append(f"{fields['system']}, {share:g} %, seed {seed}: {error_text(error)}")
+            return
+        if missing:
+            trainer.preprocess_logits_for_metrics = functools.partial(mask_counts, mean=mean())
+        for name in missing:
+            dataset = tests[name][0]
+            rows = plain_rows(dataset)
+            counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
+            predictions = segmentation_predictions(
+                rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows),
+                num_resamples=num_resamples, data_notes=tolerated.notes(name, dataset),
+            )  # fmt: skip
+            found.lines += write_run(folders[name], predictions, runs[name] | outcome)
+        if save:
+            with only_writer(output_dir, "model", what="process", strict=False, timeout=math.inf):
+                save_segmenter(model, collator, save_to)
 
 
 def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator, folder: str | os.PathLike) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from ..data.folder_walk import walk_images
 from ..data.metadata_folders import metadata_files
 from ..files import file_sha256, read_json, write_aside
+from ..folder_lock import only_writer
 from ..options.parser import as_option
 from .arguments import option_parser, pairs_of, parse_arguments
 
@@ -54,7 +55,8 @@ def run_sweep(
 ) -> dict[str, str]:
     """
     Make the jobs of a plan that are not done. Interrupted, the same call goes on: finished jobs are skipped, and of an
-    unfinished job its finished runs. A job that fails is named, and the others go on.
+    unfinished job its finished runs. A job that fails is named, and the others go on. Two sweeps in one folder share
+    their runs: each is made by one of them, and the other waits for it.
 
     Args:
         plan (`dict`): See [`sweep_jobs`].
@@ -93,8 +95,7 @@ def run_sweep(
             logger.warning("Failed: %s: %s", name, error)
             continue
         status[name] = "done"
-        done[name] = contents[name]
-        _write_state(folder / STATE_FILE, done)
+        _note_done(folder / STATE_FILE, name, contents[name])
     failed = {name: why for name, why in status.items() if why not in ("done", "left")}
     for name, why in failed.items():
         print(f"Failed: {name}: {why}")
@@ -135,9 +136,11 @@ def _read_state(path: Path) -> dict[str, str]:
         return {}
 
 
-def _write_state(path: Path, done: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps({"done": dict(sorted(done.items()))}, indent=1) + "\n")
+def _note_done(path: Path, name: str, digest: str) -> None:
+    """Add a finished job; those of other plans, and of a sweep that works in the same folder, stay."""
+    with only_writer(path.parent, "sweep", what="sweep", strict=False, timeout=60):
+        done = _read_state(path) | {name: digest}
+        write_aside(path, json.dumps({"done": dict(sorted(done.items()))}, indent=1) + "\n")
 
 
 __all__ = ["STATE_FILE", "run_sweep", "sweep_jobs"]

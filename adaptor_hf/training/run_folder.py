@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..embeddings.ranks import Ranks
@@ -12,7 +12,7 @@ from .checkpoints import remove_unfinished
 from .interruption import asks_to_be_requeued
 
 REQUEUE = "requeue"
-"""In the output folder: the run has saved what it had and goes on when the same command comes again."""
+"""In the output folder: a signal ended the run, which has kept what it had, and the same command goes on."""
 
 
 @contextmanager
@@ -20,8 +20,7 @@ def run_folder(output_dir: str | os.PathLike, take_over: bool = False) -> Iterat
     """
     Be the only run in a folder within the block. All processes of a launch enter it; the first one holds the lock.
 
-    At its start what a killed run left half-written is deleted, and the file `requeue` of an earlier start. This file
-    is written when a signal ends the block (exit status 75): launchers of several processes return another status.
+    At its start what a killed run left half-written is deleted. The file `requeue` is as of [`requeue_file`].
 
     Args:
         output_dir (`str` or `PathLike`): Of the run.
@@ -35,19 +34,32 @@ def run_folder(output_dir: str | os.PathLike, take_over: bool = False) -> Iterat
 
     def enter() -> None:
         lock.acquire()
-        (folder / REQUEUE).unlink(missing_ok=True)
         remove_unfinished(folder)
 
     ranks.on_main(enter)
     try:
-        yield
-    except BaseException as error:
-        if ranks.is_main and asks_to_be_requeued(error):
-            write_aside(folder / REQUEUE, "The same command goes on.\n", sync=True)
-        raise
+        with requeue_file(folder) if ranks.is_main else nullcontext():
+            yield
     finally:
         if ranks.is_main:
             lock.release()
 
 
-__all__ = ["REQUEUE", "run_folder"]
+@contextmanager
+def requeue_file(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    Write the file `requeue` into a folder when a signal ends the block, beside the exit status 75: launchers of several
+    processes return another one. At its start one of an earlier run goes.
+    """
+    path = Path(folder) / REQUEUE
+    path.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException as error:
+        if asks_to_be_requeued(error):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(path, "The same command goes on.\n", sync=True)
+        raise
+
+
+__all__ = ["REQUEUE", "requeue_file", "run_folder"]

@@ -20,6 +20,7 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE="$SL
 
 RESUME=()
 if compgen -G "$OUT/checkpoint-*" > /dev/null; then RESUME=(--resume_from_checkpoint True); fi
+rm -f "$OUT/requeue"
 # shellcheck disable=SC2016  # srun sets these for each task
 srun bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python train_pretrain.py "$@"' task \
     "$@" --output_dir "$OUT" "${RESUME[@]}" &
@@ -32,5 +33,6 @@ if [ "$SIGNALLED" = 1 ]; then # the signal ended the first wait, not the run
     wait "$RUN"
     STATUS=$?
 fi
-if [ "$STATUS" = 75 ]; then scontrol requeue "$SLURM_JOB_ID"; fi
+# 75 and the file both say that the run has saved and can go on; launchers of several processes swallow the status.
+if [ "$STATUS" = 75 ] || [ -e "$OUT/requeue" ]; then scontrol requeue "$SLURM_JOB_ID"; fi
 exit "$STATUS"

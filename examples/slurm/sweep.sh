@@ -18,9 +18,11 @@ if [ -z "$LINE" ]; then
     exit 1
 fi
 
-# Two tasks must not write to one folder.
+# Each task has a folder, and so a file that asks to go on, of its own.
+FOLDER="$OUT/$SLURM_ARRAY_TASK_ID"
+rm -f "$FOLDER/requeue"
 # shellcheck disable=SC2086  # a line is several words
-srun python train_downstream.py $LINE --output_dir "$OUT/$SLURM_ARRAY_TASK_ID" &
+srun python train_downstream.py $LINE --output_dir "$FOLDER" &
 RUN=$!
 SIGNALLED=0
 trap 'SIGNALLED=1; kill -USR1 "$RUN"' USR1
@@ -30,5 +32,6 @@ if [ "$SIGNALLED" = 1 ]; then
     wait "$RUN"
     STATUS=$?
 fi
-if [ "$STATUS" = 75 ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
+# 75 and the file both say that the run has saved and can go on; launchers of several processes swallow the status.
+if [ "$STATUS" = 75 ] || [ -e "$FOLDER/requeue" ]; then scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"; fi
 exit "$STATUS"
