@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ..files import write_aside
-from ..options.parser import OptionFormatter, add_options
+from ..options.arguments import OptionFormatter, add_options
 from ..tasks.arguments import DownstreamArguments
 from .checklists import CHECKLISTS, load_checklist, write_checklists
 

@@ -11,9 +11,9 @@ import numpy as np
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference, key_vector
 from ..privacy.mode import key_name, keyed_digests
+from ..progress import progress
 from .files import MANIFEST, key_view, map_batch, read_manifest
 from .lookup import find_keys
-from .progress import progress
 from .table import image_key
 
 if TYPE_CHECKING:
