@@ -21,6 +21,7 @@ from adaptor_hf.folder_lock import only_writer
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
+from adaptor_hf.tasks.early_checks import check_before_start
 from adaptor_hf.tasks.loading import cache_dir_of
 from adaptor_hf.tasks.run import run_job
 from adaptor_hf.training.interruption import run_script
@@ -54,6 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     datasets.disable_progress_bars()
     refuse_folder_of("train_downstream", options.output_dir)
     before = files_before(options.output_dir)
+    check_before_start(options)
     with requeue_file(options.output_dir):
         run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         # One after the other: the last of several commands in one folder finds the runs of all.

@@ -1,46 +1,16 @@
 """Adaptor: light image-report alignment over frozen towers, native to Hugging Face Transformers."""
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForImageClassification,
-    AutoModelForSemanticSegmentation,
-    AutoModelForZeroShotImageClassification,
-    AutoProcessor,
-)
+import sys
+from typing import TYPE_CHECKING
 
-from .configuration_adaptor import AdaptorConfig
-from .heads_adaptor import AdaptorForImageClassification, AdaptorForSemanticSegmentation
-from .image_processing_adaptor import AdaptorImageProcessor
-from .modeling_adaptor import AdaptorModel, AdaptorOutput, AdaptorPreTrainedModel
 from .moved import install as _install_moved
-from .processing_adaptor import AdaptorProcessor
-from .towers import presets as _presets  # noqa: F401  (fills the table of tower names)
 
 __version__ = "0.1.0"
 
 _install_moved()
 
-AutoConfig.register("adaptor", AdaptorConfig, exist_ok=True)
-AutoModel.register(AdaptorConfig, AdaptorModel, exist_ok=True)
-AutoModelForImageClassification.register(AdaptorConfig, AdaptorForImageClassification, exist_ok=True)
-AutoModelForSemanticSegmentation.register(AdaptorConfig, AdaptorForSemanticSegmentation, exist_ok=True)
-AutoModelForZeroShotImageClassification.register(AdaptorConfig, AdaptorModel, exist_ok=True)
-AutoImageProcessor.register(
-    AdaptorConfig,
-    image_processor_classes={"pil": AdaptorImageProcessor, "torchvision": AdaptorImageProcessor},
-    exist_ok=True,
-)
-AutoProcessor.register(AdaptorConfig, AdaptorProcessor, exist_ok=True)
-
-# Saved folders carry the code, so that they load where this package is not installed.
-AdaptorConfig.register_for_auto_class()
-AdaptorModel.register_for_auto_class("AutoModel")
-AdaptorForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-AdaptorForSemanticSegmentation.register_for_auto_class("AutoModelForSemanticSegmentation")
-AdaptorImageProcessor.register_for_auto_class()
-AdaptorProcessor.register_for_auto_class()
+# Commands that say what is wrong with their arguments before torch and transformers load; what needs the classes asks.
+_LIGHT = ("adaptor_hf.data", "adaptor_hf.embeddings", "adaptor_hf.phantom", "adaptor_hf.configs")
 
 __all__ = [
     "AdaptorConfig",
@@ -52,3 +22,29 @@ __all__ = [
     "AdaptorPreTrainedModel",
     "AdaptorProcessor",
 ]
+
+
+def _starts_light_command() -> bool:
+    """Whether `python -m` is looking for one of these commands: `sys.argv[0]` is "-m" until it has found it."""
+    return sys.argv[:1] == ["-m"] and any(word in _LIGHT for word in sys.orig_argv)
+
+
+if TYPE_CHECKING or not _starts_light_command():
+    from .auto_classes import (
+        AdaptorConfig,
+        AdaptorForImageClassification,
+        AdaptorForSemanticSegmentation,
+        AdaptorImageProcessor,
+        AdaptorModel,
+        AdaptorOutput,
+        AdaptorPreTrainedModel,
+        AdaptorProcessor,
+    )
+
+
+def __getattr__(name: str):
+    if name in __all__:
+        from . import auto_classes
+
+        return getattr(auto_classes, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

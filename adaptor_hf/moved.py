@@ -27,6 +27,7 @@ MOVED = {
     "adaptor_hf.downstream.predicting": "adaptor_hf.tasks.final_heads",
     "adaptor_hf.downstream.recipes": "adaptor_hf.tasks.protocols",
     "adaptor_hf.downstream.tasks": "adaptor_hf.tasks.run",
+    "adaptor_hf.embeddings.progress": "adaptor_hf.progress",
     "adaptor_hf.embeddings.sides": "adaptor_hf.embeddings.modalities",
     "adaptor_hf.evaluation.card": "adaptor_hf.hub.results_card",
     "adaptor_hf.hub.data_terms": "adaptor_hf.data.terms",

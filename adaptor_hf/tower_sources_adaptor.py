@@ -5,6 +5,7 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code. t
 """
 
 import contextlib
+import difflib
 import importlib.util
 import inspect
 import math
@@ -251,8 +252,8 @@ def timm_hub_id(architecture: str) -> str:
     timm = import_timm()
     base = architecture.split(".")[0]
     if not timm.is_model(base):
-        near = timm.list_models(f"*{base[:8]}*")[:5]
-        raise ValueError(f"timm has no model {architecture!r}; similar names: {near}.")
+        near = difflib.get_close_matches(base, timm.list_models(), n=5)
+        raise ValueError(f"timm has no model {architecture!r}; similar names: {', '.join(near) or 'none'}.")
     try:
         pretrained = timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:

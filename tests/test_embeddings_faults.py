@@ -9,7 +9,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from adaptor_hf.embeddings import build_cache, open_cache, progress
+from adaptor_hf import progress
+from adaptor_hf.embeddings import build_cache, open_cache
 
 ROWS = 3000
 # Runs in a mount namespace of its own, so the file system is gone with the process.

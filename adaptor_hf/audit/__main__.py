@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from ..files import write_aside
-from ..options.parser import OptionFormatter, add_options
+from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.mode import error_text
 from ..privacy.runs import check_private_runs

@@ -13,16 +13,16 @@ import json
 import sys
 from pathlib import Path
 
-from ..options.parser import OptionFormatter, add_options
+from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.mode import PrivacyArguments, error_text, speaks_privately
-from ..training.script_arguments import DataArguments
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
+from .pair_arguments import DataArguments
 from .split_rule import SplitRule
 
 _RULE = SplitRule()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -133,7 +134,9 @@ def get_dataset(name: str) -> PublicDataset:
     """
     declared = _declared()
     if name not in declared:
-        raise ValueError(f"Unknown data set {name!r}. Choose one of: {', '.join(declared)}.")
+        close = difflib.get_close_matches(name, declared, n=1)
+        meant = f" Did you mean {close[0]}?" if close else ""
+        raise ValueError(f"Unknown data set {name!r}.{meant} Choose one of: {', '.join(declared)}.")
     return declared[name]
 
 

@@ -97,6 +97,12 @@ def blank_rows(source: Source) -> np.ndarray:
     return blank
 
 
+def is_hub_id(source: str | os.PathLike) -> bool:
+    """Whether a table that is not on this machine can be meant as one of the Hub: OWNER/NAME."""
+    endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
+    return suffix_of(Path(source)) not in endings and re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) is not None
+
+
 def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     if isinstance(source, (datasets.Dataset, datasets.DatasetDict)):
         return _from_dataset(source)
@@ -112,8 +118,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         return _read_folder(path, image_column, form)
     if os.path.lexists(path):
         return _read_file(path, image_column, form)
-    endings = (*SEPARATORS, *JSON_LINES, *PARQUET, *WORKBOOKS, *FOREIGN)
-    if suffix_of(path) in endings or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+    if not is_hub_id(source):
         raise FileNotFoundError(f"{source}: no such table. Expected a file, a folder, or a hub id such as owner/name.")
     try:
         return _from_dataset(datasets.load_dataset(str(source)))

@@ -6,13 +6,13 @@ import logging
 import sys
 from pathlib import Path
 
+from ..data.pair_arguments import DataArguments
 from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import TowerArguments
-from ..options.parser import OptionFormatter, add_options
+from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, knows, refuses
 from ..privacy.mode import error_text
-from ..training.script_arguments import DataArguments
 from .files import NUMPY_DTYPES
 
 _RULE = SplitRule()
@@ -54,11 +54,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _build(arguments: argparse.Namespace) -> None:
+    from .. import auto_classes  # noqa: F401  (the names of towers)
     from ..data.splits import assign_splits
     from ..data.tables import load_pairs
+    from ..towers.check import check_tower
     from .build import build_cache
     from .ranks import Ranks
 
+    for kind, tower in (("vision", arguments.vision_tower), ("text", arguments.text_tower)):
+        if tower is not None:
+            check_tower(kind, tower)
     columns = {name: value for name, value in vars(arguments).items() if name.endswith("_column") and value}
     if arguments.text_tower is None:
         columns["text_column"] = None
@@ -126,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
+        if arguments.command != "build" and not Path(arguments.cache_dir).is_dir():
+            raise FileNotFoundError(f"{arguments.cache_dir} is no folder of a cache.")
         if arguments.command == "build":
             _build(arguments)
         elif arguments.command == "info":

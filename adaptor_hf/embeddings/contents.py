@@ -12,11 +12,11 @@ import numpy as np
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference, key_vector
 from ..privacy.mode import key_name, keyed_digests
+from ..progress import progress
 from .digests import FileChecks
 from .files import key_view, map_batch
 from .lookup import find_keys
 from .manifest import MANIFEST, read_manifest, rebuild
-from .progress import progress
 from .table import image_key
 
 if TYPE_CHECKING:

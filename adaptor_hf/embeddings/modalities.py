@@ -9,6 +9,7 @@ import numpy as np
 from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
+from ..progress import progress
 from .compute import (
     READ_ERROR,
     ImageBatches,
@@ -25,7 +26,6 @@ from .image_store import GREY, ImageStore
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
-from .progress import progress
 from .shards import Build, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .table import PairTable, needed

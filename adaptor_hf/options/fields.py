@@ -55,6 +55,11 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def own_metadata(field: Field) -> dict[str, Any]:
+    """Of a field's metadata, what argparse does not know; None where it is not declared."""
+    return {name: field.metadata.get(name) for name in OWN_METADATA}
+
+
 def default_of(option: Field) -> Any:
     return option.default if option.default_factory is MISSING else option.default_factory()
 
@@ -98,6 +103,7 @@ __all__ = [
     "default_of",
     "hidden_options",
     "option",
+    "own_metadata",
     "own_options",
     "path_values",
     "values_of",

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import argparse
 import copy
+import difflib
 import json
 import logging
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_origin
 
 from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 
 from ..configs.written import meant
+from .arguments import OptionFormatter, add_options, name_value
 from .choices import Choice
-from .fields import OWN_METADATA, PATH
+from .fields import own_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -97,8 +98,9 @@ class OptionParser(HfArgumentParser):
         """
         recipe = dict(recipe or {})
         if unknown := sorted(map(str, recipe.keys() - self.names - self.old_flags.keys())):
+            hint = self._meant(f"--{unknown[0]}").replace("--", "")
             raise ValueError(
-                f"Unknown keys in the recipe: {', '.join(map(repr, unknown))}. See {self.command} --help_all."
+                f"Unknown keys in the recipe: {', '.join(map(repr, unknown))}.{hint} See {self.command} --help_all."
             )
         old = argparse.ArgumentParser(add_help=False, usage=self.usage)
         for name, choice in self.old_flags.items():
@@ -110,7 +112,28 @@ class OptionParser(HfArgumentParser):
         )
         # As if typed first: argparse then converts and checks the values, and later options win.
         typed = [word for name, value in self.as_expected(recipe).items() for word in as_option(name, value)]
-        return self.parse_args_into_dataclasses([*typed, _END_OF_RECIPE, *words])
+        *found, rest = self.parse_args_into_dataclasses(
+            [*typed, _END_OF_RECIPE, *words], return_remaining_strings=True, look_for_args_file=False
+        )
+        self._refuse(rest)
+        return tuple(found)
+
+    def _refuse(self, rest: Sequence[str]) -> None:
+        """Words that belong to no option. Of them only options are said: what stands for a value may be an id."""
+        if not rest:
+            return
+        unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
+        if unknown:
+            raise ValueError(
+                f"There is no option {unknown[0]}.{self._meant(unknown[0])} See {self.command} --help_all."
+            )
+        count = f"{len(rest)} words belong" if len(rest) > 1 else "A word belongs"
+        raise ValueError(f"{count} to no option: quote what has blanks, and see {self.command} --help.")
+
+    def _meant(self, option: str) -> str:
+        known = {name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]}
+        close = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, n=1)
+        return f" Did you mean {close[0]}?" if close else ""
 
     def as_expected(self, recipe: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -189,7 +212,7 @@ class OptionParser(HfArgumentParser):
         if field.name in self.old_flags:
             self.old_flags[field.name].add_old_flag(self, field.name)
             return
-        own = _own_metadata(field)
+        own = own_metadata(field)
         title, text = self.placed.get(field.name, (OTHERS, None))
         title, advanced = own["group"] or title, own["advanced"] or (own["group"] or title) == OTHERS
         if field.name in self.essential:
@@ -208,63 +231,15 @@ class OptionParser(HfArgumentParser):
                 self._advanced.add(id(action))
 
 
-def add_options(
-    parser: Any,
-    declared: type,
-    names: Sequence[str],
-    *,
-    defaults: Mapping[str, Any] | None = None,
-    spellings: Mapping[str, str] | None = None,
-) -> None:
-    """
-    Options of a command that a script has too, as the script declares them: name, help, type, choices and default.
-
-    What is on or off is a flag: the next word may be an argument of the command. A list may be given in parts.
-
-    Args:
-        parser (`ArgumentParser`): Of the command, or a group of its options. `OptionFormatter` fits its help.
-        declared (`type`): A dataclass whose fields are made by `option`.
-        names (`Sequence[str]`): Of its fields, in the order of `--help`.
-        defaults (`Mapping[str, Any]`, *optional*): By name, those that are others in this command.
-        spellings (`Mapping[str, str]`, *optional*): By name, how this command also spells the option.
-
-    Raises:
-        KeyError: the dataclass has no such field, or a default or spelling is of none of them.
-    """
-    known, hints = {item.name: item for item in fields(declared)}, get_type_hints(declared)
-    more = {name: {"aliases": [spelling]} for name, spelling in (spellings or {}).items()}
-    if unknown := (more.keys() | (defaults or {}).keys()) - set(names):
-        raise KeyError(f"Not among the options: {', '.join(sorted(unknown))}.")
-    for name in names:
-        item = copy.copy(known[name])
-        item.type = hints[name]
-        if item.type in (bool, bool | None):
-            parser.add_argument(
-                *dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}")),
-                action="store_true",
-                help=item.metadata["help"],
-            )
-            continue
-        if get_origin(item.type) is list:
-            more.setdefault(name, {})["action"] = "extend"
-        for action in _add_field(parser, item, **more.get(name, {})):
-            action.default = (defaults or {}).get(name, action.default)
-
-
 def _add_field(parser: Any, field: Field, **more: Any) -> list[argparse.Action]:
     """The options that transformers' parser makes of a field whose type is resolved; `more` is passed to argparse."""
-    plain, own = copy.copy(field), _own_metadata(field)
+    plain, own = copy.copy(field), own_metadata(field)
     plain.metadata = {name: value for name, value in field.metadata.items() if name not in own} | more
     before = len(parser._actions)
     HfArgumentParser._parse_dataclass_field(parser, plain)
     for action in (added := parser._actions[before:]):
-        if action.metavar is None and action.choices is None:
-            action.metavar = _metavar(action, own["privacy"])
+        name_value(action, own["privacy"], string_to_bool)
     return added
-
-
-def _own_metadata(field: Field) -> dict[str, Any]:
-    return {name: field.metadata.get(name) for name in OWN_METADATA}
 
 
 class _Help(argparse.Action):
@@ -296,49 +271,6 @@ class _EndOfRecipe(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         vars(namespace)[_GIVEN] = set()
-
-
-class OptionFormatter(argparse.HelpFormatter):
-    """One spelling of each option, and defaults that say something."""
-
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=36, width=min(shutil.get_terminal_size().columns, 120))
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        if not action.option_strings:
-            return str(action.metavar or action.dest)
-        named = [name for name in action.option_strings if "-" not in name[2:]]
-        if action.nargs == 0 or (action.nargs == "?" and action.const is True):
-            return ", ".join(named)
-        value = (
-            "{" + ",".join(map(str, action.choices)) + "}"
-            if _few(action.choices)
-            else action.metavar or ("NAME" if action.choices else action.dest.upper())
-        )
-        return f"{', '.join(named)} {value}" + (" ..." if action.nargs in ("+", "*") else "")
-
-    def _get_help_string(self, action: argparse.Action) -> str:
-        text = action.help or ""
-        if action.choices and not _few(action.choices):
-            text += f" One of: {', '.join(map(str, action.choices))}."
-        default = getattr(action, "left", None)
-        default = action.default if default is None else default
-        if default is None or default is False or default == [] or default == argparse.SUPPRESS:
-            return text
-        shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-        # argparse expands what follows a percent sign.
-        return text if "default" in text.lower() else f"{text} (default: {shown.replace('%', '%%')})"
-
-
-def _few(choices: Any) -> bool:
-    return bool(choices) and len(",".join(map(str, choices))) < 32
-
-
-def _metavar(action: argparse.Action, privacy: str | None) -> str:
-    if privacy == PATH or action.dest.endswith("_dir"):
-        return "FOLDER" if action.dest.endswith("_dir") else "PATH"
-    known = {int: "N", float: "X", string_to_bool: "True|False"}
-    return known.get(action.type, "TEXT" if privacy else "VALUE")
 
 
 def _as_expected(kind: Any, value: Any) -> Any:

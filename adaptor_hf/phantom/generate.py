@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from tqdm.auto import tqdm
 
 from ..files import folder_written_aside
+from ..progress import counted
 from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
 from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
 from .render import Rendering, render
@@ -196,7 +196,7 @@ def write_phantoms(
 
         # Threads, not processes: NumPy and Pillow release the interpreter lock, and no start method has to be right.
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-            rows = list(tqdm(pool.map(write_image, plans), total=n, desc="Phantoms", unit="image"))
+            rows = list(counted(pool.map(write_image, plans), n, "Phantoms", "images"))
         with open(aside / "metadata.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
             writer.writeheader()

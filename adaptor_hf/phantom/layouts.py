@@ -5,8 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm.auto import tqdm
-
+from ..progress import counted
 from . import layout_covidx, layout_dicom, layout_mimic_cxr, layout_pacs
 from .generate import Plan, empty_folder, plan
 
@@ -82,7 +81,7 @@ def write_layout(
         def write_image(planned: Plan) -> dict:
             return how.write_image(root, planned, planned.record(image_size, seed), seed)
 
-        rows = list(tqdm(pool.map(write_image, plans), total=n, desc="Phantoms", unit="image"))
+        rows = list(counted(pool.map(write_image, plans), n, "Phantoms", "images"))
         how.write_tables(root, rows)
     return Path(output_dir)
 

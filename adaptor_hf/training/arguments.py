@@ -7,6 +7,8 @@ import torch
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from ..evaluation.metrics import metric_of
+
 logger = logging.get_logger(__name__)
 
 POSITIVES = ("text", "study", "pair")
@@ -30,6 +32,7 @@ class AdaptorTrainingArguments(TrainingArguments):
     | `per_device_eval_batch_size` | 1024 | evaluation embeds rows only |
     | `eval_strategy`, `save_strategy`, `logging_strategy` | `"epoch"` | an epoch is seconds to minutes |
     | `load_best_model_at_end`, `metric_for_best_model` | `True`, `"eval_mean_recall"` | the loss depends on the batch size, recall over the split does not |
+    | `greater_is_better` | by the metric | of ranks, alignment and uniformity less is better, too |
     | `save_total_limit` | 2 | the best and the last checkpoint |
     | `remove_unused_columns` | `False` | the cache yields finished batches |
     | `logging_nan_inf_filter` | `False` | a NaN must show |
@@ -120,6 +123,8 @@ class AdaptorTrainingArguments(TrainingArguments):
             raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
         if self.grad_cache_batch_size is not None and self.grad_cache_batch_size < 1:
             raise ValueError(f"grad_cache_batch_size must be at least 1, got {self.grad_cache_batch_size}.")
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = more_is_better(self.metric_for_best_model)
         self._choose_precision()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self._wants_gpu()
@@ -174,4 +179,11 @@ class AdaptorTrainingArguments(TrainingArguments):
             self.fp16 = True
 
 
-__all__ = ["AdaptorTrainingArguments"]
+def more_is_better(metric: str) -> bool:
+    """Whether more of a metric of evaluation is better: not of losses, ranks, alignment and uniformity."""
+    name = metric.removeprefix("eval_")
+    found = metric_of(name)
+    return found.higher_is_better if found else not name.endswith(("loss", "alignment", "uniformity"))
+
+
+__all__ = ["AdaptorTrainingArguments", "more_is_better"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import transformers
 
 from ..data.duplicates import without_copies
+from ..data.places import check_folder, check_table_options
 from ..data.terms import check_consent, restricted_terms
 from ..embeddings import EmbeddingCache, build_cache
 from ..embeddings.digests import FileChecks
@@ -14,8 +15,10 @@ from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
 from ..tower_bundles_adaptor import use_towers_dir
+from ..towers.check import check_tower
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
+from .early_checks import check_best_metric, check_optimizer, check_trackers
 from .pairs import TrainingPairs, contrastive_splits
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
 from .summary import environment_warnings, fit_batch_to_data
@@ -47,17 +50,26 @@ def check_before_start(
     data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
 ) -> dict[str, str] | None:
     """
-    Fail now on what would fail after hours: options that contradict, a checkpoint that is not there, terms of the data.
+    Fail now on what would fail after hours: options that contradict, places and towers that are not there, a tracker
+    that is not installed, a metric that there is not, terms of the data. No table, cache or weights are read.
 
     Returns:
         `dict[str, str]`, *optional*: Terms of the data that restrict sharing, as of `restricted_terms`.
 
     Raises:
-        ValueError: naming the option.
+        OSError, ValueError: naming the option.
     """
     check_together(data, model, run, training)
+    check_table_options(data, data.train_file, "train_file")
+    check_folder("cache", data.cache)
+    check_trackers(training.report_to)
+    check_best_metric(training)
+    check_optimizer(training)
     if model.towers_dir:
         use_towers_dir(model.towers_dir)
+    for kind, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
+        if tower is not None:
+            check_tower(kind, tower)
     terms = restricted_terms(data.dataset, data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)

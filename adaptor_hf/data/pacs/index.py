@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...privacy.mode import check_private_mode
 from ...privacy.vocabulary import listed_word
+from ...progress import progress
 from ..dicom_headers import Fault, HeaderError, header_facts, tag_of
 from ..splits import DEFAULT_SEED
 from .outputs import write_outputs
@@ -142,18 +143,16 @@ def read_headers(
     """
     Facts or fault of each object, in order, and how many of them were known from an earlier call.
 
-    A progress bar shows headers a second.
+    A bar, or lines in a log, shows headers a second.
     """
-    from tqdm.auto import tqdm
-
     results: list = [Fault(item.fault) if item.fault else state.get(item.name, item.state) for item in found]
     todo = [place for place, result in enumerate(results) if result is None]
     known = sum(item.fault is None for item in found) - len(todo)
     chunks = [todo[start : start + _CHUNK] for start in range(0, len(todo), _CHUNK)]
     work = [[(found[place].path, found[place].size) for place in chunk] for chunk in chunks]
     workers = max(1, min(num_proc, len(chunks)))
-    with tqdm(total=len(found), initial=len(found) - len(todo), unit=" headers",
-              desc=f"Headers ({workers} worker{'s' * (workers > 1)})") as bar:  # fmt: skip
+    title = f"Headers ({workers} worker{'s' * (workers > 1)})"
+    with progress(len(found), title, unit="headers", initial=len(found) - len(todo)) as bar:
         for chunk, read in zip(chunks, _mapped(partial(_read_chunk, on=on), work, workers), strict=True):
             rows = [(found[p].name, found[p].state, result) for p, result in zip(chunk, read, strict=True)]
             for place, result in zip(chunk, state.add(rows), strict=True):

@@ -1,0 +1,48 @@
+"""What is not where the options say, before any of it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data.catalog import dataset_names
+from ..data.places import check_folder, check_table, check_table_options, close_by
+from ..tower_bundles_adaptor import use_towers_dir
+from ..towers.check import check_tower
+from .arguments import DownstreamArguments, pairs_of
+
+
+def check_before_start(arguments: DownstreamArguments) -> None:
+    """
+    Fail now on what would fail after tables were read and embedded: tables, folders, checkpoints and towers that are
+    not there.
+
+    Raises:
+        OSError, ValueError: naming the option, and what has a close name.
+    """
+    check_table_options(arguments, arguments.table, "table")
+    if arguments.do_predict is not None:
+        check_table("do_predict", arguments.do_predict)
+    for name, place in pairs_of(arguments.external).items():
+        (check_folder if name in dataset_names() else check_table)("external", place)
+    for model in (arguments.model, *arguments.more_models):
+        _check_model(model)
+    for place in pairs_of(arguments.control_model).values():
+        _check_model(place)
+    if arguments.towers_dir:
+        use_towers_dir(arguments.towers_dir)
+    for kind, tower in (("vision", arguments.vision_tower), ("text", arguments.text_tower)):
+        if tower is not None:
+            check_tower(kind, tower)
+
+
+def _check_model(model: str) -> None:
+    """A folder with a config, or what may be a hub id: OWNER/NAME."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileNotFoundError(f"The checkpoint {model} has no config.json: it is no finished model.")
+    elif folder.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
+        raise FileNotFoundError(f"There is no checkpoint {model}: neither a folder nor a hub id.{close_by(model)}")
+
+
+__all__ = ["check_before_start"]

@@ -1,0 +1,86 @@
+"""Whether a tower can be had, before anything that takes long: its name, its configuration, offline its weights."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, is_offline_mode
+from transformers.utils import cached_file
+
+from ..tower_bundles_adaptor import find_bundled
+from ..tower_sources_adaptor import missing_tower
+from ..tower_specs_adaptor import TOWER_PRESETS, location_of, partial_spec, resolve_library
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def check_tower(kind: str, name: str) -> None:
+    """
+    Fail now where [`load_vision_tower`] or [`load_text_tower`] would fail for the tower's name. No weights are read;
+    timm loads for a tower of timm.
+
+    Args:
+        kind (`str`): `"vision"` or `"text"`.
+        name (`str`): A preset, hub id, folder, `timm:NAME` or `xrv:NAME`.
+
+    Raises:
+        OSError, ValueError: there is no such tower, with names that are close; or, offline, it is not on this machine.
+    """
+    try:
+        spec = partial_spec(kind, name, None, None)
+        if find_bundled(spec) is None and spec["library"] == "torchxrayvision":
+            _check_xrv(spec["name_or_path"])
+            return
+        location = location_of(spec)
+        if spec["name_or_path"].startswith("package:") or spec["library"] == "torchxrayvision":
+            return
+        resolve_library(spec, location, {})
+        if is_offline_mode() and not any(_has(location, file, spec["revision"]) for file in _WEIGHTS):
+            raise missing_tower(location, spec["revision"], OSError("there are no weights"))
+    except OSError as error:
+        if close := close_towers(kind, name):
+            raise type(error)(f"{error}\nDid you mean {' or '.join(close)}?") from error
+        raise
+
+
+def close_towers(kind: str, name: str) -> list[str]:
+    """Presets, their hub ids and repositories in the hub cache whose names are close to one that is not there."""
+    known = {name: None for name, preset in TOWER_PRESETS.items() if preset["kind"] == kind}
+    ids = {TOWER_PRESETS[preset]["name_or_path"]: None for preset in known}
+    cached = {
+        folder.name.removeprefix("models--").replace("--", "/", 1): None
+        for folder in Path(constants.HF_HUB_CACHE).glob("models--*")
+    }
+    lower = {one.lower(): one for one in (*known, *ids, *cached) if one != name}
+    return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3)]
+
+
+def _check_xrv(name: str) -> None:
+    from ..tower_sources_adaptor import _xrv_autoencoders, _xrv_file
+
+    known: dict[str, Any] = _xrv_autoencoders().model_urls
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1) or sorted(known)
+        raise ValueError(f"torchxrayvision has no autoencoder {name!r}. Did you mean xrv:{close[0]}?")
+    if is_offline_mode():
+        _xrv_file(name, known[name]["weights_url"], {})
+
+
+def _has(location: str, file: str, revision: str | None) -> bool:
+    if os.path.isdir(location):
+        return os.path.isfile(os.path.join(location, file))
+    found = cached_file(
+        location,
+        file,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        _raise_exceptions_for_gated_repo=False,
+    )
+    return found is not None
+
+
+__all__ = ["check_tower", "close_towers"]
