@@ -18,7 +18,10 @@ from PIL import Image
 
 import train_downstream
 import train_pretrain
+from adaptor_hf.audit.__main__ import main as audit
 from adaptor_hf.data.private_rows import private_rows, refuse_identifying_columns
+from adaptor_hf.embeddings.__main__ import main as embeddings
+from adaptor_hf.evaluation.__main__ import main as evaluation
 from adaptor_hf.privacy import messages as private_messages
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.identifying import identifying_columns
@@ -27,6 +30,7 @@ from adaptor_hf.privacy.messages import hide, without_quotations
 from adaptor_hf.privacy.mode import PrivacyArguments, keyed_digests, start_private_mode
 from adaptor_hf.tasks.arguments import parse_arguments
 from adaptor_hf.tasks.loading import load_parts
+from adaptor_hf.verify import main as verify
 
 PERSON = "ZEBRAFINK^OTTILIE"
 BIRTH = "19310217"
@@ -134,6 +138,25 @@ def run_both_scripts(table, output, towers, *private):
         train_downstream.main(["--task", task, "--output_dir", str(output / task), *options, *common])
 
 
+def read_runs(output):
+    """Every command that reads runs or caches."""
+    (cache,) = {path.parent for path in (output / "model").rglob("latest.json")}
+    for main, words in (
+        (verify, [output / "model"]),
+        (verify, [output / "labels"]),
+        (evaluation, ["verify", output / "labels"]),
+        (evaluation, ["report", output, "--output_dir", output / "report", "--no_figures"]),
+        (evaluation, ["subgroups", output]),
+        (evaluation, ["studies", output / "labels"]),
+        (evaluation, ["card", output / "labels", "--model", output / "model"]),
+        (audit, ["checklists", output / "model", "--to", output / "drafts"]),
+        (audit, ["table1", cache, "--to", output / "table1"]),
+        (embeddings, ["info", cache]),
+        (embeddings, ["verify", cache]),
+    ):
+        assert main(list(map(str, words))) == 0, words
+
+
 def contents(path):
     """The bytes of a file, and what is compressed or encoded in it."""
     data = path.read_bytes()
@@ -185,7 +208,7 @@ def found(canaries, folder, said):
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "negative control"])
 def test_no_canary_of_a_table_is_in_any_file_or_line_of_a_private_run(
-    private, tmp_path, tiny_dinov2, tiny_bert, streams, capfd, caplog
+    private, tmp_path, tiny_dinov2, tiny_bert, streams, capfd, caplog, monkeypatch
 ):
     caplog.set_level(logging.INFO)
     table, canaries = plant(tmp_path / "data")
@@ -193,6 +216,9 @@ def test_no_canary_of_a_table_is_in_any_file_or_line_of_a_private_run(
     canaries["output folder"] = [str(output)]
     options = ["--private", "True", "--key_file", str(tmp_path / "ids.key")] if private else []
     run_both_scripts(table, output, (tiny_dinov2, tiny_bert), *options)
+    if private:
+        monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
+        read_runs(output)
     captured = capfd.readouterr()
     said = captured.out + captured.err + (hide(caplog.text) if private else caplog.text)
     hits = found(canaries, output, said)
@@ -323,8 +349,6 @@ class TestRefusals:
         assert (tmp_path / "ids.key").stat().st_mode & 0o777 == 0o600
 
     def test_a_command_that_knows_no_private_mode_stops_where_it_is_asked_for(self, monkeypatch, tmp_path):
-        from adaptor_hf.embeddings.__main__ import main as embeddings
-
         table, _ = plant(tmp_path / "data", 4)
         job = ["--task", "few_shot", "--model", "m", "--table", str(table), "--private", "True"]
         with pytest.raises(ValueError, match="asks for private mode, which this command does not have"):

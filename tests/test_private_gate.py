@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import json
 import logging
 import os
 import re
@@ -187,6 +188,33 @@ def test_a_command_with_all_that_it_needs_writes_and_says_no_canary(private, pla
         assert not any(CANARY.lower() in value.lower() for name, value in row.items() if name not in ("image", "text"))
     assert {row["view"] for row in rows} == {"PA", "AP", "LL", "OTHER"}
     assert {row["body_part"] for row in rows} == {"CHEST", "OTHER"}
+
+
+def test_a_public_set_is_checked_without_names_of_files(private, tmp_path):
+    from adaptor_hf.phantom import write_layout
+
+    root = write_layout(tmp_path / CANARY, 8, "rsna", image_size=64)
+    images = sorted(root.rglob("*.dcm"))
+    images[0].unlink()
+    images[1].write_bytes(b"none")
+    said = private(BY_TITLE["data check"], "rsna", str(root), "--json", "check.json")
+    assert "files missing: 1" in said
+    assert "unreadable: 1" in said
+    no_canary(said)
+    said += (tmp_path / "check.json").read_text()
+    assert not any(path.stem in said for path in images)
+
+
+def test_results_of_a_run_that_is_not_private_are_refused(private, tmp_path):
+    folder = tmp_path / "out" / "runs" / "one"
+    folder.mkdir(parents=True)
+    (folder / "results.jsonl").write_text(CANARY)
+    for key, refused in ((None, True), ("0123456789abcdef", False)):
+        (tmp_path / "out" / "manifest.json").write_text(json.dumps({"private_key": key}))
+        for title in ("evaluation report", "evaluation subgroups", "tasks compare", "audit checklists"):
+            said = private(BY_TITLE[title], str(tmp_path / "out"))
+            assert ("not of a private run" in said) == refused, said
+            no_canary(said)
 
 
 @pytest.mark.parametrize("title", ["data check", "data index_dicom", "audit table1", "train_pretrain"])

@@ -12,9 +12,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, harmless, knows
+from ..privacy.messages import hide
 from ..privacy.mode import PrivacyArguments, error_text, speaks_privately
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
@@ -73,7 +75,6 @@ def _add_table_options(parser: argparse.ArgumentParser) -> None:
 
 def _check_own_table(args: argparse.Namespace) -> int:
     """Exit status 0, 1 where something would stop a script, 2 where the table cannot be read."""
-    from ..privacy.messages import hide
     from .check_table import check_table, format_table_check
 
     columns = {name: getattr(args, name) for name in _TABLE_COLUMNS if getattr(args, name) is not None}
@@ -97,11 +98,20 @@ def _check_own_table(args: argparse.Namespace) -> int:
         print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
     if speaks_privately():
-        result |= {kind: [hide(message) for message in result[kind]] for kind in ("stops", "warnings")}
+        result = _hidden(result)
     print(format_table_check(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return 0 if result["ok"] else 1
+
+
+def _hidden(value: Any) -> Any:
+    """A result without what private mode hides, at any depth."""
+    if isinstance(value, dict):
+        return {name: _hidden(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden(item) for item in value]
+    return hide(value) if isinstance(value, str) else value
 
 
 def _rule(args: argparse.Namespace) -> SplitRule:
@@ -186,6 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (OSError, ValueError) as error:
         print(f"error: {error_text(error)}", file=sys.stderr)
         return 2
+    if speaks_privately():
+        # They name files and rows.
+        result = _hidden(result | {"fault_examples": [], "unreadable_examples": []})
     print(format_check(result))
     if args.json:
         args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ from ..data.split_rule import SplitRule
 from ..data.table_arguments import TowerArguments
 from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, knows, refuses
-from ..privacy.mode import error_text
+from ..privacy.mode import error_text, speaks_privately
 from .files import NUMPY_DTYPES
 
 _RULE = SplitRule()
@@ -118,7 +118,11 @@ def _print_info(path: Path) -> None:
         "range_percentile": reading.range_percentile,
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
-    print(json.dumps(info, indent=1, ensure_ascii=False))
+    if speaks_privately():
+        # Without quotes, in which all would be hidden.
+        print(*(f"{name}: {json.dumps(value).replace(chr(34), '')}" for name, value in info.items()), sep="\n")
+    else:
+        print(json.dumps(info, indent=1, ensure_ascii=False))
 
 
 @guarded({
