@@ -28,6 +28,8 @@ from .sixteen_bit import even_bits
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 HEADER_BYTES = 132
+MAX_READS = 300_000
+"""Most pieces that pydicom reads of a file, three an element: a radiograph has some hundred elements."""
 
 # Files written without the 128-byte preamble start with one of these elements (PS3.5, PS3.10).
 _FIRST_ELEMENTS = {0x0002: {0x0000, 0x0001, 0x0002, 0x0010}, 0x0008: {0x0000, 0x0001, 0x0005, 0x0008, 0x0016, 0x0018}}
@@ -81,16 +83,23 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = before
 
 
-class _WithinFile:
-    """A stream that is asked for no more bytes than it has left: Python allocates all that is asked for."""
+class WithinFile:
+    """
+    A stream that is asked for no more bytes than it has left, for Python allocates all that is asked for; and only
+    `MAX_READS` times, for a megabyte of zeros is a hundred thousand elements.
+    """
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
+        self._reads = 0
         self._end = stream.seek(0, 2)
         stream.seek(0)
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ValueError(f"over {MAX_READS // 3:,} elements, more than the header of a single picture has")
         left = max(self._end - self._stream.tell(), 0)
         return self._stream.read(left if size is None or size < 0 else min(size, left))
 
@@ -176,11 +185,11 @@ def dicom_size(stream: BinaryIO, name: str, *, max_pixels: int) -> tuple[int, in
         return int(header.Columns), int(header.Rows)
 
 
-def _checked(stream: BinaryIO, name: str) -> _WithinFile:
+def _checked(stream: BinaryIO, name: str) -> WithinFile:
     # The syntax stands in the first kilobyte; more is looked at, for files that were made to harm.
     if is_deflated(stream.read(1 << 20)):
         raise ValueError(f"{name}: the deflated transfer syntax is not read. Convert it to an uncompressed one.")
-    return _WithinFile(stream)
+    return WithinFile(stream)
 
 
 def _grey(dataset, stored: np.ndarray, keyword: str, name: str, voi_lut: bool, return_raw: bool) -> np.ndarray:

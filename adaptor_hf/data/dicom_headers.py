@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..files import open_regular
 from .archives import parse_member, read_member
 from .demographics import age_years, sex_code
-from .dicom import is_deflated, looks_like_dicom, quiet_pydicom
+from .dicom import WithinFile, is_deflated, looks_like_dicom, quiet_pydicom
 from .images import MAX_PIXELS
 from .missing import is_missing
 
@@ -227,7 +227,7 @@ def _parse_bytes(data: bytes, whole: bool, short: bool, size: int, tags: list[in
     from pydicom.filereader import read_partial
 
     # In memory a length that is blown up reads no further than the data; of a file it would be allocated first.
-    stream = BytesIO(data)
+    stream = WithinFile(BytesIO(data))
     last = (0, 0, -1)
     pixels = None
 
