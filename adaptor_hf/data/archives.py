@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from typing import NamedTuple
 
-from ..files import open_regular, read_regular
+from ..files import open_regular, printable, read_regular
 
 MAX_FILE_BYTES = 1 << 30
 """Largest file of one image or report that is read."""
@@ -86,7 +86,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 def read_member(member: Member, limit: int | None = None) -> bytes:
     """Content of a member, unpacked; with a `limit` its first bytes only. Raises as `read_bytes`."""
-    name = f"{member.archive}::{member.name}"
+    name = printable(f"{member.archive}::{member.name}")
     if limit is None and member.size > MAX_MEMBER_BYTES:
         raise ValueError(f"{name}: {member.size:,} bytes, over the limit of {MAX_MEMBER_BYTES:,} for one image.")
     with open_regular(member.archive) as file:

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
+from ..files import printable
 from .text_files import decoded, read_utf8, say_once, suffix_of
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t"}
@@ -29,6 +30,7 @@ NAMES = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _BLOCK_BYTES = 1 << 24
 _SAMPLE_BYTES = 1 << 18
 _SAMPLE_ROWS = 100
+_MAX_CELL = 1 << 24
 _QUOTE, _LINE_ENDS = ord('"'), (ord("\n"), ord("\r"))
 _STATEMENT = re.compile(rb"\s*\"?sep=(.)\"?[ \t]*(?:\r\n|\r|\n)", re.IGNORECASE)
 
@@ -121,8 +123,14 @@ def _named(sep: str) -> str:
 def _sample(data: bytes | mmap.mmap, start: int, path: Path) -> bytes:
     """Whole lines from the beginning."""
     sample = bytes(data[start : start + _SAMPLE_BYTES])
-    if start + len(sample) < len(data) and b"\n" in sample:
-        sample = sample[: sample.rindex(b"\n") + 1]
+    if start + len(sample) < len(data):
+        ends = [place for mark in (b"\n", b"\r") if (place := sample.rfind(mark)) >= 0]
+        if not ends:
+            raise ValueError(
+                f"{printable(path)}: no line ends in its first {_SAMPLE_BYTES:,} bytes, so it has no header. It is "
+                "damaged or no table: export it again."
+            )
+        sample = sample[: ends[0] + 1]
     if not sample.strip():
         raise ValueError(f"{path}: the table is empty. Expected a header and at least one row.")
     return sample
@@ -290,8 +298,8 @@ def _read_slowly(
 ) -> pa.Table:
     """The table by Python's `csv`, or an error that names the first faulty row."""
     above = bytes(data[:start]).decode("utf-8-sig")
-    text = decoded(data, path)[len(above) :]
-    lines = io.StringIO(text, newline="")
+    decoded(data, path)
+    lines = io.TextIOWrapper(pa.BufferReader(pa.py_buffer(data).slice(start)), encoding="utf-8", newline="")
     style = csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE
     rows: list[list[str]] = []
     skipped = headless
@@ -312,7 +320,7 @@ def _read_slowly(
             elif row:
                 if len(row) != width:
                     if len(row) > 1 or row[0].strip():
-                        last = not lines.read(1) and not text.endswith(("\n", "\r"))
+                        last = not lines.read(1) and data[len(data) - 1] not in _LINE_ENDS
                         raise ValueError(_width_fault(len(row), width, len(rows), line, sep, last, path))
                     row = [""] * width
                 rows.append(row)
@@ -337,6 +345,11 @@ def _quote_fault(error: str, row: int, line: int, now: int, past_header: bool, p
             f'{where}: text follows a closing quote in line {now}. Write a quote inside a quoted cell as two (""). Or '
             f"the quote that opens in line {line} should have closed earlier and took in the rows after it: close it."
         )
+    if "field limit" in error:
+        return (
+            f"{where}: a cell of over {_MAX_CELL:,} characters. A quote that opens there or before does not close: "
+            "close it, or export the file again."
+        )
     return f"{where}: not a well-formed table ({error}). Check its quotes and its separator."
 
 
@@ -351,7 +364,7 @@ def _width_fault(found: int, width: int, row: int, line: int, sep: str, last: bo
 
 @contextmanager
 def _long_cells() -> Iterator[None]:
-    limit = csv.field_size_limit((1 << 31) - 1)
+    limit = csv.field_size_limit(_MAX_CELL)
     try:
         yield
     finally:

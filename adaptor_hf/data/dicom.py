@@ -30,6 +30,8 @@ from .value_range import value_range
 
 DICOM_SUFFIXES = (".dcm", ".dicom", ".dic", ".ima")
 HEADER_BYTES = 132
+MAX_READS = 300_000
+"""Most pieces that pydicom reads of a file, three an element: a radiograph has some hundred elements."""
 
 # Files written without the 128-byte preamble start with one of these elements (PS3.5, PS3.10).
 _FIRST_ELEMENTS = {0x0002: {0x0000, 0x0001, 0x0002, 0x0010}, 0x0008: {0x0000, 0x0001, 0x0005, 0x0008, 0x0016, 0x0018}}
@@ -83,16 +85,23 @@ def quiet_pydicom() -> Iterator[None]:
         logger.disabled = before
 
 
-class _WithinFile:
-    """A stream that is asked for no more bytes than it has left: Python allocates all that is asked for."""
+class WithinFile:
+    """
+    A stream that is asked for no more bytes than it has left, for Python allocates all that is asked for; and only
+    `MAX_READS` times, for a megabyte of zeros is a hundred thousand elements.
+    """
 
     def __init__(self, stream: BinaryIO):
         self._stream = stream
+        self._reads = 0
         self._end = stream.seek(0, 2)
         stream.seek(0)
         self.seek, self.tell = stream.seek, stream.tell
 
     def read(self, size: int = -1) -> bytes:
+        self._reads += 1
+        if self._reads > MAX_READS:
+            raise ValueError(f"over {MAX_READS // 3:,} elements, more than the header of a single picture has")
         left = max(self._end - self._stream.tell(), 0)
         return self._stream.read(left if size is None or size < 0 else min(size, left))
 
@@ -198,13 +207,13 @@ def is_grey_dicom(stream: BinaryIO) -> bool:
         stream.seek(0)
 
 
-def _checked(stream: BinaryIO, name: str) -> _WithinFile:
+def _checked(stream: BinaryIO, name: str) -> WithinFile:
     # The syntax stands in the first kilobyte; more is looked at, for files that were made to harm.
     if not is_deflated(stream.read(1 << 20)):
-        return _WithinFile(stream)
+        return WithinFile(stream)
     try:
         with quiet_pydicom():
-            return _WithinFile(BytesIO(unpacked(stream)[0]))
+            return WithinFile(BytesIO(unpacked(stream)[0]))
     except DeflatedError as error:
         advice = (
             "If it is a radiograph all the same, make an uncompressed file of it with `dcmconv +te IN OUT` of dcmtk."

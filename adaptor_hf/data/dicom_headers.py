@@ -13,7 +13,7 @@ from ..files import open_regular
 from .archives import parse_member, read_member
 from .deflated import MAX_UNPACKED_BYTES, DeflatedError, unpacked
 from .demographics import age_years, sex_code
-from .dicom import is_deflated, looks_like_dicom, quiet_pydicom
+from .dicom import WithinFile, is_deflated, looks_like_dicom, quiet_pydicom
 from .dicom_values import pixel_bytes
 from .images import MAX_PIXELS
 from .missing import is_missing
@@ -228,7 +228,7 @@ def _parse_bytes(data: bytes, whole: bool, short: bool, size: int, tags: list[in
     from pydicom.filereader import read_partial
 
     # In memory a length that is blown up reads no further than the data; of a file it would be allocated first.
-    stream = BytesIO(data)
+    stream = WithinFile(BytesIO(data))
     last = (0, 0, -1)
     pixels = None
 

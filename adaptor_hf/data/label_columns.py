@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..options.terminal import is_one_line
 from ..privacy.class_names import names_written
 from .missing import is_missing
 from .positive import boolean_words, spelling_key
@@ -23,6 +24,7 @@ _SEPARATORS = ("|", ";")
 # These stand in names of single classes too.
 _WEAK_SEPARATORS = (",", "/", "+", "&")
 _SHOWN = 5
+_MAX_NAME = 1000
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?|[+-]?\.[0-9]+")
 _WHOLE = re.compile(r"[+-]?[0-9]+(\.0*)?")
 
@@ -252,6 +254,13 @@ def _joined(distinct: set[str]) -> str | None:
 
 def _spellings(name: str, counts: Counter[str], where: Any, rules: LabelRules) -> dict[str, str]:
     """The class of each cell as it stands, by the rule on spellings."""
+    # They become names in tables, cards and logs, of a line each.
+    if wrong := sorted(cell for cell in counts if not is_one_line(cell.strip()) or len(cell) > _MAX_NAME):
+        raise ValueError(
+            f"{where}: {len(wrong)} classes of the label column {name!r} have a line break or another control "
+            f"character in their name, or over {_MAX_NAME} characters, such as {wrong[0][:50]!r}. Rename them in the "
+            "table (or the folders); several findings in a cell are separated by --label_separator."
+        )
     groups: dict[str, list[str]] = {}
     for cell in sorted(counts):
         groups.setdefault(_class_key(cell), []).append(cell)

@@ -19,6 +19,7 @@ import pyarrow as pa
 from datasets.features.features import register_feature
 from PIL import Image
 
+from ..files import printable
 from .boxes import box_fault, reaches_out, same_shape
 from .images import image_size
 from .mask_drawing import decode_rle, draw_shape, parse_shape, shape_box
@@ -147,7 +148,7 @@ def read_mask(value: dict[str, Any], notes: Counter | None = None) -> Image.Imag
             `MASK_SIZES`). The message names the file.
         FileNotFoundError: A mask file or the image is not there.
     """
-    name = f"mask of {value['image']}" if value["image"] else "mask"
+    name = f"mask of {printable(value['image'])}" if value["image"] else "mask"
     size = image_size(value["image"]) if value["image"] else None
     stretched = value["kind"] == "roi" or (value["kind"] == "files" and "stretch" in _asked(value))
     if value["kind"] in ("files", "roi"):
@@ -298,7 +299,7 @@ def _from_files(value: dict[str, Any], size: tuple[int, int] | None, notes: Coun
         try:
             inside, cut = MaskValues.read(source).inside(rule)
         except ValueError as error:
-            name = source if isinstance(source, str) else "embedded mask"
+            name = printable(source) if isinstance(source, str) else "embedded mask"
             raise ValueError(str(error) if str(error).startswith(name) else f"{name}: {error}") from None
         found.append(inside)
         grey |= cut

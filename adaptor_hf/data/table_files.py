@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,8 @@ def _read_json_lines(path: Path, encoding: str | None) -> tuple[pa.Table, dict[s
             ) from None
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a JSON {type(row).__name__}, expected one object a line.")
+        if any(isinstance(value, float) and math.isinf(value) for value in row.values()):
+            raise ValueError(f"{path}, line {number}: a number that is too large to be one. Write ids in quotes.")
         rows.append(row)
     columns, nested = {}, {}
     for name in dict.fromkeys(name for row in rows for name in row):

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from ..privacy.mode import speaks_privately
 from ..privacy.vocabulary import column_list
+from .cells import MAX_NAME_CHARACTERS, MAX_TEXT_CHARACTERS, check_cells
 from .features import RadiographImage, stated_reading
 from .ids import check_ids, check_mode
 from .image_folders import copies_message, describe_folder
@@ -163,7 +164,9 @@ def load_pairs(
         column = table[wanted[key]] if kept is None else table[wanted[key]].filter(kept)
         if key in _IDS:
             _check_precision(column, wanted[key], rows, name)
-        return without_missing(_as_text(column, wanted[key], name), strip, missing_words)
+        limit = MAX_TEXT_CHARACTERS if key == "text" else MAX_NAME_CHARACTERS
+        column = check_cells(_as_text(column, wanted[key], name), wanted[key], limit, rows, name)
+        return without_missing(column, strip, missing_words)
 
     values = {key: read(key) for key in _IDS}
     values["image_id"] = plain_path(values["image_id"])

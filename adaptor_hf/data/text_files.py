@@ -185,7 +185,7 @@ def _recoded(data: bytes, encoding: str, path: Path) -> bytes:
 
 def _about_nul(head: bytes, place: int) -> str:
     """What to say of a NUL byte: text of UTF-16 without a mark has one beside each letter."""
-    for name, nuls in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
+    for name, nuls in () if not head.strip(b"\0") else (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
         if len(nuls) > 1 and nuls.count(0) > 0.7 * len(nuls):
             said = f"this looks like {shown(name)} without a byte-order mark."
             return f"{said} Pass --encoding {name} (encoding= in Python)."

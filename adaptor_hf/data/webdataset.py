@@ -10,7 +10,7 @@ from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..files import check_regular, open_regular, parse_json
+from ..files import check_regular, open_regular, parse_json, printable
 from .archives import Member, list_tar
 from .files import IMAGE_SUFFIXES, list_files, record_input
 from .splits import SPLIT_ALIASES
@@ -103,7 +103,7 @@ def _read_shard(root: Path, shard: str) -> tuple[list[tuple], dict[str, int], li
     faults = []
     members, fault = list_tar(path)
     if fault:
-        faults.append(f"{shard}: {fault} after {len(members)} members. Download it again.")
+        faults.append(f"{printable(shard)}: {fault} after {len(members)} members. Download it again.")
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     for name, offset, size in members:
         folder, slash, base = name.rpartition("/")
@@ -113,7 +113,7 @@ def _read_shard(root: Path, shard: str) -> tuple[list[tuple], dict[str, int], li
             continue
         parts = samples.setdefault(folder + slash + stem, {})
         if suffix.lower() in parts:
-            faults.append(f"{shard}: the member {name} is there twice. The first is taken.")
+            faults.append(f"{printable(shard)}: the member {printable(name)} is there twice. The first is taken.")
             continue
         parts[suffix.lower()] = (offset, size)
     suffixes = {suffix[1:] for suffix in IMAGE_SUFFIXES}
@@ -127,7 +127,7 @@ def _read_shard(root: Path, shard: str) -> tuple[list[tuple], dict[str, int], li
             try:
                 text = _text(file, parts)
             except ValueError as error:
-                faults.append(f"{shard}, sample {key}: {error}")
+                faults.append(f"{printable(shard)}, sample {printable(key)}: {error}")
                 text = None
             rows.append((key, str(Member(shard, f"{key}.{image}", *parts[image])), text))
     return rows, dropped, faults

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.content_keys import KEY_DTYPE, digest, image_reference, key_vector
 from ..data.reading import Reading
+from ..files import printable
 from .files import NUMPY_DTYPES
 from .image_store import GREY, ImageStore
 
@@ -134,7 +135,7 @@ class ImageBatches:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError | ImportError | MemoryError):
         return f"{READ_ERROR}: {(getattr(error, 'strerror', None) or str(error) or type(error).__name__)[:200]}"
-    return f"{DECODE_ERROR}: {' '.join(str(error).split())[:200] or type(error).__name__}"
+    return f"{DECODE_ERROR}: {printable(' '.join(str(error).split())[:200]) or type(error).__name__}"
 
 
 def image_batches(batches: ImageBatches, num_workers: int, pin_memory: bool) -> Iterator[dict]:

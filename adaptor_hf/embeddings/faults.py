@@ -5,7 +5,7 @@ import io
 from collections import Counter
 from pathlib import Path
 
-from ..files import plain_cell, read_regular, write_csv_to
+from ..files import plain_cell, printable, read_regular, write_csv_to
 from .files import write_text
 from .table import PairTable, image_name
 
@@ -55,7 +55,7 @@ def check_faults(table: PairTable, cache_dir: Path, max_fault_fraction: float) -
     excluded = excluded_rows(table)
     write_text(cache_dir / EXCLUDED, excluded_csv(excluded))
     first = "\n".join(
-        f"  {row['split']} row {row['source_row']} {row['file']}: {row['reason']}" for row in excluded[:5]
+        f"  {row['split']} row {row['source_row']} {printable(row['file'])}: {row['reason']}" for row in excluded[:5]
     )
     raise ValueError(
         f"{fault_summary(table, cache_dir)}. That is more than max_fault_fraction={max_fault_fraction}. The first "
