@@ -138,7 +138,7 @@ def rewriting(path: str | os.PathLike, *, whole: bool = False) -> Iterator[None]
 
 
 def _manifest_fault(manifest: Mapping[str, Any]) -> str | None:
-    if manifest.get("version") not in MANIFEST_VERSIONS:
+    if type(manifest.get("version")) is not int or manifest["version"] not in MANIFEST_VERSIONS:
         return f"its version is {_shown(manifest.get('version'))}, expected one of {MANIFEST_VERSIONS}"
     if manifest.get("script") not in ("train_pretrain", "train_downstream"):
         return f"its script is {_shown(manifest.get('script'))}"

@@ -14,6 +14,7 @@ from transformers import initialization as init
 from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
 TOWER_NAMES = ("vision_model", "text_model")
@@ -167,7 +168,9 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             # that the config came from is left out: its code does not come along.
             names = ("AutoModel", "AutoModelForZeroShotImageClassification")
             self.config.auto_map = dict.fromkeys(names, "modeling_adaptor.AdaptorModel")
-        return super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        saved = super().save_pretrained(save_directory, state_dict=state_dict, **kwargs)
+        give_weights_the_mode_of_config(save_directory)
+        return saved
 
     def push_to_hub(
         self, repo_id: str, *, private: bool | None = True, accept_data_terms: bool = False, **kwargs
