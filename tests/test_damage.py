@@ -7,12 +7,11 @@ import re
 import shutil
 
 import pytest
-from safetensors.torch import load_file, save_file
-from synthetic import synthetic_cache, synthetic_config, synthetic_model
+from synthetic import synthetic_cache, synthetic_model
 from test_evaluation_results import FIELDS, of_labels, of_masks, of_retrieval
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.audit.card_numbers import tables
+from adaptor_hf.audit.card_numbers import card_differences, tables
 from adaptor_hf.audit.manifest import NOT_COVERED, files_before, why_not_covered, write_downstream_manifest
 from adaptor_hf.evaluation.results import read_sound_results, run_key, write_run
 from adaptor_hf.evaluation.verify import verify_run
@@ -24,7 +23,6 @@ from adaptor_hf.file_records import (
     is_loaded,
     read_sums,
     rewriting,
-    write_sums,
 )
 from adaptor_hf.files import file_sha256
 from adaptor_hf.tasks.controls import load_systems
@@ -99,8 +97,10 @@ class TestPretraining:
         left_out = {path.name for path in run.iterdir() if path.is_file()} - manifest["files"].keys()
         assert left_out == {MANIFEST_FILE}
         assert all(NOT_COVERED.values())
-        assert why_not_covered("runs/0/results.jsonl.damaged") and why_not_covered(".x.123.partial")
-        assert why_not_covered("README.md") is None and why_not_covered("runs/0/results.jsonl") is None
+        for name in ("runs/0/results.jsonl.damaged", ".x.123.partial", "checkpoint-15/config.json"):
+            assert why_not_covered(name), name
+        for name in ("README.md", "runs/0/results.jsonl", "controls/shuffled/model.safetensors"):
+            assert why_not_covered(name) is None, name
 
     @pytest.mark.parametrize(
         "name", ["adapter_config.json", "extra.py", "tokenizer.json", "controls/shuffled/model.safetensors"]
@@ -113,26 +113,23 @@ class TestPretraining:
     def test_every_number_of_the_cards_tables_is_compared_also_when_the_manifest_is_forged(self, run):
         card = run / "README.md"
         text = card.read_text()
+        retrieval, record = (json.loads((run / name).read_text()) for name in ("retrieval.json", "run.json"))
         places = []
         for columns, rows in tables(text):
             if columns[0] in ("metric", "argument"):
                 for row in rows:
                     line = next(line for line in text.splitlines() if line.startswith(f"| {row[0]} | {row[1]}"))
-                    start = text.index(line) + len(f"| {row[0]} |")
-                    places += [
-                        start + match.start() for match in re.finditer(r"\d+(?=\D)", line[len(f"| {row[0]} |") :])
-                    ]
-        # Of mean_recall, the number of queries is recorded nowhere.
+                    cells = line.index("|", 2)
+                    numbers = [match.start() for match in re.finditer(r"\d+", line) if match.start() > cells]
+                    places += [text.index(line) + number for number in numbers]
         assert len(places) > 60
         missed = []
         for place in places:
-            digit = text[place]
-            card.write_text(text[:place] + str((int(digit) + 5) % 10) + text[place + 1 :])
-            from adaptor_hf.verify import _verify_card
-
-            if not _verify_card(run, json.loads((run / MANIFEST_FILE).read_text())):
+            card.write_text(text[:place] + str((int(text[place]) + 5) % 10) + text[place + 1 :])
+            if not card_differences(card, retrieval, record, None):
                 missed.append(text[text.rindex("\n", 0, place) : text.index("\n", place)].strip())
-        assert all("mean_recall" in line for line in missed) and len(missed) <= 1, missed
+        # Of mean_recall, the number of queries is recorded nowhere.
+        assert [line.split()[1] for line in missed] == ["mean_recall"]
         card.write_text(text.replace("(34,017 trainable", "(12,345 trainable"))
         reseal(run, "README.md")
         assert verify(run) == ["Model card: 12,345 trainable parameters, and run.json has 34,017."]
@@ -187,7 +184,7 @@ WRONG = {
     "script": [None, 1, "rm -rf", []],
     "inputs": [None, [], {}, {"cache": None}, {"cache": {"folder": 3, "files": {}}}, {"cache": {"folder": "x"}}],
     "splits": [None, [], {"all": 3}, {"all": {"x": 1}}],
-    "files": [None, [], {"a": None}, {"a": "0" * 63}, {"../a": "0" * 64}, {"/etc/passwd": "0" * 64}, {"a\0": "0" * 64}, {"": "0" * 64}],
+    "files": [None, [], {"a": None}, {"a": "0" * 63}, *({name: "0" * 64} for name in ("../a", "/a", "a\0", ""))],
     "sha256": [None, 1, "0" * 64],
 }  # fmt: skip
 
@@ -198,11 +195,10 @@ class TestMalformedManifests:
         (run / MANIFEST_FILE).write_bytes(content)
         assert main([str(run)]) == 1
         assert MANIFEST_FILE in capsys.readouterr().out
-        with (
-            pytest.raises(ValueError, match="manifest.json is (damaged|of version)")
-            if content not in (b"{}",)
-            else _nothing()
-        ):
+        if content == b"{}":
+            assert check_model(run).state == "unverified"  # perhaps another program's
+            return
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
             check_model(run)
 
     @pytest.mark.parametrize("name", WRONG)
@@ -239,15 +235,8 @@ class TestMalformedManifests:
         seal(run)
         assert main([str(run)]) == 1
         said = capsys.readouterr().out
-        assert "\x1b" not in said and r"\x1b[31m\n is missing" in said
-
-
-class _nothing:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
+        assert "\x1b" not in said
+        assert r"\x1b[31m\n is missing" in said
 
 
 class TestModels:
@@ -260,9 +249,7 @@ class TestModels:
                 undo = flip(folder / name)
                 # As in the next process: within one, a file of the same size and time is read once.
                 _forget()
-                with pytest.raises(
-                    ValueError, match=f"{name} is damaged or was changed.*expected|{name}.*has [0-9a-f]"
-                ) as error:
+                with pytest.raises(ValueError, match=f"{name} is damaged or was changed: its SHA-256 is") as error:
                     check_model(folder)
                 assert file_sha256(folder / name) in str(error.value)
                 undo()
@@ -271,11 +258,11 @@ class TestModels:
 
     def test_a_missing_and_an_added_file(self, run):
         (run / "adapter_config.json").write_text("{}")
-        with pytest.raises(ValueError, match="adapter_config.json is not in manifest.json: it was added since"):
+        with pytest.raises(ValueError, match=r"adapter_config\.json is not in manifest\.json: it was added"):
             check_model(run)
         (run / "adapter_config.json").unlink()
         (run / "config.json").unlink()
-        with pytest.raises(FileNotFoundError, match="config.json is missing"):
+        with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
             check_model(run)
 
     def test_a_copy_without_record_a_hub_id_and_anothers_manifest_are_unverified(self, run, tmp_path):
@@ -289,23 +276,22 @@ class TestModels:
 
     def test_the_key_may_be_deleted_and_not_changed(self, run):
         (run / "training_rows.key").write_bytes(b"0" * 64)
-        with pytest.raises(ValueError, match="training_rows.key"):
+        with pytest.raises(ValueError, match=r"training_rows\.key"):
             check_model(run)
         (run / "training_rows.key").unlink()
         assert check_model(run).state == "verified"
         assert verify(run) == []
 
     def test_controls_and_results_say_whether_they_were_verified(self, run, tmp_path):
-        control = training_controls.save_controls(
-            [System("projections", synthetic_model(num_hidden_layers=0))], run / "controls"
-        )
+        projections = System("projections", synthetic_model(num_hidden_layers=0))
+        control = training_controls.save_controls([projections], run / "controls")
         reseal(run, *(path.relative_to(run).as_posix() for path in (run / "controls").rglob("*") if path.is_file()))
         model = AdaptorModel.from_pretrained(run, load_towers=False)
         systems = load_systems(model, ["tower"], control)
         assert [system.fields()["checkpoint_check"] for system in systems] == ["verified", None, "verified"]
         flip(run / "controls/projections/model.safetensors")
         _forget()
-        with pytest.raises(ValueError, match="model.safetensors is damaged or was changed"):
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged or was changed"):
             load_systems(model, [], control)
         model.save_pretrained(tmp_path / "copy")
         copied = AdaptorModel.from_pretrained(tmp_path / "copy", load_towers=False)
@@ -335,7 +321,7 @@ def other(value):
         return value + 1
     if isinstance(value, dict):
         return value | {"more": 1}
-    return value + ["more"] if isinstance(value, list) else "changed" if value is None else f"{value}x"
+    return [*value, "more"] if isinstance(value, list) else "changed" if value is None else f"{value}x"
 
 
 class TestResultLines:
@@ -493,9 +479,8 @@ def test_a_damaged_model_is_refused_before_anything_is_computed(run, tmp_path):
 
     flip(run / "model.safetensors")
     _forget()
-    with pytest.raises(
-        ValueError, match="model.safetensors is damaged or was changed.*SHA-256 is [0-9a-f]{64}.*Copy the file back"
-    ):
+    said = r"model\.safetensors is damaged or was changed: its SHA-256 is [0-9a-f]{64}, .* Copy the file back"
+    with pytest.raises(ValueError, match=said):
         train_downstream.main([
             "--task", "classification", "--model", str(run), "--table", str(tmp_path / "no.csv"), "--label_column", "x",
             "--output_dir", str(tmp_path / "out"), "--device", "cpu",
@@ -510,6 +495,3 @@ def test_the_other_scripts_folder_is_refused(run, tmp_path):
             "--task", "classification", "--model", str(run), "--table", str(tmp_path / "no.csv"), "--label_column", "x",
             "--output_dir", str(run), "--device", "cpu",
         ])  # fmt: skip
-
-
-_ = (load_file, save_file, synthetic_config, write_sums)

@@ -15,6 +15,7 @@ from test_evaluation_results import FIELDS, of_labels
 from adaptor_hf.audit.checklists import write_checklists
 from adaptor_hf.audit.table1 import describe_data, markdown
 from adaptor_hf.evaluation import classification_predictions
+from adaptor_hf.evaluation.classification import MULTI
 from adaptor_hf.evaluation.report import write_report
 from adaptor_hf.evaluation.results import read_results, write_run
 from adaptor_hf.evaluation.tables import Table
@@ -52,7 +53,10 @@ HOSTILE = {
     "mapping": "a: b",
     "template": "{{ card_data }} {% for %}",
 }
-ORDINARY = ("image_to_text_recall@10", "0.611 [0.352, 0.820] †", "adaptor on v + t, linear (run-a aaaaaaaa)", "< 5", "+0.012 [-0.010, +0.034]", "a/b.png", "Kein Befund (0-1)", "50 %")  # fmt: skip
+ORDINARY = (
+    "image_to_text_recall@10", "0.611 [0.352, 0.820] †", "adaptor on v + t, linear (run-a aaaaaaaa)", "< 5",
+    "+0.012 [-0.010, +0.034]", "a/b.png", "Kein Befund (0-1)", "50 %",
+)  # fmt: skip
 PARSER = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 HARMFUL = {"link_open", "image", "html_inline", "html_block", "s_open"}
 
@@ -88,7 +92,8 @@ def check_page(page, links=()):
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE)
 def test_a_name_is_shown_as_it_is_in_a_cell_a_list_and_a_heading(name):
     shown = one_line(name)
-    cells = [token for token in PARSER.parse(f"{table_row(['a', 'b'])}\n{table_rule(2)}\n{table_row([name, name])}\n") if token.type == "inline"]  # fmt: skip
+    page = f"{table_row(['a', 'b'])}\n{table_rule(2)}\n{table_row([name, name])}\n"
+    cells = [token for token in PARSER.parse(page) if token.type == "inline"]
     assert [text_of(token) for token in cells] == ["a", "b", shown, shown]
     for before in ("* ", "# ", "", "Note: "):
         tokens = PARSER.parse(f"{before}{plain(name)}\n")
@@ -105,11 +110,12 @@ def test_ordinary_names_and_intervals_look_the_same_in_the_source(text):
 
 
 def result(name):
-    metrics = {f"{way}_{one}": 0.5 for way in ("image_to_text", "text_to_image") for one in ("recall@1", "recall@5", "recall@10", "median_rank")}  # fmt: skip
-    metrics["mean_recall"] = 0.5
-    return RetrievalResult(
-        name, metrics, {}, {"image_to_text": 9, "text_to_image": 9}, chance=dict.fromkeys(metrics, 0.1)
-    )
+    names = ("recall@1", "recall@5", "recall@10", "median_rank")
+    metrics = {f"{way}_{one}": 0.5 for way in ("image_to_text", "text_to_image") for one in names} | {
+        "mean_recall": 0.5
+    }
+    counts = {"image_to_text": 9, "text_to_image": 9}
+    return RetrievalResult(name, metrics, {}, counts, chance=dict.fromkeys(metrics, 0.1))
 
 
 def test_a_model_card(tmp_path):
@@ -117,10 +123,12 @@ def test_a_model_card(tmp_path):
         tower = {"library": "timm", "name_or_path": name, "revision": name, "license": name, "pretraining_data": [name]}
         folder = tmp_path / str(number)
         folder.mkdir()
+        config = synthetic_config().to_dict()
+        config |= {"vision_tower": tower, "text_tower": tower, "data_terms": {name: name}}
         path = write_model_card(
-            folder, model_name=name, config=synthetic_config().to_dict() | {"vision_tower": tower, "text_tower": tower, "data_terms": {name: name}},
-            num_parameters=5, pairs={"train": 3, "test": 9}, split_hash="h" * 12, arguments={"optim": name}, result=result(name),
-            evaluated_on="test", dataset_name=name, controls=format_table([result(name)]), versions={"torch": "2"},
+            folder, model_name=name, config=config, num_parameters=5, pairs={"train": 3, "test": 9},
+            split_hash="h" * 12, arguments={"optim": name}, result=result(name), evaluated_on="test", dataset_name=name,
+            controls=format_table([result(name)]), versions={"torch": "2"},
         )  # fmt: skip
         write_run(folder / "run", of_labels(), FIELDS | {"dataset": name, "system": name})
         add_to_card(folder, read_results(folder / "run").lines)
@@ -139,11 +147,20 @@ def test_pages_of_downstream_results(tmp_path):
         folder, rng = tmp_path / str(number), np.random.default_rng(0)
         lines = []
         for system in (name, "other"):
-            fields = FIELDS | {"system": system, "module": "adaptor", "dataset": name, "vision_tower": name, "text_tower": name, "recipe": name, "checkpoint": system[:3], "checkpoint_name": name, "positive_class": name, "fraction": 1.0, "test_set": None}  # fmt: skip
+            named = ("dataset", "vision_tower", "text_tower", "recipe", "checkpoint_name", "positive_class")
+            fields = FIELDS | dict.fromkeys(named, name)
+            fields |= {
+                "system": system,
+                "module": "adaptor",
+                "checkpoint": system[:3],
+                "fraction": 1.0,
+                "test_set": None,
+            }
             labels = np.arange(40) % 2
             predictions = classification_predictions(
-                [str(row) for row in range(40)], [str(row // 2) for row in range(40)], labels[:, None], rng.random((40, 1)),
-                class_names=[name], num_resamples=20, columns={"sex": [name if row % 2 else "F" for row in range(40)]},
+                [str(row) for row in range(40)], [str(row // 2) for row in range(40)], labels[:, None],
+                rng.random((40, 1)), problem_type=MULTI, class_names=[name], num_resamples=20,
+                columns={"sex": [name if row % 2 else "F" for row in range(40)]},
             )  # fmt: skip
             lines += write_run(folder / "runs" / system.encode().hex()[:20], predictions, fields)
         (folder / "runs" / "damaged").mkdir()
@@ -160,7 +177,8 @@ def test_pages_of_downstream_results(tmp_path):
 
 def test_table_1_and_any_table():
     for name in HOSTILE.values():
-        rows = pd.DataFrame({"split": ["train", name, name], "sex": ["F", name, "M"], "view": [name, None, "PA"], "patient_id": [name, "b", None]})  # fmt: skip
+        columns = {"split": ["train", name, name], "sex": ["F", name, "M"], "view": [name, None, "PA"]}
+        rows = pd.DataFrame(columns | {"patient_id": [name, "b", None]})
         described = describe_data(rows, {name: ["positive", None, name]})
         described["notes"].append(f"Column {name} was read.")
         check_page(markdown(described))
