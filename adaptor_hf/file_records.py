@@ -106,6 +106,16 @@ def read_run_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     return manifest
 
 
+def forget_manifest(folder: str | os.PathLike) -> None:
+    """Delete a run's manifest, before its model is replaced: half a new run must not look like a damaged one."""
+    path = Path(folder) / MANIFEST_FILE
+    try:
+        if path.is_file() and _is_a_runs(path, own=True):
+            path.unlink()
+    except ValueError:
+        logger.warning("%s cannot be read, and is left as it is.", path)
+
+
 @contextmanager
 def rewriting(path: str | os.PathLike, *, whole: bool = False) -> Iterator[None]:
     """
@@ -132,7 +142,7 @@ def rewriting(path: str | os.PathLike, *, whole: bool = False) -> Iterator[None]
 
 
 def _manifest_fault(manifest: Mapping[str, Any]) -> str | None:
-    if manifest.get("version") not in MANIFEST_VERSIONS:
+    if type(manifest.get("version")) is not int or manifest["version"] not in MANIFEST_VERSIONS:
         return f"its version is {_shown(manifest.get('version'))}, expected one of {MANIFEST_VERSIONS}"
     if manifest.get("script") not in ("train_pretrain", "train_downstream"):
         return f"its script is {_shown(manifest.get('script'))}"
@@ -356,6 +366,7 @@ __all__ = [
     "check_model",
     "content_sha256",
     "differences",
+    "forget_manifest",
     "is_loaded",
     "read_json_object",
     "read_run_manifest",

@@ -18,6 +18,7 @@ _HARMFUL = re.compile(
     |&(?=\#?\w+;)                     # entities
     |\](?=[(\[:])                     # links, references and their definitions
     |!(?=\[)                          # images
+    |~                                # strikethrough
     |(?<=:)/(?=/)                     # http://... without brackets is a link on GitHub
     |(?<=\b[wW]{3})\.
     |(?<=\bmailto):|(?<=\bxmpp):
@@ -25,7 +26,7 @@ _HARMFUL = re.compile(
     """,
     re.VERBOSE,
 )
-_MARKUP = re.compile(r"[|`*~]|(?<![^\W_])_|_(?![^\W_])")
+_MARKUP = re.compile(r"[|`*]|(?<![^\W_])_|_(?![^\W_])")
 _NUMBERED = re.compile(r"\d{1,9}(?=[.)](\s|$))")
 _BLOCK = re.compile(r"[#>+=-]|\*\s|\[[ xX^]|~~~|```|_{3}|\*{3}")
 

@@ -17,6 +17,7 @@ from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .regular_files_adaptor import check_regular, parse_json, read_json
+from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
@@ -227,9 +228,11 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         # Not by the state dict: for a quantised model transformers makes one of its own.
         ignored, self._keys_to_ignore_on_save = self._keys_to_ignore_on_save, left_out
         try:
-            return super().save_pretrained(save_directory, state_dict=dict(state_dict), **kwargs)
+            saved = super().save_pretrained(save_directory, state_dict=dict(state_dict), **kwargs)
         finally:
             self._keys_to_ignore_on_save = ignored
+        give_weights_the_mode_of_config(save_directory)
+        return saved
 
     @property
     def _base_prefix(self) -> str:

@@ -179,6 +179,17 @@ def check_files(name: str, folder: Path, files: dict[str, dict[str, Any]]) -> No
         _checked[str(path)] = seen
 
 
+def give_weights_the_mode_of_config(folder: str | os.PathLike) -> None:
+    """Who may read a saved model's config.json may read its weights: safetensors writes them for the owner alone."""
+    config = Path(folder) / "config.json"
+    if not config.is_file():
+        return
+    mode = config.stat().st_mode & 0o777
+    for path in Path(folder).glob("model*.safetensors"):
+        if path.stat().st_mode & 0o777 != mode:
+            path.chmod(mode)
+
+
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with open_regular(path) as file:

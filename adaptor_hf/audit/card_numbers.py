@@ -51,7 +51,9 @@ def card_differences(
         elif columns[:1] == ["system"] and retrieval:
             found += _controls(columns, rows, retrieval)
         elif columns == ["argument", "value"]:
-            found += _arguments(rows, record.get("training_arguments") or {})
+            processes = (record.get("machine") or {}).get("processes")
+            world = {} if processes is None else {"world_size": processes}
+            found += _arguments(rows, (record.get("training_arguments") or {}) | world)
     parameters = (record.get("weights") or {}).get("parameters")
     stated = re.search(r"\(([\d,]+) trainable parameters\)", text)
     if parameters is not None and stated and stated[1] != f"{parameters:,}":

@@ -29,8 +29,7 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: the predictions cannot be read. Others of `READ_ERRORS`, where a line has values of another kind
-            than it was written with.
+        ValueError: the predictions cannot be read.
     """
     folder = Path(folder)
     results = read_results(folder / RESULTS_FILE)
@@ -48,7 +47,10 @@ def verify_run(folder: str | os.PathLike) -> list[str]:
         if missing:
             found.append(f"run {key}: no line for {', '.join(missing)}.")
         for line in lines:
-            found += _compare(line, scores.get(line["metric"]), rows)
+            try:
+                found += _compare(line, scores.get(line["metric"]), rows)
+            except READ_ERRORS as error:
+                found.append(f"run {key}, {line['metric']}: cannot be compared: {type(error).__name__}: {error}")
         # Lines of a version before 0.4 have neither notes of a run nor several baselines.
         if any(line.get("run_notes", notes) != notes for line in lines):
             found.append(f"run {key}: its notes are not those that the predictions give.")

@@ -40,11 +40,31 @@ def main(arguments: list[str] | None = None) -> None:
             print(write_comparison(options.output_dir, **found))
             return
         plan = read_words(find_recipe(options.plan, "sweep"))
-        status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
+        status = _sweep(plan, options.output_dir, options.dry_run)
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error_text(error)}\n")
     if failed := [name for name, state in status.items() if state not in ("done", "left")]:
         parser.exit(1, f"{len(failed)} of {len(status)} jobs failed: {json.dumps(failed)}\n")
+
+
+def _sweep(plan: dict, output_dir: str, dry_run: bool) -> dict[str, str]:
+    """`run_sweep`, and the manifest of its folder when a job was made."""
+    from ..audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
+    from .loading import cache_dir_of
+
+    refuse_folder_of("train_downstream", output_dir)
+    before, made = files_before(output_dir), []
+
+    def start(arguments) -> str:
+        said = _start(arguments)
+        made.append(arguments)
+        return said
+
+    status = run_sweep(plan, output_dir, start, dry_run=dry_run)
+    if made:
+        models = dict.fromkeys(model for one in made for model in (one.model, *one.more_models))
+        write_downstream_manifest(output_dir, models, cache_dir_of(made[-1]), made[-1].table, before)
+    return status
 
 
 def _start(arguments) -> str:

@@ -9,7 +9,13 @@ from typing import Any
 
 from ..conversion import load_checkpoint
 from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
-from ..tower_bundles_adaptor import FORMAT, MANIFEST, check_files, read_manifest
+from ..tower_bundles_adaptor import (
+    FORMAT,
+    MANIFEST,
+    check_files,
+    give_weights_the_mode_of_config,
+    read_manifest,
+)
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
 from .presets import TOWER_PRESETS
@@ -57,6 +63,7 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
         with folder_written_aside(folder / entry["folder"]) as tower:
             _fetch(entry, tower, token)
             _prove(entry, tower)
+            give_weights_the_mode_of_config(tower)
             entry["files"] = list_files(tower)
             shutil.rmtree(folder / entry["folder"], ignore_errors=True)
         entries[entry["folder"]] = entry

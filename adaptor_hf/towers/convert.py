@@ -15,6 +15,7 @@ import torch
 from ..conversion import load_checkpoint
 from ..files import file_sha256, folder_written_aside
 from ..moved import warn_of
+from ..tower_bundles_adaptor import give_weights_the_mode_of_config
 from ..tower_sources_adaptor import quiet
 from ..towers_adaptor import load_text_tower, load_vision_tower
 from .bundle import list_files, write_manifest
@@ -136,6 +137,7 @@ def convert_tower(
 def _write_manifest(folder: Path, network: Network, format: str, kind: str, file, license, pretraining_data) -> None:
     entry = {"kind": kind, "name_or_path": Path(file).name, "revision": None, "preset": None}
     entry["library"] = "timm" if hasattr(network.model, "pretrained_cfg") else "transformers"
+    give_weights_the_mode_of_config(folder)
     entry |= {"license": license, "pretraining_data": pretraining_data, "folder": ".", "files": list_files(folder)}
     entry |= {"format": format, "source_sha256": file_sha256(Path(file))}
     write_manifest(folder, {folder.name: entry})

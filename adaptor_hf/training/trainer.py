@@ -15,6 +15,7 @@ from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput
 
 from ..embeddings.reader import EmbeddingCache
+from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
@@ -300,6 +301,8 @@ class AdaptorTrainer(BaseTrainer):
         def write() -> None:
             try:
                 super(AdaptorTrainer, self).save_model(str(aside), _internal_call=True)
+                if self.args.should_save:
+                    forget_manifest(folder)
                 for path in aside.iterdir() if self.args.should_save else ():
                     os.replace(path, folder / path.name)
             finally:

@@ -1,0 +1,497 @@
+"""Damage and edits of finished runs: found by `verify`, and refused where the files would be used."""
+
+import json
+import logging
+import os
+import re
+import shutil
+
+import pytest
+from synthetic import synthetic_cache, synthetic_model
+from test_evaluation_results import FIELDS, of_labels, of_masks, of_retrieval
+
+from adaptor_hf import AdaptorModel
+from adaptor_hf.audit.card_numbers import card_differences, tables
+from adaptor_hf.audit.manifest import NOT_COVERED, files_before, why_not_covered, write_downstream_manifest
+from adaptor_hf.evaluation.results import read_sound_results, run_key, write_run
+from adaptor_hf.evaluation.verify import verify_run
+from adaptor_hf.file_records import (
+    MANIFEST_FILE,
+    SUMS_FILE,
+    check_model,
+    content_sha256,
+    is_loaded,
+    read_sums,
+    rewriting,
+)
+from adaptor_hf.files import file_sha256
+from adaptor_hf.tasks.controls import load_systems
+from adaptor_hf.tasks.runs import finished_lines
+from adaptor_hf.training import controls as training_controls
+from adaptor_hf.training.systems import System
+from adaptor_hf.verify import main, verification, verify
+
+OF_THE_CACHE = {
+    "cache.json": "grows with the cache: `verify` compares its settings; the rest is the cache's own to check",
+    "checked.json": "what was checked when; deleting it costs time",
+    "latest.json": "which pairs were built last; a run names its own",
+    "excluded.csv": "which rows were left out, for people",
+}
+
+
+@pytest.fixture
+def run(pretrained_run, tmp_path):
+    return shutil.copytree(pretrained_run, tmp_path / "run")
+
+
+def flip(path, place=None):
+    """Flip one bit and give size and time back; returns a function that undoes it."""
+    state, data = path.stat(), path.read_bytes()
+    place = len(data) // 2 if place is None else place
+    path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    def undo():
+        path.write_bytes(data)
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+    return undo
+
+
+def change_json(path, change):
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def seal(run):
+    change_json(run / MANIFEST_FILE, lambda manifest: manifest.update(sha256=content_sha256(manifest)))
+
+
+def reseal(run, *names):
+    """Forge the manifest for changed files, consistently."""
+    digests = {name: file_sha256(run / name) for name in names}
+    change_json(run / MANIFEST_FILE, lambda manifest: manifest["files"].update(digests))
+    seal(run)
+
+
+class TestPretraining:
+    def test_one_flipped_bit_in_any_file_is_found_or_stands_on_the_list(self, run):
+        missed = []
+        for path in sorted(path for path in run.rglob("*") if path.is_file()):
+            name = path.relative_to(run).as_posix()
+            if name.startswith("checkpoint-15/") and path.suffix != ".safetensors":
+                continue  # as checkpoint-16
+            undo = flip(path)
+            try:
+                if not verify(run):
+                    missed.append(name)
+            finally:
+                undo()
+        assert verify(run) == []
+        wrong = [name for name in missed if not (name.startswith("embeddings/") and path_name(name) in OF_THE_CACHE)]
+        assert wrong == []
+
+    def test_what_the_manifest_leaves_out_has_a_reason_and_is_no_result(self, run):
+        manifest = json.loads((run / MANIFEST_FILE).read_text())
+        left_out = {path.name for path in run.iterdir() if path.is_file()} - manifest["files"].keys()
+        assert left_out == {MANIFEST_FILE}
+        assert all(NOT_COVERED.values())
+        for name in ("runs/0/results.jsonl.damaged", ".x.123.partial", "checkpoint-15/config.json"):
+            assert why_not_covered(name), name
+        for name in ("README.md", "runs/0/results.jsonl", "controls/shuffled/model.safetensors"):
+            assert why_not_covered(name) is None, name
+
+    @pytest.mark.parametrize(
+        "name", ["adapter_config.json", "extra.py", "tokenizer.json", "controls/shuffled/model.safetensors"]
+    )
+    def test_a_file_that_was_added_is_found(self, run, name):
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        (run / name).write_text("{}")
+        assert verify(run)[0] == f"{name} is not in the manifest: it was added since, or nothing recorded it."
+
+    def test_every_number_of_the_cards_tables_is_compared_also_when_the_manifest_is_forged(self, run):
+        card = run / "README.md"
+        text = card.read_text()
+        retrieval, record = (json.loads((run / name).read_text()) for name in ("retrieval.json", "run.json"))
+        places = []
+        for columns, rows in tables(text):
+            if columns[0] in ("metric", "argument"):
+                for row in rows:
+                    line = next(line for line in text.splitlines() if line.startswith(f"| {row[0]} | {row[1]}"))
+                    cells = line.index("|", 2)
+                    numbers = [match.start() for match in re.finditer(r"\d+", line) if match.start() > cells]
+                    places += [text.index(line) + number for number in numbers]
+        assert len(places) > 60
+        missed = []
+        for place in places:
+            card.write_text(text[:place] + str((int(text[place]) + 5) % 10) + text[place + 1 :])
+            if not card_differences(card, retrieval, record, None):
+                missed.append(text[text.rindex("\n", 0, place) : text.index("\n", place)].strip())
+        # Of mean_recall, the number of queries is recorded nowhere.
+        assert [line.split()[1] for line in missed] == ["mean_recall"]
+        card.write_text(text.replace("(34,017 trainable", "(12,345 trainable"))
+        reseal(run, "README.md")
+        assert verify(run) == ["Model card: 12,345 trainable parameters, and run.json has 34,017."]
+
+    def test_a_consistent_forgery_passes_and_the_page_says_so(self, run):
+        # What no digest without a signature can find.
+        change_json(run / "run.json", lambda record: record["options"].update(dataset_name="another"))
+        reseal(run, "run.json")
+        assert verify(run) == []
+
+    def test_a_manifest_of_the_earlier_version_verifies_and_what_it_lacks_is_said(self, run):
+        def earlier(manifest):
+            names = ("model.safetensors", "config.json", "run.json", "training_args.json", "retrieval.json")
+            manifest |= {"version": 1, "files": {name: manifest["files"][name] for name in names}}
+            del manifest["sha256"], manifest["inputs"]["cache"]["settings"]
+
+        change_json(run / MANIFEST_FILE, earlier)
+        found = verification(run)
+        assert found.differences == []
+        assert "README.md has no digest in this manifest." in found.unchecked
+        assert any("settings" in what for what in found.unchecked)
+        assert check_model(run).state == "verified"
+        flip(run / "model.safetensors")
+        assert verify(run)
+
+    def test_settings_of_the_cache_are_compared(self, run):
+        path = next((run / "embeddings").glob("images-*/cache.json"))
+        change_json(path, lambda cache: cache["tower"].update(pooling="mean"))
+        assert any("settings in images-" in what or "cache" in what.lower() for what in verify(run))
+
+
+def path_name(name):
+    return name.rpartition("/")[2]
+
+
+MALFORMED = {
+    "empty": b"",
+    "no JSON": b"{",
+    "other encoding": '{"é": 1}'.encode("latin-1"),
+    "a list": b"[1, 2]",
+    "a text": b'"manifest"',
+    "null": b"null",
+    "nothing in it": b"{}",
+    "deep": b'{"a":' * 100_000,
+    "deep and whole": b'{"version": 2, "a": ' + b"[" * 50_000 + b"]" * 50_000 + b"}",
+    "deep but readable": b'{"version": 2, "script": "train_pretrain", "files": ' + b"[" * 500 + b"]" * 500 + b"}",
+    "a long number": b'{"version": ' + b"9" * 10_000 + b"}",
+    "NUL bytes": b"\0" * 1000,
+}
+WRONG = {
+    "version": [None, "2", 3, [], {}, True, -1, 1e400],
+    "script": [None, 1, "rm -rf", []],
+    "inputs": [None, [], {}, {"cache": None}, {"cache": {"folder": 3, "files": {}}}, {"cache": {"folder": "x"}}],
+    "splits": [None, [], {"all": 3}, {"all": {"x": 1}}],
+    "files": [None, [], {"a": None}, {"a": "0" * 63}, *({name: "0" * 64} for name in ("../a", "/a", "a\0", ""))],
+    "sha256": [None, 1, "0" * 64],
+}  # fmt: skip
+
+
+class TestMalformedManifests:
+    @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED)
+    def test_it_is_a_message_and_status_one(self, content, run, capsys):
+        (run / MANIFEST_FILE).write_bytes(content)
+        assert main([str(run)]) == 1
+        assert MANIFEST_FILE in capsys.readouterr().out
+        if content == b"{}":
+            assert check_model(run).state == "unverified"  # perhaps another program's
+            return
+        with pytest.raises(ValueError, match=r"manifest\.json is damaged"):
+            check_model(run)
+
+    @pytest.mark.parametrize("name", WRONG)
+    def test_values_of_another_kind_and_missing_keys(self, name, run, capsys):
+        whole = json.loads((run / MANIFEST_FILE).read_text())
+        for value in WRONG[name]:
+            manifest = whole | {name: value}
+            if name != "sha256":
+                manifest["sha256"] = content_sha256(manifest)
+            (run / MANIFEST_FILE).write_text(json.dumps(manifest))
+            assert main([str(run)]) == 1, value
+        manifest = {key: value for key, value in whole.items() if key != name}
+        (run / MANIFEST_FILE).write_text(json.dumps(manifest | {"sha256": content_sha256(manifest)}))
+        if name != "sha256":
+            assert main([str(run)]) == 1
+        assert "Traceback" not in capsys.readouterr().err
+
+    def test_a_huge_one_is_not_read(self, run):
+        with open(run / MANIFEST_FILE, "wb") as file:
+            file.truncate(10**10)
+        assert "10,000,000,000 bytes" in verify(run)[0]
+
+    @pytest.mark.parametrize("name", ["retrieval.json", "run.json", "README.md", "checkpoint-16/checkpoint.json"])
+    @pytest.mark.parametrize(
+        "content",
+        [b"[]", b'{"metrics": 3, "weights": 1, "intervals": [], "files": 7}', b"\xff\xfe", b"---\n: [\n---\n"],
+    )
+    def test_other_records_too(self, name, content, run):
+        (run / name).write_bytes(content)
+        assert verify(run)
+
+    def test_names_with_escape_codes_are_printed_escaped(self, run, capsys):
+        change_json(run / MANIFEST_FILE, lambda manifest: manifest["files"].update({"\x1b[31m\n": "0" * 64}))
+        seal(run)
+        assert main([str(run)]) == 1
+        said = capsys.readouterr().out
+        assert "\x1b" not in said
+        assert r"\x1b[31m\n is missing" in said
+
+
+class TestModels:
+    def test_a_run_its_checkpoints_and_its_controls_are_verified_and_any_flipped_bit_is_refused(self, run):
+        for folder in (run, run / "checkpoint-16"):
+            assert check_model(folder).state == "verified"
+            names = [path.name for path in folder.iterdir() if is_loaded(path.name)]
+            assert {"model.safetensors", "config.json"} <= set(names)
+            for name in names:
+                undo = flip(folder / name)
+                # As in the next process: within one, a file of the same size and time is read once.
+                _forget()
+                with pytest.raises(ValueError, match=f"{name} is damaged or was changed: its SHA-256 is") as error:
+                    check_model(folder)
+                assert file_sha256(folder / name) in str(error.value)
+                undo()
+                _forget()
+        assert check_model(run).state == "verified"
+
+    def test_a_missing_and_an_added_file(self, run):
+        (run / "adapter_config.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"adapter_config\.json is not in manifest\.json: it was added"):
+            check_model(run)
+        (run / "adapter_config.json").unlink()
+        (run / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+            check_model(run)
+
+    def test_a_copy_without_record_a_hub_id_and_anothers_manifest_are_unverified(self, run, tmp_path):
+        (run / MANIFEST_FILE).unlink()
+        assert check_model(run).state == "unverified"
+        (run / MANIFEST_FILE).write_text('{"files": [], "made_by": "something else"}')
+        assert check_model(run).state == "unverified"
+        assert check_model("someone/model") == ("unverified", {})
+        synthetic_model().save_pretrained(tmp_path / "saved")
+        assert check_model(tmp_path / "saved").state == "unverified"
+
+    def test_the_key_may_be_deleted_and_not_changed(self, run):
+        (run / "training_rows.key").write_bytes(b"0" * 64)
+        with pytest.raises(ValueError, match=r"training_rows\.key"):
+            check_model(run)
+        (run / "training_rows.key").unlink()
+        assert check_model(run).state == "verified"
+        assert verify(run) == []
+
+    def test_controls_and_results_say_whether_they_were_verified(self, run, tmp_path):
+        projections = System("projections", synthetic_model(num_hidden_layers=0))
+        control = training_controls.save_controls([projections], run / "controls")
+        reseal(run, *(path.relative_to(run).as_posix() for path in (run / "controls").rglob("*") if path.is_file()))
+        model = AdaptorModel.from_pretrained(run, load_towers=False)
+        systems = load_systems(model, ["tower"], control)
+        assert [system.fields()["checkpoint_check"] for system in systems] == ["verified", None, "verified"]
+        flip(run / "controls/projections/model.safetensors")
+        _forget()
+        with pytest.raises(ValueError, match=r"model\.safetensors is damaged or was changed"):
+            load_systems(model, [], control)
+        model.save_pretrained(tmp_path / "copy")
+        copied = AdaptorModel.from_pretrained(tmp_path / "copy", load_towers=False)
+        assert load_systems(copied, [])[0].fields()["checkpoint_check"] == "unverified"
+
+    def test_weights_have_the_mode_of_their_neighbours(self, pretrained_run, tmp_path):
+        synthetic_model().save_pretrained(tmp_path)
+        for folder in (tmp_path, pretrained_run, pretrained_run / "checkpoint-16"):
+            modes = {(folder / name).stat().st_mode & 0o777 for name in ("model.safetensors", "config.json")}
+            assert len(modes) == 1, folder
+
+
+def _forget():
+    from adaptor_hf import file_records
+
+    file_records._checked.clear()
+
+
+KINDS = {predictions.kind: predictions for predictions in (of_labels(), of_masks(), of_retrieval()[0])}
+
+
+def other(value):
+    """Another value of the same kind."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    if isinstance(value, dict):
+        return value | {"more": 1}
+    return [*value, "more"] if isinstance(value, list) else "changed" if value is None else f"{value}x"
+
+
+class TestResultLines:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_an_edit_of_each_field_of_each_kind_of_line_is_found(self, kind, tmp_path):
+        folder = tmp_path / "runs" / run_key(FIELDS)
+        written = write_run(folder, KINDS[kind], FIELDS | {"checkpoint_check": "verified", "n_train": 9})
+        path = folder / "results.jsonl"
+        text = path.read_text()
+        assert verify_run(folder) == []
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert {"tower_saw_dataset", "n_train", "n_patients", "interval_over", "ci_method", "versions"} <= lines[
+            0
+        ].keys()
+        for name in written[0]:
+            changed = [line | {name: other(line[name])} if number == 1 else line for number, line in enumerate(lines)]
+            path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+            assert any("results.jsonl is not the file" in what for what in verify(tmp_path)), name
+        path.write_text(text + text.splitlines()[0].replace(FIELDS["dataset"], "another") + "\n")
+        assert verify_run(folder)
+        path.write_text(text)
+        assert verify_run(folder) == []
+
+    @pytest.mark.parametrize("value", [None, [], {}, "x", 1e400, -1, True, [[[]]], {"a": {"b": []}}, 10**30], ids=repr)
+    def test_values_of_any_kind_in_any_field_end_in_a_message(self, value, tmp_path, monkeypatch):
+        monkeypatch.setattr(logging.getLogger("adaptor_hf"), "disabled", True)
+        write_run(tmp_path / "r", KINDS["segmentation"], FIELDS)
+        path = tmp_path / "r" / "results.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        for name in [name for name in lines[0] if lines[0][name] != value]:
+            changed = [line | {name: value} for line in lines]
+            path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+            assert verify(tmp_path), name
+        path.write_bytes(b"[" * 100_000 + b"\n")
+        assert main([str(tmp_path)]) == 1
+
+    def test_a_changed_run_stands_in_no_report_and_is_made_again(self, tmp_path, caplog):
+        for seed in (0, 1):
+            write_run(tmp_path / str(seed), of_labels(), FIELDS | {"seed": seed})
+        path = tmp_path / "1" / "results.jsonl"
+        path.write_text(path.read_text().replace('"tower_saw_dataset": "no"', '"tower_saw_dataset": "yes"'))
+        found = read_sound_results(tmp_path)
+        assert {line["seed"] for line in found.lines} == {0}
+        assert "results.jsonl is not the file of this run's SHA256SUMS" in found.faults[0]
+        assert finished_lines(tmp_path / "1") is None
+        assert (tmp_path / "1" / "results.jsonl.damaged").is_file()
+        assert finished_lines(tmp_path / "0")
+
+    def test_sums_are_those_of_sha256sum(self, tmp_path):
+        write_run(tmp_path, of_labels(), FIELDS)
+        text = (tmp_path / SUMS_FILE).read_text()
+        assert re.fullmatch(r"([0-9a-f]{64}  (predictions\.parquet|results\.jsonl)\n){2}", text)
+        assert read_sums(tmp_path) == {
+            name: file_sha256(tmp_path / name) for name in ("predictions.parquet", "results.jsonl")
+        }
+
+    @pytest.mark.parametrize("content", [b"", b"\xff", b"0" * 64, b"0" * 64 + b"  ../x\n", b"x  y\n" * 9])
+    def test_damaged_sums_are_a_difference(self, content, tmp_path):
+        write_run(tmp_path, of_labels(), FIELDS)
+        (tmp_path / SUMS_FILE).write_bytes(content)
+        assert any("SHA256SUMS is damaged" in what for what in verify_run(tmp_path))
+
+
+class TestDownstreamFolders:
+    """Manifests of a folder that several calls write to, without the calls."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        synthetic_cache(tmp_path / "out" / "embeddings")
+        synthetic_model().save_pretrained(tmp_path / "model")
+        self.call(tmp_path / "out", 0)
+        return tmp_path / "out"
+
+    def call(self, folder, seed):
+        before = files_before(folder)
+        fields = FIELDS | {"seed": seed}
+        if not (folder / "runs" / run_key(fields) / "results.jsonl").exists():
+            write_run(folder / "runs" / run_key(fields), of_labels(), fields)
+        (folder / "costs.json").write_text(json.dumps({"seed": seed}))
+        write_downstream_manifest(folder, [folder.parent / "model"], folder / "embeddings", before=before)
+
+    def test_one_flipped_bit_in_any_file_is_found_or_stands_on_the_list(self, folder):
+        assert verify(folder) == []
+        missed = []
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            undo = flip(path)
+            if not verify(folder):
+                missed.append(path.relative_to(folder).as_posix())
+            undo()
+        assert [name for name in missed if path_name(name) not in (*OF_THE_CACHE, ".lock")] == []
+
+    def test_a_later_call_does_not_hash_what_was_damaged_since(self, folder):
+        first = next(folder.glob("runs/*"))
+        for name in ("results.jsonl", "predictions.parquet", SUMS_FILE):
+            undo = flip(first / name)
+            self.call(folder, 1)
+            assert any(f"{name} is not the file of the manifest" in what for what in verify(folder)), name
+            undo()
+        self.call(folder, 1)
+        assert verify(folder) == []
+        assert json.loads((folder / "costs.json").read_text()) == {"seed": 1}
+
+    def test_a_run_that_was_added_by_hand_is_found_also_after_a_later_call(self, folder):
+        added = shutil.copytree(next(folder.glob("runs/*")), folder / "runs" / "by_hand")
+        expected = "runs/by_hand/results.jsonl is not in the manifest"
+        assert any(what.startswith(expected) for what in verify(folder))
+        (added / SUMS_FILE).unlink()
+        self.call(folder, 1)
+        assert any(what.startswith(expected) for what in verify(folder))
+
+    def test_a_run_that_a_killed_call_finished_is_taken_with_its_own_record(self, folder):
+        write_run(folder / "runs" / run_key(FIELDS | {"seed": 7}), of_labels(), FIELDS | {"seed": 7})
+        self.call(folder, 1)
+        assert verify(folder) == []
+
+    def test_a_removed_run_is_missing_also_after_a_later_call(self, folder):
+        name = next(folder.glob("runs/*")).name
+        shutil.rmtree(folder / "runs" / name)
+        self.call(folder, 1)
+        assert f"runs/{name}/results.jsonl is missing." in verify(folder)
+
+    def test_every_file_of_the_model_is_compared_and_an_unverified_one_is_said(self, folder):
+        found = verification(folder)
+        assert any("Model model: when it was evaluated, nothing recorded" in what for what in found.unchecked)
+        for name in ("config.json", "model.safetensors", "modeling_adaptor.py"):
+            undo = flip(folder.parent / "model" / name)
+            assert any(what.startswith(f"Model model: {name} is not the file") for what in verify(folder)), name
+            undo()
+
+    def test_a_rewritten_page_gets_its_new_digest_unless_it_was_damaged(self, folder, caplog):
+        page = folder / "costs.json"
+        with rewriting(page):
+            page.write_text("{}")
+        assert verify(folder) == []
+        page.write_text('{"edited": 1}')
+        with rewriting(page):
+            page.write_text('{"edited": 1, "more": 2}')
+        assert "was not the file of manifest.json before" in caplog.text
+        assert any(what.startswith("costs.json is not the file") for what in verify(folder))
+        with rewriting(page, whole=True):
+            page.write_text('{"new": 1}')
+        assert verify(folder) == []
+
+    def test_without_a_manifest_it_is_said_what_is_not_compared(self, folder, capsys):
+        (folder / MANIFEST_FILE).unlink()
+        assert main([str(folder)]) == 0
+        assert "verified, but not all could be compared" in (said := capsys.readouterr().out)
+        assert "not compared: There is no manifest.json" in said
+        next(folder.glob(f"runs/*/{SUMS_FILE}")).unlink()
+        assert any(SUMS_FILE in what for what in verification(folder).unchecked)
+
+
+def test_a_damaged_model_is_refused_before_anything_is_computed(run, tmp_path):
+    import train_downstream
+
+    flip(run / "model.safetensors")
+    _forget()
+    said = r"model\.safetensors is damaged or was changed: its SHA-256 is [0-9a-f]{64}, .* Copy the file back"
+    with pytest.raises(ValueError, match=said):
+        train_downstream.main([
+            "--task", "classification", "--model", str(run), "--table", str(tmp_path / "no.csv"), "--label_column", "x",
+            "--output_dir", str(tmp_path / "out"), "--device", "cpu",
+        ])  # fmt: skip
+
+
+def test_the_other_scripts_folder_is_refused(run, tmp_path):
+    import train_downstream
+
+    with pytest.raises(ValueError, match=r"--output_dir is the folder of a finished train_pretrain.py run"):
+        train_downstream.main([
+            "--task", "classification", "--model", str(run), "--table", str(tmp_path / "no.csv"), "--label_column", "x",
+            "--output_dir", str(run), "--device", "cpu",
+        ])  # fmt: skip
