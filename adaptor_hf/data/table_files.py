@@ -17,6 +17,7 @@ import pyarrow.parquet
 from .delimited import SEPARATORS, read_delimited
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
+from .saved_datasets import load_saved_dataset
 from .spreadsheets import FOREIGN, WORKBOOKS, read_workbook
 from .text_files import decoded, read_utf8, suffix_of
 
@@ -81,7 +82,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     path = Path(source)
     if path.is_dir():
         if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            return _from_dataset(datasets.load_from_disk(str(path)), path)
+            return _from_dataset(load_saved_dataset(path), path)
         return _read_folder(path, image_column, form)
     if path.is_file():
         return _read_file(path, image_column, form)
