@@ -67,10 +67,11 @@ def test_the_record_identifies_inputs_and_weights_and_times_the_parts(tmp_path, 
         pass
     history = trainer.state.log_history
     path = record.write(
-        trainer.args, (DataArguments(cache="some/place"),), cache, trainer.model, last_evaluation(history)
+        trainer.args, (DataArguments(cache="some/place", check="full"),), cache, trainer.model, last_evaluation(history)
     )
     run = json.loads(path.read_text())
-    assert (run["options"]["cache"], run["options"]["split_scheme"]) == ("some/place", "official")
+    options = run["options"]
+    assert (options["cache"], options["check"], options["split_scheme"]) == ("some/place", "full", "official")
     weights = (tmp_path / "model.safetensors").read_bytes()
     assert run["weights"]["sha256"] == hashlib.sha256(weights).hexdigest()
     shards = run["inputs"]["sha256"]

@@ -10,7 +10,7 @@ from .table_arguments import EMBEDDINGS, SPLIT, TABLE, TableArguments
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
                "view_column", "split_column", "split_alias", "filter", "missing_word")  # fmt: skip
-_OF_A_CACHE = ("cache", "dataset_name", "duplicates", "id_namespace")
+_OF_A_CACHE = ("cache", "check", "dataset_name", "duplicates", "id_namespace")
 _OF_A_DATASET = ("split_scheme", "dataset_option")
 # What options of both scripts are here where they were not given: there is no checkpoint that says.
 _RULE = SplitRule()

@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from ..files import check_all_regular, check_regular, parse_json
+from ..files import check_regular, parse_json
 from .delimited import SEPARATORS, read_delimited
 from .folder_walk import walk_images
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
+from .saved_datasets import load_saved_dataset
 from .spreadsheets import FOREIGN, WORKBOOKS, read_workbook
 from .text_files import decoded, read_utf8, suffix_of
 
@@ -115,7 +116,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
     path = Path(source)
     if path.is_dir():
         if _is_saved(path):
-            return _from_dataset(datasets.load_from_disk(str(check_all_regular(path))), path)
+            return _from_dataset(load_saved_dataset(path), path)
         return _read_folder(path, image_column, form)
     if os.path.lexists(path):
         return _read_file(path, image_column, form)

@@ -144,6 +144,8 @@ class FileChecks:
             name = algorithm or ("xxh3" if "xxh3" in entry else "sha256")
             if (folder / entry["file"], entry[name]) not in self._done:
                 todo.append((folder / entry["file"], name, entry[name]))
+        if not todo:
+            return
         # Hashing and reading release the interpreter's lock, and a file is read in blocks: memory stays small.
         with ThreadPoolExecutor(_threads(len(todo))) as pool:
             for found, (path, name, expected) in zip(pool.map(_digest, todo), todo, strict=True):

@@ -1,0 +1,26 @@
+"""Saved data sets: whole ones are read, cut ones refused."""
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from adaptor_hf.data.table_files import read_source
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_a_saved_data_set_that_is_cut_between_arrow_messages_is_refused(tmp_path, parts):
+    """Arrow's reader takes the end of the file for the end of the table: rows would be missing without a word."""
+    data = datasets.Dataset.from_dict({"text": [f"report {row}" for row in range(2500)]})
+    (datasets.DatasetDict(train=data, test=data) if parts else data).save_to_disk(tmp_path / "saved")
+    path = sorted((tmp_path / "saved").rglob("*.arrow"))[-1]
+    whole = path.read_bytes()
+    ends = []
+    source = pa.BufferReader(whole)
+    for _ in pa.ipc.MessageReader.open_stream(source):
+        ends.append(source.tell())
+    assert len(ends) == 4
+    assert len(read_source(tmp_path / "saved", "image").table) == 2500 * (1 + parts)
+    for end in [0, 7, *ends]:
+        path.write_bytes(whole[:end])
+        with pytest.raises(ValueError, match=rf"{path.name} is cut off"):
+            read_source(tmp_path / "saved", "image")
