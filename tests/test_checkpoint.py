@@ -213,6 +213,8 @@ class TestPipelines:
         with torch.no_grad():
             expected = model(pixel_values=pixels).image_embeds
         torch.testing.assert_close(torch.tensor(features), expected, atol=1e-5, rtol=0)
+        pooled = pipeline("image-feature-extraction", model=str(saved), pool=True)(image)
+        torch.testing.assert_close(torch.tensor(pooled), expected, atol=1e-5, rtol=0)
 
 
 REMOTE = (
