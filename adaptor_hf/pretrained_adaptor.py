@@ -169,9 +169,20 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             if getattr(self.base_model, name) is None and spec is not None and spec["library"] != "external":
                 self.attach_towers(**{name: loaders[name](spec, **placement, **kwargs)})
 
-    def attach_towers(self, vision_model: VisionTower | None = None, text_model: TextTower | None = None) -> None:
+    def attach_towers(
+        self,
+        vision_model: VisionTower | None = None,
+        text_model: TextTower | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """
         Put loaded towers in place, moved to the model's device and dtype.
+
+        Args:
+            vision_model (`VisionTower`, *optional*): The tower, whose weights are not copied.
+            text_model (`TextTower`, *optional*): The same for text.
+            dtype (`torch.dtype`, *optional*): Another dtype for these towers than the model's, such as `torch.float32`
+                beside an Adaptor in bfloat16.
 
         Raises:
             ValueError: if a tower's width is not the one that the Adaptor was built for.
@@ -185,7 +196,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                     f"The {kind} tower {tower.spec['name_or_path']!r} gives {tower.hidden_size}-d embeddings, this "
                     f"Adaptor takes {expected}-d ones. Attach the tower it was trained with, or build a new Adaptor."
                 )
-            tower.to(device=self.device, dtype=self.dtype)
+            tower.to(device=self.device, dtype=dtype or self.dtype)
             setattr(self.base_model, f"{kind}_model", tower)
             known = getattr(self.config, f"{kind}_tower") or {}
             # How images were read in training is the checkpoint's, which another tower does not change.

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 from without_package import WITHOUT_PACKAGE, code_of, saved_code
 
 from adaptor_hf import AdaptorConfig, AdaptorImageProcessor, AdaptorModel, AdaptorProcessor
+from adaptor_hf.phantom import generate_phantoms
+from adaptor_hf.towers_adaptor import load_vision_tower
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 
@@ -105,6 +107,28 @@ def test_dtype_reaches_the_towers(saved, inputs):
     loaded = AdaptorModel.from_pretrained(saved, dtype=torch.bfloat16)
     assert next(loaded.vision_model.parameters()).dtype == torch.bfloat16
     assert loaded(**inputs).logits_per_image.isfinite().all()
+
+
+def test_a_tower_in_float32_gives_a_bfloat16_adaptor_what_float32_gives(tmp_path):
+    torch.manual_seed(0)
+    model = AdaptorModel.from_towers("lite0", None, **SMALL).eval()
+    model.save_pretrained(tmp_path)
+    images = [record["image"] for record in generate_phantoms(4, seed=2)]
+    pixels = model.vision_model.processor(images, return_tensors="pt")["pixel_values"]
+    half = AdaptorModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    mixed = AdaptorModel.from_pretrained(tmp_path, dtype=torch.bfloat16, load_towers=False)
+    mixed.attach_towers(load_vision_tower("lite0"), dtype=torch.float32)
+    float16 = AdaptorModel.from_pretrained(tmp_path, dtype=torch.float16)
+
+    def distance(other: AdaptorModel) -> float:
+        with torch.no_grad():
+            actual, expected = other(pixel_values=pixels).image_embeds, model(pixel_values=pixels).image_embeds
+        return 1 - torch.cosine_similarity(actual.double(), expected.double()).min().item()
+
+    # A deep convolutional network loses digits in bfloat16 that no normalisation brings back.
+    assert distance(mixed) < 1e-4
+    assert distance(float16) < 1e-3
+    assert 1e-3 < distance(half) < 0.05
 
 
 def test_a_self_contained_checkpoint_needs_no_tower_folder(towers, inputs, tmp_path):
@@ -213,6 +237,8 @@ class TestPipelines:
         with torch.no_grad():
             expected = model(pixel_values=pixels).image_embeds
         torch.testing.assert_close(torch.tensor(features), expected, atol=1e-5, rtol=0)
+        pooled = pipeline("image-feature-extraction", model=str(saved), pool=True)(image)
+        torch.testing.assert_close(torch.tensor(pooled), expected, atol=1e-5, rtol=0)
 
 
 REMOTE = (

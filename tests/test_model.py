@@ -7,7 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from adaptor_hf import AdaptorConfig, AdaptorModel
+from adaptor_hf import (
+    AdaptorConfig,
+    AdaptorForImageClassification,
+    AdaptorForSemanticSegmentation,
+    AdaptorModel,
+)
 from adaptor_hf.objectives import contrastive_loss
 
 
@@ -330,6 +335,27 @@ class TestInputs:
         assert output.image_embeds.dtype == torch.float32
         torch.testing.assert_close(output.image_embeds, model(image_embeds=pairs[0]).image_embeds, atol=1e-3, rtol=0)
 
+    @pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 1e-6), (torch.bfloat16, 1e-4)])
+    def test_half_precision_normalises_and_scores_in_float32(self, pairs, dtype, bound):
+        model = small_model().eval()
+        expected = model(image_embeds=pairs[0], text_embeds=pairs[1])
+        half = copy.deepcopy(model).to(dtype)(image_embeds=pairs[0], text_embeds=pairs[1])
+        for name in ("image_embeds", "text_embeds", "image_last_hidden_state", "logits_per_image"):
+            assert half[name].dtype == torch.float32
+        for name in ("image_embeds", "text_embeds"):
+            torch.testing.assert_close(half[name].norm(dim=-1), torch.ones(16), atol=1e-6, rtol=0)
+            assert 1 - torch.cosine_similarity(half[name].double(), expected[name].double()).min() < bound
+        scores = half.text_embeds.double() @ half.image_embeds.double().T
+        cosines = half.logits_per_text.double() / half.logits_per_text.double().norm()
+        torch.testing.assert_close(cosines, scores / scores.norm(), atol=1e-6, rtol=0)
+
+    def test_one_modality_has_a_pooled_output_and_two_have_none(self, pairs):
+        model = small_model().eval()
+        image, text = model(image_embeds=pairs[0]), model(text_embeds=pairs[1])
+        assert image.pooler_output is image.image_embeds
+        assert text.pooler_output is text.text_embeds
+        assert "pooler_output" not in model(image_embeds=pairs[0], text_embeds=pairs[1])
+
     def test_the_scale_is_bounded_only_where_asked(self, pairs):
         model = small_model(max_logit_scale=100)
         model.logit_scale.data.fill_(10.0)
@@ -367,6 +393,51 @@ class TestInputs:
     def test_wrong_inputs_raise_and_say_what_was_expected(self, inputs, message):
         with pytest.raises(ValueError, match=message):
             small_model()(**inputs)
+
+
+class TestUnknownArguments:
+    @pytest.mark.parametrize(
+        ("method", "given", "message"),
+        [
+            ("forward", {"imge_embeds": torch.zeros(1)}, r"AdaptorModel.forward\(\).*'imge_embeds'.*'image_embeds'"),
+            ("forward", {"pixel_value": torch.zeros(1)}, "Did you mean 'pixel_values'"),
+            ("forward", {"return_lost": True}, "Did you mean 'return_loss'"),
+            ("forward", {"xyz": 0}, r"'xyz'. It takes input_ids, pixel_values"),
+            ("get_image_features", {"image_embed": torch.zeros(1)}, r"get_image_features\(\).*'image_embeds'"),
+            ("get_text_features", {"attention_masks": torch.zeros(1)}, r"get_text_features\(\).*'attention_mask'"),
+        ],
+    )
+    def test_are_refused_with_the_closest_name(self, pairs, method, given, message):
+        model = small_model()
+        known = {"text_embeds": pairs[1]} if method == "get_text_features" else {"image_embeds": pairs[0]}
+        with pytest.raises(TypeError, match=message):
+            (model if method == "forward" else getattr(model, method))(**known, **given)
+
+    def test_heads_and_towers_refuse_them_too(self, text_tower):
+        head = AdaptorForImageClassification.from_adaptor(small_model(), num_labels=2)
+        with pytest.raises(TypeError, match="Did you mean 'labels'"):
+            head(image_embeds=torch.zeros(2, 20), label=torch.zeros(2))
+        segmenter = AdaptorForSemanticSegmentation.from_adaptor(small_model(), num_labels=2)
+        with pytest.raises(TypeError, match="Did you mean 'image_embeds'"):
+            segmenter(image_embed=torch.zeros(2, 5, 20))
+        with pytest.raises(TypeError, match="Did you mean 'attention_mask'"):
+            text_tower(torch.ones(1, 4, dtype=torch.long), attn_mask=None, attention_maks=torch.ones(1, 4))
+
+    def test_what_transformers_and_peft_hand_to_every_model_goes_on(self, pairs):
+        from peft import LoraConfig, get_peft_model
+
+        model = small_model().eval()
+        expected = model(image_embeds=pairs[0], text_embeds=pairs[1])
+        passed = {"return_dict": True, "output_hidden_states": False, "labels": torch.ones(16), "num_items_in_batch": 3}
+        assert torch.equal(
+            model(image_embeds=pairs[0], text_embeds=pairs[1], inputs_embeds=None, **passed).logits_per_image,
+            expected.logits_per_image,
+        )
+        as_tuple = model(image_embeds=pairs[0], text_embeds=pairs[1], return_dict=False)
+        assert torch.equal(as_tuple[0], expected.logits_per_image)
+        config = LoraConfig(r=2, target_modules=r".*fc1", task_type="FEATURE_EXTRACTION")
+        wrapped = get_peft_model(model, config)(image_embeds=pairs[0], text_embeds=pairs[1])
+        torch.testing.assert_close(wrapped.logits_per_image, expected.logits_per_image)
 
 
 class TestConfig:
