@@ -135,6 +135,13 @@ class TestEntries:
         assert {command.declared.kind for command in COMMANDS} == {"knows", "harmless", "refuses"}
         assert all(len(command.declared.why) > 5 for command in COMMANDS)
 
+    def test_the_page_on_privacy_has_a_line_for_each(self):
+        page = (plants.ROOT / "docs/privacy.md").read_text(encoding="utf-8")
+        said = {"knows": "runs privately", "refuses": "stops", "harmless": "as always"}
+        for command in COMMANDS:
+            name = f"{command.title}.py" if command.title in SCRIPTS else f"python -m adaptor_hf.{command.title}"
+            assert f"| `{name}` | {said[command.declared.kind]} | {command.declared.why} |\n" in page
+
     def test_a_new_command_without_a_declaration_is_found(self, tmp_path):
         package = tmp_path / "adaptor_hf"
         (package / "new").mkdir(parents=True)
