@@ -78,7 +78,7 @@ def test_uncertain_labels_need_a_policy(table, tmp_path):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        (["efusion"], "no column efusion"),
+        (["efusion"], "no column 'efusion'"),
         (["age"], "free text or ids|expected 1, 0, -1"),
         (["effusion", "kind"], r"data row 0 .*'kind' is"),
     ],

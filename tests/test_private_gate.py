@@ -12,15 +12,21 @@ import warnings
 from importlib import import_module
 from pathlib import Path
 
+import datasets
 import private_commands as plants
 import pytest
 from private_commands import CANARY, Command
 
+from adaptor_hf.data.label_columns import LabelRules, label_feature
+from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.options.fields import own_options
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.asked import asked_for
+from adaptor_hf.privacy.class_names import names_written
+from adaptor_hf.privacy.keys import keyed_hash
 from adaptor_hf.privacy.messages import without_quotations
-from adaptor_hf.tasks.arguments import DownstreamArguments
+from adaptor_hf.privacy.vocabulary import listed_word
+from adaptor_hf.tasks.arguments import DownstreamArguments, parse_arguments
 from adaptor_hf.training.script_arguments import DataArguments, ModelArguments, RunArguments
 
 COMMANDS = plants.commands()
@@ -44,7 +50,6 @@ def planted(tmp_path_factory):
 @pytest.fixture
 def private(monkeypatch, tmp_path, capfd, planted):
     """Runs a command as a process would, in a folder of its own under `ADAPTOR_PRIVATE=1`; gives what it said."""
-    import datasets
 
     monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
     monkeypatch.setattr(private_mode, "_key", None)
@@ -134,6 +139,13 @@ class TestEntries:
         assert len(TITLES) == len(set(TITLES)) >= 28
         assert {command.declared.kind for command in COMMANDS} == {"knows", "harmless", "refuses"}
         assert all(len(command.declared.why) > 5 for command in COMMANDS)
+
+    def test_the_page_on_privacy_has_a_line_for_each(self):
+        page = (plants.ROOT / "docs/privacy.md").read_text(encoding="utf-8")
+        said = {"knows": "runs privately", "refuses": "stops", "harmless": "as always"}
+        for command in COMMANDS:
+            name = f"{command.title}.py" if command.title in SCRIPTS else f"python -m adaptor_hf.{command.title}"
+            assert f"| `{name}` | {said[command.declared.kind]} | {command.declared.why} |\n" in page
 
     def test_a_new_command_without_a_declaration_is_found(self, tmp_path):
         package = tmp_path / "adaptor_hf"
@@ -315,6 +327,75 @@ class TestAsked:
             command.main([str(path)])
         assert not private_mode.speaks_privately()
         assert "hidden" not in str(stopped.value)
+
+
+class TestNames:
+    """Names of classes and groups, and words of closed lists."""
+
+    @pytest.fixture
+    def keyed(self):
+        with private_mode.private_mode(b"k" * 32):
+            yield
+
+    @pytest.mark.parametrize(
+        "name",
+        ["0", "1", "pneumonia", "No Finding", "COVID-19", "Grade II", "BI-RADS 4a", "KL 3", "pleural effusion, left",
+         "Pleuraerguss", "derrame pleural", "épanchement", "normal/abnormal"],
+    )  # fmt: skip
+    def test_words_of_the_field_are_written(self, name, keyed):
+        assert names_written([name]) == {name: name}
+
+    @pytest.mark.parametrize(
+        "name",
+        ["Miller", "pneumonia Miller", "1931", "17.02.31", "1931-02-17", "ward 7 a", "DOE^JANE", "李", "Ünal", "", "--",
+         "edema 3 12", "A123456"],
+    )  # fmt: skip
+    def test_what_could_be_a_name_or_a_date_is_hashed(self, name, keyed):
+        written = names_written([name, "edema"])
+        assert written == {name: f"class-{keyed_hash(name, b'k' * 32)[:8]}", "edema": "edema"}
+        assert names_written([name]) == {name: written[name]}
+
+    def test_without_private_mode_they_are_as_they_are(self):
+        assert names_written(["Miller", "x"]) == {"Miller": "Miller", "x": "x"}
+        assert listed_word("Miller", "view") == "Miller"
+
+    def test_names_of_packaged_prompts_are_words_of_the_field(self, keyed):
+        for path in (plants.PACKAGE / "tasks" / "prompts").glob("*.json"):
+            names = list(json.loads(path.read_text(encoding="utf-8"))["classes"])
+            assert names_written(names) == {name: name for name in names}, path.name
+
+    def test_options_allow_others(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(private_mode, "_key", None)
+        monkeypatch.setattr(private_mode, "_names_to_say", frozenset())
+        monkeypatch.setattr(private_mode, "_keep_data_sets_aside", lambda: None)
+        words = ["--task", "classification", "--model", "m", "--table", "t.csv", "--label_column", "x", "--private",
+                 "True", "--key_file", str(tmp_path / "ids.key"), "--class_name", "Ward B", "Ward C",
+                 "--positive_label", "Ward A"]  # fmt: skip
+        private_mode.start_private_mode(parse_arguments(words))
+        written = names_written(["Ward A", "Ward B", "Ward C", "Ward D"])
+        assert [name for name, said in written.items() if said == name] == ["Ward A", "Ward B", "Ward C"]
+
+    def test_the_rows_of_a_class_stay_together(self, keyed):
+        values, feature = label_feature(
+            {"x": ["Miller", "edema", " Miller", "", "Doe"]}, list(range(5)), "t", LabelRules(spelling="exact")
+        )
+        names = [None if code < 0 else feature.names[code] for code in values]
+        assert names[1] == "edema"
+        assert names[3] is None
+        assert names[0] == names[2] != names[4]
+        assert "Miller" not in str(feature.names)
+
+    def test_columns_of_a_private_table(self, keyed):
+        rows = {
+            "view": ["PA", "ap supine", "Miller", None, "LATERAL"], "sex": ["F", "weiblich", "Miller", "unknown", "2"],
+            "age": ["45", "90+", "Miller", "", "045Y"], "site": ["edema", "Miller", None, "Miller", "1"],
+        }  # fmt: skip
+        found = private_rows(datasets.Dataset.from_dict(rows), keep=["site"])
+        assert found["view"][:] == ["PA", "ap supine", "OTHER", None, "LATERAL"]
+        assert found["sex"][:] == ["F", "weiblich", "OTHER", "unknown", "OTHER"]
+        assert found["age"][:] == ["45", "90+", "OTHER", "", "045Y"]
+        hashed = f"class-{keyed_hash('Miller', b'k' * 32)[:8]}"
+        assert found["site"][:] == ["edema", hashed, None, hashed, "1"]
 
 
 class TestLibraries:

@@ -75,7 +75,7 @@ class TestFaults:
     def test_a_changed_header(self, root):
         path = root / "train.csv"
         path.write_text(path.read_text().replace("Pleural Effusion", "Effusion"))
-        with pytest.raises(ValueError, match=r"train.csv: no column 'Pleural Effusion'. Expected: .* Found: Path, "):
+        with pytest.raises(ValueError, match=r"train.csv: no column 'Pleural Effusion'. Expected: .* Found: 'Path', "):
             load(root)
 
     def test_a_label_that_is_none(self, root):

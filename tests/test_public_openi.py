@@ -127,7 +127,7 @@ class TestFaults:
         root = write_kaggle(tmp_path)
         table = root / "indiana_projections.csv"
         table.write_text(table.read_text().replace("projection", "view"))
-        with pytest.raises(ValueError, match=r"indiana_projections.csv: no column 'projection'.*Found: uid, filename"):
+        with pytest.raises(ValueError, match=r"_projections.csv: no column 'projection'.*Found: 'uid', 'filename'"):
             read(root)
 
     def test_a_wrong_root(self, tmp_path):

@@ -163,7 +163,7 @@ class TestVersion2:
     def test_a_changed_header(self, v2):
         path = v2 / "test_captions.csv"
         path.write_text(path.read_text().replace("Caption", "caption"))
-        with pytest.raises(ValueError, match=r"test_captions.csv: no column 'Caption'.*Found: ID, caption"):
+        with pytest.raises(ValueError, match=r"test_captions.csv: no column 'Caption'.*Found: 'ID', 'caption'"):
             read("roco_v2", v2)
 
 

@@ -171,7 +171,7 @@ class TestPatients:
     def test_a_table_of_something_else_is_refused(self, tree, tmp_path):
         file = tmp_path / "match.csv"
         file.write_text("a,b\n1,2\n")
-        with pytest.raises(ValueError, match=r"no column of RSNA patientIds. Found: a, b"):
+        with pytest.raises(ValueError, match=r"no column of RSNA patientIds. Found: 'a', 'b'"):
             read(tree, nih_match=file)
 
 

@@ -61,7 +61,7 @@ def read_converted(root: Path, name: str, columns: tuple[str, ...]) -> tuple[pd.
         raise ValueError(f"{file}: not readable ({error}). Convert the file again.") from None
     if missing := [name for name in columns if name not in found]:
         raise ValueError(
-            f"{file}: no column {', '.join(missing)}. Expected: {', '.join(columns)}. {column_list(found)}"
+            f"{file}: no column {', '.join(missing)}. Expected: {', '.join(columns)}. {column_list(found, 'Found')}"
         )
     return frame[list(columns)], file
 

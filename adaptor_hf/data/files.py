@@ -160,7 +160,8 @@ def read_table(
     missing = [column for column in columns if column not in found]
     if missing:
         raise ValueError(
-            f"{name}: no column {', '.join(map(repr, missing))}. Expected: {', '.join(columns)}. {column_list(found)}"
+            f"{name}: no column {', '.join(map(repr, missing))}. Expected: {', '.join(columns)}. "
+            f"{column_list(found, 'Found')}"
         )
     values = {}
     for column in dict.fromkeys((*columns, *optional)):

@@ -3,8 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ..privacy.gate import guarded, knows
-from ..privacy.mode import error_text
+from adaptor_hf.privacy.gate import guarded, knows
+from adaptor_hf.privacy.mode import error_text
+
 from . import LANGUAGES, LAYOUTS, contact_sheet, generate_phantoms, write_layout, write_phantoms
 
 

@@ -48,7 +48,7 @@ def asked_for(words: Sequence[str]) -> bool:
     given = list(_values_given(words))
     if given:
         return given[-1].strip().lower() not in _NO or given[-1] == ""
-    return any(_recipe_asks(path) for path in _recipes(words)) or _mentions(Path(sys.argv[0]).with_suffix(".args"))
+    return any(_recipe_asks(path) for path in _recipes(words)) or any(map(_mentions, _options_beside_the_script()))
 
 
 def _values_given(words: Sequence[str]) -> Iterator[str]:
@@ -72,6 +72,12 @@ def _recipes(words: Sequence[str]) -> Iterator[Path]:
         elif word.startswith("--recipe="):
             named.append(word.partition("=")[2])
     return (Path(name) for name in named)
+
+
+def _options_beside_the_script() -> Iterator[Path]:
+    """`HfArgumentParser` reads options from a file beside a script, such as train_pretrain.args."""
+    if sys.argv and sys.argv[0] and (script := Path(sys.argv[0])).name:
+        yield script.with_suffix(".args")
 
 
 def _recipe_asks(path: Path) -> bool:

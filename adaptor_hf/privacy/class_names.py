@@ -14,34 +14,38 @@ logger = logging.getLogger(__name__)
 
 # Findings, devices, places, grades and words of yes and no, in English, German, Spanish and French; without accents.
 _FIELD = """
-a abnormal abnormalities abnormality absent acute aggressive air airspace and angle any aortic ap apical artifact
-asbestosis aspiration asthma atelectasia atelectasis atypical auffallig azygos bacteria bacterial basal base benign
-benigne benigno bilateral birads blastic bone borderline bronchiectasis bronchitis bullous c calcification calcified
-calcinosis cancer carcinoma cardiac cardiomediastinal cardiomediastinum cardiomegaly catheter cavitation cavity
-central chest chronic class clear clips collapse component congestion consolidacion consolidation copd covid covid19
-cut cyst d definite degeneration density derrame deterioration device devices diaphragm diffuse disease distension
-drain duct e edema effusion elevated elevation emphysema empyema endotracheal enlarged enlargement epanchement erguss
-ergusse erkrankung eventration f false female few fibrosis finding findings fluid focal foreign fracture fractures
-frontal fungal gesund gesunde grad grade granuloma group hardware healthy heart hemithorax hemorrhage hernia hiatal
-hiatus high hilar hydropneumothorax hyperinflation i ii iii ild implant improved in inconclusive indeterminate infarct
-infected infection infiltrate infiltrates infiltration inflammation injury intermediate interstitial interval iv ja
-kein keine keiner kl klasse krank l laminar large lateral left lesion lesions leve level ligero likely line linear
-links lobar lobe loss low lower luftgefullt lung lungs lymph lymphadenopathy m male malign malignant maligne maligno
-mass masses mediastinal mediastinum medical medium metastases metastasis mid middle mild minimal mittel moderado
-moderate multiple n nasogastric neg negatif negativ negative negativo nein neoplasm neumonia neumotorax new no nodular
-nodule nodules nodulo non none nonspecific normal normale normales not nothing o odema oedema of old on opacification
-opacities opacity or osseous osteoarthritis osteophyte other others otro otros oui p pa pacemaker parenchymal patchy
+a abnormal abnormalities abnormality absent acr acute aggressive air airspace and angle any aortic ap apical artifact
+asbestosis aspiration asthma atelectasia atelectasis atypical auffallig azygos bacteria bacterial basal base baseline
+bedside benign benigne benigno bi bilateral birads blastic bone borderline bronchiectasis bronchitis bullous c
+calcification calcified calcinosis cancer carcinoma cardiac cardiomediastinal cardiomediastinum cardiomegaly catheter
+cavitation cavity central chest chronic class clear clips collapse component congestion consolidacion consolidation
+copd covid covid19 cut cyst d definite degeneration density derrame deterioration device devices diaphragm diffuse
+disease distension drain duct e edema effusion elevated elevation emphysema empyema endotracheal enlarged enlargement
+epanchement erect erguss ergusse erkrankung eventration f false female few fibrosis finding findings fluid focal
+follow followup foreign fracture fractures frontal fungal gesund gesunde gold grad grade granuloma group hardware
+healthy heart hemithorax hemorrhage hernia hiatal hiatus high hilar hydropneumothorax hyperinflation i icd ii iii ild
+implant improved in inconclusive indeterminate infarct infected infection infiltrate infiltrates infiltration
+inflammation injury intermediate interstitial interval iv ja kein keine keiner kellgren kl klasse krank l laminar
+large lateral lawrence left lesion lesions leve level ligero likely line linear links lobar lobe loss low lower
+luftgefullt lung lungs lymph lymphadenopathy m male malign malignant maligne maligno mass masses mediastinal
+mediastinum medical medium metastases metastasis mid middle mild minimal mittel moderado moderate multiple n
+nasogastric neg negatif negativ negative negativo nein neoplasm neumonia neumotorax new no nodular nodule nodules
+nodulo non none nonspecific normal normale normales not nothing o odema oedema of old on opacification opacities
+opacity or osseous osteoarthritis osteophyte other others otro otros oui p pa pacemaker parenchymal patchy
 pathological pathologique pathologisch pericardial perihilar peripheral picc plate pleuraerguss pleural pleurale
 pneumomediastinum pneumonia pneumonie pneumoperitoneum pneumothorax port portable pos positif positioning positiv
-positive positivo possible post present probable prosthesis pulmonary quantity r recht rechts resolved reticular rib
-ribs right rotated sain sane sano sarcoidosis sarkoidose scar scarring schwer scoliosis score sequelae severe severity
-severo shadow shift shoulder si sick silicosis small spinal spine spondylosis stabil stable stadium stage stent
-sternotomy subcutaneous subsegmental support surgery suspected suspicious t tb thickened thickening thoracic thymus to
-tortuous trace trachea true tube tuber tubercular tuberculosis tuberkulose tumor tumour type typical u uncertain
-unclear unifocal unilateral unknown upper v vascular vascularity vein venous verdickung vert vertebral very vi viral
-virus volume wide widened widening with without worse x y yes z zone
+positive positivo possible post present probable prosthesis pulmonary quantity r rads recht rechts resolved reticular
+rib ribs right rotated sain sane sano sarcoidosis sarkoidose scar scarring schwer scoliosis score sequelae severe
+severity severo shadow shift shoulder si sick silicosis small spinal spine spondylosis stabil stable stadium stage
+stent sternotomy subcutaneous subsegmental supine support surgery suspected suspicious t tb thickened thickening
+thoracic thymus tnm to tortuous trace trachea true tube tuber tubercular tuberculosis tuberkulose tumor tumour type
+typical u uncertain unclear unifocal unilateral unknown upper v vascular vascularity vein venous verdickung vert
+vertebral very vi viral virus volume wide widened widening with without worse x y yes z zone
 """
 _WORDS = frozenset(_FIELD.split())
+
+# Such as 3, 4a and T2.
+_GRADE = re.compile("[a-z]?[0-9]{1,2}[a-z]?")
 
 
 def names_written(names: Iterable[str]) -> dict[str, str]:
@@ -76,11 +80,11 @@ def names_written(names: Iterable[str]) -> dict[str, str]:
 
 def _is_of_the_field(name: str) -> bool:
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    words = re.findall(r"[a-z]+[0-9]*|[0-9]+", plain)
-    numbers = [word for word in words if word.isdigit()]
-    lost = sum(letter.isalpha() for letter in name) - sum(letter.isalpha() for letter in plain)
-    known = all(word in _WORDS for word in words if not word.isdigit())
-    return bool(words) and lost <= 0 and known and len(numbers) <= 1 and all(len(number) <= 2 for number in numbers)
+    # A letter without a Latin counterpart is lost in `plain`.
+    lost = sum(letter.isalpha() for letter in name) > sum(letter.isalpha() for letter in plain)
+    words = re.findall(r"[a-z0-9]+", plain)
+    others = [word for word in words if word not in _WORDS]
+    return bool(words) and not lost and (not others or (len(others) == 1 and bool(_GRADE.fullmatch(others[0]))))
 
 
 __all__ = ["names_written"]

@@ -65,14 +65,14 @@ def listed_word(value: str | None, kind: str) -> str | None:
     return value if " ".join(value.upper().split()) in _WORDS[kind] else OTHER
 
 
-def column_list(names: Sequence[str]) -> str:
+def column_list(names: Sequence[str], lead: str = "Columns") -> str:
     """
     A table's columns for a message; in private mode their number alone: of a table without a header line they are the
     cells of its first row.
     """
     if speaks_privately():
         return f"There are {len(names)}, whose names are hidden: without a header line they would be a row."
-    return f"Columns: {', '.join(map(repr, names))}."
+    return f"{lead}: {', '.join(map(repr, names))}."
 
 
 __all__ = ["OTHER", "column_list", "listed_word"]

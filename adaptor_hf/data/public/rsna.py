@@ -183,7 +183,7 @@ def _column(table: pd.DataFrame, pattern: str, what: str, path: Path) -> pd.Seri
         cells = table[name].str.strip()
         if cells.notna().any() and cells.dropna().str.fullmatch(pattern).all():
             return cells
-    raise ValueError(f"{path}: no column of {what}. {column_list(list(table.columns))}")
+    raise ValueError(f"{path}: no column of {what}. {column_list(list(table.columns), 'Found')}")
 
 
 def _split(request: Request, loaded: LoadedRows) -> None:
