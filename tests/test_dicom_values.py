@@ -13,7 +13,7 @@ from PIL import Image
 from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi
-from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGExtended12Bit
 
 from adaptor_hf.data import dicom_values
 from adaptor_hf.data.images import image_size, read_image
@@ -297,6 +297,19 @@ class TestPixels:
         dataset.save_as(tmp_path / "a.dcm")
         with pytest.raises(ValueError, match="holds 2 compressed pictures, but NumberOfFrames"):
             read_image(tmp_path / "a.dcm")
+
+    def test_jpeg_extended_of_8_bits_is_read_by_pillow_and_of_12_is_not(self, tmp_path):
+        grey = (RAMP // 16).astype(np.uint8)
+        path = write_jpeg_dicom(tmp_path / "a.dcm", grey)
+        wanted = pixels(path)
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+        dataset.save_as(path)
+        np.testing.assert_array_equal(pixels(path), wanted)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+        dataset.save_as(path)
+        with pytest.raises((ImportError, ValueError), match=r"`dcmdjpeg IN OUT`|cannot be decoded"):
+            read_image(path)
 
     def test_ybr_full_422_without_compression(self, write):
         luma = (RAMP // 16).astype(np.uint8)

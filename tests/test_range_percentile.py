@@ -169,9 +169,9 @@ class TestSmearedPadding:
 
     def test_a_bright_edge_beside_dark_padding_is_no_smear(self, tmp_path, caplog, monkeypatch):
         monkeypatch.setattr(dicom_values, "_counts", type(dicom_values._counts)())
-        array = np.where(INSIDE, TISSUE, 900).astype(np.uint16)
+        array = np.where(INSIDE, TISSUE, 0).astype(np.uint16)
         array[21:230, 35:39] = 4000
-        path = write_dicom(tmp_path / "a.dcm", array, BitsStored=12, PixelPaddingValue=900, LossyImageCompression="01")
+        path = write_dicom(tmp_path / "a.dcm", array, BitsStored=12, PixelPaddingValue=0, LossyImageCompression="01")
         levels(path)
         assert not caplog.records
         assert np.abs(levels(path, 0.1) - scaled(array, 0.1, array[INSIDE]))[INSIDE].max() <= 1
