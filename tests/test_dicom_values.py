@@ -10,8 +10,10 @@ import pydicom
 import pytest
 from fixtures.dicom import write_dicom, write_jpeg_dicom
 from PIL import Image
+from pydicom.dataset import FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi
+from pydicom.uid import ExplicitVRBigEndian, JPEG2000Lossless, JPEGExtended12Bit
 
 from adaptor_hf.data import dicom_values
 from adaptor_hf.data.images import image_size, read_image
@@ -75,6 +77,15 @@ class TestPadding:
         array[:, :3] = -1900
         path = with_vr(write(array), "PixelPaddingValue", "US", 65536 - 2000)
         self.check(with_vr(path, "PixelPaddingRangeLimit", "US", 65536 - 1900))
+
+    @pytest.mark.parametrize(("value", "limit"), [(500, 900), (900, 500)])
+    def test_a_range_is_one_whichever_end_comes_first(self, write, value, limit):
+        found = pixels(write(PixelPaddingValue=value, PixelPaddingRangeLimit=limit))
+        outside = RAMP <= 900
+        inside = RAMP[~outside].astype(float)
+        assert (found[outside] == 0).all()
+        wanted = (inside - inside.min()) / (inside.max() - inside.min()) * 255
+        np.testing.assert_array_equal(found[~outside], np.rint(wanted))
 
     def test_of_unsigned_pixels_written_signed(self, write):
         array = RAMP.copy()
@@ -192,6 +203,42 @@ class TestTables:
             wanted = np.rint(apply_voi(array, dataset) / (2**bits - 1) * 255)
             np.testing.assert_array_equal(pixels(path, voi_lut=True), wanted)
 
+    @staticmethod
+    def table(first, entries, written=None):
+        """A table of 12 bits that halves and mirrors, and its item."""
+        values = (2048 - np.arange(entries) // 2 % 2048).astype("<u2")
+        item = pydicom.Dataset()
+        item.add_new("LUTDescriptor", "US", [entries if written is None else written, first, 12])
+        item.add_new("LUTData", "OW", values.tobytes())
+        return values.astype(int), item
+
+    def test_a_first_value_written_unsigned_for_signed_pixels(self, write):
+        signed = RAMP.astype(np.int16) - 1500
+        values, item = self.table(65536 - 1000, 2431)
+        wanted = np.rint(values[signed.astype(int) + 1000] / 4095 * 255)
+        np.testing.assert_array_equal(pixels(write(signed, VOILUTSequence=[item]), voi_lut=True), wanted)
+
+    def test_0_entries_are_65536(self, write):
+        values, item = self.table(0, 65536, written=0)
+        wanted = np.rint(values[RAMP] / 4095 * 255)
+        np.testing.assert_array_equal(pixels(write(VOILUTSequence=[item]), voi_lut=True), wanted)
+
+    def test_of_a_big_endian_file(self, write):
+        values, item = self.table(0, 4096)
+        wanted = np.rint(values[RAMP] / 4095 * 255)
+        path = write(VOILUTSequence=[item])
+        np.testing.assert_array_equal(pixels(path, voi_lut=True), wanted)
+        item.LUTData = values.astype(">u2").tobytes()
+        dataset = pydicom.Dataset()
+        for element in pydicom.dcmread(path):
+            dataset.add_new(element.tag, element.VR, element.value)
+        dataset.VOILUTSequence = [item]
+        dataset.PixelData = RAMP.astype(">u2").tobytes()
+        dataset.file_meta = FileMetaDataset()
+        dataset.file_meta.TransferSyntaxUID = ExplicitVRBigEndian
+        dataset.save_as(path, enforce_file_format=True)
+        np.testing.assert_array_equal(pixels(path, voi_lut=True), wanted)
+
     def test_a_table_of_8_bits_with_over_256_entries_does_not_wrap(self, write):
         item = pydicom.Dataset()
         item.LUTDescriptor = [4096, 0, 8]
@@ -239,6 +286,30 @@ class TestPixels:
         dataset.PixelData = encapsulate([stream.getvalue()], fragments_per_frame=3)
         dataset.save_as(path)
         np.testing.assert_array_equal(pixels(path), whole)
+
+    def test_two_compressed_pictures_whose_start_is_not_known_are_told_by_the_offsets(self, tmp_path):
+        dataset = pydicom.dcmread(write_dicom(tmp_path / "a.dcm", RAMP, BitsStored=12))
+        dataset.file_meta.TransferSyntaxUID = JPEG2000Lossless
+        picture = io.BytesIO()
+        Image.fromarray(RAMP).save(picture, "JPEG2000")  # in a file of its own (JP2), whose first bytes are others
+        dataset.PixelData = encapsulate([picture.getvalue()] * 2, has_bot=True)
+        dataset["PixelData"].VR = "OB"
+        dataset.save_as(tmp_path / "a.dcm")
+        with pytest.raises(ValueError, match="holds 2 compressed pictures, but NumberOfFrames"):
+            read_image(tmp_path / "a.dcm")
+
+    def test_jpeg_extended_of_8_bits_is_read_by_pillow_and_of_12_is_not(self, tmp_path):
+        grey = (RAMP // 16).astype(np.uint8)
+        path = write_jpeg_dicom(tmp_path / "a.dcm", grey)
+        wanted = pixels(path)
+        dataset = pydicom.dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = JPEGExtended12Bit
+        dataset.save_as(path)
+        np.testing.assert_array_equal(pixels(path), wanted)
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit = 16, 12, 11
+        dataset.save_as(path)
+        with pytest.raises((ImportError, ValueError), match=r"`dcmdjpeg IN OUT`|cannot be decoded"):
+            read_image(path)
 
     def test_ybr_full_422_without_compression(self, write):
         luma = (RAMP // 16).astype(np.uint8)

@@ -156,6 +156,26 @@ class TestSmearedPadding:
         stored = pydicom.dcmread(path).pixel_array.astype(float)
         assert np.abs(scaled(stored, 0.5, stored[stored != 0]) - whole)[INSIDE].mean() > 30
 
+    def test_all_of_a_padding_range_is_padding(self, tmp_path):
+        array = np.where(INSIDE, TISSUE, 0).astype(np.uint16)
+        array[:, 201:], array[21:230, 200] = 300, 310  # the range's other end, and a smeared edge beside it
+        path = write_dicom(tmp_path / "a.dcm", array, BitsStored=12, PixelPaddingValue=0, PixelPaddingRangeLimit=300,
+                           LossyImageCompression="01")  # fmt: skip
+        apart = np.zeros_like(INSIDE)
+        apart[29:222, 43:193] = True
+        wanted = scaled(TISSUE, 0.5, TISSUE[apart])
+        assert np.abs(levels(path, 0.5) - wanted)[apart].max() <= 1
+        assert levels(path, 0.5)[:, 201:].max() == 0
+
+    def test_a_bright_edge_beside_dark_padding_is_no_smear(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(dicom_values, "_counts", type(dicom_values._counts)())
+        array = np.where(INSIDE, TISSUE, 0).astype(np.uint16)
+        array[21:230, 35:39] = 4000
+        path = write_dicom(tmp_path / "a.dcm", array, BitsStored=12, PixelPaddingValue=0, LossyImageCompression="01")
+        levels(path)
+        assert not caplog.records
+        assert np.abs(levels(path, 0.1) - scaled(array, 0.1, array[INSIDE]))[INSIDE].max() <= 1
+
     def test_a_file_without_loss_keeps_its_pixels_beside_padding(self, tmp_path):
         """Only what compression may have smeared is left out: else dark tissue at the edge would be."""
         array = np.where(INSIDE, TISSUE, 0).astype(np.uint16)
