@@ -6,6 +6,8 @@ import logging
 
 from ..configs import find_recipe, read_recipe
 from ..evaluation.tasks import TASKS
+from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
+from ..training.run_folder import requeue_file
 from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
 
@@ -32,7 +34,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(write_comparison(options.output_dir, **found))
             return
         plan = read_recipe(find_recipe(options.plan, "sweep"))
-        status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
+        with catch_signals(), requeue_file(options.output_dir):
+            status = run_sweep(plan, options.output_dir, _start, dry_run=options.dry_run)
+    except Interrupted:
+        parser.exit(EXIT_REQUEUE, "Stopped by a signal. The same command goes on: finished runs are kept.\n")
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error}\n")
     if failed := [name for name, state in status.items() if state not in ("done", "left")]:
