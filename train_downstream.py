@@ -68,7 +68,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def start() -> None:
     """Entry point of the command: `main`, with the exit status that a job script expects."""
-    run_script(main)
+    run_script(main, "Go on with the same command: finished runs and embeddings are kept.")
 
 
 if __name__ == "__main__":

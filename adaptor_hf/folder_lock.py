@@ -189,7 +189,7 @@ class FolderLock:
                 "The file system of %s has no locks: start no second %s there from another machine.",
                 self.folder, self.what,
             )  # fmt: skip
-        remove_dead_partials(self.folder, before.pid if elsewhere else None)
+        remove_dead_partials(self.folder, before.pid if ended else None)
         write_aside(self.record, json.dumps(asdict(me)) + "\n")
         return None
 

@@ -1,6 +1,8 @@
 """Sweeps go on where they stopped, comparisons pair what belongs together, and the page says "no difference"."""
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -20,6 +22,8 @@ from adaptor_hf.tasks.compare import (
     write_comparison,
 )
 from adaptor_hf.tasks.sweep import STATE_FILE, run_sweep, sweep_jobs
+from adaptor_hf.training.interruption import EXIT_REQUEUE
+from adaptor_hf.training.run_folder import REQUEUE
 
 PLAN = {
     "common": {"table": "t.csv", "label_column": ["x"]},
@@ -100,6 +104,26 @@ def test_a_folder_whose_labels_changed_is_another_job(tmp_path):
     (tmp_path / "set/ill/0.png").rename(tmp_path / "set/well/0.png")
     run_sweep(plan, tmp_path / "out", lambda job: made.append(job.model) or "table")
     assert made == ["a", "a"]
+
+
+def test_a_signal_ends_a_sweep_with_75_and_the_file_that_asks_to_go_on(tmp_path, capsys, monkeypatch):
+    def start(job):
+        if job.task == "few_shot":
+            os.kill(os.getpid(), signal.SIGTERM)
+        return "table"
+
+    monkeypatch.setattr("adaptor_hf.tasks.__main__._start", start)
+    (tmp_path / "plan.yaml").write_text(yaml.safe_dump(PLAN, sort_keys=False))
+    words = ["sweep", str(tmp_path / "plan.yaml"), "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as raised:
+        main(words)
+    assert raised.value.code == EXIT_REQUEUE
+    assert "The same command goes on" in capsys.readouterr().err
+    assert (tmp_path / "out" / REQUEUE).is_file()
+    monkeypatch.setattr("adaptor_hf.tasks.__main__._start", lambda job: "table")
+    main(words)
+    assert "1 of 4 jobs are done, 3 are left" in capsys.readouterr().out
+    assert not (tmp_path / "out" / REQUEUE).exists()
 
 
 def test_a_damaged_state_is_reported_and_no_plan_starts_with_a_wrong_job(tmp_path, caplog):

@@ -19,7 +19,10 @@ from PIL import Image
 
 from adaptor_hf import frozen_towers_adaptor
 from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings.__main__ import main as embeddings_command
 from adaptor_hf.embeddings.shards import Build
+from adaptor_hf.training.interruption import EXIT_REQUEUE
+from adaptor_hf.training.run_folder import REQUEUE
 
 ROWS = 96
 PIECES = 12 + 11  # 96 images and 85 distinct texts, eight a piece
@@ -240,6 +243,32 @@ def test_interrupting_ends_soon_and_says_how_to_go_on(setting, tmp_path):
     assert "the same call goes on from there" in (tmp_path / "log.txt").read_text()
     finish(setting.start(tmp_path))
     assert snapshot(tmp_path) == setting.expected
+
+
+def test_a_signal_ends_the_command_with_75_and_the_same_command_goes_on(setting, tmp_path, monkeypatch):
+    rows = "".join(f"{setting.dataset[row]['image']},clear lungs {row}\n" for row in range(8))
+    (tmp_path / "pairs.csv").write_text("image,text\n" + rows)
+    words = ["build", str(tmp_path / "pairs.csv"), "--cache_dir", str(tmp_path / "cache"), "--num_workers", "0"]
+    words += ["--vision_tower", setting.towers[0], "--text_tower", setting.towers[1]]
+    write = Build.write_piece
+
+    def write_and_be_warned(build, *args):
+        write(build, *args)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    monkeypatch.setattr(Build, "write_piece", write_and_be_warned)
+    assert in_a_fork(embeddings_command, words) == EXIT_REQUEUE
+    assert (tmp_path / "cache" / REQUEUE).is_file()
+    assert len(list((tmp_path / "cache").rglob("piece-*.arrow"))) == 1
+    monkeypatch.setattr(Build, "write_piece", write)
+    assert in_a_fork(embeddings_command, words) == 0
+    assert not (tmp_path / "cache" / REQUEUE).exists()
+    assert not list((tmp_path / "cache").glob(".*"))
+
+
+def in_a_fork(function, *arguments):
+    with FORK.Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")

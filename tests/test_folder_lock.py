@@ -11,7 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+from script_runs import command
+from test_training_faults import make_trainer
 
+import train_pretrain
 from adaptor_hf import folder_lock
 from adaptor_hf.files import folder_written_aside, remove_dead_partials, written_aside
 from adaptor_hf.folder_lock import FolderLock, Holder, only_writer
@@ -278,3 +281,14 @@ def test_a_folder_that_was_left_half_written_goes_when_it_is_written_again(tmp_p
     with folder_written_aside(tmp_path / "tower") as aside:
         (aside / "whole").write_text("whole")
     assert names_in(tmp_path) == ["tower"]
+
+
+def test_a_second_pre_training_and_a_second_trainer_stop_before_anything_is_computed(
+    other, tmp_path, cache_folder, views
+):
+    (tmp_path / "run" / "checkpoint-5").mkdir()  # that of the run that goes on, not of an earlier one
+    with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
+        train_pretrain.main(command(cache_folder, tmp_path / "run", use_cpu=True)[2:])
+    with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
+        make_trainer(tmp_path / "run", views).train()
+    assert names_in(tmp_path / "run") == [".run.holder", ".run.lock", "checkpoint-5"]

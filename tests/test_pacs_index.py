@@ -353,6 +353,10 @@ def test_an_index_that_was_killed_goes_on_and_gives_the_same(tmp_path):
         assert process.poll() is None, "the index ended before it could be killed"
         assert time.monotonic() < limit
         time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGSTOP)
+    # Two that add to one file of headers would cut into each other's lines.
+    with pytest.raises(BlockingIOError, match=rf"Another index .*process {process.pid}.* another --to"):
+        index_dicom(tree, to=tmp_path / "killed", num_proc=1, take_over=True)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed/pairs.csv").exists()
@@ -363,6 +367,9 @@ def test_an_index_that_was_killed_goes_on_and_gives_the_same(tmp_path):
     assert (tmp_path / "killed/pairs.csv").read_bytes() == (tmp_path / "whole/pairs.csv").read_bytes()
     assert rest.table.equals(whole.table)
     assert index_dicom(tree, to=tmp_path / "killed").report["headers_from_an_earlier_call"] == 600
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
 
 
 def test_a_second_call_reads_only_what_is_new_or_changed(tmp_path, monkeypatch):

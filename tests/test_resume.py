@@ -24,6 +24,7 @@ from script_runs import (
 )
 
 from adaptor_hf.configs import accelerate_config
+from adaptor_hf.folder_lock import only_writer
 from adaptor_hf.training.interruption import EXIT_REQUEUE
 from adaptor_hf.training.run_folder import REQUEUE
 
@@ -150,10 +151,12 @@ def test_a_signal_saves_the_running_step_and_exits_with_75(cache, whole, tmp_pat
     said = log.read_text()
     assert f"Stopped by SIGTERM. The last checkpoint is {output / f'checkpoint-{last}'}. Go on with" in said
     assert "Traceback" not in said
+    assert (output / REQUEUE).is_file()
     assert not (output / "model.safetensors").exists()
     # Other intervals on resuming are honoured, and change no state.
     changes = {"logging_steps": 7, "save_steps": 4, "eval_steps": 2, "save_total_limit": 30}
     run_to_the_end(command(cache, output, resume_from_checkpoint=True, **changes), log)
+    assert not (output / REQUEUE).exists()
     assert differences(states(output / f"checkpoint-{LAST}"), states(whole / f"checkpoint-{LAST}")) == []
     entries = history(output)
     assert {56, 60, LAST} <= set(steps(output))
@@ -190,3 +193,16 @@ def test_a_launcher_that_swallows_the_status_leaves_the_file_that_asks_to_go_on(
     assert (output / REQUEUE).is_file()
     resume_two(cache, output, log)
     assert_same_end(output, whole_of_two, ranks=2)
+
+
+@pytest.mark.slow
+def test_all_processes_of_a_second_launch_are_told_that_another_run_writes_here(cache, tmp_path):
+    output, log = tmp_path / "run", tmp_path / "log"
+    with only_writer(output):
+        ranks = start_ranks(command(cache, output), log)
+        assert [rank.wait(LIMIT) for rank in ranks] == [1, 1]
+    for rank in "01":
+        said = log.with_suffix(f".{rank}").read_text()
+        assert f"Another run (on this machine, process {os.getpid()}, since " in said
+        assert "Traceback" not in said
+    assert not output.exists()

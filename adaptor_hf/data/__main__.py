@@ -50,6 +50,9 @@ def _add_index_options(parser: argparse.ArgumentParser) -> None:
     _add_split_options(parser)
     parser.add_argument("--num_proc", type=int, help="processes that read headers")
     parser.add_argument("--format", choices=FORMATS, default="csv", help="of the table")
+    parser.add_argument(
+        "--take_over", action="store_true", help="write to --to although another machine's mark is there"
+    )
     add_options(parser, PrivacyArguments, ("private", "key_file"))
 
 

@@ -3,7 +3,9 @@
 import argparse
 import json
 import logging
+import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from ..data.pair_arguments import DataArguments
@@ -94,6 +96,21 @@ def _build(arguments: argparse.Namespace) -> None:
     ranks.close()
 
 
+def _build_until_done(arguments: argparse.Namespace) -> int:
+    """Exit status 0, or 75 after a signal of a scheduler; then the file `requeue` is in the folder of the cache."""
+    from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
+    from ..training.run_folder import requeue_file
+
+    is_main = os.environ.get("RANK", "0") == "0"
+    try:
+        with catch_signals(), requeue_file(arguments.cache_dir) if is_main else nullcontext():
+            _build(arguments)
+    except Interrupted:
+        print("Stopped by a signal. The same command goes on: finished parts are kept.", file=sys.stderr)
+        return EXIT_REQUEUE
+    return 0
+
+
 def _print_info(path: Path) -> None:
     from .reader import open_cache
 
@@ -138,8 +155,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.command != "build" and not Path(arguments.cache_dir).is_dir():
             raise FileNotFoundError(f"{arguments.cache_dir} is no folder of a cache.")
         if arguments.command == "build":
-            _build(arguments)
-        elif arguments.command == "info":
+            return _build_until_done(arguments)
+        if arguments.command == "info":
             _print_info(Path(arguments.cache_dir))
         else:
             from .verify import verify_cache

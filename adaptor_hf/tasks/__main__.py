@@ -9,6 +9,8 @@ from ..evaluation.tasks import TASKS
 from ..privacy.gate import guarded, knows, refuses
 from ..privacy.mode import error_text
 from ..privacy.runs import check_private_runs
+from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
+from ..training.run_folder import requeue_file
 from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
 
@@ -40,7 +42,10 @@ def main(arguments: list[str] | None = None) -> None:
             print(write_comparison(options.output_dir, **found))
             return
         plan = read_words(find_recipe(options.plan, "sweep"))
-        status = _sweep(plan, options.output_dir, options.dry_run)
+        with catch_signals(), requeue_file(options.output_dir):
+            status = _sweep(plan, options.output_dir, options.dry_run)
+    except Interrupted:
+        parser.exit(EXIT_REQUEUE, "Stopped by a signal. The same command goes on: finished runs are kept.\n")
     except (ValueError, OSError) as error:
         parser.exit(1, f"error: {error_text(error)}\n")
     if failed := [name for name, state in status.items() if state not in ("done", "left")]:

@@ -197,10 +197,14 @@ def leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def run_script(main: Callable[[], None]) -> None:
+def run_script(main: Callable[[], None], go_on: str = GO_ON) -> None:
     """
     Run a script's main function and exit as a job script expects: 0 when done, 75 (`EXIT_REQUEUE`) after SIGTERM or
     SIGUSR1, 130 after Ctrl-C, 1 with one line for a wrong input, a full disk, NaN or too little memory.
+
+    Args:
+        main (`Callable`): Does everything.
+        go_on (`str`): How an interrupted run goes on, where `main` does not say it.
     """
     with catch_signals() as signals:
         try:
@@ -208,7 +212,7 @@ def run_script(main: Callable[[], None]) -> None:
             leave_process_group()
             return
         except KeyboardInterrupt as interruption:
-            stopped, go_on = signals.received, str(interruption) or GO_ON
+            stopped, go_on = signals.received, str(interruption) or go_on
             status = EXIT_REQUEUE if asks_to_be_requeued(interruption) else EXIT_CTRL_C
             if isinstance(interruption, Interrupted):
                 # All processes stop at one step, so all come here; one that is gone makes the others' call fail.
@@ -223,7 +227,7 @@ def run_script(main: Callable[[], None]) -> None:
                 # A traceback shows code and what a library says of the data.
                 sys.exit(f"error: {error_text(error)}")
             # Another process has stopped first, and a call that waits for it has failed.
-            stopped, go_on, status = signals.received, GO_ON, EXIT_REQUEUE
+            stopped, status = signals.received, EXIT_REQUEUE
             if not asks_to_be_requeued(error):
                 raise
         say(f"Stopped by {stopped or ('a signal' if status == EXIT_REQUEUE else 'Ctrl-C')}. {go_on}")

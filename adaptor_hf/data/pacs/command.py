@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.split_seed,
             num_proc=args.num_proc,
             format=args.format,
+            take_over=args.take_over,
         )
     except (OSError, ValueError) as error:
         print(f"error: {error_text(error)}", file=sys.stderr)

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...folder_lock import only_writer
 from ...privacy.mode import check_private_mode
 from ...privacy.vocabulary import listed_word
 from ...progress import progress
@@ -21,7 +22,7 @@ from ..dicom_headers import Fault, HeaderError, header_facts, tag_of
 from ..splits import DEFAULT_SEED
 from .outputs import write_outputs
 from .pair_table import build_pairs
-from .reports_table import read_report_table
+from .reports_table import ReportTable, read_report_table
 from .rules import MODALITIES, check_keep
 from .state import HeaderState
 from .walk import WalkedFile, referenced_files, walk
@@ -68,6 +69,7 @@ def index_dicom(
     seed: int = DEFAULT_SEED,
     num_proc: int | None = None,
     format: str = "csv",
+    take_over: bool = False,
 ) -> DicomIndex:
     """
     Find the radiographs of a PACS export, and join them with a table of reports. Headers are read, no pixels.
@@ -92,6 +94,7 @@ def index_dicom(
         validation_fraction, test_fraction, seed: As for `assign_splits`: the table has a split, by patient.
         num_proc: Processes that read headers; None takes as many as this one may use processors, 8 at most.
         format: "csv" or "parquet".
+        take_over: Write to `to` although an index on another machine left its mark there: it has ended.
 
     Returns:
         `DicomIndex`. Columns of the table: `image` (absolute path, or member of a zip), `image_id` (SOPInstanceUID),
@@ -100,6 +103,7 @@ def index_dicom(
         `age` (float64) and `overlays` (int64) are text; None where unknown.
 
     Raises:
+        BlockingIOError: Another index writes to `to`.
         FileNotFoundError: No such root or table of reports.
         ValueError: An option or column is unknown, the table of reports cannot be read, or no image is left; the
             message then has the counts.
@@ -116,8 +120,25 @@ def index_dicom(
     if reports is not None:
         table = read_report_table(reports, reports_on or on, text_column, repeated, encoding, delimiter)
     folder = None if to is None else Path(to)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
+    settings = {"on": on, "modalities": list(modalities), "keep": list(keep), "repeated": repeated, **shares}
+    if folder is None:
+        return _index(root, table, None, settings, shares, num_proc)
+    with only_writer(folder, "index", what="index", option="--to", take_over=take_over):
+        index = _index(root, table, folder, settings, shares, num_proc)
+        write_outputs(index, folder, format)
+    return index
+
+
+def _index(
+    root: Path,
+    table: ReportTable | None,
+    folder: Path | None,
+    settings: dict[str, Any],
+    shares: dict[str, Any],
+    num_proc: int | None,
+) -> DicomIndex:
+    on = settings["on"]
     found, directory = _find(root, folder)
     num_proc = num_proc or min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
     state = HeaderState(folder and folder / STATE_FILE, on)
@@ -126,15 +147,11 @@ def index_dicom(
     finally:
         state.close()
     listed = _compare_dicomdirs(root, found, results, directory)
-    shares = {"validation_fraction": validation_fraction, "test_fraction": test_fraction, "seed": seed}
-    wanted = [listed_word(name, "modality") for name in modalities]
-    settings = {"on": on, "modalities": wanted, "keep": list(keep), "repeated": repeated, **shares}
-    pairs, report, excluded, details = build_pairs(found, results, table, modalities, keep, shares)
+    rules = settings["modalities"], settings["keep"]
+    pairs, report, excluded, details = build_pairs(found, results, table, *rules, shares)
+    settings = settings | {"modalities": [listed_word(name, "modality") for name in settings["modalities"]]}
     report = {"settings": settings, "headers_from_an_earlier_call": known, **report, "dicomdir": listed}
-    index = DicomIndex(pairs, report, excluded, details)
-    if folder is not None:
-        write_outputs(index, folder, format)
-    return index
+    return DicomIndex(pairs, report, excluded, details)
 
 
 def read_headers(
