@@ -17,6 +17,7 @@ import transformers
 
 from adaptor_hf.audit.manifest import write_downstream_manifest
 from adaptor_hf.privacy.mode import start_private_mode
+from adaptor_hf.progress import no_bars_in_a_log
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.early_checks import check_before_start
 from adaptor_hf.tasks.loading import cache_dir_of
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    no_bars_in_a_log()
     check_before_start(options)
     run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     write_downstream_manifest(

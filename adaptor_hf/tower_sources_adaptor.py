@@ -11,6 +11,7 @@ import inspect
 import json
 import math
 import os
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -394,7 +395,7 @@ def _xrv_file(name: str, url: str, hub: dict[str, Any]) -> Path:
         raise OSError(f"tower 'xrv:{name}' (revision not pinned) is not on this machine. {advice}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(file))
+        torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
     except OSError as error:
         raise OSError(f"tower 'xrv:{name}' (revision not pinned) could not be downloaded: {error}. {advice}") from error
     return file

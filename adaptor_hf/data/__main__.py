@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..options.arguments import OptionFormatter, add_options
 from ..privacy.mode import PrivacyArguments
+from ..progress import no_bars_in_a_log
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
@@ -145,6 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    no_bars_in_a_log()
     if args.command == "index_dicom":
         return run_index(args)
 

@@ -6,6 +6,7 @@ import logging
 
 from ..configs import find_recipe, read_words
 from ..evaluation.tasks import TASKS
+from ..progress import no_bars_in_a_log
 from .compare import compared_tasks, write_comparison
 from .sweep import run_sweep
 
@@ -26,6 +27,7 @@ def main(arguments: list[str] | None = None) -> None:
     compare.add_argument("--fraction", type=float, help="share of the training rows; default: all runs without one")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    no_bars_in_a_log()
     try:
         if options.command == "compare":
             found = {name: getattr(options, name) for name in ("task", "dataset", "metric", "fraction")}
