@@ -20,6 +20,7 @@ from adaptor_hf.audit.manifest import files_before, refuse_folder_of, write_down
 from adaptor_hf.folder_lock import only_writer
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
+from adaptor_hf.progress import no_bars_in_a_log
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.early_checks import check_before_start
 from adaptor_hf.tasks.loading import cache_dir_of
@@ -53,6 +54,7 @@ def main(arguments: list[str] | None = None) -> None:
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
     datasets.disable_progress_bars()
+    no_bars_in_a_log()
     refuse_folder_of("train_downstream", options.output_dir)
     before = files_before(options.output_dir)
     check_before_start(options)

@@ -18,11 +18,12 @@ from adaptor_hf.audit.run_record import RunRecord, last_evaluation
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
 from adaptor_hf.training.preparation import cache_of_pairs, check_before_start, parts_of_run, start_logging
-from adaptor_hf.training.report import processor_of, report_run
+from adaptor_hf.training.report import last_words, processor_of, report_run
 from adaptor_hf.training.run_folder import run_folder
 from adaptor_hf.training.script_arguments import (
     DataArguments,
@@ -107,7 +108,8 @@ def pretrain(
     if trainer.is_world_process_zero():
         record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        print(f"Model: {training.output_dir}" + (f"\nPushed: {address}" if address else ""))
+        draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
+        print(last_words(training.output_dir, cache, built=data.cache is None, address=address))
 
 
 def start() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -36,6 +37,25 @@ def counted(items: Iterable[Item], total: int, title: str, unit: str = "rows") -
         for item in items:
             yield item
             bar.update(1)
+
+
+def no_bars_in_a_log() -> None:
+    """
+    Where stderr is no terminal, switch off the bars of datasets, of the Hub's client and of transformers: one that
+    cannot overwrite itself fills a log with its copies.
+    """
+    if sys.stderr.isatty():
+        return
+    # For those that are not loaded yet.
+    for name in ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
+    for name, call in (
+        ("datasets", "disable_progress_bars"),
+        ("huggingface_hub.utils", "disable_progress_bars"),
+        ("transformers.utils.logging", "disable_progress_bar"),
+    ):
+        if name in sys.modules:
+            getattr(sys.modules[name], call)()
 
 
 class ProgressLines:
@@ -73,4 +93,4 @@ class ProgressLines:
         print(line, file=sys.stderr, flush=True)
 
 
-__all__ = ["ProgressLines", "counted", "progress"]
+__all__ = ["ProgressLines", "counted", "no_bars_in_a_log", "progress"]

@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import math
 import os
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -395,7 +396,7 @@ def _xrv_file(name: str, url: str, hub: dict[str, Any]) -> Path:
         raise OSError(f"tower 'xrv:{name}' (revision not pinned) is not on this machine. {advice}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(file))
+        torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
     except OSError as error:
         raise OSError(f"tower 'xrv:{name}' (revision not pinned) could not be downloaded: {error}. {advice}") from error
     return file

@@ -102,7 +102,7 @@ def finished(options, tmp_path_factory) -> tuple[Path, subprocess.CompletedProce
 
 class TestFinishedRun:
     def test_it_exits_with_0_and_says_what_it_did(self, finished):
-        output, process = finished
+        _, process = finished
         assert process.returncode == 0, process.stderr
         said = process.stderr
         assert re.search(r"Parameters: [\d,]+ trainable, [\d,]+ of them receive a gradient", said)
@@ -111,12 +111,28 @@ class TestFinishedRun:
         assert re.search(r"Steps: \d+ \(2 epochs\)", said)
         assert re.search(r"Cache: .*embeddings.pairs-", said)
         assert "Retrieval on the test split" in process.stdout
-        assert process.stdout.strip().endswith(f"Model: {output}")
+
+    def test_its_last_words_say_where_the_model_the_curves_and_the_embeddings_are(self, finished, options, tmp_path):
+        output, process = finished
+        *_, model, curves, embeddings = process.stdout.strip().splitlines()
+        assert (model, curves) == (f"Model: {output}", f"Curves: {output / 'training_curves.png'}")
+        with Image.open(output / "training_curves.png") as picture:
+            assert picture.size[0] > 500
+            assert len(picture.convert("RGB").getcolors(2**24)) > 20
+        # The option as it stands there goes on without table and towers.
+        (cache,) = re.findall(r"--cache (\S+)", embeddings)
+        parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}
+        train_pretrain.main(words({"cache": cache, "output_dir": tmp_path / "again", "max_steps": 1, **parameters}))
+        assert (tmp_path / "again" / "model.safetensors").is_file()
 
     def test_output_into_a_pipe_has_no_control_characters_and_no_bar_of_the_trainer(self, finished):
         _, process = finished
         assert "\x1b" not in process.stdout + process.stderr
-        assert "\r" not in process.stdout
+        assert "\r" not in process.stdout + process.stderr
+        lines = (process.stdout + process.stderr).splitlines()
+        repeated = {line for line in lines if line.strip() and lines.count(line) > 1}
+        assert not repeated
+        assert len(lines) < 60
         assert "it/s" not in process.stderr
         assert "Traceback" not in process.stderr
 

@@ -18,6 +18,7 @@ from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.messages import hide
 from ..privacy.mode import PrivacyArguments, error_text, speaks_privately
+from ..progress import no_bars_in_a_log
 from .catalog import list_datasets, parse_options
 from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
@@ -161,6 +162,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 where faults are too many, 2 where nothing could be loaded."""
     parser = _parser()
     args = parser.parse_args(arguments)
+    no_bars_in_a_log()
     if args.command == "index_dicom":
         return run_index(args)
 

@@ -15,6 +15,7 @@ from ..data.table_arguments import TowerArguments
 from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, knows, refuses
 from ..privacy.mode import error_text, speaks_privately
+from ..progress import no_bars_in_a_log
 from .files import NUMPY_DTYPES
 
 _RULE = SplitRule()
@@ -151,6 +152,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    no_bars_in_a_log()
     try:
         if arguments.command != "build" and not Path(arguments.cache_dir).is_dir():
             raise FileNotFoundError(f"{arguments.cache_dir} is no folder of a cache.")

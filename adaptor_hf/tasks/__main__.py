@@ -9,6 +9,7 @@ from ..evaluation.tasks import TASKS
 from ..privacy.gate import guarded, knows, refuses
 from ..privacy.mode import error_text
 from ..privacy.runs import check_private_runs
+from ..progress import no_bars_in_a_log
 from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
 from ..training.run_folder import requeue_file
 from .compare import compared_tasks, write_comparison
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
     compare.add_argument("--fraction", type=float, help="share of the training rows; default: all runs without one")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    no_bars_in_a_log()
     try:
         if options.command == "compare":
             check_private_runs(options.output_dir)

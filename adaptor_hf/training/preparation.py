@@ -14,6 +14,7 @@ from ..embeddings.digests import FileChecks
 from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
+from ..progress import no_bars_in_a_log
 from ..tower_bundles_adaptor import use_towers_dir
 from ..towers.check import check_tower
 from .arguments import AdaptorTrainingArguments
@@ -40,7 +41,7 @@ def start_logging(training: AdaptorTrainingArguments, script: str) -> None:
         logging.getLogger(name).setLevel(logging.INFO if training.should_log else logging.ERROR)
     transformers.utils.logging.set_verbosity_warning()
     transformers.utils.logging.disable_progress_bar()
-    # A bar that cannot overwrite itself fills a log file with its copies.
+    no_bars_in_a_log()
     training.disable_tqdm = training.disable_tqdm or not sys.stderr.isatty()
     for problem in environment_warnings():
         logger.warning(problem)

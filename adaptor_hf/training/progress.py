@@ -18,11 +18,16 @@ SHOWN = {
 }
 
 
+LINES = 100
+"""Of a kind (training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
+
+
 class ProgressLines(TrainerCallback):
     """Pairs a second and time left; in place of Trainer's bar in steps and its printed dictionaries."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
+        self.shown: dict[str, int] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.pairs_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -49,8 +54,15 @@ class ProgressLines(TrainerCallback):
         line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: {', '.join(values)}"
         if self.bar is not None:
             self.bar.write(line)
-        else:
+        elif self._is_due("loss" if "loss" in logs else "evaluation", state):
             print(line + self._rate(state), flush=True)
+
+    def _is_due(self, kind: str, state: TrainerState) -> bool:
+        last = self.shown.get(kind)
+        due = last is None or state.global_step >= min(last + state.max_steps / LINES, state.max_steps)
+        if due:
+            self.shown[kind] = state.global_step
+        return due
 
     def _rate(self, state: TrainerState) -> str:
         steps = state.global_step - getattr(self, "first_step", state.global_step)

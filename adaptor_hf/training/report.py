@@ -30,6 +30,7 @@ from .controls import (
     save_controls,
     train_controls,
 )
+from .curves import CURVES_FILE
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -102,6 +103,33 @@ def report_run(
     )
 
 
+def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: str | None = None) -> str:
+    """
+    Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
+
+    Args:
+        folder (`str`): Output folder.
+        cache (`EmbeddingCache`): That was trained on.
+        built (`bool`): By this run, and so of use to another one.
+        address (`str`, *optional*): Where the model was pushed to.
+    """
+    lines = [f"Model: {folder}"]
+    if address:
+        lines.append(f"Pushed: {address}")
+    if (Path(folder) / CURVES_FILE).is_file():
+        lines.append(f"Curves: {Path(folder) / CURVES_FILE}")
+    if built and is_private():
+        lines.append(
+            "Embeddings: in --cache_dir, by default the folder embeddings of --output_dir. Another run with --private "
+            "and the same key takes them with --cache, instead of the table and the towers."
+        )
+    elif built:
+        lines.append(
+            f"Embeddings: another run takes them, instead of the table and the towers, with --cache {cache.path}"
+        )
+    return "\n".join(lines)
+
+
 def write_retrieval(folder: str, result: RetrievalResult, split: str, controls: Sequence[RetrievalResult] = ()) -> Path:
     """`retrieval.json`: the unrounded numbers of the card and its controls, for `python -m adaptor_hf.verify`."""
     path = Path(folder) / RETRIEVAL_FILE
@@ -145,4 +173,4 @@ def processor_of(config: AdaptorConfig) -> AdaptorProcessor | None:
     return AdaptorProcessor(processor_of_tower(spec), tokenizer)
 
 
-__all__ = ["card_arguments", "package_versions", "processor_of", "report_run"]
+__all__ = ["card_arguments", "last_words", "package_versions", "processor_of", "report_run"]
