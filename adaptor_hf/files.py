@@ -32,7 +32,10 @@ _UNSAID = re.compile(
 )
 _FULL_BYTES = 1 << 20
 # What spreadsheet programs run as a formula, in wide letters too, unless it is a number. Quotes before it are counted.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20].", re.DOTALL)
+_SIGNS = "'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]."
+_FORMULA = re.compile(_SIGNS, re.DOTALL)
+MARKED = f"(?s)^'{_SIGNS}"
+"""Pattern of a cell that `csv_cell` has marked with an apostrophe."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -128,8 +131,9 @@ def full_disk_code(error: BaseException, path: str | os.PathLike) -> int | None:
 
 
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a table as UTF-8 with commas and Unix line ends, straight to its place; see `csv_cell`."""
-    with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    """Write a table as UTF-8 with commas and Unix line ends, straight to its place; see `csv_cell`. Bytes of names that are no
+    UTF-8 are written as `\\udcff`."""
+    with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         write_csv_to(file, header, rows)
 
 

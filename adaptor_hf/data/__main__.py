@@ -14,6 +14,7 @@ import os
 import sys
 from pathlib import Path
 
+from ..files import write_aside
 from ..options.parser import OptionFormatter, add_options
 from ..privacy.mode import PrivacyArguments
 from ..training.script_arguments import DataArguments
@@ -103,7 +104,7 @@ def _check_own_table(args: argparse.Namespace) -> int:
         result |= {kind: [hide(message) for message in result[kind]] for kind in ("stops", "warnings")}
     print(format_table_check(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_aside(args.json, json.dumps(result, indent=1))
     return 0 if result["ok"] else 1
 
 
@@ -185,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     print(format_check(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_aside(args.json, json.dumps(result, indent=1))
     return 0 if result["ok"] else 1
 
 

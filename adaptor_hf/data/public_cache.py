@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.ipc
 
-from ..files import check_regular, read_json
+from ..files import check_regular, full_disk_named, read_json
 from .files import Inputs, file_state
 
 _DONE = "inputs.arrow"
@@ -55,6 +55,23 @@ def write_cached(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        _write_files(aside, parts, info, report, inputs, folder)
+        _replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    return _open(folder, report["rows_per_split"])
+
+
+def _write_files(
+    aside: Path,
+    parts: dict[str, Iterable[pa.Table]],
+    info: datasets.DatasetInfo,
+    report: dict,
+    inputs: Inputs,
+    folder: Path,
+) -> None:
+    with full_disk_named(folder):
         schema = info.features.arrow_schema
         for split, tables in parts.items():
             path = str(aside / f"{split}.arrow")
@@ -67,11 +84,6 @@ def write_cached(
         table = pa.table(states, schema=pa.schema({"path": pa.string(), "state": pa.string()}))
         with pa.OSFile(str(aside / _DONE), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
-        _replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    return _open(folder, report["rows_per_split"])
 
 
 def _open(folder: Path, splits: Iterable[str]) -> datasets.DatasetDict:

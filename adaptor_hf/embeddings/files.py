@@ -29,7 +29,7 @@ def _written(path: Path, sync: bool = True) -> Iterator[Path]:
     except OSError as error:
         raise OSError(
             error.errno,
-            f"cannot write {path}: {error.strerror or error}. Nothing half-written was kept; finished parts of the "
+            f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}. Nothing half-written was kept; finished parts of the "
             "cache stay. Free space on (or allow writing to) this folder and run the same command again",
         ) from error
 
@@ -67,7 +67,7 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, aside and renamed."""
     with _written(path) as aside:
-        aside.write_bytes(text.encode("utf-8"))
+        aside.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

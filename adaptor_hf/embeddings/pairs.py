@@ -124,7 +124,9 @@ def write_pairs_folder(
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
     # A cache that is complete may be read-only.
-    if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode("utf-8"):
+    if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode(
+        "utf-8", "backslashreplace"
+    ):
         write_text(cache_dir / EXCLUDED, listed)
     if latest_pairs(cache_dir) != folder.name:
         write_json(cache_dir / LATEST, {"format": FORMAT, "version": CACHE_VERSION, "pairs": folder.name})
