@@ -131,8 +131,10 @@ def full_disk_code(error: BaseException, path: str | os.PathLike) -> int | None:
 
 
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a table as UTF-8 with commas and Unix line ends, straight to its place; see `csv_cell`. Bytes of names that are no
-    UTF-8 are written as `\\udcff`."""
+    r"""
+    Write a table as UTF-8 with commas and Unix line ends, straight to its place; cells are written by `csv_cell`, and
+    bytes of a name that are no UTF-8 as `\udcff`.
+    """
     with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         write_csv_to(file, header, rows)
 

@@ -55,35 +55,24 @@ def write_cached(
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _write_files(aside, parts, info, report, inputs, folder)
+        with full_disk_named(folder):
+            schema = info.features.arrow_schema
+            for split, tables in parts.items():
+                path = str(aside / f"{split}.arrow")
+                with pa.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+                    for table in tables:
+                        writer.write_table(table)
+            info.write_to_directory(str(aside))
+            (aside / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+            states = {"path": list(inputs.states), "state": list(inputs.states.values())}
+            table = pa.table(states, schema=pa.schema({"path": pa.string(), "state": pa.string()}))
+            with pa.OSFile(str(aside / _DONE), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
         _replace(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     return _open(folder, report["rows_per_split"])
-
-
-def _write_files(
-    aside: Path,
-    parts: dict[str, Iterable[pa.Table]],
-    info: datasets.DatasetInfo,
-    report: dict,
-    inputs: Inputs,
-    folder: Path,
-) -> None:
-    with full_disk_named(folder):
-        schema = info.features.arrow_schema
-        for split, tables in parts.items():
-            path = str(aside / f"{split}.arrow")
-            with pa.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-                for table in tables:
-                    writer.write_table(table)
-        info.write_to_directory(str(aside))
-        (aside / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        states = {"path": list(inputs.states), "state": list(inputs.states.values())}
-        table = pa.table(states, schema=pa.schema({"path": pa.string(), "state": pa.string()}))
-        with pa.OSFile(str(aside / _DONE), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
 
 
 def _open(folder: Path, splits: Iterable[str]) -> datasets.DatasetDict:

@@ -27,9 +27,10 @@ def _written(path: Path, sync: bool = True) -> Iterator[Path]:
         with written_aside(path, sync=sync) as aside:
             yield aside
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise OSError(
             error.errno,
-            f"cannot write {path}: {os.strerror(error.errno) if error.errno else error}. Nothing half-written was kept; finished parts of the "
+            f"cannot write {path}: {reason}. Nothing half-written was kept; finished parts of the "
             "cache stay. Free space on (or allow writing to) this folder and run the same command again",
         ) from error
 
