@@ -1,12 +1,16 @@
 """Configuration of the Adaptor: a light Transformer between a frozen vision tower and a frozen text tower."""
 
 import difflib
+import math
 from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+# Far above any model of this family; a change here is for who has one.
+MAX_PARAMETERS, MAX_LAYERS, MAX_WIDTH = 2_000_000_000, 1000, 1 << 17
 
 
 @strict
@@ -119,8 +123,20 @@ class AdaptorConfig(PreTrainedConfig):
                 raise TypeError(f"AdaptorConfig got an unknown argument {name!r}. Did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As the base class; a file that is nested too deeply is a `ValueError` that names its folder."""
+        try:
+            return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        except RecursionError:
+            raise ValueError(
+                f"the configuration in {str(pretrained_model_name_or_path)!r} is nested too deeply to be read: it is "
+                "damaged. Copy the model again."
+            ) from None
+
     def validate_architecture(self):
         """Part of strict validation: runs when a config is made and when it is saved."""
+        self._check_bounds()
         for name in ("vision_hidden_size", "text_hidden_size", "hidden_size", "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
@@ -147,6 +163,40 @@ class AdaptorConfig(PreTrainedConfig):
             raise ValueError(f'segmentation_decoder must be "tokens" or "unet", got {self.segmentation_decoder!r}.')
         if self.skip_channels is not None and (len(self.skip_channels) != 4 or min(self.skip_channels) < 0):
             raise ValueError(f"skip_channels must be four numbers of 0 or more, got {self.skip_channels}.")
+
+    def _check_bounds(self) -> None:
+        """A configuration may come from anyone: what no model has is refused before it takes all memory."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{field.name} must be a finite number, got {value}.")
+        layer = 2 * (4 * self.hidden_size**2 + 2 * self.hidden_size * self.intermediate_size)
+        inputs = (self.vision_hidden_size + self.text_hidden_size) * self.hidden_size
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers must be at most {MAX_LAYERS}, got {self.num_hidden_layers}.")
+        if (parameters := self.num_hidden_layers * layer + inputs) > MAX_PARAMETERS:
+            raise ValueError(
+                f"these sizes make an Adaptor of {parameters:,} parameters, over {MAX_PARAMETERS:,}: check "
+                "hidden_size, intermediate_size, num_hidden_layers, vision_hidden_size and text_hidden_size."
+            )
+        if abs(self.logit_scale_init_value) > 100:
+            raise ValueError(
+                f"logit_scale_init_value, a logarithm, must lie in [-100, 100], got {self.logit_scale_init_value}."
+            )
+        if self.layer_norm_eps <= 0:
+            raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}.")
+        widths = {"classifier_hidden_size": self.classifier_hidden_size, "image_size": self.image_size}
+        widths |= {"skip_channels": max(self.skip_channels or [0])}
+        for kind in ("vision_config", "text_config"):
+            config = getattr(self, kind)
+            tower = config if isinstance(config, dict) else config.to_dict() if config is not None else {}
+            sizes = ("hidden_size", "intermediate_size", "image_size")
+            widths |= {f"{name} of {kind}": tower.get(name) for name in sizes}
+            if isinstance(layers := tower.get("num_hidden_layers"), int) and layers > MAX_LAYERS:
+                raise ValueError(f"num_hidden_layers of {kind} must be at most {MAX_LAYERS}, got {layers}.")
+        for name, value in widths.items():
+            if isinstance(value, int) and value > MAX_WIDTH:
+                raise ValueError(f"{name} must be at most {MAX_WIDTH}, got {value}.")
 
 
 __all__ = ["AdaptorConfig"]

@@ -35,7 +35,10 @@ _UNSAID = re.compile(
 )
 _FULL_BYTES = 1 << 20
 # What spreadsheet programs run as a formula, in wide letters too, unless it is a number. Quotes before it are counted.
-_FORMULA = re.compile(r"'*[=+\-@\t\r\n\uff1d\uff0b\uff0d\uff20].", re.DOTALL)
+_SIGNS = "'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]."
+_FORMULA = re.compile(_SIGNS, re.DOTALL)
+MARKED = f"(?s)^'{_SIGNS}"
+"""Pattern of a cell that `csv_cell` has marked with an apostrophe."""
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
@@ -131,8 +134,11 @@ def full_disk_code(error: BaseException, path: str | os.PathLike) -> int | None:
 
 
 def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Iterable]) -> None:
-    """Write a table as UTF-8 with commas and Unix line ends, straight to its place; see `csv_cell`."""
-    with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+    r"""
+    Write a table as UTF-8 with commas and Unix line ends, straight to its place; cells are written by `csv_cell`, and
+    bytes of a name that are no UTF-8 as `\udcff`.
+    """
+    with full_disk_named(path), open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         write_csv_to(file, header, rows)
 
 

@@ -3,6 +3,7 @@
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from .image_values_adaptor import open_images, per_channel, planes_of, to_gray, 
 
 # In a vision tower's spec: how image files became pixels in training.
 READING = ("image_mode", "voi_lut", "range_percentile")
+MAX_SIDE = 1 << 14
+"""Largest side in pixels that a processor makes of an image."""
 
 
 class AdaptorImageProcessorKwargs(ImagesKwargs, total=False):
@@ -109,6 +112,15 @@ class AdaptorImageProcessor(PilBackend):
             raise ValueError(
                 f"size must have the key 'shortest_edge' or the keys 'height' and 'width', got {dict(size)}."
             )
+        crop_size = kwargs.get("crop_size") if kwargs.get("do_center_crop") else None
+        for name, sides in {"size": size if do_resize else None, "crop_size": crop_size}.items():
+            if sides and not all(1 <= side <= MAX_SIDE for side in dict(sides).values()):
+                raise ValueError(f"{name} must be of 1 to {MAX_SIDE} pixels a side, got {dict(sides)}.")
+        for name in ("image_mean", "image_std", "rescale_factor"):
+            value = kwargs.get(name)
+            numbers = value if isinstance(value, tuple | list) else [] if value is None else [value]
+            if not all(math.isfinite(number) for number in numbers) or (name == "image_std" and 0 in numbers):
+                raise ValueError(f"{name} must be finite, and image_std not 0, got {value}.")
         if kwargs.get("image_mode") not in (None, "L", "RGB"):
             raise ValueError(f'image_mode must be "L", "RGB" or None, got {kwargs["image_mode"]!r}.')
         channels = 1 if kwargs.get("do_grayscale") else 3

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from ..files import write_aside
 from ..options.arguments import OptionFormatter, add_options
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.messages import hide
@@ -105,7 +106,7 @@ def _check_own_table(args: argparse.Namespace) -> int:
         result = _hidden(result)
     print(format_table_check(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_aside(args.json, json.dumps(result, indent=1))
     return 0 if result["ok"] else 1
 
 
@@ -206,7 +207,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = _hidden(result | {"fault_examples": [], "unreadable_examples": []})
     print(format_check(result))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=1), encoding="utf-8")
+        write_aside(args.json, json.dumps(result, indent=1))
     return 0 if result["ok"] else 1
 
 

@@ -16,7 +16,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.ipc
 
-from ..files import aside_of, check_regular, read_json
+from ..files import aside_of, check_regular, full_disk_named, read_json
 from .files import Inputs, file_state
 
 _DONE = "inputs.arrow"
@@ -55,18 +55,19 @@ def write_cached(
     aside = aside_of(folder)
     aside.mkdir(mode=0o700)
     try:
-        schema = info.features.arrow_schema
-        for split, tables in parts.items():
-            path = str(aside / f"{split}.arrow")
-            with pa.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
-                for table in tables:
-                    writer.write_table(table)
-        info.write_to_directory(str(aside))
-        (aside / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-        states = {"path": list(inputs.states), "state": list(inputs.states.values())}
-        table = pa.table(states, schema=pa.schema({"path": pa.string(), "state": pa.string()}))
-        with pa.OSFile(str(aside / _DONE), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        with full_disk_named(folder):
+            schema = info.features.arrow_schema
+            for split, tables in parts.items():
+                path = str(aside / f"{split}.arrow")
+                with pa.OSFile(path, "wb") as sink, pyarrow.ipc.new_stream(sink, schema) as writer:
+                    for table in tables:
+                        writer.write_table(table)
+            info.write_to_directory(str(aside))
+            (aside / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+            states = {"path": list(inputs.states), "state": list(inputs.states.values())}
+            table = pa.table(states, schema=pa.schema({"path": pa.string(), "state": pa.string()}))
+            with pa.OSFile(str(aside / _DONE), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
         _replace(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)

@@ -16,14 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
-from ..files import check_regular, parse_json
+from ..files import MARKED, check_regular, parse_json
 from .delimited import SEPARATORS, read_delimited
 from .folder_walk import walk_images
 from .image_folders import ClassFolders, read_class_folders
 from .metadata_folders import METADATA, join_metadata, metadata_files
 from .saved_datasets import load_saved_dataset
 from .spreadsheets import FOREIGN, WORKBOOKS, read_workbook
-from .text_files import decoded, read_utf8, suffix_of
+from .text_files import decoded, read_utf8, say_once, suffix_of
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +178,22 @@ def _read_file(path: Path, image_column: str, form: dict[str, str | None]) -> So
             f"{path}: a table's name ends in one of {known} (or .gz after it), or its separator is given with "
             "--delimiter (sep= in Python)."
         )
-    return Source(read_delimited(path, **form).table, path.parent)
+    return Source(_plain_cells(read_delimited(path, **form).table, path), path.parent)
+
+
+def _plain_cells(table: pa.Table, path: Path) -> pa.Table:
+    """A table with the texts of which `csv_cell` made its cells, for spreadsheets."""
+    changed = 0
+    for place, column in enumerate(table.columns):
+        marked = pc.match_substring_regex(column, MARKED)
+        if pc.any(marked).as_py():
+            changed += pc.sum(marked).as_py()
+            plain = pc.if_else(marked, pc.utf8_slice_codeunits(column, 1), column)
+            table = table.set_column(place, table.column_names[place], plain)
+    if changed:
+        say_once(str(path), f"{changed} cells begin with an apostrophe before =, +, -, @, a tab or a line end, as is "
+                 "written for spreadsheets: it is taken off.")  # fmt: skip
+    return table
 
 
 def _read_json_lines(path: Path, encoding: str | None) -> tuple[pa.Table, dict[str, str]]:

@@ -36,7 +36,7 @@ def excluded_csv(excluded: list[dict]) -> str:
 
 def read_excluded(path: Path) -> list[dict]:
     """The rows of which `excluded_csv` made the text of a file."""
-    text = io.StringIO(read_regular(path).decode("utf-8", "surrogateescape"), newline="")
+    text = io.StringIO(read_regular(path).decode("utf-8"), newline="")
     rows = [{name: plain_cell(cell) for name, cell in row.items()} for row in csv.DictReader(text)]
     return [row | {"source_row": int(row["source_row"])} for row in rows]
 

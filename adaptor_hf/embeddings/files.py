@@ -1,6 +1,7 @@
 """Files of a cache: written aside with their digests and renamed when whole, memory-mapped without a copy."""
 
 import json
+import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -23,9 +24,10 @@ def _written(path: Path, sync: bool = True) -> Iterator[Path]:
         with written_aside(path, sync=sync) as aside:
             yield aside
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise OSError(
             error.errno,
-            f"cannot write {path}: {error.strerror or error}. Nothing half-written was kept; finished parts of the "
+            f"cannot write {path}: {reason}. Nothing half-written was kept; finished parts of the "
             "cache stay. Free space on (or allow writing to) this folder and run the same command again",
         ) from error
 
@@ -86,7 +88,7 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> dict:
     """Write UTF-8 text, aside and renamed; returns its manifest entry: name, size and digests."""
-    data = text.encode("utf-8")
+    data = text.encode("utf-8", "backslashreplace")
     with _written(path) as aside:
         aside.write_bytes(data)
     return {"file": path.name} | data_entry(data)

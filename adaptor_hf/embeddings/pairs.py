@@ -129,7 +129,9 @@ def write_pairs_folder(
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
     # A cache that is complete may be read-only.
-    if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode("utf-8"):
+    if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode(
+        "utf-8", "backslashreplace"
+    ):
         write_text(cache_dir / EXCLUDED, listed)
     try:
         latest = latest_pairs(cache_dir, check=checks.metadata)

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.reading import Reading
 from ..evaluation.baselines import LEGEND, MARK
+from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row
 from ..towers.terms import terms_of
 
@@ -186,7 +187,8 @@ def write_model_card(
         versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
     )
     path = Path(path) / "README.md"
-    card.save(path)
+    with written_aside(path) as aside:
+        card.save(aside)
     return path
 
 

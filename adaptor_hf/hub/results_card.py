@@ -9,7 +9,7 @@ from typing import Any
 from ..evaluation.tables import Cell, aggregate
 from ..evaluation.tasks import TASKS
 from ..file_records import check_model, rewriting
-from ..files import check_regular
+from ..files import check_regular, written_aside
 
 
 def card_results(cells: Iterable[Cell]) -> list:
@@ -86,8 +86,8 @@ def add_to_card(model_dir: str | os.PathLike, lines: Iterable[Mapping[str, Any]]
     card.data.eval_results = kept + new
     if card.data.model_name is None:
         card.data.model_name = path.resolve().parent.name
-    with rewriting(path):
-        card.save(path)
+    with rewriting(path), written_aside(path) as aside:
+        card.save(aside)
     return path
 
 

@@ -1,6 +1,5 @@
 """Records, files and contact sheets of phantoms."""
 
-import csv
 import json
 import textwrap
 from collections.abc import Iterable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..files import folder_written_aside
+from ..files import folder_written_aside, write_csv
 from ..progress import counted
 from .anatomy import VIEWS, Patient, Pose, sample_patient, sample_pose
 from .findings import FINDINGS, Finding, describe, evolve_findings, sample_findings
@@ -197,10 +196,7 @@ def write_phantoms(
         # Threads, not processes: NumPy and Pillow release the interpreter lock, and no start method has to be right.
         with ThreadPoolExecutor(max(num_workers, 1)) as pool:
             rows = list(counted(pool.map(write_image, plans), n, "Phantoms", "images"))
-        with open(aside / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(aside / "metadata.csv", rows[0], (row.values() for row in rows))
     return output_dir / "metadata.csv"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..data.reading import Reading
-from ..files import written_aside
+from ..files import write_csv, written_aside
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForImageClassification
 from ..image_processing_adaptor import processor_of_tower
@@ -75,7 +75,7 @@ def write_predictions(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as aside:
-        frame.to_csv(aside, index=False)
+        write_csv(aside, frame.columns, frame.itertuples(index=False))
     return path
 
 

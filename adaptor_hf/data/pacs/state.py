@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...files import open_regular, parse_json
+from ...files import full_disk_named, open_regular, parse_json
 from ...privacy.mode import is_private, key_name, private_name
 from ...privacy.vocabulary import listed_word
 from ..dicom_headers import Fault
@@ -45,10 +45,11 @@ class HeaderState:
         else:
             # A line that a kill has cut short goes; the next one is written in its place.
             os.truncate(path, length)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600 if is_private() else 0o666)
-        self._file = os.fdopen(descriptor, "a", encoding="utf-8")
-        if length == 0:
-            self._file.write(first + "\n")
+        with full_disk_named(path):
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600 if is_private() else 0o666)
+            self._file = os.fdopen(descriptor, "a", encoding="utf-8")
+            if length == 0:
+                self._file.write(first + "\n")
 
     def get(self, name: str, state: str) -> dict[str, Any] | Fault | None:
         """Facts or fault of an object that is as it was, else None."""
@@ -59,13 +60,15 @@ class HeaderState:
         """Keep name, state and result of some objects; returns the results with hashed ids, as `get` gives them."""
         rows = [(private_name(name), state, _hashed(result)) for name, state, result in rows]
         if self._file is not None:
-            self._file.writelines(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
-            self._file.flush()
+            with full_disk_named(self.path):
+                self._file.writelines(json.dumps(row, ensure_ascii=False, separators=(",", ":")) + "\n" for row in rows)
+                self._file.flush()
         return [result for _, _, result in rows]
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with full_disk_named(self.path):
+                self._file.close()
 
     def _read(self, first: str) -> int:
         """Read what is there; gives the bytes of its whole lines, 0 where it is of other settings."""
