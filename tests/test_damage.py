@@ -13,7 +13,7 @@ from test_evaluation_results import FIELDS, of_labels, of_masks, of_retrieval
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.card_numbers import card_differences, tables
 from adaptor_hf.audit.manifest import NOT_COVERED, files_before, why_not_covered, write_downstream_manifest
-from adaptor_hf.evaluation.results import read_sound_results, run_key, write_run
+from adaptor_hf.evaluation.results import changed_since_written, read_sound_results, run_key, write_run
 from adaptor_hf.evaluation.verify import verify_run
 from adaptor_hf.file_records import (
     MANIFEST_FILE,
@@ -339,13 +339,15 @@ class TestResultLines:
         for name in written[0]:
             changed = [line | {name: other(line[name])} if number == 1 else line for number, line in enumerate(lines)]
             path.write_text("".join(json.dumps(line) + "\n" for line in changed))
-            assert any("results.jsonl is not the file" in what for what in verify(tmp_path)), name
+            # Scoring again takes most of the time; one kind is enough to see that the whole command says it.
+            found = verify(tmp_path) if kind == "segmentation" else changed_since_written(folder)
+            assert any("results.jsonl is not the file" in what for what in found), name
         path.write_text(text + text.splitlines()[0].replace(FIELDS["dataset"], "another") + "\n")
         assert verify_run(folder)
         path.write_text(text)
         assert verify_run(folder) == []
 
-    @pytest.mark.parametrize("value", [None, [], {}, "x", 1e400, -1, True, [[[]]], {"a": {"b": []}}, 10**30], ids=repr)
+    @pytest.mark.parametrize("value", [None, "x", 1e400, True, {"a": {"b": []}}, [[10**30]]], ids=repr)
     def test_values_of_any_kind_in_any_field_end_in_a_message(self, value, tmp_path, monkeypatch):
         monkeypatch.setattr(logging.getLogger("adaptor_hf"), "disabled", True)
         write_run(tmp_path / "r", KINDS["segmentation"], FIELDS)
