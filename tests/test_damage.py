@@ -27,7 +27,8 @@ from adaptor_hf.file_records import (
 from adaptor_hf.files import file_sha256
 from adaptor_hf.tasks.controls import load_systems
 from adaptor_hf.tasks.runs import finished_lines
-from adaptor_hf.training import controls as training_controls
+from adaptor_hf.training.controls import RetrievalResult, format_table, save_controls
+from adaptor_hf.training.report import write_retrieval
 from adaptor_hf.training.systems import System
 from adaptor_hf.verify import main, verification, verify
 
@@ -138,6 +139,27 @@ class TestPretraining:
         card.write_text(text.replace("(34,017 trainable", "(12,345 trainable"))
         reseal(run, "README.md")
         assert verify(run) == ["Model card: 12,345 trainable parameters, and run.json has 34,017."]
+
+    def test_every_number_of_the_controls_table_is_compared(self, tmp_path):
+        def result(name, value):
+            names = ("recall@1", "recall@5", "recall@10", "median_rank")
+            metrics = {f"{way}_{one}": value for way in ("image_to_text", "text_to_image") for one in names}
+            metrics["mean_recall"] = value
+            intervals = {name: (value - 0.1, value + 0.1) for name in metrics if "median" not in name}
+            return RetrievalResult(name, metrics, intervals, {}, chance=dict.fromkeys(metrics, 0.125))
+
+        results = [result("Adaptor, this run", 0.625), result("Projections | only", 0.375)]
+        card, text = tmp_path / "README.md", format_table(results)
+        card.write_text(text)
+        write_retrieval(tmp_path, results[0], "test", results[1:])
+        retrieval = json.loads((tmp_path / "retrieval.json").read_text())
+        assert [what for what in card_differences(card, retrieval, {}, None) if "table of controls" in what] == []
+        rows = text.index("Adaptor, this run"), text.index("Intervals:")
+        places = [match.start() for match in re.finditer(r"(?<=\.)\d", text) if rows[0] < match.start() < rows[1]]
+        assert len(places) == 2 * 16 + 6
+        for place in places:
+            card.write_text(text[:place] + str((int(text[place]) + 5) % 10) + text[place + 1 :])
+            assert any("table of controls" in what for what in card_differences(card, retrieval, {}, None)), place
 
     def test_a_consistent_forgery_passes_and_the_page_says_so(self, run):
         # What no digest without a signature can find.
@@ -289,7 +311,7 @@ class TestModels:
 
     def test_controls_and_results_say_whether_they_were_verified(self, run, tmp_path):
         projections = System("projections", synthetic_model(num_hidden_layers=0))
-        control = training_controls.save_controls([projections], run / "controls")
+        control = save_controls([projections], run / "controls")
         reseal(run, *(path.relative_to(run).as_posix() for path in (run / "controls").rglob("*") if path.is_file()))
         model = AdaptorModel.from_pretrained(run, load_towers=False)
         systems = load_systems(model, ["tower"], control)
