@@ -170,10 +170,14 @@ def _verify_pretraining(
     run: Path, manifest: dict[str, Any], cache: str | None, device: str, found: Verification
 ) -> None:
     from .audit.manifest import cache_settings, changed_files, pretraining_patterns, split_digests
+    from .file_records import CHECKPOINT_FILE
     from .training.checkpoints import check_checkpoint, checkpoint_steps
 
     _verify_files(run, manifest, pretraining_patterns(), found)
     for folder in checkpoint_steps(run).values():
+        if not (folder / CHECKPOINT_FILE).is_file():
+            found.unchecked.append(f"{folder.name} has no {CHECKPOINT_FILE}.")
+            continue
         try:
             check_checkpoint(folder)
         except READ_ERRORS as error:

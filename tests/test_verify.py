@@ -15,6 +15,9 @@ from synthetic import synthetic_config
 import train_downstream
 from adaptor_hf import AdaptorModel
 from adaptor_hf.file_records import content_sha256
+from adaptor_hf.tasks.__main__ import main as sweep
+from adaptor_hf.tasks.arguments import parse_arguments
+from adaptor_hf.tasks.loading import check_models
 from adaptor_hf.towers import load_vision_tower
 from adaptor_hf.verify import main, verify
 
@@ -42,7 +45,8 @@ def run(pretrained_run, tmp_path):
 
 @pytest.fixture
 def runs(evaluated, tmp_path):
-    shutil.copytree(evaluated.parent / "model", tmp_path / "model")
+    for name in ("model", "set"):
+        shutil.copytree(evaluated.parent / name, tmp_path / name)
     return shutil.copytree(evaluated, tmp_path / "out")
 
 
@@ -162,6 +166,29 @@ class TestDownstream:
     def test_finished_runs_verify_and_single_runs_too(self, runs):
         assert verify(runs) == []
         assert verify(next((runs / "runs").iterdir())) == []
+
+    def test_a_model_without_record_is_unverified_in_its_results_and_once_in_the_log(self, evaluated, caplog):
+        for path in evaluated.glob("runs/*/results.jsonl"):
+            assert {json.loads(line)["checkpoint_check"] for line in path.read_text().splitlines()} == {"unverified"}
+        model, table = evaluated.parent / "model", evaluated.parent / "set/metadata.csv"
+        arguments = parse_arguments(["--task", "classification", "--model", str(model), "--table", str(table),
+                                     "--label_column", "effusion", "--output_dir", str(evaluated)])  # fmt: skip
+        with caplog.at_level("INFO", "adaptor_hf"):
+            check_models(arguments)
+        assert [record.message.split(".")[0] for record in caplog.records] == ["Unverified models: 1 of 1"]
+
+    def test_a_sweep_leaves_a_manifest_too(self, runs):
+        table = runs.parent / "set/metadata.csv"
+        (runs / "manifest.json").unlink()
+        plan = {"common": {
+            "task": "classification", "model": str(runs.parent / "model"), "table": str(table), "dataset_name": "boxes",
+            "label_column": "effusion", "controls": "none", "num_resamples": 20, "device": "cpu",
+        }, "over": {"seeds": [[0]]}}  # fmt: skip
+        (runs.parent / "plan.yaml").write_text(json.dumps(plan))
+        sweep(["sweep", str(runs.parent / "plan.yaml"), "--output_dir", str(runs)])
+        assert len(list(runs.glob("runs/*"))) == 1, "the run is the one that was there"
+        assert verify(runs) == []
+        assert json.loads((runs / "manifest.json").read_text())["inputs"]["models"][0]["state"] == "unverified"
 
     def test_one_changed_prediction(self, runs):
         path = next(runs.glob("runs/*/predictions.parquet"))

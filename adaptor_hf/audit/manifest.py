@@ -59,8 +59,7 @@ NOT_COVERED = {
 _OF_PRETRAINING = ("*", "controls/*/*")
 _OF_DOWNSTREAM = ("*", "runs/*/*", "model/*")
 _SETTINGS = (
-    "content", "dtype", "format", "version", "identity", "key", "max_text_length", "tower", "image_tower", "text_tower",
-    "images", "texts",
+    "content", "dtype", "identity", "key", "max_text_length", "tower", "image_tower", "text_tower", "images", "texts",
 )  # fmt: skip
 """What of a cache's `cache.json` stays the same when the cache grows."""
 
@@ -113,7 +112,7 @@ def write_downstream_manifest(
     cache_dir: str | os.PathLike,
     table: str | None = None,
     before: Mapping[str, str] | None = None,
-    check: str = "touched",
+    check: str | None = None,
 ) -> Path:
     """
     Manifest of everything in a downstream folder, runs of earlier calls among it. A file that this call did not write
@@ -125,7 +124,7 @@ def write_downstream_manifest(
         cache_dir (`str` or `PathLike`): Of the embeddings.
         table (`str`, *optional*): What the rows were read from.
         before (`Mapping[str, str]`, *optional*): As of `files_before`, from the start of the call.
-        check (`str`, defaults to `"touched"`): Which of the embeddings' files were compared with their digests.
+        check (`str`, *optional*): Which of the embeddings' files were compared with their digests.
     """
     folder, cache_dir, before = Path(folder), Path(cache_dir), before or {}
     earlier = _earlier(folder)
@@ -139,8 +138,8 @@ def write_downstream_manifest(
             "folder": relative_to_run(folder, cache_dir),
             "files": digests,
             "settings": cache_settings(cache_dir, sorted({name.partition("/")[0] for name in digests})),
-            "check": check,
-        },
+        }
+        | ({} if check is None else {"check": check}),
         "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
     }
     splits = {}

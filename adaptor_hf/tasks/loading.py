@@ -195,15 +195,17 @@ def check_models(arguments: DownstreamArguments) -> None:
     Raises:
         OSError, ValueError: as of `check_model`.
     """
-    unverified = 0
-    models = [arguments.model, *arguments.more_models]
-    for model in models:
-        for place in model_folders(replace(arguments, model=model)).values():
-            unverified += check_model(place).state == "unverified"
+    places = {
+        place
+        for model in [arguments.model, *arguments.more_models]
+        for place in model_folders(replace(arguments, model=model)).values()
+    }
+    unverified = sum(check_model(place).state == "unverified" for place in sorted(places))
     if unverified:
         logger.info(
-            "%d of the models are unverified: no manifest.json of a run says what their files were (downloaded, copied "
-            "out of a run, or of an earlier version). Their results say so as checkpoint_check.", unverified,
+            "Unverified models: %d of %d. No manifest.json of a run says what their files were (downloaded, copied out "
+            "of a run, or of a run that did not end). Their results say so as checkpoint_check.",
+            unverified, len(places),
         )  # fmt: skip
 
 
