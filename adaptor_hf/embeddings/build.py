@@ -27,7 +27,7 @@ from .table import PairTable, merge_splits, read_table
 
 logger = logging.getLogger(__name__)
 
-_LOCK = ".lock"
+LOCK = ".lock"
 
 
 def build_cache(
@@ -219,7 +219,7 @@ def _space_named(cache_dir: Path, modality: Modality, plan: Plan) -> Iterator[No
 def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
     from filelock import FileLock, Timeout
 
-    lock = FileLock(cache_dir / _LOCK)
+    lock = FileLock(cache_dir / LOCK)
 
     def acquire() -> bool:
         # In slices, so that ranks that wait for rank 0 do not run into the time limit of a collective call.

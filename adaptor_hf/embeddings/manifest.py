@@ -113,6 +113,14 @@ def rebuild(folder: Path) -> str:
     return f"Delete {folder} and run the same build or import again: {again}"
 
 
+def repair(folder: Path) -> str:
+    """What to do when a file of a modality's folder is damaged, and its manifest is not."""
+    return (
+        f"Run python -m adaptor_hf.embeddings repair {folder.parent}, which gives up the damaged files, and then the "
+        f"same build again: only their {folder.name.partition('-')[0]} are embedded anew"
+    )
+
+
 def _check_fields(path: Path, value: dict, fields: dict[str, type], advice: str) -> None:
     for name, kind in fields.items():
         found = value.get(name)
