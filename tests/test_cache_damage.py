@@ -254,7 +254,7 @@ def test_fields_of_wrong_types_are_messages_also_under_a_digest_that_fits(cache)
     manifest = json.loads((cache.path / "cache.json").read_text())
     shards = manifest["shards"]
     for fields in ({"shards": None}, {"shards": [1]}, {"shards": [{"file": "rows.arrow"}]}, {"rows": -1}, {"rows": "1"},
-                   {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"}, {"content": "other"},
+                   {"rows": 7}, {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"}, {"content": "other"},
                    {"images": 3}, {"key": "0" * 16}):  # fmt: skip
         write_record(cache.path / "cache.json", manifest | fields)
         with pytest.raises(ValueError, match=cache.path.name):
@@ -492,3 +492,11 @@ def test_a_build_that_checks_nothing_gives_edited_metadata_no_new_digest(cache, 
     more = rows_of(images).map(lambda row: {"text": row["text"] + " heart"})
     with pytest.raises(ValueError, match=r"cache.json is damaged or was edited"):
         build(more, towers, cache.path.parent, check="off")
+
+
+def test_a_damaged_copy_of_the_list_of_excluded_rows_is_written_anew(cache, images, towers):
+    path = cache.path.parent / "excluded.csv"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" + whole[1:])
+    build(rows_of(images), towers, cache.path.parent)
+    assert path.read_bytes() == whole

@@ -93,6 +93,9 @@ def read_manifest(folder: Path, *, check: bool = True) -> dict:
                 raise ValueError(f"{path} is damaged: {name} has an entry that is no object. {advice}")
             _check_fields(path, entry, fields, advice)
             _check_name(path, entry["file"], advice)
+    parts = [entry["rows"] for entry in manifest["shards"]]
+    if (set(parts) != {manifest["rows"]}) if manifest["content"] == "pairs" else (sum(parts) != manifest["rows"]):
+        raise ValueError(f"{path} is damaged: its files have {parts} rows, it says {manifest['rows']}. {advice}")
     for modality in ("images", "texts"):
         if manifest["content"] == "pairs" and modality in manifest:
             _check_fields(path, manifest, {modality: str}, advice)

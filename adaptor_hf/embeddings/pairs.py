@@ -129,7 +129,7 @@ def write_pairs_folder(
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
                 raise
     # A cache that is complete may be read-only.
-    if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_text(encoding="utf-8") != listed:
+    if not (cache_dir / EXCLUDED).exists() or (cache_dir / EXCLUDED).read_bytes() != listed.encode("utf-8"):
         write_text(cache_dir / EXCLUDED, listed)
     try:
         latest = latest_pairs(cache_dir, check=checks.metadata)
