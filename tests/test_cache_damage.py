@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from adaptor_hf.embeddings import build_cache, import_embeddings, open_cache, verify_cache
+from adaptor_hf.embeddings import build_cache, import_embeddings, open_cache, repair_cache, verify_cache
+from adaptor_hf.embeddings.__main__ import main
 from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import write_record
 from adaptor_hf.embeddings.shards import Build
@@ -253,8 +254,8 @@ def test_fields_of_wrong_types_are_messages_also_under_a_digest_that_fits(cache)
     manifest = json.loads((cache.path / "cache.json").read_text())
     shards = manifest["shards"]
     for fields in ({"shards": None}, {"shards": [1]}, {"shards": [{"file": "rows.arrow"}]}, {"rows": -1}, {"rows": "1"},
-                   {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"}, {"content": "other"},
-                   {"images": 3}, {"key": "0" * 16}):  # fmt: skip
+                   {"rows": 7}, {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"},
+                   {"content": "other"}, {"images": 3}, {"key": "0" * 16}):  # fmt: skip
         write_record(cache.path / "cache.json", manifest | fields)
         with pytest.raises(ValueError, match=cache.path.name):
             open_cache(cache.path.parent)
@@ -326,7 +327,7 @@ def test_a_damaged_shard_stops_a_build_that_would_use_it(cache, images, towers):
     path = cache.path.parent / cache.manifest["texts"] / "data-00002.arrow"
     whole = path.read_bytes()
     rewrite(path, flipped(whole, 8 * (len(whole) // 2)))
-    with pytest.raises(ValueError, match=r"data-00002.arrow is damaged.*only the texts of this tower"):
+    with pytest.raises(ValueError, match=r"data-00002.arrow is damaged.*only their texts are embedded anew"):
         build(rows_of(images), towers, cache.path.parent)
     rewrite(path, whole)
     shutil.rmtree(path.parent)
@@ -429,3 +430,73 @@ def test_a_damaged_note_of_towers_is_not_used(cache, images, towers, caplog):
     caplog.set_level(logging.INFO)
     assert build(rows_of(images), towers, cache.path.parent).fingerprint == cache.fingerprint
     assert "towers.json is damaged or was edited" in caplog.text
+
+
+class TestRepair:
+    def test_only_the_rows_of_damaged_shards_are_embedded_again(self, cache, images, towers, caplog):
+        folder, expected = cache.path.parent, [cache.image_embeddings(), cache.text_embeddings()]
+        other = build(rows_of(images).select(range(16, ROWS)), towers, folder)
+        rows = other.image_embeddings()
+        damaged = folder / cache.manifest["images"] / "data-00001.arrow"
+        rewrite(damaged, flipped(damaged.read_bytes(), 5000))
+        (folder / cache.manifest["texts"] / "data-00000.arrow").unlink()
+        caplog.set_level(logging.INFO)
+        with pytest.raises((ValueError, FileNotFoundError), match=r"adaptor_hf.embeddings repair"):
+            open_cache(cache.path)
+        names = {f"{cache.manifest['images']}/data-00001.arrow": 8, f"{cache.manifest['texts']}/data-00000.arrow": 8}
+        assert repair_cache(folder) == names
+        assert repair_cache(folder) == {}
+        assert not damaged.exists()
+        with pytest.raises(ValueError, match=r"was damaged and given up. Run the build of these pairs again"):
+            open_cache(cache.path)
+        # Pairs that need none of the lost rows open as before.
+        assert torch.equal(open_cache(other.path).image_embeddings(), rows)
+        kept = {path: path.read_bytes() for path in folder.glob("*s-*/data-*.arrow")}
+        again = build(rows_of(images), towers, folder)
+        assert again.path == cache.path
+        for found, before in zip([again.image_embeddings(), again.text_embeddings()], expected, strict=True):
+            torch.testing.assert_close(found, before, rtol=1e-3, atol=1e-4)
+        assert {path: path.read_bytes() for path in kept} == kept
+        added = {path.name for path in folder.glob("*s-*/data-*.arrow") if path not in kept}
+        assert added == {"data-00003.arrow"}
+        assert all((folder / name).is_file() for name in again.files())
+        assert verify_cache(folder)
+
+    def test_the_command_says_what_was_given_up(self, cache, capsys):
+        folder = cache.path.parent
+        path = folder / cache.manifest["texts"] / "data-00002.arrow"
+        rewrite(path, flipped(path.read_bytes(), 5000))
+        assert main(["repair", str(folder)]) == 0
+        assert f"{path.parent.name}/{path.name}: 8 rows are given up" in capsys.readouterr().out
+        assert main(["info", str(folder)]) == 1
+        assert "given up" in capsys.readouterr().err
+        assert main(["repair", str(folder / "nothing")]) == 1
+
+    def test_imported_embeddings_are_imported_again(self, tmp_path):
+        embeds = np.random.default_rng(0).normal(size=(ROWS, 8)).astype(np.float32)
+        cache = import_embeddings(embeds, cache_dir=tmp_path)
+        path = next(tmp_path.glob("images-*/data-00000.arrow"))
+        rewrite(path, flipped(path.read_bytes(), 5000))
+        with pytest.raises(ValueError, match="import again"):
+            repair_cache(tmp_path)
+        shutil.rmtree(path.parent)
+        assert torch.equal(import_embeddings(embeds, cache_dir=tmp_path).image_embeddings(), torch.from_numpy(embeds))
+        assert len(open_cache(cache.path)) == ROWS
+
+
+def test_a_build_that_checks_nothing_gives_edited_metadata_no_new_digest(cache, images, towers):
+    path = cache.path.parent / cache.manifest["texts"] / "cache.json"
+    manifest = json.loads(path.read_text())
+    manifest["tower"]["max_length"] = 3
+    path.write_text(json.dumps(manifest))
+    more = rows_of(images).map(lambda row: {"text": row["text"] + " heart"})
+    with pytest.raises(ValueError, match=r"cache.json is damaged or was edited"):
+        build(more, towers, cache.path.parent, check="off")
+
+
+def test_a_damaged_copy_of_the_list_of_excluded_rows_is_written_anew(cache, images, towers):
+    path = cache.path.parent / "excluded.csv"
+    whole = path.read_bytes()
+    path.write_bytes(b"\xff" + whole[1:])
+    build(rows_of(images), towers, cache.path.parent)
+    assert path.read_bytes() == whole

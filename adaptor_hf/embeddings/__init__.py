@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from .build import build_cache
     from .importing import import_embeddings
     from .reader import EmbeddingCache, ResidentCache, open_cache
+    from .repair import repair_cache
     from .verify import verify_cache
 
 _EXPORTS = {
@@ -14,10 +15,19 @@ _EXPORTS = {
     "build_cache": "build",
     "import_embeddings": "importing",
     "open_cache": "reader",
+    "repair_cache": "repair",
     "verify_cache": "verify",
 }
 
-__all__ = ["EmbeddingCache", "ResidentCache", "build_cache", "import_embeddings", "open_cache", "verify_cache"]
+__all__ = [
+    "EmbeddingCache",
+    "ResidentCache",
+    "build_cache",
+    "import_embeddings",
+    "open_cache",
+    "repair_cache",
+    "verify_cache",
+]
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""`python -m adaptor_hf.embeddings build|info|verify`; `accelerate launch -m adaptor_hf.embeddings build ...`."""
+"""`python -m adaptor_hf.embeddings build|info|verify|repair`; `accelerate launch -m adaptor_hf.embeddings build`."""
 
 import argparse
 import json
@@ -50,7 +50,10 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument("--device", help="cpu, cuda, cuda:1; default: CUDA when there is one")
     build.add_argument("--num_workers", type=int, help="processes that decode images")
     build.add_argument("--max_fault_fraction", type=float, default=0.05, help="share of bad rows that is accepted")
-    for name, text in (("info", "what a cache holds"), ("verify", "compute all checksums again")):
+    for name, text in (
+        ("info", "what a cache holds"), ("verify", "compare all files with their digests"),
+        ("repair", "give up damaged files, so that a build embeds their rows again"),
+    ):  # fmt: skip
         command = commands.add_parser(name, help=text)
         command.add_argument("cache_dir")
     return parser
@@ -160,6 +163,11 @@ def main(argv: list[str] | None = None) -> int:
             return _build_until_done(arguments)
         if arguments.command == "info":
             _print_info(Path(arguments.cache_dir))
+        elif arguments.command == "repair":
+            from .repair import repair_cache
+
+            for name, rows in repair_cache(arguments.cache_dir).items():
+                print(f"{name}: {rows} rows are given up; the same build embeds them again")
         else:
             from .verify import verify_cache
 

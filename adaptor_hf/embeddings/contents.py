@@ -16,7 +16,7 @@ from ..progress import progress
 from .digests import FileChecks
 from .files import key_view, map_batch
 from .lookup import find_keys
-from .manifest import MANIFEST, read_manifest, rebuild
+from .manifest import MANIFEST, read_manifest, repair
 from .table import image_key
 
 if TYPE_CHECKING:
@@ -79,14 +79,14 @@ def _known(cache_dir: str | os.PathLike | None, checks: FileChecks) -> tuple[np.
             continue
         try:
             manifest = read_manifest(folder, check=checks.metadata)
-            checks.check(folder, manifest["shards"], rebuild(folder))
+            checks.check(folder, manifest["shards"], repair(folder))
         except (FileNotFoundError, ValueError) as error:
             logger.warning("%s. It is not used here: image files are read instead", str(error).removesuffix("."))
             continue
         identity = manifest.get("identity", {})
         if identity.get("private") != key_name() or identity.get("library") == "external":
             continue
-        for shard in manifest["shards"]:
+        for shard in (shard for shard in manifest["shards"] if not shard.get("lost")):
             batch = map_batch(folder / shard["file"])
             sources.append(key_view(batch, "source"))
             contents.append(key_view(batch, "digest"))

@@ -125,7 +125,7 @@ class FileChecks:
 
         Args:
             folder: where they are.
-            entries: `file`, `bytes`, and `xxh3`, `sha256` or both.
+            entries: `file`, `bytes`, and `xxh3`, `sha256` or both. One that is `lost` has no file.
             advice: a sentence for messages: what to do.
             algorithm: "sha256" or "xxh3"; None takes XXH3-128 where the entry has it.
 
@@ -134,7 +134,7 @@ class FileChecks:
             ValueError: size or digest differ.
             OSError: a file cannot be read.
         """
-        entries = list(entries)
+        entries = [entry for entry in entries if not entry.get("lost")]
         for entry in entries:
             _check_size(folder / entry["file"], entry, advice)
         if not self.files:

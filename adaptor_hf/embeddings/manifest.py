@@ -94,6 +94,9 @@ def read_manifest(folder: Path, *, check: bool = True) -> dict:
                 raise ValueError(f"{path} is damaged: {name} has an entry that is no object. {advice}")
             _check_fields(path, entry, fields, advice)
             _check_name(path, entry["file"], advice)
+    parts = [entry["rows"] for entry in manifest["shards"]]
+    if (set(parts) != {manifest["rows"]}) if manifest["content"] == "pairs" else (sum(parts) != manifest["rows"]):
+        raise ValueError(f"{path} is damaged: its files have {parts} rows, it says {manifest['rows']}. {advice}")
     for modality in ("images", "texts"):
         if manifest["content"] == "pairs" and modality in manifest:
             _check_fields(path, manifest, {modality: str}, advice)
@@ -112,6 +115,14 @@ def rebuild(folder: Path) -> str:
     else:
         again = f"only the {kind} of this tower are embedded anew"
     return f"Delete {folder} and run the same build or import again: {again}"
+
+
+def repair(folder: Path) -> str:
+    """What to do when a file of a modality's folder is damaged, and its manifest is not."""
+    return (
+        f"Run python -m adaptor_hf.embeddings repair {folder.parent}, which gives up the damaged files, and then the "
+        f"same build again: only their {folder.name.partition('-')[0]} are embedded anew"
+    )
 
 
 def _check_fields(path: Path, value: dict, fields: dict[str, type], advice: str) -> None:

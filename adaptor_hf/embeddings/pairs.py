@@ -216,8 +216,7 @@ def study_codes(ids: pa.Table, kept: np.ndarray) -> np.ndarray:
 def _text_lengths(modality: "Modality", rows: np.ndarray) -> dict:
     used = np.zeros(modality.folder.rows, dtype=bool)
     used[rows[rows >= 0]] = True
-    parts = [batch.column("num_tokens").to_numpy() for batch in modality.folder.batches()]
-    cut = used & (np.concatenate(parts) > modality.max_length) if parts else used
+    cut = used & (modality.folder.token_counts() > modality.max_length)
     return {
         "distinct_texts": int(used.sum()),
         "truncated_texts": int(cut.sum()),

@@ -272,6 +272,7 @@ class EmbeddingCache:
             f"{name}/{entry['file']}": entry["sha256"]
             for name, manifest in manifests.items()
             for entry in [*manifest["shards"], *manifest.get("files", [])]
+            if not entry.get("lost")
         }
         return found | {f"{self.path.name}/{MANIFEST}": data_entry(json_bytes(self.manifest))["sha256"]}
 

@@ -7,7 +7,9 @@ shards, and the manifest, renamed into place, commits them. Shards are only ever
 
 import logging
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +27,14 @@ from .files import (
 )
 from .keys import json_key
 from .lookup import find_keys
-from .manifest import CACHE_VERSION, MANIFEST, read_manifest, rebuild, write_record
+from .manifest import CACHE_VERSION, MANIFEST, read_manifest, repair, write_record
 
 logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
 PIECE_ROWS = 1024
 _ALIASES = "aliases.arrow"
+_LOST_KEY = b"\xff" * 16  # of no row
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it
 
 
@@ -71,15 +74,24 @@ class ModalityFolder:
     def rows(self) -> int:
         return self.manifest["rows"]
 
-    def batches(self) -> list[pa.RecordBatch]:
-        """The committed shards, compared with their digests and memory-mapped."""
-        self.checks.check(self.path, self.manifest["shards"], rebuild(self.path))
-        return [map_batch(self.path / shard["file"]) for shard in self.manifest["shards"]]
-
     def keys(self, column: str) -> np.ndarray:
         """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
-        parts = [key_view(batch, column) for batch in self.batches()]
+        parts = self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
         return np.concatenate(parts) if parts else np.empty(0, dtype=KEY_DTYPE)
+
+    def token_counts(self) -> np.ndarray:
+        """(rows,) tokens of the committed texts before they were cut; 0 for a lost one."""
+        parts = self._columns(lambda batch: batch.column("num_tokens").to_numpy(), 0, np.int32)
+        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+
+    def _columns(self, view: Callable[[pa.RecordBatch], np.ndarray], lost: Any, dtype: Any) -> list[np.ndarray]:
+        """A column of each shard, compared with its digest and memory-mapped; rows that `repair_cache` gave up stay."""
+        shards = self.manifest["shards"]
+        self.checks.check(self.path, shards, repair(self.path))
+        return [
+            np.full(shard["rows"], lost, dtype) if shard.get("lost") else view(map_batch(self.path / shard["file"]))
+            for shard in shards
+        ]
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
@@ -122,6 +134,8 @@ class ModalityFolder:
     def commit(self, shards: list[dict], width: int, faults: dict[str, str]) -> None:
         """Add finished shard files and faults to the manifest."""
         self.changes += 1
+        if not self.checks.metadata and (self.path / MANIFEST).exists():
+            read_manifest(self.path)  # a new digest must not cover what was edited
         entries = self.manifest["shards"] + shards
         self.manifest = self.manifest | {
             "width": width,

@@ -10,7 +10,7 @@ import torch
 from .digests import FileChecks
 from .files import KEY_DTYPE, NUMPY_DTYPES, embedding_view, key_view, map_batch
 from .keys import check_key, check_tower
-from .manifest import read_manifest, rebuild
+from .manifest import read_manifest, rebuild, repair
 
 
 class Vectors:
@@ -36,14 +36,21 @@ class Vectors:
             check_tower(folder, self.manifest["tower"], self.manifest["identity"], rebuild(folder))
         if len(rows) and rows.max() < len(self):
             used = np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
-            self._open(range(len(self._batches)) if checks.mode == "full" else used)
+            self._open(used)
+            if checks.mode == "full":
+                checks.check(folder, self.manifest["shards"], repair(folder))
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
     def _open(self, indices: Sequence[int]) -> None:
         entries = [self.manifest["shards"][index] for index in indices]
-        self._checks.check(self.folder, entries, rebuild(self.folder))
+        if lost := [entry["file"] for entry in entries if entry.get("lost")]:
+            raise ValueError(
+                f"rows of these pairs were in {self.folder / lost[0]}, which was damaged and given up. Run the build "
+                "of these pairs again: they are embedded anew"
+            )
+        self._checks.check(self.folder, entries, repair(self.folder))
         for index, entry in zip(indices, entries, strict=True):
             batch = map_batch(self.folder / entry["file"])
             view = embedding_view(batch)

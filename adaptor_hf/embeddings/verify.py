@@ -7,7 +7,7 @@ from pathlib import Path
 from .digests import FileChecks, check_seal
 from .files import map_batches
 from .keys import check_key, check_tower
-from .manifest import MANIFEST, read_manifest, rebuild
+from .manifest import MANIFEST, read_manifest, rebuild, repair
 from .pairs import latest_pairs
 from .reader import EmbeddingCache
 from .shards import check_aliases
@@ -41,9 +41,10 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
         if not (folder / MANIFEST).exists() and any(folder.glob("building-*")):
             continue  # a build that was interrupted; nothing is committed
         manifest = read_manifest(folder)
-        files = [*manifest["shards"], *manifest.get("files", [])]
-        FileChecks("full").check(folder, files, rebuild(folder), "sha256")
-        for shard in manifest["shards"]:
+        shards = [shard for shard in manifest["shards"] if not shard.get("lost")]
+        advice = rebuild(folder) if manifest["content"] == "pairs" else repair(folder)
+        FileChecks("full").check(folder, [*shards, *manifest.get("files", [])], advice, "sha256")
+        for shard in shards:
             rows = sum(len(batch) for batch in map_batches(folder / shard["file"]))
             if rows != shard["rows"]:
                 raise ValueError(
@@ -58,7 +59,7 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
         raise FileNotFoundError(f"{path} holds no embedding cache")
     for name in checked:
         if name.startswith("pairs-"):
-            EmbeddingCache(path / name)
+            EmbeddingCache(path / name, checks=FileChecks().done_elsewhere())  # its files were compared above
     latest_pairs(path)
     read_towers(path)
     return checked
@@ -83,5 +84,6 @@ def written_digests(path: str | os.PathLike) -> dict[str, str]:
             logger.warning("%s. Its files are left out of the run's manifest", str(error).removesuffix("."))
             continue
         for entry in [*manifest["shards"], *manifest.get("files", [])]:
-            found[f"{folder.name}/{entry['file']}"] = entry["sha256"]
+            if not entry.get("lost"):
+                found[f"{folder.name}/{entry['file']}"] = entry["sha256"]
     return found
