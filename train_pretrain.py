@@ -107,8 +107,8 @@ def pretrain(
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
         record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
-        write_pretraining_manifest(training.output_dir, cache, data.train_file)
         draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
+        write_pretraining_manifest(training.output_dir, cache, data.train_file)
         print(last_words(training.output_dir, cache, built=data.cache is None, address=address))
 
 

@@ -22,7 +22,7 @@ from adaptor_hf.embeddings.shards import Build
 
 ROWS = 24
 # A copy for readers of a list that lies, checked, in `pairs-<key>/`; and a file to lock, which is empty.
-UNUSED = {"excluded.csv", ".lock"}
+UNUSED = {"excluded.csv"}
 
 
 def rows_of(folder: Path) -> datasets.Dataset:

@@ -286,6 +286,7 @@ def test_a_damaged_model_is_refused_before_anything_is_computed(run, tmp_path):
     flip(run / "model.safetensors")
     forget()
     said = r"model\.safetensors is damaged or was changed: its SHA-256 is [0-9a-f]{64}, .* Copy the file back"
+    (tmp_path / "no.csv").write_text("image,x\n")
     with pytest.raises(ValueError, match=said):
         train_downstream.main([
             "--task", "classification", "--model", str(run), "--table", str(tmp_path / "no.csv"), "--label_column", "x",
