@@ -9,6 +9,7 @@ from torch import nn
 
 from adaptor_hf import AdaptorForImageClassification, AdaptorForSemanticSegmentation, AdaptorModel
 from adaptor_hf.precision_adaptor import input_dtype
+from adaptor_hf.towers_adaptor import load_vision_tower
 
 # Eight bits a weight cost less than 1e-3 of the cosine; activations in eight bits too, and through towers, some more.
 BOUND = 0.995
@@ -28,6 +29,21 @@ class Int8Linear(nn.Module):
         return nn.functional.linear(hidden_states, weight, self.bias)
 
 
+class PackedLinear(nn.Module):
+    """No parameter at all, and a `weight` that is a method, as torch's dynamic quantisation has it."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.in_features, self.out_features, self.inside = linear.in_features, linear.out_features, [Int8Linear(linear)]
+
+    def weight(self):
+        return self.inside[0].weight
+
+    def forward(self, hidden_states):
+        assert hidden_states.dtype == torch.float32
+        return self.inside[0](hidden_states).detach()
+
+
 def replace_linear(model, make):
     model = copy.deepcopy(model)
     for module in list(model.modules()):
@@ -39,6 +55,10 @@ def replace_linear(model, make):
 
 def int8(model):
     return replace_linear(model, Int8Linear)
+
+
+def packed(model):
+    return replace_linear(model, PackedLinear)
 
 
 def torch_dynamic(model):
@@ -67,7 +87,7 @@ def bitsandbytes(model):
     return replace_linear(model, make)
 
 
-KINDS = [int8, torch_dynamic, torchao, bitsandbytes]
+KINDS = [int8, packed, torch_dynamic, torchao, bitsandbytes]
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +161,28 @@ def test_a_quantised_tower_keeps_its_dtype_for_pixels(quantise, model, inputs):
     assert tower.empty_image().dtype == torch.float32
 
 
+@torch.no_grad()
+def test_a_tower_whose_first_weight_is_integers():
+    tower = load_vision_tower("lite0")
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    expected = tower(pixels).pooler_output
+    stem = tower.model.timm_model.conv_stem
+    scale, dequantised = stem.weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127, copy.deepcopy(stem)
+    stem.weight = nn.Parameter((stem.weight / scale).round().to(torch.int8), requires_grad=False)
+    dequantised.weight.copy_(stem.weight * scale)
+    stem.forward = dequantised.forward
+    assert torch.cosine_similarity(tower(pixels).pooler_output, expected) > BOUND
+    assert tower.empty_image().dtype == torch.float32
+
+
 @pytest.mark.parametrize("quantise", KINDS)
 def test_a_save_raises_no_false_alarm(quantise, model, tmp_path):
-    if quantise is not int8:
-        # By integers of its own kind the stand-in has no format that a checkpoint could be read from.
+    if quantise not in (int8, packed):
         quantised = quantise(model)
         quantised._refuse_to_lose_changed_towers(quantised.state_dict())
     quantised = copy.deepcopy(model)
-    quantised.vision_model, quantised.text_model = quantise(model.vision_model), quantise(model.text_model)
+    if quantise is not packed:
+        quantised.vision_model, quantised.text_model = quantise(model.vision_model), quantise(model.text_model)
     quantised.save_pretrained(tmp_path)
     with torch.no_grad():
         assert AdaptorModel.from_pretrained(tmp_path, load_towers=False).num_parameters() > 0
