@@ -80,6 +80,20 @@ def test_nothing_of_the_end_is_lost_however_well_it_packs(tmp_path, side, value)
     np.testing.assert_array_equal(pydicom.dcmread(io.BytesIO(data)).pixel_array, array)
 
 
+def test_whatever_is_left_when_the_packed_bytes_end_is_kept(tmp_path):
+    """A run of one value is few packed bytes: all may be taken in before all that they stand for is given out."""
+    path = packed(write_dicom(tmp_path / "a.dcm", GREY))
+    meta = path.read_bytes()[: _start(path)]
+    sizes = set()
+    for length in (*range(65_400, 65_900), *range(131_000, 131_400)):
+        packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
+        stream = io.BytesIO(meta + packer.compress(bytes(length)) + packer.flush())
+        data, size = deflated.unpacked(stream)
+        assert len(data) == size
+        sizes.add(size - length)
+    assert len(sizes) == 1
+
+
 def test_one_that_unpacks_to_too_much_is_refused_by_name_and_takes_no_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(deflated, "MAX_UNPACKED_BYTES", 32 << 20)
     plain = write_dicom(tmp_path / "a.dcm", GREY)

@@ -301,6 +301,8 @@ class TestPixelBytes:
         setattr(dataset, keyword, np.linspace(0, 1, SIDE * SIDE).astype(kind).tobytes())
         facts = facts_of(saved(dataset))
         assert (facts["pixels"], facts["bits"], left_out_by(facts, [facts["modality"]])) == (True, bits, None)
+        dataset.BitsAllocated = 16  # the element itself says how wide its numbers are
+        assert facts_of(saved(dataset))["frames"] == 1
         setattr(dataset, keyword, bytes(100))
         assert keyword in fault_of(saved(dataset)).found
 

@@ -200,3 +200,13 @@ def test_orientation_is_applied_to_colour_of_16_bits():
     data = png(array, 2)
     data = data[:33] + chunk + data[33:]
     np.testing.assert_array_equal(pixels(data), np.rot90(expected(array, 4095), -1))
+
+
+@pytest.mark.parametrize(("highest", "bits"), [(256, 10), (511, 10), (600, 10), (1023, 10), (1024, 12), (2000, 12),
+                                               (4096, 14), (8000, 14), (16384, 16), (20000, 16)])  # fmt: skip
+def test_bits_in_use_are_an_even_number(highest, bits, tmp_path):
+    """Detectors give 8, 10, 12, 14 or 16 bits: an image that stays under half of its range is not stretched."""
+    array = np.array([[0, highest // 2, highest]], dtype=np.uint16)
+    Image.fromarray(array).save(tmp_path / "a.png")
+    wanted = np.rint(array / (2**bits - 1) * 255)
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.png")), wanted)
