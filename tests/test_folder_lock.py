@@ -19,6 +19,8 @@ from adaptor_hf import folder_lock
 from adaptor_hf.files import folder_written_aside, remove_dead_partials, written_aside
 from adaptor_hf.folder_lock import FolderLock, Holder, only_writer
 from adaptor_hf.privacy.mode import private_mode
+from adaptor_hf.training.interruption import Interrupted
+from adaptor_hf.training.run_folder import REQUEUE, run_folder
 
 FORK = multiprocessing.get_context("fork")
 
@@ -292,3 +294,20 @@ def test_a_second_pre_training_and_a_second_trainer_stop_before_anything_is_comp
     with pytest.raises(BlockingIOError, match=f"process {other.pid}"):
         make_trainer(tmp_path / "run", views).train()
     assert names_in(tmp_path / "run") == [".run.holder", ".run.lock", "checkpoint-5"]
+
+
+def test_what_a_killed_run_left_goes_at_the_start_of_the_next_one_and_its_checkpoints_stay(tmp_path):
+    for name in ("unfinished-checkpoint-5", "unfinished-model", "checkpoint-4"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("half")
+    (tmp_path / REQUEUE).write_text("")
+    with run_folder(tmp_path):
+        assert names_in(tmp_path) == [".run.holder", ".run.lock", "checkpoint-4"]
+    assert names_in(tmp_path) == ["checkpoint-4"]
+
+
+@pytest.mark.parametrize(("error", "asks"), [(Interrupted, True), (KeyboardInterrupt, False), (ValueError, False)])
+def test_only_a_signal_asks_to_go_on(tmp_path, error, asks):
+    with pytest.raises(error), run_folder(tmp_path / "run"):
+        raise error("stopped")
+    assert (tmp_path / "run" / REQUEUE).exists() == asks

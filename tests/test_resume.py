@@ -177,10 +177,13 @@ def test_a_signal_to_any_process_stops_all_at_one_step(cache, whole_of_two, numb
     said = log.with_suffix(".0").read_text() + log.with_suffix(".1").read_text()
     assert said.count(f"The last checkpoint is {output / f'checkpoint-{steps(output)[-1]}'}") == 1
     assert "Traceback" not in said
+    assert (output / REQUEUE).is_file()
     resume_two(cache, output, log)
+    assert not (output / REQUEUE).exists()
     assert differences(*(states(run / f"checkpoint-{LAST}", 2) for run in (output, whole_of_two))) == []
 
 
+@pytest.mark.slow
 def test_a_launcher_that_swallows_the_status_leaves_the_file_that_asks_to_go_on(cache, whole_of_two, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     process = launch_two(cache, output, log)

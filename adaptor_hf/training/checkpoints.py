@@ -21,6 +21,7 @@ MANIFEST = "checkpoint.json"
 VERSION = 1
 # A name that neither Trainer nor `find_checkpoint` takes for a checkpoint.
 UNFINISHED = "unfinished-"
+UNFINISHED_MODEL = "unfinished-model"
 RESUME = "--resume_from_checkpoint True"
 
 
@@ -272,6 +273,7 @@ def is_write_error(error: Exception) -> bool:
 
 __all__ = [
     "RESUME",
+    "UNFINISHED_MODEL",
     "RunningLoss",
     "check_checkpoint",
     "checkpoint_steps",

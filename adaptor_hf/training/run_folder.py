@@ -1,6 +1,7 @@
 """The output folder of a run while it is written: one run at a time, no leftovers, and a file that asks to go on."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 from ..embeddings.ranks import Ranks
 from ..files import write_aside
 from ..folder_lock import FolderLock
-from .checkpoints import remove_unfinished
+from .checkpoints import UNFINISHED_MODEL, remove_unfinished
 from .interruption import asks_to_be_requeued
 
 REQUEUE = "requeue"
@@ -35,6 +36,7 @@ def run_folder(output_dir: str | os.PathLike, take_over: bool = False) -> Iterat
     def enter() -> None:
         lock.acquire()
         remove_unfinished(folder)
+        shutil.rmtree(folder / UNFINISHED_MODEL, ignore_errors=True)
 
     ranks.on_main(enter)
     try:

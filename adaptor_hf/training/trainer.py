@@ -25,6 +25,7 @@ from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
 from .checkpoints import (
     RESUME,
+    UNFINISHED_MODEL,
     RunningLoss,
     check_checkpoint,
     checkpoint_steps,
@@ -296,7 +297,7 @@ class AdaptorTrainer(BaseTrainer):
         """
         self._refuse_broken_weights()
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        aside = folder / "unfinished-model"
+        aside = folder / UNFINISHED_MODEL
 
         def write() -> None:
             try:
