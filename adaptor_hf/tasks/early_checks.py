@@ -39,7 +39,8 @@ def _check_model(model: str) -> None:
     """A folder with a config, or what may be a hub id: OWNER/NAME."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        # A folder of peft names its base model.
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(f"The checkpoint {model} has no config.json: it is no finished model.")
     elif folder.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
         raise FileNotFoundError(f"There is no checkpoint {model}: neither a folder nor a hub id.{close_by(model)}")
