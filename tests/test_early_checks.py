@@ -172,7 +172,7 @@ def test_a_tower_without_weights_is_found_offline(tiny_dinov2, tmp_path, monkeyp
     ("options", "message"),
     [
         ({"table": "labls.csv"}, r"--table .*labls.csv: no such table\..* Did you mean .*labels\.csv\?"),
-        ({"model": "modell"}, r"There is no checkpoint .*modell: it is no folder\. Did you mean .*model\?"),
+        ({"model": "modell"}, r"There is no checkpoint .*modell: it is no folder .* Did you mean .*model\?"),
         ({"model": "."}, "has no config.json: it is no finished model"),
         ({"more_models": "modle"}, r"There is no checkpoint .*modle: .* Did you mean .*model\?"),
         ({"external": "other=labls.csv"}, "--external .*labls.csv: no such table"),
