@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import train_pretrain
+from adaptor_hf.data.places import close_by
+from adaptor_hf.tasks.arguments import parse_arguments as parse_downstream
+from adaptor_hf.tasks.early_checks import check_before_start as check_downstream
 from adaptor_hf.towers.check import check_tower, close_towers
 from adaptor_hf.training import AdaptorTrainingArguments, early_checks, preparation
 from adaptor_hf.training.pair_evaluation import Retrieval
@@ -163,3 +166,80 @@ def test_a_tower_without_weights_is_found_offline(tiny_dinov2, tmp_path, monkeyp
     (tmp_path / "config.json").write_bytes((tiny_dinov2 / "config.json").read_bytes())
     with pytest.raises(OSError, match="there are no weights"):
         check_tower("vision", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"table": "labls.csv"}, r"--table .*labls.csv: no such table\..* Did you mean .*labels\.csv\?"),
+        ({"model": "modell"}, r"There is no checkpoint .*modell: it is no folder .* Did you mean .*model\?"),
+        ({"model": "."}, "has no config.json: it is no finished model"),
+        ({"more_models": "modle"}, r"There is no checkpoint .*modle: .* Did you mean .*model\?"),
+        ({"external": "other=labls.csv"}, "--external .*labls.csv: no such table"),
+        ({"external": "rsna=nowhere"}, "--external .*nowhere does not exist"),
+        ({"do_predict": "new.csv"}, "--do_predict .*new.csv: no such table"),
+        ({"control_model": "projections=nowhere"}, "projections is to be in .*nowhere, which is no folder"),
+        ({"image_root": "nowhere"}, "--image_root .*nowhere does not exist"),
+        ({"image_root": "labels.csv"}, "--image_root .*labels.csv is no folder"),
+        ({"vision_tower": "lite9"}, "Did you mean lite0"),
+        ({"table": None, "dataset": "rsnaa", "data_root": "."}, "Unknown data set 'rsnaa'. Did you mean rsna"),
+        ({"table": None, "dataset": "rsna", "data_root": "nowhere"}, "--data_root .*nowhere does not exist"),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_places_of_an_evaluation_are_looked_for_first(tmp_path, options, message):
+    (tmp_path / "labels.csv").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    given = {"task": "classification", "model": "model", "table": "labels.csv", "label_column": "x"} | options
+    words = ["--output_dir", str(tmp_path / "run")]
+    for name, value in given.items():
+        if value is not None:
+            front, equals, place = value.rpartition("=")
+            is_place = name not in ("task", "label_column", "vision_tower", "dataset")
+            words += [f"--{name}", f"{front}{equals}{tmp_path / place}" if is_place else value]
+    arguments = parse_downstream(words)
+    if message is None:
+        check_downstream(arguments)
+        return
+    with pytest.raises((OSError, ValueError), match=message):
+        check_downstream(arguments)
+
+
+def test_a_private_run_gets_no_names_of_other_files(tmp_path, monkeypatch):
+    (tmp_path / "pairs.csv").touch()
+    assert "pairs.csv" in close_by(str(tmp_path / "pair.csv"))
+    monkeypatch.setattr("adaptor_hf.data.places.is_private", lambda: True)
+    assert close_by(str(tmp_path / "pair.csv")) == ""
+
+
+BARS = """
+import sys
+import datasets
+from huggingface_hub.utils import tqdm as hub_bar
+from transformers.utils import logging
+from adaptor_hf.progress import no_bars_in_a_log
+if sys.argv[1] == "log":
+    no_bars_in_a_log()
+datasets.Dataset.from_dict({"a": [1, 2]}).map(lambda row: row)
+for _ in hub_bar(range(2)): pass
+for _ in logging.tqdm(range(2)): pass
+"""
+
+
+@pytest.mark.parametrize(("kind", "bars"), [("log", False), ("as they are", True)])
+def test_libraries_draw_no_bars_into_a_log(kind, bars):
+    plain = {name: value for name, value in os.environ.items() if not name.endswith("DISABLE_PROGRESS_BARS")}
+    done = subprocess.run([sys.executable, "-c", BARS, kind], cwd=ROOT, env=plain, capture_output=True, check=True)
+    assert (done.stderr.count(b"\r") >= 3) is bars
+    assert bool(done.stderr) is bars
+
+
+def test_words_that_belong_to_no_option_are_not_repeated(tmp_path):
+    for words in (["--cache", "c", "Miller, Anna"], ["--cache", "c", "--seed", "1", "Miller, Anna"]):
+        with pytest.raises(ValueError, match="A word belongs to no option") as raised:
+            train_pretrain.main([*words, "--output_dir", str(tmp_path)])
+        assert "Miller" not in str(raised.value)
+    with pytest.raises(ValueError, match=r"There is no option --caches\. Did you mean --cache\? See") as raised:
+        train_pretrain.main(["--caches", "Miller", "--output_dir", str(tmp_path)])
+    assert "Miller" not in str(raised.value)

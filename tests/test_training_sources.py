@@ -198,6 +198,13 @@ def test_examples_that_make_no_pairs_are_refused(examples, message):
         PairCollator()(examples)
 
 
+def test_decimals_of_lists_are_float32_and_what_says_its_precision_keeps_it():
+    half = torch.ones(1, dtype=torch.float16)
+    batch = PairCollator()([{"image_embeds": [1.5], "text_embeds": half, "study": 3, "image_id": "a"}])
+    assert (batch["image_embeds"].dtype, batch["text_embeds"].dtype) == (torch.float32, torch.float16)
+    assert (batch["study"].dtype, set(batch)) == (torch.int64, {"image_embeds", "text_embeds", "study", "text_row"})
+
+
 def test_positives_by_study_need_studies_in_training_and_in_evaluation(views, tmp_path):
     examples = without(examples_of(views["train"]), "study")
     trainer = make_trainer(tmp_path, examples, examples, positives="study")

@@ -112,11 +112,7 @@ class OptionParser(HfArgumentParser):
         )
         # As if typed first: argparse then converts and checks the values, and later options win.
         typed = [word for name, value in self.as_expected(recipe).items() for word in as_option(name, value)]
-        *found, rest = self.parse_args_into_dataclasses(
-            [*typed, _END_OF_RECIPE, *words], return_remaining_strings=True, look_for_args_file=False
-        )
-        self._refuse(rest)
-        return tuple(found)
+        return self.parse_args_into_dataclasses([*typed, _END_OF_RECIPE, *words])
 
     def _refuse(self, rest: Sequence[str]) -> None:
         """Words that belong to no option. Of them only options are said: what stands for a value may be an id."""
@@ -153,6 +149,8 @@ class OptionParser(HfArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
         namespace, rest = super().parse_known_args(args, namespace)
+        # Before the dataclasses look for what is missing: a mistyped option is often why.
+        self._refuse(rest)
         given = vars(namespace)
         given.pop(_GIVEN, None)
         if "recipe" in given:

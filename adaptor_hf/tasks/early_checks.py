@@ -25,9 +25,9 @@ def check_before_start(arguments: DownstreamArguments) -> None:
     for name, place in pairs_of(arguments.external).items():
         (check_folder if name in dataset_names() else check_table)("external", place)
     for model in (arguments.model, *arguments.more_models):
-        _check_model(model)
-    for place in pairs_of(arguments.control_model).values():
-        _check_model(place)
+        _check_model(model, f"There is no checkpoint {model}: it is")
+    for key, place in pairs_of(arguments.control_model).items():
+        _check_model(place, f"The control model {key} is to be in {place}, which is")
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
     for kind, tower in (("vision", arguments.vision_tower), ("text", arguments.text_tower)):
@@ -35,14 +35,15 @@ def check_before_start(arguments: DownstreamArguments) -> None:
             check_tower(kind, tower)
 
 
-def _check_model(model: str) -> None:
-    """A folder with a config, or what may be a hub id: OWNER/NAME."""
+def _check_model(model: str, otherwise: str) -> None:
+    """Raise FileNotFoundError where this is neither a folder with a config nor may be a hub id, OWNER/NAME."""
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
+        # A folder of peft names its base model.
+        if not any((folder / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise FileNotFoundError(f"The checkpoint {model} has no config.json: it is no finished model.")
     elif folder.exists() or model.count("/") != 1 or model.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"There is no checkpoint {model}: neither a folder nor a hub id.{close_by(model)}")
+        raise FileNotFoundError(f"{otherwise} no folder and no hub id.{close_by(model)}")
 
 
 __all__ = ["check_before_start"]
