@@ -459,7 +459,11 @@ class TestLibraries:
     def test_an_error_of_a_library_is_not_quoted(self, title, target, error, private, planted, tmp_path, monkeypatch):
         def fail(*args, **more):
             warnings.warn(f"{CANARY} is odd", stacklevel=1)
-            logging.getLogger("PIL.something").error("%s is odd", CANARY)
+            library = logging.getLogger("PIL.something")
+            with monkeypatch.context() as handled:
+                # Libraries make handlers of their own.
+                handled.setattr(library, "handlers", [logging.StreamHandler()])
+                library.error("%s is odd", CANARY)
             raise error
 
         command = BY_TITLE[title]
