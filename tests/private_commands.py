@@ -154,3 +154,9 @@ def plant_export(folder: Path, count: int = 6) -> tuple[Path, Path]:
         "AccessionNumber,text\n" + "".join(f"{key},{CANARY} was seen {key}\n" for key in keys), encoding="utf-8"
     )
     return root.parent, reports
+
+
+def column(table: Path, place: int) -> str:
+    """Name of a column of a table, counted from 0; without header line a cell of its first row."""
+    with open(table, newline="", encoding="utf-8") as file:
+        return next(csv.reader(file))[place]

@@ -240,6 +240,29 @@ def test_a_table_without_header_is_not_said(title, private, planted, tmp_path):
     no_canary(said, tmp_path)
 
 
+def test_in_python_where_no_message_is_filtered_columns_are_counted(planted):
+    from adaptor_hf.data.pacs.reports_table import read_report_table
+    from adaptor_hf.data.tables import load_pairs
+    from adaptor_hf.tasks.data import load_table
+
+    names = {"image_column": plants.column(planted["bare"], 0), "text_column": plants.column(planted["bare"], 3)}
+    for read, count in (
+        (lambda: load_pairs(planted["bare"], image_column="image"), 10),
+        (lambda: load_table(planted["bare"], label_columns=["effusion"], **names), 10),
+        (lambda: read_report_table(planted["headless"], "AccessionNumber"), 2),
+    ):
+        with (
+            private_mode.private_mode(b"k" * 32),
+            pytest.raises(ValueError, match=f"There are {count}, whose") as hidden,
+        ):
+            read()
+        said = str(hidden.value).replace(str(planted["bare"]), "").replace(str(planted["headless"]), "")
+        no_canary(said)
+        # Outside private mode they are named.
+        with pytest.raises(ValueError, match=f"Columns: .*{CANARY}"):
+            read()
+
+
 class TestAsked:
     """Whether private mode is asked for is found before anything is said."""
 
@@ -436,7 +459,11 @@ class TestLibraries:
     def test_an_error_of_a_library_is_not_quoted(self, title, target, error, private, planted, tmp_path, monkeypatch):
         def fail(*args, **more):
             warnings.warn(f"{CANARY} is odd", stacklevel=1)
-            logging.getLogger("PIL.something").error("%s is odd", CANARY)
+            library = logging.getLogger("PIL.something")
+            with monkeypatch.context() as handled:
+                # Libraries make handlers of their own.
+                handled.setattr(library, "handlers", [logging.StreamHandler()])
+                library.error("%s is odd", CANARY)
             raise error
 
         command = BY_TITLE[title]

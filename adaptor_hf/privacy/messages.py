@@ -27,6 +27,8 @@ _OWN_FILES = (
     "results.jsonl", "retrieval.json", "run.json", "table1.json", "trainer_state.json", "training_args.json",
 )  # fmt: skip
 _RAISE = dis.opmap["RAISE_VARARGS"]
+# A name may have an apostrophe; a quote before a blank, a colon or the end ends what is quoted.
+_IN_PATH = r"""(?:(?!:\s)(?:[^\n'"<]|['"](?=\w)|<(?!hidden>)))"""
 _places: list[str] = []
 _state = {"hiding": False}
 _SECRET = (
@@ -34,7 +36,7 @@ _SECRET = (
     # is cut off before its end is closed by the line's.
     re.compile(r"""(?<!\w)'(?:[^'\\\n]|\\.|'(?=\w))*(?:'|$)|"(?:[^"\\\n]|\\.)*(?:"|$)""", re.MULTILINE),
     # A folder's name may have spaces and commas: a path ends at a colon before a space, or with the line.
-    re.compile(r"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])(?=\S)(?:(?!:\s)[^\n'\"<])+"),
+    re.compile(rf"(?<![\w<>./:~-])(?:~?[/\\]|[A-Za-z]:[/\\])(?=\S){_IN_PATH}+"),
     # As for a relative path: all from its first folder on.
     re.compile(rf"(?:[^\s'\",;:()=/\\]+[/\\](?:(?!:\s)[^'\"\n])*?)?[^\s'\",;:()=]*\.{_ENDINGS}\b", re.I),
 )
@@ -45,7 +47,7 @@ def hide(text: str) -> str:
     for place in _places:
         # A folder may be called as a part of a word is.
         name = rf"(?<!\w){place}(?!\w)" if re.fullmatch("[a-z_]+", place) else re.escape(place)
-        text = re.sub(name + r"([/\\](?:(?!:\s)[^\n'\"])*)?", HIDDEN, text)
+        text = re.sub(name + rf"([/\\]{_IN_PATH}*)?", HIDDEN, text)
     for pattern in _SECRET:
         text = pattern.sub(lambda found: found[0] if found[0] in _OWN_FILES else HIDDEN, text)
     return text
