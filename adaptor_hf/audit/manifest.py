@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embeddings.files import MANIFEST, read_manifest
-from ..evaluation.results import RESULTS_FILE, read_results
+from ..evaluation.results import RESULTS_FILE, RETRIEVAL_FILE, read_results
 from ..evaluation.tasks import TASKS
 from ..file_records import (
     MANIFEST_FILE,
@@ -275,6 +275,7 @@ def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], file
 __all__ = [
     "MANIFEST_FILE",
     "NOT_COVERED",
+    "RETRIEVAL_FILE",
     "cache_settings",
     "changed_files",
     "covered_files",
