@@ -260,8 +260,8 @@ def record_of(folder: str | os.PathLike) -> Record | None:
             continue
         manifest = read_run_manifest(place)
         prefix = "" if place == folder else f"{folder.relative_to(place).as_posix()}/"
-        inside = {name.removeprefix(prefix): value for name, value in manifest["files"].items()}
-        files = {name: inside[name] for name in inside if prefix + name in manifest["files"] and "/" not in name}
+        inside = {name: value for name, value in manifest["files"].items() if name.startswith(prefix)}
+        files = {name[len(prefix) :]: value for name, value in inside.items() if "/" not in name[len(prefix) :]}
         if files:
             return Record(place / MANIFEST_FILE, files, manifest["version"] >= 2)
     return None

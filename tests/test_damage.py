@@ -19,6 +19,7 @@ from adaptor_hf.file_records import (
 )
 from adaptor_hf.files import file_sha256
 from adaptor_hf.tasks.controls import load_systems
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.controls import RetrievalResult, format_table, save_controls
 from adaptor_hf.training.report import write_retrieval
 from adaptor_hf.training.systems import System
@@ -262,6 +263,10 @@ class TestModels:
         projections = System("projections", synthetic_model(num_hidden_layers=0))
         control = save_controls([projections], run / "controls")
         reseal(run, *(path.relative_to(run).as_posix() for path in (run / "controls").rglob("*") if path.is_file()))
+        # As a run writes it: sorted, so that the model's own files come after those of its controls.
+        change_json(
+            run / MANIFEST_FILE, lambda manifest: manifest.update(files=dict(sorted(manifest["files"].items())))
+        )
         model = AdaptorModel.from_pretrained(run, load_towers=False)
         systems = load_systems(model, ["tower"], control)
         assert [system.fields()["checkpoint_check"] for system in systems] == ["verified", None, "verified"]
@@ -278,6 +283,19 @@ class TestModels:
         for folder in (tmp_path, pretrained_run, pretrained_run / "checkpoint-16"):
             modes = {(folder / name).stat().st_mode & 0o777 for name in ("model.safetensors", "config.json")}
             assert len(modes) == 1, folder
+
+
+def test_a_model_that_is_replaced_has_no_manifest_until_its_run_ends(run, views):
+    arguments = AdaptorTrainingArguments(output_dir=str(run), use_cpu=True, disable_tqdm=True)
+    trainer = AdaptorTrainer(
+        model=synthetic_model(), args=arguments, train_dataset=views["train"], eval_dataset=views["validation"]
+    )
+    trainer.save_model()
+    assert not (run / MANIFEST_FILE).exists()
+    assert check_model(run).state == "unverified"
+    (run / MANIFEST_FILE).write_text('{"of": "another program"}')
+    trainer.save_model()
+    assert (run / MANIFEST_FILE).exists()
 
 
 def test_a_damaged_model_is_refused_before_anything_is_computed(run, tmp_path):

@@ -19,6 +19,7 @@ from transformers import AutoModel, AutoProcessor
 import train_pretrain
 from adaptor_hf.configs import accelerate_config
 from adaptor_hf.training import summary
+from adaptor_hf.verify import verification
 
 ROOT = Path(__file__).parent.parent
 ROWS = 40
@@ -124,6 +125,13 @@ class TestFinishedRun:
         parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}
         train_pretrain.main(words({"cache": cache, "output_dir": tmp_path / "again", "max_steps": 1, **parameters}))
         assert (tmp_path / "again" / "model.safetensors").is_file()
+
+    def test_it_verifies_with_its_controls_processor_and_logs(self, finished):
+        found = verification(finished[0])
+        assert (found.differences, found.unchecked) == ([], [])
+        listed = json.loads((finished[0] / "manifest.json").read_text(encoding="utf-8"))["files"]
+        assert {"README.md", "processor_config.json", "tokenizer.json", "modeling_adaptor.py"} <= listed.keys()
+        assert "controls/shuffled/model.safetensors" in listed
 
     def test_output_into_a_pipe_has_no_control_characters_and_no_bar_of_the_trainer(self, finished):
         _, process = finished

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..embeddings.manifest import read_manifest
 from ..embeddings.verify import written_digests
-from ..evaluation.results import RESULTS_FILE, read_results
+from ..evaluation.results import RESULTS_FILE, RETRIEVAL_FILE, read_results
 from ..evaluation.tasks import TASKS
 from ..file_records import (
     MANIFEST_FILE,
@@ -267,6 +267,7 @@ def _write(folder: Path, script: str, inputs: dict, splits: dict[str, str], file
 __all__ = [
     "MANIFEST_FILE",
     "NOT_COVERED",
+    "RETRIEVAL_FILE",
     "cache_settings",
     "changed_files",
     "covered_files",

@@ -78,11 +78,11 @@ def load_systems(
     for key, path in (control_models or {}).items():
         if not os.path.isdir(path) and str(path).count("/") != 1:
             raise FileNotFoundError(f"The control model {key} is to be in {path}, which is no folder and no hub id.")
-        check_model(path)
+        checkpoint = named(path)  # before it is read
         loaded = AdaptorModel.from_pretrained(path, load_towers=False).to(device).eval()
         if loaded.config.vision_hidden_size != model.config.vision_hidden_size:
             raise ValueError(f"The control model {key} was trained with another vision tower.")
-        systems.append(System(key, loaded, **named(path)))
+        systems.append(System(key, loaded, **checkpoint))
     return systems
 
 

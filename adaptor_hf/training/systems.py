@@ -24,21 +24,21 @@ class System:
         model (`AdaptorModel`, *optional*): In evaluation mode; `None` leaves the tower's features as they are.
         hidden_size (`int`, *optional*): Of a head's hidden layer, where that is the control.
         name (`str`, *optional*): What results call the checkpoint, see `adaptor_hf.tasks.controls.checkpoint_name`.
-        check (`str`, *optional*): Whether the checkpoint's files were those of its run, see
-            `adaptor_hf.file_records.check_model`.
         learning_rate (`float`, *optional*): The rate that validation chose; `None` where nothing was trained here, and
         validation_mean_recall (`float`, *optional*): what it was chosen by.
         title (`str`, *optional*): What a table calls it, instead of the control's name.
+        check (`str`, *optional*): Whether the checkpoint's files were those of its run, see
+            `adaptor_hf.file_records.check_model`.
     """
 
     key: str
     model: AdaptorModel | None = None
     hidden_size: int | None = None
     name: str | None = None
-    check: str | None = None
     learning_rate: float | None = None
     validation_mean_recall: float | None = None
     title: str | None = None
+    check: str | None = None
     _digest: str | None = field(default=None, repr=False)
 
     @property
