@@ -39,6 +39,14 @@ MARKED = f"(?s)^'{_SIGNS}"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is one too, or a link to one; of a link in a circle Python raises an error."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 @contextmanager
 def written_aside(path: str | os.PathLike, *, sync: bool = False, mode: int | None = None) -> Iterator[Path]:
     """
@@ -186,6 +194,7 @@ __all__ = [
     "folder_written_aside",
     "full_disk_code",
     "full_disk_named",
+    "is_folder",
     "open_regular",
     "parse_json",
     "plain_cell",
