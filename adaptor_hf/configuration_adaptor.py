@@ -6,6 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
@@ -123,6 +124,14 @@ class AdaptorConfig(PreTrainedConfig):
             if close and not name.startswith("_"):
                 raise TypeError(f"AdaptorConfig got an unknown argument {name!r}. Did you mean {close[0]!r}?")
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As the base class; a value that is none of its option is a `ValueError`."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"the configuration is refused: {error.__cause__ or error}") from error
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

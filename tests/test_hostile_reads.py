@@ -9,7 +9,10 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 200  # for some hundred reads and the imports: only one that hangs takes so long
-FOUND = "not a file but|no table in this folder|Too many levels of symbolic links|[Nn]o file|[Nn]o such|neither|No predictions"
+FOUND = (
+    "not a file but|no table in this folder|Too many levels of symbolic links|[Nn]o file|[Nn]o such|neither|"
+    "No predictions"
+)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="named pipes and /proc of Linux")
