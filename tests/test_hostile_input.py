@@ -55,7 +55,7 @@ class TestTables:
     @pytest.mark.parametrize("piece", [b"x", b"x,", b"\0"])
     def test_a_file_without_line_ends_is_refused_from_its_beginning(self, tmp_path, piece):
         (tmp_path / "t.csv").write_bytes(piece * (2 << 20))
-        with pytest.raises(ValueError, match="no line ends in its first 262,144 bytes|line 1: a NUL byte at offset 0"):
+        with pytest.raises(ValueError, match=r"no line ends in its first 262,144 bytes|line 1: a NUL byte at offset 0"):
             load_pairs(tmp_path / "t.csv")
 
     def test_a_quote_that_takes_in_the_file_is_named_before_the_file_is_read(self, tmp_path):
