@@ -6,8 +6,11 @@ from dataclasses import fields
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .regular_files_adaptor import check_model_folder
 
 # Far above any model of this family; a change here is for who has one.
 MAX_PARAMETERS, MAX_LAYERS, MAX_WIDTH = 2_000_000_000, 1000, 1 << 17
@@ -124,8 +127,17 @@ class AdaptorConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As the base class; a value that is none of its option is a `ValueError`."""
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(f"the configuration is refused: {error.__cause__ or error}") from error
+
+    @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As the base class; a file that is nested too deeply is a `ValueError` that names its folder."""
+        """As the base class; a file that is nested too deeply, or none, is an error that names it."""
+        check_model_folder(pretrained_model_name_or_path)
         try:
             return super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         except RecursionError:

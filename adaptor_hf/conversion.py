@@ -114,14 +114,14 @@ def load_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
         ValueError: if the file needs other classes than tensors, NumPy numbers and arrays, and builtins; the message
             names them.
     """
-    path = Path(path)
+    path = Path(check_regular(path))
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
-        return load_file(check_regular(path))
+        return load_file(path)
     try:
         with torch.serialization.safe_globals(numpy_values()):
-            content = torch.load(check_regular(path), map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if zipfile.is_zipfile(path):
             with torch.serialization.safe_globals(numpy_values()):

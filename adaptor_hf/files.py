@@ -39,7 +39,16 @@ _SIGNS = "'*[=+\\-@\t\r\n\uff1d\uff0b\uff0d\uff20]."
 _FORMULA = re.compile(_SIGNS, re.DOTALL)
 MARKED = f"(?s)^'{_SIGNS}"
 """Pattern of a cell that `csv_cell` has marked with an apostrophe."""
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+# Also with an interval or a deviation behind it, as in tables of results.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?[†*%]*( ?[(\[±][\d\s.,;±()\[\]†*%–+-]*)?")
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry of a folder is one too, or a link to one; of a link in a circle Python raises an error."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -144,9 +153,18 @@ def write_csv(path: str | os.PathLike, header: Iterable[str], rows: Iterable[Ite
 
 def write_csv_to(file: TextIO, header: Iterable[str], rows: Iterable[Iterable]) -> None:
     """As `write_csv`, to an open text file."""
-    writer = csv.writer(file, lineterminator="\n")
+    # Cells with a line end of any system are quoted: csv quotes those of its own.
+    writer = csv.writer(_UnixLines(file), lineterminator="\r\n")
     writer.writerow([csv_cell(name) for name in header])
     writer.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+class _UnixLines:
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> int:
+        return self.file.write(row.removesuffix("\r\n") + "\n")
 
 
 def csv_cell(value: Any) -> Any:
@@ -231,6 +249,7 @@ __all__ = [
     "folder_written_aside",
     "full_disk_code",
     "full_disk_named",
+    "is_folder",
     "open_regular",
     "parse_json",
     "plain_cell",

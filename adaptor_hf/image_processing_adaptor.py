@@ -16,6 +16,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .image_geometry_adaptor import GEOMETRY, check_sizes, class_map, label_map, original_map, pillow_filter, place
 from .image_values_adaptor import open_images, per_channel, planes_of, to_gray, warn_of_clipping, with_channel_axis
+from .regular_files_adaptor import check_model_folder
 
 # In a vision tower's spec: how image files became pixels in training.
 READING = ("image_mode", "voi_lut", "range_percentile")
@@ -128,6 +129,12 @@ class AdaptorImageProcessor(PilBackend):
             value = kwargs.get(name)
             if kwargs.get("do_normalize") and isinstance(value, tuple | list) and len(value) not in (1, channels):
                 raise ValueError(f"{name} has {len(value)} values but images have {channels} channels: {value}.")
+
+    @classmethod
+    def get_image_processor_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As the base class; refuses a folder with pipes or devices in it."""
+        check_model_folder(pretrained_model_name_or_path)
+        return super().get_image_processor_dict(pretrained_model_name_or_path, **kwargs)
 
     def preprocess(self, images, segmentation_maps=None, **kwargs) -> BatchFeature:
         """See the class."""

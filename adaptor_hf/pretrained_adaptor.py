@@ -284,7 +284,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 return
         os.makedirs(target, exist_ok=True)
         for path in filter(os.path.isfile, rows):
-            shutil.copy2(path, target)
+            shutil.copy2(check_regular(path), target)
 
     def _refuse_to_push_restricted(self, accepted: bool) -> None:
         if self.config.data_terms and not accepted:

@@ -98,6 +98,14 @@ def check_all_regular(folder: str | os.PathLike) -> str | os.PathLike:
     return folder
 
 
+def check_model_folder(folder: str | os.PathLike) -> None:
+    """As `check_all_regular`, of the files right in a folder of a model; the id of a model on the Hub passes."""
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        path = os.path.join(folder, name)
+        if os.path.exists(path) and not os.path.isdir(path):
+            check_regular(path)
+
+
 def read_regular(path: str | os.PathLike, max_bytes: int = MAX_TEXT_BYTES) -> bytes:
     """
     Content of a regular file, at most as long as it was when it was opened. Raises as `check_regular`.
@@ -148,6 +156,7 @@ def _check(state: os.stat_result, path: str | os.PathLike, max_bytes: int | None
 __all__ = [
     "MAX_TEXT_BYTES",
     "check_all_regular",
+    "check_model_folder",
     "check_regular",
     "open_regular",
     "parse_json",

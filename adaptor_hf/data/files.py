@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..files import is_folder
 from ..privacy.vocabulary import column_list
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def require_file(root: Path, patterns: str | Sequence[str], what: str = "file") 
     if not root.is_dir():
         state = "is not a folder" if root.exists() else "does not exist"
         raise FileNotFoundError(f"The root {root} {state}. Expected the folder that holds {' or '.join(patterns)}.")
-    there = sorted(entry.name + "/" * entry.is_dir() for entry in os.scandir(root))
+    there = sorted(entry.name + "/" * is_folder(entry) for entry in os.scandir(root))
     close = {name for pattern in patterns for name in difflib.get_close_matches(os.path.basename(pattern), there, n=2)}
     hint = f" Close: {', '.join(sorted(close))}." if close else ""
     more = f" and {len(there) - 12} more" if len(there) > 12 else ""
@@ -304,13 +305,13 @@ def list_files(
                 name = entry.name
                 if name[0] == ".":
                     continue
-                if entry.is_dir():
+                if is_folder(entry):
                     stack.append(prefix + name)
                 elif wanted is None or name.lower().endswith(wanted):
                     try:
                         sizes[prefix + name] = entry.stat().st_size
-                    except FileNotFoundError:
-                        # A link that leads nowhere is a missing file.
+                    except OSError:
+                        # A link that leads nowhere or in a circle is a missing file.
                         continue
     if inputs is not None:
         inputs.scans[key] = index

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ..files import open_regular
+from ..files import is_folder, open_regular
 from .dicom import DICOM_SUFFIXES, HEADER_BYTES, looks_like_dicom
 from .image_formats import endings
 
@@ -72,14 +72,14 @@ def walk_images(folder: Path) -> Walk:
         with os.scandir(path) as entries:
             for entry in entries:
                 name = entry.name
-                if entry.is_dir():
+                if is_folder(entry):
                     if name.startswith(".") or name.lower() in _SYSTEM_FOLDERS:
                         found.ignored[f"folders {HIDDEN}"] += 1
                     else:
                         stack.append(((*parts, name), entry.path, above))
                 elif name.startswith(".") or name.lower() in _SYSTEM_FILES:
                     found.ignored[HIDDEN] += 1
-                elif not entry.is_file():
+                elif not os.path.isfile(entry.path):
                     found.ignored[LINKS if entry.is_symlink() else OTHER] += 1
                 elif kind := _kind(entry.path, name):
                     found.images.append(FoundImage((*parts, name), kind, entry.stat().st_size))

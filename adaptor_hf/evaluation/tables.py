@@ -1,6 +1,5 @@
 """Result lines of several seeds as one cell, and tables as Markdown and CSV (LaTeX: `latex`)."""
 
-import csv
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import write_csv_to
 from ..markdown import plain, sentence, table_row, table_rule
 from .baselines import above_baseline
 from .naming import mark_targets, row_label
@@ -166,7 +166,7 @@ class Table:
     def csv(self) -> str:
         """Columns and rows, without title and notes."""
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.columns, *self.rows])
+        write_csv_to(text, self.columns, self.rows)
         return text.getvalue()
 
 

@@ -162,7 +162,7 @@ def _rewrite_pickles(name: str, snapshot: Path, folder: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)  # follows the hub cache's links
+    shutil.copyfile(check_regular(source), target)  # follows the hub cache's links
 
 
 def kind_of(library: str, folder: Path) -> str | None:

@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
-from ...files import open_regular
+from ...files import is_folder, open_regular
 from ..archives import Member
 from ..dicom import is_deflated, quiet_pydicom
 from ..files import outside_root
@@ -58,7 +58,7 @@ def walk(root: Path, skip: Path | None = None) -> Iterator[WalkedFile]:
         for entry in entries:
             if entry.name.startswith("."):
                 yield _file(root, entry.path, None, "hidden")
-            elif entry.is_dir():
+            elif is_folder(entry):
                 folders.append(entry.path)
             else:
                 yield from look_at(root, entry.path)

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...files import check_regular
+from ...files import check_regular, is_folder
 from ..catalog import LoadedRows, PublicDataset, Request
 from ..converted import read_converted
 from ..files import find_file, list_files, record_input, require_file
@@ -105,7 +105,7 @@ def _read_folders(root: Path, folder: str, parts: dict[str, str], name: str) -> 
         base = f"{folder}/{part}"
         if not (root / base).is_dir():
             raise FileNotFoundError(f"{CATALOG}, {name}: no folder {base} in {root}. Is the set unpacked?")
-        names = sorted(entry.name for entry in os.scandir(root / base) if entry.is_dir() and entry.name[0] != ".")
+        names = sorted(entry.name for entry in os.scandir(root / base) if is_folder(entry) and entry.name[0] != ".")
         if classes is not None and names != classes:
             odd = sorted(set(names) ^ set(classes))
             raise ValueError(f"{name}: train and test have other classes, such as {', '.join(odd[:5])}.")
