@@ -254,8 +254,8 @@ def test_fields_of_wrong_types_are_messages_also_under_a_digest_that_fits(cache)
     manifest = json.loads((cache.path / "cache.json").read_text())
     shards = manifest["shards"]
     for fields in ({"shards": None}, {"shards": [1]}, {"shards": [{"file": "rows.arrow"}]}, {"rows": -1}, {"rows": "1"},
-                   {"rows": 7}, {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"}, {"content": "other"},
-                   {"images": 3}, {"key": "0" * 16}):  # fmt: skip
+                   {"rows": 7}, {"shards": [shards[0] | {"file": "../rows.arrow"}]}, {"images": "../images"},
+                   {"content": "other"}, {"images": 3}, {"key": "0" * 16}):  # fmt: skip
         write_record(cache.path / "cache.json", manifest | fields)
         with pytest.raises(ValueError, match=cache.path.name):
             open_cache(cache.path.parent)
