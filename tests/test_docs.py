@@ -168,7 +168,7 @@ def check_command(command: list[str]) -> None:
         if "--output_dir" in command:  # a whole command, not an option in the text
             parse_arguments(command[2:])
     elif command[:3] == ["python", "-m", "adaptor_hf.embeddings"]:
-        assert command[3] in ("build", "info", "verify")
+        assert command[3] in ("build", "info", "verify", "repair")
         parser = command_parser(command[2], "build")
         assert all(word in parser._option_string_actions for word in command if word.startswith("--")), command
         if command[3] == "build" and len(command) > 4:
