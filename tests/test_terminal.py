@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adaptor_hf.data.__main__ import main
 from adaptor_hf.data.images import image_size, read_image
 from adaptor_hf.files import printable
 from adaptor_hf.options.terminal import is_one_line, without_steering
@@ -91,3 +92,19 @@ def test_a_wrapped_stream_is_otherwise_the_stream(capsys):
     sys.stdout.flush()
     logging.getLogger("a").warning("b")
     assert capsys.readouterr().out == "plain\n"
+
+
+def test_a_command_escapes_what_it_says_of_a_name(tmp_path):
+    """Started as a process; who calls `main` from Python keeps the streams as they are."""
+    table = tmp_path / "a\x1b[2Jb\u202e.csv"
+    table.write_text("image,other\nx.png,y\n")
+    command = [sys.executable, "-m", "adaptor_hf.data", "check", "--table", str(table)]
+    run = subprocess.run(command, capture_output=True, timeout=100, check=False, cwd=ROOT)
+    text = (run.stdout + run.stderr).decode("utf-8")
+    assert run.returncode == 2
+    assert r"a\x1b[2Jb\u202e.csv" in text
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    before = sys.stdout
+    main(["list"])
+    assert sys.stdout is before

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ..options.terminal import escape_output
 from .asked import ENVIRONMENT, asked_for
 from .hooks import install_hooks, remove_hooks
 from .messages import hide_messages, show_messages
@@ -61,6 +62,9 @@ def guarded(declared: Declared | Mapping[str, Declared]) -> Callable[[_Main], _M
     def decorate(main: _Main) -> _Main:
         @functools.wraps(main)
         def run(arguments: Sequence[str] | None = None) -> Any:
+            if arguments is None:
+                # A process of its own; who calls it from Python keeps the streams.
+                escape_output()
             words = sys.argv[1:] if arguments is None else list(arguments)
             _enter(declared, words)
             return main(arguments)
