@@ -219,10 +219,9 @@ def read_sums(folder: str | os.PathLike) -> dict[str, str] | None:
     path = Path(folder) / SUMS_FILE
     if not path.is_file():
         return None
-    if path.stat().st_size > MAX_RECORD_BYTES:
-        raise ValueError(f"{path.name} is damaged: {path.stat().st_size:,} bytes.")
     found = {}
-    for number, line in enumerate(path.read_bytes().decode("utf-8", "replace").splitlines(), start=1):
+    lines = read_regular(path, MAX_RECORD_BYTES).decode("utf-8", "replace").splitlines()
+    for number, line in enumerate(lines, start=1):
         match = re.fullmatch(r"([0-9a-f]{64})  ([^/\\\0]+)", line)
         if match is None or match[2] in ("..", "."):
             raise ValueError(f"{path.name} is damaged: line {number} is no digest and name.")

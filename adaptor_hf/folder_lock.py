@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from .files import remove_dead_partials, write_aside
+from .files import read_json, remove_dead_partials, write_aside
 from .privacy.mode import is_private, private_name
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Holder:
     def read(cls, path: Path) -> Holder | None:
         """The record of a file; None where there is none, or none that can be read."""
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            return cls(**read_json(path))
         except (OSError, ValueError, TypeError):
             return None
 

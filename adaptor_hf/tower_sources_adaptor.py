@@ -64,7 +64,7 @@ def missing_tower(name: str, revision: str | None, cause: Exception) -> OSError:
         "Without network: on a machine that has it run\n"
         f"    python -m adaptor_hf.towers bundle {name}{at} --to towers\n"
         "copy that folder here, and pass --towers_dir towers (or set ADAPTOR_TOWERS_DIR). Or run\n"
-        f"    hf download {name}{pin} --local-dir {Path(name).name}\n"
+        f"    hf download {name}{pin} --local-dir tower\n"
         "and pass the copied folder's path as the tower's name (or copy the hub cache and set HF_HOME to it)."
     )
 

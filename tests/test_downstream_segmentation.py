@@ -209,7 +209,7 @@ def test_a_mask_of_another_size_is_resized_and_an_unknown_one_left_out(table, ch
 
 
 def test_a_table_without_masks_says_what_to_name(table, checkpoint, tmp_path):
-    with pytest.raises(ValueError, match="no column masks"):
+    with pytest.raises(ValueError, match="no column 'masks'"):
         run(table, checkpoint, tmp_path, "--mask_column", "masks")
 
 

@@ -104,7 +104,7 @@ def test_a_damaged_result_is_kept_aside_and_its_run_made_again(table, checkpoint
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    (["--label_column", "effusionn"], "no column effusionn"),
+    (["--label_column", "effusionn"], "no column 'effusionn'"),
     (["--label_column", "image"], "different values in 240 rows"),
     (["--fraction", "0"], "shares in"),
     (["--seeds", "1", "1"], "different whole numbers"),

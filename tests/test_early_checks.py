@@ -35,7 +35,7 @@ def untouched(monkeypatch):
 
     monkeypatch.setattr(train_pretrain, "load_training_pairs", touched)
     monkeypatch.setattr(preparation, "build_cache", touched)
-    monkeypatch.setattr(preparation, "open_cache", touched)
+    monkeypatch.setattr(preparation, "open_together", touched)
 
 
 def run(table, folder, **options) -> None:
@@ -81,7 +81,7 @@ def run(table, folder, **options) -> None:
         ({"vision_tower": "facebook/dinov2-smal"}, "could not be loaded[^$]*Did you mean facebook/dinov2-small"),
         ({"vision_tower": "timm:resnet50.a1_in1k"}, "tower 'timm/resnet50.a1_in1k' .*could not be loaded"),
         ({"vision_tower": "biobert"}, "'biobert' is a text tower"),
-        ({"dataset_name": "x", "train_fiel": "y"}, "There is no option --train_fiel. Did you mean --train_file"),
+        ({"dataset_name": "x", "train_fiel": "y"}, "There is no option '--train_fiel'. Did you mean --train_file"),
         ({"image_root": "nowhere"}, "--image_root nowhere does not exist"),
     ],
 )
@@ -240,6 +240,6 @@ def test_words_that_belong_to_no_option_are_not_repeated(tmp_path):
         with pytest.raises(ValueError, match="A word belongs to no option") as raised:
             train_pretrain.main([*words, "--output_dir", str(tmp_path)])
         assert "Miller" not in str(raised.value)
-    with pytest.raises(ValueError, match=r"There is no option --caches\. Did you mean --cache\? See") as raised:
+    with pytest.raises(ValueError, match=r"There is no option '--caches'\. Did you mean --cache\? See") as raised:
         train_pretrain.main(["--caches", "Miller", "--output_dir", str(tmp_path)])
     assert "Miller" not in str(raised.value)

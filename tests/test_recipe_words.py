@@ -123,9 +123,9 @@ def test_json_numbers_keep_their_spelling_where_a_word_is_expected(tmp_path):
          "lines 1 and 3"),
         ("a.yaml", "aligner:\n  hidden_size: 1\n  hidden_size: 2\n", "the key hidden_size is there twice, in lines 2"),
         ("a.json", '{"seed": 1, "seed": 2}', "a.json is not valid JSON: the key seed is there twice"),
-        ("a.yaml", "a: " + "[" * 5000, "a.yaml is nested too deeply"),
+        ("a.yaml", "a: " + "[" * 5000, "a.yaml is nested deeper than 20 levels"),
         ("a.json", '{"a": ' + "[" * 200_000, "a.json is nested too deeply"),
-        ("a.yaml", "caf\udce9: 1", "a.yaml is not valid YAML: 'utf-8' codec"),
+        ("a.yaml", "caf\udce9: 1", "a.yaml is not UTF-8 at byte 3: save it as UTF-8"),
         ("a.yaml", "a: !!python/object/apply:os.getcwd []", "a.yaml is not valid YAML: could not determine"),
     ],
 )  # fmt: skip

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..files import read_regular
+
 # Metadata has four digits, tables have three, median ranks of the controls' table one.
 METADATA_TOLERANCE = 6e-5
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
@@ -40,7 +42,7 @@ def card_differences(
     if not path.is_file():
         return ["README.md is missing."]
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular(path).decode("utf-8")
         found = _metadata(text, retrieval) if retrieval else []
     except Exception as error:
         # Anyone may have written this file, and YAML's errors have a base class of their own.

@@ -212,7 +212,7 @@ def _unpacked(source: str | bytes, limit: int) -> tuple[bytes, int]:
     """The first bytes of a deflated file, unpacked, and how many it has."""
     try:
         if isinstance(source, str) and parse_member(source) is None:
-            with open(source, "rb") as file:
+            with open_regular(source) as file:
                 return unpacked(file, limit)
         return unpacked(BytesIO(read_head(source, MAX_UNPACKED_BYTES)), limit)
     except DeflatedError as error:

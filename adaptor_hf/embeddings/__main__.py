@@ -149,6 +149,7 @@ def _print_info(path: Path) -> None:
 @guarded({
     "build": refuses("train_pretrain.py builds a private cache, and so does build_cache in Python (docs/privacy.md)."),
     "info": knows("places"),
+    "repair": knows("places, and what other libraries say of damage"),
     "verify": knows("places, and what other libraries say of damage"),
 })  # fmt: skip
 def main(argv: list[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import xxhash
 
 from ..data.content_keys import CHECKS
+from ..files import open_regular
 
 _SEAL = 16
 _HASHES = {"xxh3": xxhash.xxh3_128, "sha256": hashlib.sha256}
@@ -79,7 +80,7 @@ def check_seal(path: Path, advice: str) -> None:
         ValueError: it is cut off, damaged, or was sealed as another file.
     """
     state = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with open_regular(path) as file:
         left = path.stat().st_size - _SEAL
         while left > 0 and (block := file.read(min(left, 1 << 20))):
             state.update(block)
@@ -164,7 +165,7 @@ def _threads(files: int) -> int:
 def _digest(item: tuple[Path, str, str]) -> str:
     path, name, _ = item
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return hashlib.file_digest(file, _HASHES[name]).hexdigest()
     except OSError as error:
         raise OSError(error.errno, f"{path} cannot be read: {error.strerror or error}") from error

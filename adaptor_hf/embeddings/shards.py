@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ..files import read_regular
 from .digests import FileChecks, check_seal
 from .files import (
     KEY_DTYPE,
@@ -236,7 +237,7 @@ def check_aliases(folder: Path, version: int) -> None:
         ValueError: the file is damaged.
     """
     path = folder / _ALIASES
-    if path.exists() and (version > 1 or path.read_bytes()[-8:] != _END_OF_STREAM):
+    if path.exists() and (version > 1 or read_regular(path)[-8:] != _END_OF_STREAM):
         check_seal(path, "It is not used: images that were moved are read again, and the file is written anew")
 
 

@@ -433,7 +433,7 @@ def _page(
     if not tables:
         parts.append("No result could be read.")
     shown = [path for path in drawn if path.suffix == ".png"]
-    parts += [f"![{plain(path.stem)}](<{quote(path.relative_to(folder).as_posix())}>)" for path in shown]
+    parts += [f"![{plain(path.stem)}]({quote(path.relative_to(folder).as_posix())})" for path in shown]
     if left_out:
         parts.append(
             "Not drawn, because nothing is shown to be learned:\n\n"

@@ -121,7 +121,7 @@ class OptionParser(HfArgumentParser):
         unknown = [word.partition("=")[0] for word in rest if word.startswith("--")]
         if unknown:
             raise ValueError(
-                f"There is no option {unknown[0]}.{self._meant(unknown[0])} See {self.command} --help_all."
+                f"There is no option '{unknown[0]}'.{self._meant(unknown[0])} See {self.command} --help_all."
             )
         count = f"{len(rest)} words belong" if len(rest) > 1 else "A word belongs"
         raise ValueError(f"{count} to no option: quote what has blanks, and see {self.command} --help.")

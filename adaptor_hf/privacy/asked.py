@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..configs import SUFFIXES
+from ..configs import SUFFIXES, read_words
+from ..files import open_regular
 
 ENVIRONMENT = "ADAPTOR_PRIVATE"
 _YES, _NO = ("1", "true", "yes", "y", "t", "on"), ("", "0", "false", "no", "n", "f", "off")
@@ -81,13 +82,10 @@ def _options_beside_the_script() -> Iterator[Path]:
 
 
 def _recipe_asks(path: Path) -> bool:
-    import yaml
-
     try:
-        # A recipe of JSON is YAML, too.
-        return _asks(yaml.safe_load(_text(path)))
+        return path.is_file() and _asks(read_words(path))
     except Exception:
-        # Not YAML, or too deep: the command says so.
+        # No recipe, or one that stands for too much: the command says so.
         return _mentions(path)
 
 
@@ -102,16 +100,10 @@ def _asks(value: Any) -> bool:
 
 def _mentions(path: Path) -> bool:
     try:
-        return "private" in _text(path)
+        with open_regular(path) as file:
+            return b"private" in file.read(_MAX_RECIPE_BYTES)
     except OSError:
         return False
-
-
-def _text(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with open(path, "rb") as file:
-        return file.read(_MAX_RECIPE_BYTES).decode("utf-8", "replace")
 
 
 __all__ = ["ENVIRONMENT", "asked_for", "environment_asks"]

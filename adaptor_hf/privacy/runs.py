@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
+from ..files import read_json
 from .mode import speaks_privately
 
 _MANIFEST, _RECORDS = "manifest.json", ("results.jsonl", "run.json", "retrieval.json")
@@ -40,7 +40,7 @@ def _is_private(path: Path) -> bool:
     for folder in list(path.absolute().parents)[:_LEVELS]:
         if (folder / _MANIFEST).is_file():
             try:
-                return bool(json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))["private_key"])
+                return bool(read_json(folder / _MANIFEST)["private_key"])
             except (OSError, ValueError, KeyError, TypeError):
                 return False
     return False
