@@ -9,7 +9,6 @@ Installed, it is also the command adaptor-downstream.
 """
 
 import logging
-import math
 import os
 
 import datasets
@@ -17,7 +16,6 @@ import torch
 import transformers
 
 from adaptor_hf.audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
-from adaptor_hf.folder_lock import only_writer
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.progress import no_bars_in_a_log
@@ -60,12 +58,10 @@ def main(arguments: list[str] | None = None) -> None:
     check_before_start(options)
     with requeue_file(options.output_dir):
         run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        # One after the other: the last of several commands in one folder finds the runs of all.
-        with only_writer(options.output_dir, "manifest", what="process", strict=False, timeout=math.inf):
-            write_downstream_manifest(
-                options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
-                check=options.check,
-            )  # fmt: skip
+        write_downstream_manifest(
+            options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
+            check=options.check,
+        )  # fmt: skip
 
 
 def start() -> None:

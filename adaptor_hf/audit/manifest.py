@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import logging
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -30,6 +31,7 @@ from ..file_records import (
 )
 from ..file_records import differences as changed_files
 from ..files import file_sha256
+from ..folder_lock import only_writer
 from ..privacy.mode import is_private, key_name
 
 if TYPE_CHECKING:
@@ -127,26 +129,28 @@ def write_downstream_manifest(
         check (`str`, *optional*): Which of the embeddings' files were compared with their digests.
     """
     folder, cache_dir, before = Path(folder), Path(cache_dir), before or {}
-    earlier = _earlier(folder)
-    digests = written_digests(cache_dir)
-    used = [_model(folder, Path(model)) for model in models]
-    places = {model["folder"] for model in used} - {None}
-    kept = [model for model in earlier.get("inputs", {}).get("models", []) if model["folder"] not in places]
-    inputs = {
-        "table": _table(table),
-        "cache": {
-            "folder": relative_to_run(folder, cache_dir),
-            "files": digests,
-            "settings": cache_settings(cache_dir, sorted({name.partition("/")[0] for name in digests})),
+    # One after the other: the last of several commands in one folder finds the runs of all.
+    with only_writer(folder, "manifest", what="process", strict=False, timeout=math.inf):
+        earlier = _earlier(folder)
+        digests = written_digests(cache_dir)
+        used = [_model(folder, Path(model)) for model in models]
+        places = {model["folder"] for model in used} - {None}
+        kept = [model for model in earlier.get("inputs", {}).get("models", []) if model["folder"] not in places]
+        inputs = {
+            "table": _table(table),
+            "cache": {
+                "folder": relative_to_run(folder, cache_dir),
+                "files": digests,
+                "settings": cache_settings(cache_dir, sorted({name.partition("/")[0] for name in digests})),
+            }
+            | ({} if check is None else {"check": check}),
+            "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
         }
-        | ({} if check is None else {"check": check}),
-        "models": [model for number, model in enumerate([*kept, *used]) if model not in [*kept, *used][:number]],
-    }
-    splits = {}
-    if any(folder.glob(f"runs/*/{RESULTS_FILE}")):
-        for line in read_results(folder / "runs").lines:
-            splits[line["test_set"] or line["dataset"]] = line["split_hash"]
-    return _write(folder, "train_downstream", inputs, splits, _digests(folder, earlier.get("files", {}), before))
+        splits = {}
+        if any(folder.glob(f"runs/*/{RESULTS_FILE}")):
+            for line in read_results(folder / "runs").lines:
+                splits[line["test_set"] or line["dataset"]] = line["split_hash"]
+        return _write(folder, "train_downstream", inputs, splits, _digests(folder, earlier.get("files", {}), before))
 
 
 def _digests(folder: Path, earlier: Mapping[str, str], before: Mapping[str, str]) -> dict[str, str]:

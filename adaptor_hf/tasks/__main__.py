@@ -70,7 +70,8 @@ def _sweep(plan: dict, output_dir: str, dry_run: bool) -> dict[str, str]:
     status = run_sweep(plan, output_dir, start, dry_run=dry_run)
     if made:
         models = dict.fromkeys(model for one in made for model in (one.model, *one.more_models))
-        write_downstream_manifest(output_dir, models, cache_dir_of(made[-1]), made[-1].table, before)
+        last = made[-1]
+        write_downstream_manifest(output_dir, models, cache_dir_of(last), last.table, before, check=last.check)
     return status
 
 
