@@ -62,9 +62,11 @@ class Holder:
     def read(cls, path: Path) -> Holder | None:
         """The record of a file; None where there is none, or none that can be read."""
         try:
-            return cls(**read_json(path))
+            found = cls(**read_json(path))
         except (OSError, ValueError, TypeError):
             return None
+        kinds = {"host": str, "pid": int, "started": float | int, "since": str, "job": str | None, "restarts": int}
+        return found if all(isinstance(getattr(found, name), kind) for name, kind in kinds.items()) else None
 
     def is_alive(self) -> bool:
         """Whether its process runs, asked on its machine."""

@@ -132,8 +132,9 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         file = os.path.join(name_or_path, ADAPTER_CONFIG_NAME)
         if os.path.isfile(os.path.join(name_or_path, "config.json")) or not os.path.isfile(file):
             return name_or_path
-        base = read_json(file).get("base_model_name_or_path")
-        if not base:
+        adapter = read_json(file)
+        base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+        if not base or not isinstance(base, str):
             raise OSError(
                 f"{name_or_path} holds an adapter of peft, and its {ADAPTER_CONFIG_NAME} names no base model: what was "
                 "adapted had not been loaded from a checkpoint. Build that model as before, and load the adapter onto "

@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .file_records import READ_ERRORS
-from .files import printable
+from .markdown import one_line
 from .privacy.gate import guarded, knows
 from .privacy.mode import error_text
+from .progress import no_bars_in_a_log
 
 if TYPE_CHECKING:
     from .embeddings import EmbeddingCache
@@ -296,18 +297,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="where retrieval is computed again")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
+    no_bars_in_a_log()
     try:
         found = verification(arguments.run, arguments.cache, arguments.device)
     except READ_ERRORS as error:
-        print(f"error: {printable(error_text(error))}", file=sys.stderr)
+        print(f"error: {one_line(error_text(error))}", file=sys.stderr)
         return 1
     count = len(found.differences)
     said = "verified" if not count else f"{count} difference" + "s" * (count > 1)
     print(f"{arguments.run}: {said}" + (", but not all could be compared" if found.unchecked and not count else ""))
     for difference in found.differences:
-        print(f"  {printable(difference)}")
+        print(f"  {one_line(difference)}")
     for what in found.unchecked:
-        print(f"  not compared: {printable(what)}")
+        print(f"  not compared: {one_line(what)}")
     return 1 if found.differences else 0
 
 

@@ -55,10 +55,10 @@ def run(table, folder, **options) -> None:
     [
         (
             {"report_to": "wandb"},
-            "--report_to wandb: wandb is not installed. Installed: .*tensorboard",
+            "--report_to 'wandb': 'wandb' is not installed. Installed: .*tensorboard",
         ),
-        ({"report_to": "wandbb"}, "--report_to wandbb: there is no such tracker. Did you mean wandb"),
-        ({"report_to": "True"}, "--report_to True: there is no such tracker"),
+        ({"report_to": "wandbb"}, "--report_to 'wandbb': there is no such tracker. Did you mean wandb"),
+        ({"report_to": "True"}, "--report_to 'True': there is no such tracker"),
         (
             {"metric_for_best_model": "eval_acuracy"},
             "evaluation gives no such metric. .*There are: image_to_text",

@@ -311,3 +311,14 @@ def test_only_a_signal_asks_to_go_on(tmp_path, error, asks):
     with pytest.raises(error), run_folder(tmp_path / "run"):
         raise error("stopped")
     assert (tmp_path / "run" / REQUEUE).exists() == asks
+
+
+@pytest.mark.parametrize("field", [{"pid": "1"}, {"restarts": "1"}, {"started": None}, {"host": 3}, {"job": 5}])
+def test_a_record_of_other_types_is_none(tmp_path, field):
+    leave_record(tmp_path / "run")
+    path = tmp_path / "run" / ".run.holder"
+    assert Holder.read(path) is not None
+    path.write_text(json.dumps(json.loads(path.read_text()) | field))
+    assert Holder.read(path) is None
+    path.write_text("[]")
+    assert Holder.read(path) is None

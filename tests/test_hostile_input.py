@@ -20,6 +20,7 @@ from adaptor_hf.data.images import image_size, read_image
 from adaptor_hf.data.json_files import load_json
 from adaptor_hf.data.label_columns import LabelRules, label_feature
 from adaptor_hf.data.tables import load_pairs
+from adaptor_hf.privacy.asked import asked_for
 
 HEADER = b"image,text,patient_id\n"
 SHEET = b'<worksheet xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"><sheetData>'
@@ -147,6 +148,8 @@ class TestJSONAndRecipes:
         (tmp_path / "a.yaml").write_text(text)
         with pytest.raises(ValueError, match=r"a\.yaml.*(over|deeper)"):
             read_recipe(tmp_path / "a.yaml")
+        # The gate of each command reads it first.
+        assert not asked_for(["--recipe", str(tmp_path / "a.yaml")])
 
     def test_aliases_as_people_write_them_are_read(self, tmp_path):
         (tmp_path / "a.yaml").write_text("a: &a {x: 1}\nb: {<<: *a, y: 2}\nc: [*a, *a]\n")

@@ -411,7 +411,8 @@ def test_metadata_files_and_the_folder_are_compared(tmp_path, caplog):
     (tmp_path / "metadata.csv").write_text(rows)
     with caplog.at_level(logging.WARNING):
         assert len(load_pairs(tmp_path, image_mode="L")) == 4
-    assert "2 of 4 rows of the folder's metadata name a file that is not there; 3 image files" in caplog.text
+    assert "2 of 4 rows of the folder's metadata name a file that is not there, or no regular one;" in caplog.text
+    assert "3 image files in the folder are named by no row" in caplog.text
     result = check_table(tmp_path, image_mode="L")
     assert result["metadata"] == {"rows_without_file": 2, "images_not_listed": 3}
     assert "folder: 3 images not listed" in format_table_check(result)
@@ -460,4 +461,5 @@ def test_metadata_in_folders_of_splits_is_compared_too(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         pairs = load_pairs(tmp_path, image_mode="L")
     assert pairs["split"][:] == ["train", "validation"]
-    assert "0 of 2 rows of the folder's metadata name a file that is not there; 2 image files" in caplog.text
+    assert "0 of 2 rows of the folder's metadata name a file that is not there" in caplog.text
+    assert "2 image files in the folder are named by no row" in caplog.text

@@ -111,3 +111,7 @@ def test_an_adapter_without_a_base_says_how_to_load_it(vision_tower, text_tower,
     with torch.no_grad():
         again = peft.PeftModel.from_pretrained(model, tmp_path).eval()(**INPUTS)
         assert torch.equal(again.image_embeds, adapted(**INPUTS).image_embeds)
+    for damaged in ("[]", '{"base_model_name_or_path": 3}'):
+        (tmp_path / "adapter_config.json").write_text(damaged)
+        with pytest.raises(OSError, match="names no base model"):
+            AdaptorModel.from_pretrained(tmp_path)

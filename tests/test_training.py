@@ -118,6 +118,13 @@ def test_resuming_in_the_middle_of_an_epoch_gives_the_same_weights_to_the_bit(tm
     assert metrics["train_runtime"] * metrics["train_samples_per_second"] == pytest.approx(3 * 124, rel=0.05)
 
 
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(tmp_path, views):
+    make_trainer(tmp_path, views, num_train_epochs=2, load_best_model_at_end=False).train()
+    shorter = make_trainer(tmp_path, views, num_train_epochs=1, load_best_model_at_end=False)
+    with pytest.raises(ValueError, match=r"has 16 steps, this run only 8: .* --num_train_epochs"):
+        shorter.train(resume_from_checkpoint=True)
+
+
 def test_a_checkpoint_has_no_pickle_of_arguments_and_loads_alone(tmp_path, views):
     trainer = make_trainer(tmp_path, views, num_train_epochs=1)
     trainer.train()

@@ -201,8 +201,9 @@ def _log_listed(folder: Path, table: pa.Table, image_column: str, rows: int) -> 
     counts = count_listed(folder, table, image_column)
     if any(counts.values()):
         logger.warning(
-            "%d of %d rows of the folder's metadata name a file that is not there; %d image files in the folder are "
-            "named by no row and are not read.", counts["rows_without_file"], rows, counts["images_not_listed"],
+            "%d of %d rows of the folder's metadata name a file that is not there, or no regular one; %d image files "
+            "in the folder are named by no row and are not read.",
+            counts["rows_without_file"], rows, counts["images_not_listed"],
         )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from ..data.content_keys import (
 )
 from ..data.missing import is_missing
 from ..data.splits import canonical_split
+from ..files import printable
 from ..privacy.mode import keyed_digests, private_name
 from ..privacy.vocabulary import column_list
 from .lookup import first_rows
@@ -219,7 +220,9 @@ def image_key(value) -> tuple[bytes, str | None]:
     except FileNotFoundError:
         return _NO_KEY, "image file is missing"
     except OSError as error:
-        return _NO_KEY, f"image file cannot be read: {error.strerror or type(error).__name__}"
+        # What is no regular file has no number of the system's; the path has a column of its own.
+        why = error.strerror or str(error).removeprefix(f"{printable(path)}: ") or type(error).__name__
+        return _NO_KEY, f"image file cannot be read: {why}"
 
 
 def image_name(value) -> str:

@@ -46,20 +46,30 @@ def finished_lines(folder: Path) -> list[dict[str, Any]] | None:
     Result lines of a finished run; None where it is to be made. A damaged result file is set aside under another name,
     said in the log, and its run is made again.
     """
-    from ..evaluation.results import RESULTS_FILE, changed_since_written, finished_runs, read_results
+    from ..evaluation.results import RESULTS_FILE
 
     path = folder / RESULTS_FILE
     if not path.is_file():
         return None
-    lines = read_results(path).lines
-    changed = changed_since_written(folder)
-    if finished_runs(lines) and not changed:
+    lines, changed = _lines_and_changes(folder)
+    if lines is not None:
         return lines
     aside = path.with_name(f"{RESULTS_FILE}.damaged")
     os.replace(path, aside)
     why = f" ({' '.join(changed)})" if changed else ""
     logger.warning("%s is damaged%s: it is kept as %s, and the run is made again.", path, why, aside.name)
     return None
+
+
+def _lines_and_changes(folder: Path) -> tuple[list[dict[str, Any]] | None, list[str]]:
+    """Lines of a finished run as it was written, or None, and what was changed since."""
+    from ..evaluation.results import RESULTS_FILE, changed_since_written, finished_runs, read_results
+
+    path = folder / RESULTS_FILE
+    if not path.is_file():
+        return None, []
+    lines, changed = read_results(path).lines, changed_since_written(folder)
+    return (lines if finished_runs(lines) and not changed else None), changed
 
 
 @contextmanager
@@ -72,8 +82,8 @@ def runs_to_make(found: RunList, folders: Mapping[str, Path]) -> Iterator[list[s
         folders (`Mapping[str, Path]`): Of each run, by name.
     """
     with ExitStack() as locks:
-        # Sorted: two processes that waited for each other would wait for ever.
-        for folder in sorted(folder for folder in folders.values() if finished_lines(folder) is None):
+        # Sorted: two processes that waited for each other would wait for ever. Nothing is moved before they are ours.
+        for folder in sorted(folder for folder in folders.values() if _lines_and_changes(folder)[0] is None):
             locks.enter_context(only_writer(folder, what="process", strict=False, timeout=math.inf))
         missing = []
         for name, folder in folders.items():

@@ -28,13 +28,13 @@ def check_trackers(names: Iterable[str]) -> None:
             close = difflib.get_close_matches(name, INTEGRATION_TO_CALLBACK, n=1)
             meant = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(
-                f"--report_to {name}: there is no such tracker.{meant} There are: "
+                f"--report_to {name!r}: there is no such tracker.{meant} There are: "
                 f"{', '.join(sorted(INTEGRATION_TO_CALLBACK))}, and none."
             )
         if name not in installed:
             raise ValueError(
-                f"--report_to {name}: {name} is not installed. Installed: {', '.join(installed) or 'none'}. Install "
-                "it, or leave the option out."
+                f"--report_to {name!r}: {name!r} is not installed. Installed: {', '.join(installed) or 'none'}. "
+                "Install it, or leave the option out."
             )
 
 
@@ -53,7 +53,7 @@ def check_best_metric(training: AdaptorTrainingArguments) -> None:
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["mean_recall", "loss"]
         raise ValueError(
-            f"--metric_for_best_model {given}: evaluation gives no such metric. Did you mean {' or '.join(close)}? "
+            f"--metric_for_best_model {given!r}: evaluation gives no such metric. Did you mean {' or '.join(close)}? "
             f"There are: {', '.join(known)}."
         )
     if training.greater_is_better is not None and training.greater_is_better != known[name]:

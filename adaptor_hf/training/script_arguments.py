@@ -175,7 +175,7 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
         ValueError: naming the option.
     """
     if trackers := [name for name in training.report_to if name != "none"]:
-        raise ValueError(f"--private writes to no tracker: leave out --report_to {' '.join(trackers)}.")
+        raise ValueError(f"--private writes to no tracker: leave out --report_to {' '.join(map(repr, trackers))}.")
     if data.image_store is not None:
         raise ValueError("--private keeps no copies of images: leave out --image_store.")
     if training.push_to_hub and not run.allow_push:

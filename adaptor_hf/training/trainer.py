@@ -224,6 +224,12 @@ class AdaptorTrainer(BaseTrainer):
 
     def _init_training_state(self, max_steps: int, *args) -> tuple[int, int]:
         position = super()._init_training_state(max_steps, *args)
+        if self.state.global_step > max_steps:
+            raise ValueError(
+                f"The checkpoint to resume from has {self.state.global_step} steps, this run only {max_steps}: its "
+                "weights would pass for those of a shorter run. Give the --num_train_epochs, --max_steps and batch of "
+                "the run that it is of, or start another one in another --output_dir."
+            )
         # A resumed run's own intervals; Trainer takes those of the checkpoint.
         self.state.compute_steps(self.args, max_steps)
         here = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
