@@ -214,7 +214,7 @@ class TestMalformedManifests:
         assert main([str(run)]) == 1
         said = capsys.readouterr().out
         assert "\x1b" not in said
-        assert r"\x1b[31m\n is missing" in said
+        assert r"\x1b[31m is missing" in said  # in one line
 
 
 class TestModels:

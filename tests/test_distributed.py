@@ -71,6 +71,7 @@ def test_the_references_local_loss_has_fewer_negatives_and_a_lower_value(two_ran
     assert relative(two_ranks["reference/image"], expected["image"]) > 0.02
 
 
+@pytest.mark.slow
 def test_three_ranks_with_uneven_rows_equal_one_process(tmp_path):
     results = ranks([5, 2, 4], tmp_path)
     for repeat, kind in ((False, "gathered"), (True, "gathered, texts repeat")):

@@ -159,7 +159,7 @@ def jackknife_error(first: np.ndarray, second: np.ndarray, labels: np.ndarray) -
     return float(np.sqrt((len(rows) - 1) * np.var(left_out)))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_c_has_the_lowest_loss_of_those_that_validation_cannot_tell_from_the_best_ranking(seed):
     from sklearn.metrics import log_loss, roc_auc_score
 

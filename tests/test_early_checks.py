@@ -227,7 +227,7 @@ for _ in logging.tqdm(range(2)): pass
 """
 
 
-@pytest.mark.parametrize(("kind", "bars"), [("log", False), ("as they are", True)])
+@pytest.mark.parametrize(("kind", "bars"), [("log", False), pytest.param("as they are", True, marks=pytest.mark.slow)])
 def test_libraries_draw_no_bars_into_a_log(kind, bars):
     plain = {name: value for name, value in os.environ.items() if not name.endswith("DISABLE_PROGRESS_BARS")}
     done = subprocess.run([sys.executable, "-c", BARS, kind], cwd=ROOT, env=plain, capture_output=True, check=True)

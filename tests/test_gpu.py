@@ -39,6 +39,7 @@ def test_stored_embeddings_of_a_gpu_are_those_of_the_cpu(name, device):
     assert tower_cosine(name, device) > 0.999
 
 
+@pytest.mark.slow
 def test_the_sections_leave_one_file_and_a_failure_is_said_in_it(tmp_path):
     words = f"--device cpu --small --sections correctness extraction --output {tmp_path / 'gpu.json'}"
     subprocess.run([sys.executable, str(ROOT / "benchmarks/gpu_all.py"), *words.split()], check=True, cwd=tmp_path)

@@ -74,6 +74,7 @@ def kill_and_resume(cache, whole, tmp_path, kills, seed, **changes):
     return hits
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(cache, whole, tmp_path):
     assert kill_and_resume(cache, whole, tmp_path, kills=2, seed=1) > 0
     assert_same_end(tmp_path / "run", whole)
@@ -126,6 +127,7 @@ def resume_two(cache, output, log):
         assert rank.wait(LIMIT) == 0, log.with_suffix(".0").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc to find the processes")
 def test_two_processes_killed_and_resumed_end_like_two_that_were_not(cache, whole_of_two, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
@@ -164,9 +166,8 @@ def test_a_signal_saves_the_running_step_and_exits_with_75(cache, whole, tmp_pat
     assert 58 in [entry["step"] for entry in entries if "eval_loss" in entry]
 
 
-@pytest.mark.parametrize(
-    ("number", "reached"), [(signal.SIGUSR1, [1]), pytest.param(signal.SIGTERM, [0, 1], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "reached"), [(signal.SIGUSR1, [1]), (signal.SIGTERM, [0, 1])])
 def test_a_signal_to_any_process_stops_all_at_one_step(cache, whole_of_two, number, reached, tmp_path):
     output, log = tmp_path / "run", tmp_path / "log"
     ranks = start_ranks(command(cache, output), log)
