@@ -402,6 +402,7 @@ def _values(dataset: Dataset, keyword: str) -> list[str]:
     try:
         value = dataset.get(keyword)
     except Exception:
+        # pydicom converts when asked, and a damaged value raises what it likes: it is as unknown as one left out.
         return []
     return [str(item) for item in value] if isinstance(value, MultiValue) else [str(value)]
 
@@ -448,6 +449,7 @@ def _view(dataset: Dataset) -> str | None:
     try:
         items = list(dataset.get("ViewCodeSequence") or [])
     except Exception:
+        # As in `_values`: a damaged sequence says no view.
         return None
     for item in items[:1]:
         for keyword in ("CodeMeaning", "CodeValue"):

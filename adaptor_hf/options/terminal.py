@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # Control characters but line ends and tabs, bytes that are no UTF-8, and marks that turn the direction of writing.
@@ -33,29 +33,19 @@ def escape_output() -> None:
     are escape codes as well, and go (`NO_COLOR`).
     """
     os.environ.setdefault("NO_COLOR", "1")
-    wrapped = {}
-    for name in ("stdout", "stderr"):
-        stream = getattr(sys, name)
-        if stream is not None and not getattr(stream, "is_escaped", False):
-            wrapped[id(stream)] = _Escaped(stream)
-            setattr(sys, name, wrapped[id(stream)])
-    # Handlers that libraries made when they were imported hold the streams of the time.
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    for handler in {handler for logger in loggers for handler in logger.handlers}:
-        if isinstance(handler, logging.StreamHandler) and id(handler.stream) in wrapped:
-            handler.setStream(wrapped[id(handler.stream)])
+    wrap_streams(_Escaped, "stdout", "stderr")
 
 
-class _Escaped:
-    """A text stream whose text cannot steer a terminal."""
+class FilteredStream:
+    """A text stream whose text goes through `change`, which a subclass has."""
 
-    is_escaped = True
+    change: Callable[[str], str]
 
     def __init__(self, stream: Any) -> None:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        self.stream.write(without_steering(text))
+        self.stream.write(type(self).change(text))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -66,4 +56,45 @@ class _Escaped:
         return getattr(self.stream, name)
 
 
-__all__ = ["escape_output", "is_one_line", "without_steering"]
+class _Escaped(FilteredStream):
+    """Its text cannot steer a terminal."""
+
+    change = staticmethod(without_steering)
+
+
+def wrap_streams(kind: type[FilteredStream], *names: str) -> None:
+    """Put a filter before streams of `sys`, and before handlers of logs that hold them since they were made."""
+    wrapped = {}
+    for name in names:
+        stream = getattr(sys, name)
+        if stream is not None and not _is_filtered(stream, kind):
+            wrapped[id(stream)] = kind(stream)
+            setattr(sys, name, wrapped[id(stream)])
+    for handler in stream_handlers():
+        if id(handler.stream) in wrapped:
+            handler.setStream(wrapped[id(handler.stream)])
+
+
+def _is_filtered(stream: Any, kind: type[FilteredStream]) -> bool:
+    """Whether a stream has such a filter, maybe behind others."""
+    while isinstance(stream, FilteredStream):
+        if isinstance(stream, kind):
+            return True
+        stream = stream.stream
+    return False
+
+
+def stream_handlers() -> set[logging.StreamHandler]:
+    """Handlers of all loggers that write to a stream."""
+    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
+    return {one for logger in loggers for one in logger.handlers if isinstance(one, logging.StreamHandler)}
+
+
+__all__ = [
+    "FilteredStream",
+    "escape_output",
+    "is_one_line",
+    "stream_handlers",
+    "without_steering",
+    "wrap_streams",
+]

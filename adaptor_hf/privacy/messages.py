@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dis
-import logging
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+
+from ..options.terminal import FilteredStream, stream_handlers, wrap_streams
 
 HIDDEN = "<hidden>"
 _PACKAGE = Path(__file__).parents[1]
@@ -92,16 +92,7 @@ def hide_messages(places: Iterable[str | None], stdout: bool = True) -> None:
                 given |= {str(whole), *([str(whole.parent)] if len(whole.parts) > 3 else [])}
     # The longest first: one may be a part of another. A single "." or "/" would cut every sentence.
     _places[:] = sorted((place for place in given if len(place.strip("./\\")) > 1), key=len, reverse=True)
-    wrapped = {}
-    for name in ("stdout", "stderr") if stdout else ("stderr",):
-        stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, _Hiding):
-            wrapped[id(stream)] = _Hiding(stream)
-            setattr(sys, name, wrapped[id(stream)])
-    # Handlers that libraries made when they were imported hold the streams of the time.
-    for handler in _stream_handlers():
-        if id(handler.stream) in wrapped:
-            handler.setStream(wrapped[id(handler.stream)])
+    wrap_streams(_Hiding, *(("stdout", "stderr") if stdout else ("stderr",)))
 
 
 def show_messages() -> None:
@@ -112,7 +103,7 @@ def show_messages() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, _Hiding):
             setattr(sys, name, stream.stream)
-    for handler in _stream_handlers():
+    for handler in stream_handlers():
         if isinstance(handler.stream, _Hiding):
             handler.setStream(handler.stream.stream)
 
@@ -122,27 +113,10 @@ def is_hiding() -> bool:
     return _state["hiding"]
 
 
-class _Hiding:
-    """A text stream that cuts out what private mode hides."""
+class _Hiding(FilteredStream):
+    """It cuts out what private mode hides."""
 
-    def __init__(self, stream: Any) -> None:
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        self.stream.write(hide(text))
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            self.write(line)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-def _stream_handlers() -> set[logging.StreamHandler]:
-    loggers = [logging.root, *(logging.getLogger(name) for name in list(logging.root.manager.loggerDict))]
-    return {h for logger in loggers for h in logger.handlers if isinstance(h, logging.StreamHandler)}
+    change = staticmethod(hide)
 
 
 def _texts(error: BaseException) -> Iterator[str]:
