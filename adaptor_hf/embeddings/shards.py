@@ -165,7 +165,9 @@ class ModalityFolder:
         for path in self.path.glob(".*.partial"):
             path.unlink()
         for piece in self.path.glob("building-*/*"):
-            if not list(piece.glob("*.json")):
+            if piece.is_file():  # of a version before 0.2, whose pieces had no record
+                piece.unlink()
+            elif not list(piece.glob("*.json")):
                 shutil.rmtree(piece)
 
     def builds(self) -> list["Build"]:
