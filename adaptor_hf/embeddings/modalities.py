@@ -10,18 +10,9 @@ from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
-from .compute import (
-    READ_ERROR,
-    ImageBatches,
-    TextBatches,
-    digests_of,
-    embed,
-    image_batches,
-    prefetch,
-    target_pixels,
-    vector_faults,
-)
+from .compute import digests_of, embed, vector_faults
 from .digests import FileChecks
+from .image_batches import READ_ERROR, ImageBatches, image_batches, target_pixels
 from .image_store import GREY, ImageStore
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
@@ -29,6 +20,7 @@ from .memory import release_memory
 from .shards import Build, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .table import PairTable, needed
+from .text_batches import TextBatches, prefetch
 
 logger = logging.getLogger(__name__)
 
