@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFilter
 from torchvision import transforms
 from torchvision.transforms import v2
 
@@ -24,6 +24,7 @@ from adaptor_hf.data.views import (
 )
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor
 
+DISTINCT = ("crop", "mgca", "convirt", "slip")  # the others are these by another name
 SIZES = [(401, 300), (300, 401), (260, 260)]
 
 
@@ -45,24 +46,31 @@ def seen(geometry: ViewGeometry, height: int, width: int) -> np.ndarray:
     return np.einsum("ij,jhw->ihw", geometry.matrix, points)
 
 
+def within(known: np.ndarray) -> np.ndarray:
+    """Without the edges of (H, W) known pixels, where resizing and turning mix in what is outside."""
+    known[:2], known[-2:], known[:, :2], known[:, -2:] = False, False, False, False
+    inside = np.asarray(Image.fromarray(known.astype(np.uint8)).filter(ImageFilter.MinFilter(9))) > 0
+    assert inside.sum() > 1000
+    return inside
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_geometry_is_where_torchvision_takes_the_coordinates(name, size):
     # The same draws by the functions of torchvision's first version, on an image of float coordinates.
     recipe, (width, height), side = RECIPES[name], size, 96
-    coordinates = torch.stack(
-        torch.meshgrid((torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height, indexing="xy")
-    )
+    x, y = torch.meshgrid((torch.arange(width) + 0.5) / width, (torch.arange(height) + 0.5) / height, indexing="xy")
+    coordinates = torch.stack([x, y, torch.ones(height, width)])
     if recipe.pad_to_square:
         left, top = ((max(size) - length) // 2 for length in size)
         left, top = max(size) - width - left, max(size) - height - top
         margins = (left, top, max(size) - width - left, max(size) - height - top)
-        coordinates = v2.functional.pad(coordinates, margins, fill=torch.nan)
+        coordinates = v2.functional.pad(coordinates, margins)
     for seed in range(8):
         _, geometry = make_view(picture(size), recipe, seed, side)
         torch.manual_seed(seed)
         crop = transforms.RandomResizedCrop.get_params(coordinates, recipe.scale, recipe.ratio)
-        expected = v2.functional.resized_crop(coordinates, *crop, (side, side), antialias=True)
+        expected = v2.functional.resized_crop(coordinates, *crop, (side, side), antialias=False)
         if torch.rand(()) < recipe.flip:
             expected = v2.functional.horizontal_flip(expected)
         if recipe.turns:
@@ -70,21 +78,14 @@ def test_geometry_is_where_torchvision_takes_the_coordinates(name, size):
                 (-recipe.degrees, recipe.degrees), (recipe.translate,) * 2, recipe.zoom, None, [side, side]
             )
             bilinear = v2.InterpolationMode.BILINEAR
-            expected = v2.functional.affine(expected, *moved, interpolation=bilinear, fill=torch.nan)
+            expected = v2.functional.affine(expected, *moved, interpolation=bilinear)
         found = seen(geometry, side, side)
-        # Resizing and turning mix in what is outside at the edges, by a few pixels of the view.
-        known = np.isfinite(expected).all(dim=0).numpy()
-        inside = np.ones_like(known)
-        for shift in (*range(-4, 0), *range(1, 5)):
-            for axis in (0, 1):
-                inside &= np.roll(known, shift, axis)
-        inside[:5], inside[-5:], inside[:, :5], inside[:, -5:] = False, False, False, False
-        assert inside.sum() > 1000
-        np.testing.assert_allclose(found[:, inside], expected.numpy()[:, inside], atol=2e-5)
+        inside = within(expected[2].numpy() > 1 - 1e-6)
+        np.testing.assert_allclose(found[:, inside], expected[:2].numpy()[:, inside], atol=2e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_geometry_is_where_the_pixels_are_from(name, size):
     width, height = size
     ramps = [np.tile(255 * (np.arange(width) + 0.5) / width, (height, 1))]
@@ -95,15 +96,15 @@ def test_geometry_is_where_the_pixels_are_from(name, size):
             view, geometry = make_view(image, grey_values_alone(RECIPES[name]), seed, 96)
             # Colours are drawn last, so that they do not change what is seen.
             assert (make_view(image, name, seed, 96)[1].matrix == geometry.matrix).all()
-            points = seen(geometry, 96, 96)
-            inside = ((points > 0.05) & (points < 0.95)).all(axis=0)
-            error = np.asarray(view)[inside] / 255 - points[axis][inside]
-            # Turning cuts off what is below a grey level.
-            assert abs(error.mean()) < 0.7 / 255
-            assert error.std() < 0.7 / 255
+            white, _ = make_view(Image.new("L", size, 255), grey_values_alone(RECIPES[name]), seed, 96)
+            inside = within(np.asarray(white) == 255)
+            error = 255 * (np.asarray(view) / 255 - seen(geometry, 96, 96)[axis])[inside]
+            # Rounding; turning cuts off what is below a grey level.
+            assert abs(error.mean() + (0.5 if RECIPES[name].turns else 0)) < 0.2
+            assert error.std() < 0.6
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", DISTINCT)
 def test_box_of_a_view_is_its_crop(name):
     image, flips = picture(), []
     for seed in range(12):
@@ -117,7 +118,7 @@ def test_box_of_a_view_is_its_crop(name):
         if not RECIPES[name].turns:
             pixels = np.array([top * 300, left * 401, height * 300, width * 401])
             np.testing.assert_allclose(pixels, np.rint(pixels), atol=1e-3)
-            crop = image.crop((pixels[[1, 0, 1, 0]] + [0, 0, pixels[3], pixels[2]]).round().astype(int))
+            crop = image.crop((pixels[[1, 0, 1, 0]] + [0, 0, pixels[3], pixels[2]]).round().astype(int).tolist())
             plain = crop.resize((224, 224), Image.Resampling.BICUBIC)
             view, _ = make_view(image, grey_values_alone(RECIPES[name]), seed)
             plain = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else plain
@@ -138,7 +139,7 @@ def test_crop_leaves_grey_values_and_sides_alone():
     assert recipe is RECIPES["crop"]
     assert (recipe.flip, recipe.jitter, recipe.grey, recipe.blur, recipe.turns) == (0, 0, 0, 0, False)
     areas = [float(np.prod(make_view(picture(), None, seed)[1].box[2:4])) for seed in range(200)]
-    assert min(areas) >= 0.49 and max(areas) <= 1 and np.mean(areas) == pytest.approx(0.73, abs=0.04)
+    assert min(areas) >= 0.49 and max(areas) <= 1 and 0.6 < np.mean(areas) < 0.8
 
 
 def test_flips_and_colours_come_as_often_as_the_recipe_says():
@@ -179,14 +180,14 @@ def test_seeds_are_of_seed_number_and_content():
 def test_a_view_that_shows_what_the_processor_crops_has_its_pixels(mode, grey):
     # A crop of the whole image by another way: resize to 256 and crop 224 is a crop of 7/8 resized to 224.
     image = picture((512, 512), mode)
-    processor = AdaptorImageProcessor(size={"shortest_edge": 256}, do_grayscale=grey)
+    values = {"image_mean": 0.5, "image_std": 0.25}
+    processor = AdaptorImageProcessor(size={"shortest_edge": 256}, do_grayscale=grey, **values)
     plain = processor(images=[image], return_tensors="pt")["pixel_values"][0]
     inner = image.crop((32, 32, 480, 480))
     pixels, (geometry,) = view_pixels(inner, processor, Recipe(scale=(1, 1), ratio=(1, 1)), [3])
     np.testing.assert_array_equal(geometry.box, [0, 0, 1, 1, 0])
     assert pixels.shape == (1, 1 if grey else 3, 224, 224) and pixels.dtype == torch.float32
-    level = 1 / 255 / min(np.atleast_1d(processor.image_std))
-    assert (pixels[0] - plain).abs()[:, 2:-2, 2:-2].max() < 2.5 * level
+    assert (pixels[0] - plain).abs()[:, 2:-2, 2:-2].max() < 2.5 / 255 / 0.25
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,8 @@ def test_blur_grows_with_the_side_of_a_view():
 
 def test_recipes_of_one_kind_have_one_key_and_others_have_others():
     assert RECIPES["mgca"].key == RECIPES["gloria"].key and RECIPES["lovt"].key == RECIPES["convirt"].key
-    assert len({str(recipe.key) for recipe in RECIPES.values()}) == 4
+    assert all(any(recipe == RECIPES[name] for name in DISTINCT) for recipe in RECIPES.values())
+    assert len({str(recipe.key) for recipe in RECIPES.values()}) == len(DISTINCT)
     assert replace(RECIPES["crop"], scale=(0.4, 1.0)).key != RECIPES["crop"].key
 
 

@@ -24,8 +24,8 @@ class ViewGeometry:
 
     Args:
         matrix: (2, 3) float64. It takes a point of the view to the point of the image that is seen there:
-            `x, y = matrix @ (u, v, 1)`, all as shares of width and height, 0 at the left and the top. What it takes
-            beyond 0 and 1 is black: nothing was there.
+            `x, y = matrix @ (u, v, 1)`, all as shares of width and height, 0 at the left and the top. Where it leads
+            beyond 0 and 1 the view is black, and where it was turned also beyond its crop, as in the papers.
     """
 
     matrix: np.ndarray
