@@ -130,7 +130,8 @@ def test_mgca_crops_224_of_256_of_the_padded_square():
     for seed in range(5):
         top, left, height, width, _ = make_view(picture((400, 200)), "mgca", seed)[1].box
         assert (height * 200, width * 400) == (350, 350)
-        assert -0.5 <= top <= 1.5 - height and 0 <= left <= 1 - width
+        assert -0.5 <= top <= 1.5 - height
+        assert 0 <= left <= 1 - width
 
 
 def test_crop_leaves_grey_values_and_sides_alone():
@@ -139,7 +140,9 @@ def test_crop_leaves_grey_values_and_sides_alone():
     assert recipe is RECIPES["crop"]
     assert (recipe.flip, recipe.jitter, recipe.grey, recipe.blur, recipe.turns) == (0, 0, 0, 0, False)
     areas = [float(np.prod(make_view(picture(), None, seed)[1].box[2:4])) for seed in range(200)]
-    assert min(areas) >= 0.49 and max(areas) <= 1 and 0.6 < np.mean(areas) < 0.8
+    assert min(areas) >= 0.49
+    assert max(areas) <= 1
+    assert 0.6 < np.mean(areas) < 0.8
 
 
 def test_flips_and_colours_come_as_often_as_the_recipe_says():
@@ -159,19 +162,23 @@ def test_a_view_depends_on_its_seed_alone():
     numpy_state, python_state = np.random.get_state()[1].copy(), random.getstate()
     first = make_view(image, "lovt", 7)
     assert (torch.get_rng_state() == state).all()
-    assert (np.random.get_state()[1] == numpy_state).all() and random.getstate() == python_state
+    assert (np.random.get_state()[1] == numpy_state).all()
+    assert random.getstate() == python_state
     torch.manual_seed(123)
     torch.rand(10)
     make_view(image, "slip", 8)
     again = make_view(image.copy(), "lovt", 7)
-    assert first[0].tobytes() == again[0].tobytes() and (first[1].matrix == again[1].matrix).all()
+    assert first[0].tobytes() == again[0].tobytes()
+    assert (first[1].matrix == again[1].matrix).all()
     assert make_view(image, "lovt", 8)[0].tobytes() != first[0].tobytes()
 
 
 def test_seeds_are_of_seed_number_and_content():
     contents = [digest(bytes([number])) for number in range(20)]
     seeds = {view_seed_of(seed, number, content) for seed in range(12) for number in range(12) for content in contents}
-    assert len(seeds) == 12 * 12 * 20 and min(seeds) >= 0 and max(seeds) < 1 << 63
+    assert len(seeds) == 12 * 12 * 20
+    assert min(seeds) >= 0
+    assert max(seeds) < 1 << 63
     assert view_seed_of(1, 11, contents[0]) != view_seed_of(11, 1, contents[0])
 
 
@@ -186,7 +193,8 @@ def test_a_view_that_shows_what_the_processor_crops_has_its_pixels(mode, grey):
     inner = image.crop((32, 32, 480, 480))
     pixels, (geometry,) = view_pixels(inner, processor, Recipe(scale=(1, 1), ratio=(1, 1)), [3])
     np.testing.assert_array_equal(geometry.box, [0, 0, 1, 1, 0])
-    assert pixels.shape == (1, 1 if grey else 3, 224, 224) and pixels.dtype == torch.float32
+    assert pixels.shape == (1, 1 if grey else 3, 224, 224)
+    assert pixels.dtype == torch.float32
     assert (pixels[0] - plain).abs()[:, 2:-2, 2:-2].max() < 2.5 / 255 / 0.25
 
 
@@ -227,7 +235,7 @@ def test_view_size_is_what_the_processor_makes_of_a_square_image():
         processor = AdaptorImageProcessor(**options)
         pixels = processor(images=[picture((300, 300))], return_tensors="pt")["pixel_values"]
         assert view_size(processor) == pixels.shape[2:]
-    with pytest.raises(ValueError, match="neither|any size"):
+    with pytest.raises(ValueError, match="images of any size"):
         view_size(AdaptorImageProcessor(do_resize=False, do_center_crop=False))
 
 
@@ -240,7 +248,8 @@ def test_blur_grows_with_the_side_of_a_view():
 
 
 def test_recipes_of_one_kind_have_one_key_and_others_have_others():
-    assert RECIPES["mgca"].key == RECIPES["gloria"].key and RECIPES["lovt"].key == RECIPES["convirt"].key
+    assert RECIPES["mgca"].key == RECIPES["gloria"].key
+    assert RECIPES["lovt"].key == RECIPES["convirt"].key
     assert all(any(recipe == RECIPES[name] for name in DISTINCT) for recipe in RECIPES.values())
     assert len({str(recipe.key) for recipe in RECIPES.values()}) == len(DISTINCT)
     assert replace(RECIPES["crop"], scale=(0.4, 1.0)).key != RECIPES["crop"].key

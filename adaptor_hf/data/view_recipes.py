@@ -126,10 +126,10 @@ RECIPES: dict[str, Recipe] = {
 - `mgca` (arXiv 2210.06044, code at e4013768) and `gloria` (Huang et al., ICCV 2021, code at 416466af): padded to the
   square of 256 pixels, a random crop of 224. The reference code of the Adaptor (arXiv 2401.01179) crops so too.
 - `convirt` (arXiv 2010.00747) and `lovt` (arXiv 2112.02889, code at f548985d, which takes ConVIRT's values): crops of
-  0.6 of the area and more, flips, rotation by 20 degrees, moved by 0.1, zoomed by 0.95 to 1.05, brightness and contrast,
-  always a blur. What LoVT's code does with the nearest pixel when it turns an image is bilinear here.
-- `slip` (arXiv 2112.12750, code at c6faf5d0) and `simclr`, which is the same there: crops from 0.08 of the area, flips,
-  jitter of colours, grey, blur. MedSLIP is said to train with it.
+  0.6 of the area and more, flips, rotation by 20 degrees, moved by 0.1, zoomed by 0.95 to 1.05, brightness and
+  contrast, always a blur. LoVT's code turns images with the nearest pixel; here it is bilinear.
+- `slip` (arXiv 2112.12750, code at c6faf5d0) and `simclr`, which is the same there: crops from 0.08 of the area,
+  flips, jitter of colours, grey, blur. MedSLIP is said to train with it.
 """
 
 

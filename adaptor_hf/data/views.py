@@ -153,7 +153,7 @@ def _filter_of(processor: Any) -> int:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """torchvision draws from torch's generator of the CPU: it starts from the seed here, and afterwards is as it was."""
+    """torchvision draws from torch's generator of the CPU: it starts from the seed, and afterwards is as it was."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
