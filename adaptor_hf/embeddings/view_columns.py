@@ -1,57 +1,49 @@
 """Augmented views of images as columns of a cache: what a tower gives of each view, and what the view shows."""
 
-from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..data.views import view_size
-from .columns import Column
-from .extract import extract
+from .columns import Column, Ragged
+from .extract import columns_of, extract
 from .image_store import ImageStore
-from .stored import StoredImages
+from .stored import StoredImages, StoredTexts
+
+_OF_VIEWS = {"view_embeds": "embedding", "view_tokens": "image_tokens"}
 
 
-def view_columns_of(columns: Iterable[Column], stored: StoredImages) -> list[Column]:
-    """The columns that views add, in the storage type of the tower's own; none without views.
-
-    Args:
-        columns: What `columns_of` says of the tower.
-        stored: What is kept of an image.
-    """
-    if not stored.views:
-        return []
+def columns_with_views(tower: Any, stored: StoredImages | StoredTexts, dtype: str) -> list[Column]:
+    """As `columns_of`, and behind them the columns of the views: shape (K, ...), K of `stored.views`."""
+    columns = columns_of(tower, stored, dtype)
+    if isinstance(stored, StoredTexts) or not stored.views:
+        return columns
     by_name = {column.name: column for column in columns}
     info = {"recipe": stored.view_recipe or "crop", "seed": stored.view_seed}
-    found = []
-    for name, source in (("view_embeds", "embedding"), ("view_tokens", "image_tokens")):
-        if source in by_name:
-            column = by_name[source]
-            found.append(Column(name, (stored.views, *column.shape), column.dtype, info | column.info))
-    found.append(Column("view_boxes", (stored.views, 5), "float32", info))
+    for name, plain in _OF_VIEWS.items():
+        if plain in by_name:
+            column = by_name[plain]
+            columns.append(Column(name, (stored.views, *column.shape), column.dtype, column.info | info))
+    columns.append(Column("view_boxes", (stored.views, 5), "float32", info))
     if stored.recipe.turns:
-        found.append(Column("view_maps", (stored.views, 2, 3), "float32", info))
-    return found
+        columns.append(Column("view_maps", (stored.views, 2, 3), "float32", info))
+    return columns
 
 
-def extract_views(tower: Any, batch: dict[str, Any], stored: StoredImages) -> dict[str, np.ndarray]:
-    """The columns of `view_columns_of` by name, in float32 (n, K, ...).
-
-    Args:
-        tower: A `VisionTower`.
-        batch: An item of `ImageBatches` with at least one image.
-        stored: What is kept of an image; without views nothing comes back.
-    """
-    if not stored.views:
-        return {}
-    of_view = replace(StoredImages(), image_tokens=stored.image_tokens)
-    # One pass for each number of a view: batches stay as large as those of the plain images.
-    passes = [extract(tower, {"pixel_values": views}, of_view) for views in batch["view_pixel_values"].unbind(dim=1)]
-    found = {"view_embeds": np.stack([columns["embedding"] for columns in passes], axis=1)}
-    if stored.image_tokens is not None:
-        found["view_tokens"] = np.stack([columns["image_tokens"] for columns in passes], axis=1)
-    return found | {name: batch[name].numpy() for name in ("view_boxes", "view_maps") if name in batch}
+def extract_with_views(
+    tower: Any, inputs: dict[str, Any], stored: StoredImages | StoredTexts
+) -> dict[str, np.ndarray | Ragged]:
+    """As `extract`, and the columns of the views, float32 (n, K, ...), from what `ImageBatches` gives of them."""
+    if isinstance(stored, StoredTexts) or not stored.views:
+        return extract(tower, inputs, stored)
+    found = extract(tower, {"pixel_values": inputs["pixel_values"]}, stored)
+    of_view = StoredImages(image_tokens=stored.image_tokens)
+    # A pass for each number of a view: batches stay as large as those of the plain images.
+    passes = [extract(tower, {"pixel_values": views}, of_view) for views in inputs["view_pixel_values"].unbind(dim=1)]
+    for name, plain in _OF_VIEWS.items():
+        if plain in passes[0]:
+            found[name] = np.stack([columns[plain] for columns in passes], axis=1)
+    return found | {name: inputs[name].numpy() for name in ("view_boxes", "view_maps") if name in inputs}
 
 
 def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None:
@@ -72,4 +64,4 @@ def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None
         )
 
 
-__all__ = ["check_store", "extract_views", "view_columns_of"]
+__all__ = ["check_store", "columns_with_views", "extract_with_views"]
