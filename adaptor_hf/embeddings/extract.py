@@ -65,6 +65,8 @@ def extract(tower, inputs: dict[str, Any], stored: StoredImages | StoredTexts) -
 
 
 def _run_images(tower, inputs: dict[str, torch.Tensor], stored: StoredImages) -> dict[str, torch.Tensor]:
+    if not stored.key:
+        return {"embedding": tower(**inputs).pooler_output}
     features = tower.features(**inputs)
     found = {"embedding": features.pooled}
     if stored.image_tokens is not None:
