@@ -38,8 +38,9 @@ def extract_with_views(
         return extract(tower, inputs, stored)
     found = extract(tower, {"pixel_values": inputs["pixel_values"]}, stored)
     of_view = StoredImages(image_tokens=stored.image_tokens)
+    views = inputs["view_pixel_values"].to(next(tower.parameters()).device, non_blocking=True)
     # A pass for each number of a view: batches stay as large as those of the plain images.
-    passes = [extract(tower, {"pixel_values": views}, of_view) for views in inputs["view_pixel_values"].unbind(dim=1)]
+    passes = [extract(tower, {"pixel_values": pixels}, of_view) for pixels in views.unbind(dim=1)]
     for name, plain in _OF_VIEWS.items():
         if plain in passes[0]:
             found[name] = np.stack([columns[plain] for columns in passes], axis=1)
