@@ -117,13 +117,13 @@ def images(cache_dir) -> dict[str, bytes]:
 
 def test_random_numbers_of_the_caller_neither_matter_nor_move(files, vision_tower, built, tmp_path):
     torch.manual_seed(99)
-    np.random.seed(99)  # noqa: NPY002
+    np.random.seed(99)
     random.seed(99)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+    before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
     build(files, vision_tower, tmp_path)
     assert images(tmp_path) == images(built)
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before[1]).all()
     assert random.getstate() == before[2]
 
 
