@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 
 import datasets
@@ -20,13 +21,13 @@ from adaptor_hf.data.views import make_view, view_pixels, view_seed_of
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.columns import Column
 from adaptor_hf.embeddings.compute import batch_faults
+from adaptor_hf.embeddings.extract import columns_of, extract
 from adaptor_hf.embeddings.files import map_table
-from adaptor_hf.embeddings.image_batches import ImageBatches
+from adaptor_hf.embeddings.image_batches import ImageBatches, check_store
 from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.pieces import Build
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
-from adaptor_hf.embeddings.view_columns import check_store, columns_with_views, extract_with_views
 
 FORK = multiprocessing.get_context("fork")
 ROWS, BATCH = 14, 2
@@ -137,7 +138,7 @@ def test_batch_size_and_order_change_no_view(files, vision_tower, built, tmp_pat
 
 def test_an_image_has_its_views_wherever_it_lies(files, vision_tower, built, tmp_path):
     moved = tmp_path / "elsewhere.png"
-    moved.write_bytes(open(files[3], "rb").read())
+    shutil.copyfile(files[3], moved)
     build([str(moved), files[5]], vision_tower, tmp_path / "cache")
     np.testing.assert_array_equal(column(tmp_path / "cache", "view_boxes"), column(built, "view_boxes")[[3, 5]])
 
@@ -226,7 +227,7 @@ def test_what_cannot_be_asked_for_is_refused():
 
 def test_recipes_that_do_not_turn_keep_boxes_alone(vision_tower):
     asked = StoredImages(views=3, view_recipe="mgca")
-    columns = {column.name: column for column in columns_with_views(vision_tower, asked, "int8")}
+    columns = {column.name: column for column in columns_of(vision_tower, asked, "int8")}
     assert list(columns) == ["embedding", "view_embeds", "view_boxes"]
     assert (columns["view_embeds"].shape, columns["view_embeds"].dtype) == ((3, 32), "int8")
     assert (columns["view_boxes"].shape, columns["view_boxes"].dtype) == ((3, 5), "float32")
@@ -234,8 +235,8 @@ def test_recipes_that_do_not_turn_keep_boxes_alone(vision_tower):
 
 def test_texts_have_no_views(text_tower):
     inputs = dict(text_tower.processor(["clear lungs"], return_tensors="pt"))
-    assert list(extract_with_views(text_tower, inputs, StoredTexts())) == ["embedding"]
-    assert [column.name for column in columns_with_views(text_tower, StoredTexts(), "float16")] == ["embedding"]
+    assert list(extract(text_tower, inputs, StoredTexts())) == ["embedding"]
+    assert [column.name for column in columns_of(text_tower, StoredTexts(), "float16")] == ["embedding"]
 
 
 def test_numbers_that_a_view_cannot_hold_are_faults_of_the_row():

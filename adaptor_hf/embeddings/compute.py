@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from .columns import Column, Ragged, arrow_features, to_arrow
+from .extract import extract
 from .files import NUMPY_DTYPES, key_array
 from .stored import StoredImages, StoredTexts
-from .view_columns import extract_with_views
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -102,7 +102,7 @@ def embed_rows(
         batch = next(batches)
         faults |= {first + offset: reason for offset, reason in batch.faults.items()}
         if len(batch.kept):
-            arrays = extract_with_views(tower, batch.inputs, stored)
+            arrays = extract(tower, batch.inputs, stored)
             rows = first + batch.kept
             bad = batch_faults(columns, arrays)
             faults |= {int(rows[place]): reason for place, reason in bad.items()}

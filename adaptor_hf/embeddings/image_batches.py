@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.content_keys import digest, image_reference
 from ..data.reading import Reading
-from ..data.views import view_pixels, view_seed_of
+from ..data.views import view_pixels, view_seed_of, view_size
 from ..files import printable
 from .image_store import GREY, ImageStore
 from .stored import StoredImages
@@ -28,6 +28,24 @@ def target_pixels(processor) -> int | None:
             items = dict(value).values()
             sides += [item for item in items if isinstance(item, int)]
     return max(sides, default=None)
+
+
+def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None:
+    """Refuse a store whose images are too small for the smallest crop of a view.
+
+    Raises:
+        ValueError: A crop would have fewer pixels than the tower takes; the message says which size is enough.
+    """
+    if not stored.views:
+        return
+    side = max(view_size(processor))
+    needed = int(np.ceil(side / stored.recipe.smallest_side))
+    if store.size < needed:
+        raise ValueError(
+            f"the smallest views of view_recipe={stored.view_recipe or 'crop'!r} show "
+            f"{stored.recipe.smallest_side:.0%} of an image's side in the {side} pixels that the vision tower takes, "
+            f"and image_store_size is {store.size}: set image_store_size={needed} or more, or leave image_store out"
+        )
 
 
 class ImageBatches:

@@ -16,8 +16,9 @@ from ..progress import progress
 from .columns import Column
 from .compute import Batch, embed_rows
 from .digests import FileChecks
+from .extract import columns_of
 from .files import key_array
-from .image_batches import READ_ERROR, ImageBatches, image_batches, target_pixels
+from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
 from .joining import FILE_BYTES
 from .keys import modality_key
@@ -29,7 +30,6 @@ from .source import TowerSource
 from .stored import StoredImages, StoredTexts
 from .table import PairTable, needed
 from .text_batches import TextBatches, prefetch
-from .view_columns import check_store, columns_with_views
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ class Modality:
         keys = self.keys(table)[rows]
         columns = [Column(POOLED, (self.folder.manifest["width"],), self.settings.dtype)]
         if self.stored.key and len(rows):
-            columns = columns_with_views(self.source.load(), self.stored, self.settings.dtype)
+            columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
         name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows)
         return Plan(name, rows, keys, lengths, columns)
 
