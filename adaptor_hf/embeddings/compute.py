@@ -58,6 +58,10 @@ def batch_faults(columns: list[Column], arrays: dict[str, np.ndarray | Ragged]) 
                 bad = np.unique(np.searchsorted(values.offsets, bad, side="right") - 1)
             for row in bad:
                 faults.setdefault(int(row), f"{column.name} is NaN or infinite in {column.dtype}")
+            if column.name == "view_embeds":
+                # Compared by their direction, as the pooled vectors are.
+                for row in np.nonzero(~inner.any(axis=-1).all(axis=1))[0]:
+                    faults.setdefault(int(row), "a vector of view_embeds is all zeros")
     return faults
 
 
