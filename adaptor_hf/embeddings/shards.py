@@ -68,6 +68,11 @@ class ModalityFolder:
     def rows(self) -> int:
         return self.manifest["rows"]
 
+    @property
+    def rebuilt(self) -> int:
+        """How often rows were embedded anew."""
+        return self.manifest.get("rebuilt", 0)
+
     def keys(self, column: str) -> np.ndarray:
         """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
         return self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
@@ -91,13 +96,26 @@ class ModalityFolder:
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
-        rows = find_keys(self.keys("source"), keys)
+        rows = self._newest("source", keys)
         batch = self._aliases() if (rows < 0).any() else None
         if batch is not None:
             place = find_keys(key_view(batch, "source"), keys)
-            target = find_keys(self.keys("digest"), key_view(batch, "digest"))
+            target = self._newest("digest", key_view(batch, "digest"))
             rows = np.where((rows < 0) & (place >= 0), target[place], rows)
         return rows
+
+    def superseded(self) -> np.ndarray:
+        """(rows,) bool: rows whose image or text was embedded again since, and those that are lost."""
+        known = self.keys("source")
+        return (known == _LOST_KEY) | (self._newest("source", known) != np.arange(len(known)))
+
+    def _newest(self, column: str, keys: np.ndarray) -> np.ndarray:
+        """(n,) row numbers of keys, -1 where there is none; the last one of a key that a rebuild embedded again."""
+        known = self.keys(column)
+        if not self.rebuilt:
+            return find_keys(known, keys)
+        rows = find_keys(np.ascontiguousarray(known[::-1]), keys)
+        return np.where(rows >= 0, len(known) - 1 - rows, -1)
 
     def add_aliases(self, sources: np.ndarray, digests: np.ndarray) -> None:
         """Remember further names (a moved or touched file) of rows that are there by content."""
@@ -127,7 +145,15 @@ class ModalityFolder:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
         return self.manifest["faults"]
 
-    def commit(self, width: int, shards: list[dict], faults: dict[str, str], columns: dict[str, dict] | None = None):
+    def commit(
+        self,
+        width: int,
+        shards: list[dict],
+        faults: dict[str, str],
+        columns: dict[str, dict] | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         """Add finished shard files and faults to the manifest.
 
         Args:
@@ -135,6 +161,7 @@ class ModalityFolder:
             shards: entries of new files.
             faults: source key (hexadecimal) -> reason.
             columns: entries of what is kept beside the pooled vectors, all files in them; None leaves them.
+            again: their rows replace those of the same images or texts.
         """
         self.changes += 1
         if not self.checks.metadata and (self.path / MANIFEST).exists():
@@ -148,6 +175,8 @@ class ModalityFolder:
         }
         if columns:
             self.manifest["columns"] = columns
+        if again:
+            self.manifest["rebuilt"] = self.rebuilt + 1
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
     def remove_leftovers(self) -> None:
@@ -214,9 +243,9 @@ def row_ranges(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(first, rows, size)]
 
 
-def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int) -> str:
+def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int, again: bool = False) -> str:
     """Name of a build: what is computed, in which order, in which batches."""
     import hashlib
 
     order = hashlib.blake2b(np.ascontiguousarray(keys).view(np.uint8), digest_size=16).hexdigest()
-    return json_key([order, batch_size, piece_rows])
+    return json_key([order, batch_size, piece_rows] + ["again"] * again)
