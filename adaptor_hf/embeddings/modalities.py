@@ -13,7 +13,6 @@ from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
-from .column_files import MAX_BYTES
 from .columns import Column
 from .compute import Batch, embed_rows
 from .digests import FileChecks
@@ -21,6 +20,7 @@ from .extract import columns_of
 from .files import key_array
 from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
+from .joining import FILE_BYTES
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
@@ -221,7 +221,7 @@ class Modality:
         sizes = self._row_bytes(plan)
         todo = sum(sizes[start:stop].sum() for start, stop in plan.pieces.values())
         pooled = _pooled_bytes(plan.columns) * min(len(sizes), self.settings.shard_rows)
-        between = max(pooled, min(sizes.sum(), MAX_BYTES) if len(plan.columns) > 1 else 0)
+        between = max(pooled, min(sizes.sum(), FILE_BYTES) if len(plan.columns) > 1 else 0)
         return int(todo + sizes.sum() + between)
 
     def _row_bytes(self, plan: Plan) -> np.ndarray:

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..files import read_regular
-from .column_files import joined, write_column_shards
-from .columns import Column, view_of
+from .columns import Column, entry_of
 from .digests import FileChecks, check_seal
 from .files import KEY_DTYPE, key_array, key_view, map_batch, write_batch
+from .joining import FILE_BYTES, file_ranges, row_bytes, write_columns
 from .keys import json_key
 from .lookup import find_keys
 from .manifest import CACHE_VERSION, MANIFEST, lost_rows, read_manifest, repair, write_record
@@ -204,27 +204,19 @@ class ModalityFolder:
         """
         pooled, *further = columns
         table = pa.concat_tables(tables)
-        entries = []
-        for start in range(0, len(table), shard_rows):
-            part = table.slice(start, shard_rows)
-            path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
-            batches = part.to_batches()
-            views = [[view_of(array, batch.column(array.name)) for array in pooled.parts] for batch in batches]
-            with joined(pooled, views, self.path) as vectors:
-                arrays = dict(zip(vectors.schema.names, vectors.columns, strict=True)) | _keys_of(part)
-                entries.append(write_batch(path, pa.RecordBatch.from_pydict(arrays)))
-        known = self.manifest.get("columns", {})
-        batches = table.to_batches()
-        return entries, {
-            column.name: write_column_shards(self.path, column, batches, known=known.get(column.name))
-            for column in further
-        }
-
-
-def _keys_of(table: pa.Table) -> dict[str, pa.Array]:
-    keys = {name: table[name].cast(pa.binary(16)) for name in ("source", "digest")}
-    keys |= {name: table[name] for name in ("num_tokens",) if name in table.column_names}
-    return {name: pa.concat_arrays(column.chunks) for name, column in keys.items()}
+        keys = tuple(name for name in ("source", "digest", "num_tokens") if name in table.column_names)
+        entries = list(self.manifest["shards"])
+        for start, stop in row_ranges(len(table), shard_rows):
+            path = self.path / f"data-{len(entries):05d}.arrow"
+            entries.append(write_columns(path, table.slice(start, stop - start), [pooled], keys))
+        known = {}
+        for column in further:
+            files = list(self.manifest.get("columns", {}).get(column.name, {}).get("shards", []))
+            for start, stop in file_ranges(row_bytes(column, table[column.name]), FILE_BYTES):
+                path = self.path / f"{column.name}-{len(files):05d}.arrow"
+                files.append(write_columns(path, table.slice(start, stop - start), [column]))
+            known[column.name] = entry_of(column, files)
+        return entries[len(self.manifest["shards"]) :], known
 
 
 def check_aliases(folder: Path, version: int) -> None:
