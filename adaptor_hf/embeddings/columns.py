@@ -14,7 +14,7 @@ _ARROW = {"float16": pa.float16(), "float32": pa.float32(), "int8": pa.int8(), "
 # What is rounded to a finite number; int8 a little less, for the rounding of its scales.
 _LIMITS = {
     "float16": float(np.nextafter(np.float32(65520), np.float32(0))), "float32": float(np.finfo(np.float32).max),
-    "int8": 65504.0, "int16": 32767,
+    "int8": 65519.0, "int16": 32767,
 }  # fmt: skip
 SCALE = "_scale"
 _BUILD_OPTIONS = {
@@ -167,14 +167,6 @@ def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = N
     where the dtype is that of the column."""
     flat = pa.array(np.ascontiguousarray(values, dtype=part.dtype).reshape(-1), _ARROW[part.dtype])
     lists = pa.FixedSizeListArray.from_arrays(flat, math.prod(part.element))
-    return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
-
-
-def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
-    """Arrow array of (n, *shape) numbers, or of (total, ...) elements with (n + 1,) offsets, without scales; no copy
-    where the dtype is that of the column."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=part.dtype).reshape(-1), _ARROW[part.dtype])
-    lists = pa.FixedSizeListArray.from_arrays(flat, math.prod(part.shape[1:] if part.ragged else part.shape))
     return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
 
 
