@@ -35,7 +35,7 @@ def random_rows(column: Column, lengths: np.ndarray, seed: int = 0) -> np.ndarra
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)])) if column.ragged else values
 
 
-def add_columns(folder: Path, columns: list[Column], lengths: np.ndarray, max_bytes: int = 400) -> dict:
+def add_columns(folder: Path, columns: list[Column], lengths: np.ndarray, max_bytes: int = 150) -> dict:
     """Store random numbers in a modality's folder; returns them by name."""
     manifest = json.loads((folder / "cache.json").read_text())
     written = {column.name: random_rows(column, lengths, seed) for seed, column in enumerate(columns)}
