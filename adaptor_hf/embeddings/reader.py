@@ -12,11 +12,11 @@ import torch
 
 from .column_batches import batch_names, fixed_batch, ragged_batch
 from .columns import Column, Ragged, build_option
-from .digests import FileChecks, data_entry
+from .digests import FileChecks, check_sizes, data_entry
 from .faults import EXCLUDED, read_excluded
 from .files import json_bytes, map_batch, map_batches
 from .keys import check_tower
-from .manifest import MANIFEST, modality_files, read_manifest, rebuild
+from .manifest import MANIFEST, modality_files, read_manifest, rebuild, repair
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 from .ranks import Ranks
 from .vectors import Shards, Vectors
@@ -177,6 +177,7 @@ class EmbeddingCache:
         self._store = _Store(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         self._columns = self._known(columns)
+        self._check_sizes()
 
     def _view(self, rows: np.ndarray, columns: tuple[str, ...] | None = None) -> "EmbeddingCache":
         view = object.__new__(EmbeddingCache)
@@ -199,9 +200,19 @@ class EmbeddingCache:
         """This view with these columns in its batches, of `stored_columns`; without names, none.
 
         Raises:
-            ValueError: the cache has no such column; which option of a build makes it.
+            FileNotFoundError: a file of such a column is missing (named).
+            ValueError: the cache has no such column, and which option of a build makes it; or one of its files has not
+                its size.
         """
-        return self._view(self._rows, self._known(names))
+        view = self._view(self._rows, self._known(names))
+        view._check_sizes()
+        return view
+
+    def _check_sizes(self) -> None:
+        """What is missing or cut of the columns is named now, and not when training comes there."""
+        for _, shards, rows in self._sources()[len(self._store.vectors) :]:
+            entries = [shards.entries[index] for index in shards.of_rows(rows)]
+            check_sizes(shards.folder, entries, repair(shards.folder))
 
     @property
     def stored_columns(self) -> dict[str, Column]:
