@@ -45,7 +45,9 @@ IMAGES = {
     *("image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"),
     "regular_files_adaptor.py",
 }
-SEGMENTATION = {"decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py"}
+SEGMENTATION = {
+    *("decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py", "token_sequences_adaptor.py"),
+}
 CODE = {
     AdaptorModel: MODEL,
     AdaptorForImageClassification: MODEL | {"head_base_adaptor.py", "classification_head_adaptor.py"},

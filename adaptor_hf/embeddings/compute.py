@@ -1,11 +1,36 @@
-"""Runs a tower over batches, and judges what it gives."""
+"""Runs a tower over a piece of a plan, batch by batch, and leaves out the rows that cannot be used."""
 
-import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from ..data.content_keys import KEY_DTYPE, key_vector
-from .files import NUMPY_DTYPES
+from .columns import Column, Ragged, arrow_features, to_arrow
+from .extract import extract
+from .files import NUMPY_DTYPES, key_array
+from .stored import StoredImages, StoredTexts
+
+if TYPE_CHECKING:
+    from datasets import Features
+
+
+@dataclass
+class Batch:
+    """What a loader gives for consecutive planned rows.
+
+    Attributes:
+        inputs: of the tower, for the rows that could be read; empty if there is none.
+        kept: (m,) offsets of these rows in the batch.
+        digests: (m,) keys of their content.
+        faults: offset of each other row -> reason.
+    """
+
+    inputs: dict[str, Any]
+    kept: np.ndarray
+    digests: np.ndarray
+    faults: dict[int, str]
 
 
 def vector_faults(vectors: np.ndarray) -> dict[int, str]:
@@ -19,24 +44,93 @@ def vector_faults(vectors: np.ndarray) -> dict[int, str]:
     return faults
 
 
-def embed(tower, inputs: dict, dtype: str) -> np.ndarray:
-    """(n, D) pooled embeddings in storage dtype, computed in float32 on the CPU and in half precision on CUDA where the
-    numbers allow it; what overflows the storage dtype becomes inf, found later."""
-    import torch
+def batch_faults(columns: list[Column], arrays: dict[str, np.ndarray | Ragged]) -> dict[int, str]:
+    """Row -> reason for rows with a vector that cannot be used, or a number that a further column cannot hold."""
+    faults: dict[int, str] = {}
+    for column in columns:
+        values = arrays[column.name]
+        if column is columns[0]:
+            faults |= vector_faults(as_read(values, column.dtype))
+        elif column.dtype != "int16":
+            inner = as_read(values.values if column.ragged else values, column.dtype)
+            bad = np.nonzero(~np.isfinite(inner).reshape(len(inner), -1).all(axis=1))[0]
+            if column.ragged:
+                bad = np.unique(np.searchsorted(values.offsets, bad, side="right") - 1)
+            for row in bad:
+                faults.setdefault(int(row), f"{column.name} is NaN or infinite in {column.dtype}")
+    return faults
 
-    device = next(tower.parameters()).device
-    inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-    # float16 keeps three bits more than bfloat16 and runs fast on every card since the T4; what overflows runs again.
-    half = torch.autocast("cuda", dtype=torch.float16) if device.type == "cuda" else contextlib.nullcontext()
-    with torch.inference_mode():
-        with half:
-            pooled = tower(**inputs).pooler_output
-        if device.type == "cuda" and not torch.isfinite(pooled).all():
-            pooled = tower(**inputs).pooler_output
+
+def as_read(values: np.ndarray, dtype: str) -> np.ndarray:
+    """Numbers as a cache of this dtype gives them back: what is beyond its range is infinite; int8 is read as float16,
+    and not quantised here."""
     with np.errstate(over="ignore"):
-        return pooled.float().cpu().numpy().astype(NUMPY_DTYPES[dtype])
+        return values.astype(NUMPY_DTYPES.get(dtype, np.float16))
 
 
-def digests_of(raw: bytes) -> np.ndarray:
-    """(n,) keys from concatenated 16-byte digests."""
-    return key_vector([raw]) if raw else np.empty(0, dtype=KEY_DTYPE)
+def embed_rows(
+    planned: pa.Table,
+    *,
+    tower: Any,
+    stored: StoredImages | StoredTexts,
+    columns: list[Column],
+    batches: Iterator[Batch],
+    batch_size: int,
+    done: Callable[[int], Any],
+) -> tuple[pa.Table, dict[int, str]]:
+    """Embed consecutive planned rows.
+
+    Args:
+        planned: the rows: `source` keys, and `num_tokens` for texts.
+        tower: frozen, in eval mode.
+        stored: what is kept beside the pooled vector.
+        columns: that the tower gives for it.
+        batches: of these rows; what comes after them is left there.
+        batch_size: rows of a batch; the last one of these rows may be smaller.
+        done: is told the number of rows of each finished batch.
+
+    Returns:
+        The rows that can be used, and by its number the reason of each other row.
+    """
+    schema = piece_features(columns, "num_tokens" in planned.column_names).arrow_schema
+    parts, faults = [], {}
+    for first in range(0, len(planned), batch_size):
+        batch = next(batches)
+        faults |= {first + offset: reason for offset, reason in batch.faults.items()}
+        if len(batch.kept):
+            arrays = extract(tower, batch.inputs, stored)
+            rows = first + batch.kept
+            bad = batch_faults(columns, arrays)
+            faults |= {int(rows[place]): reason for place, reason in bad.items()}
+            good = np.setdiff1d(np.arange(len(rows)), np.fromiter(bad, dtype=np.int64))
+            parts.append(_record_batch(columns, arrays, good, planned.take(rows[good]), batch.digests[good], schema))
+        done(min(batch_size, len(planned) - first))
+    return pa.Table.from_batches(parts, schema), faults
+
+
+def piece_features(columns: list[Column], texts: bool) -> "Features":
+    """How `datasets` calls the columns of a piece: those of the tower, the keys, and for texts the number of tokens."""
+    import datasets
+
+    features = arrow_features(columns) | {name: datasets.Value("binary") for name in ("source", "digest")}
+    return datasets.Features(features | ({"num_tokens": datasets.Value("int32")} if texts else {}))
+
+
+def _record_batch(columns, arrays, good, planned, digests, schema) -> pa.RecordBatch:
+    found: dict[str, pa.Array] = {}
+    for column in columns:
+        values = arrays[column.name]
+        found |= to_arrow(column, values if len(good) == len(values) else _taken(values, good))
+    found["source"] = planned["source"].combine_chunks()
+    found["digest"] = key_array(digests).cast(pa.binary())
+    if "num_tokens" in planned.column_names:
+        found["num_tokens"] = planned["num_tokens"].combine_chunks()
+    return pa.RecordBatch.from_arrays([found[name] for name in schema.names], schema=schema)
+
+
+def _taken(values: np.ndarray | Ragged, rows: np.ndarray) -> np.ndarray | Ragged:
+    if not isinstance(values, Ragged):
+        return values[rows]
+    spans = [values.values[values.offsets[row] : values.offsets[row + 1]] for row in rows]
+    offsets = np.concatenate([[0], np.cumsum([len(span) for span in spans], dtype=np.int64)]).astype(np.int64)
+    return Ragged(np.concatenate([values.values[:0], *spans]), offsets)

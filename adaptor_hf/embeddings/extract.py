@@ -23,7 +23,7 @@ def columns_of(tower: VisionTower | TextTower, stored: StoredImages | StoredText
         tower: A `VisionTower` or `TextTower`.
         stored: What is kept beside the pooled vector.
         dtype: Of what the tower computes: "float16", "float32" or "int8". Attention, which is one number a token, is
-            float16 instead of int8; spans are int16, and `view_boxes` is float32.
+            float16 instead of int8; spans are int16, and what views show is float32.
 
     Raises:
         ValueError: The tower does not have what is asked for.
@@ -48,11 +48,14 @@ def columns_of(tower: VisionTower | TextTower, stored: StoredImages | StoredText
             kind = numbers if name == "image_attention" else dtype
             columns.append(Column(name, tuple(values.shape[1:]), kind, info.get(name, {})))
     if stored.views:
-        columns.append(Column("view_embeds", (stored.views, tower.hidden_size), dtype))
+        made = {"recipe": stored.view_recipe or "crop", "seed": stored.view_seed}
+        columns.append(Column("view_embeds", (stored.views, tower.hidden_size), dtype, made))
         if "image_tokens" in found:
             shape = (stored.views, *found["image_tokens"].shape[1:])
-            columns.append(Column("view_tokens", shape, dtype, info["image_tokens"]))
-        columns.append(Column("view_boxes", (stored.views, 5), "float32"))
+            columns.append(Column("view_tokens", shape, dtype, info["image_tokens"] | made))
+        columns.append(Column("view_boxes", (stored.views, 5), "float32", made))
+        if stored.recipe.turns:
+            columns.append(Column("view_maps", (stored.views, 2, 3), "float32", made))
     return columns
 
 
@@ -68,7 +71,7 @@ def extract(
     Args:
         tower: A `VisionTower` or `TextTower`.
         inputs: `pixel_values` `(n, C, H, W)`, and with `stored.views` also `view_pixel_values` `(n, K, C, H, W)` and
-            `view_boxes` `(n, K, 5)`; or what `TextBatches.encode` gives.
+            what `ImageBatches` says of them; or what `TextBatches.encode` gives.
         stored: What is kept beside the pooled vector.
 
     Raises:
@@ -86,7 +89,8 @@ def extract(
             found = run(tower, given, stored)
     arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
     if isinstance(stored, StoredImages):
-        return arrays | ({"view_boxes": np.asarray(inputs["view_boxes"], np.float32)} if stored.views else {})
+        shown = [name for name in ("view_boxes", "view_maps") if name in inputs]
+        return arrays | {name: np.asarray(inputs[name], np.float32) for name in shown}
     lengths = inputs["attention_mask"].sum(dim=1).numpy()
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     ragged = {name: Ragged(values, offsets) for name, values in arrays.items() if name != "embedding"}
@@ -94,6 +98,8 @@ def extract(
 
 
 def _run_images(tower: VisionTower, inputs: dict[str, torch.Tensor], stored: StoredImages) -> dict[str, torch.Tensor]:
+    if not stored.key:
+        return {"embedding": tower(**inputs).pooler_output}
     found, _ = _image_values(tower, inputs["pixel_values"], stored)
     if stored.views:
         only_tokens = StoredImages(image_tokens=stored.image_tokens)
