@@ -13,6 +13,7 @@ from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
+from .column_files import MAX_BYTES
 from .columns import Column
 from .compute import Batch, embed_rows
 from .digests import FileChecks
@@ -20,7 +21,6 @@ from .extract import columns_of
 from .files import key_array
 from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
-from .joining import FILE_BYTES
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
@@ -217,7 +217,7 @@ class Modality:
         sizes = self._row_bytes(plan)
         todo = sum(sizes[start:stop].sum() for start, stop in plan.pieces.values())
         pooled = _pooled_bytes(plan.columns) * min(len(sizes), self.settings.shard_rows)
-        between = max(pooled, min(sizes.sum(), FILE_BYTES) if len(plan.columns) > 1 else 0)
+        between = max(pooled, min(sizes.sum(), MAX_BYTES) if len(plan.columns) > 1 else 0)
         return int(todo + sizes.sum() + between)
 
     def _row_bytes(self, plan: Plan) -> np.ndarray:
@@ -290,7 +290,7 @@ class Modality:
             yield Batch(batch["inputs"], np.array(batch["kept"], np.int64), digests, faults)
 
     def _texts(self, tower, table: PairTable, plan: Plan, batches: list[tuple[int, int]]) -> Iterator[Batch]:
-        texts = TextBatches(table.dataset, tower.processor, self.max_length)
+        texts = TextBatches(table.dataset, tower.processor, self.max_length, self.stored)
         encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for inputs, (start, stop) in zip(encoded, batches, strict=True):
             yield Batch(inputs, np.arange(stop - start), plan.keys[start:stop], {})
