@@ -231,6 +231,8 @@ def describe_rule(rule: dict[str, Any] | None) -> str:
         return "the split of the table"
     shares = f"{100 * rule['validation_fraction']:g} % validation, {100 * rule['test_fraction']:g} % test"
     scheme = "by patient where patients were known" if rule["scheme"] == "patient" else f"scheme {rule['scheme']}"
+    if rule.get("sources"):
+        scheme = "; ".join(f"{plain(name)}: {plain(one)}" for name, one in rule["sources"])
     return f"split rule `{rule['hash']}` ({scheme}, {shares}, seed {rule['seed']})"
 
 

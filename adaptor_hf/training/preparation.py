@@ -7,7 +7,7 @@ from pathlib import Path
 import transformers
 
 from ..data.duplicates import without_copies
-from ..data.places import check_folder, check_table_options
+from ..data.places import check_folder, check_table_options, several
 from ..data.terms import check_consent, restricted_terms
 from ..embeddings import EmbeddingCache, build_cache
 from ..embeddings.digests import FileChecks
@@ -62,7 +62,8 @@ def check_before_start(
     """
     check_together(data, model, run, training)
     check_table_options(data, data.train_file, "train_file")
-    check_folder("cache", data.cache)
+    for folder in several(data.cache):
+        check_folder("cache", folder)
     check_trackers(training.report_to)
     check_best_metric(training)
     check_optimizer(training)
@@ -71,7 +72,7 @@ def check_before_start(
     for kind, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
         if tower is not None:
             check_tower(kind, tower)
-    terms = restricted_terms(data.dataset, data.dataset_name)
+    terms = restricted_terms(*several(data.dataset), data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)
     if training.resume_from_checkpoint:
