@@ -69,8 +69,8 @@ class DataArguments(TableArguments):
         roots = several(self.data_root)
         if len(roots) > 1 and len(roots) != len(several(self.dataset)):
             raise ValueError(
-                f"--data_root is one folder for all of --dataset, or one for each of them in its order: got {len(roots)} "
-                f"for {len(several(self.dataset))}."
+                "--data_root is one folder for all of --dataset, or one for each of them in its order: got "
+                f"{len(roots)} for {len(several(self.dataset))}."
             )
         if sum(source is not None for source in (self.train_file, self.dataset, self.cache)) != 1:
             raise ValueError(

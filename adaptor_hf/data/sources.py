@@ -13,7 +13,6 @@ import pyarrow as pa
 
 from ..privacy.mode import is_private
 from .catalog import dataset_names, get_dataset, share_images
-from .features import RadiographImage
 from .ids import canonical_id
 from .splits import check_disjoint
 

@@ -158,7 +158,8 @@ class EmbeddingCache:
 
     Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
     `text_row`, int64 (n,), equal for equal texts; `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole
-    cache; of several sources `source`, int64 codes (n,) of `source_names`. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive training.
+    cache; of several sources `source`, int64 codes (n,) of `source_names`. A row without text has text_row -1 and NaN
+    for a vector: take `paired()` for contrastive training.
 
     Args:
         folder: `pairs-<key>/` of a cache; use `open_cache`.
@@ -173,7 +174,7 @@ class EmbeddingCache:
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
 
     def _view(self, rows: np.ndarray) -> "EmbeddingCache":
-        view = object.__new__(EmbeddingCache)
+        view = object.__new__(type(self))
         view._store = self._store
         view._rows = rows
         return view
@@ -196,6 +197,11 @@ class EmbeddingCache:
         names = {"images": "image_embeds", "texts": "text_embeds"}
         several = ["source"] if self._store.sources else []
         return [names[modality] for modality in self._store.vectors] + ["text_row", "study", "row"] + several
+
+    @property
+    def members(self) -> list["EmbeddingCache"]:
+        """The caches that lie in one place each: this one, or those that were joined."""
+        return [self]
 
     @property
     def path(self) -> Path:
