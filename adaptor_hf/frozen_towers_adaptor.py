@@ -38,6 +38,11 @@ class _Tower(nn.Module):
         return self.spec["hidden_size"]
 
     @property
+    def token_size(self) -> int:
+        """Width of a token, which may differ from that of the embeddings."""
+        return self.spec.get("token_size") or self.spec["hidden_size"]
+
+    @property
     def config(self) -> PreTrainedConfig | None:
         """The library's configuration, or None where the library has none (torchxrayvision)."""
         return getattr(self.model, "config", None)
@@ -57,12 +62,14 @@ class _Tower(nn.Module):
 
 
 class VisionFeatures(NamedTuple):
-    """Tokens (B, N, D), image embedding (B, D), the tokens' grid [rows, columns], and feature maps where asked for."""
+    """Tokens (B, N, D), image embedding (B, D), the tokens' grid [rows, columns], feature maps where asked for, and the
+    class token (B, D) where there is one."""
 
     tokens: torch.Tensor
     pooled: torch.Tensor
     grid: list[int]
     maps: list[torch.Tensor | None] | None
+    class_token: torch.Tensor | None = None
 
 
 class VisionTower(_Tower):
@@ -109,7 +116,7 @@ class VisionTower(_Tower):
         with self._gradients(pixel_values):
             tokens, prefix, pooled, grid, maps = self._encode(pixel_values, run)
             pooled = self._pool(tokens, prefix, pooled, self.spec["pooling"])
-            return VisionFeatures(tokens, pooled, grid, maps)
+            return VisionFeatures(tokens, pooled, grid, maps, prefix[:, 0] if prefix.shape[1] else None)
 
     def _encode(self, pixel_values: torch.Tensor, run: Callable[..., tuple[Any, list]] | None = None):
         """Spatial tokens (B, N, D), prefix tokens (B, P, D), the network's pooled output or None, grid [h, w], maps."""
