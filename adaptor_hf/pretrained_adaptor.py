@@ -217,6 +217,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         if kwargs.get("push_to_hub"):
             self._refuse_to_push_local_towers()
             self._refuse_to_push_restricted(kwargs.pop("accept_data_terms", False))
+            refuse_to_push_embeddings(save_directory)
             kwargs.setdefault("private", True)
         if not pushed:
             self._carry_training_rows(save_directory)
