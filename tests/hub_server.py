@@ -102,6 +102,7 @@ def local_hub() -> Iterator[LocalHub]:
             mock.patch.object(
                 constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
             ),
+            mock.patch("transformers.utils.hub._hf_api", None),
             mock.patch.dict("os.environ", {"HF_TOKEN": "hf_of_nobody"}),
         ):
             huggingface_hub.close_session()
