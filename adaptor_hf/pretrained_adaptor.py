@@ -364,8 +364,9 @@ def _refuse_to_push_embeddings(folder: str | os.PathLike) -> None:
     """
     if any(name.endswith(".arrow") for _, _, names in os.walk(folder) for name in names):
         raise ValueError(
-            "The folder holds embeddings, and nothing was pushed: transformers sends whatever changes in a folder while "
-            "it saves there. Save to an empty folder, or call model.push_to_hub(...) or adaptor_hf.hub.push_folder(...)."
+            "The folder holds embeddings, and nothing was pushed: transformers sends whatever changes in a folder "
+            "while it saves there. Save to an empty folder, or call model.push_to_hub(...) or "
+            "adaptor_hf.hub.push_folder(...)."
         )
 
 

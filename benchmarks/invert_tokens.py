@@ -4,8 +4,8 @@ How much of a text or of a radiograph comes back from what an embedding cache st
     python benchmarks/invert_tokens.py
     ADAPTOR_REALBENCH=FOLDER python benchmarks/invert_tokens.py
 
-The attacker has the public tower and what the cache stores. What is learned is linear: more is lost to who tries harder.
-Towers are real: minilm and lite0, of the extra `demo`. Attacked are reports and images of phantoms, and with
+The attacker has the public tower and what the cache stores. What is learned is linear: more is lost to who tries
+harder. Towers are real: minilm and lite0, of the extra `demo`. Attacked are reports and images of phantoms, and with
 ADAPTOR_REALBENCH the clinical notes and radiographs of that folder; patients that are attacked are not learned from.
 
 Texts. From token vectors: a ridge regression from each to the vector that the tower's first layer looks up for a token;
@@ -105,7 +105,9 @@ def attack_tokens(tower, known: dict[str, tuple], ids, tokens) -> list[list]:
     steps, scale = quantized(stored)
     rows = []
     for attacker, (known_ids, known_tokens) in known.items():
-        ridge = Ridge(TOKEN_ALPHA, solver="cholesky").fit(np.concatenate(known_tokens), embeddings[np.concatenate(known_ids)])
+        ridge = Ridge(TOKEN_ALPHA, solver="cholesky").fit(
+            np.concatenate(known_tokens), embeddings[np.concatenate(known_ids)]
+        )
         for name, values in (("float16", stored), ("int8", steps * scale[..., None])):
             guess = words[nearest(whitened(ridge.predict(values), mean), candidates)]
             rows.append([f"text_tokens, {name}", attacker, *recovered(np.split(guess, ends), ids)])
@@ -186,7 +188,7 @@ def image_columns(tower, rows) -> tuple[dict[str, np.ndarray], np.ndarray]:
         grey = pixels.mean(dim=1, keepdim=True)
         pictures.append(torch.nn.functional.interpolate(grey, (SIDE, SIDE), mode="area").flatten(1).numpy())
     maps = np.concatenate(maps)
-    side = int(round(maps.shape[1] ** 0.5))
+    side = round(maps.shape[1] ** 0.5)
     square = torch.from_numpy(maps.astype(np.float32)).transpose(1, 2).unflatten(2, (side, side))
     grid = torch.nn.functional.adaptive_avg_pool2d(square, 4).flatten(1).numpy()
     steps, scale = quantized(maps.astype(np.float32))

@@ -46,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer({"id": "owner/name", "private": True, "siblings": [], "sha": "0" * 40})
 
-    do_HEAD = do_GET
+    do_HEAD = do_GET  # noqa: N815
 
     def do_POST(self) -> None:
         body = self._body()
@@ -83,7 +83,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, value: dict, status: int = 200, headers: dict | None = None) -> None:
         data = json.dumps(value).encode()
         self.send_response(status)
-        for name, text in ({"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})).items():
+        for name, text in (
+            {"Content-Type": "application/json", "Content-Length": str(len(data))} | (headers or {})
+        ).items():
             self.send_header(name, text)
         self.end_headers()
         if self.command != "HEAD":

@@ -1,13 +1,17 @@
-"""What of a cache nearly is an image or a report: kept in private mode only where it is named twice, and never pushed."""
+"""What of a cache nearly is an image or a report: in private mode it must be named twice, and it is never pushed."""
 
 import json
+import multiprocessing
 import os
 import re
-import subprocess
+import shutil
+import signal
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -18,16 +22,14 @@ from synthetic import synthetic_config
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.data.private_rows import private_rows
-from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.hub import push_folder
 from adaptor_hf.hub.push import files_to_push
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.messages import hide
 from adaptor_hf.privacy.nearly_data import NEARLY_DATA, nearly_data
-from adaptor_hf.privacy.vocabulary import column_list
 
-ROOT = Path(__file__).parent.parent
 KEY = b"k" * 32
 # As `build_cache` takes them; `views` as a small number of views.
 ASKED = {
@@ -71,7 +73,7 @@ class TestNamed:
     @pytest.mark.parametrize("name", ASKED)
     def test_it_is_refused_in_private_mode_unless_it_is_named_a_second_time(self, name, rows, tmp_path):
         others = [other for other in ASKED if other != name]
-        with private_mode.private_mode(KEY, columns=others), pytest.raises(ValueError) as refused:
+        with private_mode.private_mode(KEY, columns=others), pytest.raises(ValueError, match="not store") as refused:
             # Before anything is read: there is no such tower.
             build(rows, ("no tower", "no tower"), tmp_path, **{name: ASKED[name]})
         assert f"--private_columns {name}, in Python private_mode(key, columns=...)" in str(refused.value)
@@ -83,12 +85,16 @@ class TestNamed:
         private_mode.check_private_columns({name: ASKED[name]})
 
     def test_all_that_is_missing_is_named_at_once(self):
-        with private_mode.private_mode(KEY, columns=["words"]), pytest.raises(ValueError, match="text_tokens sentences,"):
+        with (
+            private_mode.private_mode(KEY, columns=["words"]),
+            pytest.raises(ValueError, match="text_tokens sentences,"),
+        ):
             private_mode.check_private_columns({"shallow": (1,)}, {"text_tokens": True, "words": 1, "sentences": True})
 
     def test_a_name_that_is_none_is_said(self):
-        with pytest.raises(ValueError, match="columns must be of image_tokens, .*, got 'tokens'"), private_mode.private_mode(
-            KEY, columns=["tokens"]
+        with (
+            pytest.raises(ValueError, match=r"columns must be of image_tokens, .*, got 'tokens'"),
+            private_mode.private_mode(KEY, columns=["tokens"]),
         ):
             pass
         assert not private_mode.is_private()
@@ -148,58 +154,50 @@ class TestFiles:
         assert all(path.stat().st_mode & 0o077 == 0 for path in [private_cache, *private_cache.rglob("*")])
 
 
-TRACED = """
-import os, signal, sys
-from pathlib import Path
-import datasets
-from adaptor_hf.data.private_rows import private_rows
-from adaptor_hf.embeddings import build_cache
-from adaptor_hf.privacy.mode import private_mode
-table, cache, pieces, *towers = sys.argv[1:]
-rows = datasets.Dataset.from_parquet(table)
-WRITE, seen = os.O_WRONLY | os.O_RDWR | os.O_CREAT, set()
+FORK = multiprocessing.get_context("fork")
+KEPT_HERE = {"image_tokens": "all", "text_tokens": True, "words": True, "sentences": True}
 
-def watch(event, arguments):
-    if event == "open" and isinstance(arguments[0], (str, bytes)) and isinstance(arguments[2], int) and arguments[2] & WRITE:
-        place = os.fsdecode(arguments[0])
-    elif event in ("os.mkdir", "tempfile.mkstemp", "tempfile.mkdtemp"):
-        place = os.fsdecode(arguments[0])
-    else:
-        if event == "os.rename" and str(arguments[0]).endswith(".partial") and "piece-" in str(arguments[1]):
-            done.append(1)
-            if len(done) > int(pieces):
-                print(*seen, sep="\\n", flush=True)
+
+def build_watched(rows, towers, cache: str, kill_after: int, pipe) -> None:
+    """Build with two rows a piece, and tell which places outside the cache are opened to be written or made."""
+    outside, pieces = [], []
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == "os.rename" and "/piece-" in str(arguments[1]) and str(arguments[1]).endswith(".json"):
+            pieces.append(arguments[1])
+            if len(pieces) > kill_after:
+                pipe.send(outside)
                 os.kill(os.getpid(), signal.SIGKILL)
-        return
-    if not os.path.abspath(place).startswith((cache, "/dev/")):
-        seen.add(place)
+        opened = event == "open" and isinstance(arguments[0], str | bytes) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if opened or event in ("os.mkdir", "tempfile.mkstemp", "tempfile.mkdtemp"):
+            place = os.path.abspath(os.fsdecode(arguments[0]))
+            if not place.startswith((cache, "/dev/")):
+                outside.append(place)
 
-done = []
-sys.addaudithook(watch)
-kept = dict(image_tokens="all", text_tokens=True, words=True, sentences=True)
-with private_mode(b"k" * 32, columns=kept):
-    build_cache(private_rows(rows), *towers, cache, batch_size=2, piece_rows=2, num_workers=1, **kept)
-print(*seen, sep="\\n")
-"""
+    sys.addaudithook(watch)
+    with private_mode.private_mode(KEY, columns=KEPT_HERE):
+        build_cache(private_rows(rows), *towers, cache, batch_size=2, piece_rows=2, num_workers=1, **KEPT_HERE)
+    pipe.send(outside)
 
 
-@pytest.mark.parametrize("pieces", [99, 1], ids=["whole", "killed"])
-def test_nothing_is_written_but_in_the_cache_folder(pieces, rows, towers, tmp_path):
-    rows.to_parquet(tmp_path / "rows.parquet")
+@pytest.mark.parametrize("kill_after", [99, 1], ids=["whole", "killed"])
+def test_nothing_is_written_but_in_the_cache_folder(kill_after, rows, towers, tmp_path, monkeypatch):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", TRACED, str(tmp_path / "rows.parquet"), str(tmp_path / "cache"), str(pieces), *towers],
-        env={**os.environ, "TMPDIR": str(temporary), "HF_DATASETS_CACHE": str(temporary / "hf")},
-        capture_output=True, text=True, cwd=ROOT, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == (0 if pieces == 99 else -9), done.stderr[-2000:]
-    # What the test reads its table into, before the build.
-    places = [line for line in done.stdout.splitlines() if line and "hf/parquet" not in line]
-    assert places == []
-    left = [path for path in temporary.rglob("*") if path.is_file() and "hf/parquet" not in str(path)]
-    assert left == []
-    assert list((tmp_path / "cache").rglob("piece-*")) if pieces == 1 else open_cache(tmp_path / "cache")
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", temporary / "hf")
+    mine, its = FORK.Pipe()
+    process = FORK.Process(target=build_watched, args=(rows, towers, str(tmp_path / "cache"), kill_after, its))
+    process.start()
+    its.close()
+    outside = mine.recv()
+    process.join()
+    assert process.exitcode == (-signal.SIGKILL if kill_after == 1 else 0)
+    assert outside == []
+    assert [path for path in temporary.rglob("*") if path.is_file()] == []
+    pieces = list((tmp_path / "cache").rglob("piece-*.arrow"))
+    assert len(pieces) == (2 if kill_after == 1 else 0)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (tmp_path / "cache").rglob("*"))
 
 
 class TestPush:
@@ -260,27 +258,17 @@ class TestPush:
     ):
         monkeypatch.setattr("adaptor_hf.pretrained_adaptor._refuse_to_push_embeddings", lambda folder: None)
         (texts,) = tokens[0].glob("texts-*")
-        save = AdaptorModel.state_dict
+        upload = AdaptorModel._upload_modified_files
 
         def meanwhile(self, *args, **kwargs):
-            if not (tmp_path / texts.name).exists():
-                copy(texts, tmp_path)
-            return save(self, *args, **kwargs)
+            copy(texts, tmp_path)
+            return upload(self, *args, **kwargs)
 
-        monkeypatch.setattr(AdaptorModel, "state_dict", meanwhile)
+        monkeypatch.setattr(AdaptorModel, "_upload_modified_files", meanwhile)
         with local_hub() as hub:
             model.save_pretrained(tmp_path, push_to_hub=True, repo_id="name")
         assert tokens[1] in hub.received
 
 
 def copy(folder: Path, to: Path) -> None:
-    import shutil
-
     shutil.copytree(folder, to / folder.name)
-
-
-def test_columns_of_a_cache_are_no_columns_of_a_table():
-    # Names of a cache's columns are this package's own: they may be said.
-    with private_mode.private_mode(KEY):
-        assert "hidden" in column_list(["a"])
-        assert not any(name in hide(name) and hide(name) != name for name in NEARLY_DATA)

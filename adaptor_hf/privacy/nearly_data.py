@@ -1,4 +1,4 @@
-"""What of a cache nearly is the data that it was made of: private mode keeps it only where it is named a second time."""
+"""What of a cache nearly is the data it was made of: private mode keeps it only where it is named a second time."""
 
 from __future__ import annotations
 
