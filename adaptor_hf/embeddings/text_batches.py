@@ -72,9 +72,10 @@ def token_spans(encoded: Any, texts: list[str], stored: StoredTexts) -> dict[str
     """
     Which tokens the words and sentences of texts are, as `stored` asks for them.
 
-    A word is what the tokenizer's pre-tokenizer calls one, put together from its pieces; marks count as words for most.
-    A sentence is one of `sentence_spans`; a token belongs to the one in which its last character is. Of what was cut
-    off, what is left counts. Special tokens belong to neither.
+    A word is what the tokenizer's pre-tokenizer calls one, put together from its pieces, and not only white space; for
+    most tokenizers a mark is a word of its own.
+    A sentence is one of `sentence_spans`; a token belongs to the one in which its first character is that is not white
+    space. Of a word or sentence that was cut, what is left counts. Special tokens belong to neither.
 
     Args:
         encoded: What a fast tokenizer gives for the texts, padded or not.
@@ -83,31 +84,38 @@ def token_spans(encoded: Any, texts: list[str], stored: StoredTexts) -> dict[str
         `words` and `sentences`: rows of int16 (spans, 2), the first token and the last one + 1, padding not counted.
     """
     found = {}
-    if stored.words:
-        found["words"] = _ragged([_words(encoding) for encoding in encoded.encodings])
-    if stored.sentences:
-        pairs = zip(encoded.encodings, texts, strict=True)
-        found["sentences"] = _ragged([_sentences(encoding, sentence_spans(text)) for encoding, text in pairs])
+    for name, spans_of in (("words", _words), ("sentences", _sentences)):
+        if getattr(stored, name):
+            found[name] = _ragged([spans_of(*pair) for pair in zip(encoded.encodings, texts, strict=True)])
     return found
 
 
-def _words(encoding: Any) -> np.ndarray:
-    return _runs(encoding, [-1 if word is None else word for word in encoding.word_ids])
+def _words(encoding: Any, text: str) -> np.ndarray:
+    numbers = np.array([-1 if word is None else word for word in encoding.word_ids])
+    ends = {}
+    for number, (start, stop) in zip(numbers, encoding.offsets, strict=True):
+        ends[number] = (ends.get(number, (start, stop))[0], stop)
+    # Byte-level tokenizers have words of white space.
+    blank = [number for number, (start, stop) in ends.items() if not text[start:stop].strip()]
+    numbers[np.isin(numbers, blank)] = -1
+    return _runs(encoding, numbers)
 
 
-def _sentences(encoding: Any, spans: list[tuple[int, int]]) -> np.ndarray:
-    starts, stops = np.array(spans, dtype=np.int64).reshape(-1, 2).T
-    lasts = np.array(encoding.offsets, dtype=np.int64)[:, 1] - 1
-    numbers = np.searchsorted(starts, lasts, side="right") - 1
+def _sentences(encoding: Any, text: str) -> np.ndarray:
+    starts, stops = np.array(sentence_spans(text), dtype=np.int64).reshape(-1, 2).T
+    pieces = [text[start:stop] for start, stop in encoding.offsets]
+    blanks = [len(piece) - len(piece.lstrip()) for piece in pieces]
+    firsts = np.array([start for start, _ in encoding.offsets]) + blanks
+    numbers = np.searchsorted(starts, firsts, side="right") - 1
     # A number of -1 would take the last sentence's end.
-    inside = (numbers >= 0) & (lasts < np.append(stops, 0)[numbers])
-    is_text = np.array([sequence is not None for sequence in encoding.sequence_ids])
+    inside = (numbers >= 0) & (firsts < np.append(stops, 0)[numbers])
+    is_text = np.array([bool(piece.strip()) for piece in pieces]) & (np.array(encoding.special_tokens_mask) == 0)
     return _runs(encoding, np.where(inside & is_text, numbers, -1))
 
 
-def _runs(encoding: Any, numbers: Any) -> np.ndarray:
+def _runs(encoding: Any, numbers: np.ndarray) -> np.ndarray:
     """(spans, 2) int16 of the tokens with the same number of 0 or more; padding on the left is not counted."""
-    numbers = np.asarray(numbers, dtype=np.int64)[np.array(encoding.attention_mask, dtype=bool)]
+    numbers = numbers[np.array(encoding.attention_mask, dtype=bool)]
     _, starts = np.unique(numbers, return_index=True)
     ends = len(numbers) - np.unique(numbers[::-1], return_index=True)[1]
     spans = np.stack([starts, ends], axis=1)[numbers[starts] >= 0]
