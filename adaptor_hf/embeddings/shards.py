@@ -1,8 +1,7 @@
-"""One modality's folder: committed shards of one record batch each, and the pieces of a build that is under way.
+"""One modality's folder: committed shards of one record batch each, and files of the columns beside the pooled vector.
 
-A build is cut into pieces of a few thousand rows, planned once for all ranks. A piece is written aside and renamed
-when whole, so that a killed build computes at most one piece a rank again. When all are there they are merged into
-shards, and the manifest, renamed into place, commits them. Shards are only ever added: row numbers stay valid.
+When all pieces of a build are there they are joined into shards, and the manifest, renamed into place, commits them.
+Shards are only ever added: row numbers stay valid.
 """
 
 import logging
@@ -15,25 +14,21 @@ import numpy as np
 import pyarrow as pa
 
 from ..files import read_regular
+from .columns import Column
 from .digests import FileChecks, check_seal
-from .files import (
-    KEY_DTYPE,
-    batch_metadata,
-    embedding_batch,
-    key_array,
-    key_view,
-    map_batch,
-    merged,
-    write_batch,
-)
+from .files import KEY_DTYPE, key_array, key_view, map_batch, write_batch
+from .joining import FILE_BYTES, file_ranges, row_bytes, write_columns
 from .keys import json_key
 from .lookup import find_keys
 from .manifest import CACHE_VERSION, MANIFEST, read_manifest, repair, write_record
+from .pieces import Build
 
 logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
-PIECE_ROWS = 1024
+POOLED = "embedding"
+KEY_COLUMNS = ("source", "digest", "num_tokens")  # as they follow the pooled vector in its files
+Shards = dict[str, list[dict]]
 _ALIASES = "aliases.arrow"
 _LOST_KEY = b"\xff" * 16  # of no row
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it
@@ -132,102 +127,73 @@ class ModalityFolder:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
         return self.manifest["faults"]
 
-    def commit(self, shards: list[dict], width: int, faults: dict[str, str]) -> None:
-        """Add finished shard files and faults to the manifest."""
+    def commit(self, columns: list[Column], shards: Shards, faults: dict[str, str]) -> None:
+        """Add finished files and faults to the manifest.
+
+        Args:
+            columns: the pooled vector and what is kept beside it.
+            shards: manifest entries of new files by column.
+            faults: source key (hexadecimal) -> reason.
+        """
         self.changes += 1
         if not self.checks.metadata and (self.path / MANIFEST).exists():
             read_manifest(self.path)  # a new digest must not cover what was edited
-        entries = self.manifest["shards"] + shards
+        pooled, *further = columns
+        entries = self.entries(pooled.name) + shards[pooled.name]
         self.manifest = self.manifest | {
-            "width": width,
+            "width": pooled.shape[0],
             "rows": sum(entry["rows"] for entry in entries),
             "shards": entries,
             "faults": self.manifest["faults"] | faults,
         }
+        if further:
+            self.manifest["columns"] = {
+                column.name: {"shape": column.shape, "dtype": column.dtype, **column.info}
+                | {"shards": self.entries(column.name) + shards[column.name]}
+                for column in further
+            }
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
+
+    def entries(self, column: str) -> list[dict]:
+        """Manifest entries of the files of a column."""
+        if column == POOLED:
+            return list(self.manifest["shards"])
+        return list(self.manifest.get("columns", {}).get(column, {}).get("shards", []))
 
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""
-        for pattern in (".data-*.partial", "building-*/.piece-*.partial"):
-            for path in self.path.glob(pattern):
-                path.unlink()
+        for path in self.path.glob(".*.partial"):
+            path.unlink()
+        for piece in self.path.glob("building-*/*"):
+            if not list(piece.glob("*.json")):
+                shutil.rmtree(piece)
 
     def builds(self) -> list["Build"]:
         """Builds that were begun and not committed."""
         return [Build(self, path.name.removeprefix("building-")) for path in sorted(self.path.glob("building-*"))]
 
-    def write_shards(self, batches: list[pa.RecordBatch], shard_rows: int) -> list[dict]:
-        """Merge record batches into new shard files of one record batch each; returns their manifest entries."""
-        table = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches])
-        entries = []
-        for start in range(0, table.num_rows, shard_rows):
-            part = table.slice(start, shard_rows)
-            path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
-            with merged(part, self.path) as batch:
-                entries.append(write_batch(path, batch))
-        return entries
+    def write_shards(self, columns: list[Column], pieces: list[pa.Table], shard_rows: int) -> Shards:
+        """Join pieces into new files of one record batch each: pooled vector and keys in one, each further column in
+        files of its own, none of which has rows of two shards.
 
-
-class Build:
-    """Pieces of one planned build, in `building-<plan>/` of a modality's folder."""
-
-    def __init__(self, folder: ModalityFolder, plan: str) -> None:
-        self.folder = folder
-        self.plan = plan
-        self.path = folder.path / f"building-{plan}"
-
-    def piece_path(self, index: int) -> Path:
-        return self.path / f"piece-{index:06d}.arrow"
-
-    def is_done(self, index: int) -> bool:
-        """Whether a piece is there and whole. A damaged one is named; it is computed again."""
-        path = self.piece_path(index)
-        return path.exists() and self._piece(path, "It is computed again") is not None
-
-    def _piece(self, path: Path, advice: str) -> pa.RecordBatch | None:
-        try:
-            # Also of version 1, whose pieces have no digest: at most one build that was under way is begun anew.
-            check_seal(path, advice)
-            return map_batch(path)
-        except ValueError as error:
-            logger.warning("%s", error)
-            return None
-
-    def write_piece(
-        self, index: int, vectors: np.ndarray, columns: dict[str, np.ndarray], faults: dict[str, str]
-    ) -> None:
-        """Write one piece: (n, D) vectors with their columns, and the faults found on the way."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_batch(self.piece_path(index), embedding_batch(vectors, columns, {"faults": faults}), seal=True)
-
-    def finish(self, shard_rows: int, *, whole: bool = False) -> None:
-        """Merge the pieces that are there, in their planned order, commit them, and remove them.
-
-        Args:
-            shard_rows: rows of one shard.
-            whole: all pieces were just computed or checked, so a damaged one is an error; else it is left out.
-
-        Raises:
-            ValueError: a piece is damaged; it is deleted, and the same build computes it again.
+        Returns:
+            Manifest entries by column, the pooled vector's first.
         """
-        batches = []
-        for path in sorted(self.path.glob("piece-*.arrow")):
-            batch = self._piece(path, "Run the same command again: this piece is computed again")
-            if batch is None and whole:
-                path.unlink()
-                raise ValueError(
-                    f"{path} was damaged after it was written, see the warning above; it was deleted. Check the disk, "
-                    "and run the same command again: this piece is computed again, all others are kept"
-                )
-            if batch is not None:
-                batches.append(batch)
-        faults = {key: why for batch in batches for key, why in batch_metadata(batch).get("faults", {}).items()}
-        # A build killed after its commit leaves pieces whose rows are there already.
-        fresh = [batch for batch in batches if (self.folder.lookup(key_view(batch, "source")) < 0).any()]
-        if batches:
-            width = batches[0].column("embedding").type.list_size
-            self.folder.commit(self.folder.write_shards(fresh, shard_rows) if fresh else [], width, faults)
-        shutil.rmtree(self.path)
+        entries: Shards = {column.name: [] for column in columns}
+        table = pa.concat_tables(pieces) if pieces else None
+        for start in range(0, len(table) if table else 0, shard_rows):
+            part = table.slice(start, shard_rows)
+            for column in columns:
+                pooled = column is columns[0]
+                others = tuple(name for name in KEY_COLUMNS if name in table.column_names) if pooled else ()
+                stem = "data" if pooled else column.name
+                known = self.entries(column.name) + entries[column.name]
+                ranges = [(0, len(part))] if pooled else file_ranges(row_bytes(column, part[column.name]), FILE_BYTES)
+                for first, last in ranges:
+                    path = self.path / f"{stem}-{len(known):05d}.arrow"
+                    known.append(write_columns(path, part.slice(first, last - first), [column], others))
+                    entries[column.name].append(known[-1])
+        return entries
 
 
 def check_aliases(folder: Path, version: int) -> None:

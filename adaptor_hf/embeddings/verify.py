@@ -4,11 +4,12 @@ import logging
 import os
 from pathlib import Path
 
-from .digests import FileChecks, check_seal
+from .digests import FileChecks
 from .files import map_batches
 from .keys import check_key, check_tower
 from .manifest import MANIFEST, read_manifest, rebuild, repair
 from .pairs import latest_pairs
+from .pieces import read_piece
 from .reader import EmbeddingCache
 from .shards import check_aliases
 from .source import read_towers
@@ -36,8 +37,8 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
     folders = [folder for folder in sorted(path.glob("*-*")) if folder.is_dir() and folder.name[0] != "."]
     checked = {}
     for folder in folders:
-        for piece in sorted(folder.glob("building-*/piece-*.arrow")):
-            check_seal(piece, "The next build computes it again")
+        for record in sorted(folder.glob("building-*/*/piece-*.json")):
+            read_piece(record.with_suffix(".arrow"), "The next build computes it again")
         if not (folder / MANIFEST).exists() and any(folder.glob("building-*")):
             continue  # a build that was interrupted; nothing is committed
         manifest = read_manifest(folder)

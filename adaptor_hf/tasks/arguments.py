@@ -113,6 +113,10 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     image_size: int | None = option(
         None, "segmentation: side of the images in pixels; default: the tower's.", group=EVALUATION, advanced=True
     )
+    image_tokens: str | None = option(
+        None, "segmentation: train on cached tokens, all or a grid of G x G, in the tower's frame, not augmented.",
+        group=EVALUATION, privacy=OPEN, advanced=True, metavar="all|G",
+    )  # fmt: skip
     epochs: int | None = option(
         None, "segmentation and --train_tower: instead of the protocol's.", group=EVALUATION, advanced=True
     )
@@ -169,6 +173,8 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
         self._check_needs()
+        if self.image_tokens is not None:
+            self._check_tokens()
         if self.task == "segmentation":
             get_segmentation_protocol(self.protocol)
         else:
@@ -200,6 +206,15 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             raise ValueError(f"--task {self.task} needs masks: name their column with --mask_column.")
         if "reports" in needs and self.table is not None and self.text_column is None:
             raise ValueError(f"--task {self.task} needs reports: name their column with --text_column.")
+
+    def _check_tokens(self) -> None:
+        if self.image_tokens != "all" and not (self.image_tokens.isdigit() and int(self.image_tokens) > 0):
+            raise ValueError(f"--image_tokens is all, or G for a grid of G x G tokens, got {self.image_tokens!r}.")
+        if self.image_size is not None:
+            raise ValueError(
+                "--image_tokens reads what the tower gave at its own size and crop: leave --image_size out, or "
+                "--image_tokens for whole images of any size."
+            )
 
     @property
     def name(self) -> str:
