@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from .digests import FileChecks, data_entry
@@ -63,6 +64,20 @@ def open_together(path: str | os.PathLike, checks: FileChecks, ranks: Ranks) -> 
     return EmbeddingCache(find_pairs(path, check=checks.metadata), checks=checks.done_elsewhere())
 
 
+def source_codes(table: pa.Table, names: list[str], folder: Path) -> np.ndarray | None:
+    """(n,) int64 place of each row's source among the names of a manifest; None where it names none.
+
+    Raises:
+        ValueError: a row is of none of them.
+    """
+    if not names:
+        return None
+    codes = pc.index_in(table["source"], pa.array(names, pa.string())).combine_chunks()
+    if codes.null_count:
+        raise ValueError(f"{folder} has rows of no source that its manifest names. {rebuild(folder)}")
+    return codes.cast(pa.int64()).to_numpy()
+
+
 def find_pairs(path: str | os.PathLike, *, check: bool = True) -> Path:
     """The `pairs-<key>` folder that a path means."""
     folder = Path(path)
@@ -102,6 +117,8 @@ class _Store:
         )
         table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
         self.splits = table["split"].dictionary_encode().combine_chunks()
+        self.sources = self.manifest.get("sources", [])
+        self.source = source_codes(table, self.sources, folder)
         if not self.rows == len(table) == self.manifest["rows"]:
             raise ValueError(
                 f"{folder} has {self.rows} rows in {ROWS_FILE}, {len(table)} in {PAIRS_FILE} and "
@@ -141,7 +158,8 @@ class EmbeddingCache:
 
     Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
     `text_row`, int64 (n,), equal for equal texts; `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole
-    cache. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive training.
+    cache; of several sources `source`, int64 codes (n,) of `source_names`. A row without text has text_row -1 and NaN
+    for a vector: take `paired()` for contrastive training.
 
     Args:
         folder: `pairs-<key>/` of a cache; use `open_cache`.
@@ -156,7 +174,7 @@ class EmbeddingCache:
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
 
     def _view(self, rows: np.ndarray) -> "EmbeddingCache":
-        view = object.__new__(EmbeddingCache)
+        view = object.__new__(type(self))
         view._store = self._store
         view._rows = rows
         return view
@@ -177,7 +195,13 @@ class EmbeddingCache:
     @property
     def column_names(self) -> list[str]:
         names = {"images": "image_embeds", "texts": "text_embeds"}
-        return [names[modality] for modality in self._store.vectors] + ["text_row", "study", "row"]
+        several = ["source"] if self._store.sources else []
+        return [names[modality] for modality in self._store.vectors] + ["text_row", "study", "row"] + several
+
+    @property
+    def members(self) -> list["EmbeddingCache"]:
+        """The caches that lie in one place each: this one, or those that were joined."""
+        return [self]
 
     @property
     def path(self) -> Path:
@@ -303,6 +327,34 @@ class EmbeddingCache:
         codes = self._store.splits.indices.to_numpy()[self._rows]
         return self._view(self._rows[codes == names.index(name)])
 
+    @property
+    def source_names(self) -> list[str]:
+        """Of the whole cache, in the order of their codes; empty of one source."""
+        return list(self._store.sources)
+
+    @property
+    def source_codes(self) -> np.ndarray | None:
+        """(n,) int64 source of each row of this view, a place in `source_names`; None of one source."""
+        return None if self._store.source is None else self._store.source[self._rows]
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Rows of each source in this view; empty of one source."""
+        if (codes := self.source_codes) is None:
+            return {}
+        counts = np.bincount(codes, minlength=len(self._store.sources))
+        return {name: int(count) for name, count in zip(self._store.sources, counts, strict=True) if count}
+
+    def source(self, name: str) -> "EmbeddingCache":
+        """View of one source.
+
+        Raises:
+            ValueError: no row of this view is of that source.
+        """
+        if name not in self.sources:
+            raise ValueError(f"no source {name!r} in {self._store.folder}; there are {sorted(self.sources)}")
+        return self._view(self._rows[self.source_codes == self._store.sources.index(name)])
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "EmbeddingCache":
         """View of these rows of this view, in this order."""
         return self._view(self._rows[self._checked(indices)])
@@ -329,6 +381,8 @@ class EmbeddingCache:
         batch["text_row"] = torch.from_numpy(text_row)
         batch["study"] = torch.from_numpy(store.study[rows])
         batch["row"] = torch.from_numpy(rows)
+        if store.source is not None:
+            batch["source"] = torch.from_numpy(store.source[rows])
         return batch
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> dict[str, torch.Tensor]:
@@ -370,6 +424,9 @@ class ResidentCache:
         self._columns = {"text_row": torch.from_numpy(cache.text_rows)}
         self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
         self._columns["row"] = torch.from_numpy(cache._rows)
+        self.source_names, self.source_codes = cache.source_names, cache.source_codes
+        if self.source_codes is not None:
+            self._columns["source"] = torch.from_numpy(self.source_codes)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
         self._vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         for name, modality, rows in (

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pair_arguments import DataArguments, check_private_pairs
-from ..data.places import check_folder, check_table_options
+from ..data.places import check_folder, check_table_options, several
 from ..data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
 from ..data.table_arguments import TowerArguments
 from ..embeddings import EmbeddingCache, build_cache
@@ -32,7 +32,8 @@ def check_sources(data: DataArguments, towers: TowerArguments) -> None:
     if is_private():
         check_private_pairs(data)
     check_table_options(data, data.train_file, "train_file")
-    check_folder("cache", data.cache)
+    for folder in several(data.cache):
+        check_folder("cache", folder)
     if towers.towers_dir:
         use_towers_dir(towers.towers_dir)
     for kind, tower in (("vision", towers.vision_tower), ("text", towers.text_tower)):
