@@ -52,6 +52,14 @@ def tower_references(data: DataArguments, towers: TowerArguments) -> dict[str, A
     }
 
 
+def loaded_towers(data: DataArguments, towers: TowerArguments) -> tuple[Any, Any]:
+    """The vision and the text tower themselves, None where none is named."""
+    from ..towers import load_text_tower, load_vision_tower
+
+    vision, text = tower_references(data, towers).values()
+    return None if vision is None else load_vision_tower(vision), None if text is None else load_text_tower(text)
+
+
 def embedding_options(data: DataArguments) -> dict[str, Any]:
     """What of the options `build_cache` is told, but for towers, folder and what belongs to this machine."""
     found = {
@@ -113,4 +121,12 @@ def next_run(cache: Path, output_dir: str | os.PathLike, more: Mapping[str, str]
     return f"Next run: {started_as('train_pretrain')} {words}"
 
 
-__all__ = ["check_sources", "embed_pairs", "embedding_options", "next_run", "options_beside_cache", "tower_references"]
+__all__ = [
+    "check_sources",
+    "embed_pairs",
+    "embedding_options",
+    "loaded_towers",
+    "next_run",
+    "options_beside_cache",
+    "tower_references",
+]
