@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ..data.ids import canonical_id
-from ..data.sources import SOURCE, source_names
+from ..data.ids import SOURCE, canonical_id
+from ..data.sources import source_names
 from ..data.splits import check_disjoint
 from ..files import printable
 from ..privacy.mode import is_private
