@@ -8,8 +8,10 @@ import numpy as np
 
 from ..data.content_keys import digest, image_reference
 from ..data.reading import Reading
+from ..data.views import view_pixels, view_seed_of
 from ..files import printable
 from .image_store import GREY, ImageStore
+from .stored import StoredImages
 
 READ_ERROR = "image file cannot be read"  # worth another try at the next build
 DECODE_ERROR = "image cannot be decoded"
@@ -40,6 +42,8 @@ class ImageBatches:
         keys: (n,) source key of each planned position, for the store.
         store: where resized images are kept, if at all.
         reading: how image files become pixels.
+        stored: what is kept of an image; with `views` an item also has `view_pixel_values` float32 (n, K, C, H, W) and
+            `view_boxes` float32 (n, K, 5), and of recipes that turn images `view_maps` float32 (n, K, 2, 3).
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class ImageBatches:
         keys: np.ndarray,
         store: ImageStore | None = None,
         reading: Reading = GREY,
+        stored: StoredImages = StoredImages(),  # noqa: B008
     ) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
@@ -61,6 +66,7 @@ class ImageBatches:
         self.keys = keys
         self.store = store
         self.reading = reading
+        self.stored = stored
         side = target_pixels(processor)
         self.min_size = store.min_size if store else 3 * side if side else None
 
@@ -72,13 +78,16 @@ class ImageBatches:
 
         start = self.starts[index]
         values = self.dataset[self.rows[start : start + self.batch_size]].column("image").to_pylist()
-        pixels, digests, kept, faults = [], [], [], {}
+        pixels, views, digests, kept, faults = [], [], [], [], {}
         for offset, value in enumerate(values):
             key = self.keys[[start + offset]].tobytes()
             stored = self.store.read(key) if self.store else None
             try:
                 image, content = stored or self._read(value)
-                pixels.append(self.processor(images=[image], return_tensors="pt")["pixel_values"][0])
+                plain = self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
+                if self.stored.views:
+                    views.append(self._views(image, content))
+                pixels.append(plain)
             except Exception as error:
                 # Whatever a decoder raises on a damaged file, the fault is the file's and must not stop the build.
                 faults[offset] = _reason(error)
@@ -88,7 +97,21 @@ class ImageBatches:
             digests.append(content)
             kept.append(offset)
         stacked = torch.stack(pixels) if pixels else None
-        return {"pixel_values": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults}
+        columns = {name: torch.stack([of_image[name] for of_image in views]) for name in (views[0] if views else ())}
+        return {"pixel_values": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults} | columns
+
+    def _views(self, image: Any, content: bytes) -> dict[str, Any]:
+        import torch
+
+        recipe, seed = self.stored.recipe, self.stored.view_seed
+        seeds = [view_seed_of(seed, number, content) for number in range(self.stored.views)]
+        pixels, geometries = view_pixels(image, self.processor, recipe, seeds)
+        columns = {"view_pixel_values": pixels}
+        columns["view_boxes"] = torch.from_numpy(np.stack([geometry.box for geometry in geometries]))
+        if recipe.turns:
+            maps = np.stack([geometry.matrix for geometry in geometries])
+            columns["view_maps"] = torch.from_numpy(maps.astype(np.float32))
+        return columns
 
     def _read(self, value) -> tuple[Any, bytes]:
         from ..data.archives import read_bytes
