@@ -165,14 +165,6 @@ def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = N
     return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
 
 
-def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
-    """Arrow array of (n, *shape) numbers, or of (total, ...) elements with (n + 1,) offsets, without scales; no copy
-    where the dtype is that of the column."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=part.dtype).reshape(-1), _ARROW[part.dtype])
-    lists = pa.FixedSizeListArray.from_arrays(flat, math.prod(part.shape[1:] if part.ragged else part.shape))
-    return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
-
-
 def view_of(column: Column, array: pa.Array) -> np.ndarray | Ragged:
     """Read-only view of a column's Arrow array, without a copy: (n, *shape), or ragged. Scales are not applied.
 
