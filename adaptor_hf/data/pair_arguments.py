@@ -6,6 +6,7 @@ from dataclasses import Field, dataclass, fields
 
 from ..options.fields import HIDDEN, PATH, default_of, option
 from .split_rule import SplitRule
+from .stored_arguments import StoredArguments
 from .table_arguments import EMBEDDINGS, SPLIT, TABLE, TableArguments
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
@@ -22,7 +23,7 @@ DEFAULTS = {
 
 
 @dataclass
-class DataArguments(TableArguments):
+class DataArguments(TableArguments, StoredArguments):
     """Which pairs, which part of them, and where their embeddings are kept."""
 
     train_file: str | None = option(
@@ -45,6 +46,9 @@ class DataArguments(TableArguments):
     image_store_size: int = option(
         256, "Shorter side of the stored images, in pixels.", group=EMBEDDINGS, advanced=True
     )
+    rebuild: bool = option(
+        False, "Embed all of these rows anew, also those that are in the cache.", group=EMBEDDINGS, advanced=True
+    )
 
     def __post_init__(self):
         if sum(source is not None for source in (self.train_file, self.dataset, self.cache)) != 1:
@@ -52,7 +56,8 @@ class DataArguments(TableArguments):
                 "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
                 "one of them."
             )
-        super().__post_init__()
+        TableArguments.__post_init__(self)
+        StoredArguments.__post_init__(self)
         for name, value in DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -69,4 +74,15 @@ class DataArguments(TableArguments):
         return getattr(self, option.name) != DEFAULTS.get(option.name, default_of(option))
 
 
-__all__ = ["DEFAULTS", "DataArguments"]
+def check_private_pairs(arguments: DataArguments) -> None:
+    """
+    Check that a private run keeps nothing that it must not keep.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if arguments.image_store is not None:
+        raise ValueError("--private keeps no copies of images: leave out --image_store.")
+
+
+__all__ = ["DEFAULTS", "DataArguments", "check_private_pairs"]
