@@ -158,7 +158,8 @@ def pooled_grid(tokens: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+    # After a ReLU a token may be zero everywhere.
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
 class Cca:
@@ -297,7 +298,10 @@ def text_forms(pairs: Data) -> list[Form]:
 
 
 def distance_of(values: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """1 - cosine along the last axis."""
+    """1 - cosine along the last axis, of vectors that have a direction."""
+    values, exact = (
+        side.reshape(-1, side.shape[-1])[exact.reshape(-1, exact.shape[-1]).any(1)] for side in (values, exact)
+    )
     return 1 - (unit(values.astype(np.float64)) * unit(exact.astype(np.float64))).sum(-1).reshape(-1)
 
 

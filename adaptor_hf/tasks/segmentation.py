@@ -321,8 +321,8 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
     model = load_adaptor(arguments)
     tower, tokens = load_tower(arguments, model, device), None
-    if arguments.image_tokens is not None:
-        wanted = "all" if arguments.image_tokens == "all" else int(arguments.image_tokens)
+    if arguments.cached_tokens is not None:
+        wanted = "all" if arguments.cached_tokens == "all" else int(arguments.cached_tokens)
         tokens = functools.partial(
             cached_tokens, tower=tower, cache_dir=cache_dir_of(arguments),
             **options_of_tokens(tower, cache_dir_of(arguments), wanted),
