@@ -18,7 +18,7 @@ from ..files import file_sha256, write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
-from ..training.report import package_versions
+from ..training.report import package_versions, rows_of_sources
 from .manifest import relative_to_run
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class RunRecord:
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
+        places = [relative_to_run(folder, member.path) for member in cache.members]
         self.seconds["total"] = round(time.time() - self.started, 3)
         record = {
             "versions": package_versions() | {"python": platform.python_version(), "cuda": torch.version.cuda},
@@ -80,11 +81,12 @@ class RunRecord:
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
             "inputs": {
-                "cache": relative_to_run(folder, cache.path),
+                "cache": places[0] if len(places) == 1 else places,
                 "cache_fingerprint": cache.fingerprint,
                 "reading": asdict(Reading.of_spec(cache.vision_spec)),
                 "split_hash": split_hash(cache.pairs),
                 "rows": {name: len(cache.split(name)) for name in cache.splits},
+                "sources": rows_of_sources(cache) or None,
                 "sha256": cache.digests(),
                 "stored": stored_columns(cache),
             },
