@@ -96,7 +96,8 @@ def loss_differences(device: str) -> dict[str, float]:
 
 def tower_cosine(name: str, device: str) -> float:
     """Lowest cosine of 16 embeddings as a build stores them (half precision on CUDA) to float32 on the CPU."""
-    from adaptor_hf.embeddings.compute import embed
+    from adaptor_hf.embeddings.extract import extract
+    from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
     from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
     if name == "lite0":
@@ -108,7 +109,8 @@ def tower_cosine(name: str, device: str) -> float:
         tower = load_text_tower(name)
         texts = [" ".join(WORDS[: 2 + row % 10]) for row in range(16)]
         inputs = dict(tower.processor(texts, padding=True, return_tensors="pt"))
-    stored = [torch.from_numpy(embed(tower.to(place), inputs, "float32")) for place in ("cpu", device)]
+    kept = StoredImages() if name == "lite0" else StoredTexts()
+    stored = [torch.from_numpy(extract(tower.to(place), inputs, kept)["embedding"]) for place in ("cpu", device)]
     return torch.nn.functional.cosine_similarity(*stored).min().item()
 
 
@@ -126,7 +128,8 @@ def extraction(options: argparse.Namespace, folder: Path, limit: float) -> dict:
     import datasets
 
     from adaptor_hf.embeddings import build_cache
-    from adaptor_hf.embeddings.compute import embed
+    from adaptor_hf.embeddings.extract import extract
+    from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
     from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
     vit = TINY_VIT if options.small else VIT_B14 | {"image_size": 224, "patch_size": 14}
@@ -142,10 +145,11 @@ def extraction(options: argparse.Namespace, folder: Path, limit: float) -> dict:
     }
     found: dict[str, float] = {}
     for name, (tower, batches, rows) in inputs.items():
-        embed(tower, batches, "float16")
+        kept = StoredImages() if name == "images" else StoredTexts()
+        extract(tower, batches, kept)
         began = time.perf_counter()
         for _ in range(rows // batch):
-            embed(tower, batches, "float16")
+            extract(tower, batches, kept)
         found[f"{name} a second, the tower alone"] = round(rows / (time.perf_counter() - began), 1)
     generator = np.random.default_rng(0)
     pictures = [radiograph(seed, 1024, 1280) for seed in range(8)]
