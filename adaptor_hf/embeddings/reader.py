@@ -141,6 +141,13 @@ class _Store:
             )
         return vectors
 
+    def sources(self, columns: Sequence[str]) -> list[tuple[str, Shards, np.ndarray]]:
+        """For the pooled vectors and for each column its name in a batch, its files, and (n,) its row for each pair."""
+        rows = {"images": self.image_row, "texts": self.text_row}
+        pooled = [(_POOLED[name], vectors.shards, rows[name]) for name, vectors in self.vectors.items()]
+        owners = {name: modality for modality, vectors in self.vectors.items() for name in vectors.columns}
+        return pooled + [(name, self.vectors[owners[name]].columns[name], rows[owners[name]]) for name in columns]
+
 
 class EmbeddingCache:
     """Pairs of cached embeddings, in the order of the data set; a view of all rows, a split, or selected rows.
@@ -177,6 +184,7 @@ class EmbeddingCache:
         self._store = _Store(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         self._columns = self._known(columns)
+        self._sources = self._store.sources(self._columns)
         self._check_sizes()
 
     def _view(self, rows: np.ndarray, columns: tuple[str, ...] | None = None) -> "EmbeddingCache":
@@ -184,6 +192,7 @@ class EmbeddingCache:
         view._store = self._store
         view._rows = rows
         view._columns = self._columns if columns is None else columns
+        view._sources = self._sources if columns is None else self._store.sources(columns)
         return view
 
     def _known(self, columns: Sequence[str]) -> tuple[str, ...]:
@@ -210,7 +219,7 @@ class EmbeddingCache:
 
     def _check_sizes(self) -> None:
         """What is missing or cut of the columns is named now, and not when training comes there."""
-        for _, shards, rows in self._sources()[len(self._store.vectors) :]:
+        for _, shards, rows in self._sources[len(self._store.vectors) :]:
             entries = [shards.entries[index] for index in shards.of_rows(rows)]
             check_sizes(shards.folder, entries, repair(shards.folder))
 
@@ -225,16 +234,6 @@ class EmbeddingCache:
     def columns(self) -> tuple[str, ...]:
         """The stored columns that batches of this view have."""
         return self._columns
-
-    def _sources(self) -> list[tuple[str, Shards, np.ndarray]]:
-        """For each stored column of a batch its name, its files, and (n,) row numbers in them for all pairs."""
-        store = self._store
-        rows = {"images": store.image_row, "texts": store.text_row}
-        pooled = [(_POOLED[name], vectors.shards, rows[name]) for name, vectors in store.vectors.items()]
-        owners = {name: modality for modality, vectors in store.vectors.items() for name in vectors.columns}
-        return pooled + [
-            (name, store.vectors[owners[name]].columns[name], rows[owners[name]]) for name in self._columns
-        ]
 
     def __reduce__(self):
         everything = len(self._rows) == self._store.rows and (np.diff(self._rows) == 1).all()
@@ -314,7 +313,7 @@ class EmbeddingCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the distinct vectors of this view and its columns, as stored; ragged ones by their mean length."""
-        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._sources())
+        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._sources)
 
     @property
     def num_image_only(self) -> int:
@@ -393,7 +392,7 @@ class EmbeddingCache:
         rows = self._rows[self._checked(indices)]
         store = self._store
         batch = {}
-        for name, shards, numbers in self._sources():
+        for name, shards, numbers in self._sources:
             batch |= _batch(name, shards, numbers[rows])
         batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
@@ -452,7 +451,7 @@ class ResidentCache:
         self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
         self._columns["row"] = torch.from_numpy(cache._rows)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
-        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._sources()]
+        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._sources]
 
     def __len__(self) -> int:
         return len(self._columns["row"])
