@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from ..files import check_regular, open_regular
 from .column_batches import fixed_batch
 from .columns import Column, Ragged, column_of, view_of
-from .digests import FileChecks
+from .digests import FileChecks, check_sizes
 from .files import KEY_DTYPE, key_view, map_batch
 from .keys import check_key, check_tower
 from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
@@ -23,7 +24,7 @@ LARGE_ROW = 65_536
 _ABSENT = {"float16": np.nan, "float32": np.nan, "int8": 0, "int16": -1}
 
 
-class _File:
+class ColumnFile:
     """One open file of a column: its record batch, and a view of each part of the column.
 
     Args:
@@ -35,8 +36,8 @@ class _File:
 
     def __init__(self, path: Path, column: Column, rows: int, by_calls: bool) -> None:
         self.path = path
+        self.by_calls = by_calls
         self.batch = map_batch(path)
-        self._file = None
         if by_calls:
             # A mapping of its own, to know where in the file its numbers are.
             mapped = np.memmap(check_regular(path), np.uint8, "r")
@@ -55,7 +56,7 @@ class _File:
     def copy_rows(self, rows: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
         """Copy rows of fixed shape, each part of the column to these places of what is found."""
         for out, values in zip(found, self.elements, strict=True):
-            if self._file is None:
+            if not self.by_calls:
                 out[targets] = values.take(rows, axis=0)
             else:
                 self._read_spans(values, rows, np.ones_like(rows), out, targets)
@@ -63,7 +64,7 @@ class _File:
     def copy_spans(self, starts: np.ndarray, lengths: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
         """Copy elements of ragged rows, as many as each length from each start on, to places from each target on."""
         for out, values in zip(found, self.elements, strict=True):
-            if self._file is None:
+            if not self.by_calls:
                 out[_spans(targets, lengths)] = values.take(_spans(starts, lengths), axis=0)
             else:
                 self._read_spans(values, starts, lengths, out, targets)
@@ -100,12 +101,14 @@ class Shards:
         self.entries = entries
         self.offsets = np.cumsum([0] + [entry["rows"] for entry in entries])
         self._checks = checks
-        self._files: list[_File | None] = [None] * len(entries)
-        self._parts = column.parts
-        self._by_calls = self.bytes_a_row >= LARGE_ROW and hasattr(os, "preadv")
+        self._files: list[ColumnFile | None] = [None] * len(entries)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
+
+    @cached_property
+    def _parts(self) -> list[Column]:
+        return self.column.parts
 
     @property
     def bytes_a_row(self) -> float:
@@ -125,9 +128,14 @@ class Shards:
             raise ValueError(lost_message(self.folder / lost[0]))
         self._checks.check(self.folder, entries, repair(self.folder))
         for index, entry in zip(indices, entries, strict=True):
-            self._files[index] = _File(self.folder / entry["file"], self.column, entry["rows"], self._by_calls)
+            by_calls = self.bytes_a_row >= LARGE_ROW and hasattr(os, "preadv")
+            self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"], by_calls)
 
-    def file(self, index: int) -> _File:
+    def check_sizes(self, rows: np.ndarray) -> None:
+        """Name a missing file, or one that has not its size, of those that have a row of these."""
+        check_sizes(self.folder, [self.entries[index] for index in self.of_rows(rows)], repair(self.folder))
+
+    def file(self, index: int) -> ColumnFile:
         """One file, open."""
         if self._files[index] is None:
             self.open([index])
@@ -147,7 +155,7 @@ class Shards:
         if self.column.ragged:
             return self._read_ragged(rows)
         absent = (rows < 0).any()
-        if len(self.entries) == 1 and not absent and not self._by_calls:
+        if len(self.entries) == 1 and not absent and not self.file(0).by_calls:
             return [view.take(rows, axis=0) for view in self.file(0).views]
         found = [np.empty((len(rows), *part.shape), part.dtype) for part in self._parts]
         for index, place in self.by_file(rows):
