@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ..privacy.mode import is_private
 from .catalog import dataset_names, get_dataset, share_images
-from .ids import canonical_id
+from .ids import SOURCE, canonical_id
 from .splits import check_disjoint
 
 if TYPE_CHECKING:
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SOURCE = "source"
-"""Column of a joined table: a `ClassLabel` whose names are those of the sources. Text in a column of this name is none
-of it: public data sets have there the file and row that a row came from."""
 _IDS = ("image_id", "patient_id", "study_id")
 _COLUMNS = ("image", *_IDS, "view", "text", "split", "source_row")
 # As NAME_metric, a source of this name would be read as another metric.
@@ -220,7 +217,6 @@ def describe_terms(name: str) -> str:
 
 
 __all__ = [
-    "SOURCE",
     "Source",
     "describe_terms",
     "join_sources",

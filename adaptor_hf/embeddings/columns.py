@@ -14,9 +14,14 @@ _ARROW = {"float16": pa.float16(), "float32": pa.float32(), "int8": pa.int8(), "
 # What is rounded to a finite number; int8 a little less, for the rounding of its scales.
 _LIMITS = {
     "float16": float(np.nextafter(np.float32(65520), np.float32(0))), "float32": float(np.finfo(np.float32).max),
-    "int8": 65504.0, "int16": 32767,
+    "int8": 65519.0, "int16": 32767,
 }  # fmt: skip
 SCALE = "_scale"
+_BUILD_OPTIONS = {
+    name: f"--{name}"
+    for name in ("image_tokens", "regions", "shallow", "image_attention", "text_tokens", "text_attention", "words",
+                 "sentences")
+} | {"view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,14 +170,6 @@ def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = N
     return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
 
 
-def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
-    """Arrow array of (n, *shape) numbers, or of (total, ...) elements with (n + 1,) offsets, without scales; no copy
-    where the dtype is that of the column."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=part.dtype).reshape(-1), _ARROW[part.dtype])
-    lists = pa.FixedSizeListArray.from_arrays(flat, math.prod(part.shape[1:] if part.ragged else part.shape))
-    return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
-
-
 def view_of(column: Column, array: pa.Array) -> np.ndarray | Ragged:
     """Read-only view of a column's Arrow array, without a copy: (n, *shape), or ragged. Scales are not applied.
 
@@ -214,3 +211,8 @@ def column_of(name: str, entry: dict[str, Any]) -> Column:
 def entry_of(column: Column, shards: list[dict[str, Any]]) -> dict[str, Any]:
     """A column and its files as an entry of a manifest."""
     return {"shape": list(column.shape), "dtype": column.dtype, "shards": shards} | column.info
+
+
+def build_option(name: str) -> str | None:
+    """The option of a build that stores a column; None for a name that no build gives."""
+    return _BUILD_OPTIONS.get(name)

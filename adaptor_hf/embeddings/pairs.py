@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
-from ..data.sources import SOURCE
+from ..data.ids import SOURCE
 from ..files import folder_written_aside, read_regular
 from .digests import FileChecks
 from .faults import EXCLUDED, excluded_csv, excluded_rows

@@ -18,8 +18,8 @@ from ..data.content_keys import (
     key_vector,
     text_key,
 )
+from ..data.ids import SOURCE
 from ..data.missing import is_missing
-from ..data.sources import SOURCE
 from ..data.splits import canonical_split
 from ..files import printable
 from ..privacy.mode import keyed_digests, private_name

@@ -19,8 +19,8 @@ class PairCollator:
     Collator of any data set of pairs: a batch that is finished stays as it is, single examples are stacked.
 
     Of an example it takes `pixel_values` or `image_embeds`, `input_ids` or `text_embeds`, their masks, and `text_row`,
-    `study`, `row`, `source`; tensors, arrays and lists of numbers alike, decimals of lists as float32. Other columns are
-    left out.
+    `study`, `row`, `source`; tensors, arrays and lists of numbers alike, decimals of lists as float32. Other columns
+    are left out.
 
     Args:
         pad (`Callable`, *optional*): `pad` of a tokenizer, for `input_ids` of different lengths.

@@ -18,6 +18,7 @@ from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
+from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
@@ -92,7 +93,7 @@ def report_run(
         write_retrieval(arguments.output_dir, result, evaluated_on, results[1:], of_sources)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
         if of_sources:
-            print(f"Each source among its own images and texts:\n\n{format_table(list(of_sources.values()))}\n")
+            print(f"Each source among its own images and texts:\n\n{format_sources(of_sources)}\n")
     return write_model_card(
         arguments.output_dir,
         # A folder may be named after anything.
@@ -114,6 +115,20 @@ def report_run(
 def retrieval_of_sources(model: AdaptorModel, view: "EmbeddingCache") -> dict[str, RetrievalResult]:
     """Retrieval in each source of a split, among its own images and texts; nothing of one source."""
     return {name: evaluate_retrieval(model, view.source(name), name) for name in view.sources}
+
+
+def format_sources(results: Mapping[str, RetrievalResult]) -> str:
+    """A table of the retrieval in each source, beside what chance scores there."""
+    head = ["source", "queries", "i2t R@1", "t2i R@1", "mean recall", "95 % interval", "chance"]
+    lines = [table_row(head), table_rule(len(head))]
+    for name, result in results.items():
+        shown = [f"{result.metrics[metric]:.3f}" for metric in
+                 ("image_to_text_recall@1", "text_to_image_recall@1", "mean_recall")]  # fmt: skip
+        ends = result.intervals.get("mean_recall")
+        interval = "n/a" if ends is None else "[{:.3f}, {:.3f}]".format(*ends)
+        chance = f"{result.chance['mean_recall']:.3f}"
+        lines.append(table_row([name, result.num_queries["image_to_text"], *shown, interval, chance]))
+    return "\n".join(lines)
 
 
 def rows_of_sources(cache: "EmbeddingCache") -> dict[str, dict[str, dict[str, int]]]:
@@ -217,9 +232,7 @@ def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
     )
     values = {name: getattr(arguments, name) for name in names.split()}
     if arguments.dataset_weights is not None or arguments.source_batches != "mixed":
-        weights = arguments.dataset_weights
-        values |= {"dataset_weights": "of the rows" if weights is None else " ".join(f"{one:g}" for one in weights)}
-        values |= {"source_batches": arguments.source_batches}
+        values |= {name: getattr(arguments, name) for name in ("dataset_weights", "source_batches")}
     return {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
 
 
