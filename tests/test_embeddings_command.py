@@ -157,6 +157,23 @@ class TestOneKey:
         recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
         assert recorded == f"../embeddings/{cache.path.name}"
 
+    def test_a_rebuild_embeds_all_anew_but_not_where_a_run_is_resumed(self, options, counted, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert build(options) == 0
+        clear(counted)
+        assert build(options, "--rebuild") == 0
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild")
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild", "--resume_from_checkpoint", "True")
+        assert (counted["read"], counted["texts"]) == (0, 0)
+
+    def test_the_reference_code_has_another_name_for_it(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no option '--force_rebuild_dataset'\. Here it is --rebuild\."):
+            train_pretrain.main(["--force_rebuild_dataset", "--output_dir", str(tmp_path)])
+
     def test_the_next_command_that_is_said_runs(self, options, tmp_path, monkeypatch, caplog):
         monkeypatch.chdir(tmp_path)
         place = tmp_path / "a folder's $HOME"
