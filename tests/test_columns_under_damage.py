@@ -17,6 +17,7 @@ import pytest
 import torch
 from fixtures.cache_files import snapshot
 
+from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.embeddings import build_cache, open_cache, repair_cache, verify_cache
 from adaptor_hf.phantom import write_phantoms
 
@@ -113,13 +114,8 @@ def assert_same(values: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory, tiny_dinov2, tiny_bert) -> Callable[[str], Case]:
-    folder = write_phantoms(tmp_path_factory.mktemp("phantoms") / "set", ROWS, image_size=48)
-    rows = datasets.Dataset.from_csv(str(folder / "metadata.csv"))
-    dataset = datasets.Dataset.from_dict({
-        "image": [str(folder / name) for name in rows["image"]],
-        # As many words as differ: rows of different lengths, and an empty page of none.
-        "text": [" . ".join([text] * (1 + row % 3)) for row, text in enumerate(rows["text"])],
-    })  # fmt: skip
+    table = write_phantoms(tmp_path_factory.mktemp("phantoms") / "set", ROWS, image_size=64)
+    dataset = load_pairs(table).select_columns(["image", "text"])
     made: dict[str, Case] = {}
 
     def case(name: str) -> Case:
