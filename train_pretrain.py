@@ -21,6 +21,7 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
+from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
 from adaptor_hf.training.preparation import (
     cache_of_pairs,
@@ -118,7 +119,8 @@ def pretrain(
         record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
         draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        print(last_words(training.output_dir, cache, built=data.cache is None, address=address))
+        built, more = data.cache is None, options_beside_cache(data)
+        print(last_words(training.output_dir, cache, built=built, address=address, more=more))
 
 
 def start() -> None:

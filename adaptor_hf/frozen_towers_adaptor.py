@@ -15,6 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .arguments_adaptor import refuse_unknown
 from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from .precision_adaptor import input_dtype
+from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
 from .tower_weights_adaptor import mark_weights
@@ -38,6 +39,11 @@ class _Tower(nn.Module):
         return self.spec["hidden_size"]
 
     @property
+    def token_size(self) -> int:
+        """Width of a token, which may differ from that of the embeddings."""
+        return self.spec.get("token_size") or self.spec["hidden_size"]
+
+    @property
     def config(self) -> PreTrainedConfig | None:
         """The library's configuration, or None where the library has none (torchxrayvision)."""
         return getattr(self.model, "config", None)
@@ -57,12 +63,14 @@ class _Tower(nn.Module):
 
 
 class VisionFeatures(NamedTuple):
-    """Tokens (B, N, D), image embedding (B, D), the tokens' grid [rows, columns], and feature maps where asked for."""
+    """Tokens (B, N, D), image embedding (B, D), the tokens' grid [rows, columns], feature maps where asked for, and the
+    class token (B, D) where there is one."""
 
     tokens: torch.Tensor
     pooled: torch.Tensor
     grid: list[int]
     maps: list[torch.Tensor | None] | None
+    class_token: torch.Tensor | None = None
 
 
 class VisionTower(_Tower):
@@ -108,24 +116,27 @@ class VisionTower(_Tower):
             raise ValueError(f"pixel_values must be (batch, channels, height, width), got {tuple(pixel_values.shape)}.")
         with self._gradients(pixel_values):
             tokens, prefix, pooled, grid, maps = self._encode(pixel_values, run)
-            pooled = self._pool(tokens, prefix, pooled, self.spec["pooling"])
-            return VisionFeatures(tokens, pooled, grid, maps)
+            class_token = self._class_token(prefix)
+            pooled = self._pool(tokens, class_token, pooled, self.spec["pooling"])
+            return VisionFeatures(tokens, pooled, grid, maps, class_token)
 
     def _encode(self, pixel_values: torch.Tensor, run: Callable[..., tuple[Any, list]] | None = None):
         """Spatial tokens (B, N, D), prefix tokens (B, P, D), the network's pooled output or None, grid [h, w], maps."""
         pixel_values = pixel_values.to(input_dtype(self.model))
         height, width = pixel_values.shape[-2:]
         library, arguments, maps = self.spec["library"], self._interpolation(height, width), None
-        if run is not None:
-            output, maps = run(self.model, library, pixel_values, **arguments)
-        elif library == "torchxrayvision":
-            output = self.model(pixel_values)
-        else:
-            output = self.model(pixel_values=pixel_values, **arguments)
+        with recorded_outputs(chosen_blocks(self.model, self.spec)) as layers:
+            if run is not None:
+                output, maps = run(self.model, library, pixel_values, **arguments)
+            elif library == "torchxrayvision":
+                output = self.model(pixel_values)
+            else:
+                output = self.model(pixel_values=pixel_values, **arguments)
         if library == "torchxrayvision":
             hidden, pooled = output, None
         else:
             hidden, pooled = output.last_hidden_state, output.pooler_output if "pooler_output" in output else None
+            hidden = merged_layers(self.model, self.spec, layers, hidden)
         if hidden.ndim == 4:
             if getattr(getattr(self.model, "timm_model", None), "output_fmt", "NCHW") == "NHWC":
                 hidden = hidden.permute(0, 3, 1, 2)
@@ -170,14 +181,20 @@ class VisionTower(_Tower):
             f"with patch size {patch} they do not form a grid. Towers that drop or merge tokens are not supported."
         )
 
-    def _pool(self, tokens, prefix, pooled, pooling: str) -> torch.Tensor:
+    def _class_token(self, prefix: torch.Tensor) -> torch.Tensor | None:
+        """(B, D), or None: a network of timm may have register tokens and no class token."""
+        timm_model = getattr(self.model, "timm_model", None)
+        has_none = timm_model is not None and getattr(timm_model, "cls_token", None) is None
+        return None if prefix.shape[1] == 0 or has_none else prefix[:, 0]
+
+    def _pool(self, tokens, class_token, pooled, pooling: str) -> torch.Tensor:
         name = self.spec["name_or_path"]
         if pooling == "mean":
             return tokens.mean(dim=1)
-        if pooling == "cls":
-            if prefix.shape[1] == 0:
-                raise ValueError(f'tower {name!r} has no class token; use pooling="mean".')
-            return prefix[:, 0]
+        if pooling in ("cls", "cls+mean"):
+            if class_token is None:
+                raise ValueError(f'tower {name!r} has no class token for pooling="{pooling}"; use pooling="mean".')
+            return class_token if pooling == "cls" else torch.cat([class_token, tokens.mean(dim=1)], dim=-1)
         if pooled is None or pooled.shape[-1] != tokens.shape[-1]:
             raise ValueError(f'tower {name!r} has no pooled output of its tokens\' width; use pooling="mean".')
         return pooled
@@ -195,14 +212,17 @@ class VisionTower(_Tower):
         """Fills pooling, hidden_size and grid_shape by one pass over an empty image of the processor's size."""
         spec = self.spec
         tokens, prefix, pooled, grid, _ = self._encode(self.empty_image())
+        class_token = self._class_token(prefix)
         if spec["pooling"] is None:
-            spec["pooling"] = self._default_pooling(prefix.shape[1] > 0)
-        self._pool(tokens, prefix, pooled, spec["pooling"])
-        spec["hidden_size"], spec["grid_shape"] = tokens.shape[-1], grid
+            spec["pooling"] = self._default_pooling(class_token is not None)
+        pooled = self._pool(tokens, class_token, pooled, spec["pooling"])
+        spec |= sizes_in_spec(pooled.shape[-1], tokens.shape[-1]) | {"grid_shape": grid}
 
     def _default_pooling(self, has_class_token: bool) -> str:
         if self.spec["library"] == "torchxrayvision":
             return "mean"
+        if self.spec.get("layers"):
+            return "cls" if has_class_token else "mean"
         timm_model = getattr(self.model, "timm_model", None)
         if timm_model is None:
             trained = has_trained_pooler(self.model)
@@ -256,20 +276,32 @@ class TextTower(_Tower):
         if token_type_ids is not None and self._accepts("token_type_ids"):
             inputs["token_type_ids"] = token_type_ids
         with self._gradients():
-            output = self.model(**inputs)
-            hidden = output.last_hidden_state
+            with recorded_outputs(chosen_blocks(self.model, self.spec)) as layers:
+                output = self.model(**inputs)
+            hidden = merged_layers(self.model, self.spec, layers, output.last_hidden_state)
             if self.spec["pooling"] == "pooler":
                 pooled = output.pooler_output
             elif self.spec["pooling"] == "cls":
                 pooled = hidden[:, 0]
-            elif attention_mask is None:
-                pooled = hidden.mean(dim=1)
             else:
-                # In float16 a sum over a long text may overflow.
-                wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-                weights = attention_mask.to(wide.dtype).unsqueeze(-1)
-                pooled = ((wide * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
+                pooled = _masked_mean(hidden, attention_mask)
+                if self.spec["pooling"] == "cls+mean":
+                    pooled = torch.cat([hidden[:, 0], pooled], dim=-1)
             return BaseModelOutputWithPooling(last_hidden_state=hidden, pooler_output=pooled)
 
 
-__all__ = ["TextTower", "VisionFeatures", "VisionTower"]
+def _masked_mean(hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    if mask is None:
+        return hidden.mean(dim=1)
+    # In float16 a sum over a long text may overflow.
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    weights = mask.to(wide.dtype).unsqueeze(-1)
+    return ((wide * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)).to(hidden.dtype)
+
+
+def sizes_in_spec(hidden_size: int, token_size: int) -> dict[str, int]:
+    """Fields of a spec for the width of the embeddings, and for that of the tokens where it is another one."""
+    return {"hidden_size": hidden_size} | ({} if token_size == hidden_size else {"token_size": token_size})
+
+
+__all__ = ["TextTower", "VisionFeatures", "VisionTower", "sizes_in_spec"]

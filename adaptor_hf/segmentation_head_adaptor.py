@@ -21,6 +21,7 @@ from .modeling_adaptor import AdaptorModel
 from .precision_adaptor import input_dtype
 from .pyramids_adaptor import features_with_maps, find_skip_channels
 from .segmentation_loss_adaptor import mixed_loss
+from .token_sequences_adaptor import token_sequence
 from .towers_adaptor import load_vision_tower
 
 IGNORED_PIXEL = 255
@@ -69,6 +70,12 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
             raise ValueError(
                 'segmentation_decoder="unet" needs feature maps of the tower: a convolutional or hierarchical one. '
                 'Load it with the model, give skip_channels, or take segmentation_decoder="tokens".'
+            )
+        if config.segmentation_decoder == "tokens" and tower.get("token_size"):
+            raise ValueError(
+                f"tower {tower['name_or_path']!r} gives tokens of width {tower['token_size']} and, by its pooling "
+                f"{tower['pooling']!r}, embeddings of width {config.vision_hidden_size}: the token decoder reads both "
+                'through one projection. Load the tower with pooling="cls" or "mean", and train an Adaptor on that.'
             )
         if config.image_size is None:
             processing = tower.get("image_processor") or {}
@@ -168,7 +175,7 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         features = features_with_maps(tower, pixel_values) if is_unet else tower.features(pixel_values)
         size = tuple(pixel_values.shape[-2:])
         if not is_unet:
-            sequence = torch.cat([features.pooled[:, None], features.tokens], dim=1)
+            sequence = token_sequence(features.pooled, features.tokens)
             return self._decode_tokens(sequence, tuple(features.grid), size)
         found = [0 if feature_map is None else feature_map.shape[1] for feature_map in features.maps]
         if found != self.config.skip_channels:
@@ -198,7 +205,8 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
         if count < 1 or side * side != count:
             raise ValueError(
                 f"image_embeds must be (batch, 1 + rows * columns, {image_embeds.shape[-1]}), the pooled embedding and "
-                f"a grid of tokens, got {tuple(image_embeds.shape)}. Build the cache with tokens."
+                f"a grid of tokens, got {tuple(image_embeds.shape)}. Build the cache with "
+                "`python -m adaptor_hf.embeddings build --image_tokens all`."
             )
         return side, side
 

@@ -1,19 +1,22 @@
 """What describes a tower: its *spec*, a plain dict that suffices to load it again.
 
 It is stored in a checkpoint's configuration: kind, library, name_or_path, revision, preset, pooling, hidden_size,
-grid_shape, max_length, image_processor, pretraining_data, license, tested.
+grid_shape, max_length, image_processor, pretraining_data, license, tested. Where they are asked for also layers,
+layers_merge and layers_norm, and where tokens are not as wide as the embedding, token_size.
 
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
 import copy
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from .image_processing_adaptor import READING
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
+from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
 
 SPEC_KEYS = (
@@ -31,18 +34,28 @@ SPEC_KEYS = (
     "license",
     "tested",
 )
-POOLINGS = ("pooler", "cls", "mean")
+# Absent unless they say something: a spec without them stays as it was.
+OPTIONAL_KEYS = (*LAYER_KEYS, "token_size")
+POOLINGS = ("pooler", "cls", "mean", "cls+mean")
 
 TOWER_PRESETS: dict[str, dict[str, Any]] = {}
 """Short names for towers: name -> partial spec. Filled when `adaptor_hf.towers.presets` is imported."""
 
 
-def partial_spec(kind: str, name_or_spec, revision: str | None, pooling: str | None) -> dict[str, Any]:
+def partial_spec(
+    kind: str,
+    name_or_spec,
+    revision: str | None,
+    pooling: str | None,
+    layers: Sequence[int] | None = None,
+    layers_merge: str | None = None,
+    layers_norm: bool | None = None,
+) -> dict[str, Any]:
     """A spec with every key; what is not known yet is None."""
     spec = dict.fromkeys(SPEC_KEYS) | {"kind": kind}
     if isinstance(name_or_spec, dict):
         # Of a checkpoint, the spec also says how image files were read.
-        kept = (*SPEC_KEYS, *READING)
+        kept = (*SPEC_KEYS, *OPTIONAL_KEYS, *READING)
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
@@ -62,11 +75,24 @@ def partial_spec(kind: str, name_or_spec, revision: str | None, pooling: str | N
     if revision is not None:
         # Facts that belong to the pinned revision may not hold for another one.
         spec |= {"revision": revision, "tested": None} if revision != spec["revision"] else {}
-    if pooling is not None:
+    asked = (layers, layers_merge, layers_norm)
+    if pooling is not None or any(value is not None for value in asked):
         # The sizes are found anew, which also shows whether the network has this pooling.
-        spec |= {"pooling": pooling, "hidden_size": None, "grid_shape": None}
+        spec |= {"pooling": pooling or spec["pooling"], "hidden_size": None, "grid_shape": None}
+        spec.pop("token_size", None)
+    known = {key: spec.pop(key) for key in LAYER_KEYS if key in spec}
+    if any(value is not None for value in asked):
+        known = dict(zip(LAYER_KEYS, asked, strict=True))
+        if known["layers"] and pooling is None and spec["pooling"] == "pooler":
+            spec["pooling"] = None
+    spec |= layer_fields(*(known.get(key) for key in LAYER_KEYS))
     if spec["pooling"] not in (None, *POOLINGS):
         raise ValueError(f"pooling must be one of {POOLINGS}, got {spec['pooling']!r}.")
+    if spec.get("layers") and spec["pooling"] == "pooler":
+        raise ValueError(
+            f'pooling="pooler" of tower {spec["name_or_path"]!r} reads the last layer alone: with layers take "cls", '
+            '"mean" or "cls+mean".'
+        )
     return spec
 
 
@@ -146,6 +172,7 @@ def load_text_processor(
 
 
 __all__ = [
+    "OPTIONAL_KEYS",
     "POOLINGS",
     "SPEC_KEYS",
     "TOWER_PRESETS",

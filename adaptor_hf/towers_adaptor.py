@@ -5,6 +5,7 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
-from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower
+from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .tower_bundles_adaptor import find_bundled
+from .tower_layers_adaptor import complete_layers
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -52,6 +54,9 @@ def load_vision_tower(
     *,
     revision: str | None = None,
     pooling: str | None = None,
+    layers: Sequence[int] | None = None,
+    layers_merge: str | None = None,
+    layers_norm: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     local_files_only: bool | None = None,
@@ -66,8 +71,15 @@ def load_vision_tower(
         name_or_spec: a preset (`adaptor_hf.towers.list_towers()`), a hub id, a folder, `timm:NAME`, `xrv:NAME`, or a
             tower spec.
         revision: branch, tag or commit on the hub; stored in the spec as the commit that was loaded.
-        pooling: "pooler" (the network's own), "cls" (first token) or "mean" (average of the spatial tokens). By default
-            the trained pooler if the checkpoint has one, else "cls"; "mean" for networks without a class token.
+        pooling: "pooler" (the network's own), "cls" (first token), "mean" (average of the spatial tokens) or "cls+mean"
+            (both, one after the other: an embedding of twice the width). By default the trained pooler if the
+            checkpoint has one, else "cls"; "mean" for networks without a class token.
+        layers: numbers of a transformer's layers from 1, such as [6, 9, 12], whose outputs are joined for each token
+            before the pooling. By default the network's own output, after its last layer and norm. () also takes that,
+            of a spec that says otherwise.
+        layers_merge: "concat" (default: the tokens are as many times as wide) or "mean".
+        layers_norm: whether the network's final norm goes over the output of each of these layers. By default True
+            where the network has one; BERT and its like have not, as each of their layers ends with a norm.
         trust_remote_code: run code from the checkpoint's repository; off unless you trust it.
         towers_dir: a folder that `python -m adaptor_hf.towers bundle` has written; towers are looked for there first,
             by preset or hub id, and the spec still names that id. By default the one that ADAPTOR_TOWERS_DIR names.
@@ -79,8 +91,9 @@ def load_vision_tower(
             steps that `AdaptorImageProcessor` cannot express.
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
-    spec = partial_spec("vision", name_or_spec, revision, pooling)
+    spec = partial_spec("vision", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
     model = _load_vision_model(spec, hub, trust_remote_code, towers_dir)
+    complete_layers(model, spec)
     # Stored in full, so that another version's defaults change nothing.
     spec["image_processor"] = image_processor_fields(AdaptorImageProcessor(**spec["image_processor"]))
     tower = VisionTower(model, spec)
@@ -94,6 +107,9 @@ def load_text_tower(
     *,
     revision: str | None = None,
     pooling: str | None = None,
+    layers: Sequence[int] | None = None,
+    layers_merge: str | None = None,
+    layers_norm: bool | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     local_files_only: bool | None = None,
@@ -108,11 +124,13 @@ def load_text_tower(
     default the pooling is the one a sentence-transformers checkpoint names, else the trained pooler, else "cls".
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
-    spec = partial_spec("text", name_or_spec, revision, pooling)
+    spec = partial_spec("text", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
     location = location_of(spec, towers_dir)
     resolve_library(spec, location, hub)
     if spec["pooling"] is None:
         spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
+    if spec["pooling"] is None and spec.get("layers"):
+        spec["pooling"] = "cls"
     model = load_transformers("text", location, spec["revision"], spec["pooling"], hub, trust_remote_code)
     if spec["pooling"] is None:
         spec["pooling"] = "pooler" if has_trained_pooler(model) else "cls"
@@ -120,7 +138,11 @@ def load_text_tower(
         raise ValueError(f'tower {location!r} has no pooler; pass pooling="cls" or pooling="mean".')
     if model.config.model_type == "clip_text_model" and spec["pooling"] != "pooler":
         raise ValueError(f'tower {location!r} is CLIP\'s causal text model; its only pooling is "pooler".')
-    spec["hidden_size"] = model.config.hidden_size
+    complete_layers(model, spec)
+    width = model.config.hidden_size
+    if spec.get("layers_merge") == "concat":
+        width *= len(spec["layers"])
+    spec |= sizes_in_spec(2 * width if spec["pooling"] == "cls+mean" else width, width)
     processor = load_text_processor(spec, hub, trust_remote_code, towers_dir)
     limits = [spec["max_length"], processor.model_max_length, _positions(model.config)]
     spec["max_length"] = min(limit for limit in limits if limit is not None)
@@ -185,7 +207,9 @@ def _load_vision_model(
             spec["license"] = spec["license"] or pretrained.get("license")
         else:
             arguments = (location, spec["revision"])
-            model = load_transformers("vision", *arguments, spec["pooling"], hub, trust_remote_code)
+            # With layers the pooler is of no use, and its weights would be part of the tower's digest.
+            pooling = spec["pooling"] or ("cls" if spec.get("layers") else None)
+            model = load_transformers("vision", *arguments, pooling, hub, trust_remote_code)
             if spec["image_processor"] is None:
                 own = load_hub_image_processor(*arguments, hub, trust_remote_code)
                 spec["image_processor"] = translate_image_processor(own)

@@ -3,15 +3,22 @@ Extraction: arithmetic that sorting texts by length saves, the cost of reading a
 its tower.
 
     python benchmarks/bench_extraction.py --repeats 5
+    python benchmarks/bench_extraction.py --against ../checkout-of-the-version-before
 
 * Texts: lengths are log-normal (median 59 tokens, mean 69, 95 % below 147), cut to 112. A build with a tiny tower shows
   which batches it plans; torch's FlopCounterMode counts each batch on a BERT-base without weights (device "meta").
 * Image: a grey JPEG of 2544 x 3056 pixels with hard-edged markers, down to 256 pixels on the shorter side.
 * Build: a randomly initialised ViT-S/16 at 224 pixels, such JPEG files on disk, one process that decodes. Its rate is
   compared with the tower's alone, on pixels that are in memory, in batches of the same size.
+* Against another version (with --against, which leaves out the rest): the same builds and the same reading of a cache,
+  through towers so small that the work around them shows, each in a process of its own.
 """
 
 import io
+import json
+import os
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +27,7 @@ import numpy as np
 import torch
 from measure import arguments, interleaved, medians, one_thread, print_header, print_table
 from PIL import Image, ImageDraw
-from small_towers import TINY_BERT, WORDS, save_bert, save_vit
+from small_towers import TINY_BERT, TINY_VIT, WORDS, save_bert, save_vit
 
 TEXT_BATCH = 64
 MAX_TOKENS = 112
@@ -202,13 +209,70 @@ def compare_build(folder: Path, rows: int, repeats: int) -> None:
     )
 
 
+def compare_versions(folder: Path, against: Path, images: int, texts: int, repeats: int) -> None:
+    """Rows a CPU-second of this version and of the one in the checkout `against`."""
+    import datasets
+
+    from adaptor_hf.embeddings import import_embeddings
+
+    save_vit(folder / "vit", **TINY_VIT)
+    save_bert(folder / "bert", **TINY_BERT)
+    generator = np.random.default_rng(0)
+    picture = radiograph(0, 64, 64)
+    files = []
+    for row in range(images):
+        files.append(folder / f"{row}.jpg")
+        # A comment after the picture makes each file another content: equal ones would be embedded once.
+        files[-1].write_bytes(picture + str(row).encode())
+    datasets.Dataset.from_dict({"image": [str(file) for file in files]}).save_to_disk(folder / "build_images")
+    words = [
+        " ".join(generator.choice(WORDS, size=length)) + f" {row}" for row, length in enumerate(token_lengths(texts))
+    ]
+    datasets.Dataset.from_dict({"text": words}).save_to_disk(folder / "build_texts")
+    vectors = [generator.normal(size=(50_000, 768)).astype(np.float16) for _ in range(2)]
+    import_embeddings(*vectors, cache_dir=folder / "prepared")
+    versions = {"the version before": against, "this version": Path(__file__).parents[1]}
+    spent: dict[tuple[str, str], list[dict]] = {}
+    works = ("build_images", "build_texts", "read")
+    for turn in range(repeats):
+        names = list(versions)[:: 1 if turn % 2 else -1]
+        for work in works:
+            for name in names:
+                command = [sys.executable, str(Path(__file__).with_name("cache_once.py")), str(folder), work]
+                environment = os.environ | {"PYTHONPATH": str(versions[name])}
+                run = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                spent.setdefault((work, name), []).append(json.loads(run.stdout.splitlines()[-1]))
+        print(f"\rround {turn + 1} of {repeats}", end="", file=sys.stderr, flush=True)
+    before, now = versions
+    print_header(f"Builds of {images} images, {texts} texts, and reading 200,000 rows", before, repeats)
+    rows = []
+    for work in works:
+        rate = {name: np.median([run["rows"] / run["cpu_seconds"] for run in spent[work, name]]) for name in versions}
+        ratios = [
+            new["rows"] / new["cpu_seconds"] / (old["rows"] / old["cpu_seconds"])
+            for old, new in zip(spent[work, before], spent[work, now], strict=True)
+        ]
+        memory = {name: np.median([run["peak_megabytes"] for run in spent[work, name]]) for name in versions}
+        rows.append([
+            work.replace("_", " "), f"{rate[before]:,.0f}", f"{rate[now]:,.0f}",
+            f"{np.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})", f"{memory[before]:.0f}",
+            f"{memory[now]:.0f}",
+        ])  # fmt: skip
+    columns = ["", "rows a CPU-second before", "now", "ratio, median (range)", "peak MB before", "now"]
+    print_table(columns, rows)
+
+
 def main() -> None:
     parser = arguments(__doc__)
+    parser.add_argument("--against", type=Path, help="checkout of another version to compare builds and reading with")
     parser.add_argument("--texts", type=int, default=8192)
     parser.add_argument("--images", type=int, default=96)
     options = parser.parse_args()
     one_thread()
     with tempfile.TemporaryDirectory() as name:
+        if options.against is not None:
+            compare_versions(Path(name), options.against.resolve(), 4096, options.texts, options.repeats)
+            return
         compare_texts(Path(name), options.texts)
         compare_reading(options.repeats)
         compare_build(Path(name), options.images, options.repeats)

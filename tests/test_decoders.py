@@ -256,9 +256,9 @@ class TestInputs:
             model(torch.randn(2, 3, 28, 28), labels=torch.full((2, 28, 28), 3))
 
     def test_embeddings_without_grid_or_for_a_unet_are_refused(self, vision_tower):
-        with pytest.raises(ValueError, match="Build the cache with tokens"):
+        with pytest.raises(ValueError, match="build --image_tokens all"):
             small(vision_tower)(image_embeds=torch.randn(2, 32))
-        with pytest.raises(ValueError, match="Build the cache with tokens"):
+        with pytest.raises(ValueError, match="build --image_tokens all"):
             small(vision_tower)(image_embeds=torch.randn(2, 4, 32))
         with pytest.raises(ValueError, match="give pixel_values"):
             small(tiny_resnet())(image_embeds=torch.randn(2, 5, 32))

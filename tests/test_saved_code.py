@@ -39,13 +39,15 @@ MODEL = {
     *("loss_adaptor.py", "towers_adaptor.py", "frozen_towers_adaptor.py", "tower_specs_adaptor.py"),
     *("tower_sources_adaptor.py", "tower_bundles_adaptor.py", "image_processing_adaptor.py"),
     *("image_geometry_adaptor.py", "image_values_adaptor.py", "arguments_adaptor.py", "precision_adaptor.py"),
-    *("tower_weights_adaptor.py", "regular_files_adaptor.py", "embedding_origin_adaptor.py"),
+    *("tower_weights_adaptor.py", "regular_files_adaptor.py", "embedding_origin_adaptor.py", "tower_layers_adaptor.py"),
 }
 IMAGES = {
     *("image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"),
     "regular_files_adaptor.py",
 }
-SEGMENTATION = {"decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py"}
+SEGMENTATION = {
+    *("decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py", "token_sequences_adaptor.py"),
+}
 CODE = {
     AdaptorModel: MODEL,
     AdaptorForImageClassification: MODEL | {"head_base_adaptor.py", "classification_head_adaptor.py"},

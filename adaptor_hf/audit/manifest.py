@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embeddings.manifest import read_manifest
+from ..embeddings.place import FOLDER
 from ..embeddings.verify import written_digests
 from ..evaluation.results import RESULTS_FILE, RETRIEVAL_FILE, read_results
 from ..evaluation.tasks import TASKS
@@ -248,10 +249,15 @@ def split_digests(cache: EmbeddingCache) -> dict[str, str]:
 
 
 def relative_to_run(folder: Path, place: Path) -> str | None:
-    """A path relative to the run where it lies inside; elsewhere absolute, or None in private mode."""
+    """
+    A path relative to the run where it lies inside, or in the cache beside it that runs share; elsewhere absolute, or
+    None in private mode.
+    """
     inside, place = folder.resolve(), place.resolve()
     if place.is_relative_to(inside):
         return place.relative_to(inside).as_posix()
+    if place.is_relative_to(inside.parent / FOLDER):
+        return f"../{place.relative_to(inside.parent).as_posix()}"
     return None if is_private() else str(place)
 
 

@@ -88,6 +88,7 @@ class RunRecord:
                 "rows": {name: len(cache.split(name)) for name in cache.splits},
                 "sources": rows_of_sources(cache) or None,
                 "sha256": cache.digests(),
+                "stored": stored_columns(cache),
             },
             "weights": {
                 "sha256": file_sha256(weights) if weights.is_file() else None,
@@ -100,6 +101,15 @@ class RunRecord:
         path = folder / RUN_FILE
         write_aside(path, json.dumps(record, indent=2, default=str) + "\n")
         return path
+
+
+def stored_columns(cache: "EmbeddingCache") -> dict[str, list[str]]:
+    """Names of what the cache holds of `images` and of `texts` beside their pooled vectors; nothing of its content."""
+    found: dict[str, set[str]] = {}
+    for folder, manifest in cache.modality_manifests().items():
+        if manifest.get("columns"):
+            found.setdefault(folder.partition("-")[0], set()).update(manifest["columns"])
+    return {name: sorted(columns) for name, columns in sorted(found.items())}
 
 
 def last_evaluation(log_history: list[dict[str, float]]) -> dict[str, float]:
@@ -131,4 +141,4 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
-__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name"]
+__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name", "stored_columns"]

@@ -8,6 +8,7 @@ from dataclasses import Field, dataclass, fields, replace
 from ..options.fields import HIDDEN, OPEN, PATH, default_of, option
 from .places import several
 from .split_rule import SplitRule
+from .stored_arguments import StoredArguments
 from .table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
@@ -24,7 +25,7 @@ DEFAULTS = {
 
 
 @dataclass
-class DataArguments(TableArguments):
+class DataArguments(TableArguments, StoredArguments):
     """
     Which pairs, which part of them, and where their embeddings are kept.
 
@@ -60,6 +61,9 @@ class DataArguments(TableArguments):
     image_store_size: int = option(
         256, "Shorter side of the stored images, in pixels.", group=EMBEDDINGS, advanced=True
     )
+    rebuild: bool = option(
+        False, "Embed all of these rows anew, also those that are in the cache.", group=EMBEDDINGS, advanced=True
+    )
 
     def __post_init__(self):
         for name in ("dataset", "data_root", "train_file", "cache"):
@@ -77,7 +81,8 @@ class DataArguments(TableArguments):
                 "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
                 "one of them."
             )
-        super().__post_init__()
+        TableArguments.__post_init__(self)
+        StoredArguments.__post_init__(self)
         for name, value in DEFAULTS.items():
             if getattr(self, name) is None:
                 setattr(self, name, value)
@@ -97,6 +102,17 @@ class DataArguments(TableArguments):
 
     def _is_set(self, option: Field) -> bool:
         return getattr(self, option.name) != DEFAULTS.get(option.name, default_of(option))
+
+
+def check_private_pairs(arguments: DataArguments) -> None:
+    """
+    Check that a private run keeps nothing that it must not keep.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if arguments.image_store is not None:
+        raise ValueError("--private keeps no copies of images: leave out --image_store.")
 
 
 def source_arguments(arguments: DataArguments) -> dict[str, DataArguments]:
@@ -128,4 +144,4 @@ def source_arguments(arguments: DataArguments) -> dict[str, DataArguments]:
     return found
 
 
-__all__ = ["DEFAULTS", "DataArguments", "source_arguments"]
+__all__ = ["DEFAULTS", "DataArguments", "check_private_pairs", "source_arguments"]

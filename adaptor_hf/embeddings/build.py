@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..data.reading import Reading
 from ..folder_lock import FolderLock
-from ..privacy.mode import check_private_mode
+from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES
@@ -20,10 +21,12 @@ from .manifest import read_manifest
 from .memory import release_memory
 from .modalities import Modality, Plan, Settings
 from .pairs import write_pairs
+from .pieces import PIECE_ROWS
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_together
-from .shards import PIECE_ROWS, SHARD_ROWS
+from .shards import SHARD_ROWS
 from .source import TowerSource
+from .stored import StoredImages, StoredTexts
 from .table import PairTable, merge_splits, read_table
 
 logger = logging.getLogger(__name__)
@@ -46,6 +49,18 @@ def build_cache(
     piece_rows: int = PIECE_ROWS,
     shard_rows: int = SHARD_ROWS,
     check: str = "touched",
+    image_tokens: Literal["all"] | int | None = None,
+    regions: tuple[int, int] | None = None,
+    shallow: tuple[int, ...] = (),
+    image_attention: bool = False,
+    views: int = 0,
+    view_recipe: str | None = None,
+    view_seed: int = 0,
+    text_tokens: bool = False,
+    text_attention: bool = False,
+    words: bool = False,
+    sentences: bool = False,
+    rebuild: bool = False,
 ) -> EmbeddingCache:
     """Embed every distinct image and text of a data set once, and open the result.
 
@@ -72,7 +87,8 @@ def build_cache(
         batch_size: images or texts in one forward pass; None takes 64 on CUDA and 4 on the CPU, where larger ones are
             slower.
         max_text_length: tokens a text is cut to, at most what the tower takes. The share of cut texts is printed.
-        dtype: "float16" (1 - cosine to float32 below 1e-6) or "float32".
+        dtype: "float16" (1 - cosine to float32 below 1e-6), "float32", or "int8" with a scale for each vector, which is
+            read as float16.
         device: where to run; None takes CUDA when there is one, and leaves a loaded tower where it is.
         num_workers: processes that decode images; None takes all cores but one for CUDA, half of them for the CPU.
         max_fault_fraction: largest share of excluded rows that is accepted.
@@ -81,9 +97,14 @@ def build_cache(
             the key of the embeddings says that a store was used; see docs/cache.md.
         image_store_size: shorter side of the stored images in pixels, at least what the tower resizes to; smaller
             images are stored as they are.
-        piece_rows: rows after which progress is safe from a kill.
+        piece_rows: rows after which progress is safe from a kill; fewer where tokens are kept, which take 128 MB.
         shard_rows: rows of one Arrow file.
         check: which files are compared with their digests, as of `open_cache`.
+        image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed: what is kept of an image beside
+            its pooled vector, as of `StoredImages`.
+        text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
+            the text; in private mode see `check_private_columns`.
+        rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
 
     Returns:
         EmbeddingCache of all splits.
@@ -98,8 +119,8 @@ def build_cache(
     check_private_mode()
     if vision_tower is None and text_tower is None:
         raise ValueError("give vision_tower, text_tower, or both")
-    if dtype not in NUMPY_DTYPES:
-        raise ValueError(f"dtype must be one of {sorted(NUMPY_DTYPES)}, got {dtype!r}")
+    if dtype not in (*NUMPY_DTYPES, "int8"):
+        raise ValueError(f"dtype must be one of {sorted([*NUMPY_DTYPES, 'int8'])}, got {dtype!r}")
     sizes = {"batch_size": batch_size, "max_text_length": max_text_length, "shard_rows": shard_rows}
     for name, value in (sizes | {"image_store_size": image_store_size}).items():
         if value is not None and value < 1:
@@ -114,7 +135,15 @@ def build_cache(
     reading = ranks.on_main(lambda: _reading_of(dataset)) if vision_tower is not None else Reading()
     store = ImageStore(image_store, image_store_size, reading) if image_store is not None else None
     checks = FileChecks(check)
-    settings = Settings(batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks)
+    kept_images = StoredImages(
+        image_tokens, regions and tuple(regions), tuple(shallow), image_attention, views, view_recipe, view_seed
+    )
+    kept_texts = StoredTexts(text_tokens, text_attention, words, sentences)
+    check_private_columns(asdict(kept_images), asdict(kept_texts))
+    settings = Settings(
+        batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks, kept_images,
+        kept_texts, rebuild,
+    )  # fmt: skip
     sources = {}
     if vision_tower is not None:
         sources["images"] = TowerSource("vision", vision_tower, device, cache_dir)

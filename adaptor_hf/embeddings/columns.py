@@ -11,7 +11,17 @@ if TYPE_CHECKING:
     from datasets import Features
 
 _ARROW = {"float16": pa.float16(), "float32": pa.float32(), "int8": pa.int8(), "int16": pa.int16()}
+# What is rounded to a finite number; int8 a little less, for the rounding of its scales.
+_LIMITS = {
+    "float16": float(np.nextafter(np.float32(65520), np.float32(0))), "float32": float(np.finfo(np.float32).max),
+    "int8": 65519.0, "int16": 32767,
+}  # fmt: skip
 SCALE = "_scale"
+_BUILD_OPTIONS = {
+    name: f"--{name}"
+    for name in ("image_tokens", "regions", "shallow", "image_attention", "text_tokens", "text_attention", "words",
+                 "sentences")
+} | {"view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -24,6 +34,9 @@ class Column:
         dtype: "float16", "float32", "int16", or "int8": numbers from -127 to 127, times a float32 scale for each vector
             along the last axis.
         info: what else the manifest says of it, such as the grid of tokens.
+
+    Raises:
+        ValueError: no such shape or dtype, or int8 for rows of single numbers, which have no vectors to scale.
     """
 
     name: str
@@ -31,9 +44,26 @@ class Column:
     dtype: str
     info: dict[str, Any] = field(default_factory=dict, hash=False, compare=False)
 
+    def __post_init__(self) -> None:
+        sizes = self.shape[1:] if self.shape[:1] == (None,) else self.shape
+        if not self.shape or not all(type(size) is int and size > 0 for size in sizes):
+            raise ValueError(
+                f"column {self.name!r}: shape must be positive numbers, the first of which may be None, "
+                f"got {self.shape}"
+            )
+        if self.dtype not in _ARROW:
+            raise ValueError(f"column {self.name!r}: dtype must be one of {', '.join(_ARROW)}, got {self.dtype!r}")
+        if self.dtype == "int8" and self.shape == (None,):
+            raise ValueError(f"column {self.name!r}: int8 needs vectors, and its rows are single numbers: take float16")
+
     @property
     def ragged(self) -> bool:
         return self.shape[0] is None
+
+    @property
+    def element(self) -> tuple[int, ...]:
+        """Shape of a row, or of one element of a ragged row."""
+        return self.shape[1:] if self.ragged else self.shape
 
     @property
     def scale(self) -> "Column | None":
@@ -49,10 +79,7 @@ class Column:
     @property
     def row_bytes(self) -> int:
         """Bytes of a row, or of one element of a ragged row."""
-        return sum(
-            math.prod(size for size in part.shape if size is not None) * np.dtype(part.dtype).itemsize
-            for part in self.parts
-        )
+        return sum(math.prod(part.element) * np.dtype(part.dtype).itemsize for part in self.parts)
 
 
 @dataclass
@@ -79,34 +106,68 @@ def quantized(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(steps).astype(np.int8), scale
 
 
+def faulty_rows(column: Column, values: np.ndarray | Ragged) -> np.ndarray:
+    """
+    (m,) row numbers, ascending, with a number that the column cannot give back: NaN, infinite, or beyond its range.
+    float16, and int8 which is read as float16, reach to 65504.
+    """
+    inner = values.values if isinstance(values, Ragged) else values
+    flat = inner.reshape(len(inner), math.prod(column.element))
+    limit = _LIMITS[column.dtype]
+    # NaN goes through maximum and minimum, and is not within the limits.
+    within = (flat.max(axis=1, initial=0) <= limit) & (flat.min(axis=1, initial=0) >= -limit)
+    rows = np.nonzero(~within)[0]
+    if isinstance(values, Ragged):
+        rows = np.unique(np.searchsorted(values.offsets, rows, side="right") - 1)
+    return rows
+
+
 def arrow_features(columns: list[Column]) -> "Features":
     """How `datasets` calls these columns: flat lists of fixed length, and lists of those for ragged ones."""
     import datasets
 
     features = {}
     for column in (part for whole in columns for part in whole.parts):
-        size = math.prod(column.shape[1:] if column.ragged else column.shape)
-        values = datasets.List(datasets.Value(column.dtype), length=size)
+        values = datasets.List(datasets.Value(column.dtype), length=math.prod(column.element))
         features[column.name] = datasets.LargeList(values) if column.ragged else values
     return datasets.Features(features)
 
 
+def arrow_type(column: Column) -> pa.DataType:
+    """Arrow type of a column as it lies in files."""
+    values = pa.list_(_ARROW[column.dtype], math.prod(column.element))
+    return pa.large_list(values) if column.ragged else values
+
+
 def to_arrow(column: Column, values: np.ndarray | Ragged) -> dict[str, pa.Array]:
-    """Arrow arrays of (n, *shape) or ragged floats by name, in the column's dtype."""
+    """Arrow arrays of (n, *shape) or ragged numbers by name, in the column's dtype.
+
+    Raises:
+        ValueError: numbers of another shape, or some that the column cannot give back (`faulty_rows`).
+    """
     ragged = isinstance(values, Ragged)
     inner = values.values if ragged else values
-    parts = [(column, inner)]
-    if column.scale is not None:
-        steps, scales = quantized(inner)
-        parts = [(column, steps), (column.scale, scales)]
-    arrays = {}
-    for part, array in parts:
-        size = math.prod(part.shape[1:] if part.ragged else part.shape)
-        with np.errstate(over="ignore"):
-            flat = np.ascontiguousarray(array, dtype=part.dtype).reshape(-1)
-        lists = pa.FixedSizeListArray.from_arrays(pa.array(flat, _ARROW[part.dtype]), size)
-        arrays[part.name] = pa.LargeListArray.from_arrays(pa.array(values.offsets), lists) if ragged else lists
-    return arrays
+    if ragged != column.ragged or inner.shape[1:] != column.element:
+        raise ValueError(
+            f"column {column.name!r} has rows of {column.shape}, got {'ragged ' if ragged else ''}{inner.shape}"
+        )
+    if (column.dtype == "int16") != (inner.dtype.kind in "iu"):
+        raise ValueError(f"column {column.name!r} is {column.dtype}, got numbers of {inner.dtype}")
+    if len(faulty := faulty_rows(column, values)):
+        raise ValueError(
+            f"column {column.name!r}: {len(faulty)} of {len(values)} rows, first row {faulty[0]}, have numbers that "
+            f"are not finite in {column.dtype}. Leave these rows out before, or store float32"
+        )
+    parts = zip(column.parts, quantized(inner) if column.scale else [inner], strict=True)
+    return {part.name: arrow_array(part, array, values.offsets if ragged else None) for part, array in parts}
+
+
+def arrow_array(part: Column, values: np.ndarray, offsets: np.ndarray | None = None) -> pa.Array:
+    """Arrow array of (n, *shape) numbers, or of (total, ...) elements with (n + 1,) offsets, without scales; no copy
+    where the dtype is that of the column."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=part.dtype).reshape(-1), _ARROW[part.dtype])
+    lists = pa.FixedSizeListArray.from_arrays(flat, math.prod(part.element))
+    return lists if offsets is None else pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), lists)
 
 
 def view_of(column: Column, array: pa.Array) -> np.ndarray | Ragged:
@@ -115,18 +176,43 @@ def view_of(column: Column, array: pa.Array) -> np.ndarray | Ragged:
     Raises:
         ValueError: the array is of another type or shape, or has nulls.
     """
-    lists, offsets = array, None
-    if column.ragged:
-        if not pa.types.is_large_list(array.type) or array.null_count:
-            raise ValueError(f"column {column.name!r} must be large lists without nulls, got {array.type}")
-        offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
-        lists = array.values
-    shape = column.shape[1:] if column.ragged else column.shape
-    size = math.prod(shape)
-    expected = pa.list_(_ARROW[column.dtype], size)
-    fits = pa.types.is_fixed_size_list(lists.type) and lists.type.value_type == expected.value_type
-    if not fits or lists.type.list_size != size or lists.null_count:
-        raise ValueError(f"column {column.name!r} must be {expected} without nulls, got {lists.type}")
-    values = np.frombuffer(lists.values.buffers()[1], dtype=column.dtype)
-    flat = values[lists.offset * size : (lists.offset + len(lists)) * size].reshape(len(lists), *shape)
-    return flat if offsets is None else Ragged(flat, offsets)
+    if array.null_count or not array.type.equals(arrow_type(column)):
+        raise ValueError(
+            f"column {column.name!r} must be {arrow_type(column)} without nulls, got {array.type} with "
+            f"{array.null_count} nulls"
+        )
+    if not column.ragged:
+        return _fixed_view(column, array)
+    buffer = array.buffers()[1]
+    offsets = np.zeros(1, np.int64)  # an empty array may come without
+    if buffer is not None and buffer.size:
+        offsets = np.frombuffer(buffer, np.int64)[array.offset : array.offset + len(array) + 1]
+    return Ragged(_fixed_view(column, array.values), offsets)
+
+
+def _fixed_view(column: Column, lists: pa.FixedSizeListArray) -> np.ndarray:
+    if lists.null_count or lists.values.null_count:
+        raise ValueError(f"column {column.name!r} must have no nulls, and {lists.null_count} of its vectors are null")
+    size = math.prod(column.element)
+    # `values` is the whole child, whatever part of it the lists are; it may itself start within its buffer.
+    start = (lists.values.offset + lists.offset * size) * np.dtype(column.dtype).itemsize
+    buffer = lists.values.buffers()[1]
+    if not len(lists):
+        return np.empty((0, *column.element), column.dtype)
+    return np.frombuffer(buffer, column.dtype, len(lists) * size, start).reshape(len(lists), *column.element)
+
+
+def column_of(name: str, entry: dict[str, Any]) -> Column:
+    """The column that a manifest's entry describes."""
+    info = {key: value for key, value in entry.items() if key not in ("shape", "dtype", "shards")}
+    return Column(name, tuple(entry["shape"]), entry["dtype"], info)
+
+
+def entry_of(column: Column, shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """A column and its files as an entry of a manifest."""
+    return {"shape": list(column.shape), "dtype": column.dtype, "shards": shards} | column.info
+
+
+def build_option(name: str) -> str | None:
+    """The option of a build that stores a column; None for a name that no build gives."""
+    return _BUILD_OPTIONS.get(name)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -62,19 +61,6 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
     return {"file": path.name, "rows": rows} | digested.entry()
 
 
-@contextmanager
-def merged(table: pa.Table, folder: Path) -> Iterator[pa.RecordBatch]:
-    """A table of embeddings as one record batch; its vectors lie in a temporary file in `folder`, not in memory."""
-    with tempfile.TemporaryFile(dir=folder, prefix=".merge-", suffix=".partial") as file:
-        for batch in table.to_batches():
-            view = embedding_view(batch)
-            file.write(view)
-        file.flush()
-        vectors = np.memmap(file, view.dtype, "r", shape=(table.num_rows, view.shape[1]))
-        columns = {name: pa.concat_arrays(table[name].chunks) for name in table.column_names if name != "embedding"}
-        yield embedding_batch(vectors, columns)
-
-
 def json_bytes(value: Any) -> bytes:
     """An object as `write_json` writes it: UTF-8, sorted names, one line a value."""
     return (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode("utf-8")
@@ -100,18 +86,27 @@ def write_bytes(path: Path, data: bytes) -> None:
         aside.write_bytes(data)
 
 
-def map_batches(path: Path) -> list[pa.RecordBatch]:
-    """Memory-map an Arrow file; the buffers of its record batches point into the file.
+def map_table(path: Path) -> pa.Table:
+    """Memory-map an Arrow file of any number of record batches; their buffers point into the file.
 
     Raises:
         FileNotFoundError: the file is missing.
         ValueError: the file is truncated or damaged.
     """
+    return pa.Table.from_batches(*_mapped(path))
+
+
+def map_batches(path: Path) -> list[pa.RecordBatch]:
+    """The record batches of a file, memory-mapped, with errors as of `map_table`."""
+    return _mapped(path)[0]
+
+
+def _mapped(path: Path) -> tuple[list[pa.RecordBatch], pa.Schema]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing from the cache. Copy it back, or delete {path.parent} and rebuild")
     try:
-        with pa.memory_map(str(check_regular(path))) as source:
-            return list(pa.ipc.open_stream(source))
+        with pa.memory_map(str(check_regular(path))) as source, pa.ipc.open_stream(source) as stream:
+            return list(stream), stream.schema
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path} is truncated or damaged ({error}). Delete {path.parent} and rebuild") from error
 
@@ -129,21 +124,13 @@ def map_batch(path: Path) -> pa.RecordBatch:
     return batches[0]
 
 
-def embedding_batch(
-    vectors: np.ndarray, columns: dict[str, np.ndarray | pa.Array], metadata: dict | None = None
-) -> pa.RecordBatch:
+def embedding_batch(vectors: np.ndarray, columns: dict[str, np.ndarray | pa.Array]) -> pa.RecordBatch:
     """Record batch with a fixed-size list column `embedding` from (n, D) vectors, beside further columns."""
     flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
     arrays = {"embedding": pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1])}
     for name, values in columns.items():
         arrays[name] = key_array(values) if getattr(values, "dtype", None) == KEY_DTYPE else pa.array(values)
-    batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
-    return batch.replace_schema_metadata({"adaptor": json.dumps(metadata)}) if metadata is not None else batch
-
-
-def batch_metadata(batch: pa.RecordBatch) -> dict:
-    """The JSON that `embedding_batch` stored beside the columns."""
-    return json.loads((batch.schema.metadata or {}).get(b"adaptor", b"{}"))
+    return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 
 def embedding_view(batch: pa.RecordBatch) -> np.ndarray:

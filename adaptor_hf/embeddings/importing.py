@@ -169,7 +169,7 @@ def _write_modality(
             columns = {"source": keys[start : start + SHARD_ROWS], "digest": keys[start : start + SHARD_ROWS]}
             path = folder.path / f"data-{len(entries):05d}.arrow"
             entries.append(write_batch(path, embedding_batch(_stored(array[part], dtype), columns)))
-        folder.commit(entries, array.shape[1], {})
+        folder.commit(array.shape[1], entries, {})
     return folder, row_numbers
 
 

@@ -7,19 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from ..data.ids import SOURCE, canonical_id
 from ..data.sources import source_names
 from ..data.splits import check_disjoint
 from ..files import printable
 from ..privacy.mode import is_private
-from .files import KEY_DTYPE
 from .keys import json_key
 from .lookup import first_rows
 from .pairs import study_codes
 from .reader import EmbeddingCache
-from .vectors import Vectors
+from .vectors import ColumnFile, Shards, Vectors
 
 _IDS = ("image_id", "patient_id", "study_id")
 _COLUMNS = (*_IDS, "view", "split", "source_row")
@@ -100,6 +98,7 @@ class JoinedCache(EmbeddingCache):
         names: Of each.
         one_namespace: As of `join_caches`.
         rows: Joined rows of this view; None is all.
+        columns: Of what is stored beside the pooled vectors.
     """
 
     def __init__(
@@ -108,15 +107,18 @@ class JoinedCache(EmbeddingCache):
         names: Sequence[str],
         one_namespace: bool = False,
         rows: np.ndarray | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self._store = _JoinedStore(caches, names, one_namespace)
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._columns = self._known(columns)
+        self._check_sizes()
 
     def __reduce__(self):
         store = self._store
         everything = len(self._rows) == store.rows and (np.diff(self._rows) == 1).all()
         rows = None if everything else self._rows
-        return JoinedCache, (store.members, store.names, store.one_namespace, rows)
+        return JoinedCache, (store.members, store.names, store.one_namespace, rows, self._columns)
 
     def __repr__(self) -> str:
         modalities = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
@@ -226,21 +228,48 @@ def _study(caches: Sequence[EmbeddingCache], table: pa.Table, one_namespace: boo
     return np.concatenate(codes)
 
 
-class JoinedVectors:
+class JoinedShards(Shards):
     """
-    The vectors of one modality of several caches, numbered through: row r of cache k is `starts[k] + r`.
+    The files of one column of several caches, numbered through: row r of cache k is row r behind all of those before.
 
     Args:
-        parts: Of the caches, of one width and dtype.
+        parts: Of the caches, of one column.
+    """
+
+    def __init__(self, parts: Sequence[Shards]) -> None:
+        self.parts = list(parts)
+        self.folder, self.column = parts[0].folder, parts[0].column
+        self.entries = [entry for part in parts for entry in part.entries]
+        self.offsets = np.cumsum([0] + [entry["rows"] for entry in self.entries])
+        self._owners = [(part, index) for part in parts for index in range(len(part.entries))]
+
+    def open(self, indices: Sequence[int]) -> None:
+        for part, index in (self._owners[index] for index in indices):
+            part.open([index])
+
+    def file(self, index: int) -> ColumnFile:
+        part, index = self._owners[index]
+        return part.file(index)
+
+    def check_sizes(self, rows: np.ndarray) -> None:
+        for part, index in (self._owners[index] for index in self.of_rows(rows)):
+            part.check_sizes(np.array([part.offsets[index]]))
+
+
+class JoinedVectors(Vectors):
+    """
+    The vectors of one modality of several caches, with the columns that all of them have.
+
+    Args:
+        parts: Of the caches, of one key.
     """
 
     def __init__(self, parts: Sequence[Vectors]) -> None:
         self.parts = list(parts)
-        self.width, self.dtype = self.parts[0].width, self.parts[0].dtype
-        self.starts = np.cumsum([0] + [len(part) for part in self.parts])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
+        self.width, self.manifest = parts[0].width, parts[0].manifest
+        self.shards = JoinedShards([part.shards for part in parts])
+        self.columns = {name: JoinedShards([part.columns[name] for part in parts]) for name in parts[0].columns}
+        self.starts = np.cumsum([0] + [len(part) for part in parts])
 
     def joined_rows(self, rows: Sequence[np.ndarray]) -> np.ndarray:
         """(n,) joined rows of rows of each part, -1 for none; of equal contents the first one's row."""
@@ -253,31 +282,6 @@ class JoinedVectors:
         return np.concatenate(
             [np.where(part < 0, -1, first[part + start]) for part, start in zip(rows, self.starts, strict=False)]
         )
-
-    def take(self, rows: np.ndarray) -> torch.Tensor:
-        """(n, D) tensor of these rows; row -1 (there is none) gives NaN."""
-        owner = self._owner(rows)
-        if len(rows) and (owner == owner[0]).all():
-            # One source's rows need no second copy.
-            return self.parts[owner[0]].take(np.where(rows < 0, -1, rows - self.starts[owner[0]]))
-        out = np.full((len(rows), self.width), np.nan, dtype=self.dtype)
-        for number, place in self._by_part(rows, owner):
-            out[place] = self.parts[number].take(rows[place] - self.starts[number]).numpy()
-        return torch.from_numpy(out)
-
-    def keys(self, column: str, rows: np.ndarray) -> np.ndarray:
-        """(n,) keys of these rows in a column; empty for row -1."""
-        out = np.zeros(len(rows), KEY_DTYPE)
-        for number, place in self._by_part(rows, self._owner(rows)):
-            out[place] = self.parts[number].keys(column, rows[place] - self.starts[number])
-        return out
-
-    def _owner(self, rows: np.ndarray) -> np.ndarray:
-        return np.where(rows < 0, 0, np.searchsorted(self.starts, rows, side="right") - 1)
-
-    def _by_part(self, rows: np.ndarray, owner: np.ndarray):
-        for number in np.unique(owner[rows >= 0]):
-            yield int(number), np.flatnonzero((owner == number) & (rows >= 0))
 
 
 __all__ = ["JoinedCache", "join_caches"]

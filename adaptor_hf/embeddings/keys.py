@@ -49,7 +49,12 @@ def tower_identity(tower) -> dict:
         "architecture": json_key(_clean(config.to_dict())) if config is not None else spec["name_or_path"],
         "weights": tower_digest(tower),
         "processor": json_key(spec.get("image_processor") or _processor_state(tower.processor)),
-    }
+    } | _layers(spec)
+
+
+def _layers(spec: dict) -> dict:
+    """Of a spec or identity what it says of joined layers: nothing for the last one alone."""
+    return {name: value for name, value in spec.items() if name.startswith("layers")}
 
 
 def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
@@ -75,17 +80,18 @@ def check_tower(folder: Path, spec: dict, identity: dict, advice: str) -> None:
     """Compare a tower's spec with the identity that the key covers: in version 0.1 manifests have no digest.
 
     Raises:
-        ValueError: pooling, width or image processing are not those that the embeddings were made with.
+        ValueError: pooling, layers, width or image processing are not those that the embeddings were made with.
     """
     processor = spec.get("image_processor")
     found = {"kind": spec.get("kind"), "pooling": spec.get("pooling"), "hidden_size": spec.get("hidden_size"),
              "processor": json_key(processor) if processor else None}  # fmt: skip
-    for name, value in found.items():
-        if value is not None and identity.get(name, value) != value:
-            raise ValueError(
-                f"{folder} is damaged or was edited: {'image_processor' if name == 'processor' else name} of its tower "
-                f"is not what the embeddings were made with. {advice}"
-            )
+    wrong = [name for name, value in found.items() if value is not None and identity.get(name, value) != value]
+    wrong += ["layers"] if _layers(spec) != _layers(identity) else []
+    if wrong:
+        raise ValueError(
+            f"{folder} is damaged or was edited: {'image_processor' if wrong[0] == 'processor' else wrong[0]} of its "
+            f"tower is not what the embeddings were made with. {advice}"
+        )
 
 
 def tower_files(name_or_spec: Any) -> list[list] | None:

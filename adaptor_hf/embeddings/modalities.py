@@ -1,34 +1,35 @@
-"""One modality of a build: which rows are wanted, what is missing, and computing it piece by piece."""
+"""One modality of a build: which rows are wanted, what is missing, and computing it."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
-from .compute import (
-    READ_ERROR,
-    ImageBatches,
-    TextBatches,
-    digests_of,
-    embed,
-    image_batches,
-    prefetch,
-    target_pixels,
-    vector_faults,
-)
+from .column_files import MAX_BYTES
+from .columns import Column
+from .compute import Batch, embed_rows
 from .digests import FileChecks
+from .extract import columns_of
+from .files import key_array
+from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
-from .shards import Build, ModalityFolder, key_hex, plan_name, row_ranges
+from .pieces import PIECE_BYTES, Build
+from .shards import POOLED, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
+from .stored import StoredImages, StoredTexts
 from .table import PairTable, needed
+from .text_batches import TextBatches, prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,9 @@ class Settings:
     image_store: ImageStore | None = None
     reading: Reading = GREY
     checks: FileChecks = field(default_factory=FileChecks)
+    stored_images: StoredImages = field(default_factory=StoredImages)
+    stored_texts: StoredTexts = field(default_factory=StoredTexts)
+    rebuild: bool = False
 
 
 @dataclass
@@ -57,6 +61,7 @@ class Plan:
         rows: (n,) row of the data set for each planned position.
         keys: (n,) source keys.
         lengths: (n,) tokens before truncation; None for images.
+        columns: the pooled vector and what is kept beside it.
         pieces: first and last position + 1 of each piece that is not there yet, by piece number.
     """
 
@@ -64,7 +69,15 @@ class Plan:
     rows: np.ndarray
     keys: np.ndarray
     lengths: np.ndarray | None
+    columns: list[Column]
     pieces: dict[int, tuple[int, int]] = field(default_factory=dict)
+
+    def piece(self, start: int, stop: int) -> pa.Table:
+        """The planned rows from `start` to `stop`: their keys, and for texts their numbers of tokens."""
+        columns: dict[str, pa.Array] = {"source": key_array(self.keys[start:stop]).cast(pa.binary())}
+        if self.lengths is not None:
+            columns["num_tokens"] = pa.array(self.lengths[start:stop])
+        return pa.table(columns)
 
 
 class Modality:
@@ -93,6 +106,8 @@ class Modality:
             identity = identity | {"image_store": settings.image_store.identity}
         if name == "images":
             identity = identity | settings.reading.key
+        self.stored = settings.stored_images if name == "images" else settings.stored_texts
+        identity = identity | self.stored.key
         if key_name() is not None:
             # Rows of another key, or of none, must not lie beside these.
             identity = identity | {"private": key_name()}
@@ -148,10 +163,16 @@ class Modality:
                 build.finish(self.settings.shard_rows)
             return self.plan(table)
         build = Build(self.folder, plan.name)
-        size = self.settings.batch_size * max(1, self.settings.piece_rows // self.settings.batch_size)
-        pieces = enumerate(row_ranges(len(plan.rows), size))
+        pieces = enumerate(row_ranges(len(plan.rows), self._piece_rows(plan)))
         plan.pieces = {index: piece for index, piece in pieces if not build.is_done(index)}
         return plan
+
+    def _piece_rows(self, plan: Plan) -> int:
+        """Rows of a piece: whole batches, with tokens as many as fit into `PIECE_BYTES`."""
+        rows = self.settings.piece_rows
+        if len(plan.columns) > 1 and len(plan.rows):
+            rows = min(rows, PIECE_BYTES // int(self._row_bytes(plan).max()))
+        return self.settings.batch_size * max(1, rows // self.settings.batch_size)
 
     def _arrange(self, table: PairTable, rows: np.ndarray) -> Plan:
         lengths = None
@@ -169,7 +190,11 @@ class Modality:
             order = np.argsort(lengths, kind="stable")
             rows, lengths = rows[order], lengths[order]
         keys = self.keys(table)[rows]
-        return Plan(plan_name(keys, self.settings.batch_size, self.settings.piece_rows), rows, keys, lengths)
+        columns = [Column(POOLED, (self.folder.manifest["width"],), self.settings.dtype)]
+        if self.stored.key and len(rows):
+            columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
+        name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows)
+        return Plan(name, rows, keys, lengths, columns)
 
     def _without_known_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
         """Leave out images that are there under another path or time; only a grown or moved data set pays for this."""
@@ -181,17 +206,27 @@ class Modality:
                 digests.append(digest(data) if data is not None else content_key(path))
             except OSError:
                 digests.append(b"\0" * 16)
-        digests = keyed_digests(digests_of(b"".join(digests)))
+        digests = keyed_digests(key_vector(digests))
         found = find_keys(self.folder.keys("digest"), digests) >= 0
         if found.any():
             self.folder.add_aliases(self.keys(table)[rows[found]], digests[found])
         return rows[~found]
 
     def bytes_needed(self, plan: Plan) -> int:
-        """Disk space that a plan still takes: its pieces, the shards they are merged into, and one shard in between."""
-        row = self.folder.manifest["width"] * np.dtype(self.settings.dtype).itemsize + 36
-        todo = sum(stop - start for start, stop in plan.pieces.values())
-        return row * (todo + len(plan.rows) + min(len(plan.rows), self.settings.shard_rows))
+        """Disk space that a plan still takes: its pieces, the files they are joined into, and one file in between."""
+        sizes = self._row_bytes(plan)
+        todo = sum(sizes[start:stop].sum() for start, stop in plan.pieces.values())
+        pooled = _pooled_bytes(plan.columns) * min(len(sizes), self.settings.shard_rows)
+        between = max(pooled, min(sizes.sum(), MAX_BYTES) if len(plan.columns) > 1 else 0)
+        return int(todo + sizes.sum() + between)
+
+    def _row_bytes(self, plan: Plan) -> np.ndarray:
+        """(n,) bytes of each planned row."""
+        fixed = _pooled_bytes(plan.columns)
+        fixed += sum(column.row_bytes for column in plan.columns[1:] if not column.ragged)
+        tokens = sum(column.row_bytes for column in plan.columns if column.ragged)
+        lengths = 0 if plan.lengths is None else np.minimum(plan.lengths, self.max_length)
+        return np.full(len(plan.rows), fixed, np.int64) + tokens * lengths
 
     def compute(self, table: PairTable, plan: Plan, rank: int, world: int) -> None:
         """Compute this rank's share of the pieces that are not there yet."""
@@ -200,11 +235,19 @@ class Modality:
             return
         tower = self.source.load_as(self.tower_identity)
         build = Build(self.folder, plan.name)
+        size = self.settings.batch_size
+        batches = [batch for _, piece in mine for batch in row_ranges(piece[1], size, piece[0])]
+        # One loader for all pieces: its workers decode the next piece's images while this one is written.
+        loaded = (self._images if self.name == "images" else self._texts)(tower, table, plan, batches)
         total = sum(stop - start for _, (start, stop) in mine)
         title = self.name if world == 1 else f"{self.name}, rank {rank} of {world}"
         with progress(total, title, shown=rank == 0) as bar:
-            run = self._image_pieces if self.name == "images" else self._text_pieces
-            run(tower, table, plan, mine, build, bar)
+            embed = partial(
+                embed_rows, tower=tower, stored=self.stored, columns=plan.columns, batches=loaded, batch_size=size,
+                done=bar.update,
+            )  # fmt: skip
+            for index, piece in mine:
+                build.write_piece(index, plan.piece(*piece), plan.columns, embed)
 
     def finish(self, plan: Plan) -> None:
         """Commit the pieces of a plan; call with the lock held, on rank 0, when all ranks are done."""
@@ -223,60 +266,35 @@ class Modality:
         else:
             table.text_keys = None
 
-    def _image_pieces(self, tower, table, plan, mine, build, bar) -> None:
-        if self.settings.image_store is not None:
-            self.settings.image_store.check(target_pixels(tower.processor))
-        size = self.settings.batch_size
-        starts = np.concatenate([np.arange(*piece, size) for _, piece in mine])
+    def _images(self, tower, table: PairTable, plan: Plan, batches: list[tuple[int, int]]) -> Iterator[Batch]:
         store, reading = self.settings.image_store, self.settings.reading
         processor = tower.processor
+        if store is not None:
+            store.check(target_pixels(processor))
+            check_store(store, processor, self.stored)
         # The tower may be a checkpoint's, whose own reading must not change what is read here.
         if getattr(processor, "image_mode", None) is not None:
             processor.image_mode = reading.mode
         if reading.mode == "RGB" and getattr(processor, "do_grayscale", False):
             logger.warning("Images are read in colour, but the vision tower takes one channel: it sees them as grey.")
-        loaded = image_batches(
-            ImageBatches(table.dataset, plan.rows, starts, size, processor, plan.keys, store, reading),
+        starts = np.array([start for start, _ in batches])
+        size = self.settings.batch_size
+        loader = image_batches(
+            ImageBatches(table.dataset, plan.rows, starts, size, processor, plan.keys, store, reading, self.stored),
             min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )
-        for index, piece in mine:
-            vectors, digests, kept, faults = [], [], [], {}
-            for start, stop in row_ranges(piece[1], size, piece[0]):
-                batch = next(loaded)
-                if batch["kept"]:
-                    inputs = {"pixel_values": batch["pixel_values"]}
-                    vectors.append(embed(tower, inputs, self.settings.dtype))
-                    kept += [start + offset for offset in batch["kept"]]
-                    digests.append(batch["digests"])
-                faults |= {start + offset: private_reason(reason) for offset, reason in batch["faults"].items()}
-                bar.update(stop - start)
-            columns = {"digest": keyed_digests(digests_of(b"".join(digests)))}
-            self._write(build, index, plan, vectors, kept, columns, faults)
+        for batch in loader:
+            faults = {offset: private_reason(reason) for offset, reason in batch["faults"].items()}
+            digests = keyed_digests(key_vector([batch["digests"]]))
+            yield Batch(batch["inputs"], np.array(batch["kept"], np.int64), digests, faults)
 
-    def _text_pieces(self, tower, table, plan, mine, build, bar) -> None:
-        texts = TextBatches(table.dataset, tower.processor, self.max_length)
-        size = self.settings.batch_size
-        batches = (batch for _, piece in mine for batch in row_ranges(piece[1], size, piece[0]))
+    def _texts(self, tower, table: PairTable, plan: Plan, batches: list[tuple[int, int]]) -> Iterator[Batch]:
+        texts = TextBatches(table.dataset, tower.processor, self.max_length, self.stored)
         encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
-        for index, piece in mine:
-            vectors = []
-            for start, stop in row_ranges(piece[1], size, piece[0]):
-                vectors.append(embed(tower, next(encoded), self.settings.dtype))
-                bar.update(stop - start)
-            kept = np.arange(*piece)
-            columns = {"digest": plan.keys[kept], "num_tokens": plan.lengths[kept]}
-            self._write(build, index, plan, vectors, kept, columns, {})
+        for inputs, (start, stop) in zip(encoded, batches, strict=True):
+            yield Batch(inputs, np.arange(stop - start), plan.keys[start:stop], {})
 
-    def _write(self, build, index, plan, vectors, kept, columns, faults) -> None:
-        width = self.folder.manifest["width"]
-        dtype = np.dtype(self.settings.dtype)
-        stacked = np.concatenate(vectors) if vectors else np.empty((0, width), dtype)
-        bad = vector_faults(stacked)
-        faults = faults | {int(kept[row]): reason for row, reason in bad.items()}
-        good = np.setdiff1d(np.arange(len(stacked)), np.fromiter(bad, dtype=np.int64))
-        kept = np.asarray(kept, dtype=np.int64)[good]
-        columns = {"source": plan.keys[kept]} | {name: values[good] for name, values in columns.items()}
-        positions = np.fromiter(faults, dtype=np.int64)
-        named = dict(zip(key_hex(plan.keys[positions]), faults.values(), strict=True))
-        build.write_piece(index, stacked[good], columns, named)
+
+def _pooled_bytes(columns: list[Column]) -> int:
+    return columns[0].row_bytes + 36  # keys and the number of tokens

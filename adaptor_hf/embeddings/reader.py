@@ -11,19 +11,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from .column_batches import batch_names, fixed_batch, ragged_batch
+from .columns import Column, Ragged, build_option
 from .digests import FileChecks, data_entry
 from .faults import EXCLUDED, read_excluded
 from .files import json_bytes, map_batch, map_batches
 from .keys import check_tower
-from .manifest import MANIFEST, read_manifest, rebuild
+from .manifest import MANIFEST, modality_files, read_manifest, rebuild
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 from .ranks import Ranks
-from .vectors import Vectors
+from .vectors import Shards, Vectors
+
+# Names of the pooled vectors in batches.
+_POOLED = {"images": "image_embeds", "texts": "text_embeds"}
 
 logger = logging.getLogger(__name__)
 
 
-def open_cache(path: str | os.PathLike, split: str | None = None, *, check: str = "touched") -> "EmbeddingCache":
+def open_cache(
+    path: str | os.PathLike, split: str | None = None, *, columns: Sequence[str] = (), check: str = "touched"
+) -> "EmbeddingCache":
     """Open a cache made by `build_cache` or `import_embeddings`.
 
     All paths inside are relative: a cache may be moved or copied to another machine. Every opening compares files with
@@ -32,14 +39,16 @@ def open_cache(path: str | os.PathLike, split: str | None = None, *, check: str 
     Args:
         path: cache folder (the pairs built last are opened), or one `pairs-<key>` folder in it.
         split: "train", "validation" or "test"; None is all rows.
-        check: "touched": the manifests, the pairs and the shards that hold a row of theirs, now; other files when they
-            are first read. "full": all files of these folders now. "off": nothing but sizes.
+        columns: what batches have beside the pooled vectors, of `stored_columns`, such as "image_tokens".
+        check: "touched": the manifests, the pairs and the shards of pooled vectors that hold a row of theirs, now;
+            other files, those of columns among them, when a process first reads them. "full": all files of these
+            folders now, and not again in workers. "off": nothing but sizes.
 
     Raises:
         FileNotFoundError: no cache there, or one of its files is missing (named).
-        ValueError: damaged file (named), other format or version, no such split, or an unknown `check`.
+        ValueError: damaged file (named), other format or version, no such split or column, or an unknown `check`.
     """
-    cache = EmbeddingCache(find_pairs(path, check=check != "off"), checks=FileChecks(check))
+    cache = EmbeddingCache(find_pairs(path, check=check != "off"), checks=FileChecks(check), columns=columns)
     return cache if split is None else cache.split(split)
 
 
@@ -156,47 +165,114 @@ class EmbeddingCache:
     It serves a `torch.utils.data.DataLoader` or `Trainer`: `__getitems__` gathers a batch at once, so the collator
     is the identity. It pickles as a path, so workers open the files themselves.
 
-    Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype;
-    `text_row`, int64 (n,), equal for equal texts; `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole
-    cache; of several sources `source`, int64 codes (n,) of `source_names`. A row without text has text_row -1 and NaN
-    for a vector: take `paired()` for contrastive training.
+    Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype,
+    float16 where int8 is stored; the columns that were asked for; `text_row`, int64 (n,), equal for equal texts;
+    `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole cache; of several sources `source`, int64 codes
+    (n,) of `source_names`. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive
+    training.
+
+    A column of fixed shape is (n, *shape), in its dtype, float16 for int8. One whose rows differ in length is padded to
+    the longest of the batch, (n, L, ...): with zeros and, for text tokens, `text_attention_mask`, (n, L) int64; spans,
+    int64, with -1. Where there is no image or text, fixed rows are NaN and ragged ones empty.
 
     Args:
         folder: `pairs-<key>/` of a cache; use `open_cache`.
         rows: pair rows of this view; None is all.
         checks: what is compared with digests.
+        columns: of `stored_columns`, in batches beside the pooled vectors.
+
+    Raises:
+        FileNotFoundError, ValueError: as `open_cache`.
     """
 
     def __init__(
-        self, folder: str | os.PathLike, rows: np.ndarray | None = None, checks: FileChecks | None = None
+        self,
+        folder: str | os.PathLike,
+        rows: np.ndarray | None = None,
+        checks: FileChecks | None = None,
+        columns: Sequence[str] = (),
     ) -> None:
         self._store = _Store(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        self._columns = self._known(columns)
+        self._check_sizes()
 
-    def _view(self, rows: np.ndarray) -> "EmbeddingCache":
+    def _view(self, rows: np.ndarray, columns: tuple[str, ...] | None = None) -> "EmbeddingCache":
         view = object.__new__(type(self))
         view._store = self._store
         view._rows = rows
+        view._columns = self._columns if columns is None else columns
         return view
+
+    def _known(self, columns: Sequence[str]) -> tuple[str, ...]:
+        stored = self.stored_columns
+        for name in columns:
+            if name not in stored:
+                there = f"there are {', '.join(stored)}" if stored else "there is none beside the pooled vectors"
+                option = build_option(name)
+                make = f". {option} of the build stores it" if option else ""
+                raise ValueError(f"no column {name!r} in {self._store.folder}; {there}{make}")
+        return tuple(dict.fromkeys(columns))
+
+    def with_columns(self, *names: str) -> "EmbeddingCache":
+        """This view with these columns in its batches, of `stored_columns`; without names, none.
+
+        Raises:
+            FileNotFoundError: a file of such a column is missing (named).
+            ValueError: the cache has no such column, and which option of a build makes it; or one of its files has not
+                its size.
+        """
+        view = self._view(self._rows, self._known(names))
+        view._check_sizes()
+        return view
+
+    def _check_sizes(self) -> None:
+        """What is missing or cut of the columns is named now, and not when training comes there."""
+        for _, shards, rows in self._shards()[len(self._store.vectors) :]:
+            shards.check_sizes(rows)
+
+    @property
+    def stored_columns(self) -> dict[str, Column]:
+        """What is stored beside the pooled vectors: shape and dtype of a row, and more, by name."""
+        return {
+            name: shards.column for vectors in self._store.vectors.values() for name, shards in vectors.columns.items()
+        }
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The stored columns that batches of this view have."""
+        return self._columns
+
+    def _shards(self) -> list[tuple[str, Shards, np.ndarray]]:
+        """For each stored column of a batch its name, its files, and (n,) row numbers in them for all pairs."""
+        store = self._store
+        rows = {"images": store.image_row, "texts": store.text_row}
+        pooled = [(_POOLED[name], vectors.shards, rows[name]) for name, vectors in store.vectors.items()]
+        owners = {name: modality for modality, vectors in store.vectors.items() for name in vectors.columns}
+        return pooled + [
+            (name, store.vectors[owners[name]].columns[name], rows[owners[name]]) for name in self._columns
+        ]
 
     def __reduce__(self):
         everything = len(self._rows) == self._store.rows and (np.diff(self._rows) == 1).all()
         # A worker opens what this process has checked.
         checks = self._store.checks.done_elsewhere()
-        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows, checks)
+        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows, checks, self._columns)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __repr__(self) -> str:
-        modalities = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
-        return f"EmbeddingCache({len(self)} rows, {modalities}, {self._store.folder})"
+        parts = [f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items()]
+        return f"EmbeddingCache({len(self)} rows, {', '.join([*parts, *self._columns])}, {self._store.folder})"
 
     @property
     def column_names(self) -> list[str]:
-        names = {"images": "image_embeds", "texts": "text_embeds"}
+        pooled = [_POOLED[modality] for modality in self._store.vectors]
+        stored = self.stored_columns
+        further = dict.fromkeys(name for column in self._columns for name in batch_names(stored[column]))
         several = ["source"] if self._store.sources else []
-        return [names[modality] for modality in self._store.vectors] + ["text_row", "study", "row"] + several
+        return [*pooled, *further, "text_row", "study", "row", *several]
 
     @property
     def members(self) -> list["EmbeddingCache"]:
@@ -260,12 +336,8 @@ class EmbeddingCache:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the distinct vectors of this view, in storage dtype."""
-        modalities = {"images": self.image_rows, "texts": self.text_rows}
-        return sum(
-            len(np.unique(modalities[name])) * vectors.width * vectors.dtype.itemsize
-            for name, vectors in self._store.vectors.items()
-        )
+        """Bytes of the distinct vectors of this view and its columns, as stored; ragged ones by their mean length."""
+        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards())
 
     @property
     def num_image_only(self) -> int:
@@ -287,7 +359,7 @@ class EmbeddingCache:
         return read_excluded(store.folder / EXCLUDED)
 
     def digests(self) -> dict[str, str]:
-        """SHA-256, as written, of the files that this cache reads, by their names relative to the cache folder.
+        """SHA-256, as written, of the files of this cache, by their names relative to the cache folder.
 
         Of the manifests that of the pairs, which names the others' files: theirs grows with each further data set.
         """
@@ -295,8 +367,7 @@ class EmbeddingCache:
         found = {
             f"{name}/{entry['file']}": entry["sha256"]
             for name, manifest in manifests.items()
-            for entry in [*manifest["shards"], *manifest.get("files", [])]
-            if not entry.get("lost")
+            for entry in modality_files(manifest)
         }
         return found | {f"{self.path.name}/{MANIFEST}": data_entry(json_bytes(self.manifest))["sha256"]}
 
@@ -305,7 +376,7 @@ class EmbeddingCache:
         return {self.manifest[name]: vectors.manifest for name, vectors in self._store.vectors.items()}
 
     def files(self) -> list[str]:
-        """The files this cache reads, relative to the cache folder."""
+        """The files of this cache, relative to the cache folder."""
         return list(self.digests())
 
     @property
@@ -372,13 +443,10 @@ class EmbeddingCache:
     def __getitems__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         rows = self._rows[self._checked(indices)]
         store = self._store
-        text_row = store.text_row[rows]
         batch = {}
-        if "images" in store.vectors:
-            batch["image_embeds"] = store.vectors["images"].take(store.image_row[rows])
-        if "texts" in store.vectors:
-            batch["text_embeds"] = store.vectors["texts"].take(text_row)
-        batch["text_row"] = torch.from_numpy(text_row)
+        for name, shards, numbers in self._shards():
+            batch |= _batch(name, shards, numbers[rows])
+        batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
         batch["row"] = torch.from_numpy(rows)
         if store.source is not None:
@@ -393,11 +461,11 @@ class EmbeddingCache:
         return self.__getitems__(index)
 
     def image_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
-        """(n, D) image embeddings in storage dtype of rows of this view; None is all of them."""
+        """(n, D) image embeddings in storage dtype, float16 for int8, of rows of this view; None is all of them."""
         return self._stored("images").take(self.image_rows if rows is None else self.image_rows[self._checked(rows)])
 
     def text_embeddings(self, rows: Sequence[int] | np.ndarray | None = None) -> torch.Tensor:
-        """(n, D) text embeddings in storage dtype of rows of this view; None is all of them."""
+        """(n, D) text embeddings in storage dtype, float16 for int8, of rows of this view; None is all of them."""
         return self._stored("texts").take(self.text_rows if rows is None else self.text_rows[self._checked(rows)])
 
     def _stored(self, name: str) -> Vectors:
@@ -410,11 +478,23 @@ class EmbeddingCache:
         return ResidentCache(self, device)
 
 
+def _tensors(found: list[np.ndarray | Ragged]) -> list[torch.Tensor]:
+    return [torch.from_numpy(part.values if isinstance(part, Ragged) else part) for part in found]
+
+
+def _batch(name: str, shards: Shards, rows: np.ndarray) -> dict[str, torch.Tensor]:
+    found = shards.read(rows)
+    if not shards.column.ragged:
+        return {name: fixed_batch(shards.column, _tensors(found))}
+    offsets = torch.from_numpy(found[0].offsets)
+    return ragged_batch(shards.column, _tensors(found), offsets[:-1], offsets.diff())
+
+
 class ResidentCache:
-    """A view of a cache held on one device: each distinct vector once, batches gathered there.
+    """A view of a cache held on one device: each distinct row once, as it is stored; batches are gathered there.
 
     Args:
-        cache: view to load; the vectors that it uses must fit into the device's memory.
+        cache: view to load; the vectors and columns that it uses must fit into the device's memory.
         device: torch device.
     """
 
@@ -428,15 +508,7 @@ class ResidentCache:
         if self.source_codes is not None:
             self._columns["source"] = torch.from_numpy(self.source_codes)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
-        self._vectors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        for name, modality, rows in (
-            ("image_embeds", "images", cache.image_rows),
-            ("text_embeds", "texts", cache.text_rows),
-        ):
-            if modality in cache._store.vectors:
-                used, place = np.unique(rows, return_inverse=True)
-                vectors = cache._stored(modality).take(used).to(self.device)
-                self._vectors[name] = (vectors, torch.from_numpy(place).to(self.device))
+        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._shards()]
 
     def __len__(self) -> int:
         return len(self._columns["row"])
@@ -444,7 +516,30 @@ class ResidentCache:
     def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
         """Batch on the device; `indices` as an int64 tensor there costs no transfer."""
         indices = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
-        batch = {name: vectors[place[indices]] for name, (vectors, place) in self._vectors.items()}
+        batch = {}
+        for held in self._held:
+            batch |= held.batch(indices)
         return batch | {name: values[indices] for name, values in self._columns.items()}
 
     __getitem__ = __getitems__
+
+
+class _Held:
+    """One stored column on a device, with the place of each row of a view in it."""
+
+    def __init__(self, name: str, shards: Shards, rows: np.ndarray, device: torch.device) -> None:
+        used, place = np.unique(rows, return_inverse=True)
+        found = shards.read(used)
+        self._name = name
+        self._column = shards.column
+        self._parts = [part.to(device) for part in _tensors(found)]
+        self._place = torch.from_numpy(place).to(device)
+        if self._column.ragged:
+            offsets = torch.from_numpy(found[0].offsets).to(device)
+            self._starts, self._lengths = offsets[:-1], offsets.diff()
+
+    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
+        place = self._place[indices]
+        if not self._column.ragged:
+            return {self._name: fixed_batch(self._column, [part[place] for part in self._parts])}
+        return ragged_batch(self._column, self._parts, self._starts[place], self._lengths[place])

@@ -1,8 +1,7 @@
-"""One modality's folder: committed shards of one record batch each, and the pieces of a build that is under way.
+"""One modality's folder: committed shards of one record batch each, and files of the columns beside the pooled vector.
 
-A build is cut into pieces of a few thousand rows, planned once for all ranks. A piece is written aside and renamed
-when whole, so that a killed build computes at most one piece a rank again. When all are there they are merged into
-shards, and the manifest, renamed into place, commits them. Shards are only ever added: row numbers stay valid.
+When all pieces of a build are there they are joined into shards, and the manifest, renamed into place, commits them.
+Shards are only ever added: row numbers stay valid.
 """
 
 import logging
@@ -15,25 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from ..files import read_regular
+from .column_files import joined, write_column_shards
+from .columns import Column, view_of
 from .digests import FileChecks, check_seal
-from .files import (
-    KEY_DTYPE,
-    batch_metadata,
-    embedding_batch,
-    key_array,
-    key_view,
-    map_batch,
-    merged,
-    write_batch,
-)
+from .files import KEY_DTYPE, key_array, key_view, map_batch, write_batch
 from .keys import json_key
 from .lookup import find_keys
-from .manifest import CACHE_VERSION, MANIFEST, read_manifest, repair, write_record
+from .manifest import CACHE_VERSION, MANIFEST, lost_rows, read_manifest, repair, write_record
+from .pieces import Build
 
 logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
-PIECE_ROWS = 1024
+POOLED = "embedding"
 _ALIASES = "aliases.arrow"
 _LOST_KEY = b"\xff" * 16  # of no row
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it
@@ -77,22 +70,24 @@ class ModalityFolder:
 
     def keys(self, column: str) -> np.ndarray:
         """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
-        parts = self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=KEY_DTYPE)
+        return self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
 
     def token_counts(self) -> np.ndarray:
         """(rows,) tokens of the committed texts before they were cut; 0 for a lost one."""
-        parts = self._columns(lambda batch: batch.column("num_tokens").to_numpy(), 0, np.int32)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+        return self._columns(lambda batch: batch.column("num_tokens").to_numpy(), 0, np.int32)
 
-    def _columns(self, view: Callable[[pa.RecordBatch], np.ndarray], lost: Any, dtype: Any) -> list[np.ndarray]:
-        """A column of each shard, compared with its digest and memory-mapped; rows that `repair_cache` gave up stay."""
+    def _columns(self, view: Callable[[pa.RecordBatch], np.ndarray], lost: Any, dtype: Any) -> np.ndarray:
+        """A column of all shards, compared with their digests; rows that `repair_cache` gave up stay."""
         shards = self.manifest["shards"]
         self.checks.check(self.path, shards, repair(self.path))
-        return [
+        parts = [
             np.full(shard["rows"], lost, dtype) if shard.get("lost") else view(map_batch(self.path / shard["file"]))
             for shard in shards
         ]
+        values = np.concatenate(parts) if parts else np.empty(0, dtype)
+        for _, start, stop in lost_rows(self.manifest):
+            values[start:stop] = lost
+        return values
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
@@ -132,8 +127,15 @@ class ModalityFolder:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
         return self.manifest["faults"]
 
-    def commit(self, shards: list[dict], width: int, faults: dict[str, str]) -> None:
-        """Add finished shard files and faults to the manifest."""
+    def commit(self, width: int, shards: list[dict], faults: dict[str, str], columns: dict[str, dict] | None = None):
+        """Add finished shard files and faults to the manifest.
+
+        Args:
+            width: of the pooled vectors.
+            shards: entries of new files.
+            faults: source key (hexadecimal) -> reason.
+            columns: entries of what is kept beside the pooled vectors, all files in them; None leaves them.
+        """
         self.changes += 1
         if not self.checks.metadata and (self.path / MANIFEST).exists():
             read_manifest(self.path)  # a new digest must not cover what was edited
@@ -144,90 +146,56 @@ class ModalityFolder:
             "shards": entries,
             "faults": self.manifest["faults"] | faults,
         }
+        if columns:
+            self.manifest["columns"] = columns
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""
-        for pattern in (".data-*.partial", "building-*/.piece-*.partial"):
-            for path in self.path.glob(pattern):
-                path.unlink()
+        for path in self.path.glob(".*.partial"):
+            path.unlink()
+        for piece in self.path.glob("building-*/*"):
+            if piece.is_file():  # of a version before 0.2, whose pieces had no record
+                piece.unlink()
+            elif not list(piece.glob("*.json")):
+                shutil.rmtree(piece)
 
     def builds(self) -> list["Build"]:
         """Builds that were begun and not committed."""
         return [Build(self, path.name.removeprefix("building-")) for path in sorted(self.path.glob("building-*"))]
 
-    def write_shards(self, batches: list[pa.RecordBatch], shard_rows: int) -> list[dict]:
-        """Merge record batches into new shard files of one record batch each; returns their manifest entries."""
-        table = pa.Table.from_batches([batch.replace_schema_metadata(None) for batch in batches])
+    def write_shards(
+        self, columns: list[Column], tables: list[pa.Table], shard_rows: int
+    ) -> tuple[list[dict], dict[str, dict]]:
+        """Join pieces into new files of one record batch each: pooled vectors and keys in one, each further column in
+        files of its own. None of it is held in memory.
+
+        Returns:
+            Entries of the new shards, and the entry of each further column.
+        """
+        pooled, *further = columns
+        table = pa.concat_tables(tables)
         entries = []
-        for start in range(0, table.num_rows, shard_rows):
+        for start in range(0, len(table), shard_rows):
             part = table.slice(start, shard_rows)
             path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
-            with merged(part, self.path) as batch:
-                entries.append(write_batch(path, batch))
-        return entries
+            batches = part.to_batches()
+            views = [[view_of(array, batch.column(array.name)) for array in pooled.parts] for batch in batches]
+            with joined(pooled, views, self.path) as vectors:
+                arrays = dict(zip(vectors.schema.names, vectors.columns, strict=True)) | _keys_of(part)
+                entries.append(write_batch(path, pa.RecordBatch.from_pydict(arrays)))
+        known = self.manifest.get("columns", {})
+        batches = table.to_batches()
+        return entries, {
+            column.name: write_column_shards(self.path, column, batches, known=known.get(column.name))
+            for column in further
+        }
 
 
-class Build:
-    """Pieces of one planned build, in `building-<plan>/` of a modality's folder."""
-
-    def __init__(self, folder: ModalityFolder, plan: str) -> None:
-        self.folder = folder
-        self.plan = plan
-        self.path = folder.path / f"building-{plan}"
-
-    def piece_path(self, index: int) -> Path:
-        return self.path / f"piece-{index:06d}.arrow"
-
-    def is_done(self, index: int) -> bool:
-        """Whether a piece is there and whole. A damaged one is named; it is computed again."""
-        path = self.piece_path(index)
-        return path.exists() and self._piece(path, "It is computed again") is not None
-
-    def _piece(self, path: Path, advice: str) -> pa.RecordBatch | None:
-        try:
-            # Also of version 1, whose pieces have no digest: at most one build that was under way is begun anew.
-            check_seal(path, advice)
-            return map_batch(path)
-        except ValueError as error:
-            logger.warning("%s", error)
-            return None
-
-    def write_piece(
-        self, index: int, vectors: np.ndarray, columns: dict[str, np.ndarray], faults: dict[str, str]
-    ) -> None:
-        """Write one piece: (n, D) vectors with their columns, and the faults found on the way."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_batch(self.piece_path(index), embedding_batch(vectors, columns, {"faults": faults}), seal=True)
-
-    def finish(self, shard_rows: int, *, whole: bool = False) -> None:
-        """Merge the pieces that are there, in their planned order, commit them, and remove them.
-
-        Args:
-            shard_rows: rows of one shard.
-            whole: all pieces were just computed or checked, so a damaged one is an error; else it is left out.
-
-        Raises:
-            ValueError: a piece is damaged; it is deleted, and the same build computes it again.
-        """
-        batches = []
-        for path in sorted(self.path.glob("piece-*.arrow")):
-            batch = self._piece(path, "Run the same command again: this piece is computed again")
-            if batch is None and whole:
-                path.unlink()
-                raise ValueError(
-                    f"{path} was damaged after it was written, see the warning above; it was deleted. Check the disk, "
-                    "and run the same command again: this piece is computed again, all others are kept"
-                )
-            if batch is not None:
-                batches.append(batch)
-        faults = {key: why for batch in batches for key, why in batch_metadata(batch).get("faults", {}).items()}
-        # A build killed after its commit leaves pieces whose rows are there already.
-        fresh = [batch for batch in batches if (self.folder.lookup(key_view(batch, "source")) < 0).any()]
-        if batches:
-            width = batches[0].column("embedding").type.list_size
-            self.folder.commit(self.folder.write_shards(fresh, shard_rows) if fresh else [], width, faults)
-        shutil.rmtree(self.path)
+def _keys_of(table: pa.Table) -> dict[str, pa.Array]:
+    keys = {name: table[name].cast(pa.binary(16)) for name in ("source", "digest")}
+    keys |= {name: table[name] for name in ("num_tokens",) if name in table.column_names}
+    return {name: pa.concat_arrays(column.chunks) for name, column in keys.items()}
 
 
 def check_aliases(folder: Path, version: int) -> None:

@@ -3,14 +3,19 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ..data.view_recipes import Recipe, view_recipe
+
 
 @dataclass(frozen=True)
 class _Stored:
     @property
     def key(self) -> dict[str, Any]:
         """What is asked for, as part of the key of the embeddings; empty when nothing is."""
-        asked = {name: value for name, value in asdict(self).items() if value != getattr(type(self), name)}
-        return {"stored": asked} if asked else {}
+        return {"stored": self._asked} if self._asked else {}
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        return {name: value for name, value in asdict(self).items() if value != getattr(type(self), name)}
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class StoredImages(_Stored):
         shallow: depths (blocks of a transformer from 1, stages of a CNN) whose mean over the image is kept.
         image_attention: attention of the class token to the spatial tokens in the last block, mean over the heads.
         views: K augmented views of each image, beside the image as it is.
-        view_recipe: how views are made, see `adaptor_hf.data.views`.
+        view_recipe: how views are made, one of `adaptor_hf.data.views.RECIPES`; None is "crop".
         view_seed: with the number of the view and the image's content, it determines the view.
     """
 
@@ -35,6 +40,21 @@ class StoredImages(_Stored):
     views: int = 0
     view_recipe: str | None = None
     view_seed: int = 0
+
+    def __post_init__(self):
+        if self.views < 0:
+            raise ValueError(f"views must be 0 or more, got {self.views}.")
+        view_recipe(self.view_recipe)
+
+    @property
+    def recipe(self) -> Recipe:
+        return view_recipe(self.view_recipe)
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        asked = {name: value for name, value in super()._asked.items() if not name.startswith("view_")}
+        # What the recipe does, not its name: a recipe that is changed gives other views.
+        return asked | ({"view_recipe": self.recipe.key, "view_seed": self.view_seed} if self.views else {})
 
 
 @dataclass(frozen=True)

@@ -1,95 +1,188 @@
-"""The vectors of one modality, in memory-mapped shards that are checked before they are read."""
+"""The numbers of one modality, in memory-mapped files that are checked before they are read."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 
-from .digests import FileChecks
-from .files import KEY_DTYPE, NUMPY_DTYPES, embedding_view, key_view, map_batch
+from .column_batches import fixed_batch
+from .columns import Column, Ragged, column_of, view_of
+from .digests import FileChecks, check_sizes
+from .files import KEY_DTYPE, key_view, map_batch
 from .keys import check_key, check_tower
-from .manifest import read_manifest, rebuild, repair
+from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
+
+# What stands for a row that there is not. A scale that is NaN makes a vector of NaN.
+_ABSENT = {"float16": np.nan, "float32": np.nan, "int8": 0, "int16": -1}
+
+
+class ColumnFile:
+    """One open file of a column: its record batch, and a view of each part of the column."""
+
+    def __init__(self, path: Path, column: Column, rows: int) -> None:
+        self.path = path
+        self.batch = map_batch(path)
+        try:
+            self.views = [view_of(part, self.batch.column(part.name)) for part in column.parts]
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: {error}. {rebuild(path.parent)}") from error
+        if len(self.batch) != rows:
+            raise ValueError(f"{path} has {len(self.batch)} rows, the manifest says {rows}. {rebuild(path.parent)}")
+
+
+class Shards:
+    """Rows of one column in all its files, numbered through. A file is checked and mapped when it is first read.
+
+    Args:
+        folder: `images-<key>/` or `texts-<key>/`.
+        column: what the files hold.
+        entries: the files, as in the manifest.
+        checks: what is compared with digests.
+    """
+
+    def __init__(self, folder: Path, column: Column, entries: list[dict], checks: FileChecks) -> None:
+        self.folder = folder
+        self.column = column
+        self.entries = entries
+        self.offsets = np.cumsum([0] + [entry["rows"] for entry in entries])
+        self._checks = checks
+        self._files: list[ColumnFile | None] = [None] * len(entries)
+
+    def __len__(self) -> int:
+        return int(self.offsets[-1])
+
+    @property
+    def bytes_a_row(self) -> float:
+        """Bytes that a row takes; the mean over all files where rows differ in length."""
+        if not self.column.ragged:
+            return self.column.row_bytes
+        return sum(entry["bytes"] for entry in self.entries) / max(1, len(self))
+
+    def of_rows(self, rows: np.ndarray) -> list[int]:
+        """Numbers of the files that have a row of these."""
+        return np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
+
+    def open(self, indices: Sequence[int]) -> None:
+        """Check and map these files now."""
+        entries = [self.entries[index] for index in indices]
+        if lost := [entry["file"] for entry in entries if entry.get("lost")]:
+            raise ValueError(lost_message(self.folder / lost[0]))
+        self._checks.check(self.folder, entries, repair(self.folder))
+        for index, entry in zip(indices, entries, strict=True):
+            self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"])
+
+    def check_sizes(self, rows: np.ndarray) -> None:
+        """Name a missing file, or one that has not its size, of those that have a row of these."""
+        check_sizes(self.folder, [self.entries[index] for index in self.of_rows(rows)], repair(self.folder))
+
+    def file(self, index: int) -> ColumnFile:
+        """One file, open."""
+        if self._files[index] is None:
+            self.open([index])
+        return self._files[index]
+
+    def by_file(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Number of each file that has rows of these, with the places of those rows among them."""
+        owner = np.searchsorted(self.offsets, rows, side="right") - 1
+        for index in np.unique(owner[rows >= 0]):
+            yield int(index), np.nonzero((owner == index) & (rows >= 0))[0]
+
+    def read(self, rows: np.ndarray) -> list[np.ndarray | Ragged]:
+        """Rows as they are stored, for each part of the column (`Column.parts`): (n, *shape), or ragged.
+
+        Row -1 (there is none) is NaN, with int8 its scale is; it is -1 in int16, and empty where rows are ragged.
+        """
+        if self.column.ragged:
+            return self._read_ragged(rows)
+        absent = (rows < 0).any()
+        if len(self.entries) == 1 and not absent:
+            return [view.take(rows, axis=0) for view in self.file(0).views]
+        parts = self.column.parts
+        found = [np.empty((len(rows), *part.shape), part.dtype) for part in parts]
+        for index, place in self.by_file(rows):
+            for out, view in zip(found, self.file(index).views, strict=True):
+                out[place] = view.take(rows[place] - self.offsets[index], axis=0)
+        if absent:
+            for out, part in zip(found, parts, strict=True):
+                out[rows < 0] = _ABSENT[part.dtype]
+        return found
+
+    def _read_ragged(self, rows: np.ndarray) -> list[Ragged]:
+        lengths = np.zeros(len(rows), np.int64)
+        starts = np.zeros(len(rows), np.int64)
+        for index, place in self.by_file(rows):
+            offsets = self.file(index).views[0].offsets
+            local = rows[place] - self.offsets[index]
+            starts[place], lengths[place] = offsets[local], offsets[local + 1] - offsets[local]
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        found = [np.empty((ends[-1], *part.element), part.dtype) for part in self.column.parts]
+        for index, place in self.by_file(rows):
+            source, target = (_spans(first[place], lengths[place]) for first in (starts, ends))
+            for out, view in zip(found, self.file(index).views, strict=True):
+                out[target] = view.values.take(source, axis=0)
+        return [Ragged(values, ends) for values in found]
+
+
+def _spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Numbers from each start on, as many as its length, one after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - ends + lengths, lengths)
+
+
+def lost_message(path: Path) -> str:
+    return (
+        f"rows of these pairs were in {path}, which was damaged and given up. Run the build of these pairs again: they "
+        "are embedded anew"
+    )
 
 
 class Vectors:
-    """Rows of all shards of one modality, numbered through, in storage dtype.
+    """Rows of all shards of one modality, numbered through: pooled vectors, keys, and further columns.
 
     Args:
         folder: `images-<key>/` or `texts-<key>/`.
         rows: (n,) rows that are going to be used, -1 for none: their shards are checked now, others when first used.
         checks: what is compared with digests.
+
+    Attributes:
+        shards: of the pooled vectors.
+        columns: of what is stored beside them, by name; their files are compared when they are first read.
     """
 
     def __init__(self, folder: Path, rows: np.ndarray, checks: FileChecks) -> None:
         self.folder = folder
         self.manifest = read_manifest(folder, check=checks.metadata)
         self.width = self.manifest["width"]
-        self.dtype = np.dtype(NUMPY_DTYPES[self.manifest["dtype"]])
-        self.offsets = np.cumsum([0] + [entry["rows"] for entry in self.manifest["shards"]])
-        self._checks = checks
-        self._batches: list[pa.RecordBatch | None] = [None] * len(self.manifest["shards"])
-        self._views: list[np.ndarray | None] = [None] * len(self._batches)
+        vectors = Column("embedding", (self.width,), self.manifest["dtype"])
+        self.shards = Shards(folder, vectors, self.manifest["shards"], checks)
+        # The process that opened the cache has not compared all of these, unless it was to compare everything.
+        own = checks if checks.mode == "full" else FileChecks(checks.mode)
+        self.columns = {
+            name: Shards(folder, column_of(name, entry), entry["shards"], own)
+            for name, entry in self.manifest.get("columns", {}).items()
+        }
         if checks.metadata:
             check_key(folder, self.manifest, rebuild(folder))
             check_tower(folder, self.manifest["tower"], self.manifest["identity"], rebuild(folder))
         if len(rows) and rows.max() < len(self):
-            used = np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
-            self._open(used)
+            for name, start, stop in lost_rows(self.manifest):
+                if ((rows >= start) & (rows < stop)).any():
+                    raise ValueError(lost_message(folder / name))
+            self.shards.open(self.shards.of_rows(rows))
             if checks.mode == "full":
-                checks.check(folder, self.manifest["shards"], repair(folder))
+                checks.check(folder, modality_files(self.manifest), repair(folder))
 
     def __len__(self) -> int:
-        return int(self.offsets[-1])
-
-    def _open(self, indices: Sequence[int]) -> None:
-        entries = [self.manifest["shards"][index] for index in indices]
-        if lost := [entry["file"] for entry in entries if entry.get("lost")]:
-            raise ValueError(
-                f"rows of these pairs were in {self.folder / lost[0]}, which was damaged and given up. Run the build "
-                "of these pairs again: they are embedded anew"
-            )
-        self._checks.check(self.folder, entries, repair(self.folder))
-        for index, entry in zip(indices, entries, strict=True):
-            batch = map_batch(self.folder / entry["file"])
-            view = embedding_view(batch)
-            if view.shape != (entry["rows"], self.width) or view.dtype != self.dtype:
-                raise ValueError(
-                    f"{self.folder / entry['file']} holds {view.shape} {view.dtype}, the manifest says "
-                    f"{(entry['rows'], self.width)} {self.dtype}. {rebuild(self.folder)}"
-                )
-            self._batches[index], self._views[index] = batch, view
-
-    def _view(self, index: int) -> np.ndarray:
-        if self._views[index] is None:
-            self._open([index])
-        return self._views[index]
+        return len(self.shards)
 
     def take(self, rows: np.ndarray) -> torch.Tensor:
-        """(n, D) tensor of these rows; row -1 (there is none) gives NaN."""
-        absent = rows < 0
-        if absent.any():
-            out = np.full((len(rows), self.width), np.nan, dtype=self.dtype)
-            present = np.nonzero(~absent)[0]
-            out[present] = self.take(rows[present]).numpy()
-            return torch.from_numpy(out)
-        if len(self._views) == 1:
-            return torch.from_numpy(self._view(0).take(rows, axis=0))
-        out = np.empty((len(rows), self.width), dtype=self.dtype)
-        for index, place in self._by_shard(rows):
-            out[place] = self._view(index).take(rows[place] - self.offsets[index], axis=0)
-        return torch.from_numpy(out)
+        """(n, D) tensor of these rows in storage dtype, float16 for int8; row -1 (there is none) gives NaN."""
+        return fixed_batch(self.shards.column, [torch.from_numpy(part) for part in self.shards.read(rows)])
 
     def keys(self, column: str, rows: np.ndarray) -> np.ndarray:
         """(n,) keys of these rows in a column; empty for row -1."""
         out = np.zeros(len(rows), KEY_DTYPE)
-        for index, place in self._by_shard(rows):
-            self._view(index)
-            out[place] = key_view(self._batches[index], column)[rows[place] - self.offsets[index]]
+        for index, place in self.shards.by_file(rows):
+            out[place] = key_view(self.shards.file(index).batch, column)[rows[place] - self.shards.offsets[index]]
         return out
-
-    def _by_shard(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        owner = np.searchsorted(self.offsets, rows, side="right") - 1
-        for index in np.unique(owner[rows >= 0]):
-            yield int(index), np.nonzero((owner == index) & (rows >= 0))[0]

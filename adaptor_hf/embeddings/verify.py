@@ -4,11 +4,12 @@ import logging
 import os
 from pathlib import Path
 
-from .digests import FileChecks, check_seal
+from .digests import FileChecks
 from .files import map_batches
 from .keys import check_key, check_tower
-from .manifest import MANIFEST, read_manifest, rebuild, repair
+from .manifest import MANIFEST, modality_files, read_manifest, rebuild, repair
 from .pairs import latest_pairs
+from .pieces import read_piece
 from .reader import EmbeddingCache
 from .shards import check_aliases
 from .source import read_towers
@@ -36,15 +37,15 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
     folders = [folder for folder in sorted(path.glob("*-*")) if folder.is_dir() and folder.name[0] != "."]
     checked = {}
     for folder in folders:
-        for piece in sorted(folder.glob("building-*/piece-*.arrow")):
-            check_seal(piece, "The next build computes it again")
+        for record in sorted(folder.glob("building-*/*/piece-*.json")):
+            read_piece(record.with_suffix(".arrow"), "The next build computes it again")
         if not (folder / MANIFEST).exists() and any(folder.glob("building-*")):
             continue  # a build that was interrupted; nothing is committed
         manifest = read_manifest(folder)
-        shards = [shard for shard in manifest["shards"] if not shard.get("lost")]
         advice = rebuild(folder) if manifest["content"] == "pairs" else repair(folder)
-        FileChecks("full").check(folder, [*shards, *manifest.get("files", [])], advice, "sha256")
-        for shard in shards:
+        files = modality_files(manifest)
+        FileChecks("full").check(folder, files, advice, "sha256")
+        for shard in (entry for entry in files if "rows" in entry):
             rows = sum(len(batch) for batch in map_batches(folder / shard["file"]))
             if rows != shard["rows"]:
                 raise ValueError(
@@ -83,7 +84,6 @@ def written_digests(path: str | os.PathLike) -> dict[str, str]:
         except ValueError as error:
             logger.warning("%s. Its files are left out of the run's manifest", str(error).removesuffix("."))
             continue
-        for entry in [*manifest["shards"], *manifest.get("files", [])]:
-            if not entry.get("lost"):
-                found[f"{folder.name}/{entry['file']}"] = entry["sha256"]
+        for entry in modality_files(manifest):
+            found[f"{folder.name}/{entry['file']}"] = entry["sha256"]
     return found

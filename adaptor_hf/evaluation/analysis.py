@@ -1,5 +1,6 @@
 """What the Adaptor does to embeddings: spread, rank and alignment before and after it, maps, attention over patches."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
     from ..modeling_adaptor import AdaptorModel
 
 # A singular value decomposition of more rows takes minutes and changes the third digit.
@@ -126,7 +128,7 @@ def attention_maps(
     """
     How the pooled token attends to the patches in a layer of the Adaptor, mean of the heads.
 
-    With one cached vector an image there is nothing to attend to: build the cache with tokens, or take the tower's
+    With one cached vector an image there is nothing to attend to: see [`cached_attention_maps`], or take the tower's
     tokens. An Adaptor that was pre-trained on pooled vectors never trained this attention: what its maps show was not
     learned.
 
@@ -147,7 +149,8 @@ def attention_maps(
     if image_embeds.ndim != 3 or image_embeds.shape[1] != 1 + grid[0] * grid[1]:
         raise ValueError(
             f"Need (N, {1 + grid[0] * grid[1]}, D) for a grid of {grid[0]} x {grid[1]} patches and the pooled token, "
-            f"got {tuple(image_embeds.shape)}. With one vector an image there are no patches to attend to."
+            f"got {tuple(image_embeds.shape)}. With one vector an image there are no patches to attend to: build the "
+            "cache with --image_tokens all of `python -m adaptor_hf.embeddings build`."
         )
     attentions = model(image_embeds=image_embeds.to(model.device), output_attentions=True).attentions
     if not attentions:
@@ -156,4 +159,46 @@ def attention_maps(
     return (weights / weights.sum(1, keepdim=True)).unflatten(1, tuple(grid)).cpu().numpy()
 
 
-__all__ = ["attention_maps", "before_and_after", "embedding_statistics", "tsne_map"]
+def cached_attention_maps(
+    model: "AdaptorModel",
+    cache: "EmbeddingCache",
+    rows: Sequence[int] | None = None,
+    *,
+    layer: int = -1,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """
+    [`attention_maps`] of a cache that was built with `--image_tokens all` (or a grid, and then on that grid).
+
+    Args:
+        model (`AdaptorModel`): In evaluation mode, with at least one layer.
+        cache (`EmbeddingCache`): Any view; its images' tokens are read from the files.
+        rows (`Sequence[int]`, *optional*): Rows of the view that have an image. By default all.
+        layer (`int`, defaults to -1): The last one.
+        batch_size (`int`): Images at once.
+
+    Returns:
+        `np.ndarray` of shape `(n, h, w)`: Each sums to 1.
+
+    Raises:
+        ValueError: the cache has no image tokens, a row has no image, or as of `attention_maps`.
+    """
+    from ..embeddings.sequences import grid_of, image_sequence, stored_column
+
+    column = stored_column(cache.stored_columns, "image_tokens")
+    view = cache.with_columns("image_tokens")
+    rows = np.arange(len(view)) if rows is None else np.asarray(rows, dtype=np.int64)
+    if len(absent := np.flatnonzero(view.image_rows[rows] < 0)):
+        raise ValueError(
+            f"Row {rows[absent[0]]} of this view has no image: {len(absent)} of {len(rows)} rows have none."
+        )
+    found = [
+        attention_maps(
+            model, image_sequence(view[rows[start : start + batch_size]], column), grid_of(column), layer=layer
+        )
+        for start in range(0, len(rows), batch_size)
+    ]
+    return np.concatenate(found) if found else np.zeros((0, *grid_of(column)), np.float32)
+
+
+__all__ = ["attention_maps", "before_and_after", "cached_attention_maps", "embedding_statistics", "tsne_map"]

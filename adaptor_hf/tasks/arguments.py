@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,6 +114,10 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     image_size: int | None = option(
         None, "segmentation: side of the images in pixels; default: the tower's.", group=EVALUATION, advanced=True
     )
+    cached_tokens: str | None = option(
+        None, "segmentation: train on tokens of the cache, all or a grid of G x G, as --image_tokens keeps them.",
+        group=EVALUATION, privacy=OPEN, advanced=True, metavar="all|G",
+    )  # fmt: skip
     epochs: int | None = option(
         None, "segmentation and --train_tower: instead of the protocol's.", group=EVALUATION, advanced=True
     )
@@ -169,6 +174,8 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
         self._check_needs()
+        if self.cached_tokens is not None:
+            self._check_tokens()
         if self.task == "segmentation":
             get_segmentation_protocol(self.protocol)
         else:
@@ -200,6 +207,15 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             raise ValueError(f"--task {self.task} needs masks: name their column with --mask_column.")
         if "reports" in needs and self.table is not None and self.text_column is None:
             raise ValueError(f"--task {self.task} needs reports: name their column with --text_column.")
+
+    def _check_tokens(self) -> None:
+        if self.cached_tokens != "all" and not re.fullmatch(r"[1-9]\d{0,3}", self.cached_tokens):
+            raise ValueError(f"--cached_tokens is all, or G for a grid of G x G tokens, got {self.cached_tokens!r}.")
+        if self.image_size is not None:
+            raise ValueError(
+                "--cached_tokens reads what the tower gave at its own size and crop: leave --image_size out, or "
+                "--cached_tokens for whole images of any size."
+            )
 
     @property
     def name(self) -> str:

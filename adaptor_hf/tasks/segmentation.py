@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from transformers import Trainer, set_seed
 
 from ..data.boxes import same_shape
+from ..embeddings.sequences import grid_of
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
@@ -22,8 +23,10 @@ from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
 from ..privacy.vocabulary import column_list
 from ..towers_adaptor import VisionTower
+from ..training.base_trainer import keep_batch
 from ..training.systems import System
 from .arguments import DownstreamArguments
+from .cached_tokens import TokenRows, cached_tokens, options_of_tokens
 from .controls import systems_of
 from .data import plain_rows
 from .decoder_training import counts_of, mask_counts, train_decoder
@@ -40,28 +43,25 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..data.training_rows import Seen
+    from ..embeddings import EmbeddingCache
 
 logger = logging.getLogger(__name__)
 
 
 class MaskCollator:
     """
-    Images and masks as the tower sees them: the whole image, resized to a square.
+    Images and masks as the tower sees them: the whole image, resized to a square, or the tower's own frame.
 
     Args:
         processor (`AdaptorImageProcessor`): The tower's.
-        size (`int`): Side in pixels.
+        size (`int`, *optional*): Side in pixels; None: as the processor resizes and crops.
         augment (`bool`): Turn and scale image and mask together at random.
     """
 
-    def __init__(self, processor: Any, size: int, augment: bool):
+    def __init__(self, processor: Any, size: int | None, augment: bool):
         self.processor, self.augment = processor, augment
-        self.geometry = {
-            "size": {"height": size, "width": size},
-            "do_resize": True,
-            "do_center_crop": False,
-            "do_pad_to_square": False,
-        }
+        square = {"do_resize": True, "do_center_crop": False, "do_pad_to_square": False}
+        self.geometry = {} if size is None else {"size": {"height": size, "width": size}} | square
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images, masks = [row["image"] for row in rows], [row["mask"] for row in rows]
@@ -104,8 +104,10 @@ def masked_rows(dataset: Dataset, source: str) -> Dataset:
     return dataset if known.all() else dataset.select(np.flatnonzero(known))
 
 
-def segmentation_model(system: System, tower: VisionTower, size: int, seed: int) -> AdaptorForSemanticSegmentation:
-    """A new decoder on a system: on the tower's own tokens where the system has no model."""
+def segmentation_model(
+    system: System, tower: VisionTower, size: int, seed: int, **config: Any
+) -> AdaptorForSemanticSegmentation:
+    """A new decoder on a system: on the tower's own tokens where the system has no model. `config` as of the head."""
     set_seed(seed)
     adaptor = system.model
     if adaptor is None:
@@ -117,7 +119,8 @@ def segmentation_model(system: System, tower: VisionTower, size: int, seed: int)
     adaptor.attach_towers(tower, None)
     source = "tower" if system.model is None else "adaptor"
     names = {0: "background", 1: "mask"}
-    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, id2label=names, image_size=size, feature_source=source)
+    fields = {"id2label": names, "image_size": size, "feature_source": source} | config
+    return AdaptorForSemanticSegmentation.from_adaptor(adaptor, **fields)
 
 
 def run_segmentation(
@@ -135,6 +138,7 @@ def run_segmentation(
     seeds: Sequence[int] = (0,),
     epochs: int | None = None,
     external: Mapping[str, LoadedParts] | None = None,
+    tokens: Callable[[Dataset], tuple[EmbeddingCache, np.ndarray]] | None = None,
     save_to: str | os.PathLike | None = None,
     text_tower: str | None = None,
     num_resamples: int = 1000,
@@ -155,6 +159,9 @@ def run_segmentation(
         epochs (`int`, *optional*): Instead of the protocol's.
         seen (`Mapping[str, Seen]`, *optional*): Of each model, what of the test part was in its pre-training.
         external (`Mapping[str, LoadedParts]`, *optional*): Sets of which the `test` part is scored.
+        tokens (`Callable`, *optional*): `cached_tokens` of a data set. The decoder of tokens then reads these, in the
+            tower's own frame and without augmentation, and the tower does not run in training. Tokens of a coarser
+            grid are enlarged by the decoder. `recipe` says it.
         save_to (`str` or `PathLike`, *optional*): Folder for the Adaptor's decoder of the first seed at the largest
             fraction; trained again if it is not there.
 
@@ -174,6 +181,9 @@ def run_segmentation(
     for name, other in (external or {}).items():
         tests[name] = (masked_rows(other.parts["test"], f"external set {name}"), f"{split_hash}-{other.split_hash}")
         seen_of[name] = other.seen
+    if tokens is not None:
+        parts = {part: _readable(rows, tokens) for part, rows in parts.items()}
+        tests = {name: (_readable(rows, tokens), hashed) for name, (rows, hashed) in tests.items()}
     if empty := [
         name for name, rows in (parts | {name: rows for name, (rows, _) in tests.items()}).items() if not len(rows)
     ]:
@@ -183,7 +193,8 @@ def run_segmentation(
         for name, (rows, _) in tests.items()
     }
     train, validation = (parts[part].select_columns(["image", "mask"]) for part in ("train", "validation"))
-    collators = (MaskCollator(tower.processor, size, protocol.augment), MaskCollator(tower.processor, size, False))
+    side = size if tokens is None else None
+    collators = (MaskCollator(tower.processor, side, protocol.augment), MaskCollator(tower.processor, side, False))
     masks = summarize_masks(train, collators[1])
     if not masks.filled.any():
         raise ValueError(f"{dataset}: all {len(train)} masks of the training part are empty.")
@@ -191,6 +202,13 @@ def run_segmentation(
     metric = protocol.monitor if protocol.monitor != "loss" else "dice_pooled"
     means = MeanMasks(train, validation, collators[1], masks.mean, metric)
     tolerated = ToleratedMasks(dataset, masks, validation)
+    recipe, decoder, plain = [protocol.name], {}, collators[1]
+    if epochs is not None:
+        recipe.append(f"{epochs} epochs")
+    if tokens is not None:
+        train, validation = (TokenRows(tokens(rows)[0], rows, plain) for rows in (train, validation))
+        collators, decoder = (keep_batch, keep_batch), {"segmentation_decoder": "tokens"}
+        recipe.append(f"cached tokens {' x '.join(map(str, grid_of(train.column)))} {train.column.dtype}")
     found, save_to = RunList(), None if save_to is None else Path(save_to)
     for system in (system for system in systems if system.hidden_size is None):
         for fraction in fractions:
@@ -202,7 +220,7 @@ def run_segmentation(
                     "task": "segmentation",
                     "dataset": dataset,
                     "protocol": "frozen",
-                    "recipe": protocol.name if epochs is None else f"{protocol.name}, {epochs} epochs",
+                    "recipe": ", ".join(recipe),
                     "input_size": size,
                     "fraction": float(fraction),
                     "seed": int(seed),
@@ -218,7 +236,7 @@ def run_segmentation(
                 outcome = {"n_train": int(kept.sum()), "lr": protocol.learning_rate, "selected_on": "validation"}
 
                 def fit(system=system, kept=kept, seed=seed, outcome=outcome) -> tuple[Trainer, Any]:
-                    model = segmentation_model(system, tower, size, seed)
+                    model = segmentation_model(system, tower, size, seed, **decoder)
                     parameters = sum(value.numel() for value in model.decoder.parameters())
                     outcome |= {"head_params": parameters, "trainable_params": parameters}
                     trainer = train_decoder(model, train.select(np.flatnonzero(kept)), validation, collators, protocol,
@@ -228,12 +246,26 @@ def run_segmentation(
                 wanted = system.key == "adaptor" and seed == seeds[0] and fraction == max(fractions)
                 save = save_to if wanted else None
                 mean = functools.partial(means.of, kept)
-                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, collators[1], mean,
-                       tolerated)  # fmt: skip
+                _score(found, runs, tests, fit, outcome, Path(output_dir), num_resamples, save, plain, mean, tolerated,
+                       tokens)  # fmt: skip
     return found
 
 
-def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator, mean, tolerated) -> None:
+def _frame_notes(collator: MaskCollator) -> list[str]:
+    """What a score of the tower's own frame leaves out."""
+    if collator.geometry or not collator.processor.do_center_crop:
+        return []
+    return ["Masks are scored within the centre crop that the tower sees, not in the whole image."]
+
+
+def _readable(dataset: Dataset, tokens: Callable[[Dataset], tuple[EmbeddingCache, np.ndarray]]) -> Dataset:
+    kept = tokens(dataset)[1] if len(dataset) else ()
+    return dataset if len(kept) == len(dataset) else dataset.select(kept)
+
+
+def _score(
+    found, runs, tests, fit, outcome, output_dir, num_resamples, save_to, collator, mean, tolerated, tokens
+) -> None:
     """Train and score what is not finished on each test set, and save the model, if it is to be and is not there."""
     from ..evaluation import segmentation_predictions
     from ..evaluation.results import run_key, write_run
@@ -255,10 +287,13 @@ def _score(found, runs, tests, fit, outcome, output_dir, num_resamples, save_to,
         for name in missing:
             dataset = tests[name][0]
             rows = plain_rows(dataset)
-            counts = counts_of(trainer.predict(dataset.select_columns(["image", "mask"])).predictions)
+            inputs = dataset.select_columns(["image", "mask"])
+            if tokens is not None:
+                inputs = TokenRows(tokens(dataset)[0], dataset, collator)
+            counts = counts_of(trainer.predict(inputs).predictions)
             predictions = segmentation_predictions(
                 rows["image_id"], rows["patient_id"], counts, columns=subgroup_columns(rows),
-                num_resamples=num_resamples, data_notes=tolerated.notes(name, dataset),
+                num_resamples=num_resamples, data_notes=tolerated.notes(name, dataset) + _frame_notes(collator),
             )  # fmt: skip
             found.lines += write_run(folders[name], predictions, runs[name] | outcome)
         if save:
@@ -285,7 +320,14 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         )
         loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
     model = load_adaptor(arguments)
-    tower = load_tower(arguments, model, device)
+    tower, tokens = load_tower(arguments, model, device), None
+    if arguments.cached_tokens is not None:
+        wanted = "all" if arguments.cached_tokens == "all" else int(arguments.cached_tokens)
+        tokens = functools.partial(
+            cached_tokens, tower=tower, cache_dir=cache_dir_of(arguments),
+            **options_of_tokens(tower, cache_dir_of(arguments), wanted),
+            batch_size=arguments.extraction_batch_size, device=device, check=arguments.check,
+        )  # fmt: skip
     runs = run_segmentation(
         loaded.parts,
         systems_of(arguments, model, device),
@@ -300,6 +342,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         seeds=arguments.seeds,
         epochs=arguments.epochs,
         external=load_external_parts(arguments, "segmentation"),
+        tokens=tokens,
         save_to=saved,
         text_tower=tower_name(model.config.text_tower),
         num_resamples=arguments.num_resamples,

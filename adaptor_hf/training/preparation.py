@@ -2,26 +2,25 @@
 
 import logging
 import sys
-from pathlib import Path
 
 import transformers
 
 from ..data.duplicates import without_copies
 from ..data.pair_arguments import source_arguments
-from ..data.places import check_folder, check_table_options, several
+from ..data.places import several
 from ..data.terms import check_consent, restricted_terms
-from ..embeddings import EmbeddingCache, build_cache
+from ..embeddings import EmbeddingCache
 from ..embeddings.digests import FileChecks
 from ..embeddings.joined import join_caches
+from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
 from ..progress import no_bars_in_a_log
-from ..tower_bundles_adaptor import use_towers_dir
-from ..towers.check import check_tower
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
 from .early_checks import check_best_metric, check_optimizer, check_trackers
+from .pair_cache import check_sources, embed_pairs
 from .pairs import TrainingPairs, contrastive_splits
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
 from .source_batches import check_weights
@@ -64,20 +63,13 @@ def check_before_start(
         OSError, ValueError: naming the option.
     """
     check_together(data, model, run, training)
-    check_table_options(data, data.train_file, "train_file")
-    for folder in several(data.cache):
-        check_folder("cache", folder)
+    check_sources(data, model)
     check_trackers(training.report_to)
     if data.cache is None:
         names = list(source_arguments(data))
         check_best_metric(training, names if len(names) > 1 else ())
         check_weights_of(training, len(names))
     check_optimizer(training)
-    if model.towers_dir:
-        use_towers_dir(model.towers_dir)
-    for kind, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
-        if tower is not None:
-            check_tower(kind, tower)
     terms = restricted_terms(*several(data.dataset), data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)
@@ -106,18 +98,13 @@ def cache_of_pairs(
         check_best_metric(training, cache.source_names)
         check_weights_of(training, max(1, len(cache.source_names)))
         return cache
-    return build_cache(
-        pairs.dataset,
-        vision_tower=model.vision_tower,
-        text_tower=model.text_tower,
-        cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
-        batch_size=data.extraction_batch_size,
-        max_text_length=data.max_text_length,
-        device=training.device,
-        image_store=data.image_store,
-        image_store_size=data.image_store_size,
-        check=data.check,
-    )
+    ranks = Ranks()
+    folder = ranks.on_main(lambda: place_of_cache(training.output_dir, data.cache_dir))
+    rebuild = data.rebuild
+    if rebuild and training.resume_from_checkpoint:
+        logger.info("--rebuild: the run that is resumed has begun on embeddings made anew, which are used.")
+        rebuild = False
+    return embed_pairs(pairs, data, model, folder, device=training.device, rebuild=rebuild)
 
 
 def terms_of_sources(

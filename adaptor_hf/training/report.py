@@ -34,6 +34,7 @@ from .controls import (
     train_controls,
 )
 from .curves import CURVES_FILE
+from .pair_cache import next_run
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -171,7 +172,14 @@ def sources_of_card(
     return found
 
 
-def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: str | None = None) -> str:
+def last_words(
+    folder: str,
+    cache: "EmbeddingCache",
+    *,
+    built: bool,
+    address: str | None = None,
+    more: Mapping[str, str] | None = None,
+) -> str:
     """
     Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
 
@@ -180,6 +188,7 @@ def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: st
         cache (`EmbeddingCache`): That was trained on.
         built (`bool`): By this run, and so of use to another one.
         address (`str`, *optional*): Where the model was pushed to.
+        more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
     """
     lines = [f"Model: {folder}"]
     if address:
@@ -188,13 +197,11 @@ def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: st
         lines.append(f"Curves: {Path(folder) / CURVES_FILE}")
     if built and is_private():
         lines.append(
-            "Embeddings: in --cache_dir, by default the folder embeddings of --output_dir. Another run with --private "
-            "and the same key takes them with --cache, instead of the table and the towers."
+            "Embeddings: in --cache_dir, by default the folder embeddings beside --output_dir. Another run with "
+            "--private and the same key takes them with --cache, instead of the table and the towers."
         )
     elif built:
-        lines.append(
-            f"Embeddings: another run takes them, instead of the table and the towers, with --cache {cache.path}"
-        )
+        lines += [f"Embeddings: {cache.path}", next_run(cache.path, f"{folder}-2", more)]
     return "\n".join(lines)
 
 

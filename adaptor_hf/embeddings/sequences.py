@@ -1,0 +1,88 @@
+"""From a cache's batch to what the Adaptor reads: the pooled embedding first, then the tokens."""
+
+from collections.abc import Mapping
+
+import torch
+
+from ..token_sequences_adaptor import token_sequence
+from .columns import Column
+
+HOW = {
+    "image_tokens": '--image_tokens all (in Python build_cache(image_tokens="all"))',
+    "text_tokens": "--text_tokens (in Python build_cache(text_tokens=True))",
+}
+"""How a cache gets a column that its readers ask for: options of `python -m adaptor_hf.embeddings build`."""
+
+
+def stored_column(stored: Mapping[str, Column], name: str) -> Column:
+    """
+    A column of `cache.stored_columns`.
+
+    Raises:
+        ValueError: the cache has no such column; the message says how to build one.
+    """
+    if name not in stored:
+        kept = f"it keeps {', '.join(sorted(stored))}" if stored else "it keeps one vector an image and a text"
+        raise ValueError(
+            f"This cache has no {name}: {kept}. Build it again with {HOW[name]}; the same options of "
+            "`python -m adaptor_hf.embeddings build` otherwise."
+        )
+    return stored[name]
+
+
+def grid_of(column: Column) -> tuple[int, int]:
+    """Rows and columns of the grid of `image_tokens`."""
+    rows, columns = column.info["grid"]
+    return int(rows), int(columns)
+
+
+def image_sequence(batch: Mapping[str, torch.Tensor], column: Column) -> torch.Tensor:
+    """
+    The Adaptor's input of a batch's images.
+
+    Args:
+        batch: With `image_embeds` (n, D) and `image_tokens` (n, T, D), of a view with that column.
+        column: `cache.stored_columns["image_tokens"]`, which says whether a class token comes first. It is left out: a
+            live tower's sequence has none.
+
+    Returns:
+        (n, 1 + h * w, D): the pooled embedding, then the grid's tokens row by row.
+
+    Raises:
+        ValueError: the batch has no tokens, or they are not as wide as the pooled embedding.
+    """
+    if "image_tokens" not in batch:
+        raise ValueError(
+            'This batch has no image_tokens. Open the cache with open_cache(path, columns=("image_tokens",)), or take '
+            'cache.with_columns("image_tokens").'
+        )
+    return token_sequence(batch["image_embeds"], batch["image_tokens"][:, int(column.info["prefix"]) :])
+
+
+def text_sequence(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The Adaptor's input of a batch's texts.
+
+    Args:
+        batch: With `text_embeds` (n, D), `text_tokens` (n, L, D) and `text_attention_mask` (n, L), of a view with the
+            column `text_tokens`.
+
+    Returns:
+        (n, 1 + L, D): the pooled embedding, then all tokens, special ones too; and its mask (n, 1 + L) int64, 1 for the
+        pooled embedding and for tokens, 0 for padding.
+
+    Raises:
+        ValueError: the batch has no tokens, or they are not as wide as the pooled embedding.
+    """
+    if "text_tokens" not in batch:
+        raise ValueError(
+            'This batch has no text_tokens. Open the cache with open_cache(path, columns=("text_tokens",)), or take '
+            'cache.with_columns("text_tokens").'
+        )
+    mask = batch["text_attention_mask"]
+    return token_sequence(batch["text_embeds"], batch["text_tokens"]), torch.cat(
+        [torch.ones_like(mask[:, :1]), mask], 1
+    )
+
+
+__all__ = ["grid_of", "image_sequence", "stored_column", "text_sequence"]

@@ -1,0 +1,126 @@
+"""Image tokens of a cache in place of images: the tower runs once, and decoders train on what it gave."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..data.boxes import same_shape
+from ..data.images import image_size
+from ..embeddings.sequences import image_sequence, stored_column
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from ..embeddings import EmbeddingCache
+    from ..towers_adaptor import VisionTower
+    from .segmentation import MaskCollator
+
+logger = logging.getLogger(__name__)
+
+
+def options_of_tokens(tower: VisionTower, cache_dir: str | os.PathLike, image_tokens: str | int) -> dict[str, Any]:
+    """
+    Of the builds of these tokens that a cache folder holds, the options of the largest, whatever else it keeps: with
+    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none.
+
+    Raises:
+        ValueError: a damaged file (named).
+    """
+    from ..embeddings.keys import tower_identity
+    from ..embeddings.manifest import MANIFEST, read_manifest
+
+    wanted, found = tower_identity(tower), []
+    for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
+        manifest = read_manifest(path.parent)
+        identity = manifest["identity"]
+        stored = identity.get("stored", {})
+        same = all(identity.get(name) == value for name, value in wanted.items())
+        # Images out of a store of resized ones give other numbers.
+        if same and stored.get("image_tokens") == image_tokens and "image_store" not in identity:
+            found.append((manifest["rows"], path.parent.name, {"dtype": manifest["dtype"]} | stored))
+    return max(found, key=lambda one: one[:2])[2] if found else {"image_tokens": image_tokens}
+
+
+def cached_tokens(
+    dataset: Dataset, tower: VisionTower, cache_dir: str | os.PathLike, **options: Any
+) -> tuple[EmbeddingCache, np.ndarray]:
+    """
+    Tokens of a data set's images, from the cache as far as they are there, and else added to it. Their frame is that of
+    the tower's own image processing, as in every cache.
+
+    Args:
+        dataset (`Dataset`): With a column `image`.
+        tower, cache_dir, options: As in `build_cache`, with `image_tokens` among them; see `options_of_tokens`.
+
+    Returns:
+        `tuple[EmbeddingCache, np.ndarray]`: A view with the column `image_tokens` of the rows whose image can be read,
+        and the numbers of these rows `(m,)` int64.
+
+    Raises:
+        ValueError: too many images cannot be read; the message lists the first ones.
+    """
+    from ..embeddings import build_cache
+
+    rows = np.arange(len(dataset))
+    # Ids of their own: an image may stand in two parts of a reference split.
+    plain = dataset.select_columns(["image"]).add_column("source_row", rows).add_column("image_id", rows.astype(str))
+    plain = plain.add_column("split", np.full(len(rows), "test"))
+    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, **options)
+    kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
+    if len(kept) < len(rows):
+        logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))
+    return cache.with_columns("image_tokens"), kept
+
+
+class TokenRows(torch.utils.data.Dataset):
+    """
+    Rows of a data set as a decoder reads them; `rows[[0, 1]]` is a batch.
+
+    Batches have `image_embeds` `(n, 1 + h * w, D)`, as of `image_sequence`, and `labels` `(n, H, W)` int64: the masks
+    in the frame that the tower saw.
+
+    Args:
+        cache (`EmbeddingCache`): A view with the column `image_tokens`; its row i is row i of `dataset`.
+        dataset (`Dataset`): With `image` and `mask`. Of images no more than the header is read.
+        collator (`MaskCollator`): In the tower's frame, without augmentation.
+    """
+
+    def __init__(self, cache: EmbeddingCache, dataset: Dataset, collator: MaskCollator):
+        from datasets import Image
+
+        self.cache, self.collator = cache, collator
+        self.column = stored_column(cache.stored_columns, "image_tokens")
+        self.dataset = dataset.select_columns(["image", "mask"]).cast_column("image", Image(decode=False))
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def select(self, rows: Sequence[int] | np.ndarray) -> TokenRows:
+        """These rows, in this order."""
+        return TokenRows(self.cache.select(rows), self.dataset.select(rows), self.collator)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        sequence = image_sequence(self.cache.__getitems__(rows), self.column)
+        return {"image_embeds": sequence, "labels": torch.cat([self._label(self.dataset[int(row)]) for row in rows])}
+
+    __getitem__ = __getitems__
+
+    def _label(self, row: dict[str, Any]) -> torch.Tensor:
+        mask, image = row["mask"], row["image"]
+        size = image_size(image["bytes"] or image["path"])
+        if not same_shape(size, mask.size):
+            raise ValueError(
+                f"A mask has {mask.size[0]} x {mask.size[1]} pixels, its image {size[0]} x {size[1]}: another shape, "
+                "so where the mask lies in the image is not known. Use masks of the images."
+            )
+        return self.collator([{"image": mask, "mask": mask}])["labels"]
+
+
+__all__ = ["TokenRows", "cached_tokens", "options_of_tokens"]
