@@ -2,13 +2,14 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
 from fixtures.phantom_trees import phantom_tree
 from fixtures.two_tables import write_table
 from safetensors.torch import load_file
-from script_runs import LIMIT, command, differences, history, start_ranks, states, steps
+from script_runs import LIMIT, command, differences, history, run_to_the_end, start_ranks, states, steps
 
 import train_pretrain
 from adaptor_hf.data.pair_arguments import DataArguments
@@ -155,6 +156,20 @@ class TestTables:
         with pytest.raises(ValueError, match=message):
             train_pretrain.main(table_words(tables, tmp_path / "run", tiny_dinov2, tiny_bert, *more))
         assert not (tmp_path / "run" / "embeddings").exists()
+
+    def test_a_private_run_names_no_source(self, tmp_path, tiny_dinov2, tiny_bert):
+        names = {"canaryone.csv": 1, "canarytwo.csv": 2}
+        tables = [str(write_table(tmp_path / "canaryplace" / name, 40, seed, name)) for name, seed in names.items()]
+        output, log = tmp_path / "run", tmp_path / "log"
+        more = ["--private", "--key_file", str(tmp_path / "ids.key"), "--dataset_weights", "1", "1"]
+        line = table_words(tables, output, tiny_dinov2, tiny_bert, *more)
+        said = run_to_the_end([sys.executable, "train_pretrain.py", *line], log)
+        assert "table_1" in said
+        assert "canary" not in said
+        written = [path for path in output.rglob("*") if path.is_file()]
+        assert len(written) > 10
+        assert not [path.name for path in written if b"canary" in path.read_bytes()]
+        assert list(json.loads((output / "retrieval.json").read_text())["sources"]) == ["table_1", "table_2"]
 
     def test_a_push_asks_for_the_terms_of_every_source(self, caches, tmp_path):
         line = [*words(caches, tmp_path / "run")[2:], "--push_to_hub", "True", "--dataset_name", "both"]
