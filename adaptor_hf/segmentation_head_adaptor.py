@@ -71,6 +71,12 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
                 'segmentation_decoder="unet" needs feature maps of the tower: a convolutional or hierarchical one. '
                 'Load it with the model, give skip_channels, or take segmentation_decoder="tokens".'
             )
+        if config.segmentation_decoder == "tokens" and tower.get("token_size"):
+            raise ValueError(
+                f"tower {tower['name_or_path']!r} gives tokens of width {tower['token_size']} and, by its pooling "
+                f"{tower['pooling']!r}, embeddings of width {config.vision_hidden_size}: the token decoder reads both "
+                'through one projection. Load the tower with pooling="cls" or "mean", and train an Adaptor on that.'
+            )
         if config.image_size is None:
             processing = tower.get("image_processor") or {}
             size = processing.get("crop_size") if processing.get("do_center_crop", True) else processing.get("size")

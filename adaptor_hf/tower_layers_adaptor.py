@@ -25,7 +25,7 @@ def layer_fields(layers: Sequence[int] | None, merge: str | None, norm: bool | N
     if not layers:
         given = [key for key, value in zip(LAYER_KEYS[1:], (merge, norm), strict=True) if value is not None]
         if given:
-            raise ValueError(f"{' and '.join(given)} need layers, the numbers of the layers that are joined.")
+            raise ValueError(f"{' and '.join(given)} without layers: name the layers that are joined as well.")
         return {}
     numbers = list(layers)
     if any(type(number) is not int or number < 1 for number in numbers) or sorted(set(numbers)) != numbers:
@@ -47,7 +47,10 @@ def complete_layers(model: nn.Module, spec: dict[str, Any]) -> None:
         return
     count = len(blocks_of(model, spec["name_or_path"], "layers"))
     if spec["layers"][-1] > count:
-        raise ValueError(f"tower {spec['name_or_path']!r} has {count} layers, got layers={spec['layers']}.")
+        raise ValueError(
+            f"tower {spec['name_or_path']!r} has {count} layers, got layers={spec['layers']}. Take numbers from 1 to "
+            f"{count}."
+        )
     has_norm = final_norm_of(model) is not None
     if spec.get("layers_norm") is None:
         spec["layers_norm"] = has_norm

@@ -10,6 +10,7 @@ from adaptor_hf.embeddings import import_embeddings, open_cache
 from adaptor_hf.embeddings.column_files import write_column_shards
 from adaptor_hf.embeddings.columns import Column, Ragged, to_arrow
 from adaptor_hf.embeddings.files import map_batch, write_batch
+from adaptor_hf.embeddings.keys import modality_key
 from adaptor_hf.embeddings.manifest import write_record
 
 WIDTH = 8
@@ -47,8 +48,10 @@ def add_columns(folder: Path, columns: list[Column], lengths: np.ndarray, max_by
     return written
 
 
-def store_as_int8(folder: Path) -> None:
-    """Write the pooled vectors of a modality's folder again, as int8."""
+def store_as_int8(pairs: Path, modality: str) -> None:
+    """Write the pooled vectors of a modality again, as int8, in a folder of the key that this has."""
+    named = json.loads((pairs / "cache.json").read_text())
+    folder = pairs.parent / named[modality]
     manifest = json.loads((folder / "cache.json").read_text())
     column = Column("embedding", (manifest["width"],), "int8")
     shards = []
@@ -59,7 +62,12 @@ def store_as_int8(folder: Path) -> None:
         (folder / entry["file"]).unlink()  # it is mapped
         rewritten = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
         shards.append(write_batch(folder / entry["file"], rewritten))
-    write_record(folder / "cache.json", manifest | {"dtype": "int8", "shards": shards})
+    key = modality_key(manifest["identity"], "int8", manifest["max_text_length"])
+    write_record(folder / "cache.json", manifest | {"dtype": "int8", "shards": shards, "key": key})
+    named |= {modality: f"{modality}-{key}"}
+    named["embedding_files"][modality] = [entry["sha256"] for entry in shards]
+    folder.rename(folder.with_name(named[modality]))
+    write_record(pairs / "cache.json", named)
 
 
 def cache_with_columns(folder: Path, rows: int, *, int8: bool = False, table=None):
@@ -76,16 +84,5 @@ def cache_with_columns(folder: Path, rows: int, *, int8: bool = False, table=Non
         manifest = json.loads((place / "cache.json").read_text())
         written |= add_columns(place, columns, generator.integers(0, 6, manifest["rows"]))
         if int8:
-            store_as_int8(place)
-    if int8:
-        seal_pairs(cache.path)
+            store_as_int8(cache.path, modality)
     return open_cache(cache.path), written
-
-
-def seal_pairs(folder: Path) -> None:
-    """Let pairs name the files of pooled vectors as they are now."""
-    manifest = json.loads((folder / "cache.json").read_text())
-    for modality in manifest["embedding_files"]:
-        shards = json.loads((folder.parent / manifest[modality] / "cache.json").read_text())["shards"]
-        manifest["embedding_files"][modality] = [entry["sha256"] for entry in shards]
-    write_record(folder / "cache.json", manifest)

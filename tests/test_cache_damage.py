@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -128,10 +129,10 @@ def opened_files(cache) -> list[Path]:
 
 
 def test_the_folder_has_every_kind_of_file(original):
-    names = {path.name.translate(str.maketrans("", "", "0123456789")) for path in files_under(original)}
+    names = {re.sub(r"(piece)-\d+-\w+|\d", r"\1", path.name) for path in files_under(original)}
     assert names == UNUSED | {
-        "aliases.arrow", "cache.json", "data-.arrow", "latest.json", "pairs.arrow", "piece-.arrow", "rows.arrow",
-        "towers.json",
+        "aliases.arrow", "cache.json", "data-.arrow", "latest.json", "pairs.arrow", "piece.arrow", "piece.json",
+        "rows.arrow", "towers.json",
     }  # fmt: skip
 
 
@@ -334,26 +335,35 @@ def test_a_damaged_shard_stops_a_build_that_would_use_it(cache, images, towers):
     assert torch.equal(build(rows_of(images), towers, cache.path.parent).text_embeddings(), cache.text_embeddings())
 
 
-@pytest.mark.parametrize("damage", ["bit", "cut", "message", "other piece", "version 0.1"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "message", "other piece", "record", "record of another piece"])
 def test_a_piece_of_an_interrupted_build_that_was_damaged_is_computed_again(images, towers, tmp_path, damage, caplog):
     dataset = rows_of(images)
     expected = build(dataset, towers, tmp_path / "expected")
     interrupt(dataset, towers, tmp_path / "cache", pieces=2)
     first, second = sorted((tmp_path / "cache").rglob("piece-*.arrow"))
-    whole = first.read_bytes()
+    whole, record = first.read_bytes(), first.with_suffix(".json")
     if damage == "bit":
         rewrite(first, flipped(whole, 8 * whole.index(b"embedding") + 1))
     elif damage == "cut":
         rewrite(first, whole[:-1])
     elif damage == "message":
         rewrite(first, whole[: ends_of_messages(whole)[-1]])
-    elif damage == "version 0.1":
-        rewrite(first, whole[:-16])
+    elif damage == "record":
+        rewrite(record, record.read_bytes().replace(b'"faults": {', b'"faults": {"a": "b"'))
+    elif damage == "record of another piece":
+        rewrite(first, second.read_bytes())
+        rewrite(record, second.with_suffix(".json").read_bytes())
     else:
         rewrite(first, second.read_bytes())
     built = build(dataset, towers, tmp_path / "cache")
-    assert f"{first.name} is damaged, cut off, or of another place" in caplog.text
-    assert second.name not in caplog.text
+    named, what = {
+        "cut": (first, "it is truncated or was replaced"),
+        "message": (first, "it is truncated or was replaced"),
+        "record": (record, "is damaged or was edited"),
+        "record of another piece": (record, "is of another piece"),
+    }.get(damage, (first, "is damaged: its XXH3-128 is"))
+    assert any(named.name in message and what in message for message in caplog.messages)
+    assert second.stem not in caplog.text
     for path in files_under(expected.path.parent):
         if path.suffix == ".arrow":
             assert (tmp_path / "cache" / path.relative_to(expected.path.parent)).read_bytes() == path.read_bytes()
@@ -372,7 +382,7 @@ def test_a_piece_that_is_damaged_before_it_is_merged_stops_the_build_and_loses_n
 
     Build.write_piece = damaging
     try:
-        with pytest.raises(ValueError, match=r"piece-000001.arrow was damaged after it was written"):
+        with pytest.raises(ValueError, match=r"piece-000001-\w+.arrow was damaged after it was written"):
             build(dataset, towers, tmp_path)
     finally:
         Build.write_piece = write

@@ -27,6 +27,7 @@ MODULES = sorted(path.parent.name for path in PACKAGE.glob("*/__main__.py"))
 OWN = {
     ("data index_dicom", "text_column"): "columns of the table of reports, joined",
     ("data check", "private"): "nothing is written that could hold ids",
+    ("data views", "private"): "nothing is written that could hold ids",
     ("embeddings build", "cache_dir"): "there is no output_dir to keep it beside",
     ("tasks compare", "dataset"): "one of those that were evaluated",
 }

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import datasets
@@ -16,11 +17,15 @@ import train_pretrain
 from adaptor_hf.data.pair_arguments import DataArguments
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
+from adaptor_hf.data.view_recipes import RECIPES
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
+from adaptor_hf.embeddings.files import NUMPY_DTYPES
 from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
+from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
+from adaptor_hf.tower_specs_adaptor import POOLINGS
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
          "use_cpu": True, "global_batch_size": 8}  # fmt: skip
@@ -242,7 +247,7 @@ class TestStoredOptions:
             "view_recipe": "crop", "view_seed": 5,
         }  # fmt: skip
         assert kept_of_texts(data) == {"text_tokens": True, "sentences": True}
-        layers = {"layers": [6, 12], "layers_merge": "mean", "layers_norm": False}
+        layers = {"layers": [6, 12], "layers_merge": "mean", "layers_norm": None}
         assert vision_pooling(data) == {"pooling": "cls+mean"} | layers
         assert text_pooling(data) == {"pooling": "cls"}
         assert kept_of_images(self.parsed(image_tokens="all")) == {"image_tokens": "all"}
@@ -257,7 +262,7 @@ class TestStoredOptions:
             ({"shallow": [0]}, r"--shallow 0: counted from 1"),
             ({"layers": [3, 3]}, r"--layers 3 3: each once"),
             ({"layers_merge": "mean"}, r"--layers_merge would have no effect without --layers"),
-            ({"layers_norm": True}, r"--layers_norm would have no effect without --layers"),
+            ({"layers_norm": "no"}, r"--layers_norm would have no effect without --layers"),
             ({"views": -1}, r"--views -1: expected 0 or more"),
             ({"view_recipe": "crop"}, r"--view_recipe would have no effect without --views"),
             ({"view_seed": 1}, r"--view_seed would have no effect without --views"),
@@ -266,6 +271,17 @@ class TestStoredOptions:
     def test_what_cannot_be_is_said_by_its_name(self, given, message):
         with pytest.raises(ValueError, match=message):
             self.parsed(**given)
+
+    def test_poolings_types_and_recipes_are_those_that_there_are(self):
+        given = {item.name: item.metadata["choices"] for item in fields(DataArguments) if "choices" in item.metadata}
+        assert given["vision_pooling"] == given["text_pooling"] == list(POOLINGS)
+        assert given["embedding_dtype"] == [*NUMPY_DTYPES, "int8"]
+        assert given["view_recipe"] == list(RECIPES)
+        asked = {**kept_of_images(self.parsed(image_tokens="7", regions="1x1", shallow=[1], image_attention=True, views=1,
+                                              view_recipe="crop", view_seed=1))}  # fmt: skip
+        assert asked.keys() == {item.name for item in fields(StoredImages)}
+        texts = {item.name: True for item in fields(StoredTexts)}
+        assert kept_of_texts(self.parsed(**texts)) == texts
 
     def test_a_ready_cache_has_what_it_has(self):
         with pytest.raises(ValueError, match="--cache is trained on as it is: image_tokens would have no effect"):

@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from torchvision import transforms
 from torchvision.transforms import v2
 
+from adaptor_hf.data.__main__ import main as data_command
 from adaptor_hf.data.content_keys import digest
 from adaptor_hf.data.view_recipes import REFERENCE_SIDE
 from adaptor_hf.data.views import (
@@ -263,3 +264,35 @@ def test_what_is_no_recipe_is_refused():
             Recipe(**{name: value})
     with pytest.raises(ValueError, match='mode "L" or "RGB", got \'F\''):
         make_view(picture().convert("F"), "crop", 1)
+
+
+def test_sheet_shows_the_views_of_a_cache_and_where_they_are_from(tmp_path, capsys):
+    paths = [tmp_path / "tall.png", tmp_path / "wide.png"]
+    for path, size in zip(paths, [(100, 150), (180, 90)], strict=True):
+        picture(size, "RGB").save(path)
+    words = ["views", *map(str, paths), "--views", "2", "--view_recipe", "slip", "--view_seed", "4"]
+    assert data_command([*words, "--to", str(tmp_path / "sheet.png")]) == 0
+    sheet = Image.open(tmp_path / "sheet.png")
+    assert sheet.size == (3 * 232, 2 * 232)
+    for row, path in enumerate(paths):
+        for number in range(2):
+            seed = view_seed_of(4, number, digest(path.read_bytes()))
+            view, geometry = make_view(Image.open(path), "slip", seed)
+            left, top = 4 + 232 * (number + 1), 4 + 232 * row
+            shown = np.asarray(sheet.crop((left, top, left + 224, top + 224)))
+            # Inside of the second frame, which flipped ones have.
+            np.testing.assert_array_equal(shown[8:-8, 8:-8], np.asarray(view)[8:-8, 8:-8])
+            # The image takes 0.8 of a panel; the corners of the crop have the frame's colour there.
+            size = np.array(Image.open(path).size) * 0.8 * 224 / max(Image.open(path).size)
+            y, x = geometry.box[:2] * size[::-1] + (224 - size[::-1]) / 2 + 4
+            near = np.asarray(
+                sheet.crop((round(x) - 2, 232 * row + round(y) - 2, round(x) + 3, 232 * row + round(y) + 3))
+            )
+            frame = sheet.getpixel((left - 3, top - 3))
+            # What is drawn later may lie over it.
+            assert number == 0 or (near == frame).all(axis=2).any()
+    assert data_command(["views", str(tmp_path / "none.png"), "--to", str(tmp_path / "other.png")]) == 2
+    assert "none.png: no such image file" in capsys.readouterr().err
+    assert not (tmp_path / "other.png").exists()
+    assert data_command([*words[:2], "--views", "0", "--to", str(tmp_path / "other.png")]) == 2
+    assert "views must be at least 1, got 0" in capsys.readouterr().err

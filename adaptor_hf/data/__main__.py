@@ -1,16 +1,18 @@
 """Lists the public data sets that can be loaded from disk, checks a folder that holds one or a table of one's own, and
-writes their pages; makes a table of pairs of a PACS export.
+writes their pages; makes a table of pairs of a PACS export; draws augmented views of images.
 
 python -m adaptor_hf.data list
 python -m adaptor_hf.data check NAME ROOT --json report.json
 python -m adaptor_hf.data check --table my.csv --patient_column subject_id
 python -m adaptor_hf.data pages docs/datasets
 python -m adaptor_hf.data index_dicom ROOT --reports ris.csv --on AccessionNumber --to pairs
+python -m adaptor_hf.data views IMAGE IMAGE --view_recipe lovt --to views.png
 """
 
 import argparse
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +23,16 @@ from ..privacy.messages import hide
 from ..privacy.mode import PrivacyArguments, error_text, speaks_privately
 from ..progress import no_bars_in_a_log
 from .catalog import list_datasets, parse_options
+from .colour import choose_mode
 from .labels import LABEL_POLICIES
 from .pacs.command import run as run_index
 from .pacs.index import FORMATS
 from .pacs.reports_table import REPEATED
 from .pacs.rules import KEEPABLE, MODALITIES
 from .pair_arguments import DataArguments
+from .reading import Reading
 from .split_rule import SplitRule
+from .view_recipes import RECIPES
 
 _RULE = SplitRule()
 _SPLIT_DEFAULTS = {
@@ -146,6 +151,16 @@ def _parser() -> argparse.ArgumentParser:
     spellings = {"dataset_option": "--option"}
     add_options(check, DataArguments, names, defaults={"split_scheme": "official"}, spellings=spellings)
     check.add_argument("--json", type=Path, help="also write the counts here")
+    views = commands.add_parser(
+        "views", help="draw augmented views of images, as a cache keeps them", formatter_class=OptionFormatter
+    )
+    views.add_argument("images", nargs="+", help="image files")
+    views.add_argument("--to", type=Path, required=True, help="PNG file")
+    views.add_argument("--views", type=int, default=4, metavar="K", help="of each image")
+    views.add_argument("--view_recipe", choices=RECIPES, default="crop", help="see docs/views.md")
+    views.add_argument("--view_seed", type=int, default=0, help="as of the cache")
+    add_options(views, DataArguments, ("image_mode", "voi_lut", "range_percentile"))
+    views.add_argument("--private", action="store_true", help="no path in what is said")
     index = commands.add_parser(
         "index_dicom", help="a PACS export and its reports as pairs", formatter_class=OptionFormatter
     )
@@ -153,10 +168,35 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _reading(args: argparse.Namespace) -> Reading:
+    import datasets
+
+    mode = args.image_mode
+    if mode == "auto":
+        mode = choose_mode(datasets.Dataset.from_dict({"image": args.images}), "--image_mode {}")
+    return Reading(mode, bool(args.voi_lut), args.range_percentile or 0.0)
+
+
+def _draw_views(args: argparse.Namespace) -> int:
+    from .view_sheet import view_sheet
+
+    encoded = BytesIO()
+    try:
+        sheet = view_sheet(args.images, args.view_recipe, args.views, args.view_seed, _reading(args))
+        sheet.save(encoded, "PNG")
+        write_aside(args.to, encoded.getvalue())
+    except (OSError, ValueError) as error:
+        print(f"error: {error_text(error)}", file=sys.stderr)
+        return 2
+    print(f"{args.views} views of {len(args.images)} images: patients' images, keep the file as private as they are.")
+    return 0
+
+
 @guarded({
     "list": harmless("what is packaged"),
     "pages": knows("the folder's name"),
     "check": knows("places and what is quoted; of a table no column name, id or value is said or written"),
+    "views": knows("places; what it draws is the images"),
     "index_dicom": knows("ids, as keyed hashes, names of files and what headers say in free text; it needs a key file"),
 })  # fmt: skip
 def main(arguments: list[str] | None = None) -> int:
@@ -171,6 +211,9 @@ def main(arguments: list[str] | None = None) -> int:
         for dataset in list_datasets():
             print(f"{dataset.name}: {dataset.title}. {', '.join(dataset.tasks)}. {dataset.license}")
         return 0
+
+    if args.command == "views":
+        return _draw_views(args)
 
     if args.command == "pages":
         from .dataset_pages import write_pages

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 _WORDS = re.compile(r"\w+")
 _WORDS_AND_MARKS = re.compile(r"\w+|[^\w\s]+")
@@ -57,21 +57,47 @@ def split_sentences(text: str, language: str = "en") -> list[str]:
     Raises:
         ValueError: No rules for this language.
     """
+    return [sentence for sentence, _, _ in _sentences(text, language)]
+
+
+def sentence_spans(text: str, language: str = "en") -> list[tuple[int, int]]:
+    """
+    Where the sentences of `split_sentences` are in a text: their first character, and their last one + 1. What stands
+    between two of them, such as a list number or a closing mark, belongs to none.
+    """
+    return [(start, stop) for _, start, stop in _sentences(text, language)]
+
+
+def _sentences(text: str, language: str) -> Iterator[tuple[str, int, int]]:
     if language not in _OF_LANGUAGE:
         raise ValueError(f"No sentence rules for the language {language!r}. Known: {', '.join(_OF_LANGUAGE)}.")
-    found = []
-    for paragraph in _BLANK_LINE.split(text):
-        for item in _ITEM.split(paragraph) if _NUMBERED.search(paragraph) else (paragraph,):
-            pending = ""
-            pieces = _END.split(item)
-            for piece, following in zip(pieces, [*pieces[1:], ""], strict=True):
+    for paragraph, place in _pieces(_BLANK_LINE, text, 0):
+        items = _pieces(_ITEM, paragraph, place) if _NUMBERED.search(paragraph) else [(paragraph, place)]
+        for item, item_place in items:
+            pending, begin = "", item_place
+            pieces = _pieces(_END, item, item_place)
+            for (piece, start), (following, _) in zip(pieces, [*pieces[1:], ("", 0)], strict=True):
+                begin = begin if pending else start
                 pending = f"{pending} {piece}" if pending else piece
                 if not _goes_on(pending, following, language):
-                    found.append(pending)
+                    yield from _cleaned(pending, begin, start + len(piece), text)
                     pending = ""
-            found.append(pending)
-    cleaned = (" ".join(sentence.split()) for sentence in found)
-    return [sentence for sentence in cleaned if _LETTER.search(sentence)]
+            yield from _cleaned(pending, begin, item_place + len(item), text)
+
+
+def _pieces(pattern: re.Pattern, text: str, place: int) -> list[tuple[str, int]]:
+    """What `pattern.split` gives, each with where it begins; `text` itself begins at `place`."""
+    found, start = [], 0
+    for match in pattern.finditer(text):
+        found.append((text[start : match.start()], place + start))
+        start = match.end()
+    return [*found, (text[start:], place + start)]
+
+
+def _cleaned(sentence: str, start: int, stop: int, text: str) -> Iterator[tuple[str, int, int]]:
+    if _LETTER.search(sentence):
+        start += len(text[start:stop]) - len(text[start:stop].lstrip())
+        yield " ".join(sentence.split()), start, start + len(text[start:stop].rstrip())
 
 
 def mgca_sentences(sections: Mapping[str, str]) -> list[str]:
@@ -161,5 +187,5 @@ def _ascii(tokens: list[str]) -> list[str]:
 
 
 __all__ = [
-    "SENTENCE_RULES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentences_of",
-           "split_sentences"]  # fmt: skip
+    "SENTENCE_RULES", "default_sentences", "lovt_sentences", "medclip_sentences", "mgca_sentences", "sentence_spans",
+           "sentences_of", "split_sentences"]  # fmt: skip

@@ -7,10 +7,11 @@ from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from ..options.fields import OPEN, default_of, option, own_options
+from .view_recipes import RECIPES
 
 STORED = "what is embedded and kept"
 
-VISION_POOLINGS, TEXT_POOLINGS = ("pooler", "cls", "mean", "cls+mean"), ("pooler", "cls", "mean", "cls+mean")
+POOLINGS = ("pooler", "cls", "mean", "cls+mean")
 MERGES, DTYPES = ("concat", "mean"), ("float16", "float32", "int8")
 # What an option needs beside it to have an effect.
 _OF = {"layers_merge": "layers", "layers_norm": "layers", "view_recipe": "views", "view_seed": "views"}
@@ -22,19 +23,22 @@ class StoredArguments:
 
     vision_pooling: str | None = option(
         None, "How tokens become an image's vector. Default: as the tower was made for.", group=STORED, advanced=True,
-        choices=list(VISION_POOLINGS),
+        choices=list(POOLINGS),
     )  # fmt: skip
     text_pooling: str | None = option(
-        None, "The same of a text's tokens.", group=STORED, advanced=True, choices=list(TEXT_POOLINGS)
+        None, "The same of a text's tokens.", group=STORED, advanced=True, choices=list(POOLINGS)
     )
     layers: list[int] = option(
-        [], "Pool these blocks of the vision tower, counted from 1, not the last one alone.", group=STORED,
+        [], "Join the output of these layers of the vision tower, counted from 1, before pooling.", group=STORED,
         advanced=True, metavar="N",
     )  # fmt: skip
     layers_merge: str = option(
-        "concat", "How vectors of several --layers become one.", group=STORED, advanced=True, choices=list(MERGES)
+        "concat", "How the tokens of several --layers become one.", group=STORED, advanced=True, choices=list(MERGES)
     )
-    layers_norm: bool = option(False, "Put the tower's final norm on each of --layers.", group=STORED, advanced=True)
+    layers_norm: str | None = option(
+        None, "Whether the tower's final norm goes over each of --layers. Default: yes, where it has one.",
+        group=STORED, advanced=True, choices=["yes", "no"],
+    )  # fmt: skip
     image_tokens: str | None = option(
         None, "Also keep spatial tokens, class token first: all, or G for a grid of G x G means.", group=STORED,
         advanced=True, privacy=OPEN, metavar="all|G",
@@ -52,8 +56,9 @@ class StoredArguments:
     )
     views: int = option(0, "Also keep so many augmented views of each image.", group=STORED, advanced=True)
     view_recipe: str | None = option(
-        None, "How --views are made (docs/cache.md).", group=STORED, advanced=True, privacy=OPEN, metavar="NAME"
-    )
+        None, "How --views are made (docs/cache.md). Default: crop.", group=STORED, advanced=True,
+        choices=list(RECIPES),
+    )  # fmt: skip
     view_seed: int = option(0, "Of --views.", group=STORED, advanced=True)
     text_tokens: bool = option(
         False, "Also keep a vector for each token of a text: nearly the text itself (docs/threat_model.md).",
@@ -116,7 +121,7 @@ def vision_pooling(arguments: StoredArguments) -> dict[str, Any]:
     found: dict[str, Any] = {} if arguments.vision_pooling is None else {"pooling": arguments.vision_pooling}
     if layers := _depths("layers", arguments.layers):
         found |= {"layers": list(layers), "layers_merge": arguments.layers_merge}
-        found["layers_norm"] = arguments.layers_norm
+        found["layers_norm"] = {"yes": True, "no": False, None: None}[arguments.layers_norm]
     return found
 
 

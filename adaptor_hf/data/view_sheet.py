@@ -50,7 +50,7 @@ def view_sheet(
         scale = _INNER * side / max(image.size)
         size = [max(1, round(length * scale)) for length in image.size]
         corner = np.array([(side - length) / 2 + _GAP for length in size])
-        sheet.paste(image.resize(size), tuple((corner + [0, row * step]).round().astype(int).tolist()))
+        sheet.paste(image.resize(size), tuple(np.add(corner, [0, row * step]).round().astype(int).tolist()))
         draw = ImageDraw.Draw(sheet)
         for number in range(views):
             view, geometry = make_view(image, recipe, view_seed_of(seed, number, content_key(path)), side)

@@ -113,6 +113,9 @@ def _build(
 
     check_sources(data, towers)
     pairs = load_training_pairs(data, privacy)
+    if arguments.dry_run:
+        _estimate(pairs.dataset, arguments, data, towers)
+        return
     machine = {name: getattr(arguments, name) for name in ("device", "num_workers")}
     cache = embed_pairs(
         pairs, data, towers, arguments.cache_dir, rebuild=data.rebuild,
@@ -125,6 +128,18 @@ def _build(
         if cache.vision_spec and cache.text_spec:
             logger.info(next_run(cache.path, "outputs/run", options_beside_cache(data)))
     ranks.close()
+
+
+def _estimate(dataset: Any, arguments: argparse.Namespace, data: DataArguments, towers: TowerArguments) -> None:
+    import torch
+
+    from ..training.dry_run import estimate_storage
+    from ..training.pair_cache import loaded_towers
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = estimate_storage(dataset, data, *loaded_towers(data, towers), arguments.cache_dir, device)
+    counts = [f"{one.rows:,} {name}" for name, one in (("images", found.images), ("texts", found.texts)) if one]
+    print(f"What could be kept of {' and '.join(counts)}, measured on {device} with up to 32 rows:\n{found.table()}")
 
 
 def _say_copies(cache: Any, data: DataArguments) -> None:
@@ -148,8 +163,10 @@ def _build_until_done(arguments: argparse.Namespace) -> int:
     from ..training.run_folder import requeue_file
 
     is_main = os.environ.get("RANK", "0") == "0"
+    if arguments.dry_run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
     try:
-        with catch_signals(), requeue_file(arguments.cache_dir) if is_main else nullcontext():
+        with catch_signals(), requeue_file(arguments.cache_dir) if is_main and not arguments.dry_run else nullcontext():
             _build(arguments, data, towers, privacy)
     except Interrupted:
         print("Stopped by a signal. The same command goes on: finished parts are kept.", file=sys.stderr)

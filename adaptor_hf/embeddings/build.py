@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.reading import Reading
 from ..folder_lock import FolderLock
-from ..privacy.mode import check_private_mode
+from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES
@@ -102,7 +103,7 @@ def build_cache(
         image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed: what is kept of an image beside
             its pooled vector, as of `StoredImages`.
         text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
-            the text.
+            the text; in private mode see `check_private_columns`.
         rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
 
     Returns:
@@ -138,6 +139,7 @@ def build_cache(
         image_tokens, regions and tuple(regions), tuple(shallow), image_attention, views, view_recipe, view_seed
     )
     kept_texts = StoredTexts(text_tokens, text_attention, words, sentences)
+    check_private_columns(asdict(kept_images), asdict(kept_texts))
     settings = Settings(
         batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks, kept_images,
         kept_texts, rebuild,

@@ -49,7 +49,7 @@ def write_column_shards(
         names = sorted(name for name in known.keys() | entry if known.get(name) != entry.get(name))
         raise ValueError(f"column {column.name!r} differs from that which {folder} has, in {', '.join(names)}")
     for views in _files_of(column, batches, max_bytes):
-        with _joined(column, views, folder) as batch:
+        with joined(column, views, folder) as batch:
             shards.append(write_batch(folder / f"{column.name}-{len(shards):05d}.arrow", batch))
     return entry
 
@@ -90,8 +90,15 @@ def _rows(view: np.ndarray | Ragged, start: int, stop: int) -> np.ndarray | Ragg
 
 
 @contextmanager
-def _joined(column: Column, views: list[list], folder: Path) -> Iterator[pa.RecordBatch]:
-    """One record batch of the parts, whose values lie in a temporary file in `folder`, not in memory."""
+def joined(column: Column, views: list[list], folder: Path) -> Iterator[pa.RecordBatch]:
+    """
+    One record batch of the parts of a column, whose values lie in a temporary file in `folder`, not in memory.
+
+    Args:
+        column: which one.
+        views: of each part of the rows a view of each array of the column (`Column.parts`).
+        folder: on the disk that the batch is written to.
+    """
     arrays = {}
     with tempfile.TemporaryFile(dir=folder, prefix=".merge-", suffix=".partial") as file:
         for place, part in enumerate(column.parts):
@@ -113,4 +120,4 @@ def _joined(column: Column, views: list[list], folder: Path) -> Iterator[pa.Reco
         yield pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 
-__all__ = ["write_column_shards"]
+__all__ = ["joined", "write_column_shards"]

@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from .columns import Column, Ragged, arrow_features, to_arrow
+from .columns import Column, Ragged, arrow_features, faulty_rows, to_arrow
 from .extract import extract
-from .files import NUMPY_DTYPES, key_array
+from .files import key_array
 from .stored import StoredImages, StoredTexts
 
 if TYPE_CHECKING:
     from datasets import Features
+
+# Of vectors that are compared by their direction.
+_ALL_ZEROS = {"embedding": "embedding is all zeros", "view_embeds": "a vector of view_embeds is all zeros"}
 
 
 @dataclass
@@ -40,32 +43,25 @@ def vector_faults(vectors: np.ndarray) -> dict[int, str]:
     for row in np.nonzero(~finite)[0]:
         faults[int(row)] = f"embedding is NaN or infinite in {vectors.dtype}"
     for row in np.nonzero(finite & ~vectors.any(axis=1))[0]:
-        faults[int(row)] = "embedding is all zeros"
+        faults[int(row)] = _ALL_ZEROS["embedding"]
     return faults
 
 
 def batch_faults(columns: list[Column], arrays: dict[str, np.ndarray | Ragged]) -> dict[int, str]:
-    """Row -> reason for rows with a vector that cannot be used, or a number that a further column cannot hold."""
+    """Row -> reason for rows with numbers that a column cannot hold, or with a vector that has no direction. What int8
+    holds is judged before it is quantised, as float16, which it is read as."""
     faults: dict[int, str] = {}
     for column in columns:
         values = arrays[column.name]
-        if column is columns[0]:
-            faults |= vector_faults(as_read(values, column.dtype))
-        elif column.dtype != "int16":
-            inner = as_read(values.values if column.ragged else values, column.dtype)
-            bad = np.nonzero(~np.isfinite(inner).reshape(len(inner), -1).all(axis=1))[0]
-            if column.ragged:
-                bad = np.unique(np.searchsorted(values.offsets, bad, side="right") - 1)
-            for row in bad:
-                faults.setdefault(int(row), f"{column.name} is NaN or infinite in {column.dtype}")
+        dtype = "float16" if column.dtype == "int8" else column.dtype
+        for row in faulty_rows(column, values):
+            faults.setdefault(int(row), f"{column.name} is NaN or infinite in {dtype}")
+        if column.name in _ALL_ZEROS:
+            with np.errstate(over="ignore"):
+                directed = values.astype(dtype).any(axis=-1).reshape(len(values), -1).all(axis=1)
+            for row in np.nonzero(~directed)[0]:
+                faults.setdefault(int(row), _ALL_ZEROS[column.name])
     return faults
-
-
-def as_read(values: np.ndarray, dtype: str) -> np.ndarray:
-    """Numbers as a cache of this dtype gives them back: what is beyond its range is infinite; int8 is read as float16,
-    and not quantised here."""
-    with np.errstate(over="ignore"):
-        return values.astype(NUMPY_DTYPES.get(dtype, np.float16))
 
 
 def embed_rows(

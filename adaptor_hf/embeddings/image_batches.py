@@ -8,7 +8,7 @@ import numpy as np
 
 from ..data.content_keys import digest, image_reference
 from ..data.reading import Reading
-from ..data.views import view_pixels, view_seed_of
+from ..data.views import view_pixels, view_seed_of, view_size
 from ..files import printable
 from .image_store import GREY, ImageStore
 from .stored import StoredImages
@@ -30,6 +30,24 @@ def target_pixels(processor) -> int | None:
     return max(sides, default=None)
 
 
+def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None:
+    """Refuse a store whose images are too small for the smallest crop of a view.
+
+    Raises:
+        ValueError: A crop would have fewer pixels than the tower takes; the message says which size is enough.
+    """
+    if not stored.views:
+        return
+    side = max(view_size(processor))
+    needed = int(np.ceil(side / stored.recipe.smallest_side))
+    if store.size < needed:
+        raise ValueError(
+            f"the smallest views of view_recipe={stored.view_recipe or 'crop'!r} show "
+            f"{stored.recipe.smallest_side:.0%} of an image's side in the {side} pixels that the vision tower takes, "
+            f"and image_store_size is {store.size}: set image_store_size={needed} or more, or leave image_store out"
+        )
+
+
 class ImageBatches:
     """Map-style dataset whose items are whole planned batches, so that one worker makes one batch.
 
@@ -42,8 +60,11 @@ class ImageBatches:
         keys: (n,) source key of each planned position, for the store.
         store: where resized images are kept, if at all.
         reading: how image files become pixels.
-        stored: what is kept of an image; with `views` an item also has `view_pixel_values` float32 (n, K, C, H, W) and
-            `view_boxes` float32 (n, K, 5), and of recipes that turn images `view_maps` float32 (n, K, 2, 3).
+        stored: what is kept of an image.
+
+    An item has `inputs` of the tower: `pixel_values` (n, C, H, W), with views also `view_pixel_values`
+    (n, K, C, H, W), `view_boxes` (n, K, 5), and of recipes that turn images `view_maps` (n, K, 2, 3), all float32;
+    the `digests` of the n files, side by side; `kept`, their offsets in the batch; `faults`, reasons by offset.
     """
 
     def __init__(
@@ -78,16 +99,13 @@ class ImageBatches:
 
         start = self.starts[index]
         values = self.dataset[self.rows[start : start + self.batch_size]].column("image").to_pylist()
-        pixels, views, digests, kept, faults = [], [], [], [], {}
+        inputs, digests, kept, faults = [], [], [], {}
         for offset, value in enumerate(values):
             key = self.keys[[start + offset]].tobytes()
             stored = self.store.read(key) if self.store else None
             try:
                 image, content = stored or self._read(value)
-                plain = self.processor(images=[image], return_tensors="pt")["pixel_values"][0]
-                if self.stored.views:
-                    views.append(self._views(image, content))
-                pixels.append(plain)
+                inputs.append(self._inputs(image, content))
             except Exception as error:
                 # Whatever a decoder raises on a damaged file, the fault is the file's and must not stop the build.
                 faults[offset] = _reason(error)
@@ -96,9 +114,13 @@ class ImageBatches:
                 self.store.write(key, image, content)
             digests.append(content)
             kept.append(offset)
-        stacked = torch.stack(pixels) if pixels else None
-        columns = {name: torch.stack([of_image[name] for of_image in views]) for name in (views[0] if views else ())}
-        return {"pixel_values": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults} | columns
+        names = inputs[0] if inputs else ()
+        stacked = {name: torch.stack([of_image[name] for of_image in inputs]) for name in names}
+        return {"inputs": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults}
+
+    def _inputs(self, image: Any, content: bytes) -> dict[str, Any]:
+        plain = {"pixel_values": self.processor(images=[image], return_tensors="pt")["pixel_values"][0]}
+        return plain | self._views(image, content) if self.stored.views else plain
 
     def _views(self, image: Any, content: bytes) -> dict[str, Any]:
         import torch

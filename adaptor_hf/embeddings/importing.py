@@ -12,14 +12,13 @@ from ..data.content_keys import BLOCK_ROWS, key_vector
 from ..data.private_rows import private_rows
 from ..files import check_regular
 from ..privacy.mode import check_private_mode
-from .columns import Column
 from .compute import vector_faults
 from .faults import check_faults, excluded_rows, fault_summary
 from .files import NUMPY_DTYPES, embedding_batch, write_batch
 from .keys import modality_key
 from .pairs import kept_rows, write_pairs_folder
 from .reader import EmbeddingCache, open_cache
-from .shards import POOLED, SHARD_ROWS, ModalityFolder
+from .shards import SHARD_ROWS, ModalityFolder
 from .table import PairTable, find_duplicates, merge_splits, read_ids, read_texts
 
 logger = logging.getLogger(__name__)
@@ -170,7 +169,7 @@ def _write_modality(
             columns = {"source": keys[start : start + SHARD_ROWS], "digest": keys[start : start + SHARD_ROWS]}
             path = folder.path / f"data-{len(entries):05d}.arrow"
             entries.append(write_batch(path, embedding_batch(_stored(array[part], dtype), columns)))
-        folder.commit([Column(POOLED, (array.shape[1],), dtype)], {POOLED: entries}, {})
+        folder.commit(array.shape[1], entries, {})
     return folder, row_numbers
 
 

@@ -13,14 +13,14 @@ from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
+from .column_files import MAX_BYTES
 from .columns import Column
 from .compute import Batch, embed_rows
 from .digests import FileChecks
 from .extract import columns_of
 from .files import key_array
-from .image_batches import READ_ERROR, ImageBatches, image_batches, target_pixels
+from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
-from .joining import FILE_BYTES
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
@@ -217,7 +217,7 @@ class Modality:
         sizes = self._row_bytes(plan)
         todo = sum(sizes[start:stop].sum() for start, stop in plan.pieces.values())
         pooled = _pooled_bytes(plan.columns) * min(len(sizes), self.settings.shard_rows)
-        between = max(pooled, min(sizes.sum(), FILE_BYTES) if len(plan.columns) > 1 else 0)
+        between = max(pooled, min(sizes.sum(), MAX_BYTES) if len(plan.columns) > 1 else 0)
         return int(todo + sizes.sum() + between)
 
     def _row_bytes(self, plan: Plan) -> np.ndarray:
@@ -271,6 +271,7 @@ class Modality:
         processor = tower.processor
         if store is not None:
             store.check(target_pixels(processor))
+            check_store(store, processor, self.stored)
         # The tower may be a checkpoint's, whose own reading must not change what is read here.
         if getattr(processor, "image_mode", None) is not None:
             processor.image_mode = reading.mode
@@ -279,17 +280,17 @@ class Modality:
         starts = np.array([start for start, _ in batches])
         size = self.settings.batch_size
         loader = image_batches(
-            ImageBatches(table.dataset, plan.rows, starts, size, processor, plan.keys, store, reading),
+            ImageBatches(table.dataset, plan.rows, starts, size, processor, plan.keys, store, reading, self.stored),
             min(self.settings.num_workers, len(starts)),
             next(tower.parameters()).device.type == "cuda",
         )
         for batch in loader:
             faults = {offset: private_reason(reason) for offset, reason in batch["faults"].items()}
             digests = keyed_digests(key_vector([batch["digests"]]))
-            yield Batch({"pixel_values": batch["pixel_values"]}, np.array(batch["kept"], np.int64), digests, faults)
+            yield Batch(batch["inputs"], np.array(batch["kept"], np.int64), digests, faults)
 
     def _texts(self, tower, table: PairTable, plan: Plan, batches: list[tuple[int, int]]) -> Iterator[Batch]:
-        texts = TextBatches(table.dataset, tower.processor, self.max_length)
+        texts = TextBatches(table.dataset, tower.processor, self.max_length, self.stored)
         encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for inputs, (start, stop) in zip(encoded, batches, strict=True):
             yield Batch(inputs, np.arange(stop - start), plan.keys[start:stop], {})

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
+from ..data.ids import SOURCE
 from ..files import folder_written_aside, read_regular
 from .digests import FileChecks
 from .faults import EXCLUDED, excluded_csv, excluded_rows
@@ -124,6 +125,8 @@ def write_pairs_folder(
                 files.append(write_batches(aside / PAIRS_FILE, ids.schema, batches))
                 header = {"content": "pairs", "key": key, "rows": len(kept), "shards": files, "embedding_files": shards}
                 header["files"] = [write_text(aside / EXCLUDED, listed)]
+                if SOURCE in ids.column_names:
+                    header["sources"] = pc.unique(ids[SOURCE]).to_pylist()
                 write_record(aside / MANIFEST, header | manifest)
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content

@@ -143,7 +143,8 @@ class Build:
             fresh = [piece.table for piece in pieces if self._has_new_rows(piece.table)]
             faults = {key: why for piece in pieces for key, why in piece.faults.items()}
             columns = pieces[0].columns
-            self.folder.commit(columns, self.folder.write_shards(columns, fresh, shard_rows), faults)
+            shards, further = self.folder.write_shards(columns, fresh, shard_rows) if fresh else ([], {})
+            self.folder.commit(columns[0].shape[0], shards, faults, further)
         shutil.rmtree(self.path)
 
     def _has_new_rows(self, table: pa.Table) -> bool:

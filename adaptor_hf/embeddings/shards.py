@@ -14,21 +14,19 @@ import numpy as np
 import pyarrow as pa
 
 from ..files import read_regular
-from .columns import Column
+from .column_files import joined, write_column_shards
+from .columns import Column, view_of
 from .digests import FileChecks, check_seal
 from .files import KEY_DTYPE, key_array, key_view, map_batch, write_batch
-from .joining import FILE_BYTES, file_ranges, row_bytes, write_columns
 from .keys import json_key
 from .lookup import find_keys
-from .manifest import CACHE_VERSION, MANIFEST, read_manifest, repair, write_record
+from .manifest import CACHE_VERSION, MANIFEST, lost_rows, read_manifest, repair, write_record
 from .pieces import Build
 
 logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
 POOLED = "embedding"
-KEY_COLUMNS = ("source", "digest", "num_tokens")  # as they follow the pooled vector in its files
-Shards = dict[str, list[dict]]
 _ALIASES = "aliases.arrow"
 _LOST_KEY = b"\xff" * 16  # of no row
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it
@@ -72,22 +70,24 @@ class ModalityFolder:
 
     def keys(self, column: str) -> np.ndarray:
         """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
-        parts = self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=KEY_DTYPE)
+        return self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
 
     def token_counts(self) -> np.ndarray:
         """(rows,) tokens of the committed texts before they were cut; 0 for a lost one."""
-        parts = self._columns(lambda batch: batch.column("num_tokens").to_numpy(), 0, np.int32)
-        return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+        return self._columns(lambda batch: batch.column("num_tokens").to_numpy(), 0, np.int32)
 
-    def _columns(self, view: Callable[[pa.RecordBatch], np.ndarray], lost: Any, dtype: Any) -> list[np.ndarray]:
-        """A column of each shard, compared with its digest and memory-mapped; rows that `repair_cache` gave up stay."""
+    def _columns(self, view: Callable[[pa.RecordBatch], np.ndarray], lost: Any, dtype: Any) -> np.ndarray:
+        """A column of all shards, compared with their digests; rows that `repair_cache` gave up stay."""
         shards = self.manifest["shards"]
         self.checks.check(self.path, shards, repair(self.path))
-        return [
+        parts = [
             np.full(shard["rows"], lost, dtype) if shard.get("lost") else view(map_batch(self.path / shard["file"]))
             for shard in shards
         ]
+        values = np.concatenate(parts) if parts else np.empty(0, dtype)
+        for _, start, stop in lost_rows(self.manifest):
+            values[start:stop] = lost
+        return values
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
@@ -127,73 +127,75 @@ class ModalityFolder:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
         return self.manifest["faults"]
 
-    def commit(self, columns: list[Column], shards: Shards, faults: dict[str, str]) -> None:
-        """Add finished files and faults to the manifest.
+    def commit(self, width: int, shards: list[dict], faults: dict[str, str], columns: dict[str, dict] | None = None):
+        """Add finished shard files and faults to the manifest.
 
         Args:
-            columns: the pooled vector and what is kept beside it.
-            shards: manifest entries of new files by column.
+            width: of the pooled vectors.
+            shards: entries of new files.
             faults: source key (hexadecimal) -> reason.
+            columns: entries of what is kept beside the pooled vectors, all files in them; None leaves them.
         """
         self.changes += 1
         if not self.checks.metadata and (self.path / MANIFEST).exists():
             read_manifest(self.path)  # a new digest must not cover what was edited
-        pooled, *further = columns
-        entries = self.entries(pooled.name) + shards[pooled.name]
+        entries = self.manifest["shards"] + shards
         self.manifest = self.manifest | {
-            "width": pooled.shape[0],
+            "width": width,
             "rows": sum(entry["rows"] for entry in entries),
             "shards": entries,
             "faults": self.manifest["faults"] | faults,
         }
-        if further:
-            self.manifest["columns"] = {
-                column.name: {"shape": column.shape, "dtype": column.dtype, **column.info}
-                | {"shards": self.entries(column.name) + shards[column.name]}
-                for column in further
-            }
+        if columns:
+            self.manifest["columns"] = columns
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
-
-    def entries(self, column: str) -> list[dict]:
-        """Manifest entries of the files of a column."""
-        if column == POOLED:
-            return list(self.manifest["shards"])
-        return list(self.manifest.get("columns", {}).get(column, {}).get("shards", []))
 
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""
         for path in self.path.glob(".*.partial"):
             path.unlink()
         for piece in self.path.glob("building-*/*"):
-            if not list(piece.glob("*.json")):
+            if piece.is_file():  # of a version before 0.2, whose pieces had no record
+                piece.unlink()
+            elif not list(piece.glob("*.json")):
                 shutil.rmtree(piece)
 
     def builds(self) -> list["Build"]:
         """Builds that were begun and not committed."""
         return [Build(self, path.name.removeprefix("building-")) for path in sorted(self.path.glob("building-*"))]
 
-    def write_shards(self, columns: list[Column], pieces: list[pa.Table], shard_rows: int) -> Shards:
-        """Join pieces into new files of one record batch each: pooled vector and keys in one, each further column in
-        files of its own, none of which has rows of two shards.
+    def write_shards(
+        self, columns: list[Column], tables: list[pa.Table], shard_rows: int
+    ) -> tuple[list[dict], dict[str, dict]]:
+        """Join pieces into new files of one record batch each: pooled vectors and keys in one, each further column in
+        files of its own. None of it is held in memory.
 
         Returns:
-            Manifest entries by column, the pooled vector's first.
+            Entries of the new shards, and the entry of each further column.
         """
-        entries: Shards = {column.name: [] for column in columns}
-        table = pa.concat_tables(pieces) if pieces else None
-        for start in range(0, len(table) if table else 0, shard_rows):
+        pooled, *further = columns
+        table = pa.concat_tables(tables)
+        entries = []
+        for start in range(0, len(table), shard_rows):
             part = table.slice(start, shard_rows)
-            for column in columns:
-                pooled = column is columns[0]
-                others = tuple(name for name in KEY_COLUMNS if name in table.column_names) if pooled else ()
-                stem = "data" if pooled else column.name
-                known = self.entries(column.name) + entries[column.name]
-                ranges = [(0, len(part))] if pooled else file_ranges(row_bytes(column, part[column.name]), FILE_BYTES)
-                for first, last in ranges:
-                    path = self.path / f"{stem}-{len(known):05d}.arrow"
-                    known.append(write_columns(path, part.slice(first, last - first), [column], others))
-                    entries[column.name].append(known[-1])
-        return entries
+            path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
+            batches = part.to_batches()
+            views = [[view_of(array, batch.column(array.name)) for array in pooled.parts] for batch in batches]
+            with joined(pooled, views, self.path) as vectors:
+                arrays = dict(zip(vectors.schema.names, vectors.columns, strict=True)) | _keys_of(part)
+                entries.append(write_batch(path, pa.RecordBatch.from_pydict(arrays)))
+        known = self.manifest.get("columns", {})
+        batches = table.to_batches()
+        return entries, {
+            column.name: write_column_shards(self.path, column, batches, known=known.get(column.name))
+            for column in further
+        }
+
+
+def _keys_of(table: pa.Table) -> dict[str, pa.Array]:
+    keys = {name: table[name].cast(pa.binary(16)) for name in ("source", "digest")}
+    keys |= {name: table[name] for name in ("num_tokens",) if name in table.column_names}
+    return {name: pa.concat_arrays(column.chunks) for name, column in keys.items()}
 
 
 def check_aliases(folder: Path, version: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from .column_batches import fixed_batch
 from .columns import Column, Ragged, column_of, view_of
-from .digests import FileChecks
+from .digests import FileChecks, check_sizes
 from .files import KEY_DTYPE, key_view, map_batch
 from .keys import check_key, check_tower
 from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
@@ -17,7 +17,7 @@ from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
 _ABSENT = {"float16": np.nan, "float32": np.nan, "int8": 0, "int16": -1}
 
 
-class _File:
+class ColumnFile:
     """One open file of a column: its record batch, and a view of each part of the column."""
 
     def __init__(self, path: Path, column: Column, rows: int) -> None:
@@ -47,7 +47,7 @@ class Shards:
         self.entries = entries
         self.offsets = np.cumsum([0] + [entry["rows"] for entry in entries])
         self._checks = checks
-        self._files: list[_File | None] = [None] * len(entries)
+        self._files: list[ColumnFile | None] = [None] * len(entries)
 
     def __len__(self) -> int:
         return int(self.offsets[-1])
@@ -70,9 +70,13 @@ class Shards:
             raise ValueError(lost_message(self.folder / lost[0]))
         self._checks.check(self.folder, entries, repair(self.folder))
         for index, entry in zip(indices, entries, strict=True):
-            self._files[index] = _File(self.folder / entry["file"], self.column, entry["rows"])
+            self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"])
 
-    def file(self, index: int) -> _File:
+    def check_sizes(self, rows: np.ndarray) -> None:
+        """Name a missing file, or one that has not its size, of those that have a row of these."""
+        check_sizes(self.folder, [self.entries[index] for index in self.of_rows(rows)], repair(self.folder))
+
+    def file(self, index: int) -> ColumnFile:
         """One file, open."""
         if self._files[index] is None:
             self.open([index])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.pair_arguments import DataArguments, check_private_pairs
-from ..data.places import check_folder, check_table_options
+from ..data.places import check_folder, check_table_options, several
 from ..data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
 from ..data.table_arguments import TowerArguments
 from ..embeddings import EmbeddingCache, build_cache
@@ -32,7 +32,8 @@ def check_sources(data: DataArguments, towers: TowerArguments) -> None:
     if is_private():
         check_private_pairs(data)
     check_table_options(data, data.train_file, "train_file")
-    check_folder("cache", data.cache)
+    for folder in several(data.cache):
+        check_folder("cache", folder)
     if towers.towers_dir:
         use_towers_dir(towers.towers_dir)
     for kind, tower in (("vision", towers.vision_tower), ("text", towers.text_tower)):
@@ -49,6 +50,14 @@ def tower_references(data: DataArguments, towers: TowerArguments) -> dict[str, A
         f"{kind}_tower": None if name is None else tower_reference(kind, name, **asked[kind])
         for kind, name in named.items()
     }
+
+
+def loaded_towers(data: DataArguments, towers: TowerArguments) -> tuple[Any, Any]:
+    """The vision and the text tower themselves, None where none is named."""
+    from ..towers import load_text_tower, load_vision_tower
+
+    vision, text = tower_references(data, towers).values()
+    return None if vision is None else load_vision_tower(vision), None if text is None else load_text_tower(text)
 
 
 def embedding_options(data: DataArguments) -> dict[str, Any]:
@@ -112,4 +121,12 @@ def next_run(cache: Path, output_dir: str | os.PathLike, more: Mapping[str, str]
     return f"Next run: {started_as('train_pretrain')} {words}"
 
 
-__all__ = ["check_sources", "embed_pairs", "embedding_options", "next_run", "options_beside_cache", "tower_references"]
+__all__ = [
+    "check_sources",
+    "embed_pairs",
+    "embedding_options",
+    "loaded_towers",
+    "next_run",
+    "options_beside_cache",
+    "tower_references",
+]

@@ -6,9 +6,12 @@ import sys
 import transformers
 
 from ..data.duplicates import without_copies
+from ..data.pair_arguments import source_arguments
+from ..data.places import several
 from ..data.terms import check_consent, restricted_terms
 from ..embeddings import EmbeddingCache
 from ..embeddings.digests import FileChecks
+from ..embeddings.joined import join_caches
 from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
@@ -20,6 +23,7 @@ from .early_checks import check_best_metric, check_optimizer, check_trackers
 from .pair_cache import check_sources, embed_pairs
 from .pairs import TrainingPairs, contrastive_splits
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
+from .source_batches import check_weights
 from .summary import environment_warnings, fit_batch_to_data
 
 logger = logging.getLogger(__name__)
@@ -61,9 +65,12 @@ def check_before_start(
     check_together(data, model, run, training)
     check_sources(data, model)
     check_trackers(training.report_to)
-    check_best_metric(training)
+    if data.cache is None:
+        names = list(source_arguments(data))
+        check_best_metric(training, names if len(names) > 1 else ())
+        check_weights_of(training, len(names))
     check_optimizer(training)
-    terms = restricted_terms(data.dataset, data.dataset_name)
+    terms = restricted_terms(*several(data.dataset), data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)
     if training.resume_from_checkpoint:
@@ -71,13 +78,25 @@ def check_before_start(
     return terms
 
 
+def check_weights_of(training: AdaptorTrainingArguments, sources: int) -> None:
+    """Raise ValueError where what is said of several sources does not fit their number."""
+    if training.dataset_weights is not None and sources > 1:
+        check_weights(training.dataset_weights, sources)
+    if sources < 2 and (training.dataset_weights is not None or training.source_batches != "mixed"):
+        option = "--source_batches by_source" if training.dataset_weights is None else "--dataset_weights"
+        raise ValueError(f"{option} is of several sources, and the training data has one. Leave it out.")
+
+
 def cache_of_pairs(
     pairs: TrainingPairs | None, data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments
 ) -> EmbeddingCache:
     """The cache that the options name, or else the pairs' own: every image and report through its tower once."""
     if pairs is None:
-        cache = open_together(data.cache, FileChecks(data.check), Ranks())
-        check_private_cache(cache.modality_manifests().values())
+        opened = [open_together(path, FileChecks(data.check), Ranks()) for path in several(data.cache)]
+        check_private_cache(one for cache in opened for one in cache.modality_manifests().values())
+        cache = join_caches(opened, one_namespace=data.id_namespace is not None)
+        check_best_metric(training, cache.source_names)
+        check_weights_of(training, max(1, len(cache.source_names)))
         return cache
     ranks = Ranks()
     folder = ranks.on_main(lambda: place_of_cache(training.output_dir, data.cache_dir))
@@ -86,6 +105,21 @@ def cache_of_pairs(
         logger.info("--rebuild: the run that is resumed has begun on embeddings made anew, which are used.")
         rebuild = False
     return embed_pairs(pairs, data, model, folder, device=training.device, rebuild=rebuild)
+
+
+def terms_of_sources(
+    terms: dict[str, str] | None, cache: EmbeddingCache, training: AdaptorTrainingArguments
+) -> dict[str, str] | None:
+    """
+    Terms with those of the sources that a ready cache names. A push asks for consent to all of them.
+
+    Raises:
+        PermissionError: a push is asked for, and the terms are not said to allow it.
+    """
+    found = (terms or {}) | (restricted_terms(*cache.source_names) or {})
+    if training.push_to_hub:
+        check_consent(found, training.accept_data_terms)
+    return found or None
 
 
 def parts_of_run(
@@ -108,4 +142,4 @@ def parts_of_run(
     return cache, parts
 
 
-__all__ = ["cache_of_pairs", "check_before_start", "parts_of_run", "start_logging"]
+__all__ = ["cache_of_pairs", "check_before_start", "parts_of_run", "start_logging", "terms_of_sources"]
