@@ -90,15 +90,10 @@ class TestSequences:
         with pytest.raises(ValueError, match="they make no sequence"):
             image_sequence(batch, Column("image_tokens", (5, 32), "float16", {"grid": [2, 2], "prefix": 1}))
 
-    def test_a_live_tower_whose_pooled_vector_is_wider_is_refused_too(self, tiny_dinov2):
+    def test_a_tower_whose_pooled_vector_is_wider_is_refused_before_it_runs(self, tiny_dinov2, tmp_path):
         tower = load_vision_tower(str(tiny_dinov2), pooling="cls+mean")
-        config = synthetic_config(vision_hidden_size=64, vision_tower=tower.spec, hidden_size=16,
-                                  num_attention_heads=2, intermediate_size=16)  # fmt: skip
-        model = AdaptorModel(config)
-        model.attach_towers(tower, None)
-        head = AdaptorForSemanticSegmentation.from_adaptor(model, num_labels=2)
         with pytest.raises(ValueError, match="64 wide and the tokens are 32 wide"):
-            head(pixel_values=torch.zeros(1, 3, 28, 28))
+            options_of_tokens(tower, tmp_path, "all")
 
 
 class TestWhatIsMissing:
