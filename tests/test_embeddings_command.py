@@ -277,8 +277,8 @@ class TestStoredOptions:
         assert given["vision_pooling"] == given["text_pooling"] == list(POOLINGS)
         assert given["embedding_dtype"] == [*NUMPY_DTYPES, "int8"]
         assert given["view_recipe"] == list(RECIPES)
-        asked = {**kept_of_images(self.parsed(image_tokens="7", regions="1x1", shallow=[1], image_attention=True, views=1,
-                                              view_recipe="crop", view_seed=1))}  # fmt: skip
+        given = {"image_tokens": "7", "regions": "1x1", "shallow": [1], "image_attention": True}
+        asked = kept_of_images(self.parsed(**given, views=1, view_recipe="crop", view_seed=1))
         assert asked.keys() == {item.name for item in fields(StoredImages)}
         texts = {item.name: True for item in fields(StoredTexts)}
         assert kept_of_texts(self.parsed(**texts)) == texts
