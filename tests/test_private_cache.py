@@ -67,7 +67,7 @@ def test_a_cache_with_all_columns_is_built_read_and_repaired_without_a_canary(pr
 
 def test_an_estimate_and_what_stops_a_build_say_no_canary(private, words, tmp_path):
     said = private("embeddings build", *words, "--dry_run")
-    assert "text_tokens" in said
+    assert "What could be kept of 12 images and 12 texts" in said
     no_canary(said, tmp_path)
     for more in (
         ["--image_tokens", CANARY], ["--regions", CANARY], ["--private_columns", CANARY], ["--layers", CANARY],
