@@ -21,8 +21,15 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
+from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
-from adaptor_hf.training.preparation import cache_of_pairs, check_before_start, parts_of_run, start_logging
+from adaptor_hf.training.preparation import (
+    cache_of_pairs,
+    check_before_start,
+    parts_of_run,
+    start_logging,
+    terms_of_sources,
+)
 from adaptor_hf.training.report import last_words, processor_of, report_run
 from adaptor_hf.training.run_folder import run_folder
 from adaptor_hf.training.script_arguments import (
@@ -70,7 +77,10 @@ def pretrain(
         cache = cache_of_pairs(pairs, data, model_arguments, training)
     cache, parts = parts_of_run(cache, data, run, training)
     if training.process_index == 0:
-        record_training_rows(training.output_dir, parts, pairs, data.id_namespace or data.dataset_name)
+        owner = data.id_namespace or (None if cache.source_names else data.dataset_name)
+        record_training_rows(training.output_dir, parts, pairs, owner)
+
+    terms = terms_of_sources(terms, cache, training)
 
     # Model: the Adaptor alone; its config names the towers.
     config = model_arguments.config(
@@ -109,7 +119,8 @@ def pretrain(
         record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
         draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        print(last_words(training.output_dir, cache, built=data.cache is None, address=address))
+        built, more = data.cache is None, options_beside_cache(data)
+        print(last_words(training.output_dir, cache, built=built, address=address, more=more))
 
 
 def start() -> None:

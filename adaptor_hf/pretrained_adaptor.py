@@ -217,6 +217,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         if kwargs.get("push_to_hub"):
             self._refuse_to_push_local_towers()
             self._refuse_to_push_restricted(kwargs.pop("accept_data_terms", False))
+            _refuse_to_push_embeddings(save_directory)
             kwargs.setdefault("private", True)
         if not pushed:
             self._carry_training_rows(save_directory)
@@ -351,6 +352,22 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                     f"or save the tower with model.{name}.model.save_pretrained in a folder of its own beside its "
                     "processor or tokenizer, load it from there and attach it with model.attach_towers."
                 )
+
+
+def _refuse_to_push_embeddings(folder: str | os.PathLike) -> None:
+    """
+    `save_pretrained(folder, push_to_hub=True)` sends all that changes in the folder meanwhile, and so the files of a
+    cache that another process builds there.
+
+    Raises:
+        ValueError: if there is a file of embeddings anywhere in the folder.
+    """
+    if any(name.endswith(".arrow") for _, _, names in os.walk(folder) for name in names):
+        raise ValueError(
+            "The folder holds embeddings, and nothing was pushed: transformers sends whatever changes in a folder "
+            "while it saves there. Save to an empty folder, or call model.push_to_hub(...) or "
+            "adaptor_hf.hub.push_folder(...)."
+        )
 
 
 __all__ = ["TOWER_NAMES", "AdaptorPreTrainedModel"]

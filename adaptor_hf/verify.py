@@ -185,17 +185,21 @@ def _verify_pretraining(
             found.differences.append(f"{folder.name}: {error}")
     found.differences += _verify_card(run, manifest)
     recorded = manifest["inputs"]["cache"]
-    place = _cache_place(run, cache, recorded)
-    if place is None:
+    joined = recorded.get("joined")
+    if joined and cache is not None:
+        raise ValueError("--cache names one place, and the run joined several caches. Verify it where they were.")
+    places = [_cache_place(run, cache, one) for one in joined or [recorded]]
+    if None in places:
         found.differences.append(_NO_CACHE)
         return
     try:
-        opened = _open(place, recorded)
+        opened = _open_all(places, recorded)
     except READ_ERRORS as error:
         found.differences.append(f"The cache cannot be read: {error}")
         return
-    found.differences += [f"Cache: {what}" for what in changed_files(opened.path.parent, recorded["files"])]
-    _verify_settings(opened.path.parent, recorded, cache_settings, found)
+    for member, one in zip(opened.members, joined or [recorded], strict=True):
+        found.differences += [f"Cache: {what}" for what in changed_files(member.path.parent, one["files"])]
+        _verify_settings(member.path.parent, one, cache_settings, found)
     if opened.fingerprint != recorded.get("fingerprint"):
         found.differences.append("Cache: it stands for other rows, towers or ids; its fingerprint is another one.")
     splits = split_digests(opened)
@@ -227,6 +231,16 @@ def _open(place: Path, recorded: Mapping[str, Any]) -> EmbeddingCache:
     return open_cache(place / name if (place / name).is_dir() and not place.name.startswith("pairs-") else place)
 
 
+def _open_all(places: list[Path], recorded: Mapping[str, Any]) -> EmbeddingCache:
+    """The recorded cache, or those that the run joined."""
+    from .embeddings import join_caches
+
+    if len(places) == 1:
+        return _open(places[0], recorded)
+    caches = [_open(place, one) for place, one in zip(places, recorded["joined"], strict=True)]
+    return join_caches(caches, recorded["names"], one_namespace=bool(recorded.get("one_namespace")))
+
+
 def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:
     from .evaluation.results import RETRIEVAL_FILE
     from .file_records import read_json_object
@@ -244,6 +258,11 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
         result = evaluate_retrieval(model, views[recorded["split"]], recorded["name"])
         found = _differences("Retrieval", recorded["metrics"], result.metrics, TOLERANCE)
         found += _differences("Chance", recorded.get("chance", {}), result.chance, TOLERANCE)
+        if isinstance(recorded.get("sources"), dict):
+            part = views[recorded["split"]]
+            for source, values in recorded["sources"].items():
+                again = evaluate_retrieval(model, part.source(source), source)
+                found += _differences(f"Retrieval of {source}", values["metrics"], again.metrics, TOLERANCE)
         none = [math.nan, math.nan]
         for name in sorted(recorded["intervals"].keys() | result.intervals.keys()):
             before, ends = (intervals.get(name, none) for intervals in (recorded["intervals"], result.intervals))

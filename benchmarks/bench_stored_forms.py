@@ -11,7 +11,8 @@ reader use, so differences are those of the form alone. Images are read as squar
   regularised CCA that was fitted on float32 vectors of the training pairs. "mean": of the mean of the stored tokens.
   "tokens": similarity attention (softmax over the tokens of their cosine to the text / 0.07), which needs the tokens.
 - Dice: a ridge regression from a token to the share of its cell that the mask fills, its map enlarged to the image
-  (bilinear) and cut at 0.5; fitted on float32 tokens of the same grid, mean over held-out images.
+  (bilinear) and cut where it is best on the fitted images; fitted on float32 tokens of the same grid. Mean over
+  held-out images.
 
 Every loss is paired with float32 (and with all tokens): 95 % bootstrap interval over patients or groups of images.
 With ADAPTOR_REALPAIRS pairs are its photographs with captions, with ADAPTOR_REALBENCH masks are lungs of its
@@ -41,6 +42,7 @@ MIMIC_IMAGES = 277_110
 TEMPERATURE = 0.07
 RIDGE = 0.1
 COMPONENTS = 128
+CUTS = np.linspace(0.1, 0.9, 17)
 
 
 @dataclass
@@ -52,6 +54,7 @@ class Data:
     groups: np.ndarray  # (n,) patients, or groups of images
     pooled: np.ndarray  # (n, D)
     tokens: np.ndarray  # (n, h, w, D)
+    prefix: int  # class tokens, which a cache stores before these
     texts: np.ndarray | None = None  # (n, E)
     text_tokens: list[np.ndarray] | None = None
     masks: np.ndarray | None = None  # (n, H, W) bool
@@ -121,6 +124,7 @@ def embedded(rows, name: str, tower, text_tower: str | None, folder: Path) -> Da
     data = Data(
         name, np.isin(groups, patients[: 2 * len(patients) // 3]), groups, batch["image_embeds"].numpy(),
         tokens.reshape(len(tokens), *grid_of(column), -1),
+        column.info["prefix"],
     )  # fmt: skip
     if text_tower:
         lengths = batch["text_attention_mask"].sum(1).tolist()
@@ -154,7 +158,8 @@ def pooled_grid(tokens: np.ndarray, side: int | None) -> np.ndarray:
 
 
 def unit(values: np.ndarray) -> np.ndarray:
-    return values / np.linalg.norm(values, axis=-1, keepdims=True)
+    # After a ReLU a token may be zero everywhere.
+    return values / np.maximum(np.linalg.norm(values, axis=-1, keepdims=True), 1e-12)
 
 
 class Cca:
@@ -213,10 +218,19 @@ def dice_of(data: Data, tokens: np.ndarray, stored: np.ndarray) -> np.ndarray:
     covariance = (inputs - mean).T @ (inputs - mean)
     covariance += 0.01 * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
     weights = np.linalg.solve(covariance, (inputs - mean).T @ (targets - middle))
-    maps = torch.from_numpy((stored[~data.train] - mean) @ weights + middle)[:, None]
-    maps = functional.interpolate(maps, size=data.masks.shape[1:], mode="bilinear", align_corners=False)[:, 0].numpy()
-    guess, truth = maps > 0.5, data.masks[~data.train]
-    return 2 * (guess & truth).sum((1, 2)) / (guess.sum((1, 2)) + truth.sum((1, 2)))
+
+    def maps(values: np.ndarray) -> np.ndarray:
+        shares = torch.from_numpy((values - mean) @ weights + middle)[:, None]
+        size = data.masks.shape[1:]
+        return functional.interpolate(shares, size=size, mode="bilinear", align_corners=False)[:, 0].numpy()
+
+    def dice(maps: np.ndarray, cut: float, truth: np.ndarray) -> np.ndarray:
+        guess = maps > cut
+        return 2 * (guess & truth).sum((1, 2)) / (guess.sum((1, 2)) + truth.sum((1, 2)))
+
+    fitted = maps(tokens[data.train])
+    cut = max(CUTS, key=lambda cut: dice(fitted, cut, data.masks[data.train]).mean())
+    return dice(maps(stored[~data.train]), cut, data.masks[~data.train])
 
 
 @dataclass
@@ -253,7 +267,7 @@ def image_forms(pairs: Data, segmented: Data, sides: list[int]) -> list[Form]:
                 continue
             values = as_stored(exact, dtype).reshape(len(exact), -1, wide)
             name = f"tokens {rows} x {columns}{' (all)' if side is None else ''}, {dtype}"
-            form = Form(name, Column("image_tokens", (rows * columns, wide), dtype).row_bytes)
+            form = Form(name, Column("image_tokens", (pairs.prefix + rows * columns, wide), dtype).row_bytes)
             form.distance = distance_of(values, exact.reshape(values.shape))
             shared = cca.texts(texts)
             form.recall = hits_of(cca.images(values.mean(1)) @ shared.T)
@@ -284,7 +298,10 @@ def text_forms(pairs: Data) -> list[Form]:
 
 
 def distance_of(values: np.ndarray, exact: np.ndarray) -> np.ndarray:
-    """1 - cosine along the last axis."""
+    """1 - cosine along the last axis, of vectors that have a direction."""
+    values, exact = (
+        side.reshape(-1, side.shape[-1])[exact.reshape(-1, exact.shape[-1]).any(1)] for side in (values, exact)
+    )
     return 1 - (unit(values.astype(np.float64)) * unit(exact.astype(np.float64))).sum(-1).reshape(-1)
 
 
@@ -321,7 +338,7 @@ def main() -> None:
     parser.add_argument("--text_tower", default="minilm")
     parser.add_argument("--images", type=int, default=600, help="Images with texts; a third is held out.")
     parser.add_argument("--masks", type=int, default=240, help="Images with masks; a third is held out.")
-    parser.add_argument("--grids", type=int, nargs="+", default=[7, 4], help="G x G grids of tokens.")
+    parser.add_argument("--grids", type=int, nargs="+", default=[7, 4, 3], help="G x G grids, as of --image_tokens G.")
     parser.add_argument("--num_resamples", type=int, default=2000)
     options = parser.parse_args()
     one_thread()

@@ -53,8 +53,11 @@ def log_levels_restored():
 
 @pytest.fixture(autouse=True)
 def messages_restored():
-    """Private mode filters what its whole process says."""
+    """Private mode filters what its whole process says, and lets its owner alone read what it writes."""
+    mask = os.umask(0o022)
+    os.umask(mask)
     yield
+    os.umask(mask)
     gate = sys.modules.get("adaptor_hf.privacy.gate")
     if gate is not None:
         gate.stop_filter()

@@ -28,7 +28,7 @@ OWN = {
     ("data index_dicom", "text_column"): "columns of the table of reports, joined",
     ("data check", "private"): "nothing is written that could hold ids",
     ("data views", "private"): "nothing is written that could hold ids",
-    ("embeddings build", "cache_dir"): "there is no output_dir to keep it in",
+    ("embeddings build", "cache_dir"): "there is no output_dir to keep it beside",
     ("tasks compare", "dataset"): "one of those that were evaluated",
 }
 COLUMNS = ("image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column")
@@ -39,14 +39,15 @@ DEFAULTS = {
     | {"filter": [], "missing_word": [], "split_alias": [], "dataset_option": [], "split_scheme": "official",
        "image_mode": "auto", "label_policy": "raw"},
     "data index_dicom": SPLIT | {"private": False, "key_file": None},
-    "embeddings build": dict.fromkeys((*COLUMNS, "image_root", "ids", "vision_tower", "text_tower", "image_store"))
+    "embeddings build": dict.fromkeys((*COLUMNS[2:], "image_root", "ids", "vision_tower", "text_tower", "image_store"))
     | SPLIT
-    | {"filter": [], "missing_word": [], "image_mode": "auto", "voi_lut": False, "extraction_batch_size": None,
-       "max_text_length": 112, "image_store_size": 256},
+    | {"image_column": "image", "text_column": "text", "filter": [], "missing_word": [], "image_mode": "auto",
+       "voi_lut": False, "extraction_batch_size": None, "max_text_length": 112, "image_store_size": 256,
+       "embedding_dtype": "float16", "cache_dir": None, "rebuild": False},
     "audit table1": dict.fromkeys(COLUMNS[1:3] + COLUMNS[4:6] + ("image_root", "label_spelling", "label_separator"))
     | {"image_column": "image", "filter": [], "missing_word": [], "label_column": []},
 }  # fmt: skip
-NEEDED = {"data index_dicom": ["r", "--to", "t"], "embeddings build": ["s", "--cache_dir", "c"], "audit table1": ["s"]}
+NEEDED = {"data index_dicom": ["r", "--to", "t"], "embeddings build": ["s"], "audit table1": ["s"]}
 
 
 class _StartError(Exception):

@@ -428,7 +428,7 @@ def test_the_command_line_builds_from_a_table(files, tiny_dinov2, tiny_bert, tmp
     assert set(info["splits"]) == {"train", "validation", "test"}
     assert main([*arguments, "--filter", "group=0", "group=1"]) == 0
     assert json.loads(capsys.readouterr().out)["rows"] == 4
-    assert main(["build", str(tmp_path / "absent.csv"), "--cache_dir", str(tmp_path / "cache")]) == 1
+    assert main(["build", str(tmp_path / "absent.csv"), *arguments[2:]]) == 1
     assert "absent.csv" in capsys.readouterr().err
 
 

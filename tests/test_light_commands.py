@@ -54,7 +54,10 @@ def test_modules_are_seen_at_all():
         ("embeddings info nowhere", 1, "error: nowhere is no folder of a cache"),
         ("embeddings verify nowhere", 1, "error: nowhere is no folder of a cache"),
         ("embeddings build --help", 0, "--vision_tower TOWER"),
-        ("embeddings build table.csv", 2, "required: --cache_dir"),
+        ("embeddings build table.csv", 1, "Give --vision_tower, --text_tower, or both"),
+        ("embeddings build --vision_tower lite0", 1, "Give a table (SOURCE), or --dataset"),
+        ("embeddings build a.csv --vision_tower lite0 --words", 1, "--words would have no effect without --text_tower"),
+        ("embeddings build a.csv --vision_tower lite0 --regions 3", 1, "--regions '3': expected rows and columns"),
         ("configs --help", 0, "print the path"),
     ],
 )

@@ -121,8 +121,9 @@ class TestDefinitions:
         theirs = {item.name: item for item in fields(DownstreamArguments)}
         both = [(item, theirs[item.name]) for group in PRETRAINING for item in fields(group) if item.name in theirs]
         assert len(both) >= 30
-        # Two things of one name: whether controls are trained, and which ones are evaluated.
-        assert [one.name for one, other in both if one is not other] == ["controls"]
+        # Pre-training takes several data sets, downstream one. And two things of one name: whether controls are
+        # trained, and which ones are evaluated.
+        assert [one.name for one, other in both if one is not other] == ["dataset", "data_root", "controls"]
 
     def test_what_is_not_given_is_the_split_rule_of_both_scripts(self):
         data = DataArguments(train_file="x.csv")

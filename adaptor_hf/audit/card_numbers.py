@@ -52,6 +52,8 @@ def card_differences(
             found += _evaluation(rows, retrieval)
         elif columns[:1] == ["system"] and retrieval:
             found += _controls(columns, rows, retrieval)
+        elif columns[:1] == ["source"] and retrieval:
+            found += _sources(columns, rows, retrieval)
         elif columns == ["argument", "value"]:
             processes = (record.get("machine") or {}).get("processes")
             world = {} if processes is None else {"world_size": processes}
@@ -126,6 +128,20 @@ def _controls(columns: list[str], rows: list[list[str]], retrieval: Mapping[str,
                 continue
             digits = 1 if column.endswith("rank") else 3
             found += _row(f"table of controls, {plain}, {column}", [cell], wanted, digits)
+    return found
+
+
+def _sources(columns: list[str], rows: list[list[str]], retrieval: Mapping[str, Any]) -> list[str]:
+    """Mean recall of each source, in their order: a card does not call all of them by their names."""
+    place = columns.index("mean recall") if "mean recall" in columns else None
+    cells = [cell for cell in (row[place] for row in rows if place is not None) if cell != "n/a"]
+    recorded = list((retrieval.get("sources") or {}).values())
+    if len(cells) != len(recorded):
+        return [f"Model card: it has the retrieval of {len(cells)} sources, and the records have {len(recorded)}."]
+    found = []
+    for number, (cell, one) in enumerate(zip(cells, recorded, strict=True), 1):
+        wanted = [one["metrics"]["mean_recall"], *(one["intervals"].get("mean_recall") or ())]
+        found += _row(f"table of sources, mean recall of source {number}", [cell], wanted, 3)
     return found
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
+from ..privacy.nearly_data import nearly_data
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:
@@ -54,8 +55,13 @@ def pretraining_facts(run: Path) -> dict[str, str]:
         facts["numbers"] = f"Image rows: {rows}."
     if (share := options.get("train_fraction")) not in (None, 1.0):
         facts["subsets"] = f"{100 * share:g} % of the training patients, seed {arguments.get('seed')}."
+    private = []
     if manifest.get("private_key"):
-        facts["private"] = "Ids in the run's files are keyed hashes. That is no de-identification of images or reports."
+        private.append("Ids in the run's files are keyed hashes. That is no de-identification of images or reports.")
+    if near := nearly_data([name for names in (inputs.get("stored") or {}).values() for name in names]):
+        private.append(f"The embeddings include {', '.join(near)}, from which images or reports can be recovered.")
+    if private:
+        facts["private"] = " ".join(private)
     if arguments:
         facts |= _training_facts(arguments, config)
     if retrieval:

@@ -11,11 +11,12 @@ import fnmatch
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embeddings.manifest import read_manifest
+from ..embeddings.place import FOLDER, PRIVATE
 from ..embeddings.verify import written_digests
 from ..evaluation.results import RESULTS_FILE, RETRIEVAL_FILE, read_results
 from ..evaluation.tasks import TASKS
@@ -66,24 +67,39 @@ _SETTINGS = (
 """What of a cache's `cache.json` stays the same when the cache grows."""
 
 
-def write_pretraining_manifest(folder: str | os.PathLike, cache: EmbeddingCache, table: str | None = None) -> Path:
+def write_pretraining_manifest(
+    folder: str | os.PathLike, cache: EmbeddingCache, table: str | Sequence[str] | None = None
+) -> Path:
     """
     Manifest of a pre-training run, when all its files are written.
 
     Args:
         folder (`str` or `PathLike`): Of the run.
         cache (`EmbeddingCache`): All rows; its files, ids and splits are named by digests.
-        table (`str`, *optional*): What the pairs were read from.
+        table (`str` or `Sequence[str]`, *optional*): What the pairs were read from; of several sources each.
     """
     folder = Path(folder)
-    inputs = {"table": _table(table), "cache": {
-        "folder": relative_to_run(folder, cache.path),
-        "fingerprint": cache.fingerprint,
-        "files": cache.digests(),
-        "settings": cache_settings(cache.path.parent, sorted({name.partition("/")[0] for name in cache.digests()})),
-    }}  # fmt: skip
+    tables = [table] if table is None or isinstance(table, str) else list(table)
+    caches = [_cache(folder, member) for member in cache.members]
+    inputs = {
+        "table": _table(tables[0]) if len(tables) == 1 else [_table(one) for one in tables],
+        "cache": caches[0],
+    }
+    if len(caches) > 1:
+        how = {name: cache.manifest[name] for name in ("names", "one_namespace")}
+        inputs["cache"] = {"fingerprint": cache.fingerprint, "joined": caches} | how
     files = {name: file_sha256(folder / name) for name in covered_files(folder, _OF_PRETRAINING)}
     return _write(folder, "train_pretrain", inputs, split_digests(cache), files)
+
+
+def _cache(folder: Path, cache: EmbeddingCache) -> dict[str, Any]:
+    files = cache.digests()
+    return {
+        "folder": relative_to_run(folder, cache.path),
+        "fingerprint": cache.fingerprint,
+        "files": files,
+        "settings": cache_settings(cache.path.parent, sorted({name.partition("/")[0] for name in files})),
+    }
 
 
 def refuse_folder_of(script: str, folder: str | os.PathLike) -> None:
@@ -233,10 +249,15 @@ def split_digests(cache: EmbeddingCache) -> dict[str, str]:
 
 
 def relative_to_run(folder: Path, place: Path) -> str | None:
-    """A path relative to the run where it lies inside; elsewhere absolute, or None in private mode."""
+    """
+    A path relative to the run where it lies inside, or in the cache beside it that runs share; elsewhere absolute, or
+    None in private mode.
+    """
     inside, place = folder.resolve(), place.resolve()
     if place.is_relative_to(inside):
         return place.relative_to(inside).as_posix()
+    if any(place.is_relative_to(inside.parent / name) for name in (FOLDER, PRIVATE + FOLDER)):
+        return f"../{place.relative_to(inside.parent).as_posix()}"
     return None if is_private() else str(place)
 
 

@@ -18,7 +18,7 @@ from ..files import file_sha256, write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import private_options
 from ..training.arguments import AdaptorTrainingArguments
-from ..training.report import package_versions
+from ..training.report import package_versions, rows_of_sources
 from .manifest import relative_to_run
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ class RunRecord:
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
+        places = [relative_to_run(folder, member.path) for member in cache.members]
         self.seconds["total"] = round(time.time() - self.started, 3)
         record = {
             "versions": package_versions() | {"python": platform.python_version(), "cuda": torch.version.cuda},
@@ -80,12 +81,14 @@ class RunRecord:
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
             "inputs": {
-                "cache": relative_to_run(folder, cache.path),
+                "cache": places[0] if len(places) == 1 else places,
                 "cache_fingerprint": cache.fingerprint,
                 "reading": asdict(Reading.of_spec(cache.vision_spec)),
                 "split_hash": split_hash(cache.pairs),
                 "rows": {name: len(cache.split(name)) for name in cache.splits},
+                "sources": rows_of_sources(cache) or None,
                 "sha256": cache.digests(),
+                "stored": stored_columns(cache),
             },
             "weights": {
                 "sha256": file_sha256(weights) if weights.is_file() else None,
@@ -98,6 +101,15 @@ class RunRecord:
         path = folder / RUN_FILE
         write_aside(path, json.dumps(record, indent=2, default=str) + "\n")
         return path
+
+
+def stored_columns(cache: "EmbeddingCache") -> dict[str, list[str]]:
+    """Names of what the cache holds of `images` and of `texts` beside their pooled vectors; nothing of its content."""
+    found: dict[str, set[str]] = {}
+    for folder, manifest in cache.modality_manifests().items():
+        if manifest.get("columns"):
+            found.setdefault(folder.partition("-")[0], set()).update(manifest["columns"])
+    return {name: sorted(columns) for name, columns in sorted(found.items())}
 
 
 def last_evaluation(log_history: list[dict[str, float]]) -> dict[str, float]:
@@ -129,4 +141,4 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return found
 
 
-__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name"]
+__all__ = ["RUN_FILE", "RunRecord", "last_evaluation", "peak_memory", "processor_name", "stored_columns"]

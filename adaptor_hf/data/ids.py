@@ -13,6 +13,10 @@ logger = logging.getLogger(__name__)
 MODES = ("exact", "canonical")
 """What `--ids` takes: spellings are different ids, or one id."""
 
+SOURCE = "source"
+"""Column of a table of several sources, in which ids begin with whose they are: a `ClassLabel` with their names. Text
+in a column of this name is something else: public data sets have there the file and row that a row came from."""
+
 # Shown as nothing, and not among Unicode's format characters: joiners, fillers and selectors of a glyph's variant.
 _INVISIBLE = frozenset(
     [0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x180B, 0x180C, 0x180D, 0x180F, 0x3164, 0xFFA0,

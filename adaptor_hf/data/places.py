@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,25 +15,31 @@ if TYPE_CHECKING:
     from .table_arguments import TableArguments
 
 
-def check_table_options(arguments: TableArguments, table: str | None, option: str) -> None:
+def check_table_options(arguments: TableArguments, table: str | Sequence[str] | None, option: str) -> None:
     """
     Check that a table or the folder of a public data set is there, and `image_root`.
 
     Args:
         arguments (`TableArguments`): Of a script.
-        table (`str`, *optional*): Its table.
+        table (`str`, *optional*): Its table, or its tables.
         option (`str`): What the script calls that.
 
     Raises:
         FileNotFoundError: naming the option, and what lies beside it under a close name.
         ValueError: there is no such public data set.
     """
-    if arguments.dataset is not None:
-        get_dataset(arguments.dataset)
-        check_folder("data_root", arguments.data_root)
-    if table is not None:
-        check_table(option, table)
+    for name in several(arguments.dataset):
+        get_dataset(name)
+    for root in several(arguments.data_root):
+        check_folder("data_root", root)
+    for one in several(table):
+        check_table(option, one)
     check_folder("image_root", arguments.image_root)
+
+
+def several(given: str | Sequence[str] | None) -> list[str]:
+    """What an option names that takes one or several: none, one, or all of them."""
+    return [] if given is None else [given] if isinstance(given, str) else list(given)
 
 
 def check_table(option: str, table: str) -> None:
@@ -64,4 +71,4 @@ def close_by(path: str) -> str:
     return f" Did you mean {parent / close[0]}?" if close else ""
 
 
-__all__ = ["check_folder", "check_table", "check_table_options", "close_by"]
+__all__ = ["check_folder", "check_table", "check_table_options", "close_by", "several"]

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATIENT, GIVEN = "patient", "given"
+PATIENT, GIVEN, SEVERAL = "patient", "given", "several"
 _VERSION = 1  # raise it when equal fields would split another way
 
 
@@ -39,6 +39,8 @@ class SplitRule:
         validation_fraction, test_fraction (`float`): Shares of patients in [0, 1), together under 1.
         ids (`str`): `canonical` (spellings of one id are one patient) or `exact`.
         dataset (`str`, *optional*): The public data set that a named scheme belongs to.
+        sources (`tuple[tuple[str, str], ...]`): Of several sources, each with its own scheme: public data sets by name,
+            others as `source_1`. `scheme` is then `several`.
 
     Raises:
         ValueError: impossible shares, or an unknown way to read ids.
@@ -50,6 +52,7 @@ class SplitRule:
     test_fraction: float = 0.1
     ids: str = "canonical"
     dataset: str | None = None
+    sources: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
         check_shares(self.validation_fraction, self.test_fraction)
@@ -59,11 +62,39 @@ class SplitRule:
     @property
     def hash(self) -> str:
         """12 hex digits over all fields: two runs with equal ones split any table alike."""
-        return hashlib.sha256(json.dumps([_VERSION, asdict(self)], sort_keys=True).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([_VERSION, self._fields()], sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict[str, Any]:
         """For a checkpoint's config, with the hash."""
-        return asdict(self) | {"hash": self.hash}
+        return self._fields() | {"hash": self.hash}
+
+    def _fields(self) -> dict[str, Any]:
+        # Of one source nothing is said of several: hashes and configs stay what they were.
+        found = asdict(self)
+        sources = found.pop("sources")
+        return found | ({"sources": [list(source) for source in sources]} if sources else {})
+
+    @classmethod
+    def of_sources(cls, rules: Mapping[str, SplitRule]) -> SplitRule:
+        """
+        The one rule of several sources; seed, shares and reading of ids are the same in all of them.
+
+        Args:
+            rules (`Mapping[str, SplitRule]`): By what a card may call the source, two or more.
+        """
+        first = next(iter(rules.values()))
+        schemes = tuple((name, rule.scheme) for name, rule in rules.items())
+        return replace(first, scheme=SEVERAL, dataset=None, sources=schemes)
+
+    def of(self, dataset: str | None) -> SplitRule:
+        """
+        The rule of one data set: of several sources that of the public data set of this name, and otherwise, as for a
+        table, by patient (or by the table's own column). A rule of one source is its own.
+        """
+        if not self.sources:
+            return self
+        scheme = dict(self.sources).get(dataset)
+        return replace(self, scheme=scheme or PATIENT, dataset=dataset if scheme else None, sources=())
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> SplitRule:
@@ -77,7 +108,10 @@ class SplitRule:
         known = {field.name for field in fields(cls)}
         if unknown := sorted(values.keys() - known - {"hash"}):
             raise ValueError(f"The split rule has unknown fields: {', '.join(unknown)}. Update adaptor_hf.")
-        rule = cls(**{name: value for name, value in values.items() if name in known})
+        given = {name: value for name, value in values.items() if name in known}
+        if "sources" in given:
+            given["sources"] = tuple((str(name), str(scheme)) for name, scheme in given["sources"])
+        rule = cls(**given)
         if values.get("hash", rule.hash) != rule.hash:
             raise ValueError(
                 f"The split rule's fields give the hash {rule.hash}, beside them stands {values['hash']}: it was "
@@ -117,4 +151,4 @@ class SplitRule:
         return table, replace(self, scheme=PATIENT if given == {None} else GIVEN, dataset=None)
 
 
-__all__ = ["GIVEN", "PATIENT", "SplitRule"]
+__all__ = ["GIVEN", "PATIENT", "SEVERAL", "SplitRule"]

@@ -98,8 +98,8 @@ class TableArguments:
         group=SPLIT, advanced=True, choices=list(ACTIONS),
     )  # fmt: skip
     cache_dir: str | None = option(
-        None, "Where embeddings are kept. Default: `embeddings` inside output_dir.", group=EMBEDDINGS, privacy=PATH,
-        metavar="FOLDER",
+        None, "Where embeddings are kept. Default: `embeddings` beside output_dir, for train_downstream.py in it.",
+        group=EMBEDDINGS, privacy=PATH, metavar="FOLDER",
     )  # fmt: skip
     check: str = option(
         "touched", "Compare cached embeddings with their digests: those that are used, full: all of the cache's files, "

@@ -172,6 +172,7 @@ def write_training_rows(
     namespaces: Sequence[str],
     *,
     ids: str = "canonical",
+    more: Sequence[tuple[Iterable[str | None], Sequence[str]]] = (),
 ) -> Path:
     """
     Write `training_rows.safetensors` and, outside private mode, the key of its HMACs (readable by its owner only).
@@ -182,20 +183,24 @@ def write_training_rows(
         patient_ids: Their patients as the table has them, never hashed; None where they are not at hand.
         namespaces: What the ids belong to, most specific first.
         ids: `canonical` or `exact`, as the split rule has it.
+        more: Of several sources, patients and namespaces of all but the first: ids are of their own namespaces alone.
     """
     from safetensors.numpy import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {"version": _VERSION, "namespaces": list(namespaces), "ids": ids, "private_key": key_name()}
+    every = list(dict.fromkeys(name for names in (namespaces, *(names for _, names in more)) for name in names))
+    metadata = {"version": _VERSION, "namespaces": every, "ids": ids, "private_key": key_name()}
     tensors = {}
     if images is not None:
         tensors["images"] = _bytes_of(images)
     if patient_ids is not None:
         key = private_key() or load_key(folder / KEY_FILE, create=True)
-        known = [patient for patient in patient_ids if patient is not None]
-        distinct = set(canonical_ids(known) if ids == "canonical" else known)
-        made = [_hmac(key, name, patient) for name in namespaces for patient in distinct]
+        made = []
+        for given, names in ((patient_ids, namespaces), *more):
+            known = [patient for patient in given if patient is not None]
+            distinct = set(canonical_ids(known) if ids == "canonical" else known)
+            made += [_hmac(key, name, patient) for name in names for patient in distinct]
         tensors["patients"] = _bytes_of(np.array(made, DIGEST))
     path = folder / TRAINING_ROWS_FILE
     write_aside(path, save(tensors, {_METADATA: json.dumps(metadata, sort_keys=True)}))

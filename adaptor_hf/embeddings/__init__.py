@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .build import build_cache
     from .importing import import_embeddings
+    from .joined import join_caches
     from .reader import EmbeddingCache, ResidentCache, open_cache
     from .repair import repair_cache
     from .verify import verify_cache
@@ -14,6 +15,7 @@ _EXPORTS = {
     "ResidentCache": "reader",
     "build_cache": "build",
     "import_embeddings": "importing",
+    "join_caches": "joined",
     "open_cache": "reader",
     "repair_cache": "repair",
     "verify_cache": "verify",
@@ -24,6 +26,7 @@ __all__ = [
     "ResidentCache",
     "build_cache",
     "import_embeddings",
+    "join_caches",
     "open_cache",
     "repair_cache",
     "verify_cache",

@@ -6,30 +6,29 @@ import logging
 import os
 import sys
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from ..data.pair_arguments import DataArguments
+from ..data.pair_arguments import DEFAULTS, DataArguments
 from ..data.reading import Reading
-from ..data.split_rule import SplitRule
-from ..data.table_arguments import TowerArguments
+from ..data.stored_arguments import STORED, refuse_without_tower
+from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArguments
 from ..options.arguments import OptionFormatter, add_options
-from ..privacy.gate import guarded, knows, refuses
-from ..privacy.mode import error_text, speaks_privately
+from ..options.fields import own_options, path_values
+from ..privacy.gate import guarded, knows
+from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, hide_place, speaks_privately, start_private_mode
 from ..progress import no_bars_in_a_log
-from .files import NUMPY_DTYPES
+from .place import place_of_cache
 
-_RULE = SplitRule()
-# Columns are as the table gives them, and a split is made where it has none.
-_DEFAULTS = {
-    "image_column": None, "validation_fraction": _RULE.validation_fraction, "test_fraction": _RULE.test_fraction,
-    "split_seed": _RULE.seed,
-}  # fmt: skip
-_TABLE_OPTIONS = (
-    "image_column", "text_column", "patient_column", "study_column", "split_column", "id_column", "view_column",
-    "image_root", "filter", "delimiter", "encoding", "missing_word", "ids", "image_mode", "voi_lut", "range_percentile",
-    "validation_fraction", "test_fraction", "split_seed", "extraction_batch_size", "max_text_length",
-    "image_store", "image_store_size", "check",
-)  # fmt: skip
+logger = logging.getLogger(__name__)
+
+ESSENTIAL, MACHINE = "essential", "this machine"
+_GROUPS = (ESSENTIAL, TABLE, SPLIT, PUBLIC, EMBEDDINGS, STORED, MACHINE, PRIVACY)
+_ESSENTIAL = ("train_file", "dataset", "data_root", "vision_tower", "text_tower", "cache_dir")
+# A ready cache is not built, and nothing is pushed.
+_NOT_HERE = ("cache", "allow_push")
+_SPELLINGS = {"split_seed": "--seed", "extraction_batch_size": "--batch_size", "embedding_dtype": "--dtype"}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -37,19 +36,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     build = commands.add_parser(
         "build", help="embed a table of images and reports, or go on with a build", formatter_class=OptionFormatter,
-        description="Leave out a tower to build the other one's modality alone.",
+        usage="%(prog)s SOURCE --OPTION VALUE ...",
+        description="Options of table, split and towers are those of train_pretrain.py: with the same ones it takes "
+        "what is built here. Leave out a tower to build the other one's modality alone.",
     )  # fmt: skip
-    build.add_argument(
-        "source", help="CSV, TSV, Excel, Parquet or JSON-lines file, image folder, saved data set or hub id"
-    )
-    build.add_argument("--cache_dir", required=True, help="folder of the cache")
-    add_options(build, TowerArguments, ("vision_tower", "text_tower"))
-    spellings = {"split_seed": "--seed", "extraction_batch_size": "--batch_size"}
-    add_options(build, DataArguments, _TABLE_OPTIONS, defaults=_DEFAULTS, spellings=spellings)
-    build.add_argument("--dtype", choices=NUMPY_DTYPES, default="float16")
-    build.add_argument("--device", help="cpu, cuda, cuda:1; default: CUDA when there is one")
-    build.add_argument("--num_workers", type=int, help="processes that decode images")
-    build.add_argument("--max_fault_fraction", type=float, default=0.05, help="share of bad rows that is accepted")
+    _add_build_options(build)
     for name, text in (
         ("info", "what a cache holds"), ("verify", "compare all files with their digests"),
         ("repair", "give up damaged files, so that a build embeds their rows again"),
@@ -59,60 +50,145 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build(arguments: argparse.Namespace) -> None:
+def _add_build_options(build: argparse.ArgumentParser) -> None:
+    groups = {title: build.add_argument_group(title) for title in _GROUPS}
+    groups[ESSENTIAL].add_argument(
+        "source", nargs="?", metavar="SOURCE", help="As --train_file, which may be left out then."
+    )
+    declared = {item.name: kind for kind in (DataArguments, TowerArguments, PrivacyArguments)
+                for item in own_options(kind) if item.name not in _NOT_HERE}  # fmt: skip
+    titles = {item.name: item.metadata["group"] for kind in set(declared.values()) for item in own_options(kind)}
+    for name in sorted(declared, key=lambda name: _ESSENTIAL.index(name) if name in _ESSENTIAL else len(_ESSENTIAL)):
+        more = {key: {name: given[name]} for key, given in (("defaults", DEFAULTS), ("spellings", _SPELLINGS))
+                if name in given}  # fmt: skip
+        add_options(groups[ESSENTIAL if name in _ESSENTIAL else titles[name]], declared[name], (name,), **more)
+    (place,) = (action for action in build._actions if action.dest == "cache_dir")
+    place.help = "Where embeddings are kept. Default: ADAPTOR_CACHE_DIR of the environment, else outputs/embeddings."
+    machine = groups[MACHINE]
+    machine.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="Measure 32 rows here, say bytes and hours, and stop."
+    )
+    machine.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default: CUDA when there is one.")
+    machine.add_argument("--num_workers", "--num-workers", type=int, metavar="N", help="Processes that decode images.")
+    machine.add_argument(
+        "--max_fault_fraction", "--max-fault-fraction", type=float, default=0.05, metavar="X",
+        help="Share of bad rows that is accepted.",
+    )  # fmt: skip
+
+
+def _build_arguments(arguments: argparse.Namespace) -> tuple[DataArguments, TowerArguments, PrivacyArguments]:
+    """The scripts' dataclasses of what was given.
+
+    Raises:
+        ValueError: options that do not go together.
+    """
+    if arguments.source is not None and arguments.train_file is not None:
+        raise ValueError("SOURCE and --train_file are two names of the table: give one.")
+    arguments.train_file = arguments.train_file or arguments.source
+    if arguments.train_file is None and arguments.dataset is None:
+        raise ValueError("Give a table (SOURCE), or --dataset (a public data set) with --data_root.")
+    if arguments.vision_tower is None and arguments.text_tower is None:
+        raise ValueError("Give --vision_tower, --text_tower, or both: python -m adaptor_hf.towers lists them.")
+    given: dict[type, Any] = {}
+    for kind in (DataArguments, TowerArguments, PrivacyArguments):
+        names = [item.name for item in fields(kind) if hasattr(arguments, item.name)]
+        given[kind] = kind(**{name: getattr(arguments, name) for name in names})
+    data, towers, privacy = given.values()
+    refuse_without_tower(data, vision=towers.vision_tower is not None, text=towers.text_tower is not None)
+    if towers.text_tower is None and data.dataset is None:
+        data.text_column = None
+    if towers.vision_tower is None:
+        # Texts alone: no image is looked at.
+        data.image_mode = "L"
+    return data, towers, privacy
+
+
+def _build(
+    arguments: argparse.Namespace, data: DataArguments, towers: TowerArguments, privacy: PrivacyArguments
+) -> None:
     from .. import auto_classes  # noqa: F401  (the names of towers)
-    from ..data.splits import assign_splits
-    from ..data.tables import load_pairs
-    from ..towers.check import check_tower
-    from .build import build_cache
+    from ..training.pair_cache import check_sources, embed_pairs, next_run, options_beside_cache
+    from ..training.pairs import load_training_pairs
     from .ranks import Ranks
 
-    for kind, tower in (("vision", arguments.vision_tower), ("text", arguments.text_tower)):
-        if tower is not None:
-            check_tower(kind, tower)
-    columns = {name: value for name, value in vars(arguments).items() if name.endswith("_column") and value}
-    if arguments.text_tower is None:
-        columns["text_column"] = None
-    filters = arguments.filter or None
-    # Texts alone: no image is looked at.
-    mode = arguments.image_mode if arguments.vision_tower else "L"
-    dataset = load_pairs(
-        arguments.source, image_root=arguments.image_root, filters=filters, voi_lut=arguments.voi_lut,
-        image_mode=mode, ids=arguments.ids, missing_words=arguments.missing_word, sep=arguments.delimiter,
-        encoding=arguments.encoding, range_percentile=arguments.range_percentile or 0.0, **columns,
+    check_sources(data, towers)
+    pairs = load_training_pairs(data, privacy)
+    if arguments.dry_run:
+        _estimate(pairs.dataset, arguments, data, towers)
+        return
+    machine = {name: getattr(arguments, name) for name in ("device", "num_workers")}
+    cache = embed_pairs(
+        pairs, data, towers, arguments.cache_dir, rebuild=data.rebuild,
+        max_fault_fraction=arguments.max_fault_fraction, **machine,
     )  # fmt: skip
-    shares = {"validation_fraction": arguments.validation_fraction, "test_fraction": arguments.test_fraction}
-    dataset = assign_splits(dataset, **shares, seed=arguments.split_seed, ids=arguments.ids)
-    options = ("max_text_length", "dtype", "device", "num_workers", "max_fault_fraction", "image_store",
-               "image_store_size")  # fmt: skip
-    cache = build_cache(
-        dataset,
-        arguments.vision_tower,
-        arguments.text_tower,
-        arguments.cache_dir,
-        batch_size=arguments.extraction_batch_size,
-        check=arguments.check,
-        **{name: getattr(arguments, name) for name in options},
-    )
     ranks = Ranks()
     if ranks.is_main:
         _print_info(cache.path)
+        _say_copies(cache, data)
+        if cache.vision_spec and cache.text_spec:
+            logger.info(next_run(cache.path, "outputs/run", options_beside_cache(data)))
     ranks.close()
+
+
+def _estimate(dataset: Any, arguments: argparse.Namespace, data: DataArguments, towers: TowerArguments) -> None:
+    import torch
+
+    from ..training.dry_run import estimate_storage
+    from ..training.pair_cache import loaded_towers
+
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    found = estimate_storage(dataset, data, *loaded_towers(data, towers), arguments.cache_dir, device)
+    counts = [f"{one.rows:,} {name}" for name, one in (("images", found.images), ("texts", found.texts)) if one]
+    print(f"What could be kept of {' and '.join(counts)}, measured on {device} with up to 32 rows:\n{found.table()}")
+
+
+def _say_copies(cache: Any, data: DataArguments) -> None:
+    """Training would stop at copies, or drop them: said now, while nothing waits for it."""
+    from ..data.duplicates import without_copies
+
+    if cache.vision_spec is None:
+        return
+    try:
+        without_copies(cache, data.duplicates)
+    except ValueError as error:
+        logger.warning("Training on this cache will stop: %s", error_text(error))
 
 
 def _build_until_done(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 75 after a signal of a scheduler; then the file `requeue` is in the folder of the cache."""
+    data, towers, privacy = _build_arguments(arguments)
+    start_private_mode(privacy, path_values(data, towers, privacy))
+    arguments.cache_dir = place_of_cache(cache_dir=arguments.cache_dir)
+    hide_place(arguments.cache_dir)
     from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
     from ..training.run_folder import requeue_file
 
     is_main = os.environ.get("RANK", "0") == "0"
+    if arguments.dry_run and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
     try:
-        with catch_signals(), requeue_file(arguments.cache_dir) if is_main else nullcontext():
-            _build(arguments)
+        with catch_signals(), requeue_file(arguments.cache_dir) if is_main and not arguments.dry_run else nullcontext():
+            _build(arguments, data, towers, privacy)
     except Interrupted:
         print("Stopped by a signal. The same command goes on: finished parts are kept.", file=sys.stderr)
         return EXIT_REQUEUE
     return 0
+
+
+def _stored(manifests: dict[str, dict]) -> dict[str, dict]:
+    """Of each modality the version of its format, its rows, of all data sets, and what is kept of each."""
+    found = {}
+    for manifest in manifests.values():
+        pooled = {"shape": [manifest["width"]], "dtype": manifest["dtype"], "shards": manifest["shards"]}
+        columns = {
+            name: {"shape": entry["shape"], "dtype": entry["dtype"],
+                   "megabytes": round(sum(shard["bytes"] for shard in entry["shards"]) / 1e6, 1)}
+            for name, entry in {"embedding": pooled, **manifest.get("columns", {})}.items()
+        }  # fmt: skip
+        found[manifest["content"]] = {
+            "version": manifest["version"], "rows": manifest["rows"], "columns": columns,
+        }  # fmt: skip
+    return found
 
 
 def _print_info(path: Path) -> None:
@@ -132,6 +208,7 @@ def _print_info(path: Path) -> None:
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
         "folders": folders,
+        "stored": _stored(cache.modality_manifests()),
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,
@@ -147,7 +224,7 @@ def _print_info(path: Path) -> None:
 
 
 @guarded({
-    "build": refuses("train_pretrain.py builds a private cache, and so does build_cache in Python (docs/privacy.md)."),
+    "build": knows("ids, as keyed hashes, reports, places and columns; it needs a key file"),
     "info": knows("places"),
     "repair": knows("places, and what other libraries say of damage"),
     "verify": knows("places, and what other libraries say of damage"),

@@ -6,12 +6,13 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data.reading import Reading
-from ..folder_lock import FolderLock
-from ..privacy.mode import check_private_mode
+from ..folder_lock import FolderLock, only_writer
+from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
 from .files import NUMPY_DTYPES
@@ -23,6 +24,7 @@ from .pairs import write_pairs
 from .pieces import PIECE_ROWS
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_together
+from .rebuilding import remove_superseded
 from .shards import SHARD_ROWS
 from .source import TowerSource
 from .stored import StoredImages, StoredTexts
@@ -102,7 +104,7 @@ def build_cache(
         image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed: what is kept of an image beside
             its pooled vector, as of `StoredImages`.
         text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
-            the text.
+            the text; in private mode see `check_private_columns`.
         rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
 
     Returns:
@@ -138,6 +140,7 @@ def build_cache(
         image_tokens, regions and tuple(regions), tuple(shallow), image_attention, views, view_recipe, view_seed
     )
     kept_texts = StoredTexts(text_tokens, text_attention, words, sentences)
+    check_private_columns(asdict(kept_images), asdict(kept_texts))
     settings = Settings(
         batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks, kept_images,
         kept_texts, rebuild,
@@ -197,7 +200,20 @@ def _build(
         _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 
-    return ranks.on_main(finish)
+    pairs = ranks.on_main(finish)
+    if settings.rebuild:
+        ranks.on_main(lambda: _tidy(Path(pairs), modalities))
+    return pairs
+
+
+def _tidy(pairs: Path, modalities: list[Modality]) -> None:
+    try:
+        with only_writer(pairs.parent, "build", what="build", option="cache_dir", strict=False):
+            remove_superseded(pairs, [modality.folder for modality in modalities])
+    except BlockingIOError:
+        logger.info("another process builds in %s: what the rebuild replaced is removed by the next one", pairs.parent)
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("%s. What the rebuild replaced is kept", str(error).removesuffix("."))
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:

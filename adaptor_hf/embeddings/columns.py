@@ -14,14 +14,17 @@ _ARROW = {"float16": pa.float16(), "float32": pa.float32(), "int8": pa.int8(), "
 # What is rounded to a finite number; int8 a little less, for the rounding of its scales.
 _LIMITS = {
     "float16": float(np.nextafter(np.float32(65520), np.float32(0))), "float32": float(np.finfo(np.float32).max),
-    "int8": 65504.0, "int16": 32767,
+    "int8": 65519.0, "int16": 32767,
 }  # fmt: skip
 SCALE = "_scale"
 _BUILD_OPTIONS = {
     name: f"--{name}"
     for name in ("image_tokens", "regions", "shallow", "image_attention", "text_tokens", "text_attention", "words",
                  "sentences")
-} | {"view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens"}  # fmt: skip
+} | {
+    "view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens",
+    "view_maps": "--views with --view_recipe convirt or lovt",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -136,8 +136,7 @@ class FileChecks:
             OSError: a file cannot be read.
         """
         entries = [entry for entry in entries if not entry.get("lost")]
-        for entry in entries:
-            _check_size(folder / entry["file"], entry, advice)
+        check_sizes(folder, entries, advice)
         if not self.files:
             return
         todo = []
@@ -171,12 +170,16 @@ def _digest(item: tuple[Path, str, str]) -> str:
         raise OSError(error.errno, f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _check_size(path: Path, entry: dict, advice: str) -> None:
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing from the cache. Copy it back. {advice}") from None
-    if size != entry["bytes"]:
-        raise ValueError(
-            f"{path} has {size} bytes, the manifest says {entry['bytes']}: it is truncated or was replaced. {advice}"
-        )
+def check_sizes(folder: Path, entries: Iterable[dict], advice: str) -> None:
+    """Compare the sizes of files of a folder with their entries; as `FileChecks.check` without digests."""
+    for entry in entries:
+        path = folder / entry["file"]
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{path} is missing from the cache. Copy it back. {advice}") from None
+        if size != entry["bytes"]:
+            raise ValueError(
+                f"{path} has {size} bytes, the manifest says {entry['bytes']}: it is truncated or was replaced. "
+                f"{advice}"
+            )

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..data.content_keys import text_key
+from ..data.ids import SOURCE
 from ..files import folder_written_aside, read_regular
 from .digests import FileChecks
 from .faults import EXCLUDED, excluded_csv, excluded_rows
@@ -106,6 +107,11 @@ def write_pairs_folder(
     listed = excluded_csv(excluded)
     parts = [ROWS_FILE, manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
     key = json_key(parts)
+    rebuilt = {name: one.rebuilt for name, one in folders.items() if one.rebuilt}
+    if rebuilt:
+        # Beside those that were there: up to the end of the rebuild they can be opened.
+        manifest = manifest | {"replaces": f"pairs-{key}"}
+        key = json_key([*parts, rebuilt])
     folder = cache_dir / f"pairs-{key}"
     none = np.full(len(kept), -1, dtype=np.int64)
     numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}
@@ -124,6 +130,8 @@ def write_pairs_folder(
                 files.append(write_batches(aside / PAIRS_FILE, ids.schema, batches))
                 header = {"content": "pairs", "key": key, "rows": len(kept), "shards": files, "embedding_files": shards}
                 header["files"] = [write_text(aside / EXCLUDED, listed)]
+                if SOURCE in ids.column_names:
+                    header["sources"] = pc.unique(ids[SOURCE]).to_pylist()
                 write_record(aside / MANIFEST, header | manifest)
         except OSError:
             if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content

@@ -3,11 +3,13 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from .column_batches import batch_names, fixed_batch, ragged_batch
@@ -72,6 +74,20 @@ def open_together(path: str | os.PathLike, checks: FileChecks, ranks: Ranks) -> 
     return EmbeddingCache(find_pairs(path, check=checks.metadata), checks=checks.done_elsewhere())
 
 
+def source_codes(table: pa.Table, names: list[str], folder: Path) -> np.ndarray | None:
+    """(n,) int64 place of each row's source among the names of a manifest; None where it names none.
+
+    Raises:
+        ValueError: a row is of none of them.
+    """
+    if not names:
+        return None
+    codes = pc.index_in(table["source"], pa.array(names, pa.string())).combine_chunks()
+    if codes.null_count:
+        raise ValueError(f"{folder} has rows of no source that its manifest names. {rebuild(folder)}")
+    return codes.cast(pa.int64()).to_numpy()
+
+
 def find_pairs(path: str | os.PathLike, *, check: bool = True) -> Path:
     """The `pairs-<key>` folder that a path means."""
     folder = Path(path)
@@ -111,6 +127,8 @@ class _Store:
         )
         table = pa.Table.from_batches(map_batches(folder / PAIRS_FILE))
         self.splits = table["split"].dictionary_encode().combine_chunks()
+        self.sources = self.manifest.get("sources", [])
+        self.source = source_codes(table, self.sources, folder)
         if not self.rows == len(table) == self.manifest["rows"]:
             raise ValueError(
                 f"{folder} has {self.rows} rows in {ROWS_FILE}, {len(table)} in {PAIRS_FILE} and "
@@ -150,8 +168,9 @@ class EmbeddingCache:
 
     Batches have, as far as the modalities exist: `image_embeds` and `text_embeds`, (n, D) tensors in storage dtype,
     float16 where int8 is stored; the columns that were asked for; `text_row`, int64 (n,), equal for equal texts;
-    `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole cache. A row without text has text_row -1 and
-    NaN for a vector: take `paired()` for contrastive training.
+    `study`, int64 codes (n,); `row`, int64 (n,), the row in the whole cache; of several sources `source`, int64 codes
+    (n,) of `source_names`. A row without text has text_row -1 and NaN for a vector: take `paired()` for contrastive
+    training.
 
     A column of fixed shape is (n, *shape), in its dtype, float16 for int8. One whose rows differ in length is padded to
     the longest of the batch, (n, L, ...): with zeros and, for text tokens, `text_attention_mask`, (n, L) int64; spans,
@@ -177,9 +196,10 @@ class EmbeddingCache:
         self._store = _Store(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         self._columns = self._known(columns)
+        self._check_sizes()
 
     def _view(self, rows: np.ndarray, columns: tuple[str, ...] | None = None) -> "EmbeddingCache":
-        view = object.__new__(EmbeddingCache)
+        view = object.__new__(type(self))
         view._store = self._store
         view._rows = rows
         view._columns = self._columns if columns is None else columns
@@ -199,9 +219,18 @@ class EmbeddingCache:
         """This view with these columns in its batches, of `stored_columns`; without names, none.
 
         Raises:
-            ValueError: the cache has no such column; which option of a build makes it.
+            FileNotFoundError: a file of such a column is missing (named).
+            ValueError: the cache has no such column, and which option of a build makes it; or one of its files has not
+                its size.
         """
-        return self._view(self._rows, self._known(names))
+        view = self._view(self._rows, self._known(names))
+        view._check_sizes()
+        return view
+
+    def _check_sizes(self) -> None:
+        """What is missing or cut of the columns is named now, and not when training comes there."""
+        for _, shards, rows in self._shards[len(self._store.vectors) :]:
+            shards.check_sizes(rows)
 
     @property
     def stored_columns(self) -> dict[str, Column]:
@@ -215,7 +244,8 @@ class EmbeddingCache:
         """The stored columns that batches of this view have."""
         return self._columns
 
-    def _sources(self) -> list[tuple[str, Shards, np.ndarray]]:
+    @cached_property
+    def _shards(self) -> list[tuple[str, Shards, np.ndarray]]:
         """For each stored column of a batch its name, its files, and (n,) row numbers in them for all pairs."""
         store = self._store
         rows = {"images": store.image_row, "texts": store.text_row}
@@ -243,7 +273,13 @@ class EmbeddingCache:
         pooled = [_POOLED[modality] for modality in self._store.vectors]
         stored = self.stored_columns
         further = dict.fromkeys(name for column in self._columns for name in batch_names(stored[column]))
-        return [*pooled, *further, "text_row", "study", "row"]
+        several = ["source"] if self._store.sources else []
+        return [*pooled, *further, "text_row", "study", "row", *several]
+
+    @property
+    def members(self) -> list["EmbeddingCache"]:
+        """The caches that lie in one place each: this one, or those that were joined."""
+        return [self]
 
     @property
     def path(self) -> Path:
@@ -303,7 +339,7 @@ class EmbeddingCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the distinct vectors of this view and its columns, as stored; ragged ones by their mean length."""
-        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._sources())
+        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards)
 
     @property
     def num_image_only(self) -> int:
@@ -364,6 +400,34 @@ class EmbeddingCache:
         codes = self._store.splits.indices.to_numpy()[self._rows]
         return self._view(self._rows[codes == names.index(name)])
 
+    @property
+    def source_names(self) -> list[str]:
+        """Of the whole cache, in the order of their codes; empty of one source."""
+        return list(self._store.sources)
+
+    @property
+    def source_codes(self) -> np.ndarray | None:
+        """(n,) int64 source of each row of this view, a place in `source_names`; None of one source."""
+        return None if self._store.source is None else self._store.source[self._rows]
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """Rows of each source in this view; empty of one source."""
+        if (codes := self.source_codes) is None:
+            return {}
+        counts = np.bincount(codes, minlength=len(self._store.sources))
+        return {name: int(count) for name, count in zip(self._store.sources, counts, strict=True) if count}
+
+    def source(self, name: str) -> "EmbeddingCache":
+        """View of one source.
+
+        Raises:
+            ValueError: no row of this view is of that source.
+        """
+        if name not in self.sources:
+            raise ValueError(f"no source {name!r} in {self._store.folder}; there are {sorted(self.sources)}")
+        return self._view(self._rows[self.source_codes == self._store.sources.index(name)])
+
     def select(self, indices: Sequence[int] | np.ndarray) -> "EmbeddingCache":
         """View of these rows of this view, in this order."""
         return self._view(self._rows[self._checked(indices)])
@@ -382,11 +446,13 @@ class EmbeddingCache:
         rows = self._rows[self._checked(indices)]
         store = self._store
         batch = {}
-        for name, shards, numbers in self._sources():
+        for name, shards, numbers in self._shards:
             batch |= _batch(name, shards, numbers[rows])
         batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
         batch["row"] = torch.from_numpy(rows)
+        if store.source is not None:
+            batch["source"] = torch.from_numpy(store.source[rows])
         return batch
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> dict[str, torch.Tensor]:
@@ -440,8 +506,11 @@ class ResidentCache:
         self._columns = {"text_row": torch.from_numpy(cache.text_rows)}
         self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
         self._columns["row"] = torch.from_numpy(cache._rows)
+        self.source_names, self.source_codes = cache.source_names, cache.source_codes
+        if self.source_codes is not None:
+            self._columns["source"] = torch.from_numpy(self.source_codes)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
-        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._sources()]
+        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._shards]
 
     def __len__(self) -> int:
         return len(self._columns["row"])

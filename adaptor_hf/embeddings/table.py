@@ -18,6 +18,7 @@ from ..data.content_keys import (
     key_vector,
     text_key,
 )
+from ..data.ids import SOURCE
 from ..data.missing import is_missing
 from ..data.splits import canonical_split
 from ..files import printable
@@ -35,7 +36,8 @@ class PairTable:
 
     Attributes:
         dataset: datasets.Dataset with the contract columns, all splits one after the other.
-        ids: Arrow table with image_id, patient_id, study_id, view, split, source_row and, with labels, targets.
+        ids: Arrow table with image_id, patient_id, study_id, view, split, source_row and, with labels, targets; of
+            several sources, source.
         image_keys, text_keys: (n,) keys of 16 bytes, or None for a modality that is not built.
         has_image, has_text: (n,) bool; False also where the row is faulty.
         faults: row -> reason.
@@ -136,7 +138,21 @@ def read_ids(dataset, splits: np.ndarray | None = None) -> pa.Table:
     if "labels" in names:
         # `labels` would make Trainer take the batch for a labelled one.
         columns["targets"] = _column(dataset, "labels")
+    if (source := _sources(dataset)) is not None:
+        columns[SOURCE] = source
     return pa.table(columns)
+
+
+def _sources(dataset) -> pa.ChunkedArray | None:
+    """Name of each row's source, (n,) text; None where there are not several sources."""
+    names = getattr(dataset.features.get(SOURCE), "names", None)
+    if names is None or len(names) < 2:
+        return None
+    codes = _column(dataset, SOURCE).combine_chunks()
+    if codes.null_count or pc.any(pc.less(codes, 0)).as_py():
+        raise ValueError(f"some rows have no {SOURCE}. Of several sources every row is of one")
+    # Not as a dictionary: `datasets` opens no file with such a column.
+    return pa.chunked_array([pa.array(names, pa.string()).take(codes)])
 
 
 def _splits(given: pa.ChunkedArray) -> pa.ChunkedArray:

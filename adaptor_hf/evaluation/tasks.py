@@ -112,7 +112,7 @@ for _task in (
         readouts=("frozen",),
         trains=True,
         has_fractions=True,
-        own_options=("save_model", "external", "image_tokens"),
+        own_options=("save_model", "external", "cached_tokens"),
         files=("model/model.safetensors", "model/config.json"),
     ),
     Task(

@@ -8,7 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from ..data.reading import Reading
 from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
-from ..markdown import one_line, plain, sentence, table_row
+from ..markdown import one_line, plain, sentence, table_row, table_rule
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ def write_model_card(
     dataset_name: str | None = None,
     controls: str | None = None,
     versions: dict[str, str] | None = None,
+    sources: list[dict[str, Any]] | None = None,
 ) -> Path:
     """
     Write `README.md` of a model folder with the Hub's metadata.
@@ -128,6 +129,8 @@ def write_model_card(
         dataset_name (`str`, *optional*): As the user calls the data; never a path.
         controls (`str`, *optional*): Table of the controls.
         versions (`dict[str, str]`, *optional*): Versions of packages.
+        sources (`list[dict]`, *optional*): Of several sources each: `name`, `pairs` a split, `patients`, `share` of an
+            epoch, `mean_recall` with its `interval`, and `terms`.
 
     Returns:
         `Path`: The card.
@@ -178,6 +181,7 @@ def write_model_card(
         ),
         dataset=plain(dataset),
         pairs=", ".join(f"{count:,} {plain(name)}" for name, count in pairs.items()),
+        sources=describe_sources(sources),
         split_hash=split_hash,
         split_rule=describe_rule(config.get("split_rule")),
         reading=describe_reading(config.get("vision_tower")),
@@ -190,6 +194,27 @@ def write_model_card(
     with written_aside(path) as aside:
         card.save(aside)
     return path
+
+
+def describe_sources(sources: list[dict[str, Any]] | None) -> str:
+    """A table of several sources, with the terms of each."""
+    if not sources:
+        return ""
+    parts = list(sources[0]["pairs"])
+    head = ["source", *(f"{part} pairs" for part in parts), "known patients", "share of an epoch", "mean recall",
+            "terms"]  # fmt: skip
+    rows = []
+    for one in sources:
+        recall = "n/a" if one["mean_recall"] is None else f"{one['mean_recall']:.3f}"
+        if one["interval"] is not None:
+            recall += " [{:.3f}, {:.3f}]".format(*one["interval"])
+        counts = [f"{one['pairs'][part]:,}" for part in parts]
+        rows.append([one["name"], *counts, f"{one['patients']:,}", f"{one['share']:.1%}", recall, one["terms"]])
+    lines = [table_row(head), table_rule(len(head)), *map(table_row, rows)]
+    return (
+        "\n\nSeveral sources, each split by its own patients; the mean recall of each is among its own images and "
+        "texts. All their terms hold; the most restrictive decides what may be shared.\n\n" + "\n".join(lines)
+    )
 
 
 def list_metrics(result: "RetrievalResult", num_pairs: int) -> list[tuple[str, float, int]]:
@@ -231,6 +256,8 @@ def describe_rule(rule: dict[str, Any] | None) -> str:
         return "the split of the table"
     shares = f"{100 * rule['validation_fraction']:g} % validation, {100 * rule['test_fraction']:g} % test"
     scheme = "by patient where patients were known" if rule["scheme"] == "patient" else f"scheme {rule['scheme']}"
+    if rule.get("sources"):
+        scheme = "; ".join(f"{plain(name)}: {plain(one)}" for name, one in rule["sources"])
     return f"split rule `{rule['hash']}` ({scheme}, {shares}, seed {rule['seed']})"
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..data.terms import check_consent
 from ..data.training_rows import TRAINING_ROWS_FILE
 from ..files import parse_json, read_json, read_regular
+from ..privacy.nearly_data import nearly_data
 from .saved_code import CODE_FILES, check_code
 
 PUSHED_FILES = (
@@ -37,9 +38,10 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
     Raises:
         FileNotFoundError: if there is no model in the folder, or not the code that others need to load it.
         ValueError: if the model names a tower by a folder of this machine and does not contain it: nobody else could
-            load it.
+            load it; or if an embedding cache in the folder holds what nearly is an image or a text.
     """
     folder = Path(folder)
+    check_no_near_data(folder)
     for needed in ("config.json", "model.safetensors"):
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
@@ -62,6 +64,28 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                 cleaned = without_local_paths(parse_json(files[name]))
                 files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def check_no_near_data(folder: str | Path) -> None:
+    """
+    Refuse a folder to be pushed that has, anywhere in it, an embedding cache with tokens or the like. No push of this
+    package would send it: the list is fixed. But a folder that is about to be shared is no place for it, and other
+    programs send whole folders.
+
+    Raises:
+        ValueError: saying what is there and what to do.
+    """
+    found = set()
+    for path in Path(folder).rglob("*.arrow"):
+        # An unfinished build has all columns in one file.
+        unfinished = any(parent.name.startswith("building-") for parent in path.parents)
+        found |= {"an unfinished build"} if unfinished else set(nearly_data([path.name.rpartition("-")[0]]))
+    if found:
+        raise ValueError(
+            f"Nothing was pushed: an embedding cache in the model's folder holds {', '.join(sorted(found))}, which "
+            "nearly is the images or reports themselves. Move the cache out of this folder, and push again; the next "
+            "time build it elsewhere with --cache_dir."
+        )
 
 
 def _named_classes(folder: Path) -> set[str]:
@@ -129,4 +153,4 @@ def push_folder(
         return str(api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=commit_message))
 
 
-__all__ = ["PUSHED_FILES", "files_to_push", "push_folder"]
+__all__ = ["PUSHED_FILES", "check_no_near_data", "files_to_push", "push_folder"]

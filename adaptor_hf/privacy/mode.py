@@ -31,6 +31,7 @@ from .asked import ENVIRONMENT, environment_asks
 from .gate import start_filter, stop_filter
 from .keys import keyed_hash, load_key
 from .messages import hide_messages, is_hiding, without_quotations
+from .nearly_data import NEARLY_DATA
 
 PRIVACY = "privacy"  # title of its options in --help
 ID_COLUMNS = ("image_id", "patient_id", "study_id")
@@ -49,6 +50,8 @@ logger = logging.getLogger(__name__)
 
 _key: bytes | None = None
 _names_to_say: frozenset[str] = frozenset()
+_columns_to_keep: frozenset[str] = frozenset()
+_OWNER_ONLY = 0o077
 
 
 @dataclass(kw_only=True)
@@ -68,14 +71,19 @@ class PrivacyArguments:
     allow_push: bool = option(
         False, "With --private: let --push_to_hub send the fixed list of files.", group=PRIVACY, advanced=True
     )
+    private_columns: list[str] = option(
+        [], "With --private: store these after all, which nearly are images or reports.", group=PRIVACY, advanced=True,
+        choices=list(NEARLY_DATA), metavar="NAME",
+    )  # fmt: skip
 
 
 def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None] = ()) -> bool:
     """
     Switch the process to private mode if it was asked for, by `--private` or by `ADAPTOR_PRIVATE=1`.
 
-    From here on what is written to stdout, stderr and logs has paths, file names and quoted values cut out, and data
-    sets that the library would keep in its cache go to a folder that is deleted at exit.
+    From here on what is written to stdout, stderr and logs has paths, file names and quoted values cut out, data sets
+    that the library would keep in its cache go to a folder that is deleted at exit, and only the owner can read what is
+    written.
 
     Args:
         arguments (`PrivacyArguments`): Of the script.
@@ -89,7 +97,7 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
         PermissionError: others than its owner may read the key file.
     """
     if not _asked_for(arguments):
-        if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push")
+        if given := [name for name in ("key_file", "allow_identifying_columns", "allow_push", "private_columns")
                      if getattr(arguments, name)]:  # fmt: skip
             raise ValueError(f"--{' and --'.join(given)} would have no effect without --private.")
         stop_filter()
@@ -100,11 +108,19 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
     start_filter()
     hide_messages([*places, arguments.key_file])
     _keep_data_sets_aside()
+    os.umask(_OWNER_ONLY)
     _set_key(load_key(arguments.key_file, create=True))
-    global _names_to_say
+    global _names_to_say, _columns_to_keep
+    _columns_to_keep = frozenset(arguments.private_columns)
     given = (*getattr(arguments, "class_name", ()), getattr(arguments, "positive_label", None))
     _names_to_say = frozenset(name.strip() for name in given if name)
     return True
+
+
+def hide_place(place: str | os.PathLike) -> None:
+    """In private mode, cut a place that no option named out of messages too."""
+    if _key is not None and is_hiding():
+        hide_messages([str(place)])
 
 
 def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
@@ -131,14 +147,31 @@ def speaks_privately() -> bool:
 
 
 @contextmanager
-def private_mode(key: bytes) -> Iterator[None]:
-    """Private mode of caches and files within a block, in Python; messages and data sets' caches are left alone."""
-    before = _key
+def private_mode(key: bytes, columns: Iterable[str] = ()) -> Iterator[None]:
+    """
+    Private mode of caches and files within a block, in Python; messages and data sets' caches are left alone. Of the
+    files that the process writes within the block, only its owner can read any.
+
+    Args:
+        key (`bytes`): As of `load_key`.
+        columns (`Iterable[str]`): What a cache may store though it nearly is the data, see `nearly_data.NEARLY_DATA`.
+
+    Raises:
+        ValueError: a name that is none of these.
+    """
+    global _columns_to_keep
+    if unknown := sorted({*columns} - NEARLY_DATA.keys()):
+        raise ValueError(f"columns must be of {', '.join(NEARLY_DATA)}, got {', '.join(map(repr, unknown))}.")
+    before, columns_before = _key, _columns_to_keep
+    mask = os.umask(_OWNER_ONLY)
     _set_key(key)
+    _columns_to_keep = frozenset(columns)
     try:
         yield
     finally:
+        os.umask(mask)
         _set_key(before)
+        _columns_to_keep = columns_before
 
 
 def is_private() -> bool:
@@ -250,6 +283,32 @@ def check_private_cache(manifests: Iterable[Mapping[str, Any]]) -> None:
         raise ValueError(f"The cache was built {found}: it would carry its ids on. Build it anew with --private.")
 
 
+def check_private_columns(*asked: Mapping[str, Any]) -> None:
+    """
+    In private mode, refuse to store what nearly is an image or a text unless it was named a second time.
+
+    A pooled vector, and the means of whole earlier maps (`shallow`), are one vector of a whole image or text: kept as
+    always. What has a value for each place or token is refused.
+
+    Args:
+        asked: Of images and of texts, what is asked for by name: with a value that is not empty.
+
+    Raises:
+        ValueError: naming all of it, and what to do.
+    """
+    if _key is None:
+        return
+    names = [name for one in asked for name, value in one.items() if value and name in NEARLY_DATA]
+    refused = [name for name in dict.fromkeys(names) if name not in _columns_to_keep]
+    if refused:
+        reasons = "; ".join(f"{name} ({NEARLY_DATA[name]})" for name in refused)
+        raise ValueError(
+            f"Private mode does not store {reasons}. Leave it out; or, if the cache is kept as the images and reports "
+            f"themselves are, name it a second time: --private_columns {' '.join(refused)}, in Python "
+            "private_mode(key, columns=...) (docs/threat_model.md)."
+        )
+
+
 def _hashed(value: Any) -> Any:
     if value is None or isinstance(value, bool) or value == []:
         return value
@@ -282,8 +341,10 @@ def _remove_left_behind() -> None:
 __all__ = [
     "PrivacyArguments",
     "check_private_cache",
+    "check_private_columns",
     "check_private_mode",
     "error_text",
+    "hide_place",
     "is_private",
     "key_name",
     "keyed_digests",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,8 +114,8 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
     image_size: int | None = option(
         None, "segmentation: side of the images in pixels; default: the tower's.", group=EVALUATION, advanced=True
     )
-    image_tokens: str | None = option(
-        None, "segmentation: train on cached tokens, all or a grid of G x G, in the tower's frame, not augmented.",
+    cached_tokens: str | None = option(
+        None, "segmentation: train on tokens of the cache, all or a grid of G x G, as --image_tokens keeps them.",
         group=EVALUATION, privacy=OPEN, advanced=True, metavar="all|G",
     )  # fmt: skip
     epochs: int | None = option(
@@ -173,7 +174,7 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             known = [task.name for task in TASKS.values() if wrong[0] in task.own_options]
             raise ValueError(f"--{wrong[0]} is for --task {' or '.join(known)}, not {self.task}.")
         self._check_needs()
-        if self.image_tokens is not None:
+        if self.cached_tokens is not None:
             self._check_tokens()
         if self.task == "segmentation":
             get_segmentation_protocol(self.protocol)
@@ -208,12 +209,12 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             raise ValueError(f"--task {self.task} needs reports: name their column with --text_column.")
 
     def _check_tokens(self) -> None:
-        if self.image_tokens != "all" and not (self.image_tokens.isdigit() and int(self.image_tokens) > 0):
-            raise ValueError(f"--image_tokens is all, or G for a grid of G x G tokens, got {self.image_tokens!r}.")
+        if self.cached_tokens != "all" and not re.fullmatch(r"[1-9]\d{0,3}", self.cached_tokens):
+            raise ValueError(f"--cached_tokens is all, or G for a grid of G x G tokens, got {self.cached_tokens!r}.")
         if self.image_size is not None:
             raise ValueError(
-                "--image_tokens reads what the tower gave at its own size and crop: leave --image_size out, or "
-                "--image_tokens for whole images of any size."
+                "--cached_tokens reads what the tower gave at its own size and crop: leave --image_size out, or "
+                "--cached_tokens for whole images of any size."
             )
 
     @property

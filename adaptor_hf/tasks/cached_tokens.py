@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,18 +14,45 @@ import torch
 from ..data.boxes import same_shape
 from ..data.images import image_size
 from ..embeddings.sequences import image_sequence, stored_column
+from ..token_sequences_adaptor import token_sequence
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
     from ..embeddings import EmbeddingCache
+    from ..towers_adaptor import VisionTower
     from .segmentation import MaskCollator
 
 logger = logging.getLogger(__name__)
 
 
+def options_of_tokens(tower: VisionTower, cache_dir: str | os.PathLike, image_tokens: str | int) -> dict[str, Any]:
+    """
+    Of the builds of these tokens that a cache folder holds, the options of the largest, whatever else it keeps: with
+    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none.
+
+    Raises:
+        ValueError: a damaged file (named), or the tower's tokens are not as wide as its pooled embedding.
+    """
+    from ..embeddings.keys import tower_identity
+    from ..embeddings.manifest import MANIFEST, read_manifest
+
+    # What could not be read later is refused before it is computed.
+    token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
+    wanted, found = tower_identity(tower), []
+    for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
+        manifest = read_manifest(path.parent)
+        identity = manifest["identity"]
+        stored = identity.get("stored", {})
+        same = all(identity.get(name) == value for name, value in wanted.items())
+        # Images out of a store of resized ones give other numbers.
+        if same and stored.get("image_tokens") == image_tokens and "image_store" not in identity:
+            found.append((manifest["rows"], path.parent.name, {"dtype": manifest["dtype"]} | stored))
+    return max(found, key=lambda one: one[:2])[2] if found else {"image_tokens": image_tokens}
+
+
 def cached_tokens(
-    dataset: Dataset, tower: Any, cache_dir: str | os.PathLike, image_tokens: str | int = "all", **options: Any
+    dataset: Dataset, tower: VisionTower, cache_dir: str | os.PathLike, **options: Any
 ) -> tuple[EmbeddingCache, np.ndarray]:
     """
     Tokens of a data set's images, from the cache as far as they are there, and else added to it. Their frame is that of
@@ -32,7 +60,7 @@ def cached_tokens(
 
     Args:
         dataset (`Dataset`): With a column `image`.
-        tower, cache_dir, image_tokens, options: As in `build_cache`.
+        tower, cache_dir, options: As in `build_cache`, with `image_tokens` among them; see `options_of_tokens`.
 
     Returns:
         `tuple[EmbeddingCache, np.ndarray]`: A view with the column `image_tokens` of the rows whose image can be read,
@@ -47,7 +75,7 @@ def cached_tokens(
     # Ids of their own: an image may stand in two parts of a reference split.
     plain = dataset.select_columns(["image"]).add_column("source_row", rows).add_column("image_id", rows.astype(str))
     plain = plain.add_column("split", np.full(len(rows), "test"))
-    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, image_tokens=image_tokens, **options)
+    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, **options)
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):
         logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))
@@ -98,4 +126,4 @@ class TokenRows(torch.utils.data.Dataset):
         return self.collator([{"image": mask, "mask": mask}])["labels"]
 
 
-__all__ = ["TokenRows", "cached_tokens"]
+__all__ = ["TokenRows", "cached_tokens", "options_of_tokens"]

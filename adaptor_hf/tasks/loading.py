@@ -50,12 +50,16 @@ class LoadedParts:
     leak: str | None = None
 
 
-def split_rule_of(arguments: DownstreamArguments) -> SplitRule:
-    """The rule that the checkpoint was trained under, else the default one; options that are given override it."""
+def split_rule_of(arguments: DownstreamArguments, dataset: str | None = None) -> SplitRule:
+    """
+    The rule that the checkpoint was trained under, else the default one; options that are given override it. Of several
+    sources, the rule of the public data set that is asked for (by default `--dataset`).
+    """
+    dataset = dataset or arguments.dataset
     known = AdaptorConfig.from_pretrained(arguments.model).split_rule
-    rule = SplitRule() if known is None else SplitRule.from_dict(known)
+    rule = SplitRule() if known is None else SplitRule.from_dict(known).of(dataset)
     scheme = arguments.split_scheme
-    if scheme is None and arguments.dataset is not None and rule.dataset != arguments.dataset:
+    if scheme is None and dataset is not None and rule.dataset != dataset:
         scheme = "official"
     return rule.with_options(
         scheme=scheme,
@@ -153,7 +157,8 @@ def load_external_parts(arguments: DownstreamArguments, task: str) -> dict[str, 
     found, rule = {}, split_rule_of(arguments)
     for name, place in pairs_of(arguments.external).items():
         if name in dataset_names():
-            scheme = rule.scheme if rule.dataset == name else "official"
+            mine = split_rule_of(arguments, name)
+            scheme = mine.scheme if mine.dataset == name else "official"
             parts, hashed = load_public(name, place, task, split_scheme=scheme, **public_options(arguments, rule))
             source = None
         else:

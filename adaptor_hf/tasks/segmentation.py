@@ -26,7 +26,7 @@ from ..towers_adaptor import VisionTower
 from ..training.base_trainer import keep_batch
 from ..training.systems import System
 from .arguments import DownstreamArguments
-from .cached_tokens import TokenRows, cached_tokens
+from .cached_tokens import TokenRows, cached_tokens, options_of_tokens
 from .controls import systems_of
 from .data import plain_rows
 from .decoder_training import counts_of, mask_counts, train_decoder
@@ -208,7 +208,7 @@ def run_segmentation(
     if tokens is not None:
         train, validation = (TokenRows(tokens(rows)[0], rows, plain) for rows in (train, validation))
         collators, decoder = (keep_batch, keep_batch), {"segmentation_decoder": "tokens"}
-        recipe.append(f"cached tokens {' x '.join(map(str, grid_of(train.column)))}")
+        recipe.append(f"cached tokens {' x '.join(map(str, grid_of(train.column)))} {train.column.dtype}")
     found, save_to = RunList(), None if save_to is None else Path(save_to)
     for system in (system for system in systems if system.hidden_size is None):
         for fraction in fractions:
@@ -321,10 +321,11 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         loaded.parts["train"] = loaded.parts["train"].select(np.flatnonzero(keep))
     model = load_adaptor(arguments)
     tower, tokens = load_tower(arguments, model, device), None
-    if arguments.image_tokens is not None:
+    if arguments.cached_tokens is not None:
+        wanted = "all" if arguments.cached_tokens == "all" else int(arguments.cached_tokens)
         tokens = functools.partial(
             cached_tokens, tower=tower, cache_dir=cache_dir_of(arguments),
-            image_tokens="all" if arguments.image_tokens == "all" else int(arguments.image_tokens),
+            **options_of_tokens(tower, cache_dir_of(arguments), wanted),
             batch_size=arguments.extraction_batch_size, device=device, check=arguments.check,
         )  # fmt: skip
     runs = run_segmentation(

@@ -8,6 +8,7 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from ..evaluation.metrics import metric_of
+from .source_batches import SOURCE_BATCHES, check_weights
 
 logger = logging.get_logger(__name__)
 
@@ -48,6 +49,10 @@ class AdaptorTrainingArguments(TrainingArguments):
             each of two GPUs and does not share negatives between them.
         positives (`str`, defaults to `"text"`): Which rows are no negatives of each other: those with the same `"text"`,
             of the same `"study"`, or only the row's own `"pair"` (the paper's, with false negatives among repeated reports).
+        dataset_weights (`list[float]`, *optional*): Of data of several sources, the share of each in an epoch, in any
+            unit; by default that of its rows. See [`~training.source_batches.SourceSampler`].
+        source_batches (`str`, defaults to `"mixed"`): `"by_source"`: each batch is of one source, so that what tells
+            sources apart does not help to find a pair.
         grad_cache_batch_size (`int`, *optional*): Embed each process's batch in parts of so many rows, when its
             activations do not fit into memory (about 0.2 MB a pair). The loss and its negatives are the whole batch's,
             the cost is one more forward pass. `gradient_accumulation_steps`, in contrast, adds no negatives.
@@ -83,6 +88,13 @@ class AdaptorTrainingArguments(TrainingArguments):
             "help": "Rows that are no negatives of each other: same text, same study, or the pair alone.",
             "choices": POSITIVES,
         },
+    )
+    dataset_weights: list[float] | None = field(
+        default=None, metadata={"help": "Of several sources, the share of each. Default: that of its rows."}
+    )
+    source_batches: str = field(
+        default="mixed",
+        metadata={"help": "Of several sources: batches of all, or each of one.", "choices": SOURCE_BATCHES},
     )
     grad_cache_batch_size: int | None = field(
         default=None,
@@ -121,6 +133,10 @@ class AdaptorTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.positives not in POSITIVES:
             raise ValueError(f"positives must be one of {', '.join(POSITIVES)}, got {self.positives!r}.")
+        if self.source_batches not in SOURCE_BATCHES:
+            raise ValueError(f"source_batches must be one of {', '.join(SOURCE_BATCHES)}, got {self.source_batches!r}.")
+        if self.dataset_weights is not None:
+            check_weights(self.dataset_weights, len(self.dataset_weights))
         if self.grad_cache_batch_size is not None and self.grad_cache_batch_size < 1:
             raise ValueError(f"grad_cache_batch_size must be at least 1, got {self.grad_cache_batch_size}.")
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -183,7 +199,11 @@ def more_is_better(metric: str) -> bool:
     """Whether more of a metric of evaluation is better: not of losses, ranks, alignment and uniformity."""
     name = metric.removeprefix("eval_")
     found = metric_of(name)
-    return found.higher_is_better if found else not name.endswith(("loss", "alignment", "uniformity"))
+    while found is None and "_" in name:
+        # Of one of several sources: its name stands before that of the metric.
+        name = name.partition("_")[2]
+        found = metric_of(name)
+    return found.higher_is_better if found else not metric.endswith(("loss", "alignment", "uniformity"))
 
 
 __all__ = ["AdaptorTrainingArguments", "more_is_better"]

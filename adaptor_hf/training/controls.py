@@ -79,6 +79,15 @@ class ShuffledPairs(Dataset):
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def source_names(self) -> list[str]:
+        return self.pairs.source_names
+
+    @property
+    def source_codes(self) -> np.ndarray | None:
+        """Of the image, as the pairs have it."""
+        return self.pairs.source_codes
+
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.pairs.__getitems__(rows)
         other = self.pairs.__getitems__(self.partner[np.asarray(rows)])

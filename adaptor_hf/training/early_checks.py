@@ -38,9 +38,13 @@ def check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def check_best_metric(training: AdaptorTrainingArguments) -> None:
+def check_best_metric(training: AdaptorTrainingArguments, sources: Iterable[str] = ()) -> None:
     """
     Check that `--metric_for_best_model` is what an evaluation gives, and that the right way counts as better.
+
+    Args:
+        training (`AdaptorTrainingArguments`): Of the run.
+        sources (`Iterable[str]`): Names of several sources, each of which has retrieval metrics of its own.
 
     Raises:
         ValueError: naming the metrics that are close, or the option to add.
@@ -49,6 +53,8 @@ def check_best_metric(training: AdaptorTrainingArguments) -> None:
     if given is None:
         return
     known = evaluation_metrics()
+    ranked = {name: better for name, better in known.items() if name.startswith(("image_to_", "text_to_", "mean_"))}
+    known |= {f"{source}_{name}": better for source in sources for name, better in ranked.items()}
     name = given.removeprefix("eval_")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["mean_recall", "loss"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 # What a batch of the cache says about its rows, and what the model does not take.
-ROW_COLUMNS = ("text_row", "study", "row")
+ROW_COLUMNS = ("text_row", "study", "row", "source")
 POSITIVE_COLUMN = {"text": "text_row", "study": "study", "pair": None}
 IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask")
 TEXT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "text_embeds", "text_attention_mask")
@@ -19,8 +19,8 @@ class PairCollator:
     Collator of any data set of pairs: a batch that is finished stays as it is, single examples are stacked.
 
     Of an example it takes `pixel_values` or `image_embeds`, `input_ids` or `text_embeds`, their masks, and `text_row`,
-    `study`, `row`; tensors, arrays and lists of numbers alike, decimals of lists as float32. Other columns are left
-    out.
+    `study`, `row`, `source`; tensors, arrays and lists of numbers alike, decimals of lists as float32. Other columns
+    are left out.
 
     Args:
         pad (`Callable`, *optional*): `pad` of a tokenizer, for `input_ids` of different lengths.

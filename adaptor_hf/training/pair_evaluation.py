@@ -1,6 +1,6 @@
 """Retrieval and loss of a model on a split of pairs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ class Retrieval:
     Evaluator: retrieval between all images and all distinct texts of a split, alignment, uniformity, and the loss.
 
     The loss is a mean over batches of one fixed size (`loss_batch_size`, at most 1,024; a ragged rest is left out), for
-    it grows with the number of negatives.
+    it grows with the number of negatives. Of data of several sources also the retrieval in each, among its own images
+    and texts alone: `NAME_mean_recall` and so on, and `NAME_num_pairs`. All other names are of all sources together.
 
     Args:
         batch_size (`int`): Pairs that go through the model together.
@@ -29,15 +30,39 @@ class Retrieval:
         self.batch_size, self.positives, self.collator = batch_size, positives, collator
 
     def __call__(self, model: AdaptorModel, dataset: Dataset) -> dict[str, float]:
-        return self.measure(model, embed_pairs(model, dataset, self.batch_size, self.collator))
+        embeds = embed_pairs(model, dataset, self.batch_size, self.collator)
+        return self.measure(model, embeds, getattr(dataset, "source_names", ()))
 
-    def measure(self, model: AdaptorModel, embeds: dict[str, torch.Tensor]) -> dict[str, float]:
-        """The metrics of what [`embed_pairs`] gives."""
+    def measure(
+        self, model: AdaptorModel, embeds: dict[str, torch.Tensor], sources: Sequence[str] = ()
+    ) -> dict[str, float]:
+        """The metrics of what [`embed_pairs`] gives; `sources` are the names of the codes in its column `source`."""
         metrics, _ = retrieval_metrics(embeds["image_embeds"], embeds["text_embeds"], embeds["text_row"])
         metrics |= alignment_and_uniformity(embeds["image_embeds"], embeds["text_embeds"])
         metrics |= fixed_batch_loss(model, embeds, positive_ids(embeds, self.positives))
         num_pairs = len(embeds["image_embeds"])
-        return metrics | {"num_pairs": num_pairs, "logit_scale": model.get_logit_scale().exp().item()}
+        metrics |= {"num_pairs": num_pairs, "logit_scale": model.get_logit_scale().exp().item()}
+        return (source_metrics(embeds, sources) if len(sources) > 1 else {}) | metrics
+
+
+def source_metrics(embeds: dict[str, torch.Tensor], sources: Sequence[str]) -> dict[str, float]:
+    """
+    Retrieval in each source, among its own images and texts; nothing of a source without rows.
+
+    Args:
+        embeds (`dict`): As of [`embed_pairs`], with `source` `(N,)`.
+        sources (`Sequence[str]`): Name of each code.
+    """
+    found = {}
+    for code, name in enumerate(sources):
+        rows = embeds["source"] == code
+        if not rows.any():
+            continue
+        mine = (embeds[column][rows] for column in ("image_embeds", "text_embeds", "text_row"))
+        metrics, _ = retrieval_metrics(*mine)
+        found |= {f"{name}_{metric}": value for metric, value in metrics.items()}
+        found[f"{name}_num_pairs"] = int(rows.sum())
+    return found
 
 
 @torch.no_grad()
@@ -55,7 +80,7 @@ def embed_pairs(
 
     Returns:
         `dict[str, torch.Tensor]`: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, `text_row`, and `study`,
-        `row` `(N,)` where the dataset gives them.
+        `row`, `source` `(N,)` where the dataset gives them.
 
     Raises:
         ValueError: the dataset is empty.
@@ -97,4 +122,4 @@ def fixed_batch_loss(
     return {"loss": torch.stack(losses).mean().item(), "loss_batch_size": size}
 
 
-__all__ = ["Retrieval", "embed_pairs", "fixed_batch_loss"]
+__all__ = ["Retrieval", "embed_pairs", "fixed_batch_loss", "source_metrics"]

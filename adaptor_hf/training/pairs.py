@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.catalog import dataset_names
+from ..data.pair_arguments import source_arguments
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options, table_options
@@ -16,6 +18,7 @@ from .script_arguments import DataArguments
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.sources import Source
     from ..embeddings import EmbeddingCache
 
 logger = logging.getLogger(__name__)
@@ -27,16 +30,20 @@ class TrainingPairs:
     The table that a model is pre-trained on.
 
     Args:
-        dataset (`datasets.Dataset`): Pairs of all splits; in private mode with keyed hashes as ids.
+        dataset (`datasets.Dataset`): Pairs of all splits; in private mode with keyed hashes as ids. Of several sources
+            with the column `source`, and with ids that begin with whose they are.
         rule (`SplitRule`): How they were split.
-        patient_ids (`list`): Of each training and validation row, never hashed, None where unknown.
+        patient_ids (`list`): Of each training and validation row, never hashed, None where unknown; of the first source
+            where there are several.
         namespaces (`tuple[str, ...]`): What these ids belong to.
+        more (`tuple`): The same of the other sources: ids and their namespaces.
     """
 
     dataset: "Dataset"
     rule: SplitRule
     patient_ids: list[str | None]
     namespaces: tuple[str, ...]
+    more: tuple[tuple[list[str | None], tuple[str, ...]], ...] = ()
 
 
 def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | None = None) -> TrainingPairs:
@@ -45,11 +52,31 @@ def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | No
 
     Rows without a split are split by patient, by the rule of the options. A table that brings a split but no validation
     part gets one from its training patients: the best checkpoint must not be chosen on the test part. In private mode
-    the ids come out as keyed hashes; splits are those of the ids themselves.
+    the ids come out as keyed hashes; splits are those of the ids themselves. Each of several sources is loaded, split
+    and thinned alone; then they are joined, see `join_sources`.
 
     Raises:
         ValueError: for anything wrong with the table; see `load_pairs`.
     """
+    from ..data.sources import join_sources, public_label
+
+    single = source_arguments(arguments)
+    sources = [_load_source(name, one, privacy or PrivacyArguments()) for name, one in single.items()]
+    shaping = [source.shaping_patients for source in sources]
+    if len(sources) == 1:
+        (source,) = sources
+        return TrainingPairs(private_rows(source.dataset), source.rule, shaping[0], source.namespaces)
+    rule = SplitRule.of_sources(
+        {public_label(source.name, number): source.rule for number, source in enumerate(sources, 1)}
+    )
+    joined = private_rows(join_sources(sources, rule.ids), keep=("source",))
+    known = [(patients, source.namespaces) for patients, source in zip(shaping, sources, strict=True)]
+    return TrainingPairs(joined, rule, *known[0], tuple(known[1:]))
+
+
+def _load_source(name: str, arguments: DataArguments, privacy: PrivacyArguments) -> "Source":
+    """One source, by its own rules."""
+    from ..data.sources import Source
     from ..data.splits import patient_fraction
     from ..data.tables import load_pairs
     from ..data.training_rows import id_namespaces
@@ -64,20 +91,14 @@ def load_training_pairs(arguments: DataArguments, privacy: PrivacyArguments | No
         pairs, rule = load_dataset_pairs(arguments, rule)
     else:
         refuse_identifying_columns(
-            arguments.train_file,
-            arguments.image_column,
-            privacy or PrivacyArguments(),
-            arguments.delimiter,
-            arguments.encoding,
+            arguments.train_file, arguments.image_column, privacy, arguments.delimiter, arguments.encoding
         )
         pairs = load_pairs(arguments.train_file, view_column=arguments.view_column, **table_options(arguments))
         pairs, rule = rule.apply(pairs, arguments.split_alias)
         pairs = patient_fraction(pairs, arguments.train_fraction, seed=rule.seed, ids=rule.ids)
-    patients = pairs["patient_id"][:] if "patient_id" in pairs.column_names else [None] * len(pairs)
-    shaping = [patient for patient, split in zip(patients, pairs["split"][:], strict=True) if split != "test"]
     # What the card calls the data is no name of a set of ids, unless it was said.
-    name = arguments.id_namespace or arguments.dataset or arguments.dataset_name
-    return TrainingPairs(private_rows(pairs), rule, shaping, id_namespaces(name, arguments.train_file))
+    owner = arguments.id_namespace or arguments.dataset or arguments.dataset_name
+    return Source(name, pairs, rule, id_namespaces(owner, arguments.train_file))
 
 
 def load_dataset_pairs(arguments: DataArguments, rule: SplitRule) -> tuple["Dataset", SplitRule]:
@@ -148,18 +169,40 @@ def record_training_rows(
         folder: Of the run.
         cache_views: From `contrastive_splits`.
         pairs: What the cache was built from; None for a ready cache, whose own ids are taken where they are no hashes.
-        namespace: Of these ids.
+        namespace: Of these ids. Of a cache of several sources without one, those of a public data set are of its name.
     """
-    from ..data.training_rows import id_namespaces, write_training_rows
+    from ..data.training_rows import write_training_rows
 
     shaping = [cache_views[name] for name in ("train", "validation") if name in cache_views]
     digests = [view.image_digests() for view in shaping]
     images = None if any(part is None for part in digests) else np.concatenate(digests)
     if pairs is not None:
-        write_training_rows(folder, images, pairs.patient_ids, pairs.namespaces, ids=pairs.rule.ids)
+        known = {"ids": pairs.rule.ids, "more": pairs.more}
+        write_training_rows(folder, images, pairs.patient_ids, pairs.namespaces, **known)
         return
-    patients = None if is_private() else [patient for view in shaping for patient in view.pairs["patient_id"][:]]
-    write_training_rows(folder, images, patients, id_namespaces(namespace))
+    known = _known_patients(shaping, namespace)
+    if is_private():
+        write_training_rows(folder, images, None, [name for _, names in known for name in names])
+    else:
+        write_training_rows(folder, images, *known[0], more=known[1:])
+
+
+def _known_patients(
+    views: list["EmbeddingCache"], namespace: str | None
+) -> list[tuple[list[str | None], tuple[str, ...]]]:
+    """Of each source of a ready cache the patients of these views, as it has them, and their namespaces."""
+    from ..data.sources import own_ids
+    from ..data.training_rows import id_namespaces
+
+    sources = dict.fromkeys(name for view in views for name in view.sources)
+    if not sources:
+        return [([patient for view in views for patient in view.pairs["patient_id"][:]], id_namespaces(namespace))]
+    found = []
+    for name in sources:
+        parts = [view.source(name) for view in views if name in view.sources]
+        owner = namespace or (name if name in dataset_names() else None)
+        found.append((own_ids([p for part in parts for p in part.pairs["patient_id"][:]]), id_namespaces(owner)))
+    return found
 
 
 __all__ = ["TrainingPairs", "contrastive_splits", "load_training_pairs", "record_training_rows"]

@@ -1,27 +1,32 @@
 """What a pre-training run does before it trains: its log, what is checked before hours of work, its cache and parts."""
 
 import logging
+import os
 import sys
-from pathlib import Path
 
 import transformers
 
 from ..data.duplicates import without_copies
-from ..data.places import check_folder, check_table_options
+from ..data.pair_arguments import source_arguments
+from ..data.places import several
+from ..data.stored_arguments import kept_of_images, kept_of_texts
 from ..data.terms import check_consent, restricted_terms
-from ..embeddings import EmbeddingCache, build_cache
+from ..embeddings import EmbeddingCache
 from ..embeddings.digests import FileChecks
+from ..embeddings.joined import join_caches
+from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
+from ..privacy.nearly_data import NEARLY_DATA
 from ..progress import no_bars_in_a_log
-from ..tower_bundles_adaptor import use_towers_dir
-from ..towers.check import check_tower
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
 from .early_checks import check_best_metric, check_optimizer, check_trackers
+from .pair_cache import check_sources, embed_pairs
 from .pairs import TrainingPairs, contrastive_splits
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
+from .source_batches import check_weights
 from .summary import environment_warnings, fit_batch_to_data
 
 logger = logging.getLogger(__name__)
@@ -61,22 +66,45 @@ def check_before_start(
         OSError, ValueError: naming the option.
     """
     check_together(data, model, run, training)
-    check_table_options(data, data.train_file, "train_file")
-    check_folder("cache", data.cache)
+    check_sources(data, model)
     check_trackers(training.report_to)
-    check_best_metric(training)
+    if data.cache is None:
+        names = list(source_arguments(data))
+        check_best_metric(training, names if len(names) > 1 else ())
+        check_weights_of(training, len(names))
     check_optimizer(training)
-    if model.towers_dir:
-        use_towers_dir(model.towers_dir)
-    for kind, tower in (("vision", model.vision_tower), ("text", model.text_tower)):
-        if tower is not None:
-            check_tower(kind, tower)
-    terms = restricted_terms(data.dataset, data.dataset_name)
+    terms = restricted_terms(*several(data.dataset), data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)
+        check_no_tokens_beside(data, training.output_dir)
     if training.resume_from_checkpoint:
         training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))
     return terms
+
+
+def check_no_tokens_beside(data: DataArguments, output_dir: str) -> None:
+    """
+    Refuse now what a push refuses after training: tokens of images or texts kept in the folder that is pushed.
+
+    Raises:
+        ValueError: saying which, and what to do.
+    """
+    kept = [name for name in (kept_of_images(data) | kept_of_texts(data)) if name in NEARLY_DATA]
+    folder, place = (os.path.abspath(one) for one in (output_dir, place_of_cache(output_dir, data.cache_dir)))
+    if data.cache is None and kept and os.path.commonpath([folder, place]) == folder:
+        raise ValueError(
+            f"--push_to_hub with {' '.join(f'--{name}' for name in kept)}: the embedding cache would lie in the folder "
+            "that is pushed, and nearly is the images or reports themselves. Name another folder with --cache_dir."
+        )
+
+
+def check_weights_of(training: AdaptorTrainingArguments, sources: int) -> None:
+    """Raise ValueError where what is said of several sources does not fit their number."""
+    if training.dataset_weights is not None and sources > 1:
+        check_weights(training.dataset_weights, sources)
+    if sources < 2 and (training.dataset_weights is not None or training.source_batches != "mixed"):
+        option = "--source_batches by_source" if training.dataset_weights is None else "--dataset_weights"
+        raise ValueError(f"{option} is of several sources, and the training data has one. Leave it out.")
 
 
 def cache_of_pairs(
@@ -84,21 +112,34 @@ def cache_of_pairs(
 ) -> EmbeddingCache:
     """The cache that the options name, or else the pairs' own: every image and report through its tower once."""
     if pairs is None:
-        cache = open_together(data.cache, FileChecks(data.check), Ranks())
-        check_private_cache(cache.modality_manifests().values())
+        opened = [open_together(path, FileChecks(data.check), Ranks()) for path in several(data.cache)]
+        check_private_cache(one for cache in opened for one in cache.modality_manifests().values())
+        cache = join_caches(opened, one_namespace=data.id_namespace is not None)
+        check_best_metric(training, cache.source_names)
+        check_weights_of(training, max(1, len(cache.source_names)))
         return cache
-    return build_cache(
-        pairs.dataset,
-        vision_tower=model.vision_tower,
-        text_tower=model.text_tower,
-        cache_dir=data.cache_dir or Path(training.output_dir) / "embeddings",
-        batch_size=data.extraction_batch_size,
-        max_text_length=data.max_text_length,
-        device=training.device,
-        image_store=data.image_store,
-        image_store_size=data.image_store_size,
-        check=data.check,
-    )
+    ranks = Ranks()
+    folder = ranks.on_main(lambda: place_of_cache(training.output_dir, data.cache_dir))
+    rebuild = data.rebuild
+    if rebuild and training.resume_from_checkpoint:
+        logger.info("--rebuild: the run that is resumed has begun on embeddings made anew, which are used.")
+        rebuild = False
+    return embed_pairs(pairs, data, model, folder, device=training.device, rebuild=rebuild)
+
+
+def terms_of_sources(
+    terms: dict[str, str] | None, cache: EmbeddingCache, training: AdaptorTrainingArguments
+) -> dict[str, str] | None:
+    """
+    Terms with those of the sources that a ready cache names. A push asks for consent to all of them.
+
+    Raises:
+        PermissionError: a push is asked for, and the terms are not said to allow it.
+    """
+    found = (terms or {}) | (restricted_terms(*cache.source_names) or {})
+    if training.push_to_hub:
+        check_consent(found, training.accept_data_terms)
+    return found or None
 
 
 def parts_of_run(
@@ -121,4 +162,4 @@ def parts_of_run(
     return cache, parts
 
 
-__all__ = ["cache_of_pairs", "check_before_start", "parts_of_run", "start_logging"]
+__all__ = ["cache_of_pairs", "check_before_start", "parts_of_run", "start_logging", "terms_of_sources"]

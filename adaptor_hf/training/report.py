@@ -2,20 +2,23 @@
 
 import json
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
+from ..data.sources import describe_terms, public_label
 from ..data.splits import split_hash
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
+from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
@@ -31,6 +34,7 @@ from .controls import (
     train_controls,
 )
 from .curves import CURVES_FILE
+from .pair_cache import next_run
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -78,14 +82,18 @@ def report_run(
     if systems:
         save_controls(systems, Path(arguments.output_dir) / CONTROLS_FOLDER)
     result = table = None
+    of_sources: dict[str, RetrievalResult] = {}
     if evaluated_on is not None:
         result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
-        write_retrieval(arguments.output_dir, result, evaluated_on, results[1:])
+        of_sources = retrieval_of_sources(model, views[evaluated_on])
+        write_retrieval(arguments.output_dir, result, evaluated_on, results[1:], of_sources)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
+        if of_sources:
+            print(f"Each source among its own images and texts:\n\n{format_sources(of_sources)}\n")
     return write_model_card(
         arguments.output_dir,
         # A folder may be named after anything.
@@ -100,10 +108,78 @@ def report_run(
         dataset_name=dataset_name,
         controls=table if learning_rates else None,
         versions=package_versions(),
+        sources=sources_of_card(cache, views, arguments, of_sources),
     )
 
 
-def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: str | None = None) -> str:
+def retrieval_of_sources(model: AdaptorModel, view: "EmbeddingCache") -> dict[str, RetrievalResult]:
+    """Retrieval in each source of a split, among its own images and texts; nothing of one source."""
+    return {name: evaluate_retrieval(model, view.source(name), name) for name in view.sources}
+
+
+def format_sources(results: Mapping[str, RetrievalResult]) -> str:
+    """A table of the retrieval in each source, beside what chance scores there."""
+    head = ["source", "queries", "i2t R@1", "t2i R@1", "mean recall", "95 % interval", "chance"]
+    lines = [table_row(head), table_rule(len(head))]
+    for name, result in results.items():
+        shown = [f"{result.metrics[metric]:.3f}" for metric in
+                 ("image_to_text_recall@1", "text_to_image_recall@1", "mean_recall")]  # fmt: skip
+        ends = result.intervals.get("mean_recall")
+        interval = "n/a" if ends is None else "[{:.3f}, {:.3f}]".format(*ends)
+        chance = f"{result.chance['mean_recall']:.3f}"
+        lines.append(table_row([name, result.num_queries["image_to_text"], *shown, interval, chance]))
+    return "\n".join(lines)
+
+
+def rows_of_sources(cache: "EmbeddingCache") -> dict[str, dict[str, dict[str, int]]]:
+    """Of each source its rows and its known patients, by split; empty of one source."""
+    found = {}
+    for name in cache.sources:
+        source = cache.source(name)
+        parts = {split: source.split(split) for split in source.splits}
+        patients = {split: len(set(part.pairs["patient_id"][:]) - {None}) for split, part in parts.items()}
+        found[name] = {"rows": source.splits, "patients": patients}
+    return found
+
+
+def sources_of_card(
+    cache: "EmbeddingCache",
+    views: dict[str, "EmbeddingCache"],
+    arguments: AdaptorTrainingArguments,
+    results: dict[str, RetrievalResult],
+) -> list[dict[str, Any]]:
+    """Of each of several sources what a card says: a public data set by name, others by number."""
+    names = cache.source_names
+    if not names:
+        return []
+    counts = rows_of_sources(cache)
+    trained = views["train"].sources
+    given = arguments.dataset_weights or [trained.get(name, 0) for name in names]
+    found = []
+    for number, (name, weight) in enumerate(zip(names, given, strict=True), 1):
+        result = results.get(name)
+        found.append(
+            {
+                "name": public_label(name, number),
+                "pairs": {part: view.sources.get(name, 0) for part, view in views.items()},
+                "patients": sum(counts.get(name, {}).get("patients", {}).values()),
+                "share": weight / math.fsum(given),
+                "mean_recall": None if result is None else result.metrics["mean_recall"],
+                "interval": None if result is None else result.intervals.get("mean_recall"),
+                "terms": describe_terms(name),
+            }
+        )
+    return found
+
+
+def last_words(
+    folder: str,
+    cache: "EmbeddingCache",
+    *,
+    built: bool,
+    address: str | None = None,
+    more: Mapping[str, str] | None = None,
+) -> str:
     """
     Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
 
@@ -112,6 +188,7 @@ def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: st
         cache (`EmbeddingCache`): That was trained on.
         built (`bool`): By this run, and so of use to another one.
         address (`str`, *optional*): Where the model was pushed to.
+        more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
     """
     lines = [f"Model: {folder}"]
     if address:
@@ -120,23 +197,29 @@ def last_words(folder: str, cache: "EmbeddingCache", *, built: bool, address: st
         lines.append(f"Curves: {Path(folder) / CURVES_FILE}")
     if built and is_private():
         lines.append(
-            "Embeddings: in --cache_dir, by default the folder embeddings of --output_dir. Another run with --private "
-            "and the same key takes them with --cache, instead of the table and the towers."
+            "Embeddings: in --cache_dir, by default private-embeddings beside --output_dir. Another run with "
+            "--private and the same key takes them with --cache, instead of the table and the towers."
         )
     elif built:
-        lines.append(
-            f"Embeddings: another run takes them, instead of the table and the towers, with --cache {cache.path}"
-        )
+        lines += [f"Embeddings: {cache.path}", next_run(cache.path, f"{folder}-2", more)]
     return "\n".join(lines)
 
 
-def write_retrieval(folder: str, result: RetrievalResult, split: str, controls: Sequence[RetrievalResult] = ()) -> Path:
+def write_retrieval(
+    folder: str,
+    result: RetrievalResult,
+    split: str,
+    controls: Sequence[RetrievalResult] = (),
+    sources: Mapping[str, RetrievalResult] | None = None,
+) -> Path:
     """`retrieval.json`: the unrounded numbers of the card and its controls, for `python -m adaptor_hf.verify`."""
     path = Path(folder) / RETRIEVAL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     written = {"split": split} | asdict(result)
     if controls:
         written["controls"] = [asdict(control) for control in controls]
+    if sources:
+        written["sources"] = {name: asdict(one) for name, one in sources.items()}
     write_aside(path, json.dumps(written, indent=1) + "\n")
     return path
 
@@ -148,6 +231,8 @@ def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
         "lr_scheduler_type max_grad_norm positives optim fp16 bf16 seed gradient_accumulation_steps"
     )
     values = {name: getattr(arguments, name) for name in names.split()}
+    if arguments.dataset_weights is not None or arguments.source_batches != "mixed":
+        values |= {name: getattr(arguments, name) for name in ("dataset_weights", "source_batches")}
     return {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
 
 
@@ -173,4 +258,4 @@ def processor_of(config: AdaptorConfig) -> AdaptorProcessor | None:
     return AdaptorProcessor(processor_of_tower(spec), tokenizer)
 
 
-__all__ = ["card_arguments", "last_words", "package_versions", "processor_of", "report_run"]
+__all__ = ["card_arguments", "last_words", "package_versions", "processor_of", "report_run", "rows_of_sources"]

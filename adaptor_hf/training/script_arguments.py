@@ -89,6 +89,8 @@ _PLACED = {
     "accept_data_terms": (SHARING, None),
     "output_dir": (TRAINING, "Where checkpoints, model and card go."),
 }
+# Of the published code.
+_OF_THE_REFERENCE = {"--force_rebuild_dataset": "--rebuild"}
 
 
 def option_parser() -> OptionParser:
@@ -100,6 +102,7 @@ def option_parser() -> OptionParser:
         essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
         placed=_PLACED,
         left=DEFAULTS,
+        elsewhere=_OF_THE_REFERENCE,
         choices=(ALIGNERS, OBJECTIVES),
     )
 
@@ -144,7 +147,7 @@ def check_together(
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
     if is_private():
-        check_private(data, run, training)
+        check_private(run, training)
     if training.push_to_hub and data.cache is not None and data.dataset_name is None:
         raise ValueError(
             "--push_to_hub with --cache needs --dataset_name, such as mimic_cxr or my-hospital: a cache does not know "
@@ -167,7 +170,7 @@ def check_together(
         raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
 
 
-def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrainingArguments) -> None:
+def check_private(run: RunArguments, training: AdaptorTrainingArguments) -> None:
     """
     Check that nothing asked for would carry data out of a private run.
 
@@ -176,8 +179,6 @@ def check_private(data: DataArguments, run: RunArguments, training: AdaptorTrain
     """
     if trackers := [name for name in training.report_to if name != "none"]:
         raise ValueError(f"--private writes to no tracker: leave out --report_to {' '.join(map(repr, trackers))}.")
-    if data.image_store is not None:
-        raise ValueError("--private keeps no copies of images: leave out --image_store.")
     if training.push_to_hub and not run.allow_push:
         raise ValueError(
             "--private refuses --push_to_hub. A model trained on reports may tell of them; pass --allow_push to send "

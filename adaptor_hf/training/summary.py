@@ -85,8 +85,10 @@ def describe_run(
         f"Batch: {arguments.global_batch_size:,} pairs a step = {arguments.world_size} process(es) x "
         f"{arguments.per_device_train_batch_size:,}",
         f"Steps: {steps:,} ({arguments.num_train_epochs:g} epochs), peak learning rate {arguments.learning_rate:g}",
-        f"Cache: {cache.path}",
+        *(f"Cache: {member.path}" for member in cache.members),
     ]
+    if cache.source_names:
+        lines.insert(2, describe_sources(train, arguments))
     if reading := Reading.of_spec(cache.vision_spec).label:
         lines.insert(-1, f"Images are read as: {reading}")
     if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
@@ -95,6 +97,19 @@ def describe_run(
             "paper takes about 13,500. For small data: --recipe small."
         )
     return "\n".join(lines)
+
+
+def describe_sources(train: "EmbeddingCache", arguments: AdaptorTrainingArguments) -> str:
+    """Of several sources the training pairs of each, and its share of what is shown."""
+    counts = train.sources
+    weights = arguments.dataset_weights or [counts.get(name, 0) for name in train.source_names]
+    shares = [weight / math.fsum(weights) for weight in weights]
+    listed = ", ".join(
+        f"{name} {counts.get(name, 0):,} ({share:.1%} of an epoch)"
+        for name, share in zip(train.source_names, shares, strict=True)
+    )
+    how = "each batch of one source" if arguments.source_batches == "by_source" else "mixed in batches"
+    return f"Sources: {listed}; {how}"
 
 
 def environment_warnings() -> list[str]:
@@ -136,4 +151,11 @@ def runs_on(architecture: str, major: int, minor: int) -> bool:
     return built <= (major, minor) if kind == "compute" else built[0] == major and built[1] <= minor
 
 
-__all__ = ["describe_run", "environment_warnings", "fit_batch_to_data", "number_of_steps", "parameter_counts"]
+__all__ = [
+    "describe_run",
+    "describe_sources",
+    "environment_warnings",
+    "fit_batch_to_data",
+    "number_of_steps",
+    "parameter_counts",
+]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import DistributedType
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput
 
@@ -42,6 +42,7 @@ from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, po
 from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
+from .source_batches import SourceSampler, source_sampler
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class AdaptorTrainer(BaseTrainer):
     `datasets` one of single examples, each with `pixel_values` or `image_embeds`, and `input_ids` or `text_embeds`; or
     its `__getitems__(rows)` returns a finished batch, a dictionary of such tensors. `text_row`, `study` and `row`
     `(B,)` int64 may go with them: ids of the text, of the study and of the row itself. Without `text_row`, texts with
-    equal inputs are equal.
+    equal inputs are equal. Data of several sources has `source_names`, `source_codes` `(N,)` and a column `source`.
 
     Args:
         model (`AdaptorModel`): Without towers for embeddings, with them for `pixel_values` and `input_ids`.
@@ -72,6 +73,7 @@ class AdaptorTrainer(BaseTrainer):
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
         kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
         kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
+        self.source_sampler: SourceSampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
@@ -85,7 +87,8 @@ class AdaptorTrainer(BaseTrainer):
             ValueError: if the last batch would leave a process without rows, or workers and resident data are asked
                 for together.
         """
-        if not (self.accelerator.even_batches or self.args.dataloader_drop_last):
+        whole = self.args.dataloader_drop_last or self.args.source_batches == "by_source"
+        if not (self.accelerator.even_batches or whole):
             check_last_batch(len(self.train_dataset), self.args.train_batch_size, self.args.world_size)
         if not isinstance(self.train_dataset, EmbeddingCache) or not self._data_fits_on_device(self.train_dataset):
             return super().get_train_dataloader()
@@ -97,6 +100,17 @@ class AdaptorTrainer(BaseTrainer):
             return super().get_train_dataloader()
         finally:
             self.train_dataset, self.args.dataloader_pin_memory = on_disk, pin_memory
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        self.source_sampler = source_sampler(dataset, self.args)
+        return super()._get_train_sampler(train_dataset) if self.source_sampler is None else self.source_sampler
+
+    def _run_epoch(self, *args, epoch: int, **kwargs):
+        if self.source_sampler is not None:
+            # On resuming on several processes it lies deeper than Trainer and accelerate look.
+            self.source_sampler.set_epoch(epoch)
+        return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
         if self.args.resident_data is not None:
@@ -272,7 +286,8 @@ class AdaptorTrainer(BaseTrainer):
         metrics = {}
         for evaluator in self.evaluators:
             shared = isinstance(evaluator, Retrieval)
-            metrics |= evaluator.measure(self.model, embeds) if shared else evaluator(self.model, test_dataset)
+            sources = getattr(test_dataset, "source_names", ())
+            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))

@@ -1,0 +1,190 @@
+"""Options that say what a cache keeps of each image and text, and how its pooled vectors are made."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import Field, dataclass, fields
+from typing import Any
+
+from ..options.fields import OPEN, default_of, option, own_options
+from .view_recipes import RECIPES
+
+STORED = "what is embedded and kept"
+
+POOLINGS = ("pooler", "cls", "mean", "cls+mean")
+MERGES, DTYPES = ("concat", "mean"), ("float16", "float32", "int8")
+# What an option needs beside it to have an effect.
+_OF = {"layers_merge": "layers", "layers_norm": "layers", "view_recipe": "views", "view_seed": "views"}
+
+
+@dataclass(kw_only=True)
+class StoredArguments:
+    """What is embedded, and what is kept beside the pooled vectors. All of it is part of the key of the embeddings."""
+
+    vision_pooling: str | None = option(
+        None, "How tokens become an image's vector. Default: as the tower was made for.", group=STORED, advanced=True,
+        choices=list(POOLINGS),
+    )  # fmt: skip
+    text_pooling: str | None = option(
+        None, "The same of a text's tokens.", group=STORED, advanced=True, choices=list(POOLINGS)
+    )
+    layers: list[int] = option(
+        [], "Join the output of these layers of the vision tower, counted from 1, before pooling.", group=STORED,
+        advanced=True, metavar="N",
+    )  # fmt: skip
+    layers_merge: str = option(
+        "concat", "How the tokens of several --layers become one.", group=STORED, advanced=True, choices=list(MERGES)
+    )
+    layers_norm: str | None = option(
+        None, "Whether the tower's final norm goes over each of --layers. Default: yes, where it has one.",
+        group=STORED, advanced=True, choices=["yes", "no"],
+    )  # fmt: skip
+    image_tokens: str | None = option(
+        None, "Also keep spatial tokens, class token first: all, or G for a grid of G x G means.", group=STORED,
+        advanced=True, privacy=OPEN, metavar="all|G",
+    )  # fmt: skip
+    regions: str | None = option(
+        None, "Also keep the mean token of each of R x C cells.", group=STORED, advanced=True, privacy=OPEN,
+        metavar="RxC",
+    )  # fmt: skip
+    shallow: list[int] = option(
+        [], "Also keep the means of earlier maps: these blocks of a transformer, stages of a CNN, counted from 1.",
+        group=STORED, advanced=True, metavar="N",
+    )  # fmt: skip
+    image_attention: bool = option(
+        False, "Also keep the class token's attention to the spatial tokens.", group=STORED, advanced=True
+    )
+    views: int = option(0, "Also keep so many augmented views of each image.", group=STORED, advanced=True)
+    view_recipe: str | None = option(
+        None, "How --views are made (docs/cache.md). Default: crop.", group=STORED, advanced=True,
+        choices=list(RECIPES),
+    )  # fmt: skip
+    view_seed: int = option(0, "Of --views.", group=STORED, advanced=True)
+    text_tokens: bool = option(
+        False, "Also keep a vector for each token of a text: nearly the text itself (docs/threat_model.md).",
+        group=STORED, advanced=True,
+    )  # fmt: skip
+    text_attention: bool = option(
+        False, "Also keep the first token's attention to all tokens of a text.", group=STORED, advanced=True
+    )
+    words: bool = option(False, "Also keep which tokens are a word.", group=STORED, advanced=True)
+    sentences: bool = option(False, "Also keep which tokens are a sentence.", group=STORED, advanced=True)
+    embedding_dtype: str = option(
+        "float16", "Type that embeddings are kept in; int8 has a scale for each vector.", group=STORED, advanced=True,
+        choices=list(DTYPES),
+    )  # fmt: skip
+
+    def __post_init__(self):
+        for name, needed in _OF.items():
+            if _given(self, name) and not getattr(self, needed):
+                raise ValueError(f"--{name} would have no effect without --{needed}. Leave it out.")
+        kept_of_images(self)
+        kept_of_texts(self)
+        vision_pooling(self)
+
+
+def kept_of_images(arguments: StoredArguments) -> dict[str, Any]:
+    """
+    What is kept of an image beside its pooled vector: arguments of `build_cache`, those alone that were given.
+
+    Raises:
+        ValueError: a value that cannot be, naming the option.
+    """
+    tokens = arguments.image_tokens
+    if tokens is not None and str(tokens).strip() != "all":
+        tokens = _side("image_tokens", tokens)
+    kept = {
+        "image_tokens": tokens,
+        "regions": None if arguments.regions is None else _cells(arguments.regions),
+        "shallow": _depths("shallow", arguments.shallow),
+        "image_attention": arguments.image_attention,
+        "views": _count("views", arguments.views),
+        "view_recipe": arguments.view_recipe,
+        "view_seed": _count("view_seed", arguments.view_seed),
+    }
+    return {name: value for name, value in kept.items() if value}
+
+
+def kept_of_texts(arguments: StoredArguments) -> dict[str, Any]:
+    """The same of texts."""
+    names = ("text_tokens", "text_attention", "words", "sentences")
+    return {name: True for name in names if getattr(arguments, name)}
+
+
+def vision_pooling(arguments: StoredArguments) -> dict[str, Any]:
+    """
+    How tokens become an image's vector: arguments of `load_vision_tower`, those alone that were given.
+
+    Raises:
+        ValueError: a layer that cannot be.
+    """
+    found: dict[str, Any] = {} if arguments.vision_pooling is None else {"pooling": arguments.vision_pooling}
+    if layers := _depths("layers", arguments.layers):
+        found |= {"layers": list(layers), "layers_merge": arguments.layers_merge}
+        found["layers_norm"] = {"yes": True, "no": False, None: None}[arguments.layers_norm]
+    return found
+
+
+def text_pooling(arguments: StoredArguments) -> dict[str, Any]:
+    """The same of `load_text_tower`."""
+    return {} if arguments.text_pooling is None else {"pooling": arguments.text_pooling}
+
+
+def refuse_without_tower(arguments: StoredArguments, *, vision: bool, text: bool) -> None:
+    """
+    Refuse options of a tower that does not run.
+
+    Raises:
+        ValueError: naming them.
+    """
+    of_texts = {"text_pooling", "text_tokens", "text_attention", "words", "sentences"}
+    names = [item.name for item in own_options(StoredArguments) if item.name != "embedding_dtype"]
+    for kind, runs, own in (
+        ("vision", vision, [name for name in names if name not in of_texts]),
+        ("text", text, [name for name in names if name in of_texts]),
+    ):
+        if not runs and (given := [f"--{name}" for name in own if _given(arguments, name)]):
+            raise ValueError(f"{', '.join(given)} would have no effect without --{kind}_tower. Leave it out.")
+
+
+def _given(arguments: StoredArguments, name: str) -> bool:
+    declared: dict[str, Field] = {item.name: item for item in fields(StoredArguments)}
+    return getattr(arguments, name) != default_of(declared[name])
+
+
+def _side(name: str, value: Any) -> int:
+    if not re.fullmatch(r"[1-9]\d{0,3}", str(value).strip()):
+        raise ValueError(f"--{name} {value!r}: expected all, or the side of a grid of means, such as 7.")
+    return int(value)
+
+
+def _cells(value: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d{0,3})[xX]([1-9]\d{0,3})", str(value).strip())
+    if found is None:
+        raise ValueError(f"--regions {value!r}: expected rows and columns of cells, such as 3x3.")
+    return int(found[1]), int(found[2])
+
+
+def _depths(name: str, values: list[int]) -> tuple[int, ...]:
+    if any(value < 1 for value in values):
+        raise ValueError(f"--{name} {' '.join(map(str, values))}: counted from 1.")
+    if len(set(values)) < len(values):
+        raise ValueError(f"--{name} {' '.join(map(str, values))}: each once.")
+    return tuple(values)
+
+
+def _count(name: str, value: int) -> int:
+    if value < 0:
+        raise ValueError(f"--{name} {value}: expected 0 or more.")
+    return value
+
+
+__all__ = [
+    "STORED",
+    "StoredArguments",
+    "kept_of_images",
+    "kept_of_texts",
+    "refuse_without_tower",
+    "text_pooling",
+    "vision_pooling",
+]

@@ -1,0 +1,371 @@
+"""`python -m adaptor_hf.embeddings build` beside train_pretrain.py: the same options, the same cache, nothing twice."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_pretrain
+from adaptor_hf.data.pair_arguments import DataArguments
+from adaptor_hf.data.reading import Reading
+from adaptor_hf.data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
+from adaptor_hf.data.view_recipes import RECIPES
+from adaptor_hf.embeddings import open_cache
+from adaptor_hf.embeddings.__main__ import main as embeddings
+from adaptor_hf.embeddings.columns import Column
+from adaptor_hf.embeddings.estimate import column_bytes
+from adaptor_hf.embeddings.files import NUMPY_DTYPES
+from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
+from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
+from adaptor_hf.privacy import messages, mode
+from adaptor_hf.tower_specs_adaptor import POOLINGS
+
+SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
+         "use_cpu": True, "global_batch_size": 8}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory) -> Path:
+    """24 pairs of 12 patients, every image and report another one."""
+    folder = tmp_path_factory.mktemp("table")
+    generator = np.random.default_rng(0)
+    lines = ["path,report,subject,view,part"]
+    for row in range(24):
+        Image.fromarray(generator.integers(0, 255, (40, 36)).astype(np.uint8)).save(folder / f"{row}.png")
+        view, part = "PA" if row % 4 else "AP", "train" if row // 2 % 3 else "val"
+        lines.append(f"{row}.png,small effusion of size {row},subject-{row // 2},{view},{part}")
+    (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
+    return folder / "pairs.csv"
+
+
+@pytest.fixture
+def options(table, tiny_dinov2, tiny_bert) -> dict:
+    """Of table, split and towers, as both commands take them."""
+    return {
+        "train_file": table, "image_column": "path", "text_column": "report", "patient_column": "subject",
+        "validation_fraction": 0.25, "test_fraction": 0.25, "vision_tower": tiny_dinov2, "text_tower": tiny_bert,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def counted(monkeypatch) -> dict[str, int]:
+    """How many images were read and embedded, and how many texts were embedded, since the last `clear`."""
+    counts = {"read": 0, "images": 0, "texts": 0}
+
+    def count(owner, name, what, size):
+        method = getattr(owner, name)
+
+        def counting(self, *args, **kwargs):
+            counts[what] += size(*args, **kwargs)
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counting)
+
+    count(Reading, "read", "read", lambda *args, **kwargs: 1)
+    count(VisionTower, "_encode", "images", lambda pixels, *args, **kwargs: len(pixels))
+    count(TextTower, "forward", "texts", lambda input_ids, **kwargs: len(input_ids))
+    return counts
+
+
+@pytest.fixture
+def private_process(monkeypatch, tmp_path):
+    """What private mode changes in the process comes back after the test."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    monkeypatch.setattr(mode, "_key", None)
+    monkeypatch.setattr(messages, "_places", [])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    yield
+    messages.show_messages()
+
+
+def words(options: dict) -> list[str]:
+    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
+    return [word for name, values in listed.items() for word in (f"--{name}", *map(str, values))]
+
+
+def build(options: dict, *more: str) -> int:
+    return embeddings(["build", *words(options), "--num_workers", "0", "--device", "cpu", *more])
+
+
+def train(output: Path, options: dict, *more: str) -> None:
+    train_pretrain.main([*words({**options, **SMALL, "output_dir": output}), *more])
+
+
+def clear(counts: dict[str, int]) -> None:
+    counts.update(dict.fromkeys(counts, 0))
+
+
+class TestOneKey:
+    def test_training_after_a_build_reads_no_image_and_runs_no_tower(self, options, counted, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        clear(counted)
+        assert build(options) == 0
+        assert counted == {"read": 24, "images": 24 + 1, "texts": 24}  # and the tower's empty image
+        clear(counted)
+        train(Path("outputs/run"), options)
+        assert counted == {"read": 0, "images": 0, "texts": 0}
+        assert len(list(Path("outputs/embeddings").glob("pairs-*"))) == 1
+        assert not Path("outputs/run/embeddings").exists()
+        # And a second run, in another folder.
+        train(Path("outputs/other"), options)
+        assert counted == {"read": 0, "images": 0, "texts": 0}
+
+    @pytest.mark.parametrize(
+        "changes",
+        [{"filter": ["view=PA"]}, {"train_fraction": 0.5}, {"split_seed": 3, "max_text_length": 8},
+         {"split_column": "part", "split_alias": ["validation=test"], "view_column": "view"},
+         {"image_mode": "RGB", "embedding_dtype": "float32", "vision_pooling": "mean"}],
+    )  # fmt: skip
+    def test_every_option_of_table_split_and_towers_means_the_same(self, options, changes, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        options |= changes
+        assert build(options) == 0
+        built = open_cache("outputs/embeddings")
+        train(Path("outputs/run"), options)
+        record = json.loads(Path("outputs/run/run.json").read_text())
+        assert record["inputs"]["cache"] == f"../embeddings/{built.path.name}"
+        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+
+    def test_a_private_build_is_the_private_runs(
+        self, options, counted, tmp_path, monkeypatch, private_process, capsys, caplog
+    ):
+        monkeypatch.chdir(tmp_path)
+        with caplog.at_level("INFO"):
+            assert build(options, "--private", "--key_file", "ids.key") == 0
+        said = capsys.readouterr()
+        cache = open_cache("outputs/embeddings")
+        assert not any(value.startswith("subject") for value in cache.pairs["patient_id"][:])
+        assert "Next run: train_pretrain.py with --private" in caplog.text
+        for name in ("pairs.csv", "subject", str(cache.path), str(tmp_path)):
+            assert name not in said.out + said.err
+        clear(counted)
+        train(Path("outputs/run"), options, "--private", "True", "--key_file", "ids.key")
+        assert counted["read"] == 0
+        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
+        assert recorded == f"../embeddings/{cache.path.name}"
+
+    def test_a_rebuild_embeds_all_anew_but_not_where_a_run_is_resumed(self, options, counted, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert build(options) == 0
+        clear(counted)
+        assert build(options, "--rebuild") == 0
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild")
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild", "--resume_from_checkpoint", "True")
+        assert (counted["read"], counted["texts"]) == (0, 0)
+
+    def test_the_reference_code_has_another_name_for_it(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no option '--force_rebuild_dataset'\. Here it is --rebuild\."):
+            train_pretrain.main(["--force_rebuild_dataset", "--output_dir", str(tmp_path)])
+
+    def test_the_next_command_that_is_said_runs(self, options, tmp_path, monkeypatch, caplog):
+        monkeypatch.chdir(tmp_path)
+        place = tmp_path / "a folder's $HOME"
+        with caplog.at_level("INFO"):
+            assert build(options, "--cache_dir", str(place), "--dataset_name", "our radiographs") == 0
+        (said,) = re.findall(r"Next run: python train_pretrain.py (.*)$", caplog.text, re.MULTILINE)
+        assert "--dataset_name 'our radiographs'" in said
+        train_pretrain.main([*shlex.split(said), *words(SMALL)])
+        assert Path("outputs/run/model.safetensors").is_file()
+
+    def test_copies_across_splits_are_told_before_training_refuses_them(self, options, tmp_path, monkeypatch, caplog):
+        monkeypatch.chdir(tmp_path)
+        copied = tmp_path / "pairs.csv"
+        lines = options["train_file"].read_text().splitlines()
+        images = [options["train_file"].parent / line.partition(",")[0] for line in lines[1:]]
+        rows = [f"{images[row % 12]},{line.partition(',')[2]}" for row, line in enumerate(lines[1:])]
+        copied.write_text("\n".join([lines[0], *rows]) + "\n")
+        options["train_file"] = copied
+        assert build(options) == 0
+        assert "Training on this cache will stop" in caplog.text
+        with pytest.raises(ValueError, match="several splits as byte copies"):
+            train(Path("outputs/run"), options)
+        with caplog.at_level("INFO"):
+            assert build(options, "--duplicates", "drop") == 0
+        assert "--duplicates drop --output_dir" in caplog.text
+
+
+class TestPlace:
+    def cache(self, folder: Path) -> Path:
+        (folder / f"pairs-{'0' * 16}").mkdir(parents=True)
+        return folder
+
+    def test_it_lies_beside_the_output_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert place_of_cache("outputs/run") == place_of_cache("outputs/other") == Path("outputs/embeddings")
+        assert place_of_cache() == Path("outputs/embeddings")
+        assert place_of_cache("run") == Path("embeddings")
+        assert place_of_cache(tmp_path / "run") == tmp_path / "embeddings"
+        assert not list(tmp_path.iterdir())
+
+    def test_what_is_named_wins(self, tmp_path, monkeypatch):
+        self.cache(tmp_path / "run" / "embeddings")
+        monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
+        assert place_of_cache(tmp_path / "run", "named") == Path("named")
+        assert place_of_cache(tmp_path / "run") == place_of_cache() == tmp_path / "all"
+
+    def test_that_of_an_earlier_run_is_used_where_it_lies(self, tmp_path):
+        (tmp_path / "run" / "embeddings").mkdir(parents=True)
+        assert place_of_cache(tmp_path / "run") == tmp_path / "embeddings"
+        self.cache(tmp_path / "run" / "embeddings")
+        assert place_of_cache(tmp_path / "run") == tmp_path / "run" / "embeddings"
+
+    @pytest.mark.parametrize("case", ["file", "foreign", "itself"])
+    def test_where_it_does_not_fit_it_lies_inside(self, case, tmp_path, caplog):
+        run = tmp_path / ("embeddings" if case == "itself" else "run")
+        if case == "file":
+            (tmp_path / "embeddings").write_text("word vectors")
+        if case == "foreign":
+            (tmp_path / "embeddings").mkdir()
+            (tmp_path / "embeddings" / "glove.txt").write_text("word vectors")
+        assert place_of_cache(run) == run / "embeddings"
+        assert ("kept in the output folder" in caplog.text) == (case != "itself")
+
+    def test_a_folder_that_cannot_be_written_is_left_alone(self, tmp_path, caplog, monkeypatch):
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+        assert place_of_cache(tmp_path / "run") == tmp_path / "run" / "embeddings"
+        assert "cannot be made. Name a folder with --cache_dir" in caplog.text
+
+    def test_what_a_refused_build_left_is_no_foreign_file(self, tmp_path):
+        (tmp_path / "embeddings").mkdir()
+        for name in ("excluded.csv", "towers.json", ".build.lock"):
+            (tmp_path / "embeddings" / name).write_text("")
+        assert place_of_cache(tmp_path / "run") == tmp_path / "embeddings"
+
+
+class TestStoredOptions:
+    def parsed(self, **given) -> DataArguments:
+        return DataArguments(train_file="pairs.csv", **given)
+
+    def test_nothing_is_asked_for_by_default(self):
+        data = self.parsed()
+        assert kept_of_images(data) == kept_of_texts(data) == vision_pooling(data) == text_pooling(data) == {}
+
+    def test_they_become_what_the_builder_and_the_towers_take(self):
+        data = self.parsed(
+            image_tokens="7", regions="2x3", shallow=[1, 2], image_attention=True, views=2, view_recipe="crop",
+            view_seed=5, text_tokens=True, sentences=True, vision_pooling="cls+mean", layers=[6, 12],
+            layers_merge="mean", text_pooling="cls",
+        )  # fmt: skip
+        assert kept_of_images(data) == {
+            "image_tokens": 7, "regions": (2, 3), "shallow": (1, 2), "image_attention": True, "views": 2,
+            "view_recipe": "crop", "view_seed": 5,
+        }  # fmt: skip
+        assert kept_of_texts(data) == {"text_tokens": True, "sentences": True}
+        layers = {"layers": [6, 12], "layers_merge": "mean", "layers_norm": None}
+        assert vision_pooling(data) == {"pooling": "cls+mean"} | layers
+        assert text_pooling(data) == {"pooling": "cls"}
+        assert kept_of_images(self.parsed(image_tokens="all")) == {"image_tokens": "all"}
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"image_tokens": "0"}, r"--image_tokens '0': expected all, or the side of a grid"),
+            ({"image_tokens": "7x7"}, r"--image_tokens '7x7': expected all, or the side of a grid"),
+            ({"regions": "3"}, r"--regions '3': expected rows and columns of cells, such as 3x3"),
+            ({"regions": "0x3"}, r"--regions '0x3'"),
+            ({"shallow": [0]}, r"--shallow 0: counted from 1"),
+            ({"layers": [3, 3]}, r"--layers 3 3: each once"),
+            ({"layers_merge": "mean"}, r"--layers_merge would have no effect without --layers"),
+            ({"layers_norm": "no"}, r"--layers_norm would have no effect without --layers"),
+            ({"views": -1}, r"--views -1: expected 0 or more"),
+            ({"view_recipe": "crop"}, r"--view_recipe would have no effect without --views"),
+            ({"view_seed": 1}, r"--view_seed would have no effect without --views"),
+        ],
+    )
+    def test_what_cannot_be_is_said_by_its_name(self, given, message):
+        with pytest.raises(ValueError, match=message):
+            self.parsed(**given)
+
+    def test_poolings_types_and_recipes_are_those_that_there_are(self):
+        given = {item.name: item.metadata["choices"] for item in fields(DataArguments) if "choices" in item.metadata}
+        assert given["vision_pooling"] == given["text_pooling"] == list(POOLINGS)
+        assert given["embedding_dtype"] == [*NUMPY_DTYPES, "int8"]
+        assert given["view_recipe"] == list(RECIPES)
+        everything = {"image_tokens": "7", "regions": "1x1", "shallow": [1], "image_attention": True, "views": 1}
+        asked = kept_of_images(self.parsed(**everything, view_recipe="crop", view_seed=1))
+        assert asked.keys() == {item.name for item in fields(StoredImages)}
+        texts = {item.name: True for item in fields(StoredTexts)}
+        assert kept_of_texts(self.parsed(**texts)) == texts
+
+    def test_a_ready_cache_has_what_it_has(self):
+        with pytest.raises(ValueError, match="--cache is trained on as it is: image_tokens would have no effect"):
+            DataArguments(cache="embeddings", image_tokens="all")
+
+
+class TestDryRun:
+    def test_the_arithmetic_is_that_of_known_numbers(self):
+        # DINOv2-B at 224 pixels: 768 wide, a class token and 16 x 16 others; the pairs of the paper.
+        for side, gigabytes in ((16, 109), (7, 21), (4, 7)):
+            column = Column("image_tokens", (1 + side * side, 768), "float16")
+            assert round(column_bytes(column, 277_110) / 1e9) == gigabytes
+        quantized = Column("image_tokens", (257, 768), "int8")
+        assert column_bytes(quantized, 277_110) == 277_110 * 257 * (768 + 4)
+        assert column_bytes(Column("text_tokens", (None, 768), "float16"), 10, 70.5) == 705 * 768 * 2 + 11 * 8
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            {"image_tokens": "all", "text_tokens": True, "words": True, "regions": "2x2", "shallow": [1]},
+            {"image_tokens": "2", "views": 2, "text_attention": True, "sentences": True, "embedding_dtype": "int8"},
+        ],
+    )
+    def test_its_bytes_are_those_of_the_build(self, options, kept, tmp_path, capsys):
+        given = options | kept | {"cache_dir": tmp_path / "cache"}
+        flags = [word for name, value in given.items() if value is True for word in (f"--{name}",)]
+        given = {name: value for name, value in given.items() if value is not True}
+        assert build(given, *flags, "--dry_run") == 0
+        assert not (tmp_path / "cache").exists()
+        (said,) = re.findall(r"as asked for, in \w+: ([\d.]+) MB", capsys.readouterr().out)
+        assert build(given, *flags) == 0
+        files = list((tmp_path / "cache").glob("[it]*-*/*.arrow"))
+        written = sum(path.stat().st_size for path in files)
+        # What the files have beside their rows is their headers.
+        assert 0 <= written / 1e6 - float(said) + 0.01 < 0.01 + 0.003 * len(files)
+
+    def test_each_choice_has_its_line_and_a_full_disk_is_said(self, options, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000))
+        assert build(options, "--cache_dir", str(tmp_path / "cache"), "--dry_run", "--image_tokens", "all") == 0
+        said = capsys.readouterr().out
+        assert "What could be kept of 24 images and 24 texts, measured on cpu" in said
+        for name in ("pooled vectors", "+ image tokens, all, ", "+ each augmented view, pooled", "+ text tokens, "):
+            (line,) = [line for line in said.splitlines() if line.strip().startswith(name)]
+            assert line.endswith("more than is free")
+        assert said.strip().endswith("The disk has 0.00 MB free: TOO LITTLE")
+
+    def test_what_the_tower_does_not_have_is_said_before_anything_is_embedded(self, options, counted, tmp_path, capsys):
+        clear(counted)
+        assert build(options, "--cache_dir", str(tmp_path / "cache"), "--dry_run", "--shallow", "99") == 1
+        assert "99" in capsys.readouterr().err
+        assert counted["read"] == 0
+
+
+def test_info_says_what_is_kept(options, tmp_path, capsys):
+    assert build(options, "--cache_dir", str(tmp_path / "cache"), "--image_tokens", "2", "--text_tokens") == 0
+    info = json.loads(capsys.readouterr().out)["stored"]
+    assert (info["images"]["version"], info["images"]["rows"]) == (3, 24)
+    cache = open_cache(tmp_path / "cache")
+    assert {name: column["shape"] for name, column in info["images"]["columns"].items()} == {
+        "embedding": [cache.vision_spec["hidden_size"]],
+        "image_tokens": list(cache.stored_columns["image_tokens"].shape),
+    }
+    assert info["texts"]["columns"]["text_tokens"]["shape"][0] is None
+    sizes = {path.parent.name.partition("-")[0] + path.name.partition("-")[0]: path.stat().st_size
+             for path in (tmp_path / "cache").glob("[it]*-*/*.arrow")}  # fmt: skip
+    assert info["images"]["columns"]["image_tokens"]["megabytes"] == round(sizes["imagesimage_tokens"] / 1e6, 1)
