@@ -109,7 +109,7 @@ class Estimate:
         hours = sum(found.rows * found.seconds for found, _ in self._both()) / 3600
         lines = [
             f"  {'':<44}{'float16':>12}{'int8':>12}{'hours':>9}",
-            self._line("pooled vectors", pooled, f"{hours:.2f}"),
+            self._line("pooled vectors", pooled, _hours(hours)),
         ]
         for name, found, stored, passes in self._choices():
             sizes = {dtype: found.bytes_of(stored, dtype, pooled=False) for dtype in pooled}
