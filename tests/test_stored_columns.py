@@ -1,6 +1,7 @@
 """Columns beside the pooled vectors: in batches from disk and on a device, in views, workers and manifests."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -335,3 +336,34 @@ class TestChecks:
         assert set(copy.files()) == there - {f"{name}/cache.json" for name in copy.modality_manifests()}
         named = {name for name in copy.files() if not name.endswith("cache.json")}
         assert set(written_digests(folder)) == named
+
+
+class TestLargeRows:
+    """Rows that are read with a call each are those that a mapping gives."""
+
+    @pytest.mark.parametrize("most", [None, 7], ids=["whole", "in parts"])
+    def test_they_are_the_same(self, cache, monkeypatch, most):
+        rows = [7, WITHOUT_TEXT, 39, 7, 0]
+        expected = cache.with_columns(*NAMES)[rows]
+        monkeypatch.setattr("adaptor_hf.embeddings.vectors.LARGE_ROW", 0)
+        calls, preadv = [], os.preadv
+
+        def read(file, buffers, place):
+            calls.append(place)
+            return preadv(file, [buffers[0][:most]], place)
+
+        monkeypatch.setattr(os, "preadv", read)
+        opened = open_cache(cache.path, columns=NAMES)
+        for found in (opened[rows], pickle.loads(pickle.dumps(opened))[rows]):
+            for name, values in expected.items():
+                assert found[name].numpy().tobytes() == values.numpy().tobytes(), name
+        assert len(calls) > 100
+
+    def test_a_file_that_is_cut_while_it_is_open_is_named(self, copy, monkeypatch):
+        monkeypatch.setattr("adaptor_hf.embeddings.vectors.LARGE_ROW", 0)
+        opened = open_cache(copy.path, columns=["regions"])
+        _ = opened[0]
+        path = copy.path.parent / copy.manifest["images"] / "regions-00000.arrow"
+        os.truncate(path, 8)
+        with pytest.raises(ValueError, match=r"regions-00000.arrow has become shorter"):
+            opened[0]

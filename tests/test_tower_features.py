@@ -18,7 +18,7 @@ from adaptor_hf.embeddings.keys import check_tower, modality_key, tower_identity
 from adaptor_hf.tower_layers_adaptor import final_norm_of
 from adaptor_hf.tower_specs_adaptor import OPTIONAL_KEYS, SPEC_KEYS
 from adaptor_hf.towers import load_text_tower, load_vision_tower
-from adaptor_hf.towers_adaptor import TextTower, VisionTower
+from adaptor_hf.towers_adaptor import TextTower, VisionTower, tower_from_config
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
@@ -231,6 +231,14 @@ class TestSpec:
             load_vision_tower(str(tiny_dinov2), **choice)
         with pytest.raises(ValueError, match=message):
             load_text_tower(str(tiny_bert), **choice)
+
+    @pytest.mark.parametrize("layers", [[5], "12", 3, {"1": 2}, [1.0], [[1]]])
+    def test_a_checkpoint_may_come_from_anyone(self, layers):
+        config = AutoConfig.for_model("vit", **VISION["vit"])
+        spec = random_tower("vit").spec
+        assert tower_from_config(spec | {"layers": [4]}, config).spec["layers_norm"] is True
+        with pytest.raises(ValueError, match=r"layers must be increasing numbers|has 4 layers, got layers=\[5\]"):
+            tower_from_config(spec | {"layers": layers}, config)
 
     @pytest.mark.parametrize("choice", [{"layers": [1]}, {"pooling": "cls+mean"}])
     def test_a_convolutional_tower_has_neither_layers_nor_a_class_token(self, choice):

@@ -17,7 +17,7 @@ from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArgume
 from ..options.arguments import OptionFormatter, add_options
 from ..options.fields import own_options, path_values
 from ..privacy.gate import guarded, knows
-from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, speaks_privately, start_private_mode
+from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, hide_place, speaks_privately, start_private_mode
 from ..progress import no_bars_in_a_log
 from .place import place_of_cache
 
@@ -157,8 +157,9 @@ def _say_copies(cache: Any, data: DataArguments) -> None:
 def _build_until_done(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 75 after a signal of a scheduler; then the file `requeue` is in the folder of the cache."""
     data, towers, privacy = _build_arguments(arguments)
+    start_private_mode(privacy, path_values(data, towers, privacy))
     arguments.cache_dir = place_of_cache(cache_dir=arguments.cache_dir)
-    start_private_mode(privacy, [*path_values(data, towers, privacy), str(arguments.cache_dir)])
+    hide_place(arguments.cache_dir)
     from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
     from ..training.run_folder import requeue_file
 

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +229,7 @@ class EmbeddingCache:
 
     def _check_sizes(self) -> None:
         """What is missing or cut of the columns is named now, and not when training comes there."""
-        for _, shards, rows in self._shards()[len(self._store.vectors) :]:
+        for _, shards, rows in self._shards[len(self._store.vectors) :]:
             shards.check_sizes(rows)
 
     @property
@@ -243,6 +244,7 @@ class EmbeddingCache:
         """The stored columns that batches of this view have."""
         return self._columns
 
+    @cached_property
     def _shards(self) -> list[tuple[str, Shards, np.ndarray]]:
         """For each stored column of a batch its name, its files, and (n,) row numbers in them for all pairs."""
         store = self._store
@@ -337,7 +339,7 @@ class EmbeddingCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the distinct vectors of this view and its columns, as stored; ragged ones by their mean length."""
-        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards())
+        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards)
 
     @property
     def num_image_only(self) -> int:
@@ -444,7 +446,7 @@ class EmbeddingCache:
         rows = self._rows[self._checked(indices)]
         store = self._store
         batch = {}
-        for name, shards, numbers in self._shards():
+        for name, shards, numbers in self._shards:
             batch |= _batch(name, shards, numbers[rows])
         batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
@@ -508,7 +510,7 @@ class ResidentCache:
         if self.source_codes is not None:
             self._columns["source"] = torch.from_numpy(self.source_codes)
         self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
-        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._shards()]
+        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._shards]
 
     def __len__(self) -> int:
         return len(self._columns["row"])
