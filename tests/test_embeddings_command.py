@@ -30,6 +30,7 @@ from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
+from adaptor_hf.verify import verification
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
          "use_cpu": True, "global_batch_size": 8}  # fmt: skip
@@ -121,6 +122,10 @@ class TestOneKey:
         assert not Path("outputs/run/embeddings").exists()
         (pairs,) = Path("outputs/embeddings").glob("pairs-*")
         assert json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"] == f"../embeddings/{pairs.name}"
+        Path("outputs").rename("moved")
+        found = verification(Path("moved/run"))
+        assert (found.differences, found.unchecked) == ([], [])
+        Path("moved").rename("outputs")
         # And a second run, in another folder.
         train(Path("outputs/other"), options)
         assert counted == {"read": 0, "images": 0, "texts": 0}
@@ -148,7 +153,7 @@ class TestOneKey:
         with caplog.at_level("INFO"):
             assert build(options, "--private", "--key_file", "ids.key") == 0
         said = capsys.readouterr()
-        cache = open_cache("outputs/embeddings")
+        cache = open_cache("outputs/private-embeddings")
         assert not any(value.startswith("subject") for value in cache.pairs["patient_id"][:])
         assert "Next run: train_pretrain.py with --private" in caplog.text
         for name in ("pairs.csv", "subject", str(cache.path), str(tmp_path)):
@@ -156,9 +161,9 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options, "--private", "True", "--key_file", "ids.key")
         assert counted["read"] == 0
-        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        assert len(list(Path("outputs/private-embeddings").glob("*-*/"))) == 3
         recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
-        assert recorded == f"../embeddings/{cache.path.name}"
+        assert recorded == f"../private-embeddings/{cache.path.name}"
 
     def test_a_rebuild_embeds_all_anew_but_not_where_a_run_is_resumed(self, options, counted, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
