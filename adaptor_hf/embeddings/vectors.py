@@ -52,6 +52,15 @@ class ColumnFile:
         if len(self.batch) != rows:
             raise ValueError(f"{path} has {len(self.batch)} rows, the manifest says {rows}. {rebuild(path.parent)}")
         self.elements = [view.values if isinstance(view, Ragged) else view for view in self.views]
+        if column.ragged and not self._offsets_fit():
+            raise ValueError(f"{path} is damaged: where its rows begin and end does not fit. {rebuild(path.parent)}")
+
+    def _offsets_fit(self) -> bool:
+        offsets = self.views[0].offsets
+        within = offsets[0] >= 0 and (np.diff(offsets) >= 0).all()
+        return bool(within) and all(
+            np.array_equal(view.offsets, offsets) and offsets[-1] <= len(view.values) for view in self.views
+        )
 
     def copy_rows(self, rows: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
         """Copy rows of fixed shape, each part of the column to these places of what is found."""
