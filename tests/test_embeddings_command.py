@@ -30,6 +30,7 @@ from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
+from adaptor_hf.verify import verification
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
          "use_cpu": True, "global_batch_size": 8}  # fmt: skip
@@ -62,6 +63,8 @@ def options(table, tiny_dinov2, tiny_bert) -> dict:
 def counted(monkeypatch) -> dict[str, int]:
     """How many images were read and embedded, and how many texts were embedded, since the last `clear`."""
     counts = {"read": 0, "images": 0, "texts": 0}
+    # What a process of its own reads would not be counted here.
+    monkeypatch.setattr("adaptor_hf.embeddings.build._worker_count", lambda on_cuda: 0)
 
     def count(owner, name, what, size):
         method = getattr(owner, name)
@@ -116,8 +119,13 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options)
         assert counted == {"read": 0, "images": 0, "texts": 0}
-        assert len(list(Path("outputs/embeddings").glob("pairs-*"))) == 1
         assert not Path("outputs/run/embeddings").exists()
+        (pairs,) = Path("outputs/embeddings").glob("pairs-*")
+        assert json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"] == f"../embeddings/{pairs.name}"
+        Path("outputs").rename("moved")
+        found = verification(Path("moved/run"))
+        assert (found.differences, found.unchecked) == ([], [])
+        Path("moved").rename("outputs")
         # And a second run, in another folder.
         train(Path("outputs/other"), options)
         assert counted == {"read": 0, "images": 0, "texts": 0}
@@ -133,9 +141,9 @@ class TestOneKey:
         options |= changes
         assert build(options) == 0
         built = open_cache("outputs/embeddings")
-        train(Path("outputs/run"), options)
-        record = json.loads(Path("outputs/run/run.json").read_text())
-        assert record["inputs"]["cache"] == f"../embeddings/{built.path.name}"
+        data, model, run, training = train_pretrain.parse_arguments(words({**options, "output_dir": "outputs/run"}))
+        cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
+        assert (cache.path, cache.fingerprint) == (built.path, built.fingerprint)
         assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
 
     def test_a_private_build_is_the_private_runs(
@@ -145,7 +153,7 @@ class TestOneKey:
         with caplog.at_level("INFO"):
             assert build(options, "--private", "--key_file", "ids.key") == 0
         said = capsys.readouterr()
-        cache = open_cache("outputs/embeddings")
+        cache = open_cache("outputs/private-embeddings")
         assert not any(value.startswith("subject") for value in cache.pairs["patient_id"][:])
         assert "Next run: train_pretrain.py with --private" in caplog.text
         for name in ("pairs.csv", "subject", str(cache.path), str(tmp_path)):
@@ -153,9 +161,9 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options, "--private", "True", "--key_file", "ids.key")
         assert counted["read"] == 0
-        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        assert len(list(Path("outputs/private-embeddings").glob("*-*/"))) == 3
         recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
-        assert recorded == f"../embeddings/{cache.path.name}"
+        assert recorded == f"../private-embeddings/{cache.path.name}"
 
     def test_a_rebuild_embeds_all_anew_but_not_where_a_run_is_resumed(self, options, counted, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -272,6 +280,18 @@ class TestStoredOptions:
         assert vision_pooling(data) == {"pooling": "cls+mean"} | layers
         assert text_pooling(data) == {"pooling": "cls"}
         assert kept_of_images(self.parsed(image_tokens="all")) == {"image_tokens": "all"}
+
+    def test_a_recipe_spells_them_as_yaml_does(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text(
+            "train_file: pairs.csv\nimage_tokens: 7\nregions: 2x3\nlayers: [1, 2]\nlayers_norm: no\n"
+            "text_tokens: true\nviews: 2\nembedding_dtype: int8\nrebuild: yes\n"
+        )
+        words = [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path)]
+        data, *_ = train_pretrain.parse_arguments(words)
+        assert kept_of_images(data) == {"image_tokens": 7, "regions": (2, 3), "views": 2}
+        assert kept_of_texts(data) == {"text_tokens": True}
+        assert vision_pooling(data) == {"layers": [1, 2], "layers_merge": "concat", "layers_norm": False}
+        assert (data.embedding_dtype, data.rebuild) == ("int8", True)
 
     @pytest.mark.parametrize(
         ("given", "message"),
