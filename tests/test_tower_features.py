@@ -7,7 +7,7 @@ import pytest
 import torch
 from preset_architectures import build_architecture
 from test_heads import run_remote
-from test_towers import save_timm
+from test_towers import save_processor, save_timm
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertModel
 
@@ -194,6 +194,16 @@ class TestSpec:
             plain = load(tower.spec, layers=())
             assert not plain.spec.keys() & {"layers", "layers_merge", "layers_norm"}
             assert plain.token_size == 32
+
+    def test_a_pooler_that_is_not_read_is_not_loaded(self, tmp_path):
+        model = AutoModel.from_config(AutoConfig.for_model("vit", **VISION["vit"]))
+        assert model.pooler is not None
+        model.save_pretrained(tmp_path)
+        save_processor(tmp_path, size=28)
+        assert load_vision_tower(str(tmp_path)).spec["pooling"] == "pooler"
+        tower = load_vision_tower(str(tmp_path), layers=[2, 4])
+        assert (tower.spec["pooling"], tower.model.pooler) == ("cls", None)
+        assert tower_identity(load_vision_tower(tower.spec)) == tower_identity(tower)
 
     def test_each_choice_has_a_key_of_its_own_and_is_compared(self, tiny_dinov2, tmp_path):
         choices = [

@@ -192,6 +192,7 @@ def _stored(manifests: dict[str, dict]) -> dict[str, dict]:
 
 
 def _print_info(path: Path) -> None:
+    from .contents import stored_fields
     from .reader import open_cache
 
     cache = open_cache(path)
@@ -214,6 +215,7 @@ def _print_info(path: Path) -> None:
         "image_mode": reading.mode,
         "voi_lut": reading.voi_lut,
         "range_percentile": reading.range_percentile,
+        "columns": stored_fields(cache),
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     if speaks_privately():
