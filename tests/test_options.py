@@ -50,6 +50,7 @@ OPEN_OF_TRANSFORMERS = {
     "metric_for_best_model", "accelerator_config", "dataloader_multiprocessing_context", "label_names",
     "train_sampling_strategy", "length_column_name", "ddp_backend", "fsdp", "fsdp_config", "deepspeed", "debug",
     "positives",
+    "source_batches",
 }  # fmt: skip
 
 
