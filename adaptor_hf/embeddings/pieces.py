@@ -117,12 +117,13 @@ class Build:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
 
-    def finish(self, shard_rows: int, *, whole: bool = False) -> None:
+    def finish(self, shard_rows: int, *, whole: bool = False, again: bool = False) -> None:
         """Join the pieces that are there, in their planned order, commit them, and remove them.
 
         Args:
             shard_rows: rows of one shard.
             whole: all pieces were just computed or checked, so a damaged one is an error; else it is left out.
+            again: their rows replace those that are there.
 
         Raises:
             ValueError: a piece is damaged; it is deleted, and the same build computes it again.
@@ -140,11 +141,11 @@ class Build:
                 pieces.append(piece)
         if pieces:
             # A build killed after its commit leaves pieces whose rows are there already.
-            fresh = [piece.table for piece in pieces if self._has_new_rows(piece.table)]
+            fresh = [piece.table for piece in pieces if again or self._has_new_rows(piece.table)]
             faults = {key: why for piece in pieces for key, why in piece.faults.items()}
             columns = pieces[0].columns
             shards, further = self.folder.write_shards(columns, fresh, shard_rows) if fresh else ([], {})
-            self.folder.commit(columns[0].shape[0], shards, faults, further)
+            self.folder.commit(columns[0].shape[0], shards, faults, further, again=again and bool(shards))
         shutil.rmtree(self.path)
 
     def _has_new_rows(self, table: pa.Table) -> bool:
