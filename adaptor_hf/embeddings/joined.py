@@ -260,9 +260,9 @@ class JoinedShards(Shards):
         self.offsets = np.cumsum([0] + [entry["rows"] for entry in self.entries])
         self._owners = [(part, index) for part in parts for index in range(len(part.entries))]
 
-    def open(self, indices: Sequence[int]) -> None:
+    def map_files(self, indices: Sequence[int]) -> None:
         for part, index in (self._owners[index] for index in indices):
-            part.open([index])
+            part.map_files([index])
 
     def file(self, index: int) -> ColumnFile:
         part, index = self._owners[index]
