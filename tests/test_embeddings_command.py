@@ -25,6 +25,7 @@ from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
+from adaptor_hf.privacy.mode import private_mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
@@ -141,7 +142,7 @@ class TestOneKey:
         with caplog.at_level("INFO"):
             assert build(options, "--private", "--key_file", "ids.key") == 0
         said = capsys.readouterr()
-        cache = open_cache("outputs/embeddings")
+        cache = open_cache("outputs/private-embeddings")
         assert not any(value.startswith("subject") for value in cache.pairs["patient_id"][:])
         assert "Next run: train_pretrain.py with --private" in caplog.text
         for name in ("pairs.csv", "subject", str(cache.path), str(tmp_path)):
@@ -149,9 +150,9 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options, "--private", "True", "--key_file", "ids.key")
         assert counted["read"] == 0
-        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        assert len(list(Path("outputs/private-embeddings").glob("*-*/"))) == 3
         recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
-        assert recorded == f"../embeddings/{cache.path.name}"
+        assert recorded == f"../private-embeddings/{cache.path.name}"
 
     def test_the_next_command_that_is_said_runs(self, options, tmp_path, monkeypatch, caplog):
         monkeypatch.chdir(tmp_path)
@@ -198,6 +199,13 @@ class TestPlace:
         monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
         assert place_of_cache(tmp_path / "run", "named") == Path("named")
         assert place_of_cache(tmp_path / "run") == place_of_cache() == tmp_path / "all"
+
+    def test_in_private_mode_it_is_apart_from_those_of_others(self, tmp_path, monkeypatch):
+        with private_mode(b"k" * 32):
+            assert place_of_cache("outputs/run") == place_of_cache() == Path("outputs/private-embeddings")
+            assert place_of_cache("outputs/run", "named") == Path("named")
+            monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
+            assert place_of_cache("outputs/run") == tmp_path / "private-all"
 
     def test_that_of_an_earlier_run_is_used_where_it_lies(self, tmp_path):
         (tmp_path / "run" / "embeddings").mkdir(parents=True)
