@@ -90,15 +90,10 @@ class TestSequences:
         with pytest.raises(ValueError, match="they make no sequence"):
             image_sequence(batch, Column("image_tokens", (5, 32), "float16", {"grid": [2, 2], "prefix": 1}))
 
-    def test_a_live_tower_whose_pooled_vector_is_wider_is_refused_too(self, tiny_dinov2):
+    def test_a_tower_whose_pooled_vector_is_wider_is_refused_before_it_runs(self, tiny_dinov2, tmp_path):
         tower = load_vision_tower(str(tiny_dinov2), pooling="cls+mean")
-        config = synthetic_config(vision_hidden_size=64, vision_tower=tower.spec, hidden_size=16,
-                                  num_attention_heads=2, intermediate_size=16)  # fmt: skip
-        model = AdaptorModel(config)
-        model.attach_towers(tower, None)
-        head = AdaptorForSemanticSegmentation.from_adaptor(model, num_labels=2)
         with pytest.raises(ValueError, match="64 wide and the tokens are 32 wide"):
-            head(pixel_values=torch.zeros(1, 3, 28, 28))
+            options_of_tokens(tower, tmp_path, "all")
 
 
 class TestWhatIsMissing:
@@ -219,7 +214,7 @@ class TestTheScript:
         return {line["metric"]: line for line in read_results(output / "runs").lines}
 
     def test_a_cache_that_was_built_before_is_read_and_no_tower_runs(
-        self, table, model, tiny_dinov2, tmp_path, monkeypatch
+        self, table, model, tiny_dinov2, tmp_path, monkeypatch, capsys
     ):
         columns = ["--image_column", "image", "--vision_tower", str(tiny_dinov2), "--num_workers", "0"]
         # It keeps more than is asked for later, in another dtype.
@@ -236,7 +231,7 @@ class TestTheScript:
         assert {path.name for path in (tmp_path / "cache").glob("images-*")} == before
         line = lines["dice_pooled"]
         assert line["recipe"] == "rigorous, 1 epochs, cached tokens 2 x 2 float32"
-        assert any("centre crop" in note for note in line["data_notes"]) if "data_notes" in line else True
+        assert "Masks are scored within the centre crop that the tower sees" in capsys.readouterr().out
         monkeypatch.undo()
         # The saved model sees images as the cache did.
         saved = AdaptorForSemanticSegmentation.from_pretrained(tmp_path / "out/model")

@@ -175,7 +175,24 @@ def _build_until_done(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _stored(manifests: dict[str, dict]) -> dict[str, dict]:
+    """Of each modality the version of its format, its rows, of all data sets, and what is kept of each."""
+    found = {}
+    for manifest in manifests.values():
+        pooled = {"shape": [manifest["width"]], "dtype": manifest["dtype"], "shards": manifest["shards"]}
+        columns = {
+            name: {"shape": entry["shape"], "dtype": entry["dtype"],
+                   "megabytes": round(sum(shard["bytes"] for shard in entry["shards"]) / 1e6, 1)}
+            for name, entry in {"embedding": pooled, **manifest.get("columns", {})}.items()
+        }  # fmt: skip
+        found[manifest["content"]] = {
+            "version": manifest["version"], "rows": manifest["rows"], "columns": columns,
+        }  # fmt: skip
+    return found
+
+
 def _print_info(path: Path) -> None:
+    from .contents import stored_fields
     from .reader import open_cache
 
     cache = open_cache(path)
@@ -192,11 +209,13 @@ def _print_info(path: Path) -> None:
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
         "folders": folders,
+        "stored": _stored(cache.modality_manifests()),
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,
         "voi_lut": reading.voi_lut,
         "range_percentile": reading.range_percentile,
+        "columns": stored_fields(cache),
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     if speaks_privately():

@@ -38,7 +38,7 @@ def place_of_cache(output_dir: str | os.PathLike | None = None, cache_dir: str |
     before = PRIVATE if is_private() else ""
     if os.environ.get(CACHE_DIR):
         place = Path(os.environ[CACHE_DIR]).expanduser()
-        return place.with_name(before + place.name)
+        return place.parent / (before + place.name)
     if output_dir is None:
         return Path(OUTPUTS, before + FOLDER)
     inside = Path(output_dir) / FOLDER

@@ -52,6 +52,15 @@ class ColumnFile:
         if len(self.batch) != rows:
             raise ValueError(f"{path} has {len(self.batch)} rows, the manifest says {rows}. {rebuild(path.parent)}")
         self.elements = [view.values if isinstance(view, Ragged) else view for view in self.views]
+        if column.ragged and not self._offsets_fit():
+            raise ValueError(f"{path} is damaged: where its rows begin and end does not fit. {rebuild(path.parent)}")
+
+    def _offsets_fit(self) -> bool:
+        offsets = self.views[0].offsets
+        within = offsets[0] >= 0 and (np.diff(offsets) >= 0).all()
+        return bool(within) and all(
+            np.array_equal(view.offsets, offsets) and offsets[-1] <= len(view.values) for view in self.views
+        )
 
     def copy_rows(self, rows: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
         """Copy rows of fixed shape, each part of the column to these places of what is found."""
@@ -121,7 +130,7 @@ class Shards:
         """Numbers of the files that have a row of these."""
         return np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
 
-    def open(self, indices: Sequence[int]) -> None:
+    def map_files(self, indices: Sequence[int]) -> None:
         """Check and map these files now."""
         entries = [self.entries[index] for index in indices]
         if lost := [entry["file"] for entry in entries if entry.get("lost")]:
@@ -138,7 +147,7 @@ class Shards:
     def file(self, index: int) -> ColumnFile:
         """One file, open."""
         if self._files[index] is None:
-            self.open([index])
+            self.map_files([index])
         return self._files[index]
 
     def by_file(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -224,7 +233,7 @@ class Vectors:
             for name, start, stop in lost_rows(self.manifest):
                 if ((rows >= start) & (rows < stop)).any():
                     raise ValueError(lost_message(folder / name))
-            self.shards.open(self.shards.of_rows(rows))
+            self.shards.map_files(self.shards.of_rows(rows))
             if checks.mode == "full":
                 checks.check(folder, modality_files(self.manifest), repair(folder))
 

@@ -14,6 +14,7 @@ import torch
 from ..data.boxes import same_shape
 from ..data.images import image_size
 from ..embeddings.sequences import image_sequence, stored_column
+from ..token_sequences_adaptor import token_sequence
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -31,11 +32,13 @@ def options_of_tokens(tower: VisionTower, cache_dir: str | os.PathLike, image_to
     them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none.
 
     Raises:
-        ValueError: a damaged file (named).
+        ValueError: a damaged file (named), or the tower's tokens are not as wide as its pooled embedding.
     """
     from ..embeddings.keys import tower_identity
     from ..embeddings.manifest import MANIFEST, read_manifest
 
+    # What could not be read later is refused before it is computed.
+    token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
     wanted, found = tower_identity(tower), []
     for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
