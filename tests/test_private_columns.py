@@ -20,6 +20,7 @@ from PIL import Image
 from synthetic import synthetic_config
 
 from adaptor_hf import AdaptorModel
+from adaptor_hf.audit.facts import pretraining_facts
 from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
@@ -163,6 +164,14 @@ def said_of_columns(cache: Path) -> dict:
         for name, column in json.loads(path.read_text()).get("columns", {}).items():
             found[name] = {key: value for key, value in column.items() if key != "shards"}
     return found
+
+
+def test_the_checklists_say_which_columns_nearly_are_data(tmp_path):
+    stored = {"images": ["regions", "shallow"], "texts": ["words"]}
+    (tmp_path / "run.json").write_text(json.dumps({"inputs": {"stored": stored}}))
+    assert "The embeddings include regions, words, from which" in pretraining_facts(tmp_path)["private"]
+    (tmp_path / "run.json").write_text(json.dumps({"inputs": {"stored": {"images": ["shallow"]}}}))
+    assert "private" not in pretraining_facts(tmp_path)
 
 
 FORK = multiprocessing.get_context("fork")
