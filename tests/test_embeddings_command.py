@@ -29,6 +29,7 @@ from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
+from adaptor_hf.privacy.mode import private_mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
 from adaptor_hf.verify import verification
 
@@ -227,6 +228,13 @@ class TestPlace:
         monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
         assert place_of_cache(tmp_path / "run", "named") == Path("named")
         assert place_of_cache(tmp_path / "run") == place_of_cache() == tmp_path / "all"
+
+    def test_in_private_mode_it_is_apart_from_those_of_others(self, tmp_path, monkeypatch):
+        with private_mode(b"k" * 32):
+            assert place_of_cache("outputs/run") == place_of_cache() == Path("outputs/private-embeddings")
+            assert place_of_cache("outputs/run", "named") == Path("named")
+            monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
+            assert place_of_cache("outputs/run") == tmp_path / "private-all"
 
     def test_that_of_an_earlier_run_is_used_where_it_lies(self, tmp_path):
         (tmp_path / "run" / "embeddings").mkdir(parents=True)
