@@ -227,7 +227,7 @@ def compared(made: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> list[str]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phantoms", type=int, default=400, help="Images with reports.")
+    parser.add_argument("--phantoms", type=int, default=300, help="Images with reports.")
     parser.add_argument("--images", type=int, default=800, help="At most so many images of a set.")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 
 from adaptor_hf.embeddings import import_embeddings, open_cache
-from adaptor_hf.embeddings.column_files import write_column_shards
-from adaptor_hf.embeddings.columns import Column, Ragged, to_arrow
+from adaptor_hf.embeddings.columns import Column, Ragged, entry_of, to_arrow
 from adaptor_hf.embeddings.files import map_batch, write_batch
+from adaptor_hf.embeddings.joining import file_ranges, row_bytes, write_columns
 from adaptor_hf.embeddings.keys import modality_key
 from adaptor_hf.embeddings.manifest import write_record
 
@@ -35,15 +35,18 @@ def random_rows(column: Column, lengths: np.ndarray, seed: int = 0) -> np.ndarra
     return Ragged(values, np.concatenate([[0], np.cumsum(lengths)])) if column.ragged else values
 
 
-def add_columns(folder: Path, columns: list[Column], lengths: np.ndarray, max_bytes: int = 400) -> dict:
+def add_columns(folder: Path, columns: list[Column], lengths: np.ndarray, max_bytes: int = 150) -> dict:
     """Store random numbers in a modality's folder; returns them by name."""
     manifest = json.loads((folder / "cache.json").read_text())
     written = {column.name: random_rows(column, lengths, seed) for seed, column in enumerate(columns)}
     entries = {}
     for column in columns:
-        arrays = to_arrow(column, written[column.name])
-        batch = pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
-        entries[column.name] = write_column_shards(folder, column, [batch], max_bytes)
+        table = pa.table(to_arrow(column, written[column.name]))
+        shards = []
+        for start, stop in file_ranges(row_bytes(column, table[column.name]), max_bytes):
+            path = folder / f"{column.name}-{len(shards):05d}.arrow"
+            shards.append(write_columns(path, table.slice(start, stop - start), [column]))
+        entries[column.name] = entry_of(column, shards)
     write_record(folder / "cache.json", manifest | {"columns": entries})
     return written
 

@@ -1,6 +1,7 @@
 """Columns beside the pooled vectors: in batches from disk and on a device, in views, workers and manifests."""
 
 import json
+import os
 import pickle
 import random
 import shutil
@@ -14,7 +15,9 @@ from test_cache_damage import edited, flipped, leaves, rewrite, without
 from torch.utils.data import DataLoader
 
 from adaptor_hf.embeddings import digests, open_cache, verify_cache
+from adaptor_hf.embeddings.__main__ import main
 from adaptor_hf.embeddings.columns import Ragged
+from adaptor_hf.embeddings.files import map_batch
 from adaptor_hf.embeddings.manifest import read_manifest, write_record
 from adaptor_hf.embeddings.verify import written_digests
 
@@ -335,3 +338,76 @@ class TestChecks:
         assert set(copy.files()) == there - {f"{name}/cache.json" for name in copy.modality_manifests()}
         named = {name for name in copy.files() if not name.endswith("cache.json")}
         assert set(written_digests(folder)) == named
+
+
+def test_info_says_what_is_stored(cache, capsys):
+    assert main(["info", str(cache.path)]) == 0
+    info = json.loads(capsys.readouterr().out)
+    assert sorted(info["columns"]) == sorted(NAMES)
+    for name, fields in info["columns"].items():
+        column = cache.stored_columns[name]
+        assert fields.pop("megabytes") >= 0
+        assert fields == {"shape": list(column.shape), "dtype": column.dtype} | column.info
+    sizes = [cache.path.parent.joinpath(name).stat().st_size for name in cache.files()]
+    assert info["megabytes"] == round(sum(sizes) / 1e6, 1)
+
+
+@pytest.mark.parametrize("damage", ["descending", "too far", "of scales"])
+def test_rows_that_begin_and_end_elsewhere_are_named_though_digests_are_not_compared(copy, damage):
+    """With `check="off"`, a number out of place must not be taken for a place in memory."""
+    folder = copy.path.parent / copy.manifest["texts"]
+    path = folder / "text_tokens-00000.arrow"
+    batch = map_batch(path)
+    name = "text_tokens_scale" if damage == "of scales" else "text_tokens"
+    offsets = np.frombuffer(batch.column(name).buffers()[1], np.int64)
+    changed = offsets.copy()
+    changed[1 if damage == "descending" else -1] += 1000
+    data = path.read_bytes()
+    place = data.index(offsets.tobytes())
+    if damage == "of scales":
+        place = data.index(offsets.tobytes(), place + 8)
+    rewrite(path, data[:place] + changed.tobytes() + data[place + changed.nbytes :])
+    opened = open_cache(copy.path, check="off", columns=["text_tokens"])
+    with pytest.raises(ValueError, match=r"text_tokens-00000.arrow is damaged: where its rows begin"):
+        _ = opened[:]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cache_resident_on_a_gpu_gives_the_batches_of_the_cpu(cache):
+    rows = [7, WITHOUT_TEXT, 39, 7, 0]
+    view = cache.with_columns(*NAMES)
+    found = view.to_device("cuda")[rows]
+    for name, values in view[rows].items():
+        assert found[name].cpu().numpy().tobytes() == values.numpy().tobytes(), name
+
+
+class TestLargeRows:
+    """Rows that are read with a call each are those that a mapping gives."""
+
+    @pytest.mark.parametrize("most", [None, 7], ids=["whole", "in parts"])
+    def test_they_are_the_same(self, cache, monkeypatch, most):
+        rows = [7, WITHOUT_TEXT, 39, 7, 0]
+        expected = cache.with_columns(*NAMES)[rows]
+        monkeypatch.setattr("adaptor_hf.embeddings.vectors.LARGE_ROW", 0)
+        calls, preadv = [], os.preadv
+
+        def read(file, buffers, place):
+            calls.append(place)
+            return preadv(file, [buffers[0][:most]], place)
+
+        monkeypatch.setattr(os, "preadv", read)
+        opened = open_cache(cache.path, columns=NAMES)
+        for found in (opened[rows], pickle.loads(pickle.dumps(opened))[rows]):
+            for name, values in expected.items():
+                assert found[name].numpy().tobytes() == values.numpy().tobytes(), name
+        assert len(calls) > 100
+
+    def test_a_file_that_is_cut_while_it_is_open_is_named(self, copy, monkeypatch):
+        monkeypatch.setattr("adaptor_hf.embeddings.vectors.LARGE_ROW", 0)
+        opened = open_cache(copy.path, columns=["regions"])
+        _ = opened[0]
+        path = copy.path.parent / copy.manifest["images"] / "regions-00000.arrow"
+        os.truncate(path, 8)
+        with pytest.raises(ValueError, match=r"regions-00000.arrow has become shorter"):
+            opened[0]

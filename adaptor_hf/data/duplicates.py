@@ -33,6 +33,7 @@ class Copies:
         rows: `(n,)` bool, rows that show such a content.
         training: `(n,)` bool, the rows of "train" among them.
         examples: Places of two rows of one content in two splits, one pair for each of some contents.
+        across_sources: Of the contents, those that stand in more than one source.
     """
 
     contents: int
@@ -40,15 +41,17 @@ class Copies:
     rows: np.ndarray
     training: np.ndarray
     examples: list[tuple[int, int]]
+    across_sources: int = 0
 
 
-def copies_across(digests: np.ndarray, splits: Sequence[str]) -> Copies:
+def copies_across(digests: np.ndarray, splits: Sequence[str], sources: np.ndarray | None = None) -> Copies:
     """
     Find image contents that stand in more than one split.
 
     Args:
         digests: `(n,)` digests of the images' contents, bytes; empty where there is no image.
         splits: `(n,)` split of each row.
+        sources: `(n,)` source of each row, where there are several.
 
     Raises:
         ValueError: Arrays of different length.
@@ -60,7 +63,7 @@ def copies_across(digests: np.ndarray, splits: Sequence[str]) -> Copies:
     order = places[np.argsort(digests[places], kind="stable")]
     starts = np.flatnonzero(np.r_[True, digests[order][1:] != digests[order][:-1]]) if len(order) else order
     shared: dict[tuple[str, str], int] = {}
-    rows, examples, contents = np.zeros(len(digests), bool), [], 0
+    rows, examples, contents, across = np.zeros(len(digests), bool), [], 0, 0
     sizes = np.diff(np.r_[starts, len(order)])
     # A group of one row cannot be in two splits, and there may be millions of these.
     starts, sizes = starts[sizes > 1], sizes[sizes > 1]
@@ -71,6 +74,7 @@ def copies_across(digests: np.ndarray, splits: Sequence[str]) -> Copies:
         if len(names) == 1:
             continue
         contents += 1
+        across += sources is not None and len(set(sources[group].tolist())) > 1
         rows[group] = True
         for place, first in enumerate(names):
             for second in names[place + 1 :]:
@@ -78,26 +82,27 @@ def copies_across(digests: np.ndarray, splits: Sequence[str]) -> Copies:
         if len(examples) < _EXAMPLES:
             examples.append(tuple(int(group[splits[group] == name][0]) for name in names[:2]))
     shared = dict(sorted(shared.items(), key=lambda item: (_rank(item[0][0]), _rank(item[0][1]))))
-    return Copies(contents, shared, rows, rows & (splits == "train"), examples)
+    return Copies(contents, shared, rows, rows & (splits == "train"), examples, across)
 
 
-def describe_copies(copies: Copies, source_rows: Sequence[int], splits: Sequence[str]) -> str:
+def describe_copies(copies: Copies, source_rows: Sequence[int | str], splits: Sequence[str]) -> str:
     """
     Counts and example rows of `copies_across`, without ids and paths.
 
     Args:
         copies: What was found.
-        source_rows: `(n,)` numbers by which rows are named.
+        source_rows: `(n,)` numbers by which rows are named, of several sources with the source's name.
         splits: `(n,)` split of each row.
     """
     counts = ", ".join(f"{count} in both {first} and {second}" for (first, second), count in copies.shared.items())
     shown = ", ".join(
         " and ".join(f"{source_rows[place]} ({splits[place]})" for place in pair) for pair in copies.examples
     )
+    across = f" ({copies.across_sources} of them in more than one source)" if copies.across_sources else ""
     more = f", and {copies.contents - len(copies.examples)} more" if copies.contents > len(copies.examples) else ""
     return (
-        f"{copies.contents} images are in several splits as byte copies, whatever their ids: {counts}. Source rows "
-        f"{shown}{more} (0-based, header not counted)."
+        f"{copies.contents} images are in several splits as byte copies, whatever their ids: {counts}{across}. Source "
+        f"rows {shown}{more} (0-based, header not counted)."
     )
 
 
@@ -127,9 +132,12 @@ def without_copies(cache: EmbeddingCache, action: str = "refuse") -> EmbeddingCa
         return cache
     ids = cache.pairs.with_format("arrow").select_columns(["split", "source_row"])[:]
     splits, source_rows = ids["split"].to_pylist(), ids["source_row"].to_pylist()
-    copies = copies_across(digests, splits)
+    copies = copies_across(digests, splits, cache.source_codes)
     if not copies.contents:
         return cache
+    if cache.source_codes is not None:
+        names = cache.source_names
+        source_rows = [f"{row} of {names[code]}" for row, code in zip(source_rows, cache.source_codes, strict=True)]
     said = describe_copies(copies, source_rows, splits)
     if action == "refuse":
         raise ValueError(

@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -181,29 +181,31 @@ def _check_reading(sources: Sequence[Source]) -> None:
 
 
 def _with_ids(source: Source, code: int, label, owner: str, canonical: bool) -> Dataset:
-    """The columns that training reads, ids with their owner before them, and the source's number."""
+    """The columns that training reads, ids with their owner before them, and the source. No image is copied."""
     import datasets
 
-    rows, names = source.dataset, source.dataset.column_names
-    columns = {name: None for name in (*_IDS, "view", "text", "split", "source_row") if name not in names}
-    rows = rows.select_columns([name for name in _COLUMNS if name in names])
-    for name in columns:
-        kind = pa.int64() if name == "source_row" else pa.string()
-        values = pa.array(np.arange(len(rows)), kind) if name == "source_row" else pa.nulls(len(rows), kind)
-        rows = rows.add_column(name, values)
-    for name in _IDS:
-        values = rows.select_columns([name]).with_format("arrow")[:][name].to_pylist()
-        before = source.name if name == "image_id" else owner
-        plain = canonical_id if canonical and name != "image_id" else str
-        written = [None if value is None else f"{before}/{plain(value)}" for value in values]
-        rows = rows.remove_columns(name).add_column(name, pa.array(written, pa.string()))
-    rows = rows.add_column(SOURCE, pa.array(np.full(len(rows), code), pa.int64())).select_columns([*_COLUMNS, SOURCE])
-    feature = source.dataset.features["image"]
-    features = datasets.Features(
-        {name: datasets.Value("string") for name in _COLUMNS}
-        | {"image": feature, "source_row": datasets.Value("int64"), SOURCE: label}
-    )
-    return rows.cast(features)
+    rows = source.dataset
+    plain = rows.select_columns([name for name in _COLUMNS if name in rows.column_names and name != "image"])
+    known = plain.with_format("arrow")[:]
+    values: dict[str, Any] = {}
+    for name in _COLUMNS[1:]:
+        if name == "source_row":
+            values[name] = known[name] if name in known.column_names else pa.array(np.arange(len(rows)))
+        elif name not in known.column_names:
+            values[name] = pa.nulls(len(rows), pa.string())
+        elif name in _IDS:
+            before = source.name if name == "image_id" else owner
+            written = canonical_id if canonical and name != "image_id" else str
+            ids = [None if value is None else f"{before}/{written(value)}" for value in known[name].to_pylist()]
+            values[name] = pa.array(ids, pa.string())
+        else:
+            values[name] = known[name].cast(pa.string())
+    values[SOURCE] = pa.array(np.full(len(rows), code), pa.int64())
+    kinds = {"source_row": datasets.Value("int64"), SOURCE: label}
+    features = datasets.Features({name: kinds.get(name, datasets.Value("string")) for name in values})
+    table = datasets.table.InMemoryTable(pa.table(values))
+    beside = datasets.Dataset(table, info=datasets.DatasetInfo(features=features))
+    return datasets.concatenate_datasets([rows.select_columns(["image"]), beside], axis=1)
 
 
 def own_ids(ids: Sequence[str | None]) -> list[str | None]:

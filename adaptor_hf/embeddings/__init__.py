@@ -6,13 +6,14 @@ if TYPE_CHECKING:
     from .build import build_cache
     from .importing import import_embeddings
     from .joined import join_caches
-    from .reader import EmbeddingCache, ResidentCache, open_cache
+    from .reader import EmbeddingCache, open_cache
     from .repair import repair_cache
+    from .resident import ResidentCache
     from .verify import verify_cache
 
 _EXPORTS = {
     "EmbeddingCache": "reader",
-    "ResidentCache": "reader",
+    "ResidentCache": "resident",
     "build_cache": "build",
     "import_embeddings": "importing",
     "join_caches": "joined",

@@ -17,7 +17,7 @@ from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArgume
 from ..options.arguments import OptionFormatter, add_options
 from ..options.fields import own_options, path_values
 from ..privacy.gate import guarded, knows
-from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, speaks_privately, start_private_mode
+from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, hide_place, speaks_privately, start_private_mode
 from ..progress import no_bars_in_a_log
 from .place import place_of_cache
 
@@ -157,8 +157,9 @@ def _say_copies(cache: Any, data: DataArguments) -> None:
 def _build_until_done(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 75 after a signal of a scheduler; then the file `requeue` is in the folder of the cache."""
     data, towers, privacy = _build_arguments(arguments)
+    start_private_mode(privacy, path_values(data, towers, privacy))
     arguments.cache_dir = place_of_cache(cache_dir=arguments.cache_dir)
-    start_private_mode(privacy, [*path_values(data, towers, privacy), str(arguments.cache_dir)])
+    hide_place(arguments.cache_dir)
     from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
     from ..training.run_folder import requeue_file
 
@@ -174,7 +175,24 @@ def _build_until_done(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _stored(manifests: dict[str, dict]) -> dict[str, dict]:
+    """Of each modality the version of its format, its rows, of all data sets, and what is kept of each."""
+    found = {}
+    for manifest in manifests.values():
+        pooled = {"shape": [manifest["width"]], "dtype": manifest["dtype"], "shards": manifest["shards"]}
+        columns = {
+            name: {"shape": entry["shape"], "dtype": entry["dtype"],
+                   "megabytes": round(sum(shard["bytes"] for shard in entry["shards"]) / 1e6, 1)}
+            for name, entry in {"embedding": pooled, **manifest.get("columns", {})}.items()
+        }  # fmt: skip
+        found[manifest["content"]] = {
+            "version": manifest["version"], "rows": manifest["rows"], "columns": columns,
+        }  # fmt: skip
+    return found
+
+
 def _print_info(path: Path) -> None:
+    from .contents import stored_fields
     from .reader import open_cache
 
     cache = open_cache(path)
@@ -191,11 +209,13 @@ def _print_info(path: Path) -> None:
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
         "folders": folders,
+        "stored": _stored(cache.modality_manifests()),
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,
         "voi_lut": reading.voi_lut,
         "range_percentile": reading.range_percentile,
+        "columns": stored_fields(cache),
         "megabytes": round(sum(cache.path.parent.joinpath(name).stat().st_size for name in cache.files()) / 1e6, 1),
     }
     if speaks_privately():

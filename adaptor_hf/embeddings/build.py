@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.reading import Reading
-from ..folder_lock import FolderLock
+from ..folder_lock import FolderLock, only_writer
 from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
@@ -24,6 +24,7 @@ from .pairs import write_pairs
 from .pieces import PIECE_ROWS
 from .ranks import Ranks
 from .reader import EmbeddingCache, open_together
+from .rebuilding import remove_superseded
 from .shards import SHARD_ROWS
 from .source import TowerSource
 from .stored import StoredImages, StoredTexts
@@ -199,7 +200,20 @@ def _build(
         _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 
-    return ranks.on_main(finish)
+    pairs = ranks.on_main(finish)
+    if settings.rebuild:
+        ranks.on_main(lambda: _tidy(Path(pairs), modalities))
+    return pairs
+
+
+def _tidy(pairs: Path, modalities: list[Modality]) -> None:
+    try:
+        with only_writer(pairs.parent, "build", what="build", option="cache_dir", strict=False):
+            remove_superseded(pairs, [modality.folder for modality in modalities])
+    except BlockingIOError:
+        logger.info("another process builds in %s: what the rebuild replaced is removed by the next one", pairs.parent)
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("%s. What the rebuild replaced is kept", str(error).removesuffix("."))
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:

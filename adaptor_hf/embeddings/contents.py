@@ -1,4 +1,4 @@
-"""Digests of the content of image files: from caches where they are known, else by reading the files."""
+"""What is in a cache: digests of the content of image files, and what is stored beside the pooled vectors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import logging
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, KEY_DTYPE, blocks, content_key, digest, image_reference, key_vector
 from ..privacy.mode import key_name, keyed_digests
 from ..progress import progress
+from .columns import column_of
 from .digests import FileChecks
 from .files import key_view, map_batch
 from .lookup import find_keys
@@ -21,6 +22,8 @@ from .table import image_key
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .reader import EmbeddingCache
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +73,20 @@ def content_digests(
     return found
 
 
+def stored_fields(cache: EmbeddingCache) -> dict[str, dict[str, Any]]:
+    """Of each column beside the pooled vectors its shape, dtype, size in megabytes and further fields, by name."""
+    return {
+        name: {
+            "shape": entry["shape"],
+            "dtype": entry["dtype"],
+            "megabytes": round(sum(shard["bytes"] for shard in entry["shards"] if not shard.get("lost")) / 1e6, 1),
+        }
+        | column_of(name, entry).info
+        for manifest in cache.modality_manifests().values()
+        for name, entry in manifest.get("columns", {}).items()
+    }
+
+
 def _known(cache_dir: str | os.PathLike | None, checks: FileChecks) -> tuple[np.ndarray, np.ndarray]:
     """Source keys and content digests of all images that were embedded in a folder under the key that is in force."""
     none = np.empty(0, KEY_DTYPE)
@@ -93,4 +110,4 @@ def _known(cache_dir: str | os.PathLike | None, checks: FileChecks) -> tuple[np.
     return np.concatenate(sources), np.concatenate(contents)
 
 
-__all__ = ["content_digests"]
+__all__ = ["content_digests", "stored_fields"]

@@ -13,7 +13,6 @@ from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
-from .column_files import MAX_BYTES
 from .columns import Column
 from .compute import Batch, embed_rows
 from .digests import FileChecks
@@ -21,6 +20,7 @@ from .extract import columns_of
 from .files import key_array
 from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
+from .joining import FILE_BYTES
 from .keys import modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
@@ -136,13 +136,17 @@ class Modality:
         return self._rows
 
     def missing(self, table: PairTable) -> np.ndarray:
-        """(m,) rows of the table, one for each distinct image or text that has no embedding, in order of appearance."""
+        """(m,) rows of the table, one for each distinct image or text that has no embedding (or is
+        to have a new one), in order of appearance."""
         keys = self.keys(table)
-        wanted = np.nonzero(needed(table, self.name) & (self.rows(table) < 0))[0]
+        wanted = needed(table, self.name)
+        wanted = np.nonzero(wanted if self.settings.rebuild else wanted & (self.rows(table) < 0))[0]
         if not len(wanted):
             return wanted
         # Mostly all are wanted: then a copy of the keys is saved.
         rows = wanted[distinct_rows(keys if len(wanted) == len(keys) else keys[wanted])]
+        if self.settings.rebuild:
+            return rows
         failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
         return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
 
@@ -152,7 +156,7 @@ class Modality:
         self.folder.remove_leftovers()
         rows = self.missing(table)
         self._rows, self._looked_up = self._rows[:0], 0  # what is computed now changes them
-        if self.name == "images" and self.folder.rows and len(rows):
+        if self.name == "images" and self.folder.rows and len(rows) and not self.settings.rebuild:
             rows = self._without_known_content(table, rows)
         release_memory()
         plan = self._arrange(table, rows)
@@ -193,7 +197,7 @@ class Modality:
         columns = [Column(POOLED, (self.folder.manifest["width"],), self.settings.dtype)]
         if self.stored.key and len(rows):
             columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
-        name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows)
+        name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows, self.settings.rebuild)
         return Plan(name, rows, keys, lengths, columns)
 
     def _without_known_content(self, table: PairTable, rows: np.ndarray) -> np.ndarray:
@@ -217,7 +221,7 @@ class Modality:
         sizes = self._row_bytes(plan)
         todo = sum(sizes[start:stop].sum() for start, stop in plan.pieces.values())
         pooled = _pooled_bytes(plan.columns) * min(len(sizes), self.settings.shard_rows)
-        between = max(pooled, min(sizes.sum(), MAX_BYTES) if len(plan.columns) > 1 else 0)
+        between = max(pooled, min(sizes.sum(), FILE_BYTES) if len(plan.columns) > 1 else 0)
         return int(todo + sizes.sum() + between)
 
     def _row_bytes(self, plan: Plan) -> np.ndarray:
@@ -253,7 +257,11 @@ class Modality:
         """Commit the pieces of a plan; call with the lock held, on rank 0, when all ranks are done."""
         build = Build(self.folder, plan.name)
         if build.path.exists():
-            build.finish(self.settings.shard_rows, whole=True)
+            before = self.folder.rows
+            build.finish(self.settings.shard_rows, whole=True, again=self.settings.rebuild)
+            rows = self.folder.lookup(plan.keys)
+            if self.settings.rebuild and (kept := int(((rows >= 0) & (rows < before)).sum())):
+                logger.warning("%d %s could not be embedded anew and keep the embeddings they had", kept, self.name)
 
     def collect_faults(self, table: PairTable) -> None:
         """Mark the rows of the table whose image or text gave no embedding; its keys are needed no more, and go."""

@@ -107,6 +107,11 @@ def write_pairs_folder(
     listed = excluded_csv(excluded)
     parts = [ROWS_FILE, manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
     key = json_key(parts)
+    rebuilt = {name: one.rebuilt for name, one in folders.items() if one.rebuilt}
+    if rebuilt:
+        # Beside those that were there: up to the end of the rebuild they can be opened.
+        manifest = manifest | {"replaces": f"pairs-{key}"}
+        key = json_key([*parts, rebuilt])
     folder = cache_dir / f"pairs-{key}"
     none = np.full(len(kept), -1, dtype=np.int64)
     numbers = {f"{name}_row": rows_of.get(f"{name}s", none) for name in ("image", "text")}

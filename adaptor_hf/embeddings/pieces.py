@@ -6,23 +6,21 @@ left out: a piece without its record, or with another digest, is not there. Each
 what a kill leaves of it, `map`'s temporary files too, goes when it is computed again.
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import xxhash
 
 from ..data.content_keys import key_vector
-from ..files import full_disk_named, open_regular
+from ..files import full_disk_named
 from .columns import Column
 from .compute import piece_features
-from .digests import FileChecks
+from .digests import FileChecks, file_entry
 from .files import map_table
 from .keys import json_key
 from .manifest import read_record, write_record
@@ -111,18 +109,19 @@ class Build:
                     load_from_cache_file=False,
                     num_proc=None,
                 )
-            written = {"file": path.name, "columns": [asdict(column) for column in columns]} | _entry(path)
+            written = {"file": path.name, "columns": [asdict(column) for column in columns]} | file_entry(path)
             write_record(path.with_suffix(".json"), {"piece": written, "faults": faults})
         except BaseException:
             shutil.rmtree(path.parent, ignore_errors=True)
             raise
 
-    def finish(self, shard_rows: int, *, whole: bool = False) -> None:
+    def finish(self, shard_rows: int, *, whole: bool = False, again: bool = False) -> None:
         """Join the pieces that are there, in their planned order, commit them, and remove them.
 
         Args:
             shard_rows: rows of one shard.
             whole: all pieces were just computed or checked, so a damaged one is an error; else it is left out.
+            again: their rows replace those that are there.
 
         Raises:
             ValueError: a piece is damaged; it is deleted, and the same build computes it again.
@@ -140,11 +139,11 @@ class Build:
                 pieces.append(piece)
         if pieces:
             # A build killed after its commit leaves pieces whose rows are there already.
-            fresh = [piece.table for piece in pieces if self._has_new_rows(piece.table)]
+            fresh = [piece.table for piece in pieces if again or self._has_new_rows(piece.table)]
             faults = {key: why for piece in pieces for key, why in piece.faults.items()}
             columns = pieces[0].columns
             shards, further = self.folder.write_shards(columns, fresh, shard_rows) if fresh else ([], {})
-            self.folder.commit(columns[0].shape[0], shards, faults, further)
+            self.folder.commit(columns[0].shape[0], shards, faults, further, again=again and bool(shards))
         shutil.rmtree(self.path)
 
     def _has_new_rows(self, table: pa.Table) -> bool:
@@ -179,11 +178,6 @@ def read_piece(path: Path, advice: str) -> Piece:
     FileChecks("full").check(path.parent, [entry], advice, "xxh3")
     columns = [Column(**column | {"shape": tuple(column["shape"])}) for column in entry["columns"]]
     return Piece(map_table(path), columns, record["faults"])
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        return {"bytes": path.stat().st_size, "xxh3": hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from .column_batches import batch_names, fixed_batch, ragged_batch
-from .columns import Column, Ragged, build_option
+from .column_batches import batch_names
+from .columns import Column, build_option
 from .digests import FileChecks, data_entry
 from .faults import EXCLUDED, read_excluded
 from .files import json_bytes, map_batch, map_batches
@@ -20,6 +21,7 @@ from .keys import check_tower
 from .manifest import MANIFEST, modality_files, read_manifest, rebuild
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 from .ranks import Ranks
+from .resident import ResidentCache, read_batch
 from .vectors import Shards, Vectors
 
 # Names of the pooled vectors in batches.
@@ -228,7 +230,7 @@ class EmbeddingCache:
 
     def _check_sizes(self) -> None:
         """What is missing or cut of the columns is named now, and not when training comes there."""
-        for _, shards, rows in self._shards()[len(self._store.vectors) :]:
+        for _, shards, rows in self._shards[len(self._store.vectors) :]:
             shards.check_sizes(rows)
 
     @property
@@ -243,6 +245,7 @@ class EmbeddingCache:
         """The stored columns that batches of this view have."""
         return self._columns
 
+    @cached_property
     def _shards(self) -> list[tuple[str, Shards, np.ndarray]]:
         """For each stored column of a batch its name, its files, and (n,) row numbers in them for all pairs."""
         store = self._store
@@ -337,7 +340,7 @@ class EmbeddingCache:
     @property
     def num_bytes(self) -> int:
         """Bytes of the distinct vectors of this view and its columns, as stored; ragged ones by their mean length."""
-        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards())
+        return sum(int(len(np.unique(rows[self._rows])) * shards.bytes_a_row) for _, shards, rows in self._shards)
 
     @property
     def num_image_only(self) -> int:
@@ -444,8 +447,8 @@ class EmbeddingCache:
         rows = self._rows[self._checked(indices)]
         store = self._store
         batch = {}
-        for name, shards, numbers in self._shards():
-            batch |= _batch(name, shards, numbers[rows])
+        for name, shards, numbers in self._shards:
+            batch |= read_batch(name, shards, numbers[rows])
         batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
         batch["row"] = torch.from_numpy(rows)
@@ -476,70 +479,3 @@ class EmbeddingCache:
     def to_device(self, device: Any) -> "ResidentCache":
         """This view's embeddings as tensors on a device, for training without a loader."""
         return ResidentCache(self, device)
-
-
-def _tensors(found: list[np.ndarray | Ragged]) -> list[torch.Tensor]:
-    return [torch.from_numpy(part.values if isinstance(part, Ragged) else part) for part in found]
-
-
-def _batch(name: str, shards: Shards, rows: np.ndarray) -> dict[str, torch.Tensor]:
-    found = shards.read(rows)
-    if not shards.column.ragged:
-        return {name: fixed_batch(shards.column, _tensors(found))}
-    offsets = torch.from_numpy(found[0].offsets)
-    return ragged_batch(shards.column, _tensors(found), offsets[:-1], offsets.diff())
-
-
-class ResidentCache:
-    """A view of a cache held on one device: each distinct row once, as it is stored; batches are gathered there.
-
-    Args:
-        cache: view to load; the vectors and columns that it uses must fit into the device's memory.
-        device: torch device.
-    """
-
-    def __init__(self, cache: EmbeddingCache, device: Any) -> None:
-        self.device = torch.device(device)
-        self.column_names = cache.column_names
-        self._columns = {"text_row": torch.from_numpy(cache.text_rows)}
-        self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
-        self._columns["row"] = torch.from_numpy(cache._rows)
-        self.source_names, self.source_codes = cache.source_names, cache.source_codes
-        if self.source_codes is not None:
-            self._columns["source"] = torch.from_numpy(self.source_codes)
-        self._columns = {name: values.to(self.device) for name, values in self._columns.items()}
-        self._held = [_Held(name, shards, rows[cache._rows], self.device) for name, shards, rows in cache._shards()]
-
-    def __len__(self) -> int:
-        return len(self._columns["row"])
-
-    def __getitems__(self, indices: Sequence[int] | torch.Tensor) -> dict[str, torch.Tensor]:
-        """Batch on the device; `indices` as an int64 tensor there costs no transfer."""
-        indices = torch.as_tensor(indices, dtype=torch.int64).to(self.device, non_blocking=True)
-        batch = {}
-        for held in self._held:
-            batch |= held.batch(indices)
-        return batch | {name: values[indices] for name, values in self._columns.items()}
-
-    __getitem__ = __getitems__
-
-
-class _Held:
-    """One stored column on a device, with the place of each row of a view in it."""
-
-    def __init__(self, name: str, shards: Shards, rows: np.ndarray, device: torch.device) -> None:
-        used, place = np.unique(rows, return_inverse=True)
-        found = shards.read(used)
-        self._name = name
-        self._column = shards.column
-        self._parts = [part.to(device) for part in _tensors(found)]
-        self._place = torch.from_numpy(place).to(device)
-        if self._column.ragged:
-            offsets = torch.from_numpy(found[0].offsets).to(device)
-            self._starts, self._lengths = offsets[:-1], offsets.diff()
-
-    def batch(self, indices: torch.Tensor) -> dict[str, torch.Tensor]:
-        place = self._place[indices]
-        if not self._column.ragged:
-            return {self._name: fixed_batch(self._column, [part[place] for part in self._parts])}
-        return ragged_batch(self._column, self._parts, self._starts[place], self._lengths[place])

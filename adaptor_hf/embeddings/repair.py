@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ..folder_lock import only_writer
 from .digests import FileChecks
-from .manifest import MANIFEST, read_manifest, write_record
+from .manifest import MANIFEST, modality_files, read_manifest, write_record
 
 
 def repair_cache(path: str | os.PathLike) -> dict[str, int]:
-    """Delete the shards of a cache folder that are damaged, and note in their manifests that their rows are lost.
+    """Delete damaged files of embeddings in a cache folder, and note in their manifests that their rows are lost.
 
     Other rows keep their numbers. The same builds embed the lost rows again; pairs that need one do not open before.
     Damaged pairs, and names of moved images, need no repair: a build writes them anew.
@@ -18,7 +18,7 @@ def repair_cache(path: str | os.PathLike) -> dict[str, int]:
         path: cache folder, with one or several caches in it.
 
     Returns:
-        Rows of each shard that was given up, by its name relative to `path`; missing ones are among them.
+        Rows of each file that was given up, by its name relative to `path`; missing ones are among them.
 
     Raises:
         FileNotFoundError: no cache there.
@@ -40,18 +40,31 @@ def repair_cache(path: str | os.PathLike) -> dict[str, int]:
 def _give_up(folder: Path) -> dict[str, int]:
     manifest = read_manifest(folder)
     damaged = []
-    for shard in manifest["shards"]:
+    for entry in modality_files(manifest):
         try:
-            FileChecks("full").check(folder, [shard], "", "sha256")
+            FileChecks("full").check(folder, [entry], "", "sha256")
         except (FileNotFoundError, ValueError):
-            damaged.append(shard)
-    if not damaged:
-        return {}
-    if manifest["identity"].get("library") == "external":
+            damaged.append(entry)
+    if damaged and manifest["identity"].get("library") == "external":
         raise ValueError(f"{folder / damaged[0]['file']} is damaged and was imported. Delete {folder} and import again")
-    shards = [shard | {"lost": True} if shard in damaged else shard for shard in manifest["shards"]]
+    give_up(folder, {entry["file"] for entry in damaged})
+    return {entry["file"]: entry["rows"] for entry in damaged}
+
+
+def give_up(folder: Path, files: set[str]) -> None:
+    """Note in the manifest of images or texts that these files are lost, and delete them."""
+    if not files:
+        return
+    manifest = read_manifest(folder)
+
+    def noted(shards: list[dict]) -> list[dict]:
+        return [shard | {"lost": True} if shard["file"] in files else shard for shard in shards]
+
+    changed = {"shards": noted(manifest["shards"])}
+    if "columns" in manifest:
+        columns = manifest["columns"].items()
+        changed["columns"] = {name: entry | {"shards": noted(entry["shards"])} for name, entry in columns}
     # First what says so: a kill in between leaves a file that is not read.
-    write_record(folder / MANIFEST, manifest | {"shards": shards})
-    for shard in damaged:
-        (folder / shard["file"]).unlink(missing_ok=True)
-    return {shard["file"]: shard["rows"] for shard in damaged}
+    write_record(folder / MANIFEST, manifest | changed)
+    for name in files:
+        (folder / name).unlink(missing_ok=True)

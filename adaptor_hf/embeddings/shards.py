@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from ..files import read_regular
-from .column_files import joined, write_column_shards
-from .columns import Column, view_of
+from .columns import Column, entry_of
 from .digests import FileChecks, check_seal
 from .files import KEY_DTYPE, key_array, key_view, map_batch, write_batch
+from .joining import FILE_BYTES, file_ranges, row_bytes, write_columns
 from .keys import json_key
 from .lookup import find_keys
 from .manifest import CACHE_VERSION, MANIFEST, lost_rows, read_manifest, repair, write_record
@@ -68,6 +68,11 @@ class ModalityFolder:
     def rows(self) -> int:
         return self.manifest["rows"]
 
+    @property
+    def rebuilt(self) -> int:
+        """How often rows were embedded anew."""
+        return self.manifest.get("rebuilt", 0)
+
     def keys(self, column: str) -> np.ndarray:
         """(rows,) keys of the committed rows: `digest` (content) or `source` (where it came from)."""
         return self._columns(lambda batch: key_view(batch, column), _LOST_KEY, KEY_DTYPE)
@@ -91,13 +96,26 @@ class ModalityFolder:
 
     def lookup(self, keys: np.ndarray) -> np.ndarray:
         """(n,) row numbers of these source keys, -1 where there is no embedding yet."""
-        rows = find_keys(self.keys("source"), keys)
+        rows = self._newest("source", keys)
         batch = self._aliases() if (rows < 0).any() else None
         if batch is not None:
             place = find_keys(key_view(batch, "source"), keys)
-            target = find_keys(self.keys("digest"), key_view(batch, "digest"))
+            target = self._newest("digest", key_view(batch, "digest"))
             rows = np.where((rows < 0) & (place >= 0), target[place], rows)
         return rows
+
+    def superseded(self) -> np.ndarray:
+        """(rows,) bool: rows whose image or text was embedded again since, and those that are lost."""
+        known = self.keys("source")
+        return (known == _LOST_KEY) | (self._newest("source", known) != np.arange(len(known)))
+
+    def _newest(self, column: str, keys: np.ndarray) -> np.ndarray:
+        """(n,) row numbers of keys, -1 where there is none; the last one of a key that a rebuild embedded again."""
+        known = self.keys(column)
+        if not self.rebuilt:
+            return find_keys(known, keys)
+        rows = find_keys(np.ascontiguousarray(known[::-1]), keys)
+        return np.where(rows >= 0, len(known) - 1 - rows, -1)
 
     def add_aliases(self, sources: np.ndarray, digests: np.ndarray) -> None:
         """Remember further names (a moved or touched file) of rows that are there by content."""
@@ -127,7 +145,15 @@ class ModalityFolder:
         """Source key (hexadecimal) -> reason, of inputs that gave no embedding."""
         return self.manifest["faults"]
 
-    def commit(self, width: int, shards: list[dict], faults: dict[str, str], columns: dict[str, dict] | None = None):
+    def commit(
+        self,
+        width: int,
+        shards: list[dict],
+        faults: dict[str, str],
+        columns: dict[str, dict] | None = None,
+        *,
+        again: bool = False,
+    ) -> None:
         """Add finished shard files and faults to the manifest.
 
         Args:
@@ -135,6 +161,7 @@ class ModalityFolder:
             shards: entries of new files.
             faults: source key (hexadecimal) -> reason.
             columns: entries of what is kept beside the pooled vectors, all files in them; None leaves them.
+            again: their rows replace those of the same images or texts.
         """
         self.changes += 1
         if not self.checks.metadata and (self.path / MANIFEST).exists():
@@ -148,6 +175,8 @@ class ModalityFolder:
         }
         if columns:
             self.manifest["columns"] = columns
+        if again:
+            self.manifest["rebuilt"] = self.rebuilt + 1
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
     def remove_leftovers(self) -> None:
@@ -175,27 +204,19 @@ class ModalityFolder:
         """
         pooled, *further = columns
         table = pa.concat_tables(tables)
-        entries = []
-        for start in range(0, len(table), shard_rows):
-            part = table.slice(start, shard_rows)
-            path = self.path / f"data-{len(self.manifest['shards']) + len(entries):05d}.arrow"
-            batches = part.to_batches()
-            views = [[view_of(array, batch.column(array.name)) for array in pooled.parts] for batch in batches]
-            with joined(pooled, views, self.path) as vectors:
-                arrays = dict(zip(vectors.schema.names, vectors.columns, strict=True)) | _keys_of(part)
-                entries.append(write_batch(path, pa.RecordBatch.from_pydict(arrays)))
-        known = self.manifest.get("columns", {})
-        batches = table.to_batches()
-        return entries, {
-            column.name: write_column_shards(self.path, column, batches, known=known.get(column.name))
-            for column in further
-        }
-
-
-def _keys_of(table: pa.Table) -> dict[str, pa.Array]:
-    keys = {name: table[name].cast(pa.binary(16)) for name in ("source", "digest")}
-    keys |= {name: table[name] for name in ("num_tokens",) if name in table.column_names}
-    return {name: pa.concat_arrays(column.chunks) for name, column in keys.items()}
+        keys = tuple(name for name in ("source", "digest", "num_tokens") if name in table.column_names)
+        entries = list(self.manifest["shards"])
+        for start, stop in row_ranges(len(table), shard_rows):
+            path = self.path / f"data-{len(entries):05d}.arrow"
+            entries.append(write_columns(path, table.slice(start, stop - start), [pooled], keys))
+        known = {}
+        for column in further:
+            files = list(self.manifest.get("columns", {}).get(column.name, {}).get("shards", []))
+            for start, stop in file_ranges(row_bytes(column, table[column.name]), FILE_BYTES):
+                path = self.path / f"{column.name}-{len(files):05d}.arrow"
+                files.append(write_columns(path, table.slice(start, stop - start), [column]))
+            known[column.name] = entry_of(column, files)
+        return entries[len(self.manifest["shards"]) :], known
 
 
 def check_aliases(folder: Path, version: int) -> None:
@@ -214,9 +235,9 @@ def row_ranges(rows: int, size: int, first: int = 0) -> list[tuple[int, int]]:
     return [(start, min(start + size, rows)) for start in range(first, rows, size)]
 
 
-def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int) -> str:
+def plan_name(keys: np.ndarray, batch_size: int, piece_rows: int, again: bool = False) -> str:
     """Name of a build: what is computed, in which order, in which batches."""
     import hashlib
 
     order = hashlib.blake2b(np.ascontiguousarray(keys).view(np.uint8), digest_size=16).hexdigest()
-    return json_key([order, batch_size, piece_rows])
+    return json_key([order, batch_size, piece_rows] + ["again"] * again)

@@ -1,11 +1,16 @@
 """The numbers of one modality, in memory-mapped files that are checked before they are read."""
 
+import os
+import weakref
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import torch
 
+from ..files import check_regular, open_regular
 from .column_batches import fixed_batch
 from .columns import Column, Ragged, column_of, view_of
 from .digests import FileChecks, check_sizes
@@ -13,22 +18,80 @@ from .files import KEY_DTYPE, key_view, map_batch
 from .keys import check_key, check_tower
 from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
 
+# Rows from this size on are read with a call each: through a mapping, the disk is asked for a few pages at a time.
+LARGE_ROW = 65_536
 # What stands for a row that there is not. A scale that is NaN makes a vector of NaN.
 _ABSENT = {"float16": np.nan, "float32": np.nan, "int8": 0, "int16": -1}
 
 
 class ColumnFile:
-    """One open file of a column: its record batch, and a view of each part of the column."""
+    """One open file of a column: its record batch, and a view of each part of the column.
 
-    def __init__(self, path: Path, column: Column, rows: int) -> None:
+    Args:
+        path: the file.
+        column: what it holds.
+        rows: how many it has.
+        by_calls: read rows with a call each, and not through the mapping.
+    """
+
+    def __init__(self, path: Path, column: Column, rows: int, by_calls: bool) -> None:
         self.path = path
+        self.by_calls = by_calls
         self.batch = map_batch(path)
+        if by_calls:
+            # A mapping of its own, to know where in the file its numbers are.
+            mapped = np.memmap(check_regular(path), np.uint8, "r")
+            self._start = mapped.ctypes.data
+            self.batch = pa.ipc.open_stream(pa.py_buffer(mapped)).read_next_batch()
+            self._file = open_regular(path)
+            weakref.finalize(self, self._file.close)
         try:
             self.views = [view_of(part, self.batch.column(part.name)) for part in column.parts]
         except (KeyError, ValueError) as error:
             raise ValueError(f"{path}: {error}. {rebuild(path.parent)}") from error
         if len(self.batch) != rows:
             raise ValueError(f"{path} has {len(self.batch)} rows, the manifest says {rows}. {rebuild(path.parent)}")
+        self.elements = [view.values if isinstance(view, Ragged) else view for view in self.views]
+        if column.ragged and not self._offsets_fit():
+            raise ValueError(f"{path} is damaged: where its rows begin and end does not fit. {rebuild(path.parent)}")
+
+    def _offsets_fit(self) -> bool:
+        offsets = self.views[0].offsets
+        within = offsets[0] >= 0 and (np.diff(offsets) >= 0).all()
+        return bool(within) and all(
+            np.array_equal(view.offsets, offsets) and offsets[-1] <= len(view.values) for view in self.views
+        )
+
+    def copy_rows(self, rows: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
+        """Copy rows of fixed shape, each part of the column to these places of what is found."""
+        for out, values in zip(found, self.elements, strict=True):
+            if not self.by_calls:
+                out[targets] = values.take(rows, axis=0)
+            else:
+                self._read_spans(values, rows, np.ones_like(rows), out, targets)
+
+    def copy_spans(self, starts: np.ndarray, lengths: np.ndarray, found: list[np.ndarray], targets: np.ndarray) -> None:
+        """Copy elements of ragged rows, as many as each length from each start on, to places from each target on."""
+        for out, values in zip(found, self.elements, strict=True):
+            if not self.by_calls:
+                out[_spans(targets, lengths)] = values.take(_spans(starts, lengths), axis=0)
+            else:
+                self._read_spans(values, starts, lengths, out, targets)
+
+    def _read_spans(
+        self, values: np.ndarray, starts: np.ndarray, lengths: np.ndarray, out: np.ndarray, targets: np.ndarray
+    ) -> None:
+        first, size = values.ctypes.data - self._start, values[:1].nbytes
+        for start, length, target in zip(starts.tolist(), lengths.tolist(), targets.tolist(), strict=True):
+            self._read(out[target : target + length], first + start * size)
+
+    def _read(self, out: np.ndarray, place: int) -> None:
+        left = memoryview(out.reshape(-1).view(np.uint8))
+        while len(left):
+            size = os.preadv(self._file.fileno(), [left], place)
+            if not size:
+                raise ValueError(f"{self.path} has become shorter while it was read. {repair(self.path.parent)}")
+            left, place = left[size:], place + size
 
 
 class Shards:
@@ -52,6 +115,10 @@ class Shards:
     def __len__(self) -> int:
         return int(self.offsets[-1])
 
+    @cached_property
+    def _parts(self) -> list[Column]:
+        return self.column.parts
+
     @property
     def bytes_a_row(self) -> float:
         """Bytes that a row takes; the mean over all files where rows differ in length."""
@@ -63,14 +130,15 @@ class Shards:
         """Numbers of the files that have a row of these."""
         return np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
 
-    def open(self, indices: Sequence[int]) -> None:
+    def map_files(self, indices: Sequence[int]) -> None:
         """Check and map these files now."""
         entries = [self.entries[index] for index in indices]
         if lost := [entry["file"] for entry in entries if entry.get("lost")]:
             raise ValueError(lost_message(self.folder / lost[0]))
         self._checks.check(self.folder, entries, repair(self.folder))
         for index, entry in zip(indices, entries, strict=True):
-            self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"])
+            by_calls = self.bytes_a_row >= LARGE_ROW and hasattr(os, "preadv")
+            self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"], by_calls)
 
     def check_sizes(self, rows: np.ndarray) -> None:
         """Name a missing file, or one that has not its size, of those that have a row of these."""
@@ -79,14 +147,14 @@ class Shards:
     def file(self, index: int) -> ColumnFile:
         """One file, open."""
         if self._files[index] is None:
-            self.open([index])
+            self.map_files([index])
         return self._files[index]
 
     def by_file(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """Number of each file that has rows of these, with the places of those rows among them."""
-        owner = np.searchsorted(self.offsets, rows, side="right") - 1
-        for index in np.unique(owner[rows >= 0]):
-            yield int(index), np.nonzero((owner == index) & (rows >= 0))[0]
+        owner = np.searchsorted(self.offsets, rows, side="right")  # one more than the number; 0 where there is no row
+        for index in np.nonzero(np.bincount(owner)[1:])[0].tolist():
+            yield index, np.nonzero(owner == index + 1)[0]
 
     def read(self, rows: np.ndarray) -> list[np.ndarray | Ragged]:
         """Rows as they are stored, for each part of the column (`Column.parts`): (n, *shape), or ragged.
@@ -96,15 +164,13 @@ class Shards:
         if self.column.ragged:
             return self._read_ragged(rows)
         absent = (rows < 0).any()
-        if len(self.entries) == 1 and not absent:
+        if len(self.entries) == 1 and not absent and not self.file(0).by_calls:
             return [view.take(rows, axis=0) for view in self.file(0).views]
-        parts = self.column.parts
-        found = [np.empty((len(rows), *part.shape), part.dtype) for part in parts]
+        found = [np.empty((len(rows), *part.shape), part.dtype) for part in self._parts]
         for index, place in self.by_file(rows):
-            for out, view in zip(found, self.file(index).views, strict=True):
-                out[place] = view.take(rows[place] - self.offsets[index], axis=0)
+            self.file(index).copy_rows(rows[place] - self.offsets[index], found, place)
         if absent:
-            for out, part in zip(found, parts, strict=True):
+            for out, part in zip(found, self._parts, strict=True):
                 out[rows < 0] = _ABSENT[part.dtype]
         return found
 
@@ -116,11 +182,9 @@ class Shards:
             local = rows[place] - self.offsets[index]
             starts[place], lengths[place] = offsets[local], offsets[local + 1] - offsets[local]
         ends = np.concatenate([[0], np.cumsum(lengths)])
-        found = [np.empty((ends[-1], *part.element), part.dtype) for part in self.column.parts]
+        found = [np.empty((ends[-1], *part.element), part.dtype) for part in self._parts]
         for index, place in self.by_file(rows):
-            source, target = (_spans(first[place], lengths[place]) for first in (starts, ends))
-            for out, view in zip(found, self.file(index).views, strict=True):
-                out[target] = view.values.take(source, axis=0)
+            self.file(index).copy_spans(starts[place], lengths[place], found, ends[place])
         return [Ragged(values, ends) for values in found]
 
 
@@ -169,7 +233,7 @@ class Vectors:
             for name, start, stop in lost_rows(self.manifest):
                 if ((rows >= start) & (rows < stop)).any():
                     raise ValueError(lost_message(folder / name))
-            self.shards.open(self.shards.of_rows(rows))
+            self.shards.map_files(self.shards.of_rows(rows))
             if checks.mode == "full":
                 checks.check(folder, modality_files(self.manifest), repair(folder))
 

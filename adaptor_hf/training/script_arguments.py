@@ -89,6 +89,8 @@ _PLACED = {
     "accept_data_terms": (SHARING, None),
     "output_dir": (TRAINING, "Where checkpoints, model and card go."),
 }
+# Of the published code.
+_OF_THE_REFERENCE = {"--force_rebuild_dataset": "--rebuild"}
 
 
 def option_parser() -> OptionParser:
@@ -100,6 +102,7 @@ def option_parser() -> OptionParser:
         essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
         placed=_PLACED,
         left=DEFAULTS,
+        elsewhere=_OF_THE_REFERENCE,
         choices=(ALIGNERS, OBJECTIVES),
     )
 
