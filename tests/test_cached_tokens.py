@@ -250,12 +250,15 @@ class TestTheScript:
         assert len(kept) == len(images) == len(view)
         assert len(list((tmp_path / "cache").glob("images-*"))) == 1
 
-    def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path):
+    def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path, monkeypatch):
         token_cache(images, vision_tower, tmp_path, image_tokens=1)
         assert options_of_tokens(vision_tower, tmp_path, "all") == {"image_tokens": "all"}
         assert options_of_tokens(vision_tower, tmp_path, 1) == {"dtype": "float16", "image_tokens": 1}
         other = load_vision_tower(str(tiny_dinov2), pooling="mean")
         assert options_of_tokens(other, tmp_path, 1) == {"image_tokens": 1}
+        # Rows of private mode never lie beside these.
+        monkeypatch.setattr("adaptor_hf.tasks.cached_tokens.key_name", lambda: "a key's name")
+        assert options_of_tokens(vision_tower, tmp_path, 1) == {"image_tokens": 1}
 
     @pytest.mark.parametrize(
         ("words", "message"),
