@@ -14,6 +14,7 @@ import torch
 from ..data.boxes import same_shape
 from ..data.images import image_size
 from ..embeddings.sequences import image_sequence, stored_column
+from ..privacy.mode import key_name
 from ..token_sequences_adaptor import token_sequence
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def options_of_tokens(tower: VisionTower, cache_dir: str | os.PathLike, image_to
 
     # What could not be read later is refused before it is computed.
     token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
-    wanted, found = tower_identity(tower), []
+    wanted, found = tower_identity(tower) | {"private": key_name()}, []
     for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
         identity = manifest["identity"]
