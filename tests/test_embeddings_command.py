@@ -29,6 +29,7 @@ from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
+from adaptor_hf.privacy.mode import private_mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
 from adaptor_hf.verify import verification
 
@@ -228,6 +229,13 @@ class TestPlace:
         assert place_of_cache(tmp_path / "run", "named") == Path("named")
         assert place_of_cache(tmp_path / "run") == place_of_cache() == tmp_path / "all"
 
+    def test_in_private_mode_it_is_apart_from_those_of_others(self, tmp_path, monkeypatch):
+        with private_mode(b"k" * 32):
+            assert place_of_cache("outputs/run") == place_of_cache() == Path("outputs/private-embeddings")
+            assert place_of_cache("outputs/run", "named") == Path("named")
+            monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
+            assert place_of_cache("outputs/run") == tmp_path / "private-all"
+
     def test_that_of_an_earlier_run_is_used_where_it_lies(self, tmp_path):
         (tmp_path / "run" / "embeddings").mkdir(parents=True)
         assert place_of_cache(tmp_path / "run") == tmp_path / "embeddings"
@@ -378,14 +386,12 @@ class TestDryRun:
 
 def test_info_says_what_is_kept(options, tmp_path, capsys):
     assert build(options, "--cache_dir", str(tmp_path / "cache"), "--image_tokens", "2", "--text_tokens") == 0
-    info = json.loads(capsys.readouterr().out)["stored"]
-    assert (info["images"]["version"], info["images"]["rows"]) == (3, 24)
+    info = json.loads(capsys.readouterr().out)
     cache = open_cache(tmp_path / "cache")
-    assert {name: column["shape"] for name, column in info["images"]["columns"].items()} == {
-        "embedding": [cache.vision_spec["hidden_size"]],
-        "image_tokens": list(cache.stored_columns["image_tokens"].shape),
-    }
-    assert info["texts"]["columns"]["text_tokens"]["shape"][0] is None
-    sizes = {path.parent.name.partition("-")[0] + path.name.partition("-")[0]: path.stat().st_size
-             for path in (tmp_path / "cache").glob("[it]*-*/*.arrow")}  # fmt: skip
-    assert info["images"]["columns"]["image_tokens"]["megabytes"] == round(sizes["imagesimage_tokens"] / 1e6, 1)
+    pooled, columns = info["pooled"]["images"], info["columns"]
+    assert (pooled["version"], pooled["rows"], pooled["dtype"]) == (3, 24, "float16")
+    assert pooled["width"] == cache.vision_spec["hidden_size"]
+    assert columns["image_tokens"]["shape"] == list(cache.stored_columns["image_tokens"].shape)
+    assert columns["text_tokens"]["shape"][0] is None
+    (file,) = (tmp_path / "cache").glob("images-*/image_tokens-*.arrow")
+    assert columns["image_tokens"]["megabytes"] == round(file.stat().st_size / 1e6, 1)
