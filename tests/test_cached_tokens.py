@@ -14,6 +14,7 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorForSemanticSegmentation, AdaptorModel
+from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import StoredArguments
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings_main
@@ -95,7 +96,7 @@ class TestSequences:
     def test_a_tower_whose_pooled_vector_is_wider_is_refused_before_it_runs(self, tiny_dinov2, tmp_path):
         tower = load_vision_tower(str(tiny_dinov2), pooling="cls+mean")
         with pytest.raises(ValueError, match="64 wide and the tokens are 32 wide"):
-            options_of_tokens(tower, tmp_path, "all")
+            options_of_tokens(tower, Reading(), tmp_path, "all")
 
 
 class TestWhatIsMissing:
@@ -243,7 +244,7 @@ class TestTheScript:
     def test_images_that_the_cache_lacks_are_added(self, table, model, vision_tower, tmp_path):
         images = load_table(table, mask_column="mask").select_columns(["image"])
         token_cache(images.select(range(5)), vision_tower, tmp_path / "cache", dtype="float32")
-        options = options_of_tokens(vision_tower, tmp_path / "cache", "all")
+        options = options_of_tokens(vision_tower, Reading(), tmp_path / "cache", "all")
         assert options == {"dtype": "float32", "image_tokens": "all"}
         self.run(table, model, tmp_path / "out", "--cached_tokens", "all", "--cache_dir", str(tmp_path / "cache"))
         view, kept = cached_tokens(images, vision_tower, tmp_path / "cache", num_workers=0, **options)
@@ -252,13 +253,14 @@ class TestTheScript:
 
     def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path, monkeypatch):
         token_cache(images, vision_tower, tmp_path, image_tokens=1)
-        assert options_of_tokens(vision_tower, tmp_path, "all") == {"image_tokens": "all"}
-        assert options_of_tokens(vision_tower, tmp_path, 1) == {"dtype": "float16", "image_tokens": 1}
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, "all") == {"image_tokens": "all"}
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, 1) == {"dtype": "float16", "image_tokens": 1}
         other = load_vision_tower(str(tiny_dinov2), pooling="mean")
-        assert options_of_tokens(other, tmp_path, 1) == {"image_tokens": 1}
+        assert options_of_tokens(other, Reading(), tmp_path, 1) == {"image_tokens": 1}
+        assert options_of_tokens(vision_tower, Reading("RGB"), tmp_path, 1) == {"image_tokens": 1}
         # Rows of private mode never lie beside these.
         monkeypatch.setattr("adaptor_hf.tasks.cached_tokens.key_name", lambda: "a key's name")
-        assert options_of_tokens(vision_tower, tmp_path, 1) == {"image_tokens": 1}
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, 1) == {"image_tokens": 1}
 
     @pytest.mark.parametrize(
         ("words", "message"),
