@@ -69,6 +69,8 @@ class TestTwoProcesses:
         output, said = of_two
         assert "= 2 process(es) x 4" in said
         assert "each batch of one source" in said
+        # 63 pairs, two thirds of them for 29.
+        assert "hospital 29 (66.7% of an epoch, each pair 1.4 times)" in said
         train_pretrain.main(words(caches, tmp_path / "run")[2:])
         one, two = (load_file(place / "model.safetensors") for place in (tmp_path / "run", output))
         assert one.keys() == two.keys()
