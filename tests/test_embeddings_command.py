@@ -386,14 +386,12 @@ class TestDryRun:
 
 def test_info_says_what_is_kept(options, tmp_path, capsys):
     assert build(options, "--cache_dir", str(tmp_path / "cache"), "--image_tokens", "2", "--text_tokens") == 0
-    info = json.loads(capsys.readouterr().out)["stored"]
-    assert (info["images"]["version"], info["images"]["rows"]) == (3, 24)
+    info = json.loads(capsys.readouterr().out)
     cache = open_cache(tmp_path / "cache")
-    assert {name: column["shape"] for name, column in info["images"]["columns"].items()} == {
-        "embedding": [cache.vision_spec["hidden_size"]],
-        "image_tokens": list(cache.stored_columns["image_tokens"].shape),
-    }
-    assert info["texts"]["columns"]["text_tokens"]["shape"][0] is None
-    sizes = {path.parent.name.partition("-")[0] + path.name.partition("-")[0]: path.stat().st_size
-             for path in (tmp_path / "cache").glob("[it]*-*/*.arrow")}  # fmt: skip
-    assert info["images"]["columns"]["image_tokens"]["megabytes"] == round(sizes["imagesimage_tokens"] / 1e6, 1)
+    pooled, columns = info["pooled"]["images"], info["columns"]
+    assert (pooled["version"], pooled["rows"], pooled["dtype"]) == (3, 24, "float16")
+    assert pooled["width"] == cache.vision_spec["hidden_size"]
+    assert columns["image_tokens"]["shape"] == list(cache.stored_columns["image_tokens"].shape)
+    assert columns["text_tokens"]["shape"][0] is None
+    (file,) = (tmp_path / "cache").glob("images-*/image_tokens-*.arrow")
+    assert columns["image_tokens"]["megabytes"] == round(file.stat().st_size / 1e6, 1)

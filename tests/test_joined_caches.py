@@ -165,3 +165,28 @@ def test_other_embeddings_are_refused_naming_what_differs(caches, tables, vision
     with pytest.raises(ValueError, match="names one cache twice"):
         join_caches([caches[0], open_cache(caches[0].path)])
     assert join_caches(caches[:1]) is caches[0]
+
+
+def test_columns_beside_the_vectors_are_those_of_the_caches(tables, vision_tower, text_tower, tmp_path):
+    caches = [
+        build_cache(
+            load_training_pairs(DataArguments(train_file=table)).dataset, vision_tower, text_tower,
+            tmp_path / str(number), max_text_length=16, image_tokens=2, text_tokens=True,
+        )
+        for number, table in enumerate(tables)
+    ]  # fmt: skip
+    joined = join_caches(caches, NAMES).with_columns("image_tokens", "text_tokens")
+    assert joined.stored_columns == caches[0].stored_columns
+    for name, cache in zip(NAMES, caches, strict=True):
+        mine, theirs = joined.source(name)[:], cache.with_columns("image_tokens", "text_tokens")[:]
+        assert torch.equal(mine["image_tokens"], theirs["image_tokens"])
+        kept = theirs["text_attention_mask"] == 1
+        assert torch.equal(mine["text_attention_mask"][:, : kept.shape[1]], theirs["text_attention_mask"])
+        # Of equal texts the first cache's, whose batch may have been padded otherwise.
+        tokens = mine["text_tokens"][:, : kept.shape[1]]
+        assert torch.allclose(tokens[kept].float(), theirs["text_tokens"][kept].float(), atol=1e-2)
+    both = joined[[0, 50, 3]]
+    assert both["source"].tolist() == [0, 1, 0]
+    assert torch.equal(both["image_tokens"][1], joined.source(NAMES[1])[10]["image_tokens"])
+    again = pickle.loads(pickle.dumps(joined))
+    assert torch.equal(again[[50]]["image_tokens"], both["image_tokens"][1:2])

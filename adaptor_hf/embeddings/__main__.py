@@ -175,20 +175,18 @@ def _build_until_done(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stored(manifests: dict[str, dict]) -> dict[str, dict]:
-    """Of each modality the version of its format, its rows, of all data sets, and what is kept of each."""
-    found = {}
-    for manifest in manifests.values():
-        pooled = {"shape": [manifest["width"]], "dtype": manifest["dtype"], "shards": manifest["shards"]}
-        columns = {
-            name: {"shape": entry["shape"], "dtype": entry["dtype"],
-                   "megabytes": round(sum(shard["bytes"] for shard in entry["shards"]) / 1e6, 1)}
-            for name, entry in {"embedding": pooled, **manifest.get("columns", {})}.items()
-        }  # fmt: skip
-        found[manifest["content"]] = {
-            "version": manifest["version"], "rows": manifest["rows"], "columns": columns,
-        }  # fmt: skip
-    return found
+def _pooled(manifests: dict[str, dict]) -> dict[str, dict]:
+    """Of each modality the version of its format, its rows, of all data sets, and how its pooled vectors are kept."""
+    return {
+        manifest["content"]: {
+            "version": manifest["version"],
+            "rows": manifest["rows"],
+            "width": manifest["width"],
+            "dtype": manifest["dtype"],
+            "megabytes": round(sum(one["bytes"] for one in manifest["shards"] if not one.get("lost")) / 1e6, 1),
+        }
+        for manifest in manifests.values()
+    }
 
 
 def _print_info(path: Path) -> None:
@@ -209,7 +207,7 @@ def _print_info(path: Path) -> None:
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
         "folders": folders,
-        "stored": _stored(cache.modality_manifests()),
+        "pooled": _pooled(cache.modality_manifests()),
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,

@@ -18,8 +18,8 @@ from .files import KEY_DTYPE, key_view, map_batch
 from .keys import check_key, check_tower
 from .manifest import lost_rows, modality_files, read_manifest, rebuild, repair
 
-# Rows from this size on are read with a call each: through a mapping, the disk is asked for a few pages at a time.
-LARGE_ROW = 65_536
+# Rows from this size on are read with a call each: a mapping waits for the disk once for each 128 KiB it reads ahead.
+LARGE_ROW = 131_072
 # What stands for a row that there is not. A scale that is NaN makes a vector of NaN.
 _ABSENT = {"float16": np.nan, "float32": np.nan, "int8": 0, "int16": -1}
 

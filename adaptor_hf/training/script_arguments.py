@@ -74,6 +74,8 @@ class RunArguments(PrivacyArguments):
 
 # Of transformers' options, and ours beside them, those of --help.
 _PLACED = {
+    "dataset_weights": (SPLIT, None),
+    "source_batches": (SPLIT, None),
     "learning_rate": (TRAINING, None),
     "num_train_epochs": (TRAINING, None),
     "warmup_steps": (TRAINING, None),
