@@ -202,6 +202,10 @@ def _verify_pretraining(
         _verify_settings(member.path.parent, one, cache_settings, found)
     if opened.fingerprint != recorded.get("fingerprint"):
         found.differences.append("Cache: it stands for other rows, towers or ids; its fingerprint is another one.")
+    try:
+        opened = _without_dropped_copies(run, opened)
+    except READ_ERRORS as error:
+        found.differences.append(f"The copies that the run left out cannot be found again: {error}")
     splits = split_digests(opened)
     for name in sorted(splits.keys() | manifest["splits"].keys()):
         if splits.get(name) != manifest["splits"].get(name):
@@ -239,6 +243,17 @@ def _open_all(places: list[Path], recorded: Mapping[str, Any]) -> EmbeddingCache
         return _open(places[0], recorded)
     caches = [_open(place, one) for place, one in zip(places, recorded["joined"], strict=True)]
     return join_caches(caches, recorded["names"], one_namespace=bool(recorded.get("one_namespace")))
+
+
+def _without_dropped_copies(run: Path, cache: EmbeddingCache) -> EmbeddingCache:
+    """The rows of a cache that a run with `--duplicates drop` was trained and evaluated on."""
+    from .audit.run_record import RUN_FILE
+    from .data.duplicates import without_copies
+    from .file_records import read_json_object
+
+    options = read_json_object(run / RUN_FILE).get("options") if (run / RUN_FILE).is_file() else None
+    dropped = isinstance(options, dict) and options.get("duplicates") == "drop"
+    return without_copies(cache, "drop") if dropped else cache
 
 
 def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:

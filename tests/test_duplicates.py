@@ -17,6 +17,7 @@ from adaptor_hf.data.near_copies import aligned_correlation, near_copies, percep
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.phantom import generate_phantoms
 from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.verify import verify
 
 rows = st.lists(
     st.tuples(st.sampled_from([b"", b"a", b"b", b"c", b"d"]), st.sampled_from(["train", "validation", "test"])),
@@ -94,6 +95,7 @@ class TestPretraining:
         train_pretrain.main(self.words(table, output, tiny_dinov2, tiny_bert, "--duplicates", "drop"))
         assert "3 training rows are left out" in caplog.text
         assert "Pairs: 13 train, 4 validation, 4 test" in caplog.text
+        assert verify(output) == []
 
     def test_a_healthy_table_gives_no_word_and_loses_no_row(self, tmp_path, tiny_dinov2, tiny_bert, caplog):
         from adaptor_hf.data.tables import load_pairs
