@@ -125,6 +125,18 @@ def test_what_map_left_half_written_is_removed_at_the_next_start(dataset, towers
     assert not list((tmp_path / "cache").rglob("building-*"))
 
 
+def test_what_an_older_version_left_of_a_build_is_removed(dataset, towers, tmp_path, computed):
+    cache = build(dataset, (towers[0], None), tmp_path)
+    folder = tmp_path / cache.manifest["images"] / "building-0123456789abcdef"
+    for name in ("piece-000000.arrow", ".piece-000001.arrow.1.partial"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"of version 0.1")
+    computed.clear()
+    build(dataset, (towers[0], None), tmp_path, rebuild=True)
+    assert computed == [0, 1, 2]
+    assert not folder.exists()
+
+
 def test_a_piece_of_another_key_at_the_same_place_is_not_taken(dataset, towers, tmp_path, computed):
     """The same file name, whole and with a record, in the folder of another tower, and of another plan."""
     expected = build(dataset, towers, tmp_path / "expected")
@@ -191,7 +203,7 @@ def test_without_the_cache_of_datasets_nothing_is_computed_twice_nor_left_elsewh
 def test_nothing_takes_the_digest_of_the_function_or_shows_a_bar(dataset, towers, tmp_path, monkeypatch, capfd):
     from datasets import fingerprint
 
-    hash_value, functions = fingerprint.Hasher.hash, []
+    hash_value, functions, hidden = fingerprint.Hasher.hash, [], datasets.are_progress_bars_disabled()
 
     def noted(cls, value):
         functions.extend([value] if callable(value) else [])
@@ -204,7 +216,7 @@ def test_nothing_takes_the_digest_of_the_function_or_shows_a_bar(dataset, towers
     assert not functions  # with one the tower would be pickled
     assert "images" in shown
     assert "Map" not in shown
-    assert not datasets.are_progress_bars_disabled()
+    assert datasets.are_progress_bars_disabled() is hidden
 
 
 def test_a_piece_all_of_whose_rows_are_faults(towers, tmp_path):

@@ -133,18 +133,6 @@ def embedding_batch(vectors: np.ndarray, columns: dict[str, np.ndarray | pa.Arra
     return pa.RecordBatch.from_arrays(list(arrays.values()), names=list(arrays))
 
 
-def embedding_view(batch: pa.RecordBatch) -> np.ndarray:
-    """Read-only (n, D) view of the column `embedding`, in its storage dtype and without a copy."""
-    column = batch.column("embedding")
-    if not pa.types.is_fixed_size_list(column.type) or column.null_count:
-        raise ValueError(f"column 'embedding' must be fixed-size lists without nulls, got {column.type}")
-    width = column.type.list_size
-    dtype = column.type.value_type.to_pandas_dtype()
-    values = np.frombuffer(column.values.buffers()[1], dtype=dtype)
-    start = column.offset * width
-    return values[start : start + len(column) * width].reshape(len(column), width)
-
-
 def key_array(keys: np.ndarray) -> pa.Array:
     """(n,) 16-byte keys as an Arrow fixed-size binary array."""
     keys = np.ascontiguousarray(keys, dtype=KEY_DTYPE)

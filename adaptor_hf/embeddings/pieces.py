@@ -185,10 +185,10 @@ def _no_bars() -> Iterator[None]:
     """Without the bars of `datasets`, one a piece: the build has a bar of its own."""
     import datasets
 
-    shown = datasets.are_progress_bars_disabled()
+    hidden = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if not shown:
+        if not hidden:
             datasets.enable_progress_bars()
