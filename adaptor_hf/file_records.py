@@ -150,9 +150,18 @@ def _manifest_fault(manifest: Mapping[str, Any]) -> str | None:
     cache = inputs.get("cache") if isinstance(inputs, dict) else None
     if not isinstance(cache, dict):
         return "it names no cache among its inputs"
-    if not isinstance(cache.get("folder"), str | None):
+    joined = cache.get("joined", [cache])
+    if not isinstance(joined, list) or not joined or not all(isinstance(one, dict) for one in joined):
+        return "its joined caches are no list of objects"
+    names = cache.get("names", []) if "joined" in cache else [""]
+    if not isinstance(names, list) or len(names) != len(joined) or not all(isinstance(name, str) for name in names):
+        return "its joined caches have no name each"
+    if not all(isinstance(one.get("folder"), str | None) for one in joined):
         return "the folder of the cache is no text"
-    tables = {"files": manifest.get("files"), "files of the cache": cache.get("files")}
+    for one in joined:
+        if fault := _files_fault({"files of the cache": one.get("files")}):
+            return fault
+    tables = {"files": manifest.get("files")}
     models = inputs.get("models", [])
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         return "its models are no list of objects"

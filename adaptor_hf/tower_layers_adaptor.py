@@ -27,12 +27,12 @@ def layer_fields(layers: Sequence[int] | None, merge: str | None, norm: bool | N
         if given:
             raise ValueError(f"{' and '.join(given)} without layers: name the layers that are joined as well.")
         return {}
-    numbers = list(layers)
+    numbers = list(layers) if isinstance(layers, Sequence) else [None]
     if any(type(number) is not int or number < 1 for number in numbers) or sorted(set(numbers)) != numbers:
         raise ValueError(f"layers must be increasing numbers from 1, such as [6, 9, 12], got {layers!r}.")
     if merge not in (None, *MERGES):
         raise ValueError(f"layers_merge must be one of {MERGES}, got {merge!r}.")
-    if norm not in (None, True, False):
+    if norm is not None and not isinstance(norm, bool):
         raise ValueError(f"layers_norm must be True, False or None, got {norm!r}.")
     return {"layers": numbers, "layers_merge": merge or "concat", "layers_norm": norm}
 

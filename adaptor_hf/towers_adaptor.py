@@ -16,7 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .tower_bundles_adaptor import find_bundled
-from .tower_layers_adaptor import complete_layers
+from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -160,6 +160,9 @@ def tower_from_config(
     Args:
         spec: a complete tower spec.
         config: the library's configuration (`tower.config`) or its `to_dict()`; None for torchxrayvision.
+
+    Raises:
+        ValueError: the spec asks for layers that the network does not have.
     """
     if spec["library"] == "torchxrayvision":
         model = xrv_encoder()
@@ -170,7 +173,10 @@ def tower_from_config(
         if type(config) in MODEL_MAPPING and has_optional_pooler(MODEL_MAPPING[type(config)]):
             arguments["add_pooling_layer"] = spec["pooling"] == "pooler"
         model = AutoModel.from_config(config, **arguments)
-    tower = (VisionTower if spec["kind"] == "vision" else TextTower)(model, dict(spec))
+    spec = dict(spec)
+    spec |= layer_fields(*(spec.pop(key, None) for key in LAYER_KEYS))
+    complete_layers(model, spec)
+    tower = (VisionTower if spec["kind"] == "vision" else TextTower)(model, spec)
     tower.loaded_weights = None
     return tower
 

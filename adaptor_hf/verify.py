@@ -238,7 +238,7 @@ def _open_all(places: list[Path], recorded: Mapping[str, Any]) -> EmbeddingCache
     if len(places) == 1:
         return _open(places[0], recorded)
     caches = [_open(place, one) for place, one in zip(places, recorded["joined"], strict=True)]
-    return join_caches(caches, recorded["names"], one_namespace=recorded["one_namespace"])
+    return join_caches(caches, recorded["names"], one_namespace=bool(recorded.get("one_namespace")))
 
 
 def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:

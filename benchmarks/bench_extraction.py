@@ -151,7 +151,8 @@ def compare_build(folder: Path, rows: int, repeats: int) -> None:
     import datasets
 
     from adaptor_hf.embeddings import build_cache
-    from adaptor_hf.embeddings.compute import embed
+    from adaptor_hf.embeddings.extract import extract
+    from adaptor_hf.embeddings.stored import StoredImages
     from adaptor_hf.towers_adaptor import load_vision_tower
 
     tower = load_vision_tower(str(save_vit(folder / "vit", image_size=224, patch_size=16, **VIT_S)))
@@ -163,11 +164,11 @@ def compare_build(folder: Path, rows: int, repeats: int) -> None:
         files.append(folder / f"{row}.jpg")
         files[-1].write_bytes(pictures[row % len(pictures)])
     table = datasets.Dataset.from_dict({"image": [str(file) for file in files]})
-    embed(tower, {"pixel_values": pixels}, "float16")
+    extract(tower, {"pixel_values": pixels}, StoredImages())
 
     def alone() -> None:
         for _ in range(0, rows, batch):
-            embed(tower, {"pixel_values": pixels}, "float16")
+            extract(tower, {"pixel_values": pixels}, StoredImages())
 
     builds = iter(range(1000))
 

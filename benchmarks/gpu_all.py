@@ -8,7 +8,8 @@ section: a machine that is lent for too short a time leaves what is done, and sa
 
     correctness    the Adaptor, its loss and gradients, and the offline towers: this device against float32 on the CPU
     tests          pytest -m gpu
-    extraction     ViT-B/14 and BERT-base with random weights: rows a second, of the tower alone and of a build
+    extraction     ViT-B/14 and BERT-base with random weights: rows a second, of the tower alone and of a build, with
+                   what a cache may keep beside the pooled vector
     pretrain       gpu_pretrain.py: 50 epochs over 277,110 pairs
 
 --device cpu --small only shows that this works.
@@ -17,6 +18,7 @@ section: a machine that is lent for too short a time leaves what is done, and sa
 import argparse
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,6 +33,8 @@ from small_towers import TINY_BERT, TINY_VIT, WORDS, save_bert, save_vit
 
 from adaptor_hf import AdaptorConfig, AdaptorModel
 from adaptor_hf.audit.run_record import processor_name
+from adaptor_hf.embeddings.columns import Ragged
+from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.training.report import package_versions
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +47,8 @@ def correctness(options: argparse.Namespace, folder: Path, limit: float) -> dict
     del folder, limit
     found = adaptor_differences(options.device) | loss_differences(options.device)
     for name in ("lite0", "minilm"):
-        found[f"{name}: lowest cosine of stored embeddings"] = tower_cosine(name, options.device)
+        for column, cosine in tower_cosines(name, options.device).items():
+            found[f"{name}: lowest cosine of stored {column}"] = cosine
     return found
 
 
@@ -94,22 +99,27 @@ def loss_differences(device: str) -> dict[str, float]:
     }
 
 
-def tower_cosine(name: str, device: str) -> float:
-    """Lowest cosine of 16 embeddings as a build stores them (half precision on CUDA) to float32 on the CPU."""
-    from adaptor_hf.embeddings.compute import embed
+def tower_cosines(name: str, device: str) -> dict[str, float]:
+    """Lowest cosine of what a build stores of 16 inputs (half precision on CUDA) to float32 on the CPU, by column."""
+    from adaptor_hf.embeddings.extract import extract
     from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
     if name == "lite0":
         tower = load_vision_tower(name)
         generator = np.random.default_rng(0)
         pictures = [generator.integers(0, 256, (224, 224, 3), np.uint8) for _ in range(16)]
-        inputs = dict(tower.processor(pictures, return_tensors="pt"))
+        inputs, kept = dict(tower.processor(pictures, return_tensors="pt")), StoredImages(image_tokens="all")
     else:
         tower = load_text_tower(name)
         texts = [" ".join(WORDS[: 2 + row % 10]) for row in range(16)]
-        inputs = dict(tower.processor(texts, padding=True, return_tensors="pt"))
-    stored = [torch.from_numpy(embed(tower.to(place), inputs, "float32")) for place in ("cpu", device)]
-    return torch.nn.functional.cosine_similarity(*stored).min().item()
+        inputs, kept = dict(tower.processor(texts, padding=True, return_tensors="pt")), StoredTexts(text_tokens=True)
+    cpu, other = (extract(tower.to(place), inputs, kept) for place in ("cpu", device))
+    found = {}
+    for column, values in cpu.items():
+        pair = [one.values if isinstance(one, Ragged) else one for one in (values, other[column])]
+        vectors = [torch.from_numpy(one).flatten(0, -2) for one in pair]
+        found[column] = torch.nn.functional.cosine_similarity(*vectors, dim=-1).min().item()
+    return found
 
 
 def tests(options: argparse.Namespace, folder: Path, limit: float) -> dict:
@@ -126,7 +136,7 @@ def extraction(options: argparse.Namespace, folder: Path, limit: float) -> dict:
     import datasets
 
     from adaptor_hf.embeddings import build_cache
-    from adaptor_hf.embeddings.compute import embed
+    from adaptor_hf.embeddings.extract import extract
     from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
     vit = TINY_VIT if options.small else VIT_B14 | {"image_size": 224, "patch_size": 14}
@@ -140,13 +150,24 @@ def extraction(options: argparse.Namespace, folder: Path, limit: float) -> dict:
         "images": (vision, {"pixel_values": torch.randn(batch, 3, side, side)}, images),
         "texts": (text, dict(text.processor([" ".join(WORDS * 6)] * batch, return_tensors="pt")), texts),
     }
+    grid = 2 if options.small else 7
+    forms = {
+        "images": {
+            "pooled": StoredImages(),
+            f"{grid} x {grid} tokens": StoredImages(image_tokens=grid),
+            "all tokens": StoredImages(image_tokens="all"),
+            "attention": StoredImages(image_attention=True),
+        },
+        "texts": {"pooled": StoredTexts(), "all tokens": StoredTexts(text_tokens=True)},
+    }
     found: dict[str, float] = {}
     for name, (tower, batches, rows) in inputs.items():
-        embed(tower, batches, "float16")
-        began = time.perf_counter()
-        for _ in range(rows // batch):
-            embed(tower, batches, "float16")
-        found[f"{name} a second, the tower alone"] = round(rows / (time.perf_counter() - began), 1)
+        for stored, kept in forms[name].items():
+            extract(tower, batches, kept)
+            began = time.perf_counter()
+            for _ in range(rows // batch):
+                extract(tower, batches, kept)
+            found[f"{name} a second, the tower alone, {stored}"] = round(rows / (time.perf_counter() - began), 1)
     generator = np.random.default_rng(0)
     pictures = [radiograph(seed, 1024, 1280) for seed in range(8)]
     files = []
@@ -160,12 +181,20 @@ def extraction(options: argparse.Namespace, folder: Path, limit: float) -> dict:
             "text": [" ".join(generator.choice(WORDS, 60)) + f" {row}" for row in range(images)],
         }
     )
-    for name, towers in (("images", (vision, None)), ("texts", (None, text))):
+    builds = (
+        ("images", (vision, None), "pooled", {}),
+        ("images", (vision, None), "all tokens", {"image_tokens": "all"}),
+        ("texts", (None, text), "pooled", {}),
+        ("texts", (None, text), "all tokens", {"text_tokens": True}),
+    )
+    for name, towers, stored, kept in builds:
+        place = folder / f"cache-{name}"
         began = time.perf_counter()
-        cache = build_cache(table, *towers, folder / f"cache-{name}", batch_size=batch)
+        cache = build_cache(table, *towers, place, batch_size=batch, **kept)
         done = len(np.unique(cache.image_rows if name == "images" else cache.text_rows))
         assert done == images, f"{done} of {images} {name} were embedded"
-        found[f"{name} a second, a build from files"] = round(done / (time.perf_counter() - began), 1)
+        found[f"{name} a second, a build from files, {stored}"] = round(done / (time.perf_counter() - began), 1)
+        shutil.rmtree(place)
     return found
 
 

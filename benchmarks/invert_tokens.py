@@ -21,7 +21,9 @@ after the mean image is taken off) to the true one than to that of any other.
 import argparse
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,19 +38,23 @@ TOKEN_ALPHA = 10.0  # what a search over ALPHAS chose on phantoms
 SIDE = 32
 
 
-def data_of(folder: Path, phantoms: int) -> dict[str, object]:
-    """Name -> rows with image, text and patient_id."""
+def data_of(folder: Path, phantoms: int, only: str) -> Iterator[tuple[str, Any]]:
+    """Names and rows with image, text and patient_id, of the sets whose name has `only` in it."""
     from adaptor_hf.data.tables import load_pairs
     from adaptor_hf.phantom import write_phantoms
 
-    found = {"phantoms": load_pairs(write_phantoms(folder / "phantoms", phantoms))}
-    if real := os.environ.get("ADAPTOR_REALBENCH"):
-        columns = {"image_column": "image", "patient_column": "patient_id", "split_column": "split"}
-        table = Path(real) / "metadata.csv"
-        found["clinical notes of covidcxr"] = load_pairs(table, filters=["dataset=covidcxr"], **columns)
-        nih = load_pairs(table, filters=["dataset=nih14"], text_column=None, **columns)
-        found["radiographs of NIH ChestX-ray14"] = nih
-    return found
+    columns = {"image_column": "image", "patient_column": "patient_id", "split_column": "split"}
+    table = Path(os.environ.get("ADAPTOR_REALBENCH", ""), "metadata.csv")
+    sets = {
+        "phantoms": lambda: load_pairs(write_phantoms(folder / "phantoms", phantoms)),
+        "clinical notes of covidcxr": lambda: load_pairs(table, filters=["dataset=covidcxr"], **columns),
+        "radiographs of NIH ChestX-ray14": lambda: load_pairs(
+            table, filters=["dataset=nih14"], text_column=None, **columns
+        ),
+    }
+    for name, load in sets.items():
+        if only in name and (name == "phantoms" or "ADAPTOR_REALBENCH" in os.environ):
+            yield name, load()
 
 
 def run_texts(tower, texts: list[str] | list[list[int]]) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
@@ -228,12 +234,13 @@ def compared(made: np.ndarray, truth: np.ndarray, mean: np.ndarray) -> list[str]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--phantoms", type=int, default=300, help="Images with reports.")
-    parser.add_argument("--images", type=int, default=800, help="At most so many images of a set.")
+    parser.add_argument("--images", type=int, default=500, help="At most so many images of a set.")
+    parser.add_argument("--only", default="", help="Of the sets, those whose name has this in it, such as notes.")
     options = parser.parse_args()
     torch.manual_seed(0)
     text_tower, vision_tower = load_text_tower("minilm").eval(), load_vision_tower("lite0").eval()
     with tempfile.TemporaryDirectory() as folder:
-        for name, rows in data_of(Path(folder), options.phantoms).items():
+        for name, rows in data_of(Path(folder), options.phantoms, options.only):
             if "radiographs" not in name:
                 attack_texts(text_tower, name, rows, np.random.default_rng(0))
             if "notes" not in name:

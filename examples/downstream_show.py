@@ -66,7 +66,7 @@ def pretrain(table: Path, model: Path) -> None:
     train_pretrain.main([
         "--recipe", "small", "--train_file", str(table), "--patient_column", "patient_id", "--vision_tower", "lite0",
         "--text_tower", "minilm", "--num_train_epochs", "10", "--controls", "--learning_rate_grid", "1e-4", "3e-4",
-        "--dataset_name", "phantom", "--output_dir", str(model), *resume,
+        "--dataset_name", "phantom", "--output_dir", str(model), "--cache_dir", str(model / "embeddings"), *resume,
     ])  # fmt: skip
 
 

@@ -3,8 +3,9 @@
 import argparse
 import ast
 import csv
+import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +20,7 @@ from adaptor_hf.options.parser import OptionParser
 PACKAGE = Path(adaptor_hf.__file__).parent
 ROOT = PACKAGE.parent
 CANARY = "CaNaRy"
+SCRIPTS = ("train_pretrain", "train_downstream")
 
 
 class _StartError(BaseException):
@@ -87,6 +89,38 @@ def commands() -> list[Command]:
         else:
             found.append(Command(module, None, parser, declared))
     return found
+
+
+def said_by(command: Command, words: Sequence[str], capfd: pytest.CaptureFixture) -> str:
+    """What a command says that is run as its process would run it; private mode is off again afterwards."""
+    from adaptor_hf.privacy import mode
+    from adaptor_hf.training.interruption import run_script
+
+    capfd.readouterr()
+    try:
+        if command.title in SCRIPTS:
+            run_script(lambda: command.main(list(words)))
+        else:
+            command.main(command.words(*words))
+    except SystemExit as stop:
+        # As the interpreter does.
+        if isinstance(stop.code, str):
+            print(stop.code, file=sys.stderr)
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        mode._set_key(None)
+        mode.stop_filter()
+        said = capfd.readouterr()
+    return said.out + said.err
+
+
+def no_canary(said: str, folder: Path | None = None, but: tuple[str, ...] = ()) -> None:
+    """Fail where a canary is in what was said, or in a file of a folder whose name is not in `but`."""
+    assert CANARY.lower() not in said.lower(), said
+    for path in folder.rglob("*") if folder else ():
+        if path.is_file() and path.name not in but:
+            assert CANARY.lower().encode() not in path.read_bytes().lower(), path
 
 
 def plant_table(folder: Path, header: bool = True, rows: int = 24) -> Path:

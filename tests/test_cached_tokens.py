@@ -1,7 +1,9 @@
 """Who reads a cache's tokens gets what the live tower gives: sequences, attention maps, decoders and their scores."""
 
 import re
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorForSemanticSegmentation, AdaptorModel
+from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import StoredArguments
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings_main
@@ -90,15 +93,10 @@ class TestSequences:
         with pytest.raises(ValueError, match="they make no sequence"):
             image_sequence(batch, Column("image_tokens", (5, 32), "float16", {"grid": [2, 2], "prefix": 1}))
 
-    def test_a_live_tower_whose_pooled_vector_is_wider_is_refused_too(self, tiny_dinov2):
+    def test_a_tower_whose_pooled_vector_is_wider_is_refused_before_it_runs(self, tiny_dinov2, tmp_path):
         tower = load_vision_tower(str(tiny_dinov2), pooling="cls+mean")
-        config = synthetic_config(vision_hidden_size=64, vision_tower=tower.spec, hidden_size=16,
-                                  num_attention_heads=2, intermediate_size=16)  # fmt: skip
-        model = AdaptorModel(config)
-        model.attach_towers(tower, None)
-        head = AdaptorForSemanticSegmentation.from_adaptor(model, num_labels=2)
         with pytest.raises(ValueError, match="64 wide and the tokens are 32 wide"):
-            head(pixel_values=torch.zeros(1, 3, 28, 28))
+            options_of_tokens(tower, Reading(), tmp_path, "all")
 
 
 class TestWhatIsMissing:
@@ -219,7 +217,7 @@ class TestTheScript:
         return {line["metric"]: line for line in read_results(output / "runs").lines}
 
     def test_a_cache_that_was_built_before_is_read_and_no_tower_runs(
-        self, table, model, tiny_dinov2, tmp_path, monkeypatch
+        self, table, model, tiny_dinov2, tmp_path, monkeypatch, capsys
     ):
         columns = ["--image_column", "image", "--vision_tower", str(tiny_dinov2), "--num_workers", "0"]
         # It keeps more than is asked for later, in another dtype.
@@ -236,7 +234,7 @@ class TestTheScript:
         assert {path.name for path in (tmp_path / "cache").glob("images-*")} == before
         line = lines["dice_pooled"]
         assert line["recipe"] == "rigorous, 1 epochs, cached tokens 2 x 2 float32"
-        assert any("centre crop" in note for note in line["data_notes"]) if "data_notes" in line else True
+        assert "Masks are scored within the centre crop that the tower sees" in capsys.readouterr().out
         monkeypatch.undo()
         # The saved model sees images as the cache did.
         saved = AdaptorForSemanticSegmentation.from_pretrained(tmp_path / "out/model")
@@ -246,19 +244,23 @@ class TestTheScript:
     def test_images_that_the_cache_lacks_are_added(self, table, model, vision_tower, tmp_path):
         images = load_table(table, mask_column="mask").select_columns(["image"])
         token_cache(images.select(range(5)), vision_tower, tmp_path / "cache", dtype="float32")
-        options = options_of_tokens(vision_tower, tmp_path / "cache", "all")
+        options = options_of_tokens(vision_tower, Reading(), tmp_path / "cache", "all")
         assert options == {"dtype": "float32", "image_tokens": "all"}
         self.run(table, model, tmp_path / "out", "--cached_tokens", "all", "--cache_dir", str(tmp_path / "cache"))
         view, kept = cached_tokens(images, vision_tower, tmp_path / "cache", num_workers=0, **options)
         assert len(kept) == len(images) == len(view)
         assert len(list((tmp_path / "cache").glob("images-*"))) == 1
 
-    def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path):
+    def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path, monkeypatch):
         token_cache(images, vision_tower, tmp_path, image_tokens=1)
-        assert options_of_tokens(vision_tower, tmp_path, "all") == {"image_tokens": "all"}
-        assert options_of_tokens(vision_tower, tmp_path, 1) == {"dtype": "float16", "image_tokens": 1}
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, "all") == {"image_tokens": "all"}
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, 1) == {"dtype": "float16", "image_tokens": 1}
         other = load_vision_tower(str(tiny_dinov2), pooling="mean")
-        assert options_of_tokens(other, tmp_path, 1) == {"image_tokens": 1}
+        assert options_of_tokens(other, Reading(), tmp_path, 1) == {"image_tokens": 1}
+        assert options_of_tokens(vision_tower, Reading("RGB"), tmp_path, 1) == {"image_tokens": 1}
+        # Rows of private mode never lie beside these.
+        monkeypatch.setattr("adaptor_hf.tasks.cached_tokens.key_name", lambda: "a key's name")
+        assert options_of_tokens(vision_tower, Reading(), tmp_path, 1) == {"image_tokens": 1}
 
     @pytest.mark.parametrize(
         ("words", "message"),
@@ -271,3 +273,45 @@ class TestTheScript:
     def test_what_does_not_go_together_is_refused(self, words, message, table, model, tmp_path):
         with pytest.raises(ValueError, match=message):
             self.run(table, model, tmp_path / "out", *words)
+
+
+class TestStoredForms:
+    """What `benchmarks/bench_stored_forms.py` takes for a stored form is what a cache gives back."""
+
+    @pytest.fixture(scope="class")
+    def forms(self):
+        folder = str(Path(__file__).parents[1] / "benchmarks")
+        sys.path.insert(0, folder)
+        import bench_stored_forms
+
+        yield bench_stored_forms
+        sys.path.remove(folder)
+
+    @pytest.mark.parametrize(("dtype", "image_tokens"), [("float16", "all"), ("int8", "all"), ("int8", 1)])
+    def test_it_is_what_a_reader_gives_back(self, dtype, image_tokens, forms, images, vision_tower, tmp_path):
+        exact, _ = token_cache(images, vision_tower, tmp_path, dtype="float32")
+        stored, _ = token_cache(images, vision_tower, tmp_path, dtype=dtype, image_tokens=image_tokens)
+        exact, found = (view[np.arange(8)] for view in (exact, stored))
+        expected = forms.as_stored(exact["image_embeds"].numpy(), dtype)
+        np.testing.assert_array_equal(found["image_embeds"].float().numpy(), expected)
+        side = None if image_tokens == "all" else image_tokens
+        tokens = forms.pooled_grid(exact["image_tokens"][:, 1:].reshape(8, 2, 2, 32).numpy(), side)
+        expected = forms.as_stored(tokens, dtype).reshape(8, -1, 32)
+        # Means are summed in another order: a value may fall on the other side of a step of int8.
+        tolerance = 0 if side is None else 0.01
+        np.testing.assert_allclose(found["image_tokens"][:, 1:].float().numpy(), expected, rtol=0, atol=tolerance)
+        count = 1 + tokens[0, ..., 0].size
+        expected = {"float16": count * 32 * 2, "int8": count * (32 + 4)}[dtype]
+        assert stored.stored_columns["image_tokens"].row_bytes == expected
+
+    def test_recall_and_dice_are_those_of_other_code(self, forms):
+        generator = np.random.default_rng(0)
+        similarity = generator.normal(size=(30, 30)) + 2 * np.eye(30)
+        ways = [[np.mean(np.argsort(-matrix)[:, :k] == np.arange(30)[:, None], axis=1) * k for k in (1, 5, 10)]
+                for matrix in (similarity, similarity.T)]  # fmt: skip
+        np.testing.assert_allclose(forms.hits_of(similarity), np.mean(ways, axis=(0, 1)))
+        tokens, texts = generator.normal(size=(4, 6, 5)), generator.normal(size=(3, 5))
+        one = forms.attention_similarity(forms.unit(tokens), forms.unit(texts))[2, 1]
+        weights = torch.softmax(torch.tensor(forms.unit(tokens)[2] @ forms.unit(texts)[1]) / 0.07, 0).numpy()
+        mixed = weights @ forms.unit(tokens)[2]
+        assert one == pytest.approx(mixed @ forms.unit(texts)[1] / np.linalg.norm(mixed))

@@ -13,7 +13,7 @@ from adaptor_hf.data.places import close_by
 from adaptor_hf.tasks.arguments import parse_arguments as parse_downstream
 from adaptor_hf.tasks.early_checks import check_before_start as check_downstream
 from adaptor_hf.towers.check import check_tower, close_towers
-from adaptor_hf.training import AdaptorTrainingArguments, early_checks, preparation
+from adaptor_hf.training import AdaptorTrainingArguments, early_checks, pair_cache, preparation
 from adaptor_hf.training.pair_evaluation import Retrieval
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def untouched(monkeypatch):
         raise AssertionError("the data was touched")
 
     monkeypatch.setattr(train_pretrain, "load_training_pairs", touched)
-    monkeypatch.setattr(preparation, "build_cache", touched)
+    monkeypatch.setattr(pair_cache, "build_cache", touched)
     monkeypatch.setattr(preparation, "open_together", touched)
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -20,12 +22,16 @@ from adaptor_hf.data.stored_arguments import kept_of_images, kept_of_texts, text
 from adaptor_hf.data.view_recipes import RECIPES
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
+from adaptor_hf.embeddings.columns import Column
+from adaptor_hf.embeddings.estimate import column_bytes
 from adaptor_hf.embeddings.files import NUMPY_DTYPES
 from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
+from adaptor_hf.privacy.mode import private_mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
+from adaptor_hf.verify import verification
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
          "use_cpu": True, "global_batch_size": 8}  # fmt: skip
@@ -58,6 +64,8 @@ def options(table, tiny_dinov2, tiny_bert) -> dict:
 def counted(monkeypatch) -> dict[str, int]:
     """How many images were read and embedded, and how many texts were embedded, since the last `clear`."""
     counts = {"read": 0, "images": 0, "texts": 0}
+    # What a process of its own reads would not be counted here.
+    monkeypatch.setattr("adaptor_hf.embeddings.build._worker_count", lambda on_cuda: 0)
 
     def count(owner, name, what, size):
         method = getattr(owner, name)
@@ -112,8 +120,13 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options)
         assert counted == {"read": 0, "images": 0, "texts": 0}
-        assert len(list(Path("outputs/embeddings").glob("pairs-*"))) == 1
         assert not Path("outputs/run/embeddings").exists()
+        (pairs,) = Path("outputs/embeddings").glob("pairs-*")
+        assert json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"] == f"../embeddings/{pairs.name}"
+        Path("outputs").rename("moved")
+        found = verification(Path("moved/run"))
+        assert (found.differences, found.unchecked) == ([], [])
+        Path("moved").rename("outputs")
         # And a second run, in another folder.
         train(Path("outputs/other"), options)
         assert counted == {"read": 0, "images": 0, "texts": 0}
@@ -129,9 +142,9 @@ class TestOneKey:
         options |= changes
         assert build(options) == 0
         built = open_cache("outputs/embeddings")
-        train(Path("outputs/run"), options)
-        record = json.loads(Path("outputs/run/run.json").read_text())
-        assert record["inputs"]["cache"] == f"../embeddings/{built.path.name}"
+        data, model, run, training = train_pretrain.parse_arguments(words({**options, "output_dir": "outputs/run"}))
+        cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
+        assert (cache.path, cache.fingerprint) == (built.path, built.fingerprint)
         assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
 
     def test_a_private_build_is_the_private_runs(
@@ -141,7 +154,7 @@ class TestOneKey:
         with caplog.at_level("INFO"):
             assert build(options, "--private", "--key_file", "ids.key") == 0
         said = capsys.readouterr()
-        cache = open_cache("outputs/embeddings")
+        cache = open_cache("outputs/private-embeddings")
         assert not any(value.startswith("subject") for value in cache.pairs["patient_id"][:])
         assert "Next run: train_pretrain.py with --private" in caplog.text
         for name in ("pairs.csv", "subject", str(cache.path), str(tmp_path)):
@@ -149,9 +162,26 @@ class TestOneKey:
         clear(counted)
         train(Path("outputs/run"), options, "--private", "True", "--key_file", "ids.key")
         assert counted["read"] == 0
-        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        assert len(list(Path("outputs/private-embeddings").glob("*-*/"))) == 3
         recorded = json.loads(Path("outputs/run/run.json").read_text())["inputs"]["cache"]
-        assert recorded == f"../embeddings/{cache.path.name}"
+        assert recorded == f"../private-embeddings/{cache.path.name}"
+
+    def test_a_rebuild_embeds_all_anew_but_not_where_a_run_is_resumed(self, options, counted, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert build(options) == 0
+        clear(counted)
+        assert build(options, "--rebuild") == 0
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild")
+        assert (counted["read"], counted["texts"]) == (24, 24)
+        clear(counted)
+        train(Path("outputs/run"), options, "--rebuild", "--resume_from_checkpoint", "True")
+        assert (counted["read"], counted["texts"]) == (0, 0)
+
+    def test_the_reference_code_has_another_name_for_it(self, tmp_path):
+        with pytest.raises(ValueError, match=r"no option '--force_rebuild_dataset'\. Here it is --rebuild\."):
+            train_pretrain.main(["--force_rebuild_dataset", "--output_dir", str(tmp_path)])
 
     def test_the_next_command_that_is_said_runs(self, options, tmp_path, monkeypatch, caplog):
         monkeypatch.chdir(tmp_path)
@@ -198,6 +228,13 @@ class TestPlace:
         monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
         assert place_of_cache(tmp_path / "run", "named") == Path("named")
         assert place_of_cache(tmp_path / "run") == place_of_cache() == tmp_path / "all"
+
+    def test_in_private_mode_it_is_apart_from_those_of_others(self, tmp_path, monkeypatch):
+        with private_mode(b"k" * 32):
+            assert place_of_cache("outputs/run") == place_of_cache() == Path("outputs/private-embeddings")
+            assert place_of_cache("outputs/run", "named") == Path("named")
+            monkeypatch.setenv(CACHE_DIR, str(tmp_path / "all"))
+            assert place_of_cache("outputs/run") == tmp_path / "private-all"
 
     def test_that_of_an_earlier_run_is_used_where_it_lies(self, tmp_path):
         (tmp_path / "run" / "embeddings").mkdir(parents=True)
@@ -252,6 +289,18 @@ class TestStoredOptions:
         assert text_pooling(data) == {"pooling": "cls"}
         assert kept_of_images(self.parsed(image_tokens="all")) == {"image_tokens": "all"}
 
+    def test_a_recipe_spells_them_as_yaml_does(self, tmp_path):
+        (tmp_path / "recipe.yaml").write_text(
+            "train_file: pairs.csv\nimage_tokens: 7\nregions: 2x3\nlayers: [1, 2]\nlayers_norm: no\n"
+            "text_tokens: true\nviews: 2\nembedding_dtype: int8\nrebuild: yes\n"
+        )
+        words = [str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path)]
+        data, *_ = train_pretrain.parse_arguments(words)
+        assert kept_of_images(data) == {"image_tokens": 7, "regions": (2, 3), "views": 2}
+        assert kept_of_texts(data) == {"text_tokens": True}
+        assert vision_pooling(data) == {"layers": [1, 2], "layers_merge": "concat", "layers_norm": False}
+        assert (data.embedding_dtype, data.rebuild) == ("int8", True)
+
     @pytest.mark.parametrize(
         ("given", "message"),
         [
@@ -277,8 +326,8 @@ class TestStoredOptions:
         assert given["vision_pooling"] == given["text_pooling"] == list(POOLINGS)
         assert given["embedding_dtype"] == [*NUMPY_DTYPES, "int8"]
         assert given["view_recipe"] == list(RECIPES)
-        given = {"image_tokens": "7", "regions": "1x1", "shallow": [1], "image_attention": True}
-        asked = kept_of_images(self.parsed(**given, views=1, view_recipe="crop", view_seed=1))
+        everything = {"image_tokens": "7", "regions": "1x1", "shallow": [1], "image_attention": True, "views": 1}
+        asked = kept_of_images(self.parsed(**everything, view_recipe="crop", view_seed=1))
         assert asked.keys() == {item.name for item in fields(StoredImages)}
         texts = {item.name: True for item in fields(StoredTexts)}
         assert kept_of_texts(self.parsed(**texts)) == texts
@@ -286,3 +335,63 @@ class TestStoredOptions:
     def test_a_ready_cache_has_what_it_has(self):
         with pytest.raises(ValueError, match="--cache is trained on as it is: image_tokens would have no effect"):
             DataArguments(cache="embeddings", image_tokens="all")
+
+
+class TestDryRun:
+    def test_the_arithmetic_is_that_of_known_numbers(self):
+        # DINOv2-B at 224 pixels: 768 wide, a class token and 16 x 16 others; the pairs of the paper.
+        for side, gigabytes in ((16, 109), (7, 21), (4, 7)):
+            column = Column("image_tokens", (1 + side * side, 768), "float16")
+            assert round(column_bytes(column, 277_110) / 1e9) == gigabytes
+        quantized = Column("image_tokens", (257, 768), "int8")
+        assert column_bytes(quantized, 277_110) == 277_110 * 257 * (768 + 4)
+        assert column_bytes(Column("text_tokens", (None, 768), "float16"), 10, 70.5) == 705 * 768 * 2 + 11 * 8
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            {"image_tokens": "all", "text_tokens": True, "words": True, "regions": "2x2", "shallow": [1]},
+            {"image_tokens": "2", "views": 2, "text_attention": True, "sentences": True, "embedding_dtype": "int8"},
+        ],
+    )
+    def test_its_bytes_are_those_of_the_build(self, options, kept, tmp_path, capsys):
+        given = options | kept | {"cache_dir": tmp_path / "cache"}
+        flags = [word for name, value in given.items() if value is True for word in (f"--{name}",)]
+        given = {name: value for name, value in given.items() if value is not True}
+        assert build(given, *flags, "--dry_run") == 0
+        assert not (tmp_path / "cache").exists()
+        (said,) = re.findall(r"as asked for, in \w+: ([\d.]+) MB", capsys.readouterr().out)
+        assert build(given, *flags) == 0
+        files = list((tmp_path / "cache").glob("[it]*-*/*.arrow"))
+        written = sum(path.stat().st_size for path in files)
+        # What the files have beside their rows is their headers.
+        assert 0 <= written / 1e6 - float(said) + 0.01 < 0.01 + 0.003 * len(files)
+
+    def test_each_choice_has_its_line_and_a_full_disk_is_said(self, options, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=3_000))
+        assert build(options, "--cache_dir", str(tmp_path / "cache"), "--dry_run", "--image_tokens", "all") == 0
+        said = capsys.readouterr().out
+        assert "What could be kept of 24 images and 24 texts, measured on cpu" in said
+        for name in ("pooled vectors", "+ image tokens, all, ", "+ each augmented view, pooled", "+ text tokens, "):
+            (line,) = [line for line in said.splitlines() if line.strip().startswith(name)]
+            assert line.endswith("more than is free")
+        assert said.strip().endswith("The disk has 0.00 MB free: TOO LITTLE")
+
+    def test_what_the_tower_does_not_have_is_said_before_anything_is_embedded(self, options, counted, tmp_path, capsys):
+        clear(counted)
+        assert build(options, "--cache_dir", str(tmp_path / "cache"), "--dry_run", "--shallow", "99") == 1
+        assert "99" in capsys.readouterr().err
+        assert counted["read"] == 0
+
+
+def test_info_says_what_is_kept(options, tmp_path, capsys):
+    assert build(options, "--cache_dir", str(tmp_path / "cache"), "--image_tokens", "2", "--text_tokens") == 0
+    info = json.loads(capsys.readouterr().out)
+    cache = open_cache(tmp_path / "cache")
+    pooled, columns = info["pooled"]["images"], info["columns"]
+    assert (pooled["version"], pooled["rows"], pooled["dtype"]) == (3, 24, "float16")
+    assert pooled["width"] == cache.vision_spec["hidden_size"]
+    assert columns["image_tokens"]["shape"] == list(cache.stored_columns["image_tokens"].shape)
+    assert columns["text_tokens"]["shape"][0] is None
+    (file,) = (tmp_path / "cache").glob("images-*/image_tokens-*.arrow")
+    assert columns["image_tokens"]["megabytes"] == round(file.stat().st_size / 1e6, 1)

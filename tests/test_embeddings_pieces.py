@@ -10,15 +10,19 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from fixtures.cache_files import snapshot
 from PIL import Image
 
-from adaptor_hf.embeddings import build_cache, open_cache, verify_cache
+from adaptor_hf.embeddings import build_cache, joining, open_cache, verify_cache
 from adaptor_hf.embeddings import modalities as modalities_module
 from adaptor_hf.embeddings import pieces as pieces_module
-from adaptor_hf.embeddings.columns import Column
+from adaptor_hf.embeddings.columns import Column, Ragged, to_arrow
+from adaptor_hf.embeddings.compute import batch_faults
+from adaptor_hf.embeddings.files import map_table, write_batch
+from adaptor_hf.embeddings.modalities import Modality
 from adaptor_hf.embeddings.pieces import Build
 from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
@@ -187,16 +191,17 @@ def test_without_the_cache_of_datasets_nothing_is_computed_twice_nor_left_elsewh
 def test_nothing_takes_the_digest_of_the_function_or_shows_a_bar(dataset, towers, tmp_path, monkeypatch, capfd):
     from datasets import fingerprint
 
-    hash_value = fingerprint.Hasher.hash
+    hash_value, functions = fingerprint.Hasher.hash, []
 
-    def of_plain_values(cls, value):
-        assert not callable(value), "a function, and with it the tower, is pickled"
+    def noted(cls, value):
+        functions.extend([value] if callable(value) else [])
         return hash_value(value)
 
-    monkeypatch.setattr(fingerprint.Hasher, "hash", classmethod(of_plain_values))
+    monkeypatch.setattr(fingerprint.Hasher, "hash", classmethod(noted))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     build(dataset, towers, tmp_path)
     shown = capfd.readouterr().err
+    assert not functions  # with one the tower would be pickled
     assert "images" in shown
     assert "Map" not in shown
     assert not datasets.are_progress_bars_disabled()
@@ -377,3 +382,82 @@ def test_a_kill_during_a_rebuild_loses_nothing(dataset, towers, tmp_path, module
     rows = [len(read["shards"]) - sum(shard.get("lost", False) for shard in read["shards"])
             for path in tmp_path.glob("[it]*-*/cache.json") for read in [json.loads(path.read_text())]]  # fmt: skip
     assert rows == [2, 2]
+
+
+def test_rows_are_judged_by_what_is_read_back_before_they_are_quantised():
+    """int8 alone would bring back a finite vector of every row but that with NaN."""
+    good = np.array([1.0, -2.0], np.float32)
+    rows = np.stack([good, [np.nan, 1], [np.inf, 1], [7e4, 1], [0, 0], [1e-9, -1e-9], good / 300]).astype(np.float32)
+    beyond = "embedding is NaN or infinite in {}"
+    for dtype, read_as, beyond_range, underflow in (
+        ("float32", "float32", None, None),
+        ("float16", "float16", beyond.format("float16"), "embedding is all zeros"),
+        ("int8", "float16", beyond.format("float16"), "embedding is all zeros"),
+    ):
+        expected = {1: beyond.format(read_as), 2: beyond.format(read_as), 3: beyond_range, 4: "embedding is all zeros",
+                    5: underflow}  # fmt: skip
+        found = batch_faults([Column("embedding", (2,), dtype)], {"embedding": rows})
+        assert found == {row: reason for row, reason in expected.items() if reason}
+    columns = [Column("embedding", (2,), "float32"), Column("text_tokens", (None, 2), "float16")]
+    tokens = Ragged(np.stack([good, rows[3], 0 * good]), np.array([0, 1, 2, 3]))
+    found = batch_faults(columns, {"embedding": rows[[0, 0, 6]], "text_tokens": tokens})
+    assert found == {1: "text_tokens is NaN or infinite in float16"}
+
+
+def test_the_space_that_a_build_asks_for_is_what_it_takes_with_its_columns(towers, tmp_path, monkeypatch):
+    table = datasets.Dataset.from_dict({"text": [f"{row} " + "clear lungs " * 30 for row in range(200)]})
+    asked, taken, finish = [], [], Build.finish
+
+    def noted(self, *arguments, **options):
+        taken.extend(path.stat().st_size for path in self.path.rglob("*.arrow"))
+        finish(self, *arguments, **options)
+
+    compute = Modality.compute
+
+    def asking(self, table, plan, *arguments):
+        asked.append(self.bytes_needed(plan))
+        compute(self, table, plan, *arguments)
+
+    monkeypatch.setattr(Build, "finish", noted)
+    monkeypatch.setattr(Modality, "compute", asking)
+    build(table, (None, towers[1]), tmp_path, piece_rows=1024, shard_rows=1024, text_tokens=True, words=True)
+    final = [path.stat().st_size for path in tmp_path.rglob("texts-*/*.arrow")]
+    needed = sum(taken) + sum(final) + max(final)
+    assert len(final) == 3
+    assert needed > 2_000_000
+    assert needed < asked[0] < 1.5 * needed
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads memory from /proc")
+@pytest.mark.parametrize("shape", [(64, 32), (None, 32)])
+def test_joining_holds_no_column_in_memory(tmp_path, shape):
+    column = Column("tokens", shape, "int8")
+    tables, lengths = [], np.full(256, 64)
+    for piece in range(8):
+        values = np.ones((256 * 64, 32), np.float32) * (1 + piece)
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        given = Ragged(values, offsets) if column.ragged else values.reshape(256, 64, 32)
+        batch = pa.record_batch(to_arrow(column, given))
+        for copy in range(10):
+            write_batch(tmp_path / f"{piece}-{copy}.arrow", batch)
+            tables.append(map_table(tmp_path / f"{piece}-{copy}.arrow"))
+
+    def join(results) -> None:
+        before = anonymous_bytes()
+        peak = []
+        write = joining.write_batch
+        joining.write_batch = lambda *given: (write(*given), peak.append(anonymous_bytes()))[0]
+        joining.write_columns(tmp_path / "joined.arrow", pa.concat_tables(tables), [column])
+        results.put(max(peak) - before)
+
+    results = FORK.SimpleQueue()
+    process = FORK.Process(target=join, args=(results,))
+    process.start()
+    process.join()
+    assert (tmp_path / "joined.arrow").stat().st_size > 45_000_000
+    assert results.get() < 12_000_000
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

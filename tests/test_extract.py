@@ -274,11 +274,32 @@ class TestAttention:
             expected = fine.reshape(2, 3, 4, 3, 4).sum(axis=(2, 4))
         np.testing.assert_allclose(found, expected.reshape(2, -1), rtol=1e-5)
 
+    def test_its_sum_stays_in_half_precision(self):
+        tower = sized(grid_tower(pooling="cls"))
+        with torch.autocast("cpu", torch.bfloat16):
+            whole = extract(tower, inputs_of(tower), StoredImages(image_attention=True))["image_attention"]
+            found = extract(tower, inputs_of(tower), StoredImages(image_attention=True, image_tokens=3))
+        np.testing.assert_allclose(found["image_attention"].sum(axis=1), whole.sum(axis=1), rtol=1e-5)
+
     def test_the_vector_stays(self):
         tower = sized(grid_tower(pooling="cls"))
         inputs = inputs_of(tower)
         with_attention = extract(tower, inputs, StoredImages(image_attention=True))["embedding"]
         np.testing.assert_allclose(with_attention, extract(tower, inputs, StoredImages())["embedding"], atol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", ["images", "texts"])
+def test_what_a_gpu_gives_is_what_the_cpu_gives(kind):
+    tower = sized(grid_tower(pooling="cls")) if kind == "images" else load_text_tower("minilm")
+    inputs = inputs_of(tower) if kind == "images" else batches(REPORTS, tower.processor)
+    stored = ALL_IMAGES if kind == "images" else ALL_TEXTS
+    expected = extract(tower, inputs, stored)
+    found = extract(tower.to("cuda"), inputs, stored)
+    for name, values in expected.items():
+        one, other = (x.values if isinstance(x, Ragged) else x for x in (values, found[name]))
+        np.testing.assert_allclose(one, other, rtol=2e-2, atol=2e-2, err_msg=name)
 
 
 class TestTexts:

@@ -89,7 +89,7 @@ def test_the_page_runs_without_network_and_no_patient_is_in_what_it_leaves(run, 
     said = captured.out + captured.err
 
     # A cache, a checkpoint, a private card, a table of results, verified.
-    assert list((tmp_path / "outputs/first/embeddings").glob("pairs-*/pairs.arrow"))
+    assert list((tmp_path / "outputs/private-embeddings").glob("pairs-*/pairs.arrow"))
     assert (tmp_path / "outputs/first/model.safetensors").is_file()
     assert "our radiographs" in (tmp_path / "outputs/first/README.md").read_text(encoding="utf-8")
     assert list((tmp_path / "outputs/retrieval/runs").glob("*/results.jsonl"))

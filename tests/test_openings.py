@@ -59,7 +59,6 @@ ALLOWED = {
     ("data/saved_datasets.py", "datasets.load_from_disk(str(folder))"): "looked at in the lines before",
     ("embeddings/manifest.py", "json.loads(json.dumps("): "text in memory",
     ("data/public_datasets.py", "json.loads(part.info.description)"): "text in memory, which this package wrote",
-    ("embeddings/files.py", "json.loads((batch.schema.metadata"): "in a file of the cache, whose digest was compared",
     ("embeddings/keys.py", "json.loads(backend.to_str())"): "text in memory, of a tokenizer",
     ("options/choices.py", "json.loads(value"): "an option; RecursionError is caught there",
     ("data/text_files.py", "pa.input_stream(str(path)"): "looked at in the lines before",

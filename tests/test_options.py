@@ -49,7 +49,7 @@ OPEN_OF_TRANSFORMERS = {
     "include_for_metrics", "save_strategy", "hub_token", "hub_model_id", "hub_strategy", "hub_revision",
     "metric_for_best_model", "accelerator_config", "dataloader_multiprocessing_context", "label_names",
     "train_sampling_strategy", "length_column_name", "ddp_backend", "fsdp", "fsdp_config", "deepspeed", "debug",
-    "positives",
+    "positives", "source_batches",
 }  # fmt: skip
 
 

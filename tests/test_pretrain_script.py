@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -115,15 +116,18 @@ class TestFinishedRun:
 
     def test_its_last_words_say_where_the_model_the_curves_and_the_embeddings_are(self, finished, options, tmp_path):
         output, process = finished
-        *_, model, curves, embeddings = process.stdout.strip().splitlines()
+        *_, model, curves, embeddings, following = process.stdout.strip().splitlines()
         assert (model, curves) == (f"Model: {output}", f"Curves: {output / 'training_curves.png'}")
         with Image.open(output / "training_curves.png") as picture:
             assert picture.size[0] > 500
             assert len(picture.convert("RGB").getcolors(2**24)) > 20
-        # The option as it stands there goes on without table and towers.
-        (cache,) = re.findall(r"--cache (\S+)", embeddings)
+        # The command as it stands there goes on without table and towers.
+        command = re.fullmatch(r"Next run: python train_pretrain.py (--cache .* --output_dir .*-2)", following)
+        given = shlex.split(command[1])
+        assert embeddings == f"Embeddings: {given[1]}"
         parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}
-        train_pretrain.main(words({"cache": cache, "output_dir": tmp_path / "again", "max_steps": 1, **parameters}))
+        again = {"output_dir": tmp_path / "again", "max_steps": 1, **parameters}
+        train_pretrain.main([*given, *words(again)])
         assert (tmp_path / "again" / "model.safetensors").is_file()
 
     def test_it_verifies_with_its_controls_processor_and_logs(self, finished):

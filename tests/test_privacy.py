@@ -28,6 +28,7 @@ from adaptor_hf.privacy.identifying import identifying_columns
 from adaptor_hf.privacy.keys import keyed_hash, load_key
 from adaptor_hf.privacy.messages import hide, without_quotations
 from adaptor_hf.privacy.mode import PrivacyArguments, keyed_digests, start_private_mode
+from adaptor_hf.tasks.__main__ import main as tasks
 from adaptor_hf.tasks.arguments import parse_arguments
 from adaptor_hf.tasks.loading import load_parts
 from adaptor_hf.verify import main as verify
@@ -358,9 +359,15 @@ class TestRefusals:
         with pytest.raises(ValueError, match="asks for private mode, which this command does not have"):
             load_parts(parse_arguments(job), "pretraining")
         monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
-        words = ["build", str(table), "--text_column", "text", "--vision_tower", "lite0", "--text_tower", "minilm"]
         with pytest.raises(SystemExit, match="asks for private mode, which this command does not have"):
-            embeddings([*words, "--cache_dir", str(tmp_path / "cache")])
+            tasks(["sweep", str(table)])
+
+    def test_a_cache_is_not_built_privately_without_a_key(self, monkeypatch, tmp_path, streams, capfd):
+        table, _ = plant(tmp_path / "data", 4)
+        monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
+        words = ["build", str(table), "--text_column", "text", "--vision_tower", "lite0", "--text_tower", "minilm"]
+        assert embeddings([*words, "--cache_dir", str(tmp_path / "cache")]) == 1
+        assert "--private needs --key_file" in capfd.readouterr().err
         assert not (tmp_path / "cache").exists()
 
     def test_a_cache_of_another_key_or_of_none_is_refused(self):

@@ -20,6 +20,7 @@ from PIL import Image
 from synthetic import synthetic_config
 
 from adaptor_hf import AdaptorModel
+from adaptor_hf.audit.facts import pretraining_facts
 from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
@@ -28,6 +29,8 @@ from adaptor_hf.hub.push import files_to_push
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.messages import hide
 from adaptor_hf.privacy.nearly_data import NEARLY_DATA, nearly_data
+from adaptor_hf.training.preparation import check_no_tokens_beside
+from adaptor_hf.training.script_arguments import DataArguments
 
 KEY = b"k" * 32
 # As `build_cache` takes them; `views` as a small number of views.
@@ -163,6 +166,14 @@ def said_of_columns(cache: Path) -> dict:
     return found
 
 
+def test_the_checklists_say_which_columns_nearly_are_data(tmp_path):
+    stored = {"images": ["regions", "shallow"], "texts": ["words"]}
+    (tmp_path / "run.json").write_text(json.dumps({"inputs": {"stored": stored}}))
+    assert "The embeddings include regions, words, from which" in pretraining_facts(tmp_path)["private"]
+    (tmp_path / "run.json").write_text(json.dumps({"inputs": {"stored": {"images": ["shallow"]}}}))
+    assert "private" not in pretraining_facts(tmp_path)
+
+
 FORK = multiprocessing.get_context("fork")
 KEPT_HERE = {"image_tokens": "all", "text_tokens": True, "words": True, "sentences": True}
 
@@ -253,6 +264,16 @@ class TestPush:
             model.push_to_hub("name")
             assert hub.files
             assert tokens[1] not in hub.received
+
+    def test_a_run_that_is_to_be_pushed_is_told_before_it_trains(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("ADAPTOR_CACHE_DIR", raising=False)
+        options = {"train_file": "pairs.csv", "words": True, "regions": "2x2"}
+        inside = DataArguments(**options, cache_dir=str(tmp_path / "run" / "here"))
+        with pytest.raises(ValueError, match=r"with --regions --words: .* another folder with --cache_dir"):
+            check_no_tokens_beside(inside, str(tmp_path / "run"))
+        check_no_tokens_beside(DataArguments(**options), str(tmp_path / "run"))
+        vectors = DataArguments(train_file="pairs.csv", shallow=[1], cache_dir=inside.cache_dir)
+        check_no_tokens_beside(vectors, str(tmp_path / "run"))
 
     def test_an_unfinished_build_is_refused_too(self, model, tmp_path):
         model.save_pretrained(tmp_path)

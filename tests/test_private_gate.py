@@ -16,7 +16,7 @@ from pathlib import Path
 import datasets
 import private_commands as plants
 import pytest
-from private_commands import CANARY, Command
+from private_commands import CANARY, SCRIPTS, Command, no_canary
 
 from adaptor_hf.data.label_columns import LabelRules, label_feature
 from adaptor_hf.data.private_rows import private_rows
@@ -34,7 +34,6 @@ COMMANDS = plants.commands()
 TITLES = [command.title for command in COMMANDS]
 BY_TITLE = dict(zip(TITLES, COMMANDS, strict=True))
 OWN_OPTIONS = (DataArguments, ModelArguments, RunArguments, DownstreamArguments)
-SCRIPTS = ("train_pretrain", "train_downstream")
 
 
 @pytest.fixture(scope="module")
@@ -57,35 +56,7 @@ def private(monkeypatch, tmp_path, capfd, planted):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     monkeypatch.chdir(tmp_path)
 
-    def run(command: Command, *words: str) -> str:
-        from adaptor_hf.training.interruption import run_script
-
-        capfd.readouterr()
-        try:
-            if command.title in SCRIPTS:
-                run_script(lambda: command.main(list(words)))
-            else:
-                command.main(command.words(*words))
-        except SystemExit as stop:
-            # As the interpreter does.
-            if isinstance(stop.code, str):
-                print(stop.code, file=sys.stderr)
-        except Exception as error:
-            sys.excepthook(type(error), error, error.__traceback__)
-        finally:
-            private_mode._set_key(None)
-            private_mode.stop_filter()
-            said = capfd.readouterr()
-        return said.out + said.err
-
-    return run
-
-
-def no_canary(said: str, folder: Path | None = None, but: tuple[str, ...] = ()) -> None:
-    assert CANARY.lower() not in said.lower(), said
-    for path in folder.rglob("*") if folder else ():
-        if path.is_file() and path.name not in but:
-            assert CANARY.lower().encode() not in path.read_bytes().lower(), path
+    return lambda command, *words: plants.said_by(command, words, capfd)
 
 
 def base_words(command: Command, planted) -> list[str]:
@@ -102,6 +73,10 @@ def base_words(command: Command, planted) -> list[str]:
         "train_pretrain": [
             "--train_file", str(planted["bare"]), "--vision_tower", "lite0", "--text_tower", "minilm", "--use_cpu",
             "--output_dir", "out", "--key_file", str(planted["key"]),
+        ],
+        "embeddings build": [
+            str(planted["bare"]), "--vision_tower", "lite0", "--text_tower", "minilm", "--cache_dir", "cache",
+            "--key_file", str(planted["key"]),
         ],
         "train_downstream": [
             "--task", "classification", "--model", "none", "--table", str(planted["bare"]), "--label_column",

@@ -9,6 +9,7 @@ from synthetic import synthetic_cache
 from torch.utils.data import BatchSampler
 
 from adaptor_hf.training import AdaptorTrainingArguments
+from adaptor_hf.training.pair_batches import PairCollator
 from adaptor_hf.training.source_batches import SourceSampler, check_weights, source_sampler
 
 NAMES = ["a", "b", "c"]
@@ -124,6 +125,13 @@ def test_impossible_weights_and_sources_are_refused():
         SourceSampler(codes, ["a", "b"], 8, by_source=True)
     with pytest.raises(ValueError, match="'c' has no training pairs"):
         SourceSampler(codes, NAMES, 4)
+
+
+def test_text_in_a_column_called_source_is_none_of_several():
+    example = {"image_embeds": [0.5, 1.0], "text_embeds": [1.0, 2.0], "source": "table.csv:3"}
+    assert set(PairCollator()([example, example])) == {"image_embeds", "text_embeds", "text_row"}
+    numbered = [example | {"source": code} for code in (0, 1)]
+    assert PairCollator()(numbered)["source"].tolist() == [0, 1]
 
 
 def test_options_of_several_sources_are_refused_for_one(tmp_path):

@@ -21,6 +21,7 @@ from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.training_rows import KEY_FILE, TRAINING_ROWS_FILE, read_training_rows
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.privacy.mode import private_mode
+from adaptor_hf.tasks.provenance import disjoint_sets
 from adaptor_hf.training.pairs import contrastive_splits, load_training_pairs, record_training_rows
 
 
@@ -183,6 +184,13 @@ class TestTrainingRows:
         rows = read_training_rows(tmp_path)
         assert rows.compare([joined.patient_ids[0]], None, ["here"]).patients == 1
         assert rows.compare([f"pairs/{joined.patient_ids[0]}"], None, ["here"]).patients == 0
+
+    def test_a_source_of_an_unknown_place_keeps_the_whole_from_counting_as_disjoint(self, cache, tmp_path):
+        record_training_rows(tmp_path, contrastive_splits(cache), None)
+        named = [name for name in read_training_rows(tmp_path).namespaces if not name.startswith("sha256:")]
+        assert named == ["unnamed:1", "unnamed:2"]
+        assert not any(disjoint_sets(name, "rsna") for name in named)
+        assert disjoint_sets("mimic_cxr", "rsna")  # which alone would have been
 
 
 class TestPublic:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from preset_architectures import build_architecture
 from test_heads import run_remote
-from test_towers import save_timm
+from test_towers import save_processor, save_timm
 from torch import nn
 from transformers import AutoConfig, AutoModel, BertModel
 
@@ -18,7 +18,7 @@ from adaptor_hf.embeddings.keys import check_tower, modality_key, tower_identity
 from adaptor_hf.tower_layers_adaptor import final_norm_of
 from adaptor_hf.tower_specs_adaptor import OPTIONAL_KEYS, SPEC_KEYS
 from adaptor_hf.towers import load_text_tower, load_vision_tower
-from adaptor_hf.towers_adaptor import TextTower, VisionTower
+from adaptor_hf.towers_adaptor import TextTower, VisionTower, tower_from_config
 
 SMALL = {"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
@@ -195,6 +195,16 @@ class TestSpec:
             assert not plain.spec.keys() & {"layers", "layers_merge", "layers_norm"}
             assert plain.token_size == 32
 
+    def test_a_pooler_that_is_not_read_is_not_loaded(self, tmp_path):
+        model = AutoModel.from_config(AutoConfig.for_model("vit", **VISION["vit"]))
+        assert model.pooler is not None
+        model.save_pretrained(tmp_path)
+        save_processor(tmp_path, size=28)
+        assert load_vision_tower(str(tmp_path)).spec["pooling"] == "pooler"
+        tower = load_vision_tower(str(tmp_path), layers=[2, 4])
+        assert (tower.spec["pooling"], tower.model.pooler) == ("cls", None)
+        assert tower_identity(load_vision_tower(tower.spec)) == tower_identity(tower)
+
     def test_each_choice_has_a_key_of_its_own_and_is_compared(self, tiny_dinov2, tmp_path):
         choices = [
             {}, {"pooling": "mean"}, {"pooling": "cls+mean"}, {"layers": [1, 2]}, {"layers": [2]}, {"layers": [1]},
@@ -231,6 +241,14 @@ class TestSpec:
             load_vision_tower(str(tiny_dinov2), **choice)
         with pytest.raises(ValueError, match=message):
             load_text_tower(str(tiny_bert), **choice)
+
+    @pytest.mark.parametrize("layers", [[5], "12", 3, {"1": 2}, [1.0], [[1]]])
+    def test_a_checkpoint_may_come_from_anyone(self, layers):
+        config = AutoConfig.for_model("vit", **VISION["vit"])
+        spec = random_tower("vit").spec
+        assert tower_from_config(spec | {"layers": [4]}, config).spec["layers_norm"] is True
+        with pytest.raises(ValueError, match=r"layers must be increasing numbers|has 4 layers, got layers=\[5\]"):
+            tower_from_config(spec | {"layers": layers}, config)
 
     @pytest.mark.parametrize("choice", [{"layers": [1]}, {"pooling": "cls+mean"}])
     def test_a_convolutional_tower_has_neither_layers_nor_a_class_token(self, choice):

@@ -1,7 +1,6 @@
 """Reports of another language: what a text tower does not know is counted, and nothing of the texts is shown."""
 
 import string
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -63,12 +62,12 @@ def test_a_multilingual_tower_loads_by_folder(tmp_path):
 def test_the_dry_run_prints_the_shares_and_no_text(tiny_dinov2, tiny_bert, radiographs, tmp_path):
     from adaptor_hf.training import AdaptorTrainingArguments
     from adaptor_hf.training.dry_run import estimate_run
-    from adaptor_hf.training.script_arguments import ModelArguments
+    from adaptor_hf.training.script_arguments import DataArguments, ModelArguments
 
     paths = sorted(map(str, radiographs.glob("*.jpg")))[:4]
     texts = ["выпота нет", "пневмоторакс", "canary canary", "сердце"]
     table = Dataset.from_dict({"image": paths, "image_id": paths, "text": texts, "split": ["train"] * 4})
-    data = SimpleNamespace(extraction_batch_size=2, max_text_length=16)
+    data = DataArguments(train_file="pairs.csv", extraction_batch_size=2, max_text_length=16)
     model = ModelArguments(vision_tower=str(tiny_dinov2), text_tower=str(tiny_bert), aligner={"hidden_size": 48})
     arguments = AdaptorTrainingArguments(output_dir=str(tmp_path), use_cpu=True, global_batch_size=4, max_steps=1)
     printed = estimate_run(table, data, model, arguments)

@@ -18,8 +18,8 @@ from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.view_recipes import RECIPES, VIEWS_VERSION
 from adaptor_hf.data.views import make_view, view_pixels, view_seed_of
-from adaptor_hf.embeddings import build_cache
-from adaptor_hf.embeddings.columns import Column
+from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings.columns import Column, build_option
 from adaptor_hf.embeddings.compute import batch_faults
 from adaptor_hf.embeddings.extract import columns_of, extract
 from adaptor_hf.embeddings.files import map_table
@@ -28,6 +28,7 @@ from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.pieces import Build
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.privacy.nearly_data import nearly_data
 
 FORK = multiprocessing.get_context("fork")
 ROWS, BATCH = 14, 2
@@ -89,6 +90,21 @@ def test_views_are_what_the_tower_gives_of_them(files, vision_tower, built):
         np.testing.assert_allclose(columns["view_tokens"][row], tokens, atol=3e-3)
         np.testing.assert_array_equal(columns["view_boxes"][row], [view.box for view in shown])
         np.testing.assert_allclose(columns["view_maps"][row], [view.matrix for view in shown], atol=1e-6)
+
+
+def test_batches_have_views_of_their_rows(files, built):
+    cache = open_cache(built, columns=("view_embeds", "view_tokens", "view_boxes", "view_maps"))
+    rows = [5, 0, 13]
+    batch = cache.__getitems__(rows)
+    for name in cache.columns:
+        np.testing.assert_array_equal(batch[name].float(), column(built, name)[rows])
+
+
+def test_every_column_of_views_is_known_by_its_option_and_as_nearly_data(built):
+    names = [name for name in open_cache(built).stored_columns if name.startswith("view_")]
+    assert len(names) == 4
+    assert nearly_data(names) == names
+    assert all("--views" in build_option(name) for name in names)
 
 
 def test_manifest_says_how_views_were_made(built):

@@ -1,6 +1,7 @@
 """Augmented views: their geometry against warped coordinates, their seeds, and what a tower gets of them."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -172,6 +173,50 @@ def test_a_view_depends_on_its_seed_alone():
     assert first[0].tobytes() == again[0].tobytes()
     assert (first[1].matrix == again[1].matrix).all()
     assert make_view(image, "lovt", 8)[0].tobytes() != first[0].tobytes()
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("name", ["convirt", "slip"])
+def test_colours_are_those_of_torchvision(name, mode):
+    recipe, image, changed = RECIPES[name], picture((80, 60), mode), 0
+    ranges = recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue
+    steps = [v2.RandomApply([v2.ColorJitter(*ranges)], recipe.jitter), v2.RandomGrayscale(recipe.grey)]
+    for seed in range(40):
+        view, _ = make_view(image, replace(recipe, blur=0.0), seed, 48)
+        plain, _ = make_view(image, grey_values_alone(recipe), seed, 48)
+        torch.manual_seed(seed)
+        transforms.RandomResizedCrop.get_params(image, recipe.scale, recipe.ratio)
+        torch.rand(1)
+        if recipe.turns:
+            v2.RandomAffine(recipe.degrees, (recipe.translate,) * 2, recipe.zoom).make_params([plain])
+        assert view.tobytes() == v2.Compose(steps)(plain).tobytes()
+        changed += view.tobytes() != plain.tobytes()
+    assert changed > 25
+
+
+def test_crops_of_long_images_are_those_of_torchvision():
+    for size in [(900, 60), (50, 700), (300, 140)]:
+        for seed in range(20):
+            _, geometry = make_view(picture(size), "crop", seed, 16)
+            torch.manual_seed(seed)
+            top, left, height, width = transforms.RandomResizedCrop.get_params(
+                picture(size), (0.5, 1.0), (3 / 4, 4 / 3)
+            )
+            expected = [top / size[1], left / size[0], height / size[1], width / size[0], 0]
+            np.testing.assert_allclose(geometry.box, expected, atol=1e-6)
+
+
+def test_views_made_in_threads_are_the_same_and_leave_other_draws_alone():
+    image, seeds = picture((60, 80), "RGB"), range(60)
+    expected = [make_view(image, "slip", seed, 32)[0].tobytes() for seed in seeds]
+    torch.manual_seed(1)
+    alone = [torch.rand(3).tolist() for _ in range(400)]
+    torch.manual_seed(1)
+    with ThreadPoolExecutor(4) as pool:
+        made = pool.map(lambda seed: make_view(image, "slip", seed, 32)[0].tobytes(), seeds)
+        beside = [torch.rand(3).tolist() for _ in range(400)]
+        assert list(made) == expected
+    assert beside == alone
 
 
 def test_seeds_are_of_seed_number_and_content():

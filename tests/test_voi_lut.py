@@ -159,7 +159,7 @@ def test_a_run_on_an_export_trains_on_it_says_so_and_is_evaluated_so(export, tin
         "--global_batch_size", "8", "--num_train_epochs", "1", "--use_cpu",
     ])  # fmt: skip
     # The embeddings are of the pictures as displayed.
-    cache, pairs = open_cache(output / "embeddings"), load_pairs(export)
+    cache, pairs = open_cache(tmp_path / "embeddings"), load_pairs(export)
     paths = [pairs.with_format("arrow")[row]["image"][0].as_py()["path"] for row in cache.pairs["source_row"][:]]
     tower = load_vision_tower(str(tiny_dinov2))
     found = cache.image_embeddings().float()

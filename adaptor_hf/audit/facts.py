@@ -53,6 +53,9 @@ def pretraining_facts(run: Path) -> dict[str, str]:
         rows = ", ".join(f"{count:,} {name}" for name, count in inputs["rows"].items())
         facts["partitions"] = f"Rows: {rows}. Split hash {inputs.get('split_hash')}. Seed {arguments.get('seed')}."
         facts["numbers"] = f"Image rows: {rows}."
+        if sources := inputs.get("sources"):
+            listed = ", ".join(f"{name} {sum(one['rows'].values()):,}" for name, one in sources.items())
+            facts["numbers"] += f" Of {len(sources)} sources, each split by its own patients: {listed}."
     if (share := options.get("train_fraction")) not in (None, 1.0):
         facts["subsets"] = f"{100 * share:g} % of the training patients, seed {arguments.get('seed')}."
     private = []
@@ -115,6 +118,8 @@ def _training_facts(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> 
         "lr_scheduler_type", "max_grad_norm", "positives", "fp16", "bf16", "seed",
     )  # fmt: skip
     listed = ", ".join(f"{name} {arguments[name]}" for name in names if arguments.get(name) is not None)
+    if arguments.get("dataset_weights") or arguments.get("source_batches") not in (None, "mixed"):
+        listed += f", dataset_weights {arguments['dataset_weights']}, source_batches {arguments['source_batches']}"
     weight = f", image_to_text_weight {config['image_to_text_weight']}" if "image_to_text_weight" in config else ""
     facts = {"training": f"Contrastive loss; no augmentation (embeddings are computed once); {listed}{weight}."}
     if arguments.get("load_best_model_at_end") and arguments.get("eval_strategy") != "no":
@@ -146,10 +151,11 @@ def _retrieval_facts(retrieval: Mapping[str, Any]) -> dict[str, str]:
 
 def _cache_facts(run: Path, inputs: Mapping[str, Any]) -> dict[str, str]:
     """What the cache says, where it still is: exclusions, missing texts, patients in several splits."""
-    from ..embeddings import open_cache
+    from ..embeddings import join_caches, open_cache
 
     try:
-        cache = open_cache(run / inputs["cache"])
+        places = inputs["cache"] if isinstance(inputs["cache"], list) else [inputs["cache"]]
+        cache = join_caches([open_cache(run / place) for place in places])
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     frame = cache.pairs.select_columns(["patient_id", "split"]).with_format("arrow")[:].to_pandas()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..embeddings.manifest import read_manifest
-from ..embeddings.place import FOLDER
+from ..embeddings.place import FOLDER, PRIVATE
 from ..embeddings.verify import written_digests
 from ..evaluation.results import RESULTS_FILE, RETRIEVAL_FILE, read_results
 from ..evaluation.tasks import TASKS
@@ -256,7 +256,7 @@ def relative_to_run(folder: Path, place: Path) -> str | None:
     inside, place = folder.resolve(), place.resolve()
     if place.is_relative_to(inside):
         return place.relative_to(inside).as_posix()
-    if place.is_relative_to(inside.parent / FOLDER):
+    if any(place.is_relative_to(inside.parent / name) for name in (FOLDER, PRIVATE + FOLDER)):
         return f"../{place.relative_to(inside.parent).as_posix()}"
     return None if is_private() else str(place)
 

@@ -32,7 +32,7 @@ from .pacs.rules import KEEPABLE, MODALITIES
 from .pair_arguments import DataArguments
 from .reading import Reading
 from .split_rule import SplitRule
-from .view_recipes import RECIPES
+from .stored_arguments import StoredArguments
 
 _RULE = SplitRule()
 _SPLIT_DEFAULTS = {
@@ -157,8 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     views.add_argument("images", nargs="+", help="image files")
     views.add_argument("--to", type=Path, required=True, help="PNG file")
     views.add_argument("--views", type=int, default=4, metavar="K", help="of each image")
-    views.add_argument("--view_recipe", choices=RECIPES, default="crop", help="see docs/views.md")
-    views.add_argument("--view_seed", type=int, default=0, help="as of the cache")
+    add_options(views, StoredArguments, ("view_recipe", "view_seed"))
     add_options(views, DataArguments, ("image_mode", "voi_lut", "range_percentile"))
     views.add_argument("--private", action="store_true", help="no path in what is said")
     index = commands.add_parser(

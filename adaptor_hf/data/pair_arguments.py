@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import Field, dataclass, fields, replace
 
 from ..options.fields import HIDDEN, OPEN, PATH, default_of, option
+from ..privacy.mode import check_private_columns
 from .places import several
 from .split_rule import SplitRule
-from .stored_arguments import StoredArguments
+from .stored_arguments import StoredArguments, kept_of_images, kept_of_texts
 from .table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TableArguments
 
 _OF_A_TABLE = ("image_column", "text_column", "image_root", "patient_column", "study_column", "id_column",
@@ -113,6 +114,7 @@ def check_private_pairs(arguments: DataArguments) -> None:
     """
     if arguments.image_store is not None:
         raise ValueError("--private keeps no copies of images: leave out --image_store.")
+    check_private_columns(kept_of_images(arguments), kept_of_texts(arguments))
 
 
 def source_arguments(arguments: DataArguments) -> dict[str, DataArguments]:

@@ -56,7 +56,7 @@ class StoredArguments:
     )
     views: int = option(0, "Also keep so many augmented views of each image.", group=STORED, advanced=True)
     view_recipe: str | None = option(
-        None, "How --views are made (docs/cache.md). Default: crop.", group=STORED, advanced=True,
+        None, "How --views are made (docs/views.md). Default: crop.", group=STORED, advanced=True,
         choices=list(RECIPES),
     )  # fmt: skip
     view_seed: int = option(0, "Of --views.", group=STORED, advanced=True)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFilter
+from PIL import Image
 
+from .view_draws import crop_box, recolour, turn, uniform
 from .view_recipes import RECIPES, REFERENCE_SIDE, Recipe, view_recipe
 
 if TYPE_CHECKING:
@@ -78,30 +77,26 @@ def make_view(
         ValueError: Another mode, or no recipe of this name.
     """
     import torch
-    from torchvision.transforms import v2
 
     if image.mode not in ("L", "RGB"):
         raise ValueError(f'A view is made of an image of mode "L" or "RGB", got {image.mode!r}: use read_image.')
     recipe = recipe if isinstance(recipe, Recipe) else view_recipe(recipe)
     height, width = (size, size) if isinstance(size, int) else size
-    around = _padded_to_square(image.size) if recipe.pad_to_square else (0, 0, *image.size)
-    extent = Image.new("1", (around[2] - around[0], around[3] - around[1]))
-    with _seeded(seed):
-        crop = v2.RandomResizedCrop((height, width), scale=recipe.scale, ratio=recipe.ratio).make_params([extent])
-        left, top = around[0] + crop["left"], around[1] + crop["top"]
-        box = (left, top, left + crop["width"], top + crop["height"])
-        flipped = float(torch.rand(())) < recipe.flip
-        view = image.crop(box).resize((width, height), resample)
-        if flipped:
-            view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        turn = np.eye(3)
-        if recipe.turns:
-            moved = v2.RandomAffine(recipe.degrees, (recipe.translate,) * 2, recipe.zoom).make_params([view])
-            turn = _undo(moved["angle"], moved["translate"], moved["scale"], view.size)
-            view = view.transform(view.size, Image.Transform.AFFINE, turn[:2].ravel(), Image.Resampling.BILINEAR)
-        view = _recoloured(view, recipe)
+    left, top, right, bottom = _padded_to_square(image.size) if recipe.pad_to_square else (0, 0, *image.size)
+    draws = torch.Generator().manual_seed(seed)
+    crop = crop_box(recipe, right - left, bottom - top, draws)
+    box = (crop[0] + left, crop[1] + top, crop[2] + left, crop[3] + top)
+    flipped = uniform(draws) < recipe.flip
+    view = image.crop(box).resize((width, height), resample)
+    if flipped:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    undone = np.eye(3)
+    if recipe.turns:
+        undone = _undo(*turn(recipe, width, height, draws), view.size)
+        view = view.transform(view.size, Image.Transform.AFFINE, undone[:2].ravel(), Image.Resampling.BILINEAR)
+    view = recolour(view, recipe, draws)
     shares = np.diag([width, height, 1.0])
-    return view, ViewGeometry(_crop_matrix(box, flipped, image.size) @ np.linalg.inv(shares) @ turn @ shares)
+    return view, ViewGeometry(_crop_matrix(box, flipped, image.size) @ np.linalg.inv(shares) @ undone @ shares)
 
 
 def view_pixels(
@@ -151,17 +146,6 @@ def _filter_of(processor: Any) -> int:
     return pillow_filter(processor.resample)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """torchvision draws from torch's generator of the CPU: it starts from the seed, and afterwards is as it was."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which seeds the generators of the GPUs too.
-        torch.default_generator.manual_seed(seed)
-        yield
-
-
 def _padded_to_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
     """Left, top, right and bottom of the square around an image, in its pixels, as image processors place it."""
     side = max(size)
@@ -185,19 +169,6 @@ def _undo(angle: float, translate: tuple[float, float], scale: float, size: tupl
 
 def _moved(x: float, y: float) -> np.ndarray:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
-
-
-def _recoloured(view: Image.Image, recipe: Recipe) -> Image.Image:
-    import torch
-    from torchvision.transforms import v2
-
-    jitter = v2.ColorJitter(recipe.brightness, recipe.contrast, recipe.saturation, recipe.hue)
-    view = v2.RandomGrayscale(recipe.grey)(v2.RandomApply([jitter], recipe.jitter)(view))
-    if float(torch.rand(())) < recipe.blur:
-        low, high = (value * max(view.size) / REFERENCE_SIDE for value in recipe.blur_sigma)
-        # Pillow's, as SLIP does it: torchvision's takes 80 ms a view, 40 times all the rest.
-        view = view.filter(ImageFilter.GaussianBlur(low + (high - low) * float(torch.rand(()))))
-    return view
 
 
 __all__ = ["RECIPES", "Recipe", "ViewGeometry", "make_view", "view_pixels", "view_recipe", "view_seed_of", "view_size"]

@@ -17,7 +17,7 @@ from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArgume
 from ..options.arguments import OptionFormatter, add_options
 from ..options.fields import own_options, path_values
 from ..privacy.gate import guarded, knows
-from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, speaks_privately, start_private_mode
+from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, hide_place, speaks_privately, start_private_mode
 from ..progress import no_bars_in_a_log
 from .place import place_of_cache
 
@@ -157,8 +157,9 @@ def _say_copies(cache: Any, data: DataArguments) -> None:
 def _build_until_done(arguments: argparse.Namespace) -> int:
     """Exit status 0, or 75 after a signal of a scheduler; then the file `requeue` is in the folder of the cache."""
     data, towers, privacy = _build_arguments(arguments)
+    start_private_mode(privacy, path_values(data, towers, privacy))
     arguments.cache_dir = place_of_cache(cache_dir=arguments.cache_dir)
-    start_private_mode(privacy, [*path_values(data, towers, privacy), str(arguments.cache_dir)])
+    hide_place(arguments.cache_dir)
     from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
     from ..training.run_folder import requeue_file
 
@@ -172,6 +173,20 @@ def _build_until_done(arguments: argparse.Namespace) -> int:
         print("Stopped by a signal. The same command goes on: finished parts are kept.", file=sys.stderr)
         return EXIT_REQUEUE
     return 0
+
+
+def _pooled(manifests: dict[str, dict]) -> dict[str, dict]:
+    """Of each modality the version of its format, its rows, of all data sets, and how its pooled vectors are kept."""
+    return {
+        manifest["content"]: {
+            "version": manifest["version"],
+            "rows": manifest["rows"],
+            "width": manifest["width"],
+            "dtype": manifest["dtype"],
+            "megabytes": round(sum(one["bytes"] for one in manifest["shards"] if not one.get("lost")) / 1e6, 1),
+        }
+        for manifest in manifests.values()
+    }
 
 
 def _print_info(path: Path) -> None:
@@ -192,6 +207,7 @@ def _print_info(path: Path) -> None:
         "max_text_length": cache.manifest.get("max_text_length"),
         "excluded_rows": cache.manifest["excluded"],
         "folders": folders,
+        "pooled": _pooled(cache.modality_manifests()),
         "vision_tower": (cache.vision_spec or {}).get("name_or_path"),
         "text_tower": (cache.text_spec or {}).get("name_or_path"),
         "image_mode": reading.mode,

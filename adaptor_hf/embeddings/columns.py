@@ -21,7 +21,10 @@ _BUILD_OPTIONS = {
     name: f"--{name}"
     for name in ("image_tokens", "regions", "shallow", "image_attention", "text_tokens", "text_attention", "words",
                  "sentences")
-} | {"view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens"}  # fmt: skip
+} | {
+    "view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens",
+    "view_maps": "--views with --view_recipe convirt or lovt",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

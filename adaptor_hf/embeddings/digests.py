@@ -60,6 +60,11 @@ def data_entry(data: bytes) -> dict[str, Any]:
     return {"bytes": len(data)} | {name: make(data).hexdigest() for name, make in _HASHES.items()}
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """Size and XXH3-128 of a file that another library has written, as `DigestedFile.entry`."""
+    return {"bytes": path.stat().st_size, "xxh3": _digest((path, "xxh3", ""))}
+
+
 def json_digest(value: dict) -> str:
     """SHA-256 of an object's fields but `digest`, in canonical JSON: sorted names, no spaces."""
     fields = {name: item for name, item in value.items() if name != "digest"}

@@ -45,7 +45,7 @@ def column_bytes(column: Column, rows: int, elements: float | None = None) -> in
 
 
 @dataclass(frozen=True)
-class Modality:
+class Measured:
     """
     What was measured of images or of texts.
 
@@ -82,8 +82,8 @@ class Estimate:
         free: Bytes of the disk that are free.
     """
 
-    images: Modality | None
-    texts: Modality | None
+    images: Measured | None
+    texts: Measured | None
     asked: tuple[StoredImages, StoredTexts]
     dtype: str
     free: int
@@ -98,7 +98,7 @@ class Estimate:
         """Of what is asked for, in one process."""
         return sum(found.rows * found.asked_seconds for found, _ in self._both())
 
-    def _both(self) -> list[tuple[Modality, StoredImages | StoredTexts]]:
+    def _both(self) -> list[tuple[Measured, StoredImages | StoredTexts]]:
         both = zip((self.images, self.texts), self.asked, strict=True)
         return [(found, stored) for found, stored in both if found is not None]
 
@@ -109,7 +109,7 @@ class Estimate:
         hours = sum(found.rows * found.seconds for found, _ in self._both()) / 3600
         lines = [
             f"  {'':<44}{'float16':>12}{'int8':>12}{'hours':>9}",
-            self._line("pooled vectors", pooled, f"{hours:.2f}"),
+            self._line("pooled vectors", pooled, _hours(hours)),
         ]
         for name, found, stored, passes in self._choices():
             sizes = {dtype: found.bytes_of(stored, dtype, pooled=False) for dtype in pooled}
@@ -126,21 +126,29 @@ class Estimate:
         too_much = [dtype for dtype, size in sizes.items() if 2 * (size + (before or {}).get(dtype, 0)) > self.free]
         return f"{line}  more than is free{' in float16' if too_much == ['float16'] else ''}" if too_much else line
 
-    def _choices(self) -> list[tuple[str, Modality, StoredImages | StoredTexts, int]]:
+    def _choices(self) -> list[tuple[str, Measured, StoredImages | StoredTexts, int]]:
         """Name, whose it is, what is kept, and passes of the tower that it takes beside the first."""
-        found = []
+        found: list[tuple[str, Measured, StoredImages | StoredTexts, int]] = []
         if self.images is not None:
-            (tokens,) = columns_of(self.images.tower, StoredImages(image_tokens="all"), "float16")[1:]
-            grid = tokens.info["grid"]
-            for side in GRIDS:
+            tokens = _given(self.images.tower, StoredImages(image_tokens="all"))
+            grid = tokens.info["grid"] if tokens is not None else [0, 0]
+            for side in GRIDS if tokens is not None else ():
                 if side == "all" or side < min(grid):
                     name = f"all, {grid[0]} x {grid[1]}" if side == "all" else f"{side} x {side} means"
                     found.append((f"image tokens, {name}", self.images, StoredImages(image_tokens=side), 0))
             found.append(("each augmented view, pooled", self.images, StoredImages(views=1), 1))
-        if self.texts is not None:
+        if self.texts is not None and _given(self.texts.tower, StoredTexts(text_tokens=True)) is not None:
             length = self.texts.elements["text_tokens"]
             found.append((f"text tokens, {length:.1f} on average", self.texts, StoredTexts(text_tokens=True), 0))
         return found
+
+
+def _given(tower: Any, stored: StoredImages | StoredTexts) -> Column | None:
+    """The column that is kept; None where the tower does not give it."""
+    try:
+        return columns_of(tower, stored, "float16")[1]
+    except ValueError:
+        return None
 
 
 def estimate_cache(
@@ -171,7 +179,7 @@ def estimate_cache(
     """
     asked = StoredImages(**images), StoredTexts(**texts)
     options |= {"device": device, "dtype": dtype, "max_text_length": max_text_length}
-    found: dict[str, Modality | None] = {"images": None, "texts": None}
+    found: dict[str, Measured | None] = {"images": None, "texts": None}
     if vision_tower is not None:
         columns_of(vision_tower.to(device), asked[0], dtype)  # what the tower does not have is said now
         rows = np.arange(len(dataset))
@@ -182,7 +190,7 @@ def estimate_cache(
         measured = _measured(dataset, rows, text_tower, texts, {"text_tower": text_tower}, options)
         mean = _mean_tokens(dataset, rows, text_tower, max_text_length)
         elements = dict(measured.elements) | {"text_tokens": mean, "text_attention": mean}
-        found["texts"] = Modality(text_tower, len(rows), measured.seconds, measured.asked_seconds, elements)
+        found["texts"] = Measured(text_tower, len(rows), measured.seconds, measured.asked_seconds, elements)
     while not place.exists() and place != place.parent:
         place = place.parent
     return Estimate(found["images"], found["texts"], asked, dtype, shutil.disk_usage(place).free)
@@ -206,11 +214,11 @@ def first_rows_of_texts(dataset: Dataset) -> np.ndarray:
 
 def _measured(
     dataset: Dataset, rows: np.ndarray, tower: Any, kept: Mapping[str, Any], towers: dict[str, Any], options: dict
-) -> Modality:
+) -> Measured:
     sample = dataset.select(rows[:ROWS])
     seconds, _ = _seconds(sample, towers, options)
     asked, elements = _seconds(sample, towers, options | dict(kept)) if kept else (seconds, {})
-    return Modality(tower, len(rows), seconds / len(sample), asked / len(sample), elements)
+    return Measured(tower, len(rows), seconds / len(sample), asked / len(sample), elements)
 
 
 def _seconds(sample: Dataset, towers: dict[str, Any], options: dict) -> tuple[float, dict[str, float]]:
@@ -249,4 +257,4 @@ def _hours(hours: float) -> str:
     return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
 
 
-__all__ = ["Estimate", "Modality", "column_bytes", "estimate_cache", "first_rows_of_texts", "gigabytes"]
+__all__ = ["Estimate", "Measured", "column_bytes", "estimate_cache", "first_rows_of_texts", "gigabytes"]

@@ -181,7 +181,9 @@ def _cell_sums(values: torch.Tensor, grid: list[int], cells: list[int]) -> torch
     if list(cells) == list(grid):
         return values
     rows, columns = (_shares(size, count).to(values.device) for size, count in zip(grid, cells, strict=True))
-    return (rows @ values.unflatten(1, grid) @ columns.T).flatten(1)
+    # In half precision the sum would not stay.
+    with torch.autocast(values.device.type, enabled=False):
+        return (rows @ values.unflatten(1, grid) @ columns.T).flatten(1)
 
 
 def _shares(size: int, cells: int) -> torch.Tensor:

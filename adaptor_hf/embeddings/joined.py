@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ..data.ids import SOURCE, canonical_id
-from ..data.sources import source_names
+from ..data.sources import source_names, unique_names
 from ..data.splits import check_disjoint
 from ..files import printable
 from ..privacy.mode import is_private
@@ -35,15 +35,15 @@ def join_caches(
     Args:
         caches: With the same towers, and the same of them stored.
         names: Of the sources; by default those of the folders, in private mode numbers. A cache that holds several
-            sources keeps their names.
+            sources keeps their names, but for a number behind one that an earlier source has.
         one_namespace: Patient ids are of one place in all of them: patient 12 of one is patient 12 of another.
 
     Returns:
         EmbeddingCache: `sources`, `source(name)` and the batch column `source` are of the joined rows.
 
     Raises:
-        ValueError: embeddings of different keys (the message says what differs), two sources of one name, one cache
-            twice, or, with `one_namespace`, a patient in several splits.
+        ValueError: embeddings of different keys (the message says what differs), one cache twice, or, with
+            `one_namespace`, a patient in several splits.
     """
     caches = list(caches)
     if len(caches) == 1:
@@ -55,6 +55,11 @@ def join_caches(
         names = source_names(places, "cache")
     if len(names) != len(caches):
         raise ValueError(f"{len(names)} names for {len(caches)} caches: give one each, or none")
+    if one_namespace and (several := [n for n, cache in enumerate(caches, 1) if cache.source_names]):
+        raise ValueError(
+            f"cache {several[0]} holds several sources, whose ids are of each of them: with others it is of no one "
+            "namespace. Leave out --id_namespace, or build one cache of all tables"
+        )
     _check_same_key(caches)
     return JoinedCache(caches, names, one_namespace)
 
@@ -197,19 +202,21 @@ def _joined_table(
     for cache, name in zip(caches, names, strict=True):
         known = cache.pairs.with_format("arrow")[:]
         columns = {column: known[column] for column in _COLUMNS}
-        mine = cache.source_names or [name]
-        if twice := sorted(set(mine) & set(sources)):
-            raise ValueError(f"two caches hold a source of the name {twice[0]!r}: name them otherwise (names=[...])")
+        given = cache.source_names or [name]
+        mine = unique_names([*sources, *given])[len(sources) :]
         sources += mine
         if cache.source_names:
-            columns[SOURCE] = known[SOURCE]
+            renamed = dict(zip(given, mine, strict=True))
+            columns[SOURCE] = pa.array([renamed[one] for one in known[SOURCE].to_pylist()], pa.string())
+            if given != mine:
+                columns |= {column: _renamed_ids(known[column].to_pylist(), name, renamed) for column in _IDS}
         else:
             for column in _IDS:
                 before = owner if one_namespace and column != "image_id" else name
                 plain = canonical_id if one_namespace and column != "image_id" else str
                 ids = [None if value is None else f"{before}/{plain(value)}" for value in known[column].to_pylist()]
                 columns[column] = pa.array(ids, pa.string())
-            columns[SOURCE] = pa.array([name] * len(known), pa.string())
+            columns[SOURCE] = pa.array(mine * len(known), pa.string())
         parts.append(pa.table(columns))
     joined = pa.concat_tables(parts).combine_chunks()
     if one_namespace:
@@ -217,6 +224,16 @@ def _joined_table(
 
         check_disjoint(datasets.Dataset(datasets.table.InMemoryTable(joined)), ids="exact")
     return joined, sources
+
+
+def _renamed_ids(ids: list[str | None], name: str, renamed: dict[str, str]) -> pa.Array:
+    """Ids of a cache of several sources whose names others have: they are of other patients than the others'."""
+    found = []
+    for value in ids:
+        owner, _, rest = (value or "").partition("/")
+        # What is hashed says not whose it is.
+        found.append(None if value is None else f"{name}/{value}" if is_private() else f"{renamed[owner]}/{rest}")
+    return pa.array(found, pa.string())
 
 
 def _study(caches: Sequence[EmbeddingCache], table: pa.Table, one_namespace: bool) -> np.ndarray:
@@ -243,9 +260,9 @@ class JoinedShards(Shards):
         self.offsets = np.cumsum([0] + [entry["rows"] for entry in self.entries])
         self._owners = [(part, index) for part in parts for index in range(len(part.entries))]
 
-    def open(self, indices: Sequence[int]) -> None:
+    def map_files(self, indices: Sequence[int]) -> None:
         for part, index in (self._owners[index] for index in indices):
-            part.open([index])
+            part.map_files([index])
 
     def file(self, index: int) -> ColumnFile:
         part, index = self._owners[index]

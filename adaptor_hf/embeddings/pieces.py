@@ -6,23 +6,21 @@ left out: a piece without its record, or with another digest, is not there. Each
 what a kill leaves of it, `map`'s temporary files too, goes when it is computed again.
 """
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
-import xxhash
 
 from ..data.content_keys import key_vector
-from ..files import full_disk_named, open_regular
+from ..files import full_disk_named
 from .columns import Column
 from .compute import piece_features
-from .digests import FileChecks
+from .digests import FileChecks, file_entry
 from .files import map_table
 from .keys import json_key
 from .manifest import read_record, write_record
@@ -111,7 +109,7 @@ class Build:
                     load_from_cache_file=False,
                     num_proc=None,
                 )
-            written = {"file": path.name, "columns": [asdict(column) for column in columns]} | _entry(path)
+            written = {"file": path.name, "columns": [asdict(column) for column in columns]} | file_entry(path)
             write_record(path.with_suffix(".json"), {"piece": written, "faults": faults})
         except BaseException:
             shutil.rmtree(path.parent, ignore_errors=True)
@@ -180,11 +178,6 @@ def read_piece(path: Path, advice: str) -> Piece:
     FileChecks("full").check(path.parent, [entry], advice, "xxh3")
     columns = [Column(**column | {"shape": tuple(column["shape"])}) for column in entry["columns"]]
     return Piece(map_table(path), columns, record["faults"])
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    with open_regular(path) as file:
-        return {"bytes": path.stat().st_size, "xxh3": hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()}
 
 
 @contextmanager

@@ -6,11 +6,15 @@ import os
 import re
 from pathlib import Path
 
+from ..privacy.mode import is_private
+
 logger = logging.getLogger(__name__)
 
 CACHE_DIR = "ADAPTOR_CACHE_DIR"
 """The variable of the environment that names the folder of all caches."""
 FOLDER = "embeddings"
+PRIVATE = "private-"
+"""Before the folder's name in private mode: what only its owner can read must not lie in a folder that others use."""
 OUTPUTS = "outputs"
 """Where output folders lie in the documentation: a cache that is built before any run is kept there."""
 _OF_A_CACHE = re.compile("(images|texts|pairs)-[0-9a-f]{16}")
@@ -23,7 +27,7 @@ def place_of_cache(output_dir: str | os.PathLike | None = None, cache_dir: str |
     The folder of a run's cache: the one that is named, else that of ADAPTOR_CACHE_DIR, else `embeddings` in the output
     folder where an earlier run has left a cache there, else `embeddings` beside the output folder, which other runs
     share. Where that cannot be written, or is no folder of a cache, it is `embeddings` in the output folder, which the
-    log says.
+    log says. In private mode the folder that is shared is called `private-embeddings`.
 
     Args:
         output_dir: Of the run; None before there is one: `outputs/...`.
@@ -31,14 +35,16 @@ def place_of_cache(output_dir: str | os.PathLike | None = None, cache_dir: str |
     """
     if cache_dir is not None:
         return Path(cache_dir)
+    before = PRIVATE if is_private() else ""
     if os.environ.get(CACHE_DIR):
-        return Path(os.environ[CACHE_DIR]).expanduser()
+        place = Path(os.environ[CACHE_DIR]).expanduser()
+        return place.parent / (before + place.name)
     if output_dir is None:
-        return Path(OUTPUTS, FOLDER)
+        return Path(OUTPUTS, before + FOLDER)
     inside = Path(output_dir) / FOLDER
     if holds_cache(inside):
         return inside
-    beside = Path(os.path.normpath(Path(output_dir) / os.pardir / FOLDER))
+    beside = Path(os.path.normpath(Path(output_dir) / os.pardir / (before + FOLDER)))
     if os.path.abspath(beside) == os.path.abspath(output_dir):
         return inside
     if (why := _unfit(beside)) is not None:
@@ -78,4 +84,4 @@ def _unfit(folder: Path) -> str | None:
     return None if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK) else "cannot be made"
 
 
-__all__ = ["CACHE_DIR", "FOLDER", "holds_cache", "place_of_cache"]
+__all__ = ["CACHE_DIR", "FOLDER", "PRIVATE", "holds_cache", "place_of_cache"]

@@ -107,8 +107,8 @@ def _sentences(encoding: Any, text: str) -> np.ndarray:
     blanks = [len(piece) - len(piece.lstrip()) for piece in pieces]
     firsts = np.array([start for start, _ in encoding.offsets]) + blanks
     numbers = np.searchsorted(starts, firsts, side="right") - 1
-    # A number of -1 would take the last sentence's end.
-    inside = (numbers >= 0) & (firsts < np.append(stops, 0)[numbers])
+    # Before the first sentence the number is -1, which takes the 0 behind the ends.
+    inside = firsts < np.append(stops, 0)[numbers]
     is_text = np.array([bool(piece.strip()) for piece in pieces]) & (np.array(encoding.special_tokens_mask) == 0)
     return _runs(encoding, np.where(inside & is_text, numbers, -1))
 

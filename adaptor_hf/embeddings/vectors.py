@@ -130,7 +130,7 @@ class Shards:
         """Numbers of the files that have a row of these."""
         return np.unique(np.searchsorted(self.offsets, rows[rows >= 0], side="right") - 1).tolist()
 
-    def open(self, indices: Sequence[int]) -> None:
+    def map_files(self, indices: Sequence[int]) -> None:
         """Check and map these files now."""
         entries = [self.entries[index] for index in indices]
         if lost := [entry["file"] for entry in entries if entry.get("lost")]:
@@ -147,7 +147,7 @@ class Shards:
     def file(self, index: int) -> ColumnFile:
         """One file, open."""
         if self._files[index] is None:
-            self.open([index])
+            self.map_files([index])
         return self._files[index]
 
     def by_file(self, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -233,7 +233,7 @@ class Vectors:
             for name, start, stop in lost_rows(self.manifest):
                 if ((rows >= start) & (rows < stop)).any():
                     raise ValueError(lost_message(folder / name))
-            self.shards.open(self.shards.of_rows(rows))
+            self.shards.map_files(self.shards.of_rows(rows))
             if checks.mode == "full":
                 checks.check(folder, modality_files(self.manifest), repair(folder))
 

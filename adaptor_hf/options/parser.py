@@ -39,6 +39,7 @@ class OptionParser(HfArgumentParser):
             mapping. All others are for `--help_all`.
         left (`Mapping[str, Any]`, *optional*): What options without a default are in this script where they are not
             given.
+        elsewhere (`Mapping[str, str]`, *optional*): Options of other programs, and what they are here.
         choices (`Sequence[Choice]`): Options with fields of their own. What these were as options of their own is still
             understood, with a warning.
     """
@@ -52,10 +53,11 @@ class OptionParser(HfArgumentParser):
         essential: Sequence[str],
         placed: Mapping[str, tuple[str, str | None]] | None = None,
         left: Mapping[str, Any] | None = None,
+        elsewhere: Mapping[str, str] | None = None,
         choices: Sequence[Choice] = (),
     ):
         self.command, self.essential = command, tuple(essential)
-        self.placed, self.left = placed or {}, left or {}
+        self.placed, self.left, self.elsewhere = placed or {}, left or {}, elsewhere or {}
         self.choices = {choice.option: choice for choice in choices}
         self.old_flags = {name: choice for choice in choices for name in choice.old_flags}
         self.names = {item.name for group in groups for item in fields(group) if item.init}
@@ -127,6 +129,8 @@ class OptionParser(HfArgumentParser):
         raise ValueError(f"{count} to no option: quote what has blanks, and see {self.command} --help.")
 
     def _meant(self, option: str) -> str:
+        if option in self.elsewhere:
+            return f" Here it is {self.elsewhere[option]}."
         known = {name for name in self._option_string_actions if name.startswith("--") and "-" not in name[2:]}
         close = difflib.get_close_matches(option.replace("-", "_").replace("__", "--", 1), known, n=1)
         return f" Did you mean {close[0]}?" if close else ""

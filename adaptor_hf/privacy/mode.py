@@ -117,6 +117,12 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
     return True
 
 
+def hide_place(place: str | os.PathLike) -> None:
+    """In private mode, cut a place that no option named out of messages too."""
+    if _key is not None and is_hiding():
+        hide_messages([str(place)])
+
+
 def check_private_mode(arguments: PrivacyArguments | None = None) -> None:
     """
     Stop where private mode was asked for and is not on, as in a command that does not know it.
@@ -338,6 +344,7 @@ __all__ = [
     "check_private_columns",
     "check_private_mode",
     "error_text",
+    "hide_place",
     "is_private",
     "key_name",
     "keyed_digests",

@@ -16,7 +16,7 @@ NEARLY_DATA = {
 }
 """What a cache may store, by the name with which it is asked for, and why it nearly is the data."""
 
-_COLUMNS = {"views": ("view_embeds", "view_tokens", "view_boxes")}
+_COLUMNS = {"views": ("view_embeds", "view_tokens", "view_boxes", "view_maps")}
 """Columns that are called otherwise than what is asked for."""
 
 

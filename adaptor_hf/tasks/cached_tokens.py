@@ -14,10 +14,13 @@ import torch
 from ..data.boxes import same_shape
 from ..data.images import image_size
 from ..embeddings.sequences import image_sequence, stored_column
+from ..privacy.mode import key_name
+from ..token_sequences_adaptor import token_sequence
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from ..data.reading import Reading
     from ..embeddings import EmbeddingCache
     from ..towers_adaptor import VisionTower
     from .segmentation import MaskCollator
@@ -25,25 +28,28 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def options_of_tokens(tower: VisionTower, cache_dir: str | os.PathLike, image_tokens: str | int) -> dict[str, Any]:
+def options_of_tokens(
+    tower: VisionTower, reading: Reading, cache_dir: str | os.PathLike, image_tokens: str | int
+) -> dict[str, Any]:
     """
     Of the builds of these tokens that a cache folder holds, the options of the largest, whatever else it keeps: with
-    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none.
+    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none of this tower and reading.
 
     Raises:
-        ValueError: a damaged file (named).
+        ValueError: a damaged file (named), or the tower's tokens are not as wide as its pooled embedding.
     """
     from ..embeddings.keys import tower_identity
     from ..embeddings.manifest import MANIFEST, read_manifest
 
-    wanted, found = tower_identity(tower), []
+    # What could not be read later is refused before it is computed.
+    token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
+    wanted = tower_identity(tower) | reading.key | ({"private": key_name()} if key_name() is not None else {})
+    found = []
     for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
-        identity = manifest["identity"]
-        stored = identity.get("stored", {})
-        same = all(identity.get(name) == value for name, value in wanted.items())
-        # Images out of a store of resized ones give other numbers.
-        if same and stored.get("image_tokens") == image_tokens and "image_store" not in identity:
+        identity = dict(manifest["identity"])
+        stored = identity.pop("stored", {})
+        if identity == wanted and stored.get("image_tokens") == image_tokens:
             found.append((manifest["rows"], path.parent.name, {"dtype": manifest["dtype"]} | stored))
     return max(found, key=lambda one: one[:2])[2] if found else {"image_tokens": image_tokens}
 

@@ -15,6 +15,7 @@ import torch
 from transformers import Trainer, set_seed
 
 from ..data.boxes import same_shape
+from ..data.reading import Reading
 from ..embeddings.sequences import grid_of
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForSemanticSegmentation
@@ -322,10 +323,13 @@ def run(arguments: DownstreamArguments, device: str) -> str:
     model = load_adaptor(arguments)
     tower, tokens = load_tower(arguments, model, device), None
     if arguments.cached_tokens is not None:
+        from ..data.features import stated_reading
+
         wanted = "all" if arguments.cached_tokens == "all" else int(arguments.cached_tokens)
+        reading = stated_reading(next(iter(loaded.parts.values()))) or Reading()
         tokens = functools.partial(
             cached_tokens, tower=tower, cache_dir=cache_dir_of(arguments),
-            **options_of_tokens(tower, cache_dir_of(arguments), wanted),
+            **options_of_tokens(tower, reading, cache_dir_of(arguments), wanted),
             batch_size=arguments.extraction_batch_size, device=device, check=arguments.check,
         )  # fmt: skip
     runs = run_segmentation(

@@ -37,6 +37,9 @@ class PairCollator:
         if isinstance(batch, Mapping):
             return with_text_rows(dict(batch))
         known = [name for name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, *ROW_COLUMNS) if name in batch[0]]
+        if isinstance(batch[0].get("source"), str):
+            # What data sets of the hub, and public ones, call so: a file and row, an address.
+            known.remove("source")
         if not {"pixel_values", "image_embeds"} & set(known) or not {"input_ids", "text_embeds"} & set(known):
             raise ValueError(
                 "Examples of pairs need pixel_values or image_embeds, and input_ids or text_embeds; these have "

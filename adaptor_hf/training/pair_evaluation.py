@@ -42,7 +42,8 @@ class Retrieval:
         metrics |= fixed_batch_loss(model, embeds, positive_ids(embeds, self.positives))
         num_pairs = len(embeds["image_embeds"])
         metrics |= {"num_pairs": num_pairs, "logit_scale": model.get_logit_scale().exp().item()}
-        return (source_metrics(embeds, sources) if len(sources) > 1 else {}) | metrics
+        of_sources = len(sources) > 1 and "source" in embeds
+        return (source_metrics(embeds, sources) if of_sources else {}) | metrics
 
 
 def source_metrics(embeds: dict[str, torch.Tensor], sources: Sequence[str]) -> dict[str, float]:

@@ -201,6 +201,10 @@ def _known_patients(
     for name in sources:
         parts = [view.source(name) for view in views if name in view.sources]
         owner = namespace or (name if name in dataset_names() else None)
+        if owner is None:
+            # Nothing can be compared with its ids; that they are there keeps the whole from counting as disjoint.
+            found.append(([], (f"unnamed:{views[0].source_names.index(name) + 1}",)))
+            continue
         found.append((own_ids([p for part in parts for p in part.pairs["patient_id"][:]]), id_namespaces(owner)))
     return found
 

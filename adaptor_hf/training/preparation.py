@@ -1,6 +1,7 @@
 """What a pre-training run does before it trains: its log, what is checked before hours of work, its cache and parts."""
 
 import logging
+import os
 import sys
 
 import transformers
@@ -8,6 +9,7 @@ import transformers
 from ..data.duplicates import without_copies
 from ..data.pair_arguments import source_arguments
 from ..data.places import several
+from ..data.stored_arguments import kept_of_images, kept_of_texts
 from ..data.terms import check_consent, restricted_terms
 from ..embeddings import EmbeddingCache
 from ..embeddings.digests import FileChecks
@@ -16,6 +18,7 @@ from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.reader import open_together
 from ..privacy.mode import check_private_cache
+from ..privacy.nearly_data import NEARLY_DATA
 from ..progress import no_bars_in_a_log
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
@@ -73,9 +76,26 @@ def check_before_start(
     terms = restricted_terms(*several(data.dataset), data.dataset_name)
     if training.push_to_hub:
         check_consent(terms, training.accept_data_terms)
+        check_no_tokens_beside(data, training.output_dir)
     if training.resume_from_checkpoint:
         training.resume_from_checkpoint = str(find_checkpoint(training.output_dir, training.resume_from_checkpoint))
     return terms
+
+
+def check_no_tokens_beside(data: DataArguments, output_dir: str) -> None:
+    """
+    Refuse now what a push refuses after training: tokens of images or texts kept in the folder that is pushed.
+
+    Raises:
+        ValueError: saying which, and what to do.
+    """
+    kept = [name for name in (kept_of_images(data) | kept_of_texts(data)) if name in NEARLY_DATA]
+    folder, place = (os.path.abspath(one) for one in (output_dir, place_of_cache(output_dir, data.cache_dir)))
+    if data.cache is None and kept and os.path.commonpath([folder, place]) == folder:
+        raise ValueError(
+            f"--push_to_hub with {' '.join(f'--{name}' for name in kept)}: the embedding cache would lie in the folder "
+            "that is pushed, and nearly is the images or reports themselves. Name another folder with --cache_dir."
+        )
 
 
 def check_weights_of(training: AdaptorTrainingArguments, sources: int) -> None:

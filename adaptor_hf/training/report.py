@@ -197,7 +197,7 @@ def last_words(
         lines.append(f"Curves: {Path(folder) / CURVES_FILE}")
     if built and is_private():
         lines.append(
-            "Embeddings: in --cache_dir, by default the folder embeddings beside --output_dir. Another run with "
+            "Embeddings: in --cache_dir, by default private-embeddings beside --output_dir. Another run with "
             "--private and the same key takes them with --cache, instead of the table and the towers."
         )
     elif built:

@@ -74,6 +74,8 @@ class RunArguments(PrivacyArguments):
 
 # Of transformers' options, and ours beside them, those of --help.
 _PLACED = {
+    "dataset_weights": (SPLIT, None),
+    "source_batches": (SPLIT, None),
     "learning_rate": (TRAINING, None),
     "num_train_epochs": (TRAINING, None),
     "warmup_steps": (TRAINING, None),
@@ -89,6 +91,8 @@ _PLACED = {
     "accept_data_terms": (SHARING, None),
     "output_dir": (TRAINING, "Where checkpoints, model and card go."),
 }
+# Of the published code.
+_OF_THE_REFERENCE = {"--force_rebuild_dataset": "--rebuild"}
 
 
 def option_parser() -> OptionParser:
@@ -100,6 +104,7 @@ def option_parser() -> OptionParser:
         essential=("train_file", "dataset", "data_root", "vision_tower", "text_tower", "output_dir"),
         placed=_PLACED,
         left=DEFAULTS,
+        elsewhere=_OF_THE_REFERENCE,
         choices=(ALIGNERS, OBJECTIVES),
     )
 

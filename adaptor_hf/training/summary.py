@@ -104,10 +104,13 @@ def describe_sources(train: "EmbeddingCache", arguments: AdaptorTrainingArgument
     counts = train.sources
     weights = arguments.dataset_weights or [counts.get(name, 0) for name in train.source_names]
     shares = [weight / math.fsum(weights) for weight in weights]
-    listed = ", ".join(
-        f"{name} {counts.get(name, 0):,} ({share:.1%} of an epoch)"
-        for name, share in zip(train.source_names, shares, strict=True)
-    )
+    described = []
+    for name, share in zip(train.source_names, shares, strict=True):
+        count = counts.get(name, 0)
+        times = share * len(train) / max(count, 1)
+        again = f", each pair {times:.1f} times" if times > 1.05 else ""
+        described.append(f"{name} {count:,} ({share:.1%} of an epoch{again})")
+    listed = ", ".join(described)
     how = "each batch of one source" if arguments.source_batches == "by_source" else "mixed in batches"
     return f"Sources: {listed}; {how}"
 
