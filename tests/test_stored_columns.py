@@ -235,6 +235,10 @@ class TestManifest:
                 {"columns": {"words": column | {"shards": whole["columns"]["text_tokens"]["shards"]}}},
                 "words names files of another column",
             ),
+            (
+                {"columns": {"words": column | {"shards": [shard | {"rows": 0}, *column["shards"]]}}},
+                "files of words have",
+            ),
             ({"dtype": "int16"}, "dtype is 'int16'"),
         ):
             write_record(folder / "cache.json", whole | change)
@@ -325,7 +329,10 @@ class TestChecks:
             rewrite(path, whole[:-1])
             with pytest.raises(ValueError, match=rf"{path.name} has \d+ bytes"):
                 open_cache(copy.path, columns=NAMES, check="off")
+            plain = open_cache(copy.path)
             path.unlink()
+            with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing"):
+                plain.with_columns(*NAMES)
             with pytest.raises(FileNotFoundError, match=rf"{path.name} is missing"):
                 open_cache(copy.path, columns=NAMES, check="off")
             path.write_bytes(whole)
