@@ -272,7 +272,7 @@ class TestScript:
         output, log = tmp_path / "run", tmp_path / "log"
         words = command(None, output, **changes)
         process = start(words, log)
-        pieces = lambda: list((tmp_path / "embeddings").rglob("*.arrow"))  # noqa: E731
+        pieces = lambda: list((tmp_path / "embeddings").rglob("piece-*.json"))  # noqa: E731
         wait_for(pieces, process, "a finished piece")
         process.send_signal(number)
         assert process.wait(LIMIT) == status, log.read_text()
