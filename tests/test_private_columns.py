@@ -201,9 +201,10 @@ def build_watched(rows, towers, cache: str, kill_after: int, pipe) -> None:
 
 
 @pytest.mark.parametrize("kill_after", [99, 1], ids=["whole", "killed"])
-def test_nothing_is_written_but_in_the_cache_folder(kill_after, rows, towers, tmp_path, monkeypatch):
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
+def test_nothing_is_written_but_in_the_cache_folder(kill_after, rows, towers, tmp_path, monkeypatch, request):
+    # A short name: workers of a loader make sockets there, whose paths may have 108 characters.
+    temporary = Path(tempfile.mkdtemp())
+    request.addfinalizer(lambda: shutil.rmtree(temporary))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", temporary / "hf")
     mine, its = FORK.Pipe()
