@@ -16,7 +16,7 @@ import train_downstream
 from adaptor_hf import AdaptorForSemanticSegmentation, AdaptorModel
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import StoredArguments
-from adaptor_hf.embeddings import build_cache
+from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings_main
 from adaptor_hf.embeddings.columns import Column
 from adaptor_hf.embeddings.sequences import HOW, grid_of, image_sequence, stored_column, text_sequence
@@ -26,7 +26,9 @@ from adaptor_hf.frozen_towers_adaptor import VisionTower
 from adaptor_hf.options.fields import own_options
 from adaptor_hf.tasks.cached_tokens import TokenRows, cached_tokens, options_of_tokens
 from adaptor_hf.tasks.data import load_table
+from adaptor_hf.tasks.features import tower_features
 from adaptor_hf.tasks.protocols import SEGMENTATION_PROTOCOLS
+from adaptor_hf.tasks.retrieval import embed_test_pairs
 from adaptor_hf.tasks.segmentation import MaskCollator, segmentation_model, train_decoder
 from adaptor_hf.token_sequences_adaptor import token_sequence
 from adaptor_hf.towers_adaptor import load_vision_tower
@@ -273,6 +275,37 @@ class TestTheScript:
     def test_what_does_not_go_together_is_refused(self, words, message, table, model, tmp_path):
         with pytest.raises(ValueError, match=message):
             self.run(table, model, tmp_path / "out", *words)
+
+
+class TestOneFolder:
+    """Tasks share the folder of other caches, and which one `open_cache` finds there is not for them to say."""
+
+    @pytest.mark.parametrize("task", ["tokens", "probe", "retrieval"])
+    def test_the_pairs_that_are_opened_stay_and_a_task_has_its_own(
+        self, task, images, vision_tower, text_tower, tmp_path
+    ):
+        pairs = images.select_columns(["image"]).add_column("text", [f"effusion {row}" for row in range(8)])
+
+        def build(rows):
+            return build_cache(pairs.select(range(rows)), vision_tower, text_tower, tmp_path, num_workers=0)
+
+        def run(rows):
+            if task == "tokens":
+                return len(token_cache(pairs.select(range(rows)), vision_tower, tmp_path)[0])
+            if task == "probe":
+                return len(tower_features(pairs.select(range(rows)), vision_tower, tmp_path)[0])
+            return len(embed_test_pairs(pairs.select(range(rows)), vision_tower, text_tower, tmp_path))
+
+        # Into an empty folder: it can be opened. A build takes over, and then no task does.
+        assert run(3) == len(open_cache(tmp_path)) == 3
+        assert run(4) == 4
+        assert len(open_cache(tmp_path)) == 3
+        built = build(6)
+        assert open_cache(tmp_path).path == built.path
+        assert run(5) == 5
+        assert open_cache(tmp_path).path == built.path
+        assert open_cache(tmp_path).num_texts == 6
+        assert len(build(7)) == len(open_cache(tmp_path)) == 7
 
 
 class TestStoredForms:

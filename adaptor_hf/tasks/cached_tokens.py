@@ -78,7 +78,7 @@ def cached_tokens(
     # Ids of their own: an image may stand in two parts of a reference split.
     plain = dataset.select_columns(["image"]).add_column("source_row", rows).add_column("image_id", rows.astype(str))
     plain = plain.add_column("split", np.full(len(rows), "test"))
-    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, **options)
+    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, latest=False, **options)
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):
         logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))
