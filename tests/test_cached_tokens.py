@@ -5,7 +5,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import datasets
 import numpy as np
+import private_commands
 import pytest
 import torch
 from datasets import Dataset
@@ -16,17 +18,23 @@ import train_downstream
 from adaptor_hf import AdaptorForSemanticSegmentation, AdaptorModel
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import StoredArguments
-from adaptor_hf.embeddings import build_cache
+from adaptor_hf.data.view_recipes import RECIPES
+from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings_main
 from adaptor_hf.embeddings.columns import Column
+from adaptor_hf.embeddings.image_store import GREY
+from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.sequences import HOW, grid_of, image_sequence, stored_column, text_sequence
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.analysis import attention_maps, cached_attention_maps
 from adaptor_hf.frozen_towers_adaptor import VisionTower
 from adaptor_hf.options.fields import own_options
+from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.tasks.cached_tokens import TokenRows, cached_tokens, options_of_tokens
 from adaptor_hf.tasks.data import load_table
+from adaptor_hf.tasks.features import tower_features
 from adaptor_hf.tasks.protocols import SEGMENTATION_PROTOCOLS
+from adaptor_hf.tasks.retrieval import embed_test_pairs
 from adaptor_hf.tasks.segmentation import MaskCollator, segmentation_model, train_decoder
 from adaptor_hf.token_sequences_adaptor import token_sequence
 from adaptor_hf.towers_adaptor import load_vision_tower
@@ -208,12 +216,13 @@ class TestTheScript:
         AdaptorModel(config).save_pretrained(folder)
         return folder
 
+    def words(self, table, model, output, *more):
+        return ["--task", "segmentation", "--model", str(model), "--table", str(table), "--mask_column", "mask",
+                "--dataset_name", "phantom-boxes", "--output_dir", str(output), "--device", "cpu", "--num_resamples",
+                "30", "--seeds", "0", "--epochs", "1", "--controls", "none", *more]  # fmt: skip
+
     def run(self, table, model, output, *more):
-        train_downstream.main(
-            ["--task", "segmentation", "--model", str(model), "--table", str(table), "--mask_column", "mask",
-             "--dataset_name", "phantom-boxes", "--output_dir", str(output), "--device", "cpu", "--num_resamples", "30",
-             "--seeds", "0", "--epochs", "1", "--controls", "none", *more]
-        )  # fmt: skip
+        train_downstream.main(self.words(table, model, output, *more))
         return {line["metric"]: line for line in read_results(output / "runs").lines}
 
     def test_a_cache_that_was_built_before_is_read_and_no_tower_runs(
@@ -251,6 +260,66 @@ class TestTheScript:
         assert len(kept) == len(images) == len(view)
         assert len(list((tmp_path / "cache").glob("images-*"))) == 1
 
+    def test_a_cache_that_keeps_everything_is_found_and_stays_the_one_to_open(
+        self, table, model, vision_tower, text_tower, tmp_path
+    ):
+        images = load_table(table, mask_column="mask").select_columns(["image"])
+        some = images.select(range(5)).add_column("text", [f"effusion {row}" for row in range(5)])
+        kept = {"image_tokens": 2, "regions": (2, 2), "shallow": (1,), "image_attention": True, "views": 1,
+                "view_recipe": "convirt", "view_seed": 3}  # fmt: skip
+        built = build_cache(some, vision_tower, text_tower, tmp_path / "cache", dtype="int8", num_workers=0, **kept)
+        # The tower's own grid is 2 x 2.
+        self.run(table, model, tmp_path / "out", "--cached_tokens", "all", "--cache_dir", str(tmp_path / "cache"))
+        (folder,) = (tmp_path / "cache").glob("images-*")
+        assert read_manifest(folder)["rows"] == len(images)
+        found = open_cache(tmp_path / "cache")
+        assert found.path == built.path
+        assert found.num_texts == 5
+
+    def test_the_grid_of_the_tower_is_all_its_tokens(self, images, vision_tower, tmp_path):
+        whole, _ = token_cache(images, vision_tower, tmp_path / "all")
+        grid, _ = token_cache(images, vision_tower, tmp_path / "grid", image_tokens=2)
+        rows = np.arange(8)
+        torch.testing.assert_close(whole[rows]["image_tokens"], grid[rows]["image_tokens"], rtol=0, atol=0)
+        for folder, asked, kept in (("all", 2, "all"), ("grid", "all", 2)):
+            options = options_of_tokens(vision_tower, Reading(), tmp_path / folder, asked)
+            assert options == {"dtype": "float16", "image_tokens": kept}
+
+    def test_why_a_cache_is_passed_over_is_said(self, images, vision_tower, tmp_path, monkeypatch, caplog):
+        def said(asked, reading=GREY):
+            caplog.clear()
+            assert options_of_tokens(vision_tower, reading, tmp_path, asked) == {"image_tokens": asked}
+            return [line.getMessage().rpartition("differ in ")[2] for line in caplog.records]
+
+        assert said("all") == []
+        build_cache(images, vision_tower, cache_dir=tmp_path, num_workers=0)
+        assert said("all") == []
+        token_cache(images.select(range(5)), vision_tower, tmp_path, views=1, view_recipe="slip",
+                    image_store=tmp_path / "store", image_store_size=128)  # fmt: skip
+        assert said("all") == ["image_store. All images are embedded anew."]
+        assert "image tokens of 5 images" in caplog.text
+        assert said(1) == ["image_store, image_tokens. All images are embedded anew."]
+        assert said("all", Reading("RGB")) == ["image_mode, image_store. All images are embedded anew."]
+        for name in ("slip", "simclr"):
+            monkeypatch.delitem(RECIPES, name)
+        assert said("all") == ["image_store, view_recipe. All images are embedded anew."]
+
+    def test_private_mode_takes_them_when_they_are_named(self, table, model, tmp_path, monkeypatch, capfd):
+        monkeypatch.setattr(private_mode, "_key", None)
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+        (command,) = (one for one in private_commands.commands() if one.title == "train_downstream")
+        words = [*self.words(table, model, tmp_path / "out", "--cached_tokens", "all", "--private"),
+                 "--key_file", str(tmp_path / "key")]  # fmt: skip
+        said = private_commands.said_by(command, words, capfd)
+        assert "Private mode does not store image_tokens (" in said
+        assert "name it a second time: --private_columns image_tokens" in said
+        assert not list(tmp_path.rglob("images-*"))
+        said = private_commands.said_by(command, [*words, "--private_columns", "image_tokens"], capfd)
+        assert "does not store" not in said
+        (manifest,) = map(read_manifest, (tmp_path / "out").rglob("images-*"))
+        assert manifest["columns"].keys() == {"image_tokens"}
+        assert manifest["rows"] == 20
+
     def test_other_tokens_and_towers_are_not_taken(self, images, vision_tower, tiny_dinov2, tmp_path, monkeypatch):
         token_cache(images, vision_tower, tmp_path, image_tokens=1)
         assert options_of_tokens(vision_tower, Reading(), tmp_path, "all") == {"image_tokens": "all"}
@@ -273,6 +342,37 @@ class TestTheScript:
     def test_what_does_not_go_together_is_refused(self, words, message, table, model, tmp_path):
         with pytest.raises(ValueError, match=message):
             self.run(table, model, tmp_path / "out", *words)
+
+
+class TestOneFolder:
+    """Tasks share the folder of other caches, and which one `open_cache` finds there is not for them to say."""
+
+    @pytest.mark.parametrize("task", ["tokens", "probe", "retrieval"])
+    def test_the_pairs_that_are_opened_stay_and_a_task_has_its_own(
+        self, task, images, vision_tower, text_tower, tmp_path
+    ):
+        pairs = images.select_columns(["image"]).add_column("text", [f"effusion {row}" for row in range(8)])
+
+        def build(rows):
+            return build_cache(pairs.select(range(rows)), vision_tower, text_tower, tmp_path, num_workers=0)
+
+        def run(rows):
+            if task == "tokens":
+                return len(token_cache(pairs.select(range(rows)), vision_tower, tmp_path)[0])
+            if task == "probe":
+                return len(tower_features(pairs.select(range(rows)), vision_tower, tmp_path)[0])
+            return len(embed_test_pairs(pairs.select(range(rows)), vision_tower, text_tower, tmp_path))
+
+        # Into an empty folder: it can be opened. A build takes over, and then no task does.
+        assert run(3) == len(open_cache(tmp_path)) == 3
+        assert run(4) == 4
+        assert len(open_cache(tmp_path)) == 3
+        built = build(6)
+        assert open_cache(tmp_path).path == built.path
+        assert run(5) == 5
+        assert open_cache(tmp_path).path == built.path
+        assert open_cache(tmp_path).num_texts == 6
+        assert len(build(7)) == len(open_cache(tmp_path)) == 7
 
 
 class TestStoredForms:

@@ -145,4 +145,9 @@ def view_recipe(name: str | None) -> Recipe:
     return RECIPES[name]
 
 
-__all__ = ["RECIPES", "REFERENCE_SIDE", "VIEWS_VERSION", "Recipe", "view_recipe"]
+def recipe_name(key: dict[str, Any]) -> str | None:
+    """A name of the recipe that has this key; None where no recipe gives these views (any more)."""
+    return next((name for name, recipe in RECIPES.items() if recipe.key == key), None)
+
+
+__all__ = ["RECIPES", "REFERENCE_SIDE", "VIEWS_VERSION", "Recipe", "recipe_name", "view_recipe"]

@@ -62,6 +62,7 @@ def build_cache(
     words: bool = False,
     sentences: bool = False,
     rebuild: bool = False,
+    latest: bool = True,
 ) -> EmbeddingCache:
     """Embed every distinct image and text of a data set once, and open the result.
 
@@ -106,6 +107,7 @@ def build_cache(
         text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
             the text; in private mode see `check_private_columns`.
         rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
+        latest: whether `open_cache(cache_dir)` opens these pairs from now on; with False only where it opens none yet.
 
     Returns:
         EmbeddingCache of all splits.
@@ -151,7 +153,7 @@ def build_cache(
     if text_tower is not None:
         sources["texts"] = TowerSource("text", text_tower, device, cache_dir)
 
-    pairs = _build(dataset, sources, cache_dir, settings, ranks, max_fault_fraction)
+    pairs = _build(dataset, sources, cache_dir, settings, ranks, max_fault_fraction, latest)
     cache = open_together(Path(pairs), checks, ranks)
     release_memory()
     return cache
@@ -176,6 +178,7 @@ def _build(
     settings: Settings,
     ranks: Ranks,
     max_fault_fraction: float,
+    latest: bool,
 ) -> str:
     """Compute what is missing and write the pairs; returns the pairs folder."""
     ranks.on_main(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
@@ -196,7 +199,7 @@ def _build(
             modality.collect_faults(table)
         release_memory()
         check_faults(table, cache_dir, max_fault_fraction)
-        pairs = write_pairs(cache_dir, table, modalities)
+        pairs = write_pairs(cache_dir, table, modalities, latest=latest)
         _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 

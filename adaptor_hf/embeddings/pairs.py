@@ -45,8 +45,9 @@ def kept_rows(table: PairTable) -> np.ndarray:
     return np.nonzero(keep)[0]
 
 
-def write_pairs(cache_dir: Path, table: PairTable, modalities: list["Modality"]) -> Path:
-    """Write the pairs folder if it is not there, and make it the one that `open_cache(cache_dir)` opens.
+def write_pairs(cache_dir: Path, table: PairTable, modalities: list["Modality"], *, latest: bool = True) -> Path:
+    """Write the pairs folder if it is not there, and make it the one that `open_cache(cache_dir)` opens, see `latest`
+    of `write_pairs_folder`.
 
     Raises:
         ValueError: all rows are excluded.
@@ -66,7 +67,7 @@ def write_pairs(cache_dir: Path, table: PairTable, modalities: list["Modality"])
         if modality.name == "texts":
             manifest |= _text_lengths(modality, rows)
     folders = {modality.name: modality.folder for modality in modalities}
-    return write_pairs_folder(cache_dir, manifest, content, folders, rows_of, table.ids, kept, excluded)
+    return write_pairs_folder(cache_dir, manifest, content, folders, rows_of, table.ids, kept, excluded, latest=latest)
 
 
 def _content_digest(modality: "Modality", rows: np.ndarray) -> str:
@@ -90,6 +91,8 @@ def write_pairs_folder(
     ids: pa.Table,
     kept: np.ndarray,
     excluded: list[dict],
+    *,
+    latest: bool = True,
 ) -> Path:
     """Write `pairs-<key>/`; the key covers both modalities' folders, the content of the pairs, their ids and splits.
 
@@ -103,6 +106,7 @@ def write_pairs_folder(
         ids: ids of all rows of the table.
         kept: (n,) rows of the table that are no faults.
         excluded: the other rows.
+        latest: whether `open_cache(cache_dir)` opens these from now on; with False only where it opens none yet.
     """
     listed = excluded_csv(excluded)
     parts = [ROWS_FILE, manifest.get("images"), manifest.get("texts"), content, _ids_digest(ids, kept), listed]
@@ -141,12 +145,14 @@ def write_pairs_folder(
         "utf-8", "backslashreplace"
     ):
         write_text(cache_dir / EXCLUDED, listed)
+    if not latest and (cache_dir / LATEST).is_file():
+        return folder
     try:
-        latest = latest_pairs(cache_dir, check=checks.metadata)
+        before = latest_pairs(cache_dir, check=checks.metadata)
     except ValueError as error:
         logger.warning("%s", error)
-        latest = None
-    if latest != folder.name:
+        before = None
+    if before != folder.name:
         write_record(cache_dir / LATEST, {"pairs": folder.name})
     return folder
 

@@ -13,7 +13,8 @@ import torch
 
 from ..data.boxes import same_shape
 from ..data.images import image_size
-from ..embeddings.sequences import image_sequence, stored_column
+from ..data.view_recipes import recipe_name
+from ..embeddings.sequences import grid_of, image_sequence, stored_column
 from ..privacy.mode import key_name
 from ..token_sequences_adaptor import token_sequence
 
@@ -33,7 +34,8 @@ def options_of_tokens(
 ) -> dict[str, Any]:
     """
     Of the builds of these tokens that a cache folder holds, the options of the largest, whatever else it keeps: with
-    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none of this tower and reading.
+    them `build_cache` finds it. `{"image_tokens": ...}` alone where there is none of this tower and reading; where
+    there are others, a warning says in what they differ.
 
     Raises:
         ValueError: a damaged file (named), or the tower's tokens are not as wide as its pooled embedding.
@@ -44,14 +46,45 @@ def options_of_tokens(
     # What could not be read later is refused before it is computed.
     token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
     wanted = tower_identity(tower) | reading.key | ({"private": key_name()} if key_name() is not None else {})
-    found = []
+    found, others = [], []
     for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
         identity = dict(manifest["identity"])
         stored = identity.pop("stored", {})
-        if identity == wanted and stored.get("image_tokens") == image_tokens:
-            found.append((manifest["rows"], path.parent.name, {"dtype": manifest["dtype"]} | stored))
-    return max(found, key=lambda one: one[:2])[2] if found else {"image_tokens": image_tokens}
+        if "image_tokens" not in stored:
+            continue
+        options = {"dtype": manifest["dtype"]} | stored
+        differ = [name for name in wanted | identity if wanted.get(name, ...) != identity.get(name, ...)]
+        kept = stored["image_tokens"]
+        if kept != image_tokens and (differ or not _same_tokens(tower, {kept, image_tokens})):
+            differ.append("image_tokens")
+        if "view_recipe" in stored:
+            options["view_recipe"] = recipe_name(stored["view_recipe"])
+            differ += ["view_recipe"] if options["view_recipe"] is None else []
+        if differ:
+            others.append((len(differ), -manifest["rows"], sorted(differ)))
+        else:
+            found.append((manifest["rows"], path.parent.name, options))
+    if found:
+        return max(found, key=lambda one: one[:2])[2]
+    if others:
+        _, rows, differ = min(others)
+        logger.warning(
+            "The cache has image tokens of %d images, which this run cannot read: they differ in %s. All images are "
+            "embedded anew.", -rows, ", ".join(differ),
+        )  # fmt: skip
+    return {"image_tokens": image_tokens}
+
+
+def _same_tokens(tower: VisionTower, asked: set[str | int]) -> bool:
+    """Whether "all" and G are the same: G is the side of the tower's own grid."""
+    from ..embeddings.extract import columns_of
+    from ..embeddings.stored import StoredImages
+
+    if "all" not in asked:
+        return False
+    (column,) = columns_of(tower, StoredImages(image_tokens="all"), "float32")[1:]
+    return asked == {"all", grid_of(column)[0]} and grid_of(column)[0] == grid_of(column)[1]
 
 
 def cached_tokens(
@@ -78,7 +111,7 @@ def cached_tokens(
     # Ids of their own: an image may stand in two parts of a reference split.
     plain = dataset.select_columns(["image"]).add_column("source_row", rows).add_column("image_id", rows.astype(str))
     plain = plain.add_column("split", np.full(len(rows), "test"))
-    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, **options)
+    cache = build_cache(plain, vision_tower=tower, cache_dir=cache_dir, latest=False, **options)
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):
         logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))

@@ -51,7 +51,7 @@ def tower_features(
     plain = plain.add_column("split", np.full(len(rows), "test"))
     cache = build_cache(
         plain, vision_tower=tower, cache_dir=cache_dir, batch_size=batch_size, device=device,
-        max_fault_fraction=max_fault_fraction, check=check,
+        max_fault_fraction=max_fault_fraction, check=check, latest=False,
     )  # fmt: skip
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):

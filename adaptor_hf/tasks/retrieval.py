@@ -49,7 +49,7 @@ def embed_test_pairs(
         raise ValueError("Retrieval needs reports: name their column with --text_column.")
     cache = build_cache(
         dataset.select_columns(names).add_column("source_row", np.arange(len(dataset))),
-        vision_tower, text_tower, cache_dir, batch_size=batch_size, device=device, check=check,
+        vision_tower, text_tower, cache_dir, batch_size=batch_size, device=device, check=check, latest=False,
     ).paired()  # fmt: skip
     if cache.num_texts < 2:
         raise ValueError(

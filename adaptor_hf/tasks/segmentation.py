@@ -21,7 +21,7 @@ from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForSemanticSegmentation
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
-from ..privacy.mode import error_text
+from ..privacy.mode import check_private_columns, error_text
 from ..privacy.vocabulary import column_list
 from ..towers_adaptor import VisionTower
 from ..training.base_trainer import keep_batch
@@ -313,6 +313,7 @@ def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task segmentation`: train and score decoders, and give the text to print."""
     protocol = get_segmentation_protocol(arguments.protocol, arguments.dataset)
+    check_private_columns({"image_tokens": arguments.cached_tokens})
     saved = Path(arguments.output_dir) / "model" if arguments.save_model else None
     loaded = load_parts(arguments, "segmentation")
     if "train" in loaded.parts:
