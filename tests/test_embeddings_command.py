@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -49,6 +50,15 @@ def table(tmp_path_factory) -> Path:
         lines.append(f"{row}.png,small effusion of size {row},subject-{row // 2},{view},{part}")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder / "pairs.csv"
+
+
+@pytest.fixture
+def broken(table, tmp_path) -> Path:
+    """The same pairs; four of the images are not there."""
+    lines = table.read_text().splitlines()
+    rows = [f"{table.parent}/{line}" if row % 6 else f"gone-{line}" for row, line in enumerate(lines[1:])]
+    (tmp_path / "broken.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+    return tmp_path / "broken.csv"
 
 
 @pytest.fixture
@@ -146,6 +156,39 @@ class TestOneKey:
         cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
         assert (cache.path, cache.fingerprint) == (built.path, built.fingerprint)
         assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+
+    def test_faults_that_a_build_accepts_a_run_accepts(self, options, broken, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        options["train_file"] = broken
+        assert build(options) == 1
+        options["max_fault_fraction"] = 0.25
+        assert build(options) == 0
+        built = open_cache("outputs/embeddings")
+        given = {**options, "output_dir": "outputs/run"}
+        data, model, run, training = train_pretrain.parse_arguments(words(given))
+        cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
+        assert (cache.path, len(cache)) == (built.path, 20)
+        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        with pytest.raises(ValueError, match=r"more than max_fault_fraction=0\.05"):
+            train(Path("outputs/run"), {**options, "max_fault_fraction": 0.05})
+        with pytest.raises(ValueError, match=r"--max_fault_fraction 5\.0: expected a share from 0 to 1"):
+            train(Path("outputs/run"), {**options, "max_fault_fraction": 5})
+
+    def test_several_tables_with_a_vision_tower_alone_need_no_texts(self, options, table, tmp_path):
+        other = tmp_path / "other.csv"
+        other.write_text(f"path\n{table.parent / '0.png'}\n{table.parent / '1.png'}\n")
+        given = words({"train_file": [other, table], "image_column": "path", "vision_tower": options["vision_tower"]})
+        place = str(tmp_path / "cache")
+        assert embeddings(["build", *given, "--num_workers", "0", "--device", "cpu", "--cache_dir", place]) == 0
+        assert len(open_cache(place)) == 26
+
+    def test_a_private_build_says_its_last_words_where_it_is_started(self, options, tmp_path):
+        given = words({**options, "key_file": "ids.key", "num_workers": 0, "device": "cpu"})
+        command = [sys.executable, "-m", "adaptor_hf.embeddings", "build", *given, "--private"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        assert "Next run: train_pretrain.py with --private" in ended.stderr
+        assert "which is hidden" not in ended.stderr
 
     def test_a_private_build_is_the_private_runs(
         self, options, counted, tmp_path, monkeypatch, private_process, capsys, caplog

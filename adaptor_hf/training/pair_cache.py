@@ -69,6 +69,7 @@ def embedding_options(data: DataArguments) -> dict[str, Any]:
         "image_store": data.image_store,
         "image_store_size": data.image_store_size,
         "check": data.check,
+        "max_fault_fraction": data.max_fault_fraction,
     }
     return found | kept_of_images(data) | kept_of_texts(data)
 
@@ -90,7 +91,7 @@ def embed_pairs(
         data, towers: What it was loaded by.
         cache_dir: Where the cache is kept.
         rebuild: Embed also what is there.
-        options: Of this machine, as of `build_cache`: device, num_workers, max_fault_fraction.
+        options: Of this machine, as of `build_cache`: device, num_workers.
     """
     if rebuild:
         options["rebuild"] = True
