@@ -1,11 +1,15 @@
 """`python -m adaptor_hf.embeddings build` beside train_pretrain.py: the same options, the same cache, nothing twice."""
 
 import json
+import logging
 import os
 import re
 import shlex
 import shutil
+import stat
+import subprocess
 import sys
+import tempfile
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,17 +24,19 @@ from adaptor_hf.data.pair_arguments import DataArguments
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
 from adaptor_hf.data.view_recipes import RECIPES
-from adaptor_hf.embeddings import open_cache
+from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
 from adaptor_hf.embeddings.columns import Column
-from adaptor_hf.embeddings.estimate import column_bytes
+from adaptor_hf.embeddings.estimate import _SAMPLE, column_bytes, estimate_cache
 from adaptor_hf.embeddings.files import NUMPY_DTYPES
 from adaptor_hf.embeddings.place import CACHE_DIR, place_of_cache
 from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.files import aside_of
 from adaptor_hf.frozen_towers_adaptor import TextTower, VisionTower
 from adaptor_hf.privacy import messages, mode
 from adaptor_hf.privacy.mode import private_mode
 from adaptor_hf.tower_specs_adaptor import POOLINGS
+from adaptor_hf.towers import load_text_tower
 from adaptor_hf.verify import verification
 
 SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "max_steps": 1,
@@ -49,6 +55,15 @@ def table(tmp_path_factory) -> Path:
         lines.append(f"{row}.png,small effusion of size {row},subject-{row // 2},{view},{part}")
     (folder / "pairs.csv").write_text("\n".join(lines) + "\n")
     return folder / "pairs.csv"
+
+
+@pytest.fixture
+def broken(table, tmp_path) -> Path:
+    """The same pairs; four of the images are not there."""
+    lines = table.read_text().splitlines()
+    rows = [f"{table.parent}/{line}" if row % 6 else f"gone-{line}" for row, line in enumerate(lines[1:])]
+    (tmp_path / "broken.csv").write_text("\n".join([lines[0], *rows]) + "\n")
+    return tmp_path / "broken.csv"
 
 
 @pytest.fixture
@@ -146,6 +161,39 @@ class TestOneKey:
         cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
         assert (cache.path, cache.fingerprint) == (built.path, built.fingerprint)
         assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+
+    def test_faults_that_a_build_accepts_a_run_accepts(self, options, broken, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        options["train_file"] = broken
+        assert build(options) == 1
+        options["max_fault_fraction"] = 0.25
+        assert build(options) == 0
+        built = open_cache("outputs/embeddings")
+        given = {**options, "output_dir": "outputs/run"}
+        data, model, run, training = train_pretrain.parse_arguments(words(given))
+        cache = train_pretrain.cache_of_pairs(train_pretrain.load_training_pairs(data, run), data, model, training)
+        assert (cache.path, len(cache)) == (built.path, 20)
+        assert len(list(Path("outputs/embeddings").glob("*-*/"))) == 3
+        with pytest.raises(ValueError, match=r"more than max_fault_fraction=0\.05"):
+            train(Path("outputs/run"), {**options, "max_fault_fraction": 0.05})
+        with pytest.raises(ValueError, match=r"--max_fault_fraction 5\.0: expected a share from 0 to 1"):
+            train(Path("outputs/run"), {**options, "max_fault_fraction": 5})
+
+    def test_several_tables_with_a_vision_tower_alone_need_no_texts(self, options, table, tmp_path):
+        other = tmp_path / "other.csv"
+        other.write_text(f"path\n{table.parent / '0.png'}\n{table.parent / '1.png'}\n")
+        given = words({"train_file": [other, table], "image_column": "path", "vision_tower": options["vision_tower"]})
+        place = str(tmp_path / "cache")
+        assert embeddings(["build", *given, "--num_workers", "0", "--device", "cpu", "--cache_dir", place]) == 0
+        assert len(open_cache(place)) == 26
+
+    def test_a_private_build_says_its_last_words_where_it_is_started(self, options, tmp_path):
+        given = words({**options, "key_file": "ids.key", "num_workers": 0, "device": "cpu"})
+        command = [sys.executable, "-m", "adaptor_hf.embeddings", "build", *given, "--private"]
+        ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert ended.returncode == 0, ended.stderr
+        assert "Next run: train_pretrain.py with --private" in ended.stderr
+        assert "which is hidden" not in ended.stderr
 
     def test_a_private_build_is_the_private_runs(
         self, options, counted, tmp_path, monkeypatch, private_process, capsys, caplog
@@ -376,6 +424,63 @@ class TestDryRun:
             (line,) = [line for line in said.splitlines() if line.strip().startswith(name)]
             assert line.endswith("more than is free")
         assert said.strip().endswith("The disk has 0.00 MB free: TOO LITTLE")
+
+    def test_spans_are_counted_in_rows_that_are_kept(self, tmp_path, tiny_bert):
+        texts = datasets.Dataset.from_dict({"text": ["One two. Three.", "", " ", "Four five six. Seven."]})
+        tower = load_text_tower(str(tiny_bert))
+        kept = {"words": True, "sentences": True}
+        measured = estimate_cache(texts, None, tower, tmp_path / "cache", images={}, texts=kept, device="cpu").texts
+        cache = build_cache(texts, None, tower, tmp_path / "cache", max_fault_fraction=1.0, **kept)
+        batch = cache.with_columns("words", "sentences")[:]
+        for name in kept:
+            spans = int((batch[name][..., 0] >= 0).sum())
+            assert measured.elements[name] == spans / len(cache), name
+
+    def test_faults_of_the_sample_are_said_once_and_nothing_else_of_it(self, options, broken, tmp_path, caplog, capfd):
+        given = {**options, "train_file": broken, "cache_dir": tmp_path / "new/cache", "max_text_length": 4}
+        with caplog.at_level("INFO"):
+            assert build(given, "--dry_run", "--words") == 0
+        said = [record.getMessage() for record in caplog.records]
+        assert [one for one in said if "cannot be embedded" in one] == [
+            "4 of the 24 sampled rows cannot be embedded by the vision tower: 4 x image file is missing"
+        ]
+        assert "excluded" not in caplog.text
+        assert "were cut" not in caplog.text
+        assert logging.getLogger("adaptor_hf.embeddings").level == logging.NOTSET
+        # All images are gone: no list is named that is not there.
+        gone = tmp_path / "gone.csv"
+        gone.write_text(re.sub(r"^[^,]*/", "gone", broken.read_text(), flags=re.MULTILINE))
+        assert build({**given, "train_file": gone}, "--dry_run") == 1
+        assert "rows are excluded: there is nothing to cache" in capfd.readouterr().err
+
+    def test_the_sample_lies_hidden_beside_the_cache_and_goes(self, options, tmp_path, monkeypatch):
+        seen = []
+
+        def watched(*args, cache_dir, **more):
+            seen.append((cache_dir.parent, stat.S_IMODE(cache_dir.stat().st_mode), cache_dir.name[0]))
+            return build_cache(*args, cache_dir=cache_dir, **more)
+
+        monkeypatch.setattr("adaptor_hf.embeddings.estimate.build_cache", watched)
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+        ended = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+        for name in ("temporary", "new"):
+            (tmp_path / name).mkdir()
+        (tmp_path / "file").touch()
+        for place, beside, start in (
+            ("new/cache", "new", "--dry_run"), ("not/there/cache", ".", "--dry_run"),
+            ("file/cache", "temporary", "--dry_run"), ("new/cache", None, "--rebuild"),
+        ):  # fmt: skip
+            with monkeypatch.context() as killed:
+                killed.setattr(os, "getpid", lambda: int(ended.stdout))
+                lefts = [aside_of(tmp_path / name / _SAMPLE) for name in ("", "temporary")]
+            alive = aside_of(tmp_path / _SAMPLE)
+            for folder in (*lefts, alive):
+                folder.mkdir()
+            seen.clear()
+            assert build(options, "--cache_dir", str(tmp_path / place), start) == 0
+            assert set(seen) == ({(tmp_path / beside, 0o700, ".")} if beside else set())
+            assert list(tmp_path.rglob("*.partial")) == [alive]
+            alive.rmdir()
 
     def test_what_the_tower_does_not_have_is_said_before_anything_is_embedded(self, options, counted, tmp_path, capsys):
         clear(counted)

@@ -141,7 +141,7 @@ def run_both_scripts(table, output, towers, *private):
 
 def read_runs(output):
     """Every command that reads runs or caches."""
-    (cache,) = {path.parent for path in (output / "model").rglob("latest.json")}
+    (cache,) = {path.parent for path in output.glob("*embeddings/latest.json")}
     for main, words in (
         (verify, [output / "model"]),
         (verify, [output / "labels"]),

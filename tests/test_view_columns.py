@@ -23,7 +23,7 @@ from adaptor_hf.embeddings.columns import Column, build_option
 from adaptor_hf.embeddings.compute import batch_faults
 from adaptor_hf.embeddings.extract import columns_of, extract
 from adaptor_hf.embeddings.files import map_table
-from adaptor_hf.embeddings.image_batches import ImageBatches, check_store
+from adaptor_hf.embeddings.image_batches import ImageBatches, check_store, image_batches, images_in_part
 from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.pieces import Build
@@ -273,6 +273,39 @@ def item(path, tower, reading, stored: StoredImages, store=None) -> dict:
     keys = np.array([b"k" * 16], dtype="S16")
     batches = ImageBatches(dataset, np.arange(1), np.arange(1), 1, tower.processor, keys, store, reading, stored)
     return batches[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_hold_no_more_pixels_with_views_than_without(files, vision_tower, tmp_path, workers):
+    for batch_size in (1, 4, 64):
+        assert images_in_part(batch_size, 0) == batch_size
+        for views in (1, 2, 8, 100):
+            part = images_in_part(batch_size, views)
+            assert part == 1 or batch_size - views <= part * (1 + views) <= batch_size
+    # 14 images in batches of 6 and parts of 2; of one part both files are damaged, of another one.
+    reading, asked = RadiographImage().reading, StoredImages(views=2)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    paths = [str(broken) if row in (2, 3, 7) else path for row, path in enumerate(files)]
+    dataset = datasets.Dataset.from_dict({"image": paths}).with_format("arrow")
+    keys = np.array([b"k" * 16] * ROWS, dtype="S16")
+    parts = ImageBatches(
+        dataset, np.arange(ROWS), np.arange(0, ROWS, 6), 6, vision_tower.processor, keys, None, reading, asked
+    )
+    assert {len(part["inputs"].get("pixel_values", ())) for part in map(parts.__getitem__, range(len(parts)))} <= {
+        0,
+        1,
+        2,
+    }
+    batches = list(image_batches(parts, workers, False))
+    assert [batch["kept"] for batch in batches] == [[0, 1, 4, 5], [0, 2, 3, 4, 5], [0, 1]]
+    assert [list(batch["faults"]) for batch in batches] == [[2, 3], [1], []]
+    single = [item(path, vision_tower, reading, asked) for path in paths]
+    for first, batch in zip(range(0, ROWS, 6), batches, strict=True):
+        alone = [single[first + offset] for offset in batch["kept"]]
+        assert batch["digests"] == b"".join(one["digests"] for one in alone)
+        for name, values in batch["inputs"].items():
+            assert torch.equal(values, torch.cat([one["inputs"][name] for one in alone])), name
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

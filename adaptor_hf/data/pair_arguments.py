@@ -62,6 +62,9 @@ class DataArguments(TableArguments, StoredArguments):
     image_store_size: int = option(
         256, "Shorter side of the stored images, in pixels.", group=EMBEDDINGS, advanced=True
     )
+    max_fault_fraction: float = option(
+        0.05, "Share of bad rows that is left out of a cache; more stop it.", group=EMBEDDINGS, advanced=True
+    )
     rebuild: bool = option(
         False, "Embed all of these rows anew, also those that are in the cache.", group=EMBEDDINGS, advanced=True
     )
@@ -82,6 +85,8 @@ class DataArguments(TableArguments, StoredArguments):
                 "Give --train_file (a table of pairs), --dataset (a public data set) or --cache (ready embeddings), "
                 "one of them."
             )
+        if not 0 <= self.max_fault_fraction <= 1:
+            raise ValueError(f"--max_fault_fraction {self.max_fault_fraction}: expected a share from 0 to 1.")
         TableArguments.__post_init__(self)
         StoredArguments.__post_init__(self)
         for name, value in DEFAULTS.items():
@@ -137,6 +142,8 @@ def source_arguments(arguments: DataArguments) -> dict[str, DataArguments]:
         if kind == "table":
             # The name that a card has for all of them is no name of one's ids.
             found[name] = replace(arguments, train_file=place, dataset_name=None)
+            # None where texts are not read, which the default would undo.
+            found[name].text_column = arguments.text_column
             continue
         roots = several(arguments.data_root)
         others = tuple(f"{other}." for other in names if other != name)

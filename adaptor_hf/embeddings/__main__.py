@@ -21,7 +21,8 @@ from ..privacy.mode import PRIVACY, PrivacyArguments, error_text, hide_place, sp
 from ..progress import no_bars_in_a_log
 from .place import place_of_cache
 
-logger = logging.getLogger(__name__)
+# Started with -m it is `__main__`, of which private mode lets nothing out.
+logger = logging.getLogger("adaptor_hf.embeddings.__main__")
 
 ESSENTIAL, MACHINE = "essential", "this machine"
 _GROUPS = (ESSENTIAL, TABLE, SPLIT, PUBLIC, EMBEDDINGS, STORED, MACHINE, PRIVACY)
@@ -70,10 +71,6 @@ def _add_build_options(build: argparse.ArgumentParser) -> None:
     )
     machine.add_argument("--device", metavar="DEVICE", help="cpu, cuda, cuda:1; default: CUDA when there is one.")
     machine.add_argument("--num_workers", "--num-workers", type=int, metavar="N", help="Processes that decode images.")
-    machine.add_argument(
-        "--max_fault_fraction", "--max-fault-fraction", type=float, default=0.05, metavar="X",
-        help="Share of bad rows that is accepted.",
-    )  # fmt: skip
 
 
 def _build_arguments(arguments: argparse.Namespace) -> tuple[DataArguments, TowerArguments, PrivacyArguments]:
@@ -117,10 +114,7 @@ def _build(
         _estimate(pairs.dataset, arguments, data, towers)
         return
     machine = {name: getattr(arguments, name) for name in ("device", "num_workers")}
-    cache = embed_pairs(
-        pairs, data, towers, arguments.cache_dir, rebuild=data.rebuild,
-        max_fault_fraction=arguments.max_fault_fraction, **machine,
-    )  # fmt: skip
+    cache = embed_pairs(pairs, data, towers, arguments.cache_dir, rebuild=data.rebuild, **machine)
     ranks = Ranks()
     if ranks.is_main:
         _print_info(cache.path)

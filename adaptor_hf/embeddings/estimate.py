@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from ..files import aside_of
 from .build import build_cache
 from .columns import Column
 from .extract import columns_of
+from .faults import EXCLUDED, fault_counts
 from .stored import StoredImages, StoredTexts
 from .text_batches import TextBatches
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from .reader import EmbeddingCache
+
+logger = logging.getLogger(__name__)
 
 ROWS = 32
 # Tokenizing is cheap, so that means and shares of rare events can be seen.
@@ -170,12 +181,13 @@ def estimate_cache(
     Args:
         dataset: All pairs, with the columns `image` and `text`.
         vision_tower, text_tower: Loaded; None does not run.
-        place: Where the cache is to be: its disk is asked for free space.
+        place: Where the cache is to be: its disk is asked for free space, and the sample lies beside it for a while.
         images, texts: What is to be kept, as arguments of `build_cache`.
         device, dtype, max_text_length, options: As of `build_cache`.
 
     Raises:
-        ValueError: No row has a text, and a text tower is to run; or a tower does not have what is asked for.
+        ValueError: No row has a text, and a text tower is to run; no row of the sample can be embedded; or a tower does
+            not have what is asked for.
     """
     asked = StoredImages(**images), StoredTexts(**texts)
     options |= {"device": device, "dtype": dtype, "max_text_length": max_text_length}
@@ -183,17 +195,15 @@ def estimate_cache(
     if vision_tower is not None:
         columns_of(vision_tower.to(device), asked[0], dtype)  # what the tower does not have is said now
         rows = np.arange(len(dataset))
-        found["images"] = _measured(dataset, rows, vision_tower, images, {"vision_tower": vision_tower}, options)
+        found["images"] = _measured(dataset, rows, {"vision_tower": vision_tower}, images, place, options)
     if text_tower is not None:
         columns_of(text_tower.to(device), asked[1], dtype)
         rows = first_rows_of_texts(dataset)
-        measured = _measured(dataset, rows, text_tower, texts, {"text_tower": text_tower}, options)
+        measured = _measured(dataset, rows, {"text_tower": text_tower}, texts, place, options)
         mean = _mean_tokens(dataset, rows, text_tower, max_text_length)
         elements = dict(measured.elements) | {"text_tokens": mean, "text_attention": mean}
         found["texts"] = Measured(text_tower, len(rows), measured.seconds, measured.asked_seconds, elements)
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    return Estimate(found["images"], found["texts"], asked, dtype, shutil.disk_usage(place).free)
+    return Estimate(found["images"], found["texts"], asked, dtype, shutil.disk_usage(_there(place)).free)
 
 
 def first_rows_of_texts(dataset: Dataset) -> np.ndarray:
@@ -213,30 +223,107 @@ def first_rows_of_texts(dataset: Dataset) -> np.ndarray:
 
 
 def _measured(
-    dataset: Dataset, rows: np.ndarray, tower: Any, kept: Mapping[str, Any], towers: dict[str, Any], options: dict
+    dataset: Dataset, rows: np.ndarray, towers: dict[str, Any], kept: Mapping[str, Any], place: Path, options: dict
 ) -> Measured:
     sample = dataset.select(rows[:ROWS])
-    seconds, _ = _seconds(sample, towers, options)
-    asked, elements = _seconds(sample, towers, options | dict(kept)) if kept else (seconds, {})
-    return Measured(tower, len(rows), seconds / len(sample), asked / len(sample), elements)
+    seconds, cached = _seconds(sample, towers, place, options)
+    asked, cached = _seconds(sample, towers, place, options | dict(kept)) if kept else (seconds, cached)
+    if cached.faults:
+        (kind,) = towers
+        logger.warning(
+            "%d of the %d sampled rows cannot be embedded by the %s: %s", len(cached.faults), len(sample),
+            kind.replace("_", " "), fault_counts(cached.faults),
+        )  # fmt: skip
+    (tower,) = towers.values()
+    return Measured(tower, len(rows), seconds / len(sample), asked / len(sample), cached.elements)
 
 
-def _seconds(sample: Dataset, towers: dict[str, Any], options: dict) -> tuple[float, dict[str, float]]:
-    """Seconds that the rows of a sample take, and how many elements their ragged columns have on average."""
-    with tempfile.TemporaryDirectory() as folder:
+@dataclass(frozen=True)
+class _Cached:
+    """Of the cache of a sample: how many spans a row has on average, by column, and why rows are left out."""
+
+    elements: Mapping[str, float]
+    faults: list[str]
+
+
+def _seconds(sample: Dataset, towers: dict[str, Any], place: Path, options: dict) -> tuple[float, _Cached]:
+    """Seconds that the rows of a sample take, and what is seen in their cache."""
+    with _sample_folder(place) as folder, _silent():
         taken = []
         for _ in range(2):
             start = time.perf_counter()
-            cache = build_cache(sample, **towers, cache_dir=folder, num_workers=0, max_fault_fraction=1.0, **options)
+            try:
+                cache = build_cache(
+                    sample, **towers, cache_dir=folder, num_workers=0, max_fault_fraction=1.0, **options
+                )
+            except ValueError as error:
+                # The list of faults goes with the folder.
+                said = str(error).replace(f", see {folder / EXCLUDED}", "")
+                raise ValueError(f"The first {len(sample)} rows cannot be measured: {said}") from error
             taken.append(time.perf_counter() - start)
-        elements = {}
-        for manifest in cache.modality_manifests().values():
-            for name in manifest.get("columns", {}):
-                if name in ("words", "sentences"):
-                    shards = manifest["columns"][name]["shards"]
-                    elements[name] = sum(shard["bytes"] for shard in shards) / 4 / len(sample)
+        elements = {name: _mean_length(cache, name) for name in cache.stored_columns if name in ("words", "sentences")}
+        cached = _Cached(elements, [row["reason"] for row in cache.excluded])
     # What the second call needs too, such as the digest of the weights, is needed once, not for each row.
-    return max(taken[0] - taken[1], 1e-6), elements
+    return max(taken[0] - taken[1], 1e-6), cached
+
+
+def _mean_length(cache: EmbeddingCache, name: str) -> float:
+    """Elements that a row of a ragged column has on average."""
+    lengths = [
+        pc.list_value_length(pa.ipc.open_stream(cache.path.parent / folder / shard["file"]).read_all()[name])
+        for folder, manifest in cache.modality_manifests().items()
+        for shard in manifest.get("columns", {}).get(name, {}).get("shards", ())
+    ]
+    return float(np.concatenate([one.to_numpy() for one in lengths]).mean())
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """What a build says of a sample would read as said of the table."""
+    package = logging.getLogger(__package__)
+    level = package.level
+    package.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        package.setLevel(level)
+
+
+_SAMPLE = "embeddings-of-a-sample"
+
+
+@contextmanager
+def _sample_folder(place: Path) -> Iterator[Path]:
+    """A hidden folder of its owner alone, beside a cache's place or else in the temporary folder, for a while."""
+    remove_dead_samples(place)
+    for beside in (_there(place.parent), Path(tempfile.gettempdir())):
+        folder = aside_of(beside / _SAMPLE, clear=False).absolute()
+        try:
+            folder.mkdir(mode=0o700)
+            break
+        except OSError as error:
+            refused = error
+    else:
+        raise refused
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_dead_samples(place: str | os.PathLike) -> None:
+    """Remove what dry runs on this machine for a cache at this place left when they were killed."""
+    # The nearest folder that there is now need not have been there then.
+    for folder in (*Path(place).parents, Path(tempfile.gettempdir())):
+        with suppress(OSError):
+            aside_of(folder / _SAMPLE)
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above that exists."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
 
 
 def _mean_tokens(dataset: Dataset, rows: np.ndarray, tower: Any, max_text_length: int) -> float:
@@ -257,4 +344,12 @@ def _hours(hours: float) -> str:
     return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.4f}"
 
 
-__all__ = ["Estimate", "Measured", "column_bytes", "estimate_cache", "first_rows_of_texts", "gigabytes"]
+__all__ = [
+    "Estimate",
+    "Measured",
+    "column_bytes",
+    "estimate_cache",
+    "first_rows_of_texts",
+    "gigabytes",
+    "remove_dead_samples",
+]

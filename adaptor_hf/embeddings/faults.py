@@ -3,6 +3,7 @@
 import csv
 import io
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..files import plain_cell, printable, read_regular, write_csv_to
@@ -43,9 +44,14 @@ def read_excluded(path: Path) -> list[dict]:
 
 def fault_summary(table: PairTable, cache_dir: Path) -> str:
     """One line: how many rows are excluded, why, and where the list is."""
-    reasons = Counter(reason.split(":")[0].split(",")[0] for reason in table.faults.values())
-    counts = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common())
+    counts = fault_counts(table.faults.values())
     return f"{len(table.faults)} of {len(table)} rows are excluded, listed in {cache_dir / EXCLUDED}: {counts}"
+
+
+def fault_counts(reasons: Iterable[str]) -> str:
+    """How often there is each kind of reason, the most frequent first."""
+    kinds = Counter(reason.split(":")[0].split(",")[0] for reason in reasons)
+    return "; ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
 
 
 def check_faults(table: PairTable, cache_dir: Path, max_fault_fraction: float) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,22 @@ def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None
         )
 
 
+def images_in_part(batch_size: int, views: int) -> int:
+    """
+    Images that a worker makes at a time: those of a planned batch, or with views so many fewer that their pixels, and
+    so the shared memory of all that is on its way, are no more than those of a batch without views.
+    """
+    return max(1, batch_size // (1 + views))
+
+
 class ImageBatches:
-    """Map-style dataset whose items are whole planned batches, so that one worker makes one batch.
+    """Map-style dataset whose items are planned batches or, with views, parts of them: `parts` of each batch.
 
     Args:
         dataset: datasets.Dataset with the column `image`, formatted as Arrow.
         rows: (n,) row of the data set for each planned position.
         starts: (m,) planned position at which each batch starts.
-        batch_size: positions of a batch; the last one may be smaller.
+        batch_size: positions of a planned batch; the last one may be smaller.
         processor: image processor of the tower.
         keys: (n,) source key of each planned position, for the store.
         store: where resized images are kept, if at all.
@@ -64,7 +73,8 @@ class ImageBatches:
 
     An item has `inputs` of the tower: `pixel_values` (n, C, H, W), with views also `view_pixel_values`
     (n, K, C, H, W), `view_boxes` (n, K, 5), and of recipes that turn images `view_maps` (n, K, 2, 3), all float32;
-    the `digests` of the n files, side by side; `kept`, their offsets in the batch; `faults`, reasons by offset.
+    the `digests` of the n files, side by side; `kept`, their offsets in the item; `faults`, reasons by offset; and
+    `images`, the number of its positions.
     """
 
     def __init__(
@@ -81,8 +91,14 @@ class ImageBatches:
     ) -> None:
         self.dataset = dataset.select_columns(["image"])
         self.rows = rows
-        self.starts = starts
-        self.batch_size = batch_size
+        size = images_in_part(batch_size, stored.views)
+        ends = np.minimum(starts + batch_size, len(rows))
+        parts = [np.arange(start, end, size) for start, end in zip(starts, ends, strict=True)]
+        self.parts = [len(of_batch) for of_batch in parts]
+        self.starts = np.concatenate([starts[:0], *parts])
+        self.stops = np.concatenate(
+            [starts[:0], *(np.minimum(of_batch + size, end) for of_batch, end in zip(parts, ends, strict=True))]
+        )
         self.processor = processor
         self.keys = keys
         self.store = store
@@ -97,8 +113,8 @@ class ImageBatches:
     def __getitem__(self, index: int) -> dict:
         import torch
 
-        start = self.starts[index]
-        values = self.dataset[self.rows[start : start + self.batch_size]].column("image").to_pylist()
+        start, stop = self.starts[index], self.stops[index]
+        values = self.dataset[self.rows[start:stop]].column("image").to_pylist()
         inputs, digests, kept, faults = [], [], [], {}
         for offset, value in enumerate(values):
             key = self.keys[[start + offset]].tobytes()
@@ -116,7 +132,9 @@ class ImageBatches:
             kept.append(offset)
         names = inputs[0] if inputs else ()
         stacked = {name: torch.stack([of_image[name] for of_image in inputs]) for name in names}
-        return {"inputs": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults}
+        return {
+            "images": len(values), "inputs": stacked, "digests": b"".join(digests), "kept": kept, "faults": faults,
+        }  # fmt: skip
 
     def _inputs(self, image: Any, content: bytes) -> dict[str, Any]:
         plain = {"pixel_values": self.processor(images=[image], return_tensors="pt")["pixel_values"][0]}
@@ -156,18 +174,39 @@ def image_batches(batches: ImageBatches, num_workers: int, pin_memory: bool) -> 
     import torch
     from torch.utils.data import DataLoader
 
-    return iter(
-        DataLoader(
-            batches,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            prefetch_factor=2 if num_workers else None,
-            # A generator of its own, so that building a cache does not shift the caller's random state.
-            generator=torch.Generator(),
-            worker_init_fn=silence_worker,
-        )
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=2 if num_workers else None,
+        # A generator of its own, so that building a cache does not shift the caller's random state.
+        generator=torch.Generator(),
+        worker_init_fn=silence_worker,
     )
+    items = iter(loader)
+    return (_joined(list(islice(items, count))) for count in batches.parts)
+
+
+def _joined(parts: list[dict]) -> dict:
+    """One planned batch of its parts."""
+    import torch
+
+    if len(parts) == 1:
+        return parts[0]
+    firsts = np.cumsum([0, *(part["images"] for part in parts)]).tolist()
+    inputs = [part["inputs"] for part in parts if part["inputs"]]
+    return {
+        "images": firsts[-1],
+        "inputs": {name: torch.cat([of_part[name] for of_part in inputs]) for name in (inputs[0] if inputs else ())},
+        "digests": b"".join(part["digests"] for part in parts),
+        "kept": [first + offset for first, part in zip(firsts, parts, strict=False) for offset in part["kept"]],
+        "faults": {
+            first + offset: reason
+            for first, part in zip(firsts, parts, strict=False)
+            for offset, reason in part["faults"].items()
+        },
+    }
 
 
 def silence_worker(worker: int) -> None:

@@ -13,6 +13,7 @@ from ..data.places import check_folder, check_table_options, several
 from ..data.stored_arguments import kept_of_images, kept_of_texts, text_pooling, vision_pooling
 from ..data.table_arguments import TowerArguments
 from ..embeddings import EmbeddingCache, build_cache
+from ..embeddings.estimate import remove_dead_samples
 from ..options.command import started_as
 from ..privacy.mode import is_private
 from ..tower_bundles_adaptor import use_towers_dir
@@ -69,6 +70,7 @@ def embedding_options(data: DataArguments) -> dict[str, Any]:
         "image_store": data.image_store,
         "image_store_size": data.image_store_size,
         "check": data.check,
+        "max_fault_fraction": data.max_fault_fraction,
     }
     return found | kept_of_images(data) | kept_of_texts(data)
 
@@ -90,8 +92,9 @@ def embed_pairs(
         data, towers: What it was loaded by.
         cache_dir: Where the cache is kept.
         rebuild: Embed also what is there.
-        options: Of this machine, as of `build_cache`: device, num_workers, max_fault_fraction.
+        options: Of this machine, as of `build_cache`: device, num_workers.
     """
+    remove_dead_samples(cache_dir)
     if rebuild:
         options["rebuild"] = True
     return build_cache(
