@@ -178,7 +178,6 @@ def _build(
     max_fault_fraction: float,
 ) -> str:
     """Compute what is missing and write the pairs; returns the pairs folder."""
-    ranks.on_main(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
     read: list[PairTable] = []
     ranks.on_main(lambda: read.append(read_table(dataset, images="images" in sources, texts="texts" in sources)))
     # Only rank 0 decides; the others need nothing but the rows of its plan.
@@ -188,7 +187,18 @@ def _build(
     modalities = [
         Modality(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
     ]
-    if ranks.on_main(lambda: any(len(modality.missing(table)) for modality in modalities)):
+
+    def begin() -> bool:
+        missing = [modality for modality in modalities if len(modality.missing(table))]
+        # A tower that cannot give what is asked for is refused before anything is computed or written.
+        for modality in missing:
+            modality.check_columns()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        for source in sources.values():
+            source.remember()
+        return bool(missing)
+
+    if ranks.on_main(begin):
         _build_missing(modalities, table, cache_dir, ranks)
 
     def finish() -> str:

@@ -29,7 +29,7 @@ from .shards import POOLED, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .stored import StoredImages, StoredTexts
 from .table import PairTable, needed
-from .text_batches import TextBatches, prefetch
+from .text_batches import TextBatches, check_span_range, prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Modality:
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
+            check_span_range(self.max_length, settings.stored_texts)
         if name == "images" and settings.image_store is not None:
             identity = identity | {"image_store": settings.image_store.identity}
         if name == "images":
@@ -120,6 +121,7 @@ class Modality:
         }
         key = modality_key(identity, settings.dtype, self.max_length)
         self.folder = ModalityFolder(cache_dir, name, key, header, settings.checks)
+        self._columns: list[Column] | None = None
         self._rows = np.empty(0, dtype=np.int64)
         self._looked_up = 0  # never before
 
@@ -149,6 +151,20 @@ class Modality:
             return rows
         failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
         return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
+
+    def check_columns(self) -> None:
+        """Refuse what the tower cannot give; where rows are there already it could.
+
+        Raises:
+            ValueError: the tower does not have what is asked for.
+        """
+        if self.stored.key and not self.folder.rows:
+            self._stored_columns()
+
+    def _stored_columns(self) -> list[Column]:
+        if self._columns is None:
+            self._columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
+        return self._columns
 
     def plan(self, table: PairTable) -> Plan:
         """Plan the build; call with the lock held, on rank 0."""
@@ -196,7 +212,7 @@ class Modality:
         keys = self.keys(table)[rows]
         columns = [Column(POOLED, (self.folder.manifest["width"],), self.settings.dtype)]
         if self.stored.key and len(rows):
-            columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
+            columns = self._stored_columns()
         name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows, self.settings.rebuild)
         return Plan(name, rows, keys, lengths, columns)
 
