@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.reading import Reading
-from ..folder_lock import FolderLock, only_writer
+from ..folder_lock import FolderLock
 from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
@@ -105,7 +105,8 @@ def build_cache(
             its pooled vector, as of `StoredImages`.
         text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
             the text; in private mode see `check_private_columns`.
-        rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
+        rebuild: embed all rows of this data set anew. What is there stays for runs that read it, and is removed by the
+            next build that embeds something in these folders.
 
     Returns:
         EmbeddingCache of all splits.
@@ -210,20 +211,7 @@ def _build(
         _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 
-    pairs = ranks.on_main(finish)
-    if settings.rebuild:
-        ranks.on_main(lambda: _tidy(Path(pairs), modalities))
-    return pairs
-
-
-def _tidy(pairs: Path, modalities: list[Modality]) -> None:
-    try:
-        with only_writer(pairs.parent, "build", what="build", option="cache_dir", strict=False):
-            remove_superseded(pairs, [modality.folder for modality in modalities])
-    except BlockingIOError:
-        logger.info("another process builds in %s: what the rebuild replaced is removed by the next one", pairs.parent)
-    except (ValueError, FileNotFoundError) as error:
-        logger.warning("%s. What the rebuild replaced is kept", str(error).removesuffix("."))
+    return ranks.on_main(finish)
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:
@@ -282,6 +270,7 @@ def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path
     while not ranks.on_main(acquire):
         pass
     try:
+        ranks.on_main(lambda: remove_superseded(cache_dir, [modality.folder for modality in modalities]))
         for modality in modalities:
             plan = ranks.on_main(lambda modality=modality: modality.plan(table))
             with _space_named(cache_dir, modality, plan):
