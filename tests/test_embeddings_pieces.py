@@ -310,28 +310,6 @@ def test_pieces_with_tokens_hold_as_many_rows_as_fit(dataset, towers, tmp_path, 
     assert computed == [0]
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"image_tokens": 9}, "image_tokens asks for a grid of 9 x 9"),
-        ({"text_attention": True, "image_tokens": 2}, "no class token, whose attention text_attention is"),
-        ({"max_text_length": 40_000, "words": True}, "words and sentences are stored as int16"),
-    ],
-)
-def test_what_a_tower_cannot_give_is_refused_before_anything_is_made(
-    dataset, towers, tmp_path, computed, options, said
-):
-    text = load_text_tower(towers[1])
-    if "text_attention" in options:
-        text.processor.cls_token = None
-    if "words" in options:
-        text.spec["max_length"] = None
-    with pytest.raises(ValueError, match=said):
-        build(dataset, (towers[0], text), tmp_path / "cache", **options)
-    assert computed == []
-    assert not (tmp_path / "cache").exists()
-
-
 def test_a_rebuild_embeds_every_row_anew_and_keeps_one_generation(dataset, towers, tmp_path, computed):
     first = build(dataset, towers, tmp_path, **KEPT)
     vectors, old = first.image_embeddings(), set(files_of(tmp_path))

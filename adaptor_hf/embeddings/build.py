@@ -98,7 +98,8 @@ def build_cache(
             the key of the embeddings says that a store was used; see docs/cache.md.
         image_store_size: shorter side of the stored images in pixels, at least what the tower resizes to; smaller
             images are stored as they are.
-        piece_rows: rows after which progress is safe from a kill; fewer where tokens are kept, which take 128 MB.
+        piece_rows: rows after which progress is safe from a kill; fewer with views, and where tokens are kept, which
+            take 128 MB.
         shard_rows: rows of one Arrow file.
         check: which files are compared with their digests, as of `open_cache`.
         image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed: what is kept of an image beside

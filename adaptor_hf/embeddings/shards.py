@@ -7,6 +7,7 @@ Shards are only ever added: row numbers stay valid.
 import logging
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +189,14 @@ class ModalityFolder:
                 piece.unlink()
             elif not list(piece.glob("*.json")):
                 shutil.rmtree(piece)
+
+    def siblings(self) -> list[tuple[Path, dict]]:
+        """Other folders of this modality in the cache folder, with their manifests; damaged ones are left out."""
+        found = []
+        for place in sorted(self.path.parent.glob(f"{self.name}-*/{MANIFEST}")):
+            with suppress(ValueError):
+                found.append((place.parent, read_manifest(place.parent)))
+        return [one for one in found if one[0].name != self.path.name]
 
     def builds(self) -> list["Build"]:
         """Builds that were begun and not committed."""
