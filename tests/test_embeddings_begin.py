@@ -48,7 +48,6 @@ def computed(monkeypatch) -> list[int]:
     return numbers
 
 
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [

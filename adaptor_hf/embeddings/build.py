@@ -198,7 +198,7 @@ def _build(
         cache_dir.mkdir(parents=True, exist_ok=True)
         for source in sources.values():
             source.remember()
-        return bool(missing)
+        return bool(missing) or any(modality.folder.has_finished_pieces() for modality in modalities)
 
     if ranks.on_main(begin):
         _build_missing(modalities, table, cache_dir, ranks)
