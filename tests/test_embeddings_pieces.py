@@ -310,27 +310,35 @@ def test_pieces_with_tokens_hold_as_many_rows_as_fit(dataset, towers, tmp_path, 
     assert computed == [0]
 
 
-def test_a_rebuild_embeds_every_row_anew_and_removes_what_it_replaced(dataset, towers, tmp_path, computed):
+def test_a_rebuild_embeds_every_row_anew_and_keeps_one_generation(dataset, towers, tmp_path, computed):
     first = build(dataset, towers, tmp_path, **KEPT)
     vectors, old = first.image_embeddings(), set(files_of(tmp_path))
-    batch = first.with_columns("image_tokens").__getitems__([3, 20])
+    arrow = {name for name in old if "data-" in name or "tokens-" in name}
+    assert arrow
+    batch = open_cache(first.path, columns=("image_tokens",)).__getitems__([3, 20])
+    # Two runs that read meanwhile, and have not yet opened files of columns.
+    reading, late = (first.with_columns("image_tokens"), open_cache(first.path, columns=("image_tokens",)))
     computed.clear()
     again = build(dataset, towers, tmp_path, rebuild=True, **KEPT)
     assert computed == [0, 1, 2, 0, 1, 2]
     assert torch.equal(again.image_embeddings(), vectors)
     assert torch.equal(again.with_columns("image_tokens").__getitems__([3, 20])["image_tokens"], batch["image_tokens"])
+    assert torch.equal(reading.__getitems__([3, 20])["image_tokens"], batch["image_tokens"])
+    assert arrow <= set(files_of(tmp_path))
     assert verify_cache(tmp_path)
-    arrow = {name for name in old if "data-" in name or "tokens-" in name}
-    assert arrow
-    assert not arrow & set(files_of(tmp_path))
-    assert len(list(tmp_path.glob("pairs-*"))) == 1
+    assert len(list(tmp_path.glob("pairs-*"))) == 2
     computed.clear()
     assert build(dataset, towers, tmp_path, **KEPT).fingerprint == again.fingerprint
     assert computed == []
+    assert first.path.is_dir()
     build(dataset, towers, tmp_path, rebuild=True, **KEPT)
     assert computed == [0, 1, 2, 0, 1, 2]
     assert verify_cache(tmp_path)
-    assert len(list(tmp_path.glob("pairs-*"))) == 1
+    assert not arrow & set(files_of(tmp_path))
+    assert not first.path.exists()
+    assert again.path.is_dir()
+    with pytest.raises(FileNotFoundError, match=r"image_tokens-00000\.arrow was removed since .* Open .* again"):
+        late.__getitems__([3, 20])
 
 
 def test_a_rebuild_keeps_the_embedding_of_an_image_that_cannot_be_read_now(towers, tmp_path, caplog):
@@ -358,17 +366,17 @@ def test_a_rebuild_keeps_what_other_data_sets_need(dataset, towers, tmp_path):
     assert verify_cache(tmp_path)
 
 
-# What a rebuild does after its pieces are whole, each with a kill before it.
+# What a rebuild does before its pieces and after they are whole, each with a kill before it.
 STEPS = [
+    ("adaptor_hf.embeddings.build", "remove_superseded", 0),
+    ("adaptor_hf.embeddings.rebuilding", "give_up", 0),
+    ("adaptor_hf.embeddings.repair", "write_record", 0),
+    ("adaptor_hf.embeddings.rebuilding", "give_up", 1),
     ("adaptor_hf.embeddings.pieces", "write_record", 1),
     ("adaptor_hf.embeddings.shards", "write_record", 0),
     ("adaptor_hf.embeddings.shards", "write_record", 1),
     ("adaptor_hf.embeddings.pairs", "write_record", 0),
     ("adaptor_hf.embeddings.pairs", "write_record", 1),
-    ("adaptor_hf.embeddings.build", "remove_superseded", 0),
-    ("adaptor_hf.embeddings.rebuilding", "give_up", 0),
-    ("adaptor_hf.embeddings.repair", "write_record", 0),
-    ("adaptor_hf.embeddings.rebuilding", "give_up", 1),
 ]
 
 
@@ -376,6 +384,7 @@ STEPS = [
 def test_a_kill_during_a_rebuild_loses_nothing(dataset, towers, tmp_path, module, name, number):
     first = build(dataset, towers, tmp_path)
     images, texts = first.image_embeddings(), first.text_embeddings()
+    build(dataset, towers, tmp_path, rebuild=True)  # whose predecessor goes with the next one
 
     def interrupted():
         with pytest.MonkeyPatch.context() as patch:
@@ -390,10 +399,10 @@ def test_a_kill_during_a_rebuild_loses_nothing(dataset, towers, tmp_path, module
     again = build(dataset, towers, tmp_path, rebuild=True)
     assert torch.equal(again.image_embeddings(), images)
     assert verify_cache(tmp_path)
-    assert len(list(tmp_path.glob("pairs-*"))) == 1
+    assert len(list(tmp_path.glob("pairs-*"))) == 2
     rows = [len(read["shards"]) - sum(shard.get("lost", False) for shard in read["shards"])
             for path in tmp_path.glob("[it]*-*/cache.json") for read in [json.loads(path.read_text())]]  # fmt: skip
-    assert rows == [2, 2]
+    assert rows == [4, 4]  # this generation and the one before
 
 
 def test_rows_are_judged_by_what_is_read_back_before_they_are_quantised():

@@ -238,13 +238,17 @@ def main(argv: list[str] | None = None) -> int:
         elif arguments.command == "repair":
             from .repair import repair_cache
 
-            for name, rows in repair_cache(arguments.cache_dir).items():
+            lost = repair_cache(arguments.cache_dir)
+            for name, rows in lost.items():
                 print(f"{name}: {rows} rows are given up; the same build embeds them again")
+            if not lost:
+                print("There is nothing to give up: no file of finished embeddings is damaged.")
         else:
             from .verify import verify_cache
 
-            for name, rows in verify_cache(arguments.cache_dir).items():
-                print(f"{name}: {rows} rows, whole")
+            for name, count in verify_cache(arguments.cache_dir).items():
+                held = f"unfinished build: {count} pieces" if "/building-" in name else f"{count} rows"
+                print(f"{name}: {held}, whole")
     except (ValueError, OSError, TypeError) as error:
         print(f"error: {error_text(error)}", file=sys.stderr)
         return 1

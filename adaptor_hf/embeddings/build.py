@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data.reading import Reading
-from ..folder_lock import FolderLock, only_writer
+from ..folder_lock import FolderLock
 from ..privacy.mode import check_private_columns, check_private_mode
 from .digests import FileChecks
 from .faults import check_faults, fault_summary
@@ -99,14 +99,16 @@ def build_cache(
             the key of the embeddings says that a store was used; see docs/cache.md.
         image_store_size: shorter side of the stored images in pixels, at least what the tower resizes to; smaller
             images are stored as they are.
-        piece_rows: rows after which progress is safe from a kill; fewer where tokens are kept, which take 128 MB.
+        piece_rows: rows after which progress is safe from a kill; fewer with views, and where tokens are kept, which
+            take 128 MB.
         shard_rows: rows of one Arrow file.
         check: which files are compared with their digests, as of `open_cache`.
         image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed: what is kept of an image beside
             its pooled vector, as of `StoredImages`.
         text_tokens, text_attention, words, sentences: what is kept of a text, as of `StoredTexts`. All of it nearly is
             the text; in private mode see `check_private_columns`.
-        rebuild: embed all rows of this data set anew. What is there stays readable until the new embeddings are whole.
+        rebuild: embed all rows of this data set anew. What is there stays for runs that read it, and is removed by the
+            next build that embeds something in these folders.
         latest: whether `open_cache(cache_dir)` opens these pairs from now on; with False only where it opens none yet.
 
     Returns:
@@ -181,7 +183,6 @@ def _build(
     latest: bool,
 ) -> str:
     """Compute what is missing and write the pairs; returns the pairs folder."""
-    ranks.on_main(lambda: cache_dir.mkdir(parents=True, exist_ok=True))
     read: list[PairTable] = []
     ranks.on_main(lambda: read.append(read_table(dataset, images="images" in sources, texts="texts" in sources)))
     # Only rank 0 decides; the others need nothing but the rows of its plan.
@@ -191,7 +192,18 @@ def _build(
     modalities = [
         Modality(name, source, *ranks.on_main(source.describe), cache_dir, settings) for name, source in sources.items()
     ]
-    if ranks.on_main(lambda: any(len(modality.missing(table)) for modality in modalities)):
+
+    def begin() -> bool:
+        missing = [modality for modality in modalities if len(modality.missing(table))]
+        # A tower that cannot give what is asked for is refused before anything is computed or written.
+        for modality in missing:
+            modality.check_columns()
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        for source in sources.values():
+            source.remember()
+        return bool(missing) or any(modality.folder.has_finished_pieces() for modality in modalities)
+
+    if ranks.on_main(begin):
         _build_missing(modalities, table, cache_dir, ranks)
 
     def finish() -> str:
@@ -203,20 +215,7 @@ def _build(
         _report(table, read_manifest(pairs, check=settings.checks.metadata), cache_dir)
         return str(pairs)
 
-    pairs = ranks.on_main(finish)
-    if settings.rebuild:
-        ranks.on_main(lambda: _tidy(Path(pairs), modalities))
-    return pairs
-
-
-def _tidy(pairs: Path, modalities: list[Modality]) -> None:
-    try:
-        with only_writer(pairs.parent, "build", what="build", option="cache_dir", strict=False):
-            remove_superseded(pairs, [modality.folder for modality in modalities])
-    except BlockingIOError:
-        logger.info("another process builds in %s: what the rebuild replaced is removed by the next one", pairs.parent)
-    except (ValueError, FileNotFoundError) as error:
-        logger.warning("%s. What the rebuild replaced is kept", str(error).removesuffix("."))
+    return ranks.on_main(finish)
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:
@@ -275,6 +274,7 @@ def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path
     while not ranks.on_main(acquire):
         pass
     try:
+        ranks.on_main(lambda: remove_superseded(cache_dir, [modality.folder for modality in modalities]))
         for modality in modalities:
             plan = ranks.on_main(lambda modality=modality: modality.plan(table))
             with _space_named(cache_dir, modality, plan):

@@ -59,6 +59,7 @@ def check_faults(table: PairTable, cache_dir: Path, max_fault_fraction: float) -
     if len(table.faults) <= max_fault_fraction * len(table):
         return
     excluded = excluded_rows(table)
+    cache_dir.mkdir(parents=True, exist_ok=True)
     write_text(cache_dir / EXCLUDED, excluded_csv(excluded))
     first = "\n".join(
         f"  {row['split']} row {row['source_row']} {printable(row['file'])}: {row['reason']}" for row in excluded[:5]

@@ -21,7 +21,7 @@ from .files import key_array
 from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
 from .image_store import GREY, ImageStore
 from .joining import FILE_BYTES
-from .keys import modality_key
+from .keys import json_key, modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .pieces import PIECE_BYTES, Build
@@ -29,7 +29,7 @@ from .shards import POOLED, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
 from .stored import StoredImages, StoredTexts
 from .table import PairTable, needed
-from .text_batches import TextBatches, prefetch
+from .text_batches import TextBatches, check_span_range, prefetch
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class Modality:
         self.max_length = None
         if name == "texts":
             self.max_length = min(settings.max_text_length, self.spec.get("max_length") or settings.max_text_length)
+            check_span_range(self.max_length, settings.stored_texts)
         if name == "images" and settings.image_store is not None:
             identity = identity | {"image_store": settings.image_store.identity}
         if name == "images":
@@ -120,6 +121,7 @@ class Modality:
         }
         key = modality_key(identity, settings.dtype, self.max_length)
         self.folder = ModalityFolder(cache_dir, name, key, header, settings.checks)
+        self._columns: list[Column] | None = None
         self._rows = np.empty(0, dtype=np.int64)
         self._looked_up = 0  # never before
 
@@ -150,12 +152,28 @@ class Modality:
         failed = [key for key, why in self.folder.fault_reasons().items() if not why.startswith(READ_ERROR)]
         return rows[find_keys(key_vector(map(bytes.fromhex, failed)), keys[rows]) < 0]
 
+    def check_columns(self) -> None:
+        """Refuse what the tower cannot give; where rows are there already it could.
+
+        Raises:
+            ValueError: the tower does not have what is asked for.
+        """
+        if self.stored.key and not self.folder.rows:
+            self._stored_columns()
+
+    def _stored_columns(self) -> list[Column]:
+        if self._columns is None:
+            self._columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
+        return self._columns
+
     def plan(self, table: PairTable) -> Plan:
         """Plan the build; call with the lock held, on rank 0."""
         self.folder.reload()
         self.folder.remove_leftovers()
         rows = self.missing(table)
         self._rows, self._looked_up = self._rows[:0], 0  # what is computed now changes them
+        if len(rows) and not self.folder.rows:
+            self._say_what_lies_elsewhere(len(rows))
         if self.name == "images" and self.folder.rows and len(rows) and not self.settings.rebuild:
             rows = self._without_known_content(table, rows)
         release_memory()
@@ -171,9 +189,23 @@ class Modality:
         plan.pieces = {index: piece for index, piece in pieces if not build.is_done(index)}
         return plan
 
+    def _say_what_lies_elsewhere(self, rows: int) -> None:
+        """That the tower runs again, where it has run and something else was kept."""
+        ours, our_stored = _tower_and_stored(self.folder.manifest)
+        for folder, manifest in self.folder.siblings():
+            theirs, their_stored = _tower_and_stored(manifest)
+            if theirs == ours and their_stored != our_stored:
+                kept = [name for name in manifest["identity"].get("stored", {}) if not name.startswith("view_")]
+                logger.info(
+                    "all %d %s run through the tower again: what is stored is part of the key. %d of this tower lie in "
+                    "another folder, %s, with %s",
+                    rows, self.name, manifest["rows"], folder.name, " and ".join(["pooled vectors", *kept]),
+                )  # fmt: skip
+
     def _piece_rows(self, plan: Plan) -> int:
-        """Rows of a piece: whole batches, with tokens as many as fit into `PIECE_BYTES`."""
-        rows = self.settings.piece_rows
+        """Rows of a piece: whole batches, with tokens as many as fit into `PIECE_BYTES`, and with views as many as take
+        as many passes."""
+        rows = self.settings.piece_rows // (1 + getattr(self.stored, "views", 0))
         if len(plan.columns) > 1 and len(plan.rows):
             rows = min(rows, PIECE_BYTES // int(self._row_bytes(plan).max()))
         return self.settings.batch_size * max(1, rows // self.settings.batch_size)
@@ -196,7 +228,7 @@ class Modality:
         keys = self.keys(table)[rows]
         columns = [Column(POOLED, (self.folder.manifest["width"],), self.settings.dtype)]
         if self.stored.key and len(rows):
-            columns = columns_of(self.source.load(), self.stored, self.settings.dtype)
+            columns = self._stored_columns()
         name = plan_name(keys, self.settings.batch_size, self.settings.piece_rows, self.settings.rebuild)
         return Plan(name, rows, keys, lengths, columns)
 
@@ -302,6 +334,13 @@ class Modality:
         encoded = prefetch(lambda batch: texts.encode(plan.rows[batch[0] : batch[1]]), batches)
         for inputs, (start, stop) in zip(encoded, batches, strict=True):
             yield Batch(inputs, np.arange(stop - start), plan.keys[start:stop], {})
+
+
+def _tower_and_stored(manifest: dict) -> tuple[str, str]:
+    """Digests of what made the pooled vectors, but their dtype, and of what is kept beside them."""
+    identity = dict(manifest["identity"])
+    stored = identity.pop("stored", {})
+    return modality_key(identity, "", manifest.get("max_text_length")), json_key(stored)
 
 
 def _pooled_bytes(columns: list[Column]) -> int:

@@ -113,8 +113,8 @@ def write_pairs_folder(
     key = json_key(parts)
     rebuilt = {name: one.rebuilt for name, one in folders.items() if one.rebuilt}
     if rebuilt:
-        # Beside those that were there: up to the end of the rebuild they can be opened.
-        manifest = manifest | {"replaces": f"pairs-{key}"}
+        # Beside those that were there, which runs may read.
+        manifest = manifest | {"replaces": f"pairs-{key}", "rebuilt": rebuilt}
         key = json_key([*parts, rebuilt])
     folder = cache_dir / f"pairs-{key}"
     none = np.full(len(kept), -1, dtype=np.int64)

@@ -144,7 +144,9 @@ class Build:
             columns = pieces[0].columns
             shards, further = self.folder.write_shards(columns, fresh, shard_rows) if fresh else ([], {})
             self.folder.commit(columns[0].shape[0], shards, faults, further, again=again and bool(shards))
-        shutil.rmtree(self.path)
+        # Renamed first: what a kill leaves of it must not look like a build to go on with.
+        done = self.path.rename(self.path.with_name(f".{self.path.name}.partial"))
+        shutil.rmtree(done)
 
     def _has_new_rows(self, table: pa.Table) -> bool:
         return bool((self.folder.lookup(key_vector(table["source"].to_pylist())) < 0).any())

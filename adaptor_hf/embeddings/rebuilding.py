@@ -1,5 +1,6 @@
-"""What a rebuild leaves behind: rows that were embedded anew since, removed when nothing needs them."""
+"""What rebuilds leave behind: rows that were embedded anew since, removed one build later, when runs have read them."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -8,36 +9,49 @@ import numpy as np
 from .digests import FileChecks
 from .files import map_batch
 from .manifest import MANIFEST, read_manifest, rebuild
-from .pairs import ROWS_FILE
+from .pairs import ROWS_FILE, latest_pairs
 from .repair import give_up
 from .shards import ModalityFolder
 
+logger = logging.getLogger(__name__)
 
-def remove_superseded(pairs: Path, folders: list[ModalityFolder]) -> None:
-    """Remove the pairs that a rebuild replaced, and the files whose rows were all embedded anew and are in no pairs.
 
-    Call with the lock held, when the new pairs are written and are those that are opened: up to then, and wherever
-    this is killed, every cache that could be read can be read.
+def remove_superseded(cache_dir: Path, folders: list[ModalityFolder]) -> None:
+    """Remove the pairs that earlier rebuilds replaced, and the files whose rows were all embedded anew and are in no
+    pairs. What is damaged keeps all of it, with a warning.
+
+    Call with the lock held, before anything is computed: what this build itself replaces stays until the next one, for
+    runs that read it. Wherever this is killed, every cache that could be read can be read, but those that go.
 
     Args:
-        pairs: folder of the new pairs.
-        folders: of their images and texts.
-
-    Raises:
-        ValueError, FileNotFoundError: other pairs are damaged, so that it cannot be said what they need.
+        cache_dir: folder of the pairs.
+        folders: images and texts that this build adds to.
     """
-    replaced = read_manifest(pairs)["replaces"]
-    users = []
-    for folder in (place.parent for place in pairs.parent.glob(f"pairs-*/{MANIFEST}")):
-        manifest = read_manifest(folder)
-        if folder != pairs and replaced in (folder.name, manifest.get("replaces")):
+    try:
+        for modality in folders:
+            modality.reload()
+        rebuilt = [modality for modality in folders if modality.rebuilt]
+        if rebuilt:
+            _remove(cache_dir, rebuilt)
+    except (ValueError, FileNotFoundError) as error:
+        logger.warning("%s. What rebuilds replaced is kept", str(error).removesuffix("."))
+
+
+def _remove(cache_dir: Path, folders: list[ModalityFolder]) -> None:
+    manifests = {place.parent: read_manifest(place.parent) for place in sorted(cache_dir.glob(f"pairs-*/{MANIFEST}"))}
+    opened, names = latest_pairs(cache_dir), {modality.path.name for modality in folders}
+    newest: dict[str, Path] = {}
+    # A killed build may have written pairs that are not opened yet: then both stay.
+    for folder in sorted(manifests, key=lambda folder: sum(manifests[folder].get("rebuilt", {}).values())):
+        newest[manifests[folder].get("replaces", folder.name)] = folder
+    for folder, manifest in list(manifests.items()):
+        of_these = names & {manifest.get("images"), manifest.get("texts")}
+        if of_these and folder not in newest.values() and folder.name != opened:
             shutil.rmtree(folder)
-        else:
-            users.append((folder, manifest))
+            del manifests[folder]
     for modality in folders:
-        modality.reload()
         stale = modality.superseded()
-        for folder, manifest in users:
+        for folder, manifest in manifests.items():
             if manifest.get(modality.name) == modality.path.name:
                 FileChecks().check(folder, manifest["shards"], rebuild(folder))
                 rows = map_batch(folder / ROWS_FILE).column(f"{modality.name[:-1]}_row").to_numpy()

@@ -28,7 +28,8 @@ def repair_cache(path: str | os.PathLike) -> dict[str, int]:
     """
     path = Path(path)
     folders = sorted({place.parent for name in ("images", "texts") for place in path.glob(f"{name}-*/{MANIFEST}")})
-    if not folders:
+    # Of a build that was not finished nothing is given up: it computes damaged pieces again.
+    if not folders and not any(path.glob("*-*/building-*")):
         raise FileNotFoundError(f"{path} holds no embedding cache")
     lost: dict[str, int] = {}
     with only_writer(path, "build", what="build", option="cache_dir", strict=False):

@@ -5,8 +5,10 @@ Shards are only ever added: row numbers stay valid.
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +181,27 @@ class ModalityFolder:
             self.manifest["rebuilt"] = self.rebuilt + 1
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
+    def has_finished_pieces(self) -> bool:
+        """Whether a kill has left pieces that are committed, and they can be removed."""
+        return any(self.path.glob(".building-*.partial")) and os.access(self.path, os.W_OK)
+
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""
         for path in self.path.glob(".*.partial"):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         for piece in self.path.glob("building-*/*"):
             if piece.is_file():  # of a version before 0.2, whose pieces had no record
                 piece.unlink()
             elif not list(piece.glob("*.json")):
                 shutil.rmtree(piece)
+
+    def siblings(self) -> list[tuple[Path, dict]]:
+        """Other folders of this modality in the cache folder, with their manifests; damaged ones are left out."""
+        found = []
+        for place in sorted(self.path.parent.glob(f"{self.name}-*/{MANIFEST}")):
+            with suppress(ValueError):
+                found.append((place.parent, read_manifest(place.parent)))
+        return [one for one in found if one[0].name != self.path.name]
 
     def builds(self) -> list["Build"]:
         """Builds that were begun and not committed."""

@@ -33,6 +33,7 @@ class TowerSource:
         self._memo = folder / _MEMO
         self._module = None if isinstance(tower, (str, dict, Path)) else tower
         self._identity: dict | None = None
+        self._new: dict = {}  # of the memo
         if self._module is not None and getattr(tower, "spec", {}).get("kind") != kind:
             raise TypeError(
                 f"{kind}_tower must be a name, a tower spec, or a loaded {kind} tower, got {type(tower).__name__}"
@@ -55,7 +56,7 @@ class TowerSource:
         return self._module.eval()
 
     def describe(self) -> tuple[dict, dict]:
-        """Identity and spec of the tower; loads it only if its files changed since the last time."""
+        """Identity and spec of the tower; loads it only if its files changed since `remember` wrote them down."""
         if self._module is not None:
             return self._identify(), self._module.spec
         files = tower_files(self._given if isinstance(self._given, dict) else str(self._given))
@@ -66,11 +67,19 @@ class TowerSource:
             return known["identity"], known["spec"]
         spec = self.load().spec
         identity = self._identify()
-        # The memo names the files' places.
-        if files and not is_private() and os.access(self._memo.parent, os.W_OK):
-            towers = memo | {request: {"files": files, "identity": identity, "spec": spec}}
-            write_record(self._memo, {"towers": towers})
+        if files:
+            self._new = {request: {"files": files, "identity": identity, "spec": spec}}
         return identity, spec
+
+    def remember(self) -> None:
+        """Write down what `describe` had to load the tower for, when the build is not refused."""
+        # The memo names the files' places.
+        if self._new and not is_private() and os.access(self._memo.parent, os.W_OK):
+            try:
+                memo = read_towers(self._memo.parent)
+            except ValueError:
+                memo = {}  # which `describe` has said
+            write_record(self._memo, {"towers": memo | self._new})
 
     def load_as(self, identity: dict) -> Any:
         """The tower, when it is what `describe` said, here or on the main process.

@@ -40,6 +40,7 @@ class TextBatches:
     def __init__(self, dataset, tokenizer: Any, max_length: int, stored: StoredTexts | None = None) -> None:
         self.unknown = 0
         self.stored = stored or StoredTexts()
+        check_span_range(max_length, self.stored)
         self.dataset = dataset.select_columns(["text"])
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -66,6 +67,18 @@ class TextBatches:
             texts, truncation=True, max_length=self.max_length, padding="longest", return_tensors="pt"
         )
         return dict(encoded) | token_spans(encoded, texts, self.stored)
+
+
+def check_span_range(max_length: int, stored: StoredTexts) -> None:
+    """
+    Raises:
+        ValueError: A text may have more tokens than spans can count.
+    """
+    if (stored.words or stored.sentences) and max_length > np.iinfo(np.int16).max:
+        raise ValueError(
+            f"words and sentences are stored as int16, and max_text_length is {max_length:,}. Take at most "
+            f"{np.iinfo(np.int16).max:,}, or leave them out."
+        )
 
 
 def token_spans(encoded: Any, texts: list[str], stored: StoredTexts) -> dict[str, Ragged]:

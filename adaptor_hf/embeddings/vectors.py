@@ -135,10 +135,24 @@ class Shards:
         entries = [self.entries[index] for index in indices]
         if lost := [entry["file"] for entry in entries if entry.get("lost")]:
             raise ValueError(lost_message(self.folder / lost[0]))
-        self._checks.check(self.folder, entries, repair(self.folder))
+        try:
+            self._checks.check(self.folder, entries, repair(self.folder))
+        except FileNotFoundError as error:
+            self._refuse_given_up(entries)
+            raise error
         for index, entry in zip(indices, entries, strict=True):
             by_calls = self.bytes_a_row >= LARGE_ROW and hasattr(os, "preadv")
             self._files[index] = ColumnFile(self.folder / entry["file"], self.column, entry["rows"], by_calls)
+
+    def _refuse_given_up(self, entries: list[dict]) -> None:
+        """Say it when files went since the cache was opened."""
+        there = {entry["file"] for entry in modality_files(read_manifest(self.folder, check=self._checks.metadata))}
+        gone = [entry["file"] for entry in entries if entry["file"] not in there]
+        if gone:
+            raise FileNotFoundError(
+                f"{self.folder / gone[0]} was removed since this cache was opened: its rows were embedded anew, or it "
+                f"was damaged and given up. Open {self.folder.parent} again, and what is there now is read"
+            ) from None
 
     def check_sizes(self, rows: np.ndarray) -> None:
         """Name a missing file, or one that has not its size, of those that have a row of these."""

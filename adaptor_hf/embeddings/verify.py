@@ -27,7 +27,7 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
         path: cache folder, with one or several caches in it.
 
     Returns:
-        Rows of each folder that was checked.
+        Rows of each folder that was checked, and pieces of each unfinished build, by `<folder>/building-<plan>`.
 
     Raises:
         FileNotFoundError: no cache there, or a file is missing (named).
@@ -37,8 +37,11 @@ def verify_cache(path: str | os.PathLike) -> dict[str, int]:
     folders = [folder for folder in sorted(path.glob("*-*")) if folder.is_dir() and folder.name[0] != "."]
     checked = {}
     for folder in folders:
-        for record in sorted(folder.glob("building-*/*/piece-*.json")):
-            read_piece(record.with_suffix(".arrow"), "The next build computes it again")
+        for build in sorted(folder.glob("building-*")):
+            records = sorted(build.glob("*/piece-*.json"))
+            for record in records:
+                read_piece(record.with_suffix(".arrow"), "The next build computes it again")
+            checked[f"{folder.name}/{build.name}"] = len(records)
         if not (folder / MANIFEST).exists() and any(folder.glob("building-*")):
             continue  # a build that was interrupted; nothing is committed
         manifest = read_manifest(folder)
