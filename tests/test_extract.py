@@ -188,10 +188,8 @@ class TestImages:
         ("model_type", "stored", "message"),
         [
             ("vit", {"image_tokens": 5}, r"image_tokens asks for a grid of 5 x 5, and tower 'vit' has one of 4 x 4"),
-            ("vit", {"image_tokens": 0}, "image_tokens asks for a grid of 0 x 0"),
             ("vit", {"regions": (4, 5)}, "regions asks for a grid of 4 x 5, and tower 'vit' has one of 4 x 4"),
             ("vit", {"shallow": (1, 5)}, r"shallow asks for the depths \[1, 5\], and tower 'vit' has 4 blocks"),
-            ("vit", {"shallow": (0,)}, "numbered from 1"),
             (
                 "siglip_vision_model",
                 {"image_attention": True},

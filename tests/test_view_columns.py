@@ -237,7 +237,7 @@ def test_key_holds_recipe_seed_and_version_only_with_views(monkeypatch):
 def test_what_cannot_be_asked_for_is_refused():
     with pytest.raises(ValueError, match="view_recipe must be one of crop, mgca"):
         StoredImages(views=2, view_recipe="crops")
-    with pytest.raises(ValueError, match="views must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="views -1: expected 0 or more"):
         StoredImages(views=-1)
 
 
