@@ -7,7 +7,7 @@ import pytest
 
 from adaptor_hf.data.stored_arguments import StoredArguments, kept_of_images
 from adaptor_hf.embeddings import build_cache
-from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.embeddings.stored import STORED_VERSION, StoredImages, StoredTexts, asked_in
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,17 @@ def test_other_values_are_refused_by_name_before_anything_is_read(given, tmp_pat
 def test_options_ask_for_what_python_asks_for():
     given = StoredArguments(image_tokens="7", regions="2x3", shallow=[1, 3], views=2, view_recipe="slip", view_seed=3)
     assert StoredImages(**kept_of_images(given)) == StoredImages(7, (2, 3), (1, 3), False, 2, "slip", 3)
+
+
+def test_a_rule_that_was_mended_makes_other_keys_of_what_is_stored_and_of_nothing_else(monkeypatch):
+    asked = [StoredImages(regions=(2, 2)), StoredTexts(sentences=True)]
+    before = [one.key for one in asked]
+    assert before == [
+        {"stored": {"version": STORED_VERSION, "regions": (2, 2)}},
+        {"stored": {"version": STORED_VERSION, "sentences": True}},
+    ]
+    assert asked_in(before[1]["stored"]) == {"sentences": True}
+    monkeypatch.setattr("adaptor_hf.embeddings.stored.STORED_VERSION", STORED_VERSION + 1)
+    assert all(one.key != old for one, old in zip(asked, before, strict=True))
+    assert StoredImages().key == StoredTexts().key == StoredImages(view_seed=3).key == {}
+    assert asked_in(before[1]["stored"]) == asked_in({}) == {}

@@ -27,7 +27,7 @@ from adaptor_hf.embeddings.image_batches import ImageBatches, check_store
 from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.pieces import Build
-from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.embeddings.stored import STORED_VERSION, StoredImages, StoredTexts
 from adaptor_hf.privacy.nearly_data import nearly_data
 
 FORK = multiprocessing.get_context("fork")
@@ -227,7 +227,7 @@ def test_another_seed_and_number_and_recipe_give_other_views_under_another_key(f
 def test_key_holds_recipe_seed_and_version_only_with_views(monkeypatch):
     assert StoredImages().key == StoredImages(view_seed=3, view_recipe="lovt").key == {}
     asked = StoredImages(views=2, view_recipe="lovt", view_seed=3).key["stored"]
-    assert asked == {"views": 2, "view_seed": 3, "view_recipe": RECIPES["lovt"].key}
+    assert asked == {"version": STORED_VERSION, "views": 2, "view_seed": 3, "view_recipe": RECIPES["lovt"].key}
     assert asked["view_recipe"]["version"] == VIEWS_VERSION
     assert StoredImages(views=2).key == StoredImages(views=2, view_recipe="crop").key
     monkeypatch.setattr("adaptor_hf.data.view_recipes.VIEWS_VERSION", VIEWS_VERSION + 1)

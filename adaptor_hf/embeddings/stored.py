@@ -1,11 +1,14 @@
 """What a cache keeps of each image and text beside its pooled vector."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from ..data.stored_values import cells, depths, grid_side, whole_number, yes_or_no
 from ..data.view_recipes import Recipe, view_recipe
+
+STORED_VERSION = 1
+"""Part of the key where anything is stored: raise it when a rule of it (spans, grids, sums) gives other numbers."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class _Stored:
     @property
     def key(self) -> dict[str, Any]:
         """What is asked for, as part of the key of the embeddings; empty when nothing is."""
-        return {"stored": self._asked} if self._asked else {}
+        return {"stored": {"version": STORED_VERSION} | self._asked} if self._asked else {}
 
     @property
     def _asked(self) -> dict[str, Any]:
@@ -90,3 +93,9 @@ class StoredTexts(_Stored):
 
     def __post_init__(self):
         self._normalise(text_tokens=yes_or_no, text_attention=yes_or_no, words=yes_or_no, sentences=yes_or_no)
+
+
+def asked_in(key: Mapping[str, Any]) -> dict[str, Any]:
+    """What was asked for, of the entry `stored` of a key; empty where its rules were of another version."""
+    asked = dict(key)
+    return asked if asked.pop("version", None) == STORED_VERSION else {}
