@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import torch
 
 from .column_batches import batch_names
-from .columns import Column, build_option
+from .columns import Column
 from .digests import FileChecks, data_entry
 from .faults import EXCLUDED, read_excluded
 from .files import json_bytes, map_batch, map_batches
@@ -22,6 +22,7 @@ from .manifest import MANIFEST, modality_files, read_manifest, rebuild
 from .pairs import LATEST, PAIRS_FILE, ROWS_FILE, latest_pairs
 from .ranks import Ranks
 from .resident import ResidentCache, read_batch
+from .sequences import stored_column
 from .vectors import Shards, Vectors
 
 # Names of the pooled vectors in batches.
@@ -209,11 +210,7 @@ class EmbeddingCache:
     def _known(self, columns: Sequence[str]) -> tuple[str, ...]:
         stored = self.stored_columns
         for name in columns:
-            if name not in stored:
-                there = f"there are {', '.join(stored)}" if stored else "there is none beside the pooled vectors"
-                option = build_option(name)
-                make = f". {option} of the build stores it" if option else ""
-                raise ValueError(f"no column {name!r} in {self._store.folder}; {there}{make}")
+            stored_column(stored, name, str(self._store.folder))
         return tuple(dict.fromkeys(columns))
 
     def with_columns(self, *names: str) -> "EmbeddingCache":

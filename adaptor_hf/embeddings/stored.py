@@ -10,6 +10,34 @@ from ..data.view_recipes import Recipe, view_recipe
 STORED_VERSION = 1
 """Part of the key where anything is stored: raise it when a rule of it (spans, grids, sums) gives other numbers."""
 
+# Arguments of a build that stores a column, for example.
+COLUMN_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "image_tokens": {"image_tokens": "all"},
+    "regions": {"regions": "3x3"},
+    "shallow": {"shallow": [1]},
+    "image_attention": {"image_attention": True},
+    "view_embeds": {"views": 2},
+    "view_tokens": {"views": 2, "image_tokens": "all"},
+    "view_boxes": {"views": 2},
+    "view_maps": {"views": 2, "view_recipe": "convirt"},
+    "text_tokens": {"text_tokens": True},
+    "text_attention": {"text_attention": True},
+    "words": {"words": True},
+    "sentences": {"sentences": True},
+}
+
+
+def _said(asked: dict[str, Any]) -> str:
+    values = {name: " ".join(map(str, value)) if isinstance(value, list) else value for name, value in asked.items()}
+    options = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in values.items())
+    python = ", ".join(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}"
+                       for name, value in asked.items())  # fmt: skip
+    return f"{options} (in Python build_cache({python}))"
+
+
+HOW = {name: _said(asked) for name, asked in COLUMN_ARGUMENTS.items()}
+"""How a cache gets a column: options of `python -m adaptor_hf.embeddings build`, and arguments in Python."""
+
 
 @dataclass(frozen=True)
 class _Stored:
