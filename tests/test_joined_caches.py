@@ -155,9 +155,7 @@ def test_a_copy_in_another_split_of_another_cache_is_found(tables, caches, visio
 def test_other_embeddings_are_refused_naming_what_differs(caches, tables, vision_tower, text_tower, tmp_path):
     pairs = load_training_pairs(DataArguments(train_file=tables[1])).dataset
     shorter = build_cache(pairs, vision_tower, text_tower, tmp_path / "short", max_text_length=8)
-    with pytest.raises(
-        ValueError, match=r"1 and 2 hold other embeddings of texts: max_text_length \(16 and 8\)"
-    ):
+    with pytest.raises(ValueError, match=r"1 and 2 hold other embeddings of texts: max_text_length \(16 and 8\)"):
         join_caches([caches[0], shorter])
     exact = build_cache(pairs, vision_tower, text_tower, tmp_path / "exact", max_text_length=16, dtype="float32")
     with pytest.raises(ValueError, match=r"of images: dtype \(float16 and float32\)"):
@@ -207,9 +205,7 @@ def test_columns_that_not_all_caches_have_are_left_out_and_said(tables, caches, 
     batch = joined.with_columns("regions")[:]
     assert torch.equal(batch["regions"][:24], kept.with_columns("regions")[:]["regions"])
     assert torch.equal(joined.image_embeddings()[:24], kept.image_embeddings())
-    with pytest.raises(
-        ValueError, match=r"caches 1 and 2 do not keep the same image_tokens: .*tokens \(2 and 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"caches 1 and 2 do not keep the same image_tokens: .*tokens \(2 and 1\)"):
         joined.with_columns("image_tokens")
     with pytest.raises(ValueError, match=r"same view_embeds: .*view_recipe\. Build both"):
         joined.with_columns("view_embeds")
