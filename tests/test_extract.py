@@ -202,9 +202,14 @@ class TestImages:
         with pytest.raises(ValueError, match=message):
             columns_of(tower, StoredImages(**stored), "float16")
 
-    def test_a_cnn_has_no_attention(self):
-        with pytest.raises(ValueError, match="no layers to take image_attention from"):
-            columns_of(load_vision_tower("lite0"), StoredImages(image_attention=True), "float16")
+    def test_a_cnn_has_no_class_token_and_is_called_by_its_preset(self):
+        tower = load_vision_tower("lite0")
+        with pytest.raises(ValueError, match="tower 'lite0' has no class token, whose attention"):
+            columns_of(tower, StoredImages(image_attention=True), "float16")
+        with pytest.raises(ValueError, match=r"regions asks for .* and tower 'lite0' has"):
+            columns_of(tower, StoredImages(regions=(99, 1)), "float16")
+        with pytest.raises(ValueError, match="tower 'lite0' has no layers to take x from"), class_attention(tower, "x"):
+            pass
 
 
 class TestAttention:
