@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .arguments_adaptor import refuse_unknown
 from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from .precision_adaptor import input_dtype
-from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs
+from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, tower_name
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
 from .tower_weights_adaptor import mark_weights
@@ -177,7 +177,7 @@ class VisionTower(_Tower):
             if length == grid[0] * grid[1]:
                 return 0, grid
         raise ValueError(
-            f"tower {self.spec['name_or_path']!r} gives {length} tokens for an image of {height}x{width}; "
+            f"tower {tower_name(self.spec)!r} gives {length} tokens for an image of {height}x{width}; "
             f"with patch size {patch} they do not form a grid. Towers that drop or merge tokens are not supported."
         )
 
@@ -188,7 +188,7 @@ class VisionTower(_Tower):
         return None if prefix.shape[1] == 0 or has_none else prefix[:, 0]
 
     def _pool(self, tokens, class_token, pooled, pooling: str) -> torch.Tensor:
-        name = self.spec["name_or_path"]
+        name = tower_name(self.spec)
         if pooling == "mean":
             return tokens.mean(dim=1)
         if pooling in ("cls", "cls+mean"):

@@ -16,6 +16,11 @@ MERGES = ("concat", "mean")
 _FINAL_NORMS = ("layernorm", "norm", "final_norm", "post_layernorm", "final_layer_norm")
 
 
+def tower_name(spec: dict[str, Any]) -> str:
+    """What a tower is called in messages: its preset, else where it came from."""
+    return spec.get("preset") or spec["name_or_path"]
+
+
 def layer_fields(layers: Sequence[int] | None, merge: str | None, norm: bool | None) -> dict[str, Any]:
     """Fields of a tower spec for what was asked of `layers`, `layers_merge` and `layers_norm`; {} for the last layer.
 
@@ -45,10 +50,10 @@ def complete_layers(model: nn.Module, spec: dict[str, Any]) -> None:
     """
     if not spec.get("layers"):
         return
-    count = len(blocks_of(model, spec["name_or_path"], "layers"))
+    count = len(blocks_of(model, tower_name(spec), "layers"))
     if spec["layers"][-1] > count:
         raise ValueError(
-            f"tower {spec['name_or_path']!r} has {count} layers, got layers={spec['layers']}. Take numbers from 1 to "
+            f"tower {tower_name(spec)!r} has {count} layers, got layers={spec['layers']}. Take numbers from 1 to "
             f"{count}."
         )
     has_norm = final_norm_of(model) is not None
@@ -56,7 +61,7 @@ def complete_layers(model: nn.Module, spec: dict[str, Any]) -> None:
         spec["layers_norm"] = has_norm
     elif spec["layers_norm"] and not has_norm:
         raise ValueError(
-            f"tower {spec['name_or_path']!r} has no norm after its last layer (each layer ends with its own): take "
+            f"tower {tower_name(spec)!r} has no norm after its last layer (each layer ends with its own): take "
             "layers_norm=False."
         )
 
@@ -117,7 +122,7 @@ def chosen_blocks(model: nn.Module, spec: dict[str, Any]) -> list[nn.Module]:
     """The blocks whose outputs a spec asks for; none where it asks for the last hidden state only."""
     if not spec.get("layers"):
         return []
-    blocks = blocks_of(model, spec["name_or_path"], "layers")
+    blocks = blocks_of(model, tower_name(spec), "layers")
     return [blocks[number - 1] for number in spec["layers"]]
 
 
@@ -142,7 +147,7 @@ def merged_layers(
         if output is None or output.shape != last.shape:
             found = None if output is None else tuple(output.shape)
             raise ValueError(
-                f"tower {spec['name_or_path']!r}: layer {number} gives {found}, the network {tuple(last.shape)}, and "
+                f"tower {tower_name(spec)!r}: layer {number} gives {found}, the network {tuple(last.shape)}, and "
                 "only layers with the same tokens can be joined. Leave it out of layers."
             )
     if spec["layers_norm"]:
@@ -165,4 +170,5 @@ __all__ = [
     "layer_fields",
     "merged_layers",
     "recorded_outputs",
+    "tower_name",
 ]

@@ -188,10 +188,8 @@ class TestImages:
         ("model_type", "stored", "message"),
         [
             ("vit", {"image_tokens": 5}, r"image_tokens asks for a grid of 5 x 5, and tower 'vit' has one of 4 x 4"),
-            ("vit", {"image_tokens": 0}, "image_tokens asks for a grid of 0 x 0"),
             ("vit", {"regions": (4, 5)}, "regions asks for a grid of 4 x 5, and tower 'vit' has one of 4 x 4"),
             ("vit", {"shallow": (1, 5)}, r"shallow asks for the depths \[1, 5\], and tower 'vit' has 4 blocks"),
-            ("vit", {"shallow": (0,)}, "numbered from 1"),
             (
                 "siglip_vision_model",
                 {"image_attention": True},
@@ -204,9 +202,14 @@ class TestImages:
         with pytest.raises(ValueError, match=message):
             columns_of(tower, StoredImages(**stored), "float16")
 
-    def test_a_cnn_has_no_attention(self):
-        with pytest.raises(ValueError, match="no layers to take image_attention from"):
-            columns_of(load_vision_tower("lite0"), StoredImages(image_attention=True), "float16")
+    def test_a_cnn_has_no_class_token_and_is_called_by_its_preset(self):
+        tower = load_vision_tower("lite0")
+        with pytest.raises(ValueError, match="tower 'lite0' has no class token, whose attention"):
+            columns_of(tower, StoredImages(image_attention=True), "float16")
+        with pytest.raises(ValueError, match=r"regions asks for .* and tower 'lite0' has"):
+            columns_of(tower, StoredImages(regions=(99, 1)), "float16")
+        with pytest.raises(ValueError, match="tower 'lite0' has no layers to take x from"), class_attention(tower, "x"):
+            pass
 
 
 class TestAttention:

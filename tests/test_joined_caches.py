@@ -155,10 +155,10 @@ def test_a_copy_in_another_split_of_another_cache_is_found(tables, caches, visio
 def test_other_embeddings_are_refused_naming_what_differs(caches, tables, vision_tower, text_tower, tmp_path):
     pairs = load_training_pairs(DataArguments(train_file=tables[1])).dataset
     shorter = build_cache(pairs, vision_tower, text_tower, tmp_path / "short", max_text_length=8)
-    with pytest.raises(ValueError, match="caches 1 and 2 hold other embeddings of texts: max_text_length"):
+    with pytest.raises(ValueError, match=r"1 and 2 hold other embeddings of texts: max_text_length \(16 and 8\)"):
         join_caches([caches[0], shorter])
     exact = build_cache(pairs, vision_tower, text_tower, tmp_path / "exact", max_text_length=16, dtype="float32")
-    with pytest.raises(ValueError, match="of images: dtype"):
+    with pytest.raises(ValueError, match=r"of images: dtype \(float16 and float32\)"):
         join_caches([caches[0], exact])
     with pytest.raises(ValueError, match=r"of images: .*weights"):
         join_caches([caches[0], synthetic_cache(tmp_path / "other")])
@@ -190,3 +190,26 @@ def test_columns_beside_the_vectors_are_those_of_the_caches(tables, vision_tower
     assert torch.equal(both["image_tokens"][1], joined.source(NAMES[1])[10]["image_tokens"])
     again = pickle.loads(pickle.dumps(joined))
     assert torch.equal(again[[50]]["image_tokens"], both["image_tokens"][1:2])
+
+
+def test_columns_that_not_all_caches_have_are_left_out_and_said(tables, caches, vision_tower, text_tower, tmp_path):
+    pairs = load_training_pairs(DataArguments(train_file=tables[1])).dataset
+    asked = {"image_tokens": 2, "regions": (1, 2), "views": 1, "sentences": True}
+    kept, other = (
+        build_cache(pairs, vision_tower, text_tower, tmp_path / name, max_text_length=16, **asked | changed)
+        for name, changed in (("kept", {}), ("other", {"image_tokens": 1, "view_recipe": "slip"}))
+    )
+    assert join_caches([caches[0], kept]).stored_columns == {}
+    joined = join_caches([kept, other])
+    assert list(joined.stored_columns) == ["regions", "sentences"]
+    batch = joined.with_columns("regions")[:]
+    assert torch.equal(batch["regions"][:24], kept.with_columns("regions")[:]["regions"])
+    assert torch.equal(joined.image_embeddings()[:24], kept.image_embeddings())
+    with pytest.raises(ValueError, match=r"caches 1 and 2 do not keep the same image_tokens: .*tokens \(2 and 1\)"):
+        joined.with_columns("image_tokens")
+    with pytest.raises(ValueError, match=r"same view_embeds: .*view_recipe\. Build both"):
+        joined.with_columns("view_embeds")
+    with pytest.raises(ValueError, match=r"caches 2 and 1 do not keep the same sentences: sentences \(True and none\)"):
+        join_caches([caches[0], kept]).with_columns("sentences")
+    with pytest.raises(ValueError, match=r"has no words: it keeps regions, sentences. Build it again with --words"):
+        joined.with_columns("words")

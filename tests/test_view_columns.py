@@ -19,7 +19,7 @@ from adaptor_hf.data.images import read_image
 from adaptor_hf.data.view_recipes import RECIPES, VIEWS_VERSION
 from adaptor_hf.data.views import make_view, view_pixels, view_seed_of
 from adaptor_hf.embeddings import build_cache, open_cache
-from adaptor_hf.embeddings.columns import Column, build_option
+from adaptor_hf.embeddings.columns import Column
 from adaptor_hf.embeddings.compute import batch_faults
 from adaptor_hf.embeddings.extract import columns_of, extract
 from adaptor_hf.embeddings.files import map_table
@@ -27,7 +27,7 @@ from adaptor_hf.embeddings.image_batches import ImageBatches, check_store, image
 from adaptor_hf.embeddings.image_store import ImageStore
 from adaptor_hf.embeddings.manifest import read_manifest
 from adaptor_hf.embeddings.pieces import Build
-from adaptor_hf.embeddings.stored import StoredImages, StoredTexts
+from adaptor_hf.embeddings.stored import HOW, STORED_VERSION, StoredImages, StoredTexts
 from adaptor_hf.privacy.nearly_data import nearly_data
 
 FORK = multiprocessing.get_context("fork")
@@ -104,7 +104,7 @@ def test_every_column_of_views_is_known_by_its_option_and_as_nearly_data(built):
     names = [name for name in open_cache(built).stored_columns if name.startswith("view_")]
     assert len(names) == 4
     assert nearly_data(names) == names
-    assert all("--views" in build_option(name) for name in names)
+    assert all("--views" in HOW[name] for name in names)
 
 
 def test_manifest_says_how_views_were_made(built):
@@ -227,7 +227,7 @@ def test_another_seed_and_number_and_recipe_give_other_views_under_another_key(f
 def test_key_holds_recipe_seed_and_version_only_with_views(monkeypatch):
     assert StoredImages().key == StoredImages(view_seed=3, view_recipe="lovt").key == {}
     asked = StoredImages(views=2, view_recipe="lovt", view_seed=3).key["stored"]
-    assert asked == {"views": 2, "view_seed": 3, "view_recipe": RECIPES["lovt"].key}
+    assert asked == {"version": STORED_VERSION, "views": 2, "view_seed": 3, "view_recipe": RECIPES["lovt"].key}
     assert asked["view_recipe"]["version"] == VIEWS_VERSION
     assert StoredImages(views=2).key == StoredImages(views=2, view_recipe="crop").key
     monkeypatch.setattr("adaptor_hf.data.view_recipes.VIEWS_VERSION", VIEWS_VERSION + 1)
@@ -237,7 +237,7 @@ def test_key_holds_recipe_seed_and_version_only_with_views(monkeypatch):
 def test_what_cannot_be_asked_for_is_refused():
     with pytest.raises(ValueError, match="view_recipe must be one of crop, mgca"):
         StoredImages(views=2, view_recipe="crops")
-    with pytest.raises(ValueError, match="views must be 0 or more, got -1"):
+    with pytest.raises(ValueError, match="views -1: expected 0 or more"):
         StoredImages(views=-1)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import Field, dataclass, fields
 from typing import Any
 
 from ..options.fields import OPEN, default_of, option, own_options
+from .stored_values import cells, depths, grid_side, whole_number
 from .view_recipes import RECIPES
 
 STORED = "what is embedded and kept"
@@ -90,17 +90,14 @@ def kept_of_images(arguments: StoredArguments) -> dict[str, Any]:
     Raises:
         ValueError: a value that cannot be, naming the option.
     """
-    tokens = arguments.image_tokens
-    if tokens is not None and str(tokens).strip() != "all":
-        tokens = _side("image_tokens", tokens)
     kept = {
-        "image_tokens": tokens,
-        "regions": None if arguments.regions is None else _cells(arguments.regions),
-        "shallow": _depths("shallow", arguments.shallow),
+        "image_tokens": grid_side("--image_tokens", arguments.image_tokens),
+        "regions": cells("--regions", arguments.regions),
+        "shallow": depths("--shallow", arguments.shallow),
         "image_attention": arguments.image_attention,
-        "views": _count("views", arguments.views),
+        "views": whole_number("--views", arguments.views),
         "view_recipe": arguments.view_recipe,
-        "view_seed": _count("view_seed", arguments.view_seed),
+        "view_seed": whole_number("--view_seed", arguments.view_seed),
     }
     return {name: value for name, value in kept.items() if value}
 
@@ -119,7 +116,7 @@ def vision_pooling(arguments: StoredArguments) -> dict[str, Any]:
         ValueError: a layer that cannot be.
     """
     found: dict[str, Any] = {} if arguments.vision_pooling is None else {"pooling": arguments.vision_pooling}
-    if layers := _depths("layers", arguments.layers):
+    if layers := depths("--layers", arguments.layers):
         found |= {"layers": list(layers), "layers_merge": arguments.layers_merge}
         found["layers_norm"] = {"yes": True, "no": False, None: None}[arguments.layers_norm]
     return found
@@ -150,33 +147,6 @@ def refuse_without_tower(arguments: StoredArguments, *, vision: bool, text: bool
 def _given(arguments: StoredArguments, name: str) -> bool:
     declared: dict[str, Field] = {item.name: item for item in fields(StoredArguments)}
     return getattr(arguments, name) != default_of(declared[name])
-
-
-def _side(name: str, value: Any) -> int:
-    if not re.fullmatch(r"[1-9]\d{0,3}", str(value).strip()):
-        raise ValueError(f"--{name} {value!r}: expected all, or the side of a grid of means, such as 7.")
-    return int(value)
-
-
-def _cells(value: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d{0,3})[xX]([1-9]\d{0,3})", str(value).strip())
-    if found is None:
-        raise ValueError(f"--regions {value!r}: expected rows and columns of cells, such as 3x3.")
-    return int(found[1]), int(found[2])
-
-
-def _depths(name: str, values: list[int]) -> tuple[int, ...]:
-    if any(value < 1 for value in values):
-        raise ValueError(f"--{name} {' '.join(map(str, values))}: counted from 1.")
-    if len(set(values)) < len(values):
-        raise ValueError(f"--{name} {' '.join(map(str, values))}: each once.")
-    return tuple(values)
-
-
-def _count(name: str, value: int) -> int:
-    if value < 0:
-        raise ValueError(f"--{name} {value}: expected 0 or more.")
-    return value
 
 
 __all__ = [

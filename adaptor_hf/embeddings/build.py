@@ -51,7 +51,7 @@ def build_cache(
     shard_rows: int = SHARD_ROWS,
     check: str = "touched",
     image_tokens: Literal["all"] | int | None = None,
-    regions: tuple[int, int] | None = None,
+    regions: tuple[int, int] | str | None = None,
     shallow: tuple[int, ...] = (),
     image_attention: bool = False,
     views: int = 0,
@@ -130,6 +130,9 @@ def build_cache(
     for name, value in (sizes | {"image_store_size": image_store_size}).items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    kept_images = StoredImages(image_tokens, regions, shallow, image_attention, views, view_recipe, view_seed)
+    kept_texts = StoredTexts(text_tokens, text_attention, words, sentences)
+    check_private_columns(asdict(kept_images), asdict(kept_texts))
     cache_dir = Path(cache_dir)
     ranks = Ranks()
     on_cuda = _runs_on_cuda(device, vision_tower if vision_tower is not None else text_tower)
@@ -140,11 +143,6 @@ def build_cache(
     reading = ranks.on_main(lambda: _reading_of(dataset)) if vision_tower is not None else Reading()
     store = ImageStore(image_store, image_store_size, reading) if image_store is not None else None
     checks = FileChecks(check)
-    kept_images = StoredImages(
-        image_tokens, regions and tuple(regions), tuple(shallow), image_attention, views, view_recipe, view_seed
-    )
-    kept_texts = StoredTexts(text_tokens, text_attention, words, sentences)
-    check_private_columns(asdict(kept_images), asdict(kept_texts))
     settings = Settings(
         batch_size, dtype, max_text_length, workers, piece_rows, shard_rows, store, reading, checks, kept_images,
         kept_texts, rebuild,

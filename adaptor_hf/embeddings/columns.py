@@ -17,14 +17,6 @@ _LIMITS = {
     "int8": 65519.0, "int16": 32767,
 }  # fmt: skip
 SCALE = "_scale"
-_BUILD_OPTIONS = {
-    name: f"--{name}"
-    for name in ("image_tokens", "regions", "shallow", "image_attention", "text_tokens", "text_attention", "words",
-                 "sentences")
-} | {
-    "view_embeds": "--views", "view_boxes": "--views", "view_tokens": "--views with --image_tokens",
-    "view_maps": "--views with --view_recipe convirt or lovt",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -214,8 +206,3 @@ def column_of(name: str, entry: dict[str, Any]) -> Column:
 def entry_of(column: Column, shards: list[dict[str, Any]]) -> dict[str, Any]:
     """A column and its files as an entry of a manifest."""
     return {"shape": list(column.shape), "dtype": column.dtype, "shards": shards} | column.info
-
-
-def build_option(name: str) -> str | None:
-    """The option of a build that stores a column; None for a name that no build gives."""
-    return _BUILD_OPTIONS.get(name)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from ..frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower
 from ..pyramids_adaptor import run_with_maps
-from ..tower_layers_adaptor import blocks_of, recorded_outputs
+from ..tower_layers_adaptor import blocks_of, recorded_outputs, tower_name
 from ..towers.attention import class_attention
 from .columns import Column, Ragged
 from .stored import StoredImages, StoredTexts
@@ -17,7 +17,7 @@ from .stored import StoredImages, StoredTexts
 
 def columns_of(tower: VisionTower | TextTower, stored: StoredImages | StoredTexts, dtype: str) -> list[Column]:
     """
-    The columns that `extract` gives, the pooled vector `embedding` first; at most one pass over an empty input.
+    The columns that `extract` gives, the pooled vector `embedding` first; at most two passes over an empty input.
 
     Args:
         tower: A `VisionTower` or `TextTower`.
@@ -42,7 +42,11 @@ def columns_of(tower: VisionTower | TextTower, stored: StoredImages | StoredText
         }
         return columns + [Column(name, *known[name]) for name in known if getattr(stored, name)]
     with torch.inference_mode():
-        found, info = _image_values(tower, tower.empty_image(), stored)
+        image = tower.empty_image()
+        if stored.image_attention:
+            # Before its blocks are looked for: of a CNN it would be said that it has none.
+            _check_class_token(tower, tower.features(image))
+        found, info = _image_values(tower, image, stored)
     for name, values in found.items():
         if name != "embedding":
             kind = numbers if name == "image_attention" else dtype
@@ -128,7 +132,6 @@ def _image_values(
     tower: VisionTower, pixel_values: torch.Tensor, stored: StoredImages
 ) -> tuple[dict[str, torch.Tensor], dict[str, dict[str, Any]]]:
     """What is asked for by name, `(n, *shape)`, and what the manifest says of it."""
-    name = tower.spec["name_or_path"]
     with contextlib.ExitStack() as watched:
         if stored.image_attention:
             attention = watched.enter_context(class_attention(tower, "image_attention"))
@@ -155,15 +158,19 @@ def _image_values(
             found["shallow"] = torch.cat([layer[:, -count:].mean(dim=1) for layer in layers], dim=-1)
         info["shallow"] = {"depths": list(stored.shallow)}
     if stored.image_attention:
-        if features.class_token is None:
-            raise ValueError(
-                f"tower {name!r} has no class token, whose attention image_attention is. Leave image_attention out, or "
-                "take a tower with one, such as a ViT or DINOv2."
-            )
+        _check_class_token(tower, features)
         grid = info.get("image_tokens", {"grid": features.grid})["grid"]
         found["image_attention"] = _cell_sums(attention[0][:, -count:], features.grid, grid)
         info["image_attention"] = {"grid": list(grid)}
     return found, info
+
+
+def _check_class_token(tower: VisionTower, features: VisionFeatures) -> None:
+    if features.class_token is None:
+        raise ValueError(
+            f"tower {tower_name(tower.spec)!r} has no class token, whose attention image_attention is. Leave "
+            "image_attention out, or take a tower with one, such as a ViT or DINOv2."
+        )
 
 
 def _cell_means(features: VisionFeatures, cells: list[int]) -> torch.Tensor:
@@ -197,7 +204,7 @@ def _shares(size: int, cells: int) -> torch.Tensor:
 def _checked_cells(tower: VisionTower, features: VisionFeatures, option: str, cells: Any) -> list[int]:
     if any(not 1 <= wanted <= size for wanted, size in zip(cells, features.grid, strict=True)):
         raise ValueError(
-            f"{option} asks for a grid of {cells[0]} x {cells[1]}, and tower {tower.spec['name_or_path']!r} has one of "
+            f"{option} asks for a grid of {cells[0]} x {cells[1]}, and tower {tower_name(tower.spec)!r} has one of "
             f"{features.grid[0]} x {features.grid[1]} tokens. Take at least 1 and at most these."
         )
     return list(cells)
@@ -208,7 +215,7 @@ def _shallow_blocks(tower: VisionTower, depths: tuple[int, ...]) -> list[torch.n
     if not depths:
         return []
     try:
-        blocks = blocks_of(tower.model, tower.spec["name_or_path"], "shallow")
+        blocks = blocks_of(tower.model, tower_name(tower.spec), "shallow")
     except ValueError:
         return None
     _check_depths(tower, depths, len(blocks), "blocks")
@@ -225,13 +232,13 @@ def _stage_means(tower: VisionTower, maps: list[torch.Tensor], depths: tuple[int
 def _check_depths(tower: VisionTower, depths: tuple[int, ...], count: int, what: str) -> None:
     if any(not 1 <= depth <= count for depth in depths):
         raise ValueError(
-            f"shallow asks for the depths {list(depths)}, and tower {tower.spec['name_or_path']!r} has {count} {what}, "
+            f"shallow asks for the depths {list(depths)}, and tower {tower_name(tower.spec)!r} has {count} {what}, "
             "numbered from 1. Take numbers of these."
         )
 
 
 def _check_texts(tower: TextTower, stored: StoredTexts) -> None:
-    name, tokenizer = tower.spec["name_or_path"], tower.processor
+    name, tokenizer = tower_name(tower.spec), tower.processor
     spans = [option for option in ("words", "sentences") if getattr(stored, option)]
     if spans and not getattr(tokenizer, "is_fast", False):
         raise ValueError(

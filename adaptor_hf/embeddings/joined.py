@@ -1,9 +1,10 @@
-"""Several caches of one key as one: their files stay where they are, and no vector is copied."""
+"""Several caches with the same pooled vectors as one: their files stay where they are, and no vector is copied."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,8 @@ from .vectors import ColumnFile, Shards, Vectors
 
 _IDS = ("image_id", "patient_id", "study_id")
 _COLUMNS = (*_IDS, "view", "split", "source_row")
+# Of what determines pooled vectors, those whose values say something to a reader.
+_SHOWN = ("dtype", "max_text_length", "pooling", "layers", "layers_merge", "layers_norm")
 
 
 def join_caches(
@@ -33,7 +36,8 @@ def join_caches(
     equal for equal texts, and copies of an image across splits are found. Ids get the name of their source before them.
 
     Args:
-        caches: With the same towers, and the same of them stored.
+        caches: With the same pooled vectors: towers, reading and dtype. Of what is stored beside these the joined cache
+            has the columns that are the same in all.
         names: Of the sources; by default those of the folders, in private mode numbers. A cache that holds several
             sources keeps their names, but for a number behind one that an earlier source has.
         one_namespace: Patient ids are of one place in all of them: patient 12 of one is patient 12 of another.
@@ -65,32 +69,50 @@ def join_caches(
 
 
 def _check_same_key(caches: Sequence[EmbeddingCache]) -> None:
-    first = caches[0].manifest
     if len({cache.path.resolve() for cache in caches}) < len(caches):
         raise ValueError("--cache names one cache twice. Each source is given once")
     for number, cache in enumerate(caches[1:], 2):
         for modality in ("images", "texts"):
-            if cache.manifest.get(modality) == first.get(modality):
-                continue
             mine, theirs = (one.modality_manifests().get(one.manifest.get(modality), {}) for one in (caches[0], cache))
+            if _of_pooled(mine) == _of_pooled(theirs):
+                continue
             raise ValueError(
                 f"caches 1 and {number} hold other embeddings of {modality}: {_differences(mine, theirs)}. Build both "
                 "with the same towers and the same options; what is embedded already is not embedded again"
             )
 
 
+def _of_pooled(manifest: dict) -> dict[str, Any]:
+    """What determines the pooled vectors of a modality: all that its key is of, but for what is stored beside them."""
+    if not manifest:
+        return {}
+    known = {"dtype": manifest["dtype"], "max_text_length": manifest.get("max_text_length")} | manifest["identity"]
+    return {name: value for name, value in known.items() if name != "stored"}
+
+
+def _named(one: dict, other: dict, shown: Sequence[str] | None = None) -> str:
+    """Names of what is not the same in two dictionaries, with those values that are shown; None is all of them."""
+    said = []
+    for name in dict.fromkeys([*one, *other]):
+        values = [one.get(name), other.get(name)]
+        if values[0] == values[1]:
+            continue
+        plain = (shown is None or name in shown) and not any(isinstance(value, dict) for value in values)
+        said.append(f"{name} ({' and '.join(map(_plain, values))})" if plain else name)
+    return ", ".join(said)
+
+
+def _plain(value: Any) -> str:
+    return "none" if value is None else " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _differences(one: dict, other: dict) -> str:
     """Names of what determines embeddings and is not the same in two manifests."""
     if not one or not other:
         return "one of them has none"
-    flat = [
-        {"dtype": found.get("dtype"), "max_text_length": found.get("max_text_length")} | found.get("identity", {})
-        for found in (one, other)
-    ]
-    names = [name for name in dict.fromkeys([*flat[0], *flat[1]]) if flat[0].get(name) != flat[1].get(name)]
+    said = _named(_of_pooled(one), _of_pooled(other), _SHOWN)
     towers = [printable(str(found.get("tower", {}).get("preset") or found.get("tower", {}).get("name_or_path")))
               for found in (one, other)]  # fmt: skip
-    said = ", ".join(names) or "their keys"
     return said if towers[0] == towers[1] or is_private() else f"{said} ({towers[0]} and {towers[1]})"
 
 
@@ -128,6 +150,12 @@ class JoinedCache(EmbeddingCache):
     def __repr__(self) -> str:
         modalities = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
         return f"JoinedCache({len(self)} rows, {modalities}, {len(self._store.members)} caches)"
+
+    def _known(self, columns: Sequence[str]) -> tuple[str, ...]:
+        for name in columns:
+            if name not in self.stored_columns:
+                self._store.check_column(name)
+        return super()._known(columns)
 
     @property
     def members(self) -> list[EmbeddingCache]:
@@ -191,6 +219,24 @@ class _JoinedStore:
             "names": self.names,
             "one_namespace": one_namespace,
         }
+
+    def check_column(self, name: str) -> None:
+        """
+        Raises:
+            ValueError: some of the caches have this column, or all have another of this name.
+        """
+        for joined in self.vectors.values():
+            owner = next((part for part in joined.parts if name in part.columns), None)
+            if owner is None:
+                continue
+            number, other = next(
+                (number, part) for number, part in enumerate(joined.parts, 1) if not _same_column(name, owner, part)
+            )
+            said = _named(*(part.manifest["identity"].get("stored", {}) for part in (owner, other)))
+            raise ValueError(
+                f"caches {joined.parts.index(owner) + 1} and {number} do not keep the same {name}"
+                f"{': ' if said else ''}{said}. Build both with the same options, or leave {name} out"
+            )
 
 
 def _joined_table(
@@ -275,17 +321,21 @@ class JoinedShards(Shards):
 
 class JoinedVectors(Vectors):
     """
-    The vectors of one modality of several caches, with the columns that all of them have.
+    The vectors of one modality of several caches, with the columns that are the same in all.
 
     Args:
-        parts: Of the caches, of one key.
+        parts: Of the caches, whose pooled vectors were made alike.
     """
 
     def __init__(self, parts: Sequence[Vectors]) -> None:
         self.parts = list(parts)
         self.width, self.manifest = parts[0].width, parts[0].manifest
         self.shards = JoinedShards([part.shards for part in parts])
-        self.columns = {name: JoinedShards([part.columns[name] for part in parts]) for name in parts[0].columns}
+        self.columns = {
+            name: JoinedShards([part.columns[name] for part in parts])
+            for name in parts[0].columns
+            if all(_same_column(name, parts[0], part) for part in parts[1:])
+        }
         self.starts = np.cumsum([0] + [len(part) for part in parts])
 
     def joined_rows(self, rows: Sequence[np.ndarray]) -> np.ndarray:
@@ -299,6 +349,19 @@ class JoinedVectors(Vectors):
         return np.concatenate(
             [np.where(part < 0, -1, first[part + start]) for part, start in zip(rows, self.starts, strict=False)]
         )
+
+
+def _same_column(name: str, one: Vectors, other: Vectors) -> bool:
+    """Whether two modalities have a column of one kind, made by the same rules."""
+    if not (name in one.columns and name in other.columns):
+        return False
+    columns = [part.columns[name].column for part in (one, other)]
+    # A recipe of views is compared by what it does, and not by its name.
+    info = [{key: value for key, value in column.info.items() if key != "recipe"} for column in columns]
+    asked = [part.manifest["identity"].get("stored", {}) for part in (one, other)]
+    rules = ("version", "view_recipe") if name.startswith("view_") else ("version",)
+    rules_are_same = all(asked[0].get(rule) == asked[1].get(rule) for rule in rules)
+    return columns[0] == columns[1] and info[0] == info[1] and rules_are_same
 
 
 __all__ = ["JoinedCache", "join_caches"]

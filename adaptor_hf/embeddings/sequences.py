@@ -6,15 +6,10 @@ import torch
 
 from ..token_sequences_adaptor import token_sequence
 from .columns import Column
-
-HOW = {
-    "image_tokens": '--image_tokens all (in Python build_cache(image_tokens="all"))',
-    "text_tokens": "--text_tokens (in Python build_cache(text_tokens=True))",
-}
-"""How a cache gets a column that its readers ask for: options of `python -m adaptor_hf.embeddings build`."""
+from .stored import HOW
 
 
-def stored_column(stored: Mapping[str, Column], name: str) -> Column:
+def stored_column(stored: Mapping[str, Column], name: str, cache: str = "this cache") -> Column:
     """
     A column of `cache.stored_columns`.
 
@@ -22,11 +17,13 @@ def stored_column(stored: Mapping[str, Column], name: str) -> Column:
         ValueError: the cache has no such column; the message says how to build one.
     """
     if name not in stored:
-        kept = f"it keeps {', '.join(sorted(stored))}" if stored else "it keeps one vector an image and a text"
-        raise ValueError(
-            f"This cache has no {name}: {kept}. Build it again with {HOW[name]}; the same options of "
-            "`python -m adaptor_hf.embeddings build` otherwise."
+        kept = f"it keeps {', '.join(stored)}" if stored else "it keeps one vector an image and a text"
+        make = (
+            f"Build it again with {HOW[name]}; the same options of `python -m adaptor_hf.embeddings build` otherwise."
+            if name in HOW
+            else f"What a build can store: {', '.join(HOW)}."
         )
+        raise ValueError(f"{cache} has no {name}: {kept}. {make}")
     return stored[name]
 
 

@@ -42,6 +42,7 @@ def options_of_tokens(
     """
     from ..embeddings.keys import tower_identity
     from ..embeddings.manifest import MANIFEST, read_manifest
+    from ..embeddings.stored import asked_in
 
     # What could not be read later is refused before it is computed.
     token_sequence(torch.empty(0, tower.hidden_size), torch.empty(0, 0, tower.token_size))
@@ -50,7 +51,7 @@ def options_of_tokens(
     for path in sorted(Path(cache_dir).glob(f"images-*/{MANIFEST}")):
         manifest = read_manifest(path.parent)
         identity = dict(manifest["identity"])
-        stored = identity.pop("stored", {})
+        stored = asked_in(identity.pop("stored", {}))
         if "image_tokens" not in stored:
             continue
         options = {"dtype": manifest["dtype"]} | stored

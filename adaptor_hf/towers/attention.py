@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..tower_layers_adaptor import blocks_of
+from ..tower_layers_adaptor import blocks_of, tower_name
 from ..towers_adaptor import TextTower, VisionTower
 
 
@@ -26,7 +26,7 @@ def class_attention(tower: VisionTower | TextTower, option: str) -> Iterator[lis
     Raises:
         ValueError: The tower is no transformer, or its last block gives no attention weights.
     """
-    network, name = tower.model, tower.spec["name_or_path"]
+    network, name = tower.model, tower_name(tower.spec)
     last = blocks_of(network, name, option)[-1]
     found: list[torch.Tensor] = []
     with contextlib.ExitStack() as undo:
