@@ -121,20 +121,27 @@ def test_a_build_killed_at_many_random_moments_continues_to_the_same_bytes(setti
     kill_and_resume(setting, tmp_path, seed)
 
 
-def test_a_build_killed_while_committing_adds_no_row_twice(setting, tmp_path):
+@pytest.mark.parametrize("before", ["rename", "removal", "removal of the last"])
+def test_a_build_killed_while_committing_adds_no_row_twice(setting, tmp_path, before):
     """Killed after the manifest was written and before the pieces were removed."""
 
     def build_and_die():
         import shutil
 
-        remove = shutil.rmtree
+        remove, rename = shutil.rmtree, Path.rename
 
         def die(path, *args, **kwargs):
-            if Path(path).name.startswith("building-"):
+            last = before != "removal of the last" or path.parent.name.startswith("texts-")
+            if Path(path).name.startswith(".building-") and last:
                 os.kill(os.getpid(), signal.SIGKILL)
             remove(path, *args, **kwargs)
 
-        shutil.rmtree = die
+        def die_at_rename(path, target):
+            if path.name.startswith("building-") and before == "rename":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return rename(path, target)
+
+        shutil.rmtree, Path.rename = die, die_at_rename
         setting.build(tmp_path)
 
     process = FORK.Process(target=build_and_die)
@@ -142,8 +149,10 @@ def test_a_build_killed_while_committing_adds_no_row_twice(setting, tmp_path):
     process.join()
     assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob("images-*/cache.json"))
-    assert list(tmp_path.glob("images-*/building-*"))
+    assert list(tmp_path.glob("*-*/*building-*"))
     finish(setting.start(tmp_path))
+    assert not list(tmp_path.glob("*-*/.*"))
+    assert not list(tmp_path.glob("*-*/building-*"))
     assert snapshot(tmp_path) == setting.expected
     assert pieces(tmp_path) == PIECES
 
