@@ -147,7 +147,9 @@ def test_what_is_asked_for_is_stored_and_no_more(case):
         assert len(torch.unique(case.values[name].flatten(1), dim=0)) > 4, name
 
 
-@pytest.mark.parametrize("share", [0.4, 0.8])
+@pytest.mark.parametrize(
+    "share", [0.6, pytest.param(0.3, marks=pytest.mark.slow), pytest.param(0.85, marks=pytest.mark.slow)]
+)
 def test_a_killed_build_goes_on_to_the_same_bytes(case, share, tmp_path):
     assert case.forked(tmp_path, die_before=round(share * case.changes)) is None
     case.build(tmp_path)

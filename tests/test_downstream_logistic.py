@@ -115,6 +115,7 @@ def test_a_tuner_of_its_own_gains_under_a_hundredth_on_phantoms(fairness):
     assert median_gain(fairness, torch.from_numpy(np.stack(images)), labels, patients, 500) < 0.01
 
 
+@pytest.mark.slow
 def test_a_tuner_of_its_own_gains_under_a_hundredth_on_radiographs(fairness, realbench):
     import pandas as pd
     from PIL import Image
