@@ -11,7 +11,8 @@ its tower.
 * Build: a randomly initialised ViT-S/16 at 224 pixels, such JPEG files on disk, one process that decodes. Its rate is
   compared with the tower's alone, on pixels that are in memory, in batches of the same size.
 * Against another version (with --against, which leaves out the rest): the same builds and the same reading of a cache,
-  through towers so small that the work around them shows, each in a process of its own.
+  through towers so small that the work around them shows, and of large images through a ViT-S/16; each in a process of
+  its own.
 """
 
 import io
@@ -32,6 +33,7 @@ from small_towers import TINY_BERT, TINY_VIT, WORDS, save_bert, save_vit
 TEXT_BATCH = 64
 MAX_TOKENS = 112
 SIDE = 256
+LARGE_IMAGES = 64
 VIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 
 
@@ -216,8 +218,9 @@ def compare_versions(folder: Path, against: Path, images: int, texts: int, repea
 
     from adaptor_hf.embeddings import import_embeddings
 
-    save_vit(folder / "vit", **TINY_VIT)
-    save_bert(folder / "bert", **TINY_BERT)
+    save_vit(folder / "tower_of_build_images", **TINY_VIT)
+    save_vit(folder / "tower_of_build_large_images", image_size=224, patch_size=16, **VIT_S)
+    save_bert(folder / "tower_of_build_texts", **TINY_BERT)
     generator = np.random.default_rng(0)
     picture = radiograph(0, 64, 64)
     files = []
@@ -226,6 +229,11 @@ def compare_versions(folder: Path, against: Path, images: int, texts: int, repea
         # A comment after the picture makes each file another content: equal ones would be embedded once.
         files[-1].write_bytes(picture + str(row).encode())
     datasets.Dataset.from_dict({"image": [str(file) for file in files]}).save_to_disk(folder / "build_images")
+    pictures, large = [radiograph(seed) for seed in range(8)], []
+    for row in range(LARGE_IMAGES):
+        large.append(folder / f"large-{row}.jpg")
+        large[-1].write_bytes(pictures[row % 8] + str(row).encode())
+    datasets.Dataset.from_dict({"image": [str(file) for file in large]}).save_to_disk(folder / "build_large_images")
     words = [
         " ".join(generator.choice(WORDS, size=length)) + f" {row}" for row, length in enumerate(token_lengths(texts))
     ]
@@ -234,7 +242,7 @@ def compare_versions(folder: Path, against: Path, images: int, texts: int, repea
     import_embeddings(*vectors, cache_dir=folder / "prepared")
     versions = {"the version before": against, "this version": Path(__file__).parents[1]}
     spent: dict[tuple[str, str], list[dict]] = {}
-    works = ("build_images", "build_texts", "read")
+    works = ("build_images", "build_texts", "build_large_images", "read")
     for turn in range(repeats):
         names = list(versions)[:: 1 if turn % 2 else -1]
         for work in works:
@@ -245,7 +253,10 @@ def compare_versions(folder: Path, against: Path, images: int, texts: int, repea
                 spent.setdefault((work, name), []).append(json.loads(run.stdout.splitlines()[-1]))
         print(f"\rround {turn + 1} of {repeats}", end="", file=sys.stderr, flush=True)
     before, now = versions
-    print_header(f"Builds of {images} images, {texts} texts, and reading 200,000 rows", before, repeats)
+    title = (
+        f"Builds of {images} small images and {texts} texts through tiny towers, of {LARGE_IMAGES} large images through"
+    )
+    print_header(f"{title} ViT-S/16, and reading 200,000 rows", before, repeats)
     rows = []
     for work in works:
         rate = {name: np.median([run["rows"] / run["cpu_seconds"] for run in spent[work, name]]) for name in versions}

@@ -2,7 +2,7 @@
 One build and one reading of a cache in a process of its own, by whichever version of the package is on PYTHONPATH;
 `bench_extraction.py --against` runs it for two versions. Prints one JSON object.
 
-    python benchmarks/cache_once.py FOLDER build_images|build_texts|read
+    python benchmarks/cache_once.py FOLDER build_images|build_texts|build_large_images|read
 """
 
 import json
@@ -39,10 +39,10 @@ def main(folder: Path, work: str) -> None:
     else:
         from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower
 
-        images = work == "build_images"
         table = datasets.load_from_disk(folder / work)
-        load, place = (load_vision_tower, "vit") if images else (load_text_tower, "bert")
-        towers = {"vision_tower" if images else "text_tower": load(str(folder / place))}
+        images = "image" in table.column_names
+        load = load_vision_tower if images else load_text_tower
+        towers = {"vision_tower" if images else "text_tower": load(str(folder / f"tower_of_{work}"))}
         target = folder / f"cache-{os.getpid()}"
         began = seconds()
         cache = build_cache(table, **towers, cache_dir=target, batch_size=64, num_workers=1)

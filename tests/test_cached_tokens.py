@@ -16,6 +16,7 @@ from synthetic import synthetic_config
 
 import train_downstream
 from adaptor_hf import AdaptorForSemanticSegmentation, AdaptorModel
+from adaptor_hf.data import view_recipes
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.stored_arguments import StoredArguments
 from adaptor_hf.data.view_recipes import RECIPES
@@ -300,8 +301,8 @@ class TestTheScript:
         assert "image tokens of 5 images" in caplog.text
         assert said(1) == ["image_store, image_tokens. All images are embedded anew."]
         assert said("all", Reading("RGB")) == ["image_mode, image_store. All images are embedded anew."]
-        for name in ("slip", "simclr"):
-            monkeypatch.delitem(RECIPES, name)
+        kept = {name: recipe for name, recipe in RECIPES.items() if name not in ("slip", "simclr")}
+        monkeypatch.setattr(view_recipes, "RECIPES", kept)
         assert said("all") == ["image_store, view_recipe. All images are embedded anew."]
 
     def test_private_mode_takes_them_when_they_are_named(self, table, model, tmp_path, monkeypatch, capfd):

@@ -195,7 +195,7 @@ class TestDecoding:
         assert notes == {"resized": 1}
 
     def test_the_resize_is_said_in_the_log_without_a_path(self, image, caplog, monkeypatch):
-        monkeypatch.setattr("adaptor_hf.data.masks._warned", set())
+        monkeypatch.setattr(masks, "_warned", set())
         for _ in range(2):
             decoded(box_mask(np.array([[1, 1, 9, 9]]), image, (1024, 768)))
         assert [record.message for record in caplog.records] == [

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from rooms import targets_of
 
-import adaptor_hf
 from adaptor_hf.moved import MOVED, MOVED_NAMES, REPLACED_NAMES, install, new_name
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +27,8 @@ def forgotten():
         for name in [name for name in sys.modules if new_name(name) is not None]:
             parent, _, last = name.rpartition(".")
             del sys.modules[name]
-            vars(sys.modules.get(parent, adaptor_hf)).pop(last, None)
+            if parent in sys.modules:  # else it went a moment ago, and its names with it
+                vars(sys.modules[parent]).pop(last, None)
 
     forget()
     yield

@@ -7,6 +7,7 @@ import logging
 import numpy as np
 import pydicom
 import pytest
+from fixtures.cache_files import newest_cache
 from fixtures.dicom import write_dicom, write_jpeg_dicom
 from PIL import Image
 from pydicom.encaps import encapsulate
@@ -20,7 +21,7 @@ from adaptor_hf.data import dicom_values
 from adaptor_hf.data.images import read_image, to_uint8
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings import build_cache
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 
 SIDE = 256
@@ -250,6 +251,6 @@ class TestOneReading:
         with caplog.at_level(logging.INFO):
             train_downstream.main(words)
         assert "range_percentile is 0.5, as in the training" in caplog.text
-        assert open_cache(tmp_path / "scores" / "embeddings").vision_spec["range_percentile"] == 0.5
+        assert newest_cache(tmp_path / "scores" / "embeddings").vision_spec["range_percentile"] == 0.5
         train_downstream.main([*words, "--range_percentile", "0"])
-        assert "range_percentile" not in open_cache(tmp_path / "scores" / "embeddings").vision_spec
+        assert "range_percentile" not in newest_cache(tmp_path / "scores" / "embeddings").vision_spec

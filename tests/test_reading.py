@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from fixtures.cache_files import newest_cache
 from fixtures.dicom import write_dicom
 from PIL import Image
 from synthetic import synthetic_config
@@ -21,7 +22,7 @@ from adaptor_hf.data.images import read_image
 from adaptor_hf.data.private_rows import private_rows
 from adaptor_hf.data.reading import Reading
 from adaptor_hf.data.tables import load_pairs
-from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor
 from adaptor_hf.privacy import mode as private_mode
@@ -322,7 +323,7 @@ def test_a_run_on_colour_says_so_and_is_evaluated_and_used_so(table, paths, tiny
     with caplog.at_level(logging.INFO):
         train_downstream.main(words)
     assert "read in colour, as in the training of this model" in caplog.text
-    followed = open_cache(tmp_path / "scores" / "embeddings")
+    followed = newest_cache(tmp_path / "scores" / "embeddings")
     assert followed.vision_spec["image_mode"] == "RGB"
     # The classifier, in a pipeline: the path of a file, a picture and an array are what the cache was.
     classify = pipeline("image-classification", model=str(tmp_path / "scores" / "model"))
@@ -331,7 +332,7 @@ def test_a_run_on_colour_says_so_and_is_evaluated_and_used_so(table, paths, tiny
     assert classifier.config.vision_tower["image_mode"] == "RGB"
     # Numbers of the test that scored it.
     train_downstream.main([*words, "--image_mode", "L"])
-    assert open_cache(tmp_path / "scores" / "embeddings").vision_spec["image_mode"] == "L"
+    assert newest_cache(tmp_path / "scores" / "embeddings").vision_spec["image_mode"] == "L"
     assert "in colour: their colour is not used" in caplog.text
     names = {
         json.loads(line)["vision_tower"]

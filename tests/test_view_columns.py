@@ -13,6 +13,7 @@ import torch
 from fixtures.cache_files import snapshot
 from PIL import Image
 
+from adaptor_hf.data import view_recipes
 from adaptor_hf.data.content_keys import content_key
 from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.images import read_image
@@ -230,7 +231,7 @@ def test_key_holds_recipe_seed_and_version_only_with_views(monkeypatch):
     assert asked == {"version": STORED_VERSION, "views": 2, "view_seed": 3, "view_recipe": RECIPES["lovt"].key}
     assert asked["view_recipe"]["version"] == VIEWS_VERSION
     assert StoredImages(views=2).key == StoredImages(views=2, view_recipe="crop").key
-    monkeypatch.setattr("adaptor_hf.data.view_recipes.VIEWS_VERSION", VIEWS_VERSION + 1)
+    monkeypatch.setattr(view_recipes, "VIEWS_VERSION", VIEWS_VERSION + 1)
     assert StoredImages(views=2, view_recipe="lovt", view_seed=3).key["stored"] != asked
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 import torch
+from fixtures.cache_files import newest_cache
 from fixtures.dicom import write_dicom
 from fixtures.phantom_trees import copy_tree
 from PIL import Image
@@ -180,10 +181,10 @@ def test_a_run_on_an_export_trains_on_it_says_so_and_is_evaluated_so(export, tin
     with caplog.at_level(logging.INFO):
         train_downstream.main(words)
     assert "read as displayed, as in the training of this model" in caplog.text
-    followed = open_cache(tmp_path / "scores" / "embeddings")
+    followed = newest_cache(tmp_path / "scores" / "embeddings")
     train_downstream.main([*words, "--voi_lut", "False"])
     assert followed.vision_spec["voi_lut"] is True
-    assert "voi_lut" not in open_cache(tmp_path / "scores" / "embeddings").vision_spec
+    assert "voi_lut" not in newest_cache(tmp_path / "scores" / "embeddings").vision_spec
     lines = [json.loads(line) for path in (tmp_path / "scores/runs").glob("*/results.jsonl")
              for line in path.read_text().splitlines()]  # fmt: skip
     names = {line["vision_tower"] for line in lines}
