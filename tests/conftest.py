@@ -222,3 +222,18 @@ def pretrained_run(tmp_path_factory) -> Path:
     options = OPTIONS | {"num_train_epochs": 2, "cache": folder / "embeddings", "output_dir": folder, "use_cpu": True}
     train_pretrain.main([word for name, value in options.items() for word in (f"--{name}", str(value))])
     return folder
+
+
+@pytest.fixture
+def computed(monkeypatch) -> list[int]:
+    """Numbers of the pieces that were computed, in order."""
+    from adaptor_hf.embeddings.pieces import Build
+
+    numbers, write = [], Build.write_piece
+
+    def noted(self, index, *arguments):
+        write(self, index, *arguments)
+        numbers.append(index)
+
+    monkeypatch.setattr(Build, "write_piece", noted)
+    return numbers

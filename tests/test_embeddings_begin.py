@@ -11,7 +11,6 @@ from PIL import Image
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.embeddings import pieces as pieces_module
 from adaptor_hf.embeddings.__main__ import main
-from adaptor_hf.embeddings.pieces import Build
 from adaptor_hf.towers_adaptor import load_text_tower
 
 
@@ -33,19 +32,6 @@ def towers(tiny_dinov2, tiny_bert) -> tuple[str, str]:
 
 def build(dataset, towers, folder: Path, **options):
     return build_cache(dataset, *towers, folder, batch_size=4, num_workers=0, piece_rows=8, **options)
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[int]:
-    """Numbers of the pieces that were computed, in order."""
-    numbers, write = [], Build.write_piece
-
-    def noted(self, index, *arguments):
-        write(self, index, *arguments)
-        numbers.append(index)
-
-    monkeypatch.setattr(Build, "write_piece", noted)
-    return numbers
 
 
 @pytest.mark.parametrize(
@@ -110,7 +96,9 @@ def test_that_the_tower_runs_again_for_something_else_is_said(dataset, towers, t
         caplog.clear()
         build(dataset, (towers[0], None), tmp_path, image_tokens=2, regions=(1, 2))
         build(dataset, (None, towers[1]), tmp_path, max_text_length=8)
-    assert "again" not in caplog.text
+        assert "again" not in caplog.text
+        build(dataset, (towers[0], None), tmp_path, image_attention=True)
+    assert "with pooled vectors and image_tokens and regions" in caplog.text
 
 
 def test_pieces_with_views_take_as_many_passes(dataset, towers, tmp_path, computed):

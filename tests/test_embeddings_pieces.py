@@ -51,19 +51,6 @@ def build(dataset, towers, folder: Path, **options):
     return build_cache(dataset, *towers, folder, **options)
 
 
-@pytest.fixture
-def computed(monkeypatch) -> list[int]:
-    """Numbers of the pieces that were computed, in order."""
-    numbers, write = [], Build.write_piece
-
-    def noted(self, index, *arguments):
-        write(self, index, *arguments)
-        numbers.append(index)
-
-    monkeypatch.setattr(Build, "write_piece", noted)
-    return numbers
-
-
 def die_at(monkeypatch, module, name: str, number: int = 0) -> None:
     """End the process, as a kill does, before a function is called for the given time."""
     calls, function = [], getattr(module, name)

@@ -22,6 +22,7 @@ from .build import build_cache
 from .columns import Column
 from .extract import columns_of
 from .faults import EXCLUDED, fault_counts
+from .shards import KEY_BYTES
 from .stored import StoredImages, StoredTexts
 from .text_batches import TextBatches
 
@@ -36,8 +37,6 @@ ROWS = 32
 # Tokenizing is cheap, so that means and shares of rare events can be seen.
 TEXTS = 2000
 GRIDS = ("all", 7, 4)
-_KEYS = 36
-"""Bytes a row beside its vectors: keys of source and content, number of tokens."""
 
 
 def column_bytes(column: Column, rows: int, elements: float | None = None) -> int:
@@ -78,7 +77,7 @@ class Measured:
         """On disk; without `pooled` of what is kept beside the pooled vectors alone."""
         first, *more = columns_of(self.tower, stored, dtype)
         beside = sum(column_bytes(column, self.rows, self.elements.get(column.name)) for column in more)
-        return beside + (self.rows * (first.row_bytes + _KEYS) if pooled else 0)
+        return beside + (self.rows * (first.row_bytes + KEY_BYTES) if pooled else 0)
 
 
 @dataclass(frozen=True)
@@ -109,14 +108,17 @@ class Estimate:
         """Of what is asked for, in one process."""
         return sum(found.rows * found.asked_seconds for found, _ in self._both())
 
+    def pooled_bytes(self, dtype: str) -> int:
+        """Of the pooled vectors alone."""
+        return sum(found.bytes_of(type(stored)(), dtype) for found, stored in self._both())
+
     def _both(self) -> list[tuple[Measured, StoredImages | StoredTexts]]:
         both = zip((self.images, self.texts), self.asked, strict=True)
         return [(found, stored) for found, stored in both if found is not None]
 
     def table(self) -> str:
         """Bytes and hours of each choice, and of what is asked for."""
-        pooled = {dtype: sum(found.bytes_of(type(stored)(), dtype) for found, stored in self._both())
-                  for dtype in ("float16", "int8")}  # fmt: skip
+        pooled = {dtype: self.pooled_bytes(dtype) for dtype in ("float16", "int8")}
         hours = sum(found.rows * found.seconds for found, _ in self._both()) / 3600
         lines = [
             f"  {'':<44}{'float16':>12}{'int8':>12}{'hours':>9}",

@@ -25,9 +25,9 @@ from .keys import json_key, modality_key
 from .lookup import distinct_rows, find_keys
 from .memory import release_memory
 from .pieces import PIECE_BYTES, Build
-from .shards import POOLED, ModalityFolder, key_hex, plan_name, row_ranges
+from .shards import KEY_BYTES, POOLED, ModalityFolder, key_hex, plan_name, row_ranges
 from .source import TowerSource
-from .stored import StoredImages, StoredTexts
+from .stored import StoredImages, StoredTexts, asked_in
 from .table import PairTable, needed
 from .text_batches import TextBatches, check_span_range, prefetch
 
@@ -195,7 +195,8 @@ class Modality:
         for folder, manifest in self.folder.siblings():
             theirs, their_stored = _tower_and_stored(manifest)
             if theirs == ours and their_stored != our_stored:
-                kept = [name for name in manifest["identity"].get("stored", {}) if not name.startswith("view_")]
+                asked = asked_in(manifest["identity"].get("stored", {}))
+                kept = [name for name in asked if not name.startswith("view_")]
                 logger.info(
                     "all %d %s run through the tower again: what is stored is part of the key. %d of this tower lie in "
                     "another folder, %s, with %s",
@@ -344,4 +345,4 @@ def _tower_and_stored(manifest: dict) -> tuple[str, str]:
 
 
 def _pooled_bytes(columns: list[Column]) -> int:
-    return columns[0].row_bytes + 36  # keys and the number of tokens
+    return columns[0].row_bytes + KEY_BYTES

@@ -48,11 +48,7 @@ def image_sequence(batch: Mapping[str, torch.Tensor], column: Column) -> torch.T
     Raises:
         ValueError: the batch has no tokens, or they are not as wide as the pooled embedding.
     """
-    if "image_tokens" not in batch:
-        raise ValueError(
-            'This batch has no image_tokens. Open the cache with open_cache(path, columns=("image_tokens",)), or take '
-            'cache.with_columns("image_tokens").'
-        )
+    _check_has(batch, "image_tokens")
     return token_sequence(batch["image_embeds"], batch["image_tokens"][:, int(column.info["prefix"]) :])
 
 
@@ -71,15 +67,19 @@ def text_sequence(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torc
     Raises:
         ValueError: the batch has no tokens, or they are not as wide as the pooled embedding.
     """
-    if "text_tokens" not in batch:
-        raise ValueError(
-            'This batch has no text_tokens. Open the cache with open_cache(path, columns=("text_tokens",)), or take '
-            'cache.with_columns("text_tokens").'
-        )
+    _check_has(batch, "text_tokens")
     mask = batch["text_attention_mask"]
     return token_sequence(batch["text_embeds"], batch["text_tokens"]), torch.cat(
         [torch.ones_like(mask[:, :1]), mask], 1
     )
+
+
+def _check_has(batch: Mapping[str, torch.Tensor], name: str) -> None:
+    if name not in batch:
+        raise ValueError(
+            f'This batch has no {name}. Open the cache with open_cache(path, columns=("{name}",)), or take '
+            f'cache.with_columns("{name}").'
+        )
 
 
 __all__ = ["grid_of", "image_sequence", "stored_column", "text_sequence"]

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_ROWS = 65_536
 POOLED = "embedding"
+KEY_BYTES = 36
+"""Bytes a row beside its vectors: keys of source and content, number of tokens."""
 _ALIASES = "aliases.arrow"
 _LOST_KEY = b"\xff" * 16  # of no row
 _END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"  # of Arrow, with nothing behind it

@@ -44,7 +44,8 @@ def estimate_run(
     place = place_of_cache(arguments.output_dir, data.cache_dir)
     stored = estimate_storage(pairs, data, vision, text_tower, place, device)
     tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text_tower) for p in tower.parameters())
-    pooled = 2 * (stored.images.rows * vision.hidden_size + stored.texts.rows * text_tower.hidden_size)
+    # Training reads nothing else.
+    pooled = stored.pooled_bytes(stored.dtype)
 
     model = AdaptorModel(
         model_arguments.config(vision_hidden_size=vision.hidden_size, text_hidden_size=text_tower.hidden_size)
