@@ -98,7 +98,7 @@ def test_that_the_tower_runs_again_for_something_else_is_said(dataset, towers, t
         build(dataset, (None, towers[1]), tmp_path, max_text_length=8)
         assert "again" not in caplog.text
         build(dataset, (towers[0], None), tmp_path, image_attention=True)
-    assert "with pooled vectors and image_tokens and regions" in caplog.text
+    assert "with pooled vectors and image_tokens and regions\n" in caplog.text
 
 
 def test_pieces_with_views_take_as_many_passes(dataset, towers, tmp_path, computed):
