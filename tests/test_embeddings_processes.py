@@ -241,6 +241,28 @@ def test_a_second_builder_waits_and_uses_what_the_first_one_made(setting, tmp_pa
     assert snapshot(tmp_path) == setting.expected
 
 
+def test_pairs_that_another_builder_finished_meanwhile_are_left_alone(setting, tmp_path, monkeypatch):
+    """The other one starts and ends between this one's look at the folder and its writing."""
+    from adaptor_hf.embeddings import pairs
+
+    look, written = pairs._is_current, []
+
+    def look_and_wait(folder, *args):
+        found = look(folder, *args)
+        if not written:
+            assert not found
+            written.append(None)
+            finish(setting.start(tmp_path))
+            written[0] = (folder / "cache.json").stat()
+        return found
+
+    monkeypatch.setattr(pairs, "_is_current", look_and_wait)
+    assert len(setting.build(tmp_path)) == len(open_cache(tmp_path))
+    manifest = next(tmp_path.glob("pairs-*/cache.json")).stat()
+    assert (manifest.st_ino, manifest.st_mtime_ns) == (written[0].st_ino, written[0].st_mtime_ns)
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_interrupting_ends_soon_and_says_how_to_go_on(setting, tmp_path):
     def build():
         logging.basicConfig(filename=tmp_path / "log.txt", force=True)

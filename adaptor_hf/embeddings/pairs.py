@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from ..data.content_keys import text_key
 from ..data.ids import SOURCE
 from ..files import folder_written_aside, read_regular
+from ..folder_lock import only_writer
 from .digests import FileChecks
 from .faults import EXCLUDED, excluded_csv, excluded_rows
 from .files import KEY_DTYPE, map_batch, write_batch, write_batches, write_text
@@ -123,23 +124,11 @@ def write_pairs_folder(
     shards = {name: [entry["sha256"] for entry in one.manifest["shards"]] for name, one in folders.items()}
     checks = next(iter(folders.values())).checks
     if not _is_current(folder, numbers, shards, checks):
-        numbers["study"] = study_codes(ids, kept)
-        release_memory()
-        rows = pa.RecordBatch.from_pydict(numbers)
-        shutil.rmtree(folder, ignore_errors=True)
-        try:
-            with folder_written_aside(folder) as aside:
-                files = [write_batch(aside / ROWS_FILE, rows)]
-                batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
-                files.append(write_batches(aside / PAIRS_FILE, ids.schema, batches))
-                header = {"content": "pairs", "key": key, "rows": len(kept), "shards": files, "embedding_files": shards}
-                header["files"] = [write_text(aside / EXCLUDED, listed)]
-                if SOURCE in ids.column_names:
-                    header["sources"] = pc.unique(ids[SOURCE]).to_pylist()
-                write_record(aside / MANIFEST, header | manifest)
-        except OSError:
-            if not (folder / MANIFEST).exists():  # otherwise another process was faster, with the same content
-                raise
+        # Another build may write the same pairs: what it has finished is not removed under its eyes.
+        with only_writer(cache_dir, "pairs", timeout=600, what="build", option="cache_dir", strict=False):
+            if not _is_current(folder, numbers, shards, checks):
+                release_memory()
+                _write_folder(folder, numbers | {"study": study_codes(ids, kept)}, ids, kept, shards, listed, manifest)
     # A cache that is complete may be read-only.
     if not (cache_dir / EXCLUDED).exists() or read_regular(cache_dir / EXCLUDED) != listed.encode(
         "utf-8", "backslashreplace"
@@ -155,6 +144,27 @@ def write_pairs_folder(
     if before != folder.name:
         write_record(cache_dir / LATEST, {"pairs": folder.name})
     return folder
+
+
+def _write_folder(
+    folder: Path,
+    numbers: dict[str, np.ndarray],
+    ids: pa.Table,
+    kept: np.ndarray,
+    shards: dict[str, list[str]],
+    listed: str,
+    manifest: dict,
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    with folder_written_aside(folder) as aside:
+        files = [write_batch(aside / ROWS_FILE, pa.RecordBatch.from_pydict(numbers))]
+        batches = (batch for part in _id_batches(ids, kept) for batch in part.combine_chunks().to_batches())
+        files.append(write_batches(aside / PAIRS_FILE, ids.schema, batches))
+        header = {"content": "pairs", "key": folder.name.removeprefix("pairs-"), "rows": len(kept), "shards": files}
+        header |= {"embedding_files": shards, "files": [write_text(aside / EXCLUDED, listed)]}
+        if SOURCE in ids.column_names:
+            header["sources"] = pc.unique(ids[SOURCE]).to_pylist()
+        write_record(aside / MANIFEST, header | manifest)
 
 
 def _is_current(folder: Path, numbers: dict[str, np.ndarray], shards: dict[str, list[str]], checks: FileChecks) -> bool:
