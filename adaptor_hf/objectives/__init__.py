@@ -1,7 +1,23 @@
-"""Training objectives. They take tensors; which rows meet which is the trainer's business."""
+"""Training objectives: the interface, one method a file, and losses of tensors."""
 
 from ..loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
+from .base import Objective
 from .chunked import chunked_cross_entropy
-from .gather import gathered_contrastive_loss
+from .contrastive import AdaptorObjective
+from .encoded import Encoded, Side
+from .gather import Gather, gathered_contrastive_loss
+from .known import find_objective, known_objectives
 
-__all__ = ["chunked_cross_entropy", "contrastive_loss", "gathered_contrastive_loss", "sigmoid_contrastive_loss"]
+__all__ = [
+    "AdaptorObjective",
+    "Encoded",
+    "Gather",
+    "Objective",
+    "Side",
+    "chunked_cross_entropy",
+    "contrastive_loss",
+    "find_objective",
+    "gathered_contrastive_loss",
+    "known_objectives",
+    "sigmoid_contrastive_loss",
+]

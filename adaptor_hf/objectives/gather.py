@@ -1,4 +1,6 @@
-"""The contrastive loss over all ranks: every rank's rows are negatives of every other's, with exact gradients."""
+"""Rows of all ranks, and the contrastive loss over them: every rank's rows are negatives of every other's."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -51,6 +53,71 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+class SumOverRanks(torch.autograd.Function):
+    """The sum over ranks of a tensor; its gradient is the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(ctx, values):
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad_output):
+        total = grad_output.clone()
+        dist.all_reduce(total)
+        return total
+
+
+@dataclass(frozen=True)
+class Gather:
+    """
+    The processes whose rows meet in an objective.
+
+    A loss that each process takes over its own rows against `rows(...)` of all, and that is scaled by `share`, is, as
+    the mean over processes, the loss of the whole batch, and so are its gradients.
+
+    Args:
+        rank (`int`), world_size (`int`): This process and how many there are.
+        equal_counts (`bool`): All processes hold equally many rows, which saves an exchange a step.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    equal_counts: bool = False
+
+    @classmethod
+    def of_processes(cls, equal_counts: bool = False) -> "Gather":
+        """Over the process group, where there is one. `Gather()` is this process alone."""
+        if not dist.is_initialized():
+            return cls(equal_counts=equal_counts)
+        return cls(dist.get_rank(), dist.get_world_size(), equal_counts)
+
+    def counts(self, rows: torch.Tensor) -> list[int]:
+        """Number of rows on every process, in their order."""
+        if self.world_size == 1 or self.equal_counts:
+            return [len(rows)] * self.world_size
+        return gather_counts(len(rows), rows.device)
+
+    def rows(self, rows: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
+        """`(n, ...)` of this process to `(N, ...)` of all, in their order, with exact gradients; see `gather_rows`."""
+        if self.world_size == 1:
+            return rows
+        return gather_rows(rows, self.counts(rows) if counts is None else counts)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over processes, with exact gradients."""
+        return values if self.world_size == 1 else SumOverRanks.apply(values)
+
+    def start(self, counts: list[int]) -> int:
+        """Where this process's rows begin among those of all."""
+        return sum(counts[: self.rank])
+
+    def share(self, counts: list[int]) -> float:
+        """What makes a sum over this process's rows a part of the mean over all rows."""
+        return self.world_size / sum(counts)
+
+
 def gathered_contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -59,6 +126,7 @@ def gathered_contrastive_loss(
     normalize: bool = True,
     positives: torch.Tensor | None = None,
     equal_counts: bool = False,
+    gather: Gather | None = None,
 ) -> torch.Tensor:
     """
     [`contrastive_loss`] over the rows of all ranks: this rank's rows against every rank's.
@@ -72,6 +140,7 @@ def gathered_contrastive_loss(
         positives (`torch.Tensor` of shape `(B,)`, *optional*): Integer ids of this rank's rows, comparable over ranks.
         equal_counts (`bool`, defaults to `False`): The caller vouches that all ranks hold B rows. That saves the
             exchange of counts, which makes a GPU wait for the CPU.
+        gather ([`Gather`], *optional*): The processes; by default all, with `equal_counts`.
 
     Returns:
         `torch.Tensor`: scalar. Without a process group it is `contrastive_loss` of the local rows.
@@ -86,7 +155,8 @@ def gathered_contrastive_loss(
         raise ValueError(
             f"positives must be integer ids of shape ({len(image_embeds)},), got {tuple(positives.shape)}."
         )
-    rank, world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    gather = Gather.of_processes(equal_counts) if gather is None else gather
+    rank, world_size = gather.rank, gather.world_size
     if world_size == 1 and len(image_embeds) < CHUNKED_FROM:
         return contrastive_loss(image_embeds, text_embeds, logit_scale, image_to_text_weight, False, positives)
     if world_size == 1:
@@ -101,14 +171,11 @@ def gathered_contrastive_loss(
                 query_ids=positives,
                 key_ids=positives,
             )
-    local = len(image_embeds)
-    counts = [local] * world_size if equal_counts else gather_counts(local, image_embeds.device)
-    all_images, all_texts = gather_rows(image_embeds, counts), gather_rows(text_embeds, counts)
-    all_ids = None if positives is None else gather_rows(positives, counts)
+    counts = gather.counts(image_embeds)
+    all_images, all_texts = gather.rows(image_embeds, counts), gather.rows(text_embeds, counts)
+    all_ids = None if positives is None else gather.rows(positives, counts)
 
-    start = sum(counts[:rank])
-    # The mean over ranks of these is the mean over all rows.
-    share = world_size / sum(counts)
+    start, share = gather.start(counts), gather.share(counts)
     directions = (
         (image_embeds, all_texts, image_to_text_weight * share),
         (text_embeds, all_images, (1 - image_to_text_weight) * share),
@@ -128,4 +195,4 @@ def gathered_contrastive_loss(
         )
 
 
-__all__ = ["gathered_contrastive_loss"]
+__all__ = ["Gather", "gathered_contrastive_loss"]

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..objectives.positives import POSITIVE_COLUMN, positive_ids
+
 # What a batch of the cache says about its rows, and what the model does not take.
 ROW_COLUMNS = ("text_row", "study", "row", "source")
-POSITIVE_COLUMN = {"text": "text_row", "study": "study", "pair": None}
 IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask")
 TEXT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "text_embeds", "text_attention_mask")
 
@@ -99,22 +100,6 @@ def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tenso
     inputs = with_text_rows(dict(inputs))
     rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
     return rows, {name: value for name, value in inputs.items() if name not in rows}
-
-
-def positive_ids(rows: Mapping[str, torch.Tensor], positives: str) -> torch.Tensor | None:
-    """
-    `(B,)` ids by which rows of a batch are no negatives of each other; None for `"pair"`.
-
-    Raises:
-        ValueError: the data set does not give the column.
-    """
-    column = POSITIVE_COLUMN[positives]
-    if column is not None and column not in rows:
-        raise ValueError(
-            f"positives {positives!r} go by {column}, which the data set does not give. Add it, or choose "
-            f"{' or '.join(name for name in POSITIVE_COLUMN if name != positives)}."
-        )
-    return None if column is None else rows[column]
 
 
 def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
