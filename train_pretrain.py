@@ -94,10 +94,11 @@ def pretrain(
     model = AdaptorModel(config)
     logger.info(describe_run(model, training, cache, parts))
 
-    # Objective: the contrastive loss over the pairs of all processes, in the trainer.
+    # Objective: what is minimised, over the pairs of all processes.
     trainer = AdaptorTrainer(
         model=model,
         args=training,
+        objective=model_arguments.make_objective(),
         train_dataset=parts["train"],
         eval_dataset=parts.get("validation"),
         processing_class=processor_of(config),
