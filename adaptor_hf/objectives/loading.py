@@ -92,15 +92,21 @@ def objective_name(made: type[Objective]) -> str:
     return made.name if known_objectives().get(made.name) is made else made.__name__
 
 
+def describe_objective(name: str) -> str:
+    """For a sentence of a card: "trained with ..."."""
+    if name == "adaptor":
+        return "a contrastive loss"
+    return f"the objective `{name}`" + ("" if name in known_objectives() else ", code of its author's own,")
+
+
 def objective_identity(objective: Objective) -> dict[str, str]:
     """
-    By what a checkpoint knows the objective that it is of: `name`, and for one of a file `sha256` of its bytes.
+    By what a checkpoint knows the objective that it is of: `name`, and of one of a file `sha256` of its bytes.
 
-    A class that was written elsewhere, in a notebook or a script, is known by its name alone.
+    A class that was written elsewhere, in a notebook or a script, is known by its name alone; its `sha256` is "".
     """
     made = type(objective)
-    digest = {} if made.file_sha256 is None else {"sha256": made.file_sha256}
-    return {"name": objective_name(made)} | digest
+    return {"name": objective_name(made), "sha256": made.file_sha256 or ""}
 
 
 def file_of(made: type[Objective]) -> Path | None:
@@ -160,6 +166,8 @@ def _class_of_file(path: Path, name: str | None) -> type[Objective]:
         there = f"Its objectives: {', '.join(own)}." if own else "It has no class that inherits from Objective."
         what = f"has no class {name!r} of its own" if name else "is named without a class"
         raise ValueError(f"The file {shown} {what}: expected {FORM}.{meant} {there}")
+    if name in known_objectives():
+        raise ValueError(f"The class {name!r} of {shown} is called as an objective of the package. Rename it.")
     if name not in own:
         raise ValueError(
             f"{name} of {shown} is no objective: expected a class that inherits from adaptor_hf.objectives.Objective."
@@ -212,16 +220,17 @@ def _run(call: Callable[[], _T], path: Path, what: str) -> _T:
         return call()
     except (Exception, SystemExit) as error:
         if isinstance(error, SyntaxError) and error.filename == str(path):
-            line, said = error.lineno, f"SyntaxError: {error.msg}"
+            line, said = error.lineno, f"{type(error).__name__}: {error.msg}"
         else:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
             line, said = lines[-1] if lines else None, f"{type(error).__name__}: {error}"
-        place = str(path) if line is None else f"{path}:{line}"
-        raise ValueError(f"{what}: {said}, in {printable(place)!r}. Correct the file.") from error
+        place = "" if line is None else f"line {line} of "
+        raise ValueError(f"{what}: {said}, in {place}{printable(path)!r}. Correct the file.") from error
 
 
 __all__ = [
     "FORM",
+    "describe_objective",
     "file_of",
     "is_file",
     "load_objective",
