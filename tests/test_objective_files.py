@@ -157,7 +157,7 @@ class TestLoading:
         for place in (tmp_path, tmp_path / "more"):
             (place / mine).write_text(text, encoding="utf-8")
             made = objective_class(str(place / mine) + ":Mine")
-            assert sys.modules[made.__module__].PLACE == str(place / mine)
+            assert vars(sys.modules[made.__module__])["PLACE"] == str(place / mine)
 
     def test_those_of_the_package_by_name(self):
         assert type(load_objective("adaptor")) is AdaptorObjective
@@ -223,7 +223,7 @@ class TestFaults:
 
     def test_bytes_that_are_no_text(self, mine, tmp_path):
         (tmp_path / "bad.py").write_bytes(b"x = '\xff'\n")
-        with pytest.raises(ValueError, match="The file cannot be run: SyntaxError: .*bad.py"):
+        with pytest.raises(ValueError, match=r"The file cannot be run: SyntaxError: .*bad\.py"):
             load_objective("bad.py:Mine")
 
     def test_an_init_that_fails_is_named_with_its_line(self, mine):
@@ -235,13 +235,13 @@ class TestFaults:
 
     def test_only_regular_files_of_a_size_are_read(self, mine, tmp_path):
         os.mkfifo(tmp_path / "pipe.py")
-        with pytest.raises(OSError, match="pipe.py: not a file but a pipe"):
+        with pytest.raises(OSError, match=r"pipe\.py: not a file but a pipe"):
             load_objective("pipe.py:Mine")
         (tmp_path / "folder.py").mkdir()
-        with pytest.raises(OSError, match="folder.py: not a file but a folder"):
+        with pytest.raises(OSError, match=r"folder\.py: not a file but a folder"):
             load_objective("folder.py:Mine")
         (tmp_path / "big.py").write_bytes(b"#" * (MAX_SOURCE_BYTES + 1))
-        with pytest.raises(ValueError, match="big.py: 1,048,577 bytes, over the limit of 1,048,576"):
+        with pytest.raises(ValueError, match=r"big\.py: 1,048,577 bytes, over the limit of 1,048,576"):
             load_objective("big.py:Mine")
 
     @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ class TestTrust:
             (tmp_path / "theirs.yaml").write_text(text, encoding="utf-8")
             return "theirs.yaml"
 
-        yield write
+        return write
 
     def test_the_command_line_is_the_users_word(self, recipe, tmp_path):
         _, model, *_ = parsed("--objective", "evil.py:Mine")
@@ -292,7 +292,7 @@ class TestTrust:
     def test_a_recipe_needs_the_users_word(self, recipe, tmp_path, text, first):
         name = [recipe(text)] if first else ["--recipe", recipe(text)]
         for words in ([], ["--trust_remote_code", "False"], ["--objective", '{"margin": 0.7}']):
-            with pytest.raises(ValueError, match="The recipe names code for objective: 'evil.py:Mine'.*--trust_remote"):
+            with pytest.raises(ValueError, match=r"The recipe names code for objective: 'evil\.py:Mine'.*--trust"):
                 parsed(*name, *words)
         assert not (tmp_path / "ran").exists()
         for words in (["--trust_remote_code", "True"], ["--trust_remote_code"]):
@@ -374,7 +374,7 @@ class TestPrivate:
         assert "canary" not in said.lower()
 
     def test_words_among_the_options_are_keyed_in_the_record(self, planted):
-        _, model, run, training = parsed("--objective", '{"name": "canary.py:Mine", "kind": "far"}')
+        model = parsed("--objective", '{"name": "canary.py:Mine", "kind": "far"}')[1]
         record = model.objective_record()
         assert record["options"] == {"margin": 0.3, "kind": "far"}
         (planted / "words.py").write_text(
