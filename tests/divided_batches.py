@@ -1,6 +1,10 @@
 """Objectives of several kinds and a batch for each, to be embedded as a whole and in parts."""
 
+import os
+from pathlib import Path
+
 import torch
+import torch.distributed as dist
 from synthetic import synthetic_model
 from torch import nn
 
@@ -126,3 +130,37 @@ def gradients_of(model, objective) -> dict[str, torch.Tensor]:
     parameters = {f"model.{name}": value for name, value in model.named_parameters()}
     parameters |= {f"objective.{name}": value for name, value in objective.named_parameters()}
     return {name: torch.zeros_like(one) if one.grad is None else one.grad for name, one in parameters.items()}
+
+
+class Joint(nn.Module):
+    """What DistributedDataParallel wraps: model and objective."""
+
+    def __init__(self, model: nn.Module, objective: Objective):
+        super().__init__()
+        self.model, self.objective = model, objective
+
+    def forward(self, batch: dict[str, torch.Tensor]):
+        return self.objective.encode(self.model, batch)
+
+
+def run(rank: int, folder: str) -> None:
+    """Two steps of each kind in parts on one of two gloo ranks; writes the second one's averaged gradients."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for kind in KINDS:
+        model, objective = model_of(kind)
+        wrapped = nn.parallel.DistributedDataParallel(Joint(model, objective))
+        batch = rows_of_rank(batch_of(kind), rank)
+        # The second step waits for all gradients of the first one.
+        for _ in range(2):
+            wrapped.zero_grad()
+            terms = step(model, objective, batch, 4, Gather.of_processes(), wrapped, no_sync=wrapped.no_sync)
+        loss = terms["loss"].clone()
+        dist.all_reduce(loss)
+        results |= {f"{kind}/{name}": value for name, value in gradients_of(model, objective).items()}
+        results[f"{kind}/loss"] = loss / 2
+    torch.save(results, Path(folder) / f"rank-{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()

@@ -42,7 +42,7 @@ def backward_in_parts(
         loss_function (`Callable`): Embeddings of the whole batch, without logit_scale and logit_bias, to the terms of
             the loss, scalars; `"loss"` is minimised.
         parameters (`Iterable[nn.Parameter]`): Those that `loss_function` reads: the objective's, logit_scale and
-            logit_bias. Each gets a gradient, be it zero.
+            logit_bias. Those that it leaves out get no gradient; in a process group one of zero, which others wait for.
         backward (`Callable`): What `loss.backward()` is in a plain loop; it may scale its argument.
         no_sync (`Callable`): Context in which processes do not exchange gradients; left for the last part.
 
@@ -63,7 +63,7 @@ def backward_in_parts(
         terms = loss_function(Encoded.of_tensors(whole))
     # A tensor that the loss does not read has no gradient: a mask of decimals, say, or tokens beside pooled vectors.
     gradients = torch.autograd.grad(terms["loss"], [*leaves.values(), *parameters], allow_unused=True)
-    of_leaves = dict(zip(leaves, gradients, strict=False))
+    of_leaves, of_parameters = dict(zip(leaves, gradients, strict=False)), gradients[len(leaves) :]
     done = dict.fromkeys(leaves, 0)
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
@@ -72,17 +72,30 @@ def backward_in_parts(
                 tensors = encode(part).tensors()
             pulls = []
             for key in (key for key in of_leaves if key in tensors):
-                value, start = tensors[key], done[key]
-                done[key] += len(value)
-                if of_leaves[key] is not None and value.requires_grad:
-                    pulls.append((value * of_leaves[key][start : done[key]]).sum())
+                stop = done[key] + len(tensors[key])
+                pulls.append(pull(tensors[key], of_leaves[key], slice(done[key], stop), last))
+                done[key] = stop
             if last:
-                for parameter, gradient in zip(parameters, gradients[len(leaves) :], strict=True):
-                    pulls.append((parameter * (torch.zeros_like(parameter) if gradient is None else gradient)).sum())
+                pulls += [pull(*pair, slice(None), last) for pair in zip(parameters, of_parameters, strict=True)]
+            pulls = [value for value in pulls if value is not None]
             # Their gradient is the loss's, by the chain rule.
             if pulls:
                 backward(sum(pulls))
     return {name: value.detach() for name, value in terms.items()}
+
+
+def pull(value: torch.Tensor, gradient: torch.Tensor | None, rows: slice, last: bool) -> torch.Tensor | None:
+    """
+    A scalar whose gradient at `value` is these rows of `gradient`, and None where there is nothing to pull.
+
+    DistributedDataParallel waits for the gradient of every parameter, which is zero where the loss does not read it.
+    """
+    if not value.requires_grad:
+        return None
+    if gradient is None:
+        # The sum of none of its elements.
+        return value.flatten()[:0].sum() if last and torch.distributed.is_initialized() else None
+    return (value * (gradient[rows] if gradient.ndim else gradient)).sum()
 
 
 def cut(batch: Batch, part_size: int) -> list[Batch]:
