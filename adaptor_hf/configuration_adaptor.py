@@ -162,6 +162,13 @@ class AdaptorConfig(PreTrainedConfig):
             self.hidden_dropout_prob = 0.1 if self.aligner in SHARED_LAYERS else 0.0
         super().__post_init__(**kwargs)
 
+    def with_aligner(self, aligner: str) -> "AdaptorConfig":
+        """This configuration with another aligner, in that one's own shape and between the same widths."""
+        own = ("num_hidden_layers", "intermediate_size", "hidden_dropout_prob", "projection_norm",
+               "projection_output_norm", "token_projection")  # fmt: skip
+        kept = {name: value for name, value in self.to_dict().items() if name not in own}
+        return type(self)(**(kept | {"aligner": aligner}))
+
     @property
     def num_shared_layers(self) -> int:
         """Number of layers that both modalities share: none of an aligner that has its own module a side."""

@@ -44,13 +44,13 @@ class ModelArguments(TowerArguments):
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
         known = {field.name for field in fields(AdaptorConfig)}
-        chosen = asdict(self.aligner) | asdict(self.objective)
+        chosen = {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | asdict(self.objective)
         return AdaptorConfig(**{name: value for name, value in chosen.items() if name in known}, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """For records: fields of aligner and objective beside the towers, without those of the training arguments."""
         towers = {name: value for name, value in vars(self).items() if name not in ("aligner", "objective")}
-        chosen = asdict(self.aligner) | asdict(self.objective)
+        chosen = {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | asdict(self.objective)
         trained = {field.name for field in fields(AdaptorTrainingArguments)}
         return towers | {name: value for name, value in chosen.items() if name not in trained}
 
