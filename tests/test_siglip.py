@@ -6,10 +6,11 @@ import math
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from PIL import Image
 from reference import assert_relative
 from synthetic import synthetic_model
 from torch import nn
-from transformers import SiglipConfig, SiglipModel
+from transformers import SiglipConfig, SiglipModel, pipeline
 
 from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.objectives import (
@@ -23,6 +24,8 @@ from adaptor_hf.objectives import (
     gathered_sigmoid_loss,
     sigmoid_contrastive_loss,
 )
+from adaptor_hf.pipelines import AdaptorZeroShotImageClassificationPipeline
+from adaptor_hf.tasks import zero_shot_scores
 from adaptor_hf.training import AdaptorTrainingArguments
 
 IDS = torch.tensor([3, 1, 3, 2, 1, 3, 9, 4, 4, 0, 3])
@@ -235,6 +238,42 @@ class TestModel:
     def test_a_value_that_no_model_has_is_refused(self, value):
         with pytest.raises(StrictDataclassError, match="logit_bias_init_value"):
             AdaptorConfig(logit_bias_init_value=value)
+
+    def test_pipelines_rank_alike_and_ours_gives_each_pair_its_own_probability(
+        self, vision_tower, text_tower, radiographs
+    ):
+        torch.manual_seed(0)
+        model = AdaptorModel.from_towers(
+            vision_tower, text_tower, hidden_size=32, num_attention_heads=4, logit_bias_init_value=-1
+        ).eval()
+        labels = ["effusion", "no finding", "pneumonia"]
+        parts = {"image_processor": vision_tower.processor, "tokenizer": text_tower.processor}
+        ours, theirs = (
+            {
+                found["label"]: found["score"]
+                for found in pipeline("zero-shot-image-classification", model, **parts, **kind)(
+                    str(radiographs / "image_0.jpg"), candidate_labels=labels, hypothesis_template="{}"
+                )
+            }
+            for kind in ({"pipeline_class": AdaptorZeroShotImageClassificationPipeline}, {})
+        )
+        assert list(ours) == list(theirs)
+        assert list(ours.values()) == sorted(ours.values(), reverse=True)
+        pixels = vision_tower.processor(Image.open(radiographs / "image_0.jpg"), return_tensors="pt")
+        with torch.no_grad():
+            logits = model(**pixels, **text_tower.processor(labels, return_tensors="pt", padding=True)).logits_per_image
+        assert [ours[label] for label in labels] == pytest.approx(logits[0].sigmoid().tolist(), abs=1e-5)
+        assert [theirs[label] for label in labels] == pytest.approx(logits[0].softmax(-1).tolist(), abs=1e-5)
+
+    def test_zero_shot_scores_are_cosines_and_know_no_bias(self, vision_tower, text_tower):
+        sizes = {"hidden_size": 32, "num_attention_heads": 4}
+        found = []
+        for bias in (None, -10):
+            torch.manual_seed(0)
+            model = AdaptorModel.from_towers(vision_tower, text_tower, **sizes, logit_bias_init_value=bias).eval()
+            images = torch.linspace(-1, 1, 96).reshape(3, 32) ** 3
+            found.append(zero_shot_scores(model, text_tower, images, ["effusion"], ["no effusion"]))
+        assert torch.equal(*found)
 
 
 class TestObjective:
