@@ -124,6 +124,12 @@ def test_gradients_equal_finite_differences(batch, ids):
     assert torch.autograd.gradcheck(loss, batch)
 
 
+def test_digits_past_where_softplus_is_cut_off(batch):
+    image, text = batch[:2]
+    inputs = image, text, torch.tensor(-1.0, dtype=torch.float64), torch.tensor(20.5, dtype=torch.float64)
+    assert_relative(gathered_sigmoid_loss(*inputs), sigmoid_contrastive_loss(*inputs), 1e-15)
+
+
 @pytest.mark.parametrize("bias", [-100.0, 0.0, 100.0])
 @pytest.mark.parametrize("log_scale", [0.0, math.log(10), math.log(1000)])
 def test_far_similarities_keep_their_digits(batch, bias, log_scale):
