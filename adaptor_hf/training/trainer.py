@@ -19,7 +19,7 @@ from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import gathered_contrastive_loss
+from ..objectives import Encoded, Side, gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -166,21 +166,25 @@ class AdaptorTrainer(BaseTrainer):
         rows, model_inputs = split_inputs(inputs)
         unwrapped = self.model
 
-        def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def encode(part: dict[str, torch.Tensor]) -> Encoded:
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
             with self.compute_loss_context_manager():
                 outputs = (model if torch.is_grad_enabled() else unwrapped)(**part, return_logits=False)
-            return outputs.image_embeds, outputs.text_embeds
+            return Encoded(Side(outputs.image_embeds), Side(outputs.text_embeds))
+
+        def terms(encoded: Encoded) -> dict[str, torch.Tensor]:
+            pooled = encoded.image.pooled, encoded.text.pooled
+            return {"loss": self._pair_loss(*pooled, unwrapped.get_logit_scale(), rows)}
 
         loss = backward_in_parts(
             model_inputs,
             self.args.grad_cache_batch_size,
-            embed,
-            unwrapped.get_logit_scale,
-            lambda image, text, scale: self._pair_loss(image, text, scale, rows),
+            encode,
+            terms,
+            [unwrapped.logit_scale],
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             no_sync=lambda: self.accelerator.no_sync(model),
-        )
+        )["loss"]
         self._check_loss(loss, inputs)
         return loss / self.current_gradient_accumulation_steps
 
