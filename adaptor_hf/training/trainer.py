@@ -37,7 +37,7 @@ from .checkpoints import (
     together,
     unfinished,
 )
-from .grad_cache import backward_in_parts
+from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
@@ -199,6 +199,7 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
 
         def encode(part: dict[str, torch.Tensor]) -> Encoded:
