@@ -19,7 +19,7 @@ from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import gathered_contrastive_loss
+from ..objectives import AdaptorObjective, gathered_contrastive_loss
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -39,7 +39,14 @@ from .checkpoints import (
 from .grad_cache import backward_in_parts
 from .interruption import StopOnSignal, deferred_signals
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, positive_ids, split_inputs
-from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
+from .pair_evaluation import (
+    PairEmbeddings,
+    PairEvaluator,
+    Retrieval,
+    embed_pairs,
+    evaluate_pairs,
+    fixed_batch_loss,
+)
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import SourceSampler, source_sampler
@@ -71,8 +78,8 @@ class AdaptorTrainer(BaseTrainer):
         self.processor = kwargs.pop("processing_class", None)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
-        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
+        kwargs["data_collator"] = collator
+        kwargs.setdefault("evaluators", (Retrieval(),))
         self.source_sampler: SourceSampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
@@ -281,17 +288,31 @@ class AdaptorTrainer(BaseTrainer):
             `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
             the order of the data set; there are no `label_ids`.
         """
-        collator = self.eval_collator or self.data_collator
-        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
-        metrics = {}
-        for evaluator in self.evaluators:
-            shared = isinstance(evaluator, Retrieval)
-            sources = getattr(test_dataset, "source_names", ())
-            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
+        embeds, metrics = self._evaluate_pairs(test_dataset, embeds=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
         return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        return self._evaluate_pairs(dataset)[1]
+
+    def _evaluate_pairs(self, dataset: Dataset, embeds: bool = False) -> tuple[PairEmbeddings | None, dict[str, float]]:
+        """As [`evaluate_pairs`], all processes together."""
+        objective = AdaptorObjective(self.args.positives)
+        objective.setup(self.model, self.args)
+        return evaluate_pairs(
+            self.model,
+            dataset,
+            [one.for_objective(objective) if isinstance(one, PairEvaluator) else one for one in self.evaluators],
+            self.args.per_device_eval_batch_size,
+            self.eval_collator or self.data_collator,
+            divided=self.args.world_size > 1,
+            # A cache is read where it lies.
+            num_workers=0 if isinstance(dataset, EmbeddingCache) else self.args.dataloader_num_workers,
+            context=self.accelerator.autocast,
+            embeds=embeds,
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
