@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..configuration_adaptor import AdaptorConfig
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import Objective, known_objectives
 from .arguments import AdaptorTrainingArguments
 
 if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from .base_trainer import Evaluator
     from .pair_evaluation import PairEvaluator
 
 
@@ -91,6 +95,40 @@ def evaluation_metrics(
     names = [evaluator.metric_names(tuple(sources)) for evaluator in asked]
     refuse_same_names(*names)
     return {name: better for some in names for name, better in some.items()}
+
+
+def check_evaluation(
+    training: AdaptorTrainingArguments,
+    model: AdaptorModel,
+    dataset: Dataset | dict[str, Dataset] | None,
+    evaluators: Sequence[Evaluator],
+    objective: Objective,
+) -> None:
+    """
+    Check before the first step what an evaluation would say after an epoch. All processes must make this call.
+
+    Args:
+        training (`AdaptorTrainingArguments`), model, dataset: Of the run; the split to evaluate on. Of several splits,
+            whose metrics have other names, nothing is checked.
+        evaluators (`Sequence[Evaluator]`): What functions give is known when they are called, and so are an
+            objective's own terms: with these any `metric_for_best_model` is taken.
+        objective (`Objective`): That is trained with.
+
+    Raises:
+        ValueError: two evaluators give a metric of one name, none gives the metric of the best model, or what an
+            evaluator finds wrong with model and data.
+    """
+    from ..embeddings.ranks import Ranks
+    from .pair_evaluation import PairEvaluator
+
+    if training.eval_strategy == "no" or not evaluators or isinstance(dataset, dict | None):
+        return
+    of_pairs = [one for one in evaluators if isinstance(one, PairEvaluator)]
+    sources = getattr(dataset, "source_names", ())
+    evaluation_metrics(sources, of_pairs)
+    if len(of_pairs) == len(evaluators) and type(objective) in known_objectives().values():
+        check_best_metric(training, sources, of_pairs)
+    Ranks().on_main(lambda: [one.check(model, dataset) for one in of_pairs] and None)
 
 
 def _small_model() -> AdaptorModel:

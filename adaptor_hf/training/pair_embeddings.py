@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -47,7 +47,6 @@ def embed_pairs(
     *,
     evaluators: Sequence[PairEvaluator] = (),
     num_workers: int = 0,
-    context: Callable[[], AbstractContextManager] = nullcontext,
 ) -> PairEmbeddings:
     """
     Embeddings of every pair of a dataset, in evaluation mode, on the model's device.
@@ -61,7 +60,6 @@ def embed_pairs(
             the bit those of one process, where all compute as it would. A data set without length is not divided.
         evaluators (`Sequence[PairEvaluator]`): Whose columns are kept, and that are asked for each whole batch.
         num_workers (`int`): Processes that read.
-        context (`Callable`): What the model computes in, such as autocast.
 
     Returns:
         [`PairEmbeddings`]: `image_embeds` and `text_embeds` `(N, hidden_size)` float32, `text_row`, and all columns of
@@ -84,8 +82,7 @@ def embed_pairs(
         read = read_batches(dataset, batch_size, collate, divided=divided, num_workers=num_workers)
         for number, count, batch in read:
             batch = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
-            with context():
-                encoded = Objective().encode(model, batch)
+            encoded = Objective().encode(model, batch)
             of_rows.append(_pairs(encoded, split_inputs(batch)[0], columns))
             if count is None:
                 count = len(next(iter(batch.values())))
@@ -94,8 +91,7 @@ def embed_pairs(
                 continue
             # What an objective draws is then the same at every evaluation and on any number of processes.
             torch.manual_seed(number)
-            with context():
-                of_batches.append(_scalars_of_batch(evaluators, model, batch, encoded))
+            of_batches.append(_scalars_of_batch(evaluators, model, batch, encoded))
         rows = {name: torch.cat([one[name] for one in of_rows]) for name in (of_rows[0] if of_rows else ())}
         names = of_batches[0] if of_batches else ()
         return rows | {_OF_BATCHES + name: torch.stack([one[name] for one in of_batches]) for name in names}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.data import Dataset
 
 from ..embeddings.ranks import Ranks
+from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, known_objectives
@@ -18,6 +19,9 @@ from .arguments import more_is_better
 from .base_trainer import Evaluator
 from .pair_batches import split_inputs
 from .pair_embeddings import PairEmbeddings, as_they_were, embed_pairs
+
+if TYPE_CHECKING:
+    from .trainer import AdaptorTrainer
 
 # Rows whose loss is taken together where the embeddings are enough for it.
 LOSS_ROWS = 1024
@@ -212,12 +216,12 @@ def evaluate_pairs(
     model: AdaptorModel,
     dataset: Dataset,
     evaluators: Sequence[Evaluator],
+    objective: Objective | None = None,
     batch_size: int = 1024,
     collator: Callable | None = None,
     divided: bool = False,
     *,
     num_workers: int = 0,
-    context: Callable[[], AbstractContextManager] = nullcontext,
     embeds: bool = False,
 ) -> tuple[PairEmbeddings | None, dict[str, float]]:
     """
@@ -225,7 +229,8 @@ def evaluate_pairs(
 
     Args:
         evaluators (`Sequence[Evaluator]`): [`PairEvaluator`]s, and functions of model and data set.
-        model, dataset, batch_size, collator, divided, num_workers, context: As of [`embed_pairs`].
+        objective (`Objective`, *optional*): What the model is trained with, for those that ask for its loss.
+        model, dataset, batch_size, collator, divided, num_workers: As of [`embed_pairs`].
         embeds (`bool`): Embed the split even if no evaluator asks for it.
 
     Returns:
@@ -234,12 +239,14 @@ def evaluate_pairs(
     Raises:
         ValueError: two evaluators give a metric of one name.
     """
+    if objective is not None:
+        evaluators = [one.for_objective(objective) if isinstance(one, PairEvaluator) else one for one in evaluators]
     of_pairs = [evaluator for evaluator in evaluators if isinstance(evaluator, PairEvaluator)]
     found = None
     if of_pairs or embeds:
         found = embed_pairs(
             model, dataset, batch_size, collator, divided,
-            evaluators=of_pairs, num_workers=num_workers, context=context,
+            evaluators=of_pairs, num_workers=num_workers,
         )  # fmt: skip
     metrics: dict[str, float] = {}
     modules = [module for evaluator in of_pairs for module in evaluator.modules()]
@@ -259,6 +266,25 @@ def evaluate_pairs(
     return found, metrics
 
 
+def evaluate_in_training(
+    trainer: AdaptorTrainer, dataset: Dataset, embeds: bool = False
+) -> tuple[PairEmbeddings | None, dict[str, float]]:
+    """[`evaluate_pairs`] as a trainer has been told to, by all its processes together."""
+    args = trainer.args
+    return evaluate_pairs(
+        trainer.model,
+        dataset,
+        trainer.evaluators,
+        trainer.objective,
+        batch_size=args.per_device_eval_batch_size,
+        collator=trainer.eval_collator or trainer.data_collator,
+        divided=args.world_size > 1,
+        # A cache is read where it lies.
+        num_workers=0 if isinstance(dataset, EmbeddingCache) else args.dataloader_num_workers,
+        embeds=embeds,
+    )
+
+
 def refuse_same_names(*names: Iterable[str]) -> None:
     """Raise ValueError where several evaluators give a metric of one name."""
     counts = Counter(name for some in names for name in set(some))
@@ -274,6 +300,7 @@ __all__ = [
     "PairEvaluator",
     "Retrieval",
     "embed_pairs",
+    "evaluate_in_training",
     "evaluate_pairs",
     "fixed_batch_loss",
     "fixed_batch_terms",
