@@ -40,6 +40,7 @@ from adaptor_hf.training.script_arguments import (
     path_arguments,
 )
 from adaptor_hf.training.summary import describe_run
+from adaptor_hf.training.terms import last_terms
 
 logger = logging.getLogger("train_pretrain")
 
@@ -120,8 +121,9 @@ def pretrain(
         )
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        evaluated = last_evaluation(trainer.state.log_history)
-        record.write(training, (data, model_arguments, run), cache, model, evaluated, objective=minimised)
+        evaluated, terms = last_evaluation(trainer.state.log_history), last_terms(trainer.state.log_history)
+        options = (data, model_arguments, run)
+        record.write(training, options, cache, model, evaluated, objective=minimised, terms=terms)
         draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
         built, more = data.cache is None, options_beside_cache(data)

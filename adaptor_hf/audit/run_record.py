@@ -57,6 +57,7 @@ class RunRecord:
         metrics: dict[str, float] | None = None,
         *,
         objective: dict[str, Any] | None = None,
+        terms: dict[str, float] | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
@@ -68,6 +69,7 @@ class RunRecord:
             model (`AdaptorModel`): Its saved weights in the output folder are digested.
             metrics (`dict[str, float]`, *optional*): The last evaluation.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
+            terms (`dict[str, float]`, *optional*): Its named terms in the last log line of training.
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
@@ -99,6 +101,7 @@ class RunRecord:
                 "parameters": model.num_parameters(only_trainable=True),
             },
             "metrics": metrics or {},
+            "terms": terms or {},
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(arguments.device),
         }
