@@ -56,8 +56,10 @@ def card_differences(
             found += _sources(columns, rows, retrieval)
         elif columns == ["argument", "value"]:
             processes = (record.get("machine") or {}).get("processes")
-            world = {} if processes is None else {"world_size": processes}
-            found += _arguments(rows, (record.get("training_arguments") or {}) | world)
+            beside = {} if processes is None else {"world_size": processes}
+            if isinstance(record.get("recipe"), dict):
+                beside["recipe"] = record["recipe"].get("name")
+            found += _arguments(rows, (record.get("training_arguments") or {}) | beside)
     parameters = (record.get("weights") or {}).get("parameters")
     stated = re.search(r"\(([\d,]+) trainable parameters\)", text)
     if parameters is not None and stated and stated[1] != f"{parameters:,}":

@@ -50,6 +50,7 @@ def report_run(
     *,
     dataset_name: str | None = None,
     learning_rates: list[float] | None = None,
+    recipe: str | None = None,
 ) -> Path | None:
     """
     Score a trained model once, on the test split if there is one, print the table and write the model card. Control
@@ -64,6 +65,7 @@ def report_run(
         views (`dict[str, EmbeddingCache]`): Its splits, from `contrastive_splits`.
         dataset_name (`str`, *optional*): What the card calls the data.
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
+        recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
 
     Returns:
         `Path | None`: The card; `None` on other processes than the first one.
@@ -102,7 +104,7 @@ def report_run(
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=card_arguments(arguments),
+        arguments=({"recipe": recipe} if recipe else {}) | card_arguments(arguments),
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
@@ -179,9 +181,11 @@ def last_words(
     built: bool,
     address: str | None = None,
     more: Mapping[str, str] | None = None,
+    kept: str | None = None,
 ) -> str:
     """
-    Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
+    Which epoch a run has kept, and where it has left what others can go on from: its model, its curves, and the
+    embeddings it has built.
 
     Args:
         folder (`str`): Output folder.
@@ -189,8 +193,9 @@ def last_words(
         built (`bool`): By this run, and so of use to another one.
         address (`str`, *optional*): Where the model was pushed to.
         more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
+        kept (`str`, *optional*): A line on the epoch, from `describe_kept`.
     """
-    lines = [f"Model: {folder}"]
+    lines = [*([kept] if kept else []), f"Model: {folder}"]
     if address:
         lines.append(f"Pushed: {address}")
     if (Path(folder) / CURVES_FILE).is_file():
