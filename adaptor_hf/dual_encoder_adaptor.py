@@ -67,7 +67,7 @@ def read_dual_encoder(folder: str | os.PathLike) -> DualEncoder:
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **LOCAL)
     fields = {
         "hidden_size": config.projection_dim,
-        "num_hidden_layers": 0,
+        "aligner": "linear",
         "logit_scale_init_value": config.logit_scale_init_value,
         # Theirs weighs both directions of the loss alike.
         "image_to_text_weight": 0.5,

@@ -1,11 +1,11 @@
 """
-A step of AdaptorTrainer with the objective `adaptor`, beside another version of this package, with GradCache and without.
+A step of AdaptorTrainer (objective `adaptor`) beside another version of this package, with GradCache and without.
 
     python benchmarks/bench_objective.py --against ../checkout-of-the-version-before
 
-Each version trains in a process of its own, by turns, on the same cache; a ratio is of two runs that followed each other.
-Without --against this checkout is measured against itself: how far a ratio of equals strays from 1 here. The small models
-are all overhead: what a step costs around its arithmetic.
+Each version trains in a process of its own, by turns, on the same cache; a ratio is of two runs that followed each
+other. Without --against this checkout is measured against itself: how far a ratio of equals strays from 1 here. The
+small models are all overhead: what a step costs around its arithmetic.
 """
 
 import os
@@ -27,9 +27,10 @@ ROUNDS = 3
 def start(name: str, version: Path, folder: Path) -> subprocess.Popen:
     """A process that trains by the package in `version`; it logs to a file, for a pipe that nobody empties stops it."""
     command = [sys.executable, str(Path(__file__).with_name("trainer_often.py")), str(folder)]
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": open(folder / f"{name}.log", "w")}
-    with streams["stderr"]:
-        return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(version)}, text=True, bufsize=1, **streams)
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with open(folder / f"{name}.log", "w") as log:
+        environment = os.environ | {"PYTHONPATH": str(version)}
+        return subprocess.Popen(command, env=environment, text=True, bufsize=1, stderr=log, **streams)
 
 
 def ask(process: subprocess.Popen, case: str, log: Path) -> float:
