@@ -153,7 +153,8 @@ def describe_kept(
     value = found[metric]
     shown = f"{value:.3f}" if math.isfinite(value) else str(value)
     name = metric.removeprefix("eval_").replace("_", " ")
-    return f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {shown} on {validation.pairs:,} pairs{of}{few}"
+    kept = f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {shown}"
+    return f"{kept} on {validation.pairs:,} pairs{of}{few}"
 
 
 __all__ = ["FEW_HELD_OUT", "Part", "describe_kept", "describe_plan", "pairs_of", "parts_of_cache", "parts_of_table"]
