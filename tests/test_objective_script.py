@@ -14,16 +14,20 @@ import pytest
 import torch
 from private_commands import CANARY, no_canary
 from safetensors import safe_open
-from synthetic import synthetic_cache
+from synthetic import synthetic_cache, synthetic_config
 from test_docs import blocks
 
 import train_pretrain
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.facts import run_facts
+from adaptor_hf.embeddings import open_cache
 from adaptor_hf.objectives import Encoded, Gather, Side, known_objectives
-from adaptor_hf.objectives.loading import load_objective
+from adaptor_hf.objectives.loading import load_objective, objective_name
 from adaptor_hf.privacy import mode as private_mode
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.controls import ShuffledPairs
 from adaptor_hf.training.objective_fields import OBJECTIVES
+from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.verify import verify
 
 PAGE = Path(__file__).parents[1] / "docs/objectives.md"
@@ -139,6 +143,67 @@ def test_a_card_that_names_another_objective_is_found_out(finished, cache):
     finally:
         card.write_text(text)
     assert "Model card: the argument objective is adaptor, and run.json has HardestNegative." in found
+
+
+@pytest.fixture
+def in_python(finished, cache):
+    """Trains in Python by the name of the file, which is the word of who writes it."""
+
+    def make(**more) -> AdaptorTrainer:
+        arguments = AdaptorTrainingArguments(
+            str(finished / "python"), num_train_epochs=1, global_batch_size=16, eval_strategy="no", use_cpu=True,
+            save_strategy="no", load_best_model_at_end=False,
+        )  # fmt: skip
+        parts = contrastive_splits(open_cache(cache))
+        return AdaptorTrainer(
+            model=AdaptorModel(synthetic_config()), args=arguments, train_dataset=parts["train"], **more
+        )
+
+    return make
+
+
+def test_a_trainer_takes_the_name_of_a_file(in_python, finished):
+    trainer = in_python(objective=f"{finished}/hardest.py:HardestNegative")
+    assert trainer.objective.file_sha256 == hashlib.sha256(EXAMPLE.encode()).hexdigest()
+    before = trainer.objective.projector.weight.detach().clone()
+    trainer.train()
+    assert not torch.equal(before, trainer.objective.projector.weight)
+
+
+@pytest.mark.parametrize("name", ["hardest.py:HardestNegative", "siglip"])
+def test_controls_minimise_what_the_run_does(finished, cache, tmp_path, name, monkeypatch):
+    shutil.copy(finished / "hardest.py", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = []
+    plain = AdaptorTrainer.__init__
+
+    def noting(self, *args, **options):
+        plain(self, *args, **options)
+        made.append(type(self.objective))
+
+    monkeypatch.setattr(AdaptorTrainer, "__init__", noting)
+    words = ["--cache", str(cache), "--objective", name, "--output_dir", "out", *SMALL, "--num_train_epochs", "1"]
+    train_pretrain.main([*words, "--controls", "True"])
+    assert len(made) >= 4
+    assert len(set(made)) == 1
+    assert objective_name(made[0]) == name.rpartition(":")[2]
+
+
+def test_shuffled_pairs_move_all_columns_of_the_texts():
+    class Pairs(torch.utils.data.Dataset):
+        def __len__(self):
+            return 8
+
+        def __getitems__(self, rows):
+            rows = torch.as_tensor(rows)
+            names = ("image_embeds", "text_embeds", "text_row", "words", "text_tokens", "study", "row", "view_embeds")
+            return {name: rows.clone() for name in names}
+
+    shuffled = ShuffledPairs(Pairs(), seed=0)
+    found = shuffled.__getitems__(list(range(8)))
+    for name, value in found.items():
+        of_text = name in ("text_embeds", "text_row", "words", "text_tokens")
+        assert value.tolist() == (shuffled.partner.tolist() if of_text else list(range(8))), name
 
 
 class TestResume:
