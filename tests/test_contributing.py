@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +14,9 @@ from fixtures.planted import planted_datasets
 from PIL import Image
 from torch import nn
 
+from adaptor_hf import objectives
 from adaptor_hf.objectives import Encoded, Gather, Objective, Side
+from adaptor_hf.objectives.loading import load_objective
 from adaptor_hf.options.declared import declared_options
 
 ROOT = Path(__file__).parents[1]
@@ -155,3 +158,17 @@ def test_the_example_of_an_objective_is_what_it_says():
     assert loss[1] == pytest.approx(expected, rel=1e-12)
     # The squares of a chord and of the other one of its half circle.
     assert loss[1] + loss[-1] == pytest.approx(4)
+
+
+def test_the_example_of_an_objective_is_found_when_its_file_is_there(tmp_path, monkeypatch):
+    head = "import torch\n\nfrom .base import Objective\nfrom .encoded import Encoded\nfrom .gather import Gather\n\n\n"
+    (tmp_path / "planted_alignment.py").write_text(head + example("An objective"), encoding="utf-8")
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    before = list(objectives.known_objectives())
+    try:
+        objectives.known_objectives.cache_clear()
+        assert list(objectives.known_objectives()) == ["adaptor", *sorted([*before[1:], "alignment"])]
+        assert load_objective("alignment", {"alpha": 1}).alpha == 1
+    finally:
+        objectives.known_objectives.cache_clear()
+        sys.modules.pop(f"{objectives.__name__}.planted_alignment", None)

@@ -33,7 +33,7 @@ class Many(Objective):
         nothing (`int`): Not an argument.
     """
 
-    config_fields = {"max_logit_scale": 100.0, "hidden_dropout_prob": 0}
+    config_fields = {"max_logit_scale": 100.0, "classifier_dropout": 0}
 
     def __init__(
         self,
@@ -74,13 +74,13 @@ def test_fields_are_those_of_the_signature_and_of_the_config():
         "weights": (str | None, ("a", None)),
         "normal": (bool, None),
         "max_logit_scale": (float | None, None),
-        "hidden_dropout_prob": (float, None),
+        "classifier_dropout": (float, None),
     }
     one, other = built(kind="hard"), built(kind="hard")
     assert (one.layers, one.first, one.second, one.normal) == ([1, 2], 1, None, True)
     one.layers.append(3)
     assert other.layers == [1, 2]
-    assert one.config() == {"max_logit_scale": 100.0, "hidden_dropout_prob": 0}
+    assert one.config() == {"max_logit_scale": 100.0, "classifier_dropout": 0}
     assert one.arguments().keys() == found.keys() - one.config().keys()
     assert Many(**one.arguments()).given["layers"] == [1, 2, 3]
 
@@ -216,3 +216,8 @@ def test_options_of_an_objective_are_not_taken_for_the_models_shape(tmp_path):
         assert model.to_dict()["hidden_size"] == 768
         assert model.objective_record()["options"] == {"hidden_size": width, "hidden_dropout_prob": dropout}
         assert training.positives == "text"
+    # A field of both is never lost silently.
+    words = ["--objective", json.dumps({"name": name, "hidden_dropout_prob": 0.25}), "--aligner"]
+    assert parsed(*words, '{"hidden_dropout_prob": 0.25}')[1].config().hidden_dropout_prob == 0.25
+    with pytest.raises(ValueError, match=r"hidden_dropout_prob is 0\.3 by --aligner, and 0\.25 by --objective"):
+        parsed(*words, '{"hidden_dropout_prob": 0.3}')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 from functools import cache
 from importlib import import_module
-from pathlib import Path
 from pkgutil import iter_modules
 
 from .base import Objective
@@ -15,7 +14,7 @@ from .base import Objective
 def known_objectives() -> dict[str, type[Objective]]:
     """Each objective of the package by its name, the default one first."""
     found = {}
-    for module in iter_modules([str(Path(__file__).parent)]):
+    for module in iter_modules(import_module(__package__).__path__):
         for value in vars(import_module(f"{__package__}.{module.name}")).values():
             if isinstance(value, type) and issubclass(value, Objective) and value.name:
                 found[value.name] = value

@@ -42,6 +42,13 @@ class ModelArguments(TowerArguments):
     def __post_init__(self):
         self.aligner = ALIGNERS.build(self.aligner)
         self.objective = OBJECTIVES.build(self.objective)
+        for name, value in self.objective.config().items():
+            own = {item.name: item.default for item in fields(self.aligner)}
+            if name in own and (given := getattr(self.aligner, name)) not in (own[name], value):
+                raise ValueError(
+                    f"{name} is {given!r} by --aligner, and {value!r} by --objective, of which it is a field too. Give "
+                    "the same to both."
+                )
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
