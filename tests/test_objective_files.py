@@ -349,6 +349,7 @@ class TestPrivate:
         (folder / "canary.py").write_text(MINE, encoding="utf-8")
         (folder / "bad.py").write_text("\nraise KeyError('canary 1931')\n", encoding="utf-8")
         (folder / "worse.py").write_text("\ncanary = canary canary\n", encoding="utf-8")
+        os.mkfifo(folder / "canary pipe.py")
         start_filter()
         yield folder
         stop_filter()
@@ -364,6 +365,7 @@ class TestPrivate:
             ("bad.py:Mine", "The file cannot be run: KeyError: <hidden>, in line 2 of <hidden>"),
             ("worse.py:Mine", "SyntaxError: <hidden>, in line 2 of <hidden>"),
             ("canary:Mine", "There is no objective <hidden>"),
+            ("canary pipe.py:Mine", "<hidden>: not a file but a pipe"),
         ],
     )
     def test_of_an_error_the_kind_and_the_line_are_said(self, planted, name, kept):
