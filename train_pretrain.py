@@ -94,10 +94,11 @@ def pretrain(
     model = AdaptorModel(config)
     logger.info(describe_run(model, training, cache, parts))
 
-    # Objective: the contrastive loss over the pairs of all processes, in the trainer.
+    # Objective: what is minimised, over the pairs of all processes.
     trainer = AdaptorTrainer(
         model=model,
         args=training,
+        objective=model_arguments.make_objective(),
         train_dataset=parts["train"],
         eval_dataset=parts.get("validation"),
         processing_class=processor_of(config),
@@ -110,13 +111,17 @@ def pretrain(
         trainer.save_model(_internal_call=True)
         trainer.save_state()
 
+    minimised = model_arguments.objective_record()
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
     with record.phase("evaluate"):
-        report_run(model, training, cache, parts, dataset_name=data.dataset_name, learning_rates=rates)
+        report_run(
+            model, training, cache, parts, dataset_name=data.dataset_name, learning_rates=rates, objective=minimised
+        )
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        record.write(training, (data, model_arguments, run), cache, model, last_evaluation(trainer.state.log_history))
+        evaluated = last_evaluation(trainer.state.log_history)
+        record.write(training, (data, model_arguments, run), cache, model, evaluated, objective=minimised)
         draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
         built, more = data.cache is None, options_beside_cache(data)

@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -17,22 +18,23 @@ if TYPE_CHECKING:
 
 # Under so few steps the paper's learning rate hardly moves the weights.
 FEW_STEPS = 2000
+# Parameters that a single token a modality does not reach.
+OF_TOKENS = re.compile(r"shared_encoder\..*\.(q|k)_proj\.|_token_projection\.")
 
 
 def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
     """
     Args:
         model (`AdaptorModel`): Counted without its towers.
-        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys get no gradient.
+        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys of the shared layers
+            get no gradient, nor do the heads of tokens.
 
     Returns:
         `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for
         downstream tasks).
     """
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    unused = sum(
-        count for name, count in trainable.items() if tokens == 1 and (".q_proj." in name or ".k_proj." in name)
-    )
+    unused = sum(count for name, count in trainable.items() if tokens == 1 and OF_TOKENS.search(name))
     total = sum(trainable.values())
     return {"trainable": total, "receiving_gradient": total - unused, "head": 0}
 
@@ -75,8 +77,7 @@ def describe_run(
     _, text, copies = np.unique(train.text_rows, return_inverse=True, return_counts=True)
     repeated = (copies[text] > 1).mean()
     lines = [
-        f"Parameters: {counts['trainable']:,} trainable, {counts['receiving_gradient']:,} of them receive a gradient "
-        "(with one token a side, queries and keys do not); no head",
+        f"Parameters: {counts['trainable']:,} trainable{_receiving(counts)}; no head",
         "Pairs: "
         + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
         + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
@@ -97,6 +98,15 @@ def describe_run(
             "paper takes about 13,500. For small data: --recipe small."
         )
     return "\n".join(lines)
+
+
+def _receiving(counts: dict[str, int]) -> str:
+    if counts["receiving_gradient"] == counts["trainable"]:
+        return ""
+    return (
+        f", {counts['receiving_gradient']:,} of them receive a gradient (with one token a side, queries and keys do "
+        "not)"
+    )
 
 
 def describe_sources(train: "EmbeddingCache", arguments: AdaptorTrainingArguments) -> str:
