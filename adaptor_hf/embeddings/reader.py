@@ -143,8 +143,8 @@ class EmbeddingCache:
                 stored_column(stored, name, str(self._store.folder))
             elif self._store.targets is None:
                 raise ValueError(
-                    "this cache has no targets. A build keeps them of a table with a column labels; several caches that "
-                    "are joined have none in common"
+                    "this cache has no targets. A build keeps them of a table with a column labels; several caches "
+                    "that are joined have none in common"
                 )
         return tuple(dict.fromkeys(columns))
 

@@ -76,7 +76,7 @@ def text_sequence(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torc
 
 def with_sequences(batch: dict[str, torch.Tensor], stored: Mapping[str, Column]) -> dict[str, torch.Tensor]:
     """
-    A cache's batch as the Adaptor reads it: sequences where it has tokens, in the place of pooled embeddings and tokens.
+    A cache's batch as the Adaptor reads it: sequences in the place of pooled embeddings and tokens, where it has some.
 
     Args:
         batch: Of a view with `image_tokens`, `text_tokens`, both or none.

@@ -40,8 +40,8 @@ def target_values(column: pa.ChunkedArray) -> np.ndarray:
             found[there] = _decimals(array.drop_null().flatten()).reshape(-1, lengths[0])
             return found
     raise ValueError(
-        f"this cache's labels are {kind}, and a batch holds classes (datasets.ClassLabel), numbers, or lists of equally "
-        "many numbers. Build it of a table whose column labels is one of these"
+        f"this cache's labels are {kind}, and a batch holds classes (datasets.ClassLabel), numbers, or lists of "
+        "equally many numbers. Build it of a table whose column labels is one of these"
     )
 
 

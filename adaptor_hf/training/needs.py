@@ -15,6 +15,7 @@ from ..embeddings.targets import TARGETS
 from ..files import printable
 from ..objectives.base import NEEDS, Objective
 from .base_trainer import global_random_state_kept
+from .divided import length_of
 from .pair_batches import PairCollator
 
 _COLUMNS = {
@@ -74,7 +75,7 @@ def check_needs(objective: Objective, dataset: Dataset | Any, collator: Callable
     needs = check_names(objective.needs, who)
     if isinstance(dataset, EmbeddingCache):
         _check_cache(who, needs, dataset)
-    elif needs - {"pairs"} and hasattr(dataset, "__len__") and len(dataset):
+    elif needs - {"pairs"} and length_of(dataset):
         # Examples may be drawn at random: the run's own draws stay what they are.
         with global_random_state_kept():
             first = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
