@@ -21,6 +21,7 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
+from adaptor_hf.training.needs import with_needs
 from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
 from adaptor_hf.training.plan import describe_kept, describe_plan, pairs_of, parts_of_cache, parts_of_table
@@ -127,9 +128,11 @@ def pretrain(
     minimised = model_arguments.objective_record()
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
+    # The model reads here what it has read in training: tokens, too, where the objective needs them.
+    read = {name: with_needs(trainer.objective, part) for name, part in parts.items()}
     with record.phase("evaluate"):
         named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
-        report_run(model, training, cache, parts, learning_rates=rates, **named)
+        report_run(model, training, cache, read, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
         history, options = trainer.state.log_history, (data, model_arguments, run)

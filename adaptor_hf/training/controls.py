@@ -21,6 +21,7 @@ from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
+from .pair_batches import side_of_column
 from .pair_evaluation import embed_pairs
 from .systems import System
 from .trainer import AdaptorTrainer
@@ -91,7 +92,7 @@ class ShuffledPairs(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.pairs.__getitems__(rows)
         other = self.pairs.__getitems__(self.partner[np.asarray(rows)])
-        return batch | {name: other[name] for name in ("text_embeds", "text_row")}
+        return batch | {name: values for name, values in other.items() if side_of_column(name) == "text"}
 
 
 def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) -> RetrievalResult:
