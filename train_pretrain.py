@@ -132,6 +132,7 @@ def pretrain(
     read = {name: with_needs(trainer.objective, part) for name, part in parts.items()}
     with record.phase("evaluate"):
         named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
+        named["make_objective"] = model_arguments.make_objective
         report_run(model, training, cache, read, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
