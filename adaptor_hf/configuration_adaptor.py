@@ -1,5 +1,6 @@
 """Configuration of the Adaptor: a light module between a frozen vision tower and a frozen text tower."""
 
+import copy
 import difflib
 import math
 from dataclasses import fields
@@ -58,6 +59,9 @@ class AdaptorConfig(PreTrainedConfig):
         logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale, ln(1/0.07).
         max_logit_scale (`float`, *optional*): Upper bound of the scale `exp(logit_scale)`. `None` is the reference
             (no bound); CLIP uses 100.
+        logit_bias_init_value (`float`, *optional*): Initial value of a trained bias of the similarities, which makes
+            the model's loss the sigmoid loss of SigLIP (arXiv 2303.15343, which takes -10 with a scale of 10). `None`
+            is the paper's model: no bias, softmax losses.
         image_to_text_weight (`float`, defaults to 0.75): Weight of the image-to-text direction of the loss, alpha in
             equation (4) of the paper. The other direction gets `1 - image_to_text_weight`.
         feature_source (`str`, defaults to `"adaptor"`): What heads read: `"adaptor"` or the raw `"tower"`.
@@ -79,8 +83,8 @@ class AdaptorConfig(PreTrainedConfig):
         vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
             or path, revision, pooling, image processing, pretraining data, licence. `None`: cached embeddings only.
         text_tower (`dict`, *optional*): The same for the text tower.
-        vision_config (`PreTrainedConfig` or `dict`, *optional*): Architecture of the vision tower. Stored only with
-            `towers_in_checkpoint=True`, where the towers are built from it.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*): Architecture of the vision tower: that of an attached
+            tower, as its library has it. Stored only with `towers_in_checkpoint=True`, where towers are built from it.
         text_config (`PreTrainedConfig` or `dict`, *optional*): The same for the text tower.
 
     Raises:
@@ -129,6 +133,7 @@ class AdaptorConfig(PreTrainedConfig):
     attention_pooling_heads: int | None = None
     logit_scale_init_value: float | int = 2.6592
     max_logit_scale: float | int | None = None
+    logit_bias_init_value: float | int | None = None
     image_to_text_weight: float | int = 0.75
     feature_source: str = "adaptor"
     classifier_hidden_size: int | None = None
@@ -173,6 +178,50 @@ class AdaptorConfig(PreTrainedConfig):
     def num_shared_layers(self) -> int:
         """Number of layers that both modalities share: none of an aligner that has its own module a side."""
         return self.num_hidden_layers if self.aligner in SHARED_LAYERS else 0
+
+    @classmethod
+    def from_vision_text_configs(
+        cls, vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **kwargs
+    ) -> "AdaptorConfig":
+        """
+        A configuration for towers of these architectures, as `VisionTextDualEncoderConfig` makes one. It names no
+        towers: a model of it takes embeddings of their widths until towers are attached, for none is ever random.
+
+        Args:
+            vision_config, text_config (`PreTrainedConfig`): Of the towers; both have a `hidden_size`.
+            kwargs: Fields of this class. `projection_dim` stands for `hidden_size`; `num_attention_heads` is by default
+                the largest divisor of it up to 12.
+
+        Raises:
+            TypeError: for an argument that is no field.
+            ValueError: for a configuration without `hidden_size`, or with `towers_in_checkpoint=True`.
+        """
+        configs = {"vision_config": vision_config, "text_config": text_config}
+        for name, config in configs.items():
+            width = name.replace("config", "hidden_size")
+            if not isinstance(getattr(config, "hidden_size", None), int) and width not in kwargs:
+                raise ValueError(f"{name} ({type(config).__name__}) has no hidden_size: pass {width}.")
+            kwargs.setdefault(width, getattr(config, "hidden_size", None))
+        if kwargs.get("towers_in_checkpoint"):
+            raise ValueError(
+                "towers_in_checkpoint=True needs towers with weights: pass it to from_vision_text_pretrained."
+            )
+        return cls(**configs, **fields_of_dual_encoder(kwargs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As the base class; architectures of towers that a checkpoint does not hold are left out."""
+        return super(AdaptorConfig, self._as_saved()).to_dict()
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """As `to_dict`, without what is as the base class has it."""
+        return super(AdaptorConfig, self._as_saved()).to_diff_dict()
+
+    def _as_saved(self) -> "AdaptorConfig":
+        if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
+            return self
+        bare = copy.copy(self)
+        bare.vision_config = bare.text_config = None
+        return bare
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -273,6 +322,10 @@ class AdaptorConfig(PreTrainedConfig):
             raise ValueError(
                 f"logit_scale_init_value, a logarithm, must lie in [-100, 100], got {self.logit_scale_init_value}."
             )
+        if self.logit_bias_init_value is not None and abs(self.logit_bias_init_value) > 100:
+            raise ValueError(
+                f"logit_bias_init_value must lie in [-100, 100] or be None, got {self.logit_bias_init_value}."
+            )
         if self.layer_norm_eps <= 0:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}.")
         widths = {"classifier_hidden_size": self.classifier_hidden_size, "image_size": self.image_size}
@@ -302,4 +355,30 @@ class AdaptorConfig(PreTrainedConfig):
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
 
 
-__all__ = ["ALIGNERS", "AdaptorConfig"]
+def fields_of_dual_encoder(arguments: dict[str, Any]) -> dict[str, Any]:
+    """
+    Fields of an [`AdaptorConfig`] for arguments that VisionTextDualEncoder's users give.
+
+    Raises:
+        TypeError: for an argument that is no field, or for both `projection_dim` and `hidden_size`.
+    """
+    found = dict(arguments)
+    if "projection_dim" in found:
+        if "hidden_size" in found:
+            raise TypeError("projection_dim and hidden_size are the same width: give one of them.")
+        found["hidden_size"] = found.pop("projection_dim")
+    known = [field.name for field in fields(AdaptorConfig)]
+    for name in found:
+        if name not in known:
+            close = difflib.get_close_matches(name, [*known, "projection_dim"], n=1)
+            hint = f"Did you mean {close[0]!r}?" if close else "It is no field of AdaptorConfig."
+            raise TypeError(f"unexpected argument {name!r}. {hint}")
+    width = found.get("hidden_size", AdaptorConfig.hidden_size)
+    if isinstance(width, int) and width > 0:
+        # A head of the paper's 12 where the width allows it; theirs is 512 by default.
+        heads = next(count for count in range(12, 0, -1) if width % count == 0)
+        found.setdefault("num_attention_heads", heads)
+    return found
+
+
+__all__ = ["ALIGNERS", "AdaptorConfig", "fields_of_dual_encoder"]

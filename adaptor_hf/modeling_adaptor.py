@@ -1,6 +1,7 @@
 """The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +12,10 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .arguments_adaptor import refuse_unknown
 from .attention_pooling_adaptor import AttentionPooling
 from .configuration_adaptor import AdaptorConfig
+from .dual_encoder_adaptor import read_dual_encoder, towers_of_arguments
 from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder, ZeroGradient
-from .loss_adaptor import contrastive_loss
+from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
 from .projections_adaptor import ResidualScale, make_projection
@@ -31,8 +33,10 @@ class AdaptorOutput(ModelOutput):
     one is no input for the other. Embeddings and scores are float32 or wider, whatever dtype the model computes in.
 
     Args:
-        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
-        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone; of a
+            model with `logit_bias` the sigmoid loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities, plus
+            `logit_bias` where the model has one: their sigmoid is then the probability that the two belong together.
         logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
         image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised projected image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised projected text embeddings.
@@ -97,6 +101,8 @@ class AdaptorModel(AdaptorPreTrainedModel):
             self.visual_pooling = AttentionPooling(config.vision_hidden_size, config.attention_pooling_heads)
             self.text_pooling = AttentionPooling(config.text_hidden_size, config.attention_pooling_heads)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.vision_model: VisionTower | None = None
         self.text_model: TextTower | None = None
         if config.towers_in_checkpoint:
@@ -139,6 +145,61 @@ class AdaptorModel(AdaptorPreTrainedModel):
         model.attach_towers(vision_tower, text_tower)
         model.config.towers_in_checkpoint = in_checkpoint
         return model
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | None = None,
+        text_model_name_or_path: str | None = None,
+        *model_args,
+        **kwargs,
+    ) -> "AdaptorModel":
+        """
+        `from_towers` by the arguments of `VisionTextDualEncoderModel.from_vision_text_pretrained`.
+
+        Args:
+            vision_model_name_or_path, text_model_name_or_path (`str`, *optional*): As for `load_vision_tower` and
+                `load_text_tower`.
+            kwargs: `vision_...` and `text_...` go to the loading of that tower: `vision_revision`, `text_pooling`.
+                `vision_model` and `text_model` are loaded models, in place of a name; the weights of a plain
+                transformers model go into the checkpoint, and `vision_processor` (image processor) and
+                `text_processor` (tokenizer) say how its inputs are made, by default those of where it was loaded from.
+                Others are fields of [`AdaptorConfig`]; `projection_dim` stands for `hidden_size`.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a tower without name and model, or with both.
+            OSError: as `from_towers`.
+        """
+        if model_args:
+            raise TypeError(
+                f"from_vision_text_pretrained takes two names by position, got {2 + len(model_args)} arguments. Give "
+                "others by name."
+            )
+        names = {"vision": vision_model_name_or_path, "text": text_model_name_or_path}
+        towers, fields = towers_of_arguments(cls.from_vision_text_pretrained, names, kwargs)
+        return cls.from_towers(towers["vision"], towers["text"], **fields)
+
+    @classmethod
+    def from_dual_encoder(cls, folder: str | os.PathLike) -> "AdaptorModel":
+        """
+        A trained `VisionTextDualEncoderModel` or `CLIPModel` as an Adaptor of two linear projections: the same
+        embeddings, scores and loss. Its towers are frozen and saved with it; `AdaptorProcessor(
+        model.vision_model.processor, model.text_model.processor)` is its processor.
+
+        Args:
+            folder (`str`): What `save_pretrained` of the model and of its processor wrote; nothing is downloaded.
+
+        Raises:
+            OSError: there is no such folder, it has no safetensors weights or lacks some, or it has no processor.
+            ValueError: it holds another type of model, or towers that cannot serve as such here.
+        """
+        found = read_dual_encoder(folder)
+        model = cls.from_towers(found.vision_tower, found.text_tower, towers_in_checkpoint=True, **found.fields)
+        with torch.no_grad():
+            for name, value in found.weights.items():
+                model.get_parameter(name).copy_(value)
+        return model.eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -276,13 +337,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         if both and return_logits:
             logits_per_text = self._similarity(text_embeds, image_embeds)
         if return_loss:
-            loss = contrastive_loss(
-                image_embeds,
-                text_embeds,
-                self.get_logit_scale(),
-                image_to_text_weight=self.config.image_to_text_weight,
-                normalize=False,
-            )
+            loss = self._loss(image_embeds, text_embeds)
         return AdaptorOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.T,
@@ -301,7 +356,15 @@ class AdaptorModel(AdaptorPreTrainedModel):
         # A scale of 100 leaves half precision no digits.
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            logits = self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+
+    def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        scale = self.get_logit_scale()
+        if self.logit_bias is not None:
+            return sigmoid_contrastive_loss(image_embeds, text_embeds, scale, self.logit_bias, normalize=False)
+        weight = self.config.image_to_text_weight
+        return contrastive_loss(image_embeds, text_embeds, scale, image_to_text_weight=weight, normalize=False)
 
     def get_logit_scale(self) -> torch.Tensor:
         """The logarithm of the similarity scale (scalar), bounded by `config.max_logit_scale` where one is set."""

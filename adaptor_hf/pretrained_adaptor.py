@@ -74,6 +74,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(getattr(module, "logit_scale", None), nn.Parameter):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if getattr(module, "logit_bias", None) is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
         else:
             super()._init_weights(module)
 
@@ -212,6 +214,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             # How images were read in training is the checkpoint's, which another tower does not change.
             reading = {key: known[key] for key in READING if key in known and key not in tower.spec}
             setattr(self.config, f"{kind}_tower", tower.spec | reading if reading else tower.spec)
+            # Users of VisionTextDualEncoder and CLIP look there. Not saved, unless the tower is.
+            setattr(self.config, f"{kind}_config", tower.config)
         self.train(self.training)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):

@@ -117,11 +117,11 @@ def test_training_ends_with_the_weights_of_its_best_evaluation():
     assert model.seen.item() == 3 * 4
 
 
-def test_an_objective_is_minimised_instead_of_the_models_own_loss():
+def test_a_loss_function_is_minimised_instead_of_the_models_own_loss():
     model = Line()
     trainer = trainer_of(
         model,
-        objective=lambda model, batch: (model(**batch)["logits"] + batch["x"]).pow(2).mean(),
+        loss_function=lambda model, batch: (model(**batch)["logits"] + batch["x"]).pow(2).mean(),
         options={"max_steps": 80, "eval_strategy": "no", "learning_rate": 0.1},
     )
     trainer.train()

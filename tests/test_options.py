@@ -265,7 +265,11 @@ class TestChoices:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("aligner", "line", "Unknown aligner 'line'. Known: adaptor, linear, residual, gated, mlp."),
+            (
+                "aligner",
+                "line",
+                "Unknown aligner 'line'. Did you mean linear? Known: adaptor, linear, residual, gated, mlp.",
+            ),
             (
                 "aligner",
                 '{"name": "linear", "num_hidden_layers": 2}',
@@ -276,8 +280,8 @@ class TestChoices:
                 '{"name": "mlp", "projection_norm": "group"}',
                 "must be one of batch, layer, none, got 'group'",
             ),
-            ("objective", '{"name": "lovt"}', "Unknown objective 'lovt'. Known: adaptor."),
-            ("objective", '{"name": 1}', "Unknown objective 1. Known: adaptor."),
+            ("objective", '{"name": "lovt"}', "Unknown objective 'lovt'. Known: adaptor, .*file.py:Class"),
+            ("objective", '{"name": 1}', "Unknown objective 1. Known: adaptor, "),
             ("aligner", '{"hiden_size": 1}', "aligner adaptor has no field 'hiden_size'. Did you mean hidden_size[?]"),
             ("aligner", '{"positives": "text"}', "no field 'positives'. .*Its fields: hidden_size, num_hidden_layers"),
             ("aligner", '{"hidden_size": 1.5}', r"aligner: hidden_size must be int, got 1.5 \(float\)"),
@@ -296,7 +300,7 @@ class TestChoices:
 
     def test_a_recipe_that_holds_neither_name_nor_mapping_is_refused(self, tmp_path):
         (tmp_path / "list.yaml").write_text("objective: [adaptor]\n", encoding="utf-8")
-        with pytest.raises(ValueError, match=r"objective is a name \(adaptor\) or a mapping .*, got list"):
+        with pytest.raises(ValueError, match=r"objective is a name \(adaptor, .*\) or a mapping .*, got list"):
             parsed("--recipe", str(tmp_path / "list.yaml"))
         (tmp_path / "empty.yaml").write_text("objective:\naligner: adaptor\n", encoding="utf-8")
         assert parsed("--recipe", str(tmp_path / "empty.yaml"))[0] == parsed()[0]

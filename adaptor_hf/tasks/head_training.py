@@ -121,7 +121,7 @@ def train_head(
     trainer = BaseTrainer(
         head,
         arguments,
-        objective=lambda model, batch: classification_loss(model(batch["features"]), batch["labels"]),
+        loss_function=lambda model, batch: classification_loss(model(batch["features"]), batch["labels"]),
         evaluators=[lambda model, dataset: _scores(model, dataset, protocol.monitor)],
         batch_sampler=rows,
         keep_best=keep,

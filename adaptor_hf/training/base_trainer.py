@@ -90,7 +90,8 @@ class BaseTrainer(Trainer):
 
     Args:
         model (`nn.Module`), args (`TrainingArguments`), kwargs: As for [`~transformers.Trainer`].
-        objective (`Callable`, *optional*): `objective(model, batch)` is the loss, a scalar; by default the model's own.
+        loss_function (`Callable`, *optional*): `loss_function(model, batch)` is the loss, a scalar; by default the
+            model's own.
         evaluators (`Sequence[Evaluator]`): Their metrics of the evaluation split, instead of Trainer's loop.
         eval_collator (`Callable`, *optional*): Collator of evaluation and prediction, where it differs from that of
             training.
@@ -105,7 +106,7 @@ class BaseTrainer(Trainer):
         model: nn.Module,
         args: TrainingArguments,
         *,
-        objective: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] | None = None,
+        loss_function: Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor] | None = None,
         evaluators: Sequence[Evaluator] = (),
         eval_collator: Callable | None = None,
         batch_sampler: Iterable[torch.Tensor] | None = None,
@@ -113,7 +114,7 @@ class BaseTrainer(Trainer):
         quiet: bool = False,
         **kwargs: Any,
     ):
-        self.objective, self.evaluators, self.quiet = objective, tuple(evaluators), quiet
+        self.loss_function, self.evaluators, self.quiet = loss_function, tuple(evaluators), quiet
         self.eval_collator, self.batch_sampler, self.keep_best = eval_collator, batch_sampler, keep_best
         super().__init__(model=model, args=args, **kwargs)
         self.remove_callback(PrinterCallback)
@@ -151,9 +152,9 @@ class BaseTrainer(Trainer):
             self.data_collator = of_training
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if self.objective is None:
+        if self.loss_function is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = self.objective(model, inputs)
+        loss = self.loss_function(model, inputs)
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def floating_point_ops(self, inputs: dict[str, torch.Tensor]) -> int:
@@ -213,13 +214,17 @@ class BaseTrainer(Trainer):
     def _evaluate_with_evaluators(self, dataset: Dataset, prefix: str) -> dict[str, float]:
         start_time, was_training = time.time(), self.model.training
         self.model.eval()
-        metrics = {}
-        for evaluator in self.evaluators:
-            metrics |= {f"{prefix}_{name}": value for name, value in evaluator(self.model, dataset).items()}
+        metrics = {f"{prefix}_{name}": value for name, value in self._measure(dataset).items()}
         self.model.train(was_training)
         metrics |= speed_metrics(prefix, start_time, num_samples=metrics.get(f"{prefix}_num_pairs") or len(dataset))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        metrics = {}
+        for evaluator in self.evaluators:
+            metrics |= evaluator(self.model, dataset)
         return metrics
 
 

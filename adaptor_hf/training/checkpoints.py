@@ -169,9 +169,9 @@ def find_checkpoint(output_dir: str | os.PathLike, wanted: str | os.PathLike | b
 
 class RunningLoss(TrainerCallback):
     """
-    Carries over a resume what Trainer counts from zero there: the loss summed since the last log line (the first line
-    would be a mean over fewer steps than in a run without interruption; each process has its own sum), and for the
-    summary at the end the loss summed up to that line and the seconds of training.
+    Carries over a resume what Trainer counts from zero there: the loss and the terms summed since the last log line
+    (the first line would be a mean over fewer steps than in a run without interruption; each process has its own sums),
+    and for the summary at the end the loss summed up to that line and the seconds of training.
     """
 
     FILE = "running_loss.json"
@@ -184,13 +184,14 @@ class RunningLoss(TrainerCallback):
     def state(self) -> dict:
         """What `write` keeps. All processes must call it together."""
         trainer = self.trainer
-        own = trainer._tr_loss.item()
-        sums = [own]
+        own = trainer._tr_loss.item(), trainer.terms.state()
+        of_all = [own]
         if trainer.args.world_size > 1:
-            sums = [None] * trainer.args.world_size
-            torch.distributed.all_gather_object(sums, own)
+            of_all = [None] * trainer.args.world_size
+            torch.distributed.all_gather_object(of_all, own)
         return {
-            "sums": sums,
+            "sums": [loss for loss, _ in of_all],
+            "terms": [terms for _, terms in of_all],
             "last_logged": trainer._globalstep_last_logged,
             "logged_sum": trainer._total_loss_scalar,
             "seconds": self.seconds_before + time.monotonic() - self.started,
@@ -209,6 +210,8 @@ class RunningLoss(TrainerCallback):
         # With another number of processes only the mean is what it was; that is what is logged.
         own = sums[args.process_index] if len(sums) == args.world_size else sum(sums) / len(sums)
         self.trainer._tr_loss.fill_(own)
+        if "terms" in state:
+            self.trainer.terms.load(state["terms"], args.process_index, args.world_size)
         self.trainer._globalstep_last_logged = state["last_logged"]
         # Checkpoints of version 0.1 have no sum, but the log's means, and no time.
         logged = state.get("logged_sum")

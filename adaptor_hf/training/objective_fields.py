@@ -1,4 +1,4 @@
-"""Fields of what `--aligner` and `--objective` choose from; those of each are declared here and live in a recipe."""
+"""Fields of what `--aligner` and `--objective` choose from; an objective declares its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import logging
 from dataclasses import dataclass, field, fields
 
 from ..configuration_adaptor import NORMS
+from ..objectives.base import Objective
+from ..objectives.known import known_objectives
+from ..objectives.loading import FORM, is_file, objective_class
 from ..options.choices import Choice
+from ..options.declared import Declared, declared_options
 from .arguments import AdaptorTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -82,14 +86,14 @@ class MlpAlignerArguments:
     attention_pooling_heads: int | None = field(default=None, metadata=_POOLING)
 
 
-@dataclass
-class AdaptorObjectiveArguments:
-    """The contrastive loss of the paper. The defaults are those of `AdaptorConfig` and `AdaptorTrainingArguments`."""
+def options_of(objective: type[Objective]) -> type[Declared]:
+    """Fields of an objective; `positives` that are None by default are those of the training arguments."""
+    return declared_options(objective, {"positives": _POSITIVES.default})
 
-    positives: str = field(default=_POSITIVES.default, metadata=_POSITIVES.metadata)
-    image_to_text_weight: float = field(default=0.75, metadata={"help": "alpha of the paper's equation (4)."})
-    logit_scale_init_value: float = field(default=2.6592, metadata={"help": "Logarithm of the initial scale."})
-    max_logit_scale: float | None = field(default=None, metadata={"help": "Bound of the scale; CLIP's is 100."})
+
+def options_of_file(name: str) -> type[Declared] | None:
+    """Fields of an objective of a file of the user's, whose code is run; None where the name has another form."""
+    return options_of(objective_class(name)) if is_file(name) else None
 
 
 ALIGNERS = Choice(
@@ -104,16 +108,18 @@ ALIGNERS = Choice(
 )
 """What stands between the towers and the shared space."""
 
-OBJECTIVES = Choice("objective", {"adaptor": AdaptorObjectiveArguments})
+OBJECTIVES = Choice(
+    "objective", {name: options_of(made) for name, made in known_objectives().items()}, options_of_file, FORM
+)
 """What is minimised."""
 
 __all__ = [
     "ALIGNERS",
     "OBJECTIVES",
     "AdaptorAlignerArguments",
-    "AdaptorObjectiveArguments",
     "GatedAlignerArguments",
     "LinearAlignerArguments",
     "MlpAlignerArguments",
     "ResidualAlignerArguments",
+    "options_of",
 ]

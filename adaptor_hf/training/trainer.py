@@ -1,4 +1,4 @@
-"""A Trainer whose loss sees the negatives of every process, and whose evaluation is retrieval over the whole split."""
+"""A Trainer that minimises an objective over the pairs of every process, and evaluates by retrieval over a split."""
 
 import json
 import logging
@@ -19,7 +19,8 @@ from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import gathered_contrastive_loss
+from ..objectives import Encoded, Objective
+from ..objectives.loading import load_objective
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -36,13 +37,17 @@ from .checkpoints import (
     together,
     unfinished,
 )
-from .grad_cache import backward_in_parts
+from .early_checks import check_evaluation
+from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
-from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, positive_ids, split_inputs
-from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
+from .objective_state import ObjectiveSteps, load_objective_state, save_objective
+from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
+from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
-from .source_batches import SourceSampler, source_sampler
+from .source_batches import source_sampler
+from .terms import RunningTerms
+from .trained_together import TrainedTogether
 
 logger = logging.getLogger(__name__)
 
@@ -60,23 +65,43 @@ class AdaptorTrainer(BaseTrainer):
     Args:
         model (`AdaptorModel`): Without towers for embeddings, with them for `pixel_values` and `input_ids`.
         args (`AdaptorTrainingArguments`): Arguments of the run.
+        objective ([`~objectives.Objective`] or `str`): What is minimised, or the name of one of the package. One that
+            is given is set up here for this model; it is of this trainer alone.
         kwargs: As for [`BaseTrainer`]; by default the collator is [`~training.pair_batches.PairCollator`] and the
-            evaluator [`Retrieval`]. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
+            evaluator [`Retrieval`]. `evaluators` may be [`PairEvaluator`]s, for all of which a split is embedded once,
+            by all processes together. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
     """
 
     args: AdaptorTrainingArguments
 
-    def __init__(self, model: AdaptorModel, args: AdaptorTrainingArguments, **kwargs):
+    def __init__(
+        self,
+        model: AdaptorModel,
+        args: AdaptorTrainingArguments,
+        objective: Objective | str = "adaptor",
+        **kwargs,
+    ):
         # Trainer would copy the tokenizer's special tokens into the config; the processor only needs to be saved.
         self.processor = kwargs.pop("processing_class", None)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
-        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
-        self.source_sampler: SourceSampler | None = None
+        kwargs["data_collator"] = collator
+        kwargs.setdefault("evaluators", (Retrieval(),))
+        self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
         self.label_names = []
+        # A column of this name is one of many, and no reason to weigh losses by tokens.
+        self.model_accepts_loss_kwargs = False
+        self.objective = load_objective(objective) if isinstance(objective, str) else objective
+        self.objective.setup(self.model, args)
+        self.objective.to(args.device)
+        # accelerate fills up an uneven last batch unless told otherwise.
+        equal_counts = self.accelerator.even_batches or args.dataloader_drop_last
+        self.together = TrainedTogether(self.model, self.objective, equal_counts)
+        self.terms = RunningTerms(args.device)
+        self.current_gradient_accumulation_steps = 1  # until training sets it
+        self.add_callback(ObjectiveSteps(self))
         self.add_callback(ProgressLines)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -103,13 +128,19 @@ class AdaptorTrainer(BaseTrainer):
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         dataset = self.train_dataset if train_dataset is None else train_dataset
-        self.source_sampler = source_sampler(dataset, self.args)
-        return super()._get_train_sampler(train_dataset) if self.source_sampler is None else self.source_sampler
+        of_objective, of_sources = self.objective.sampler(dataset), source_sampler(dataset, self.args)
+        if of_objective is not None and of_sources is not None:
+            raise ValueError(
+                f"The objective {type(self.objective).__name__} has an order of the rows of its own: leave out "
+                "--dataset_weights and --source_batches."
+            )
+        self.sampler = of_sources if of_objective is None else of_objective
+        return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if self.source_sampler is not None:
+        if hasattr(self.sampler, "set_epoch"):
             # On resuming on several processes it lies deeper than Trainer and accelerate look.
-            self.source_sampler.set_epoch(epoch)
+            self.sampler.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
@@ -126,30 +157,38 @@ class AdaptorTrainer(BaseTrainer):
         """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
         return [name for name, _ in model.named_parameters()]
 
+    def _prepare_for_training(self, *args):
+        """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
+        model = self.model
+        if self.accelerator.native_amp and not hasattr(model, "_original_forward"):
+            # Evaluation calls the model itself, in the precision of training.
+            self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        self.model_wrapped = self.together if self.model_wrapped is model else self.model_wrapped
+        self.model = self.together
+        try:
+            return super()._prepare_for_training(*args)
+        finally:
+            self.model = self.callback_handler.model = model
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs.get("fuse_pairs"):
             raise ValueError(
                 "AdaptorTrainer does not fuse pairs: each image would see its own text before the contrastive loss, "
                 "which then falls without any learning (32-way top-1 of 93 % on pure noise)."
             )
-        rows, model_inputs = split_inputs(inputs)
-        outputs = model(**model_inputs, return_logits=False)
-        logit_scale = self.model.get_logit_scale()
-        loss = self._pair_loss(outputs.image_embeds, outputs.text_embeds, logit_scale, rows)
-        self._check_loss(loss, inputs)
-        return (loss, outputs) if return_outputs else loss
+        if return_outputs:
+            encoded = self.together.encode(inputs)
+            terms = self.together.terms(encoded, inputs)
+            sides = {f"{name}_embeds": side.pooled for name, side in encoded.sides()}
+            return terms["loss"], {"loss": terms["loss"], **sides}
+        terms = (self.together if model is self.model else model)(inputs)
+        return self._loss_of(terms, inputs)
 
-    def _pair_loss(self, image_embeds, text_embeds, logit_scale, rows: dict[str, torch.Tensor]) -> torch.Tensor:
-        return gathered_contrastive_loss(
-            image_embeds,
-            text_embeds,
-            logit_scale,
-            image_to_text_weight=self.model.config.image_to_text_weight,
-            normalize=False,
-            positives=positive_ids(rows, self.args.positives),
-            # accelerate fills up an uneven last batch unless told otherwise.
-            equal_counts=self.accelerator.even_batches or self.args.dataloader_drop_last,
-        )
+    def _loss_of(self, terms: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        """The loss, checked; the other terms are kept for the log."""
+        self._check_loss(terms["loss"], inputs)
+        self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
+        return terms["loss"]
 
     @staticmethod
     def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
@@ -162,27 +201,23 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
-        rows, model_inputs = split_inputs(inputs)
-        unwrapped = self.model
 
-        def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def encode(part: dict[str, torch.Tensor]) -> Encoded:
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
-            with self.compute_loss_context_manager():
-                outputs = (model if torch.is_grad_enabled() else unwrapped)(**part, return_logits=False)
-            return outputs.image_embeds, outputs.text_embeds
+            return (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
 
-        loss = backward_in_parts(
-            model_inputs,
+        terms = backward_in_parts(
+            inputs,
             self.args.grad_cache_batch_size,
-            embed,
-            unwrapped.get_logit_scale,
-            lambda image, text, scale: self._pair_loss(image, text, scale, rows),
+            encode,
+            lambda encoded: self.together.terms(encoded, inputs),
+            self.together.parameters_of_the_loss(),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             no_sync=lambda: self.accelerator.no_sync(model),
         )
-        self._check_loss(loss, inputs)
-        return loss / self.current_gradient_accumulation_steps
+        return self._loss_of(terms, inputs) / self.current_gradient_accumulation_steps
 
     def _get_grad_norm(self, model, grad_norm=None):
         # Trainer clips to infinity to learn the norm, which writes every gradient once more.
@@ -219,8 +254,9 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.save_strategy != "no":
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
+        check_evaluation(self.args, self.model, self.eval_dataset, self.evaluators, self.objective)
         with deferred_signals() as signals:
-            self.running_loss = RunningLoss(self, checkpoint)
+            self.terms, self.running_loss = RunningTerms(self.args.device), RunningLoss(self, checkpoint)
             callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
@@ -235,6 +271,10 @@ class AdaptorTrainer(BaseTrainer):
             finally:
                 for callback in callbacks:
                     self.remove_callback(callback)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        load_objective_state(self.objective, Path(resume_from_checkpoint))
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _init_training_state(self, max_steps: int, *args) -> tuple[int, int]:
         position = super()._init_training_state(max_steps, *args)
@@ -281,17 +321,14 @@ class AdaptorTrainer(BaseTrainer):
             `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
             the order of the data set; there are no `label_ids`.
         """
-        collator = self.eval_collator or self.data_collator
-        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
-        metrics = {}
-        for evaluator in self.evaluators:
-            shared = isinstance(evaluator, Retrieval)
-            sources = getattr(test_dataset, "source_names", ())
-            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
+        embeds, metrics = evaluate_in_training(self, test_dataset, embeds=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
         return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate_in_training(self, dataset)[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
@@ -306,6 +343,8 @@ class AdaptorTrainer(BaseTrainer):
                 "certainty, or no row of a batch has a negative (the objective's positives: "
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
+        if loss is not None:
+            logs |= self.terms.take_means(self.args.world_size)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -337,7 +376,8 @@ class AdaptorTrainer(BaseTrainer):
             self.push_to_hub(commit_message="Model save")
 
     def _refuse_broken_weights(self) -> None:
-        broken = [name for name, value in self.model.named_parameters() if not value.isfinite().all()]
+        named = (pair for part in (self.model, self.objective) for pair in part.named_parameters())
+        broken = [name for name, value in named if not value.isfinite().all()]
         if broken:
             raise FloatingPointError(
                 f"Weights became NaN or infinite before step {self.state.global_step} ({', '.join(broken[:3])}). They "
@@ -362,6 +402,7 @@ class AdaptorTrainer(BaseTrainer):
             super(AdaptorTrainer, self).save_model(folder, _internal_call=True)
             if self.args.should_save:
                 remove_code(folder)
+                save_objective(self.objective, unfinished(checkpoint))
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(folder)
                 self._save_scaler(folder)
@@ -400,6 +441,7 @@ class AdaptorTrainer(BaseTrainer):
                 "--load_best_model_at_end False to that, to end with the last one."
             ) from error
         super()._load_best_model()
+        load_objective_state(self.objective, Path(self.state.best_model_checkpoint))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)

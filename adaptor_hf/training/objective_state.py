@@ -1,0 +1,115 @@
+"""The state of an objective in a training checkpoint, and in nothing else: `objective.safetensors`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from transformers import TrainerCallback
+
+from ..files import check_regular, parse_json, write_aside
+from ..objectives import Objective
+from ..objectives.loading import objective_identity
+
+OBJECTIVE_FILE = "objective.safetensors"
+OF_BEFORE = {"name": "adaptor", "sha256": ""}
+"""What a checkpoint without the file is of."""
+
+
+def save_objective(objective: Objective, folder: Path) -> None:
+    """
+    Write what the objective adds to the model (parameters and buffers), with its name and the digest of its file.
+
+    Raises:
+        TypeError: a part of its state is no tensor.
+    """
+    state = objective.state_dict()
+    if others := [name for name, value in state.items() if not isinstance(value, torch.Tensor)]:
+        raise TypeError(
+            f"{type(objective).__name__} keeps {', '.join(others)}, which no safetensors file can hold. Keep tensors, "
+            "as parameters or with register_buffer."
+        )
+    # Copies, for a file has no tensors that share memory.
+    tensors = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+    # One entry: safetensors writes several in no fixed order.
+    metadata = {"objective": json.dumps(objective_identity(objective))}
+    write_aside(folder / OBJECTIVE_FILE, save(tensors, metadata=metadata))
+
+
+def load_objective_state(objective: Objective, checkpoint: Path) -> None:
+    """
+    Give an objective the state that a checkpoint has.
+
+    Raises:
+        ValueError: the checkpoint is of another objective, or of another version of its file; or of other parameters.
+    """
+    found, tensors = read_objective(checkpoint)
+    wanted = objective_identity(objective)
+    if found != wanted:
+        raise ValueError(
+            f"{checkpoint.name} was trained by the objective {described(found)}, this run has {described(wanted)}. "
+            "Resume with the objective and the file of the checkpoint, or start another run in another --output_dir."
+        )
+    try:
+        objective.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{OBJECTIVE_FILE} of {checkpoint.name} does not fit the objective {described(wanted)}: "
+            f"{' '.join(str(error).split())}. Resume with the options that it was trained with."
+        ) from error
+
+
+def read_objective(checkpoint: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """
+    Identity and state of the objective of a checkpoint; those of the paper's where the file is missing, as in
+    checkpoints of versions that had no other.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = checkpoint / OBJECTIVE_FILE
+    if not path.is_file():
+        return OF_BEFORE, {}
+    try:
+        with safe_open(check_regular(path), framework="pt") as file:
+            identity = parse_json((file.metadata() or {})["objective"])
+            return identity, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{OBJECTIVE_FILE} of {checkpoint.name} is damaged ({type(error).__name__}: {error})."
+        ) from error
+
+
+def described(identity: dict[str, str]) -> str:
+    digest = identity.get("sha256", "")
+    return repr(identity.get("name", "")) + (f" (file with SHA-256 {digest[:12]}...)" if digest else "")
+
+
+class ObjectiveSteps(TrainerCallback):
+    """Calls `before_step` and `after_step` of a trainer's objective around each step of its optimizer."""
+
+    def __init__(self, trainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.parameters = [value for value in self.trainer.together.parameters() if value.requires_grad]
+
+    @torch.no_grad()
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        for parameter in self.parameters:
+            if parameter.grad is None:
+                # As on several processes, where every parameter gets a gradient, so that it decays on one, too.
+                parameter.grad = torch.zeros_like(parameter)
+        self.trainer.objective.before_step(state.global_step / state.max_steps)
+
+    @torch.no_grad()
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        # With float16 a step whose gradients overflowed is left out.
+        if not self.trainer.accelerator.optimizer_step_was_skipped:
+            self.trainer.objective.after_step(self.trainer.model)
+
+
+__all__ = ["OBJECTIVE_FILE", "ObjectiveSteps", "load_objective_state", "save_objective"]
