@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput
 
+from ..batch_norm_adaptor import batch_norm_over_ranks
 from ..embeddings.reader import EmbeddingCache
 from ..file_records import forget_manifest
 from ..files import write_aside
@@ -269,6 +270,7 @@ class AdaptorTrainer(BaseTrainer):
             callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
+            batch_norm_over_ranks(self.together, True)
             try:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             except KeyboardInterrupt as interruption:
@@ -278,6 +280,7 @@ class AdaptorTrainer(BaseTrainer):
                     go_on = f"The last checkpoint is {saved[-1]}. Go on with the same command and {RESUME}."
                 raise type(interruption)(go_on) from None
             finally:
+                batch_norm_over_ranks(self.together, False)
                 for callback in callbacks:
                     self.remove_callback(callback)
 
