@@ -18,7 +18,7 @@ class TrainedTogether(nn.Module):
 
     Args:
         model (`AdaptorModel`), objective (`Objective`): Set up, on one device.
-        equal_counts (`bool`): All processes hold equally many rows.
+        equal_counts (`bool`): All processes hold equally many rows; images and texts too, without index columns.
 
     Raises:
         ValueError: the objective has parameters of the model among its own.
@@ -68,8 +68,10 @@ class TrainedTogether(nn.Module):
             encoded.logit_scale = self.model.get_logit_scale()
             encoded.logit_bias = getattr(self.model, "logit_bias", None)
         rows, _ = split_inputs(batch)
+        # Index columns say that images and texts differ in number, which processes then do not share.
+        equal_counts = self.equal_counts and not {"image_index", "text_index"} & batch.keys()
         with torch.autocast(encoded.logit_scale.device.type, enabled=False):
-            terms = self.objective(encoded, rows, Gather.of_processes(self.equal_counts))
+            terms = self.objective(encoded, rows, Gather.of_processes(equal_counts))
         check_terms(terms, type(self.objective).__name__)
         return terms
 

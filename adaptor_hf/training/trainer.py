@@ -152,8 +152,11 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
-        return [name for name, _ in model.named_parameters()]
+        """
+        All parameters decay, as in the reference; Trainer's own rule would spare biases and norms. The reference has no
+        `logit_bias`: it says how rare pairs are, and decay would make them ever more frequent.
+        """
+        return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
 
     def _prepare_for_training(self, *args):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
