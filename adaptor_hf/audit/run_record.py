@@ -57,6 +57,7 @@ class RunRecord:
         metrics: dict[str, float] | None = None,
         *,
         objective: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
@@ -68,6 +69,7 @@ class RunRecord:
             model (`AdaptorModel`): Its saved weights in the output folder are digested.
             metrics (`dict[str, float]`, *optional*): The last evaluation.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
+            recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
@@ -81,6 +83,7 @@ class RunRecord:
                 "processes": arguments.world_size,
                 "threads": torch.get_num_threads(),
             },
+            "recipe": recipe,
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
             "objective": objective,

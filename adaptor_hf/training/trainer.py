@@ -37,11 +37,12 @@ from .checkpoints import (
     together,
     unfinished,
 )
+from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
-from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
+from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
@@ -67,7 +68,8 @@ class AdaptorTrainer(BaseTrainer):
         objective ([`~objectives.Objective`] or `str`): What is minimised, or the name of one of the package. One that
             is given is set up here for this model; it is of this trainer alone.
         kwargs: As for [`BaseTrainer`]; by default the collator is [`~training.pair_batches.PairCollator`] and the
-            evaluator [`Retrieval`]. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
+            evaluator [`Retrieval`]. `evaluators` may be [`PairEvaluator`]s, for all of which a split is embedded once,
+            by all processes together. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
     """
 
     args: AdaptorTrainingArguments
@@ -83,8 +85,8 @@ class AdaptorTrainer(BaseTrainer):
         self.processor = kwargs.pop("processing_class", None)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
-        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
+        kwargs["data_collator"] = collator
+        kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
@@ -255,6 +257,7 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.save_strategy != "no":
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
+        check_evaluation(self.args, self.model, self.eval_dataset, self.evaluators, self.objective)
         with deferred_signals() as signals:
             self.terms, self.running_loss = RunningTerms(self.args.device), RunningLoss(self, checkpoint)
             callbacks = [self.running_loss, StopOnSignal(signals)]
@@ -321,17 +324,14 @@ class AdaptorTrainer(BaseTrainer):
             `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
             the order of the data set; there are no `label_ids`.
         """
-        collator = self.eval_collator or self.data_collator
-        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
-        metrics = {}
-        for evaluator in self.evaluators:
-            shared = isinstance(evaluator, Retrieval)
-            sources = getattr(test_dataset, "source_names", ())
-            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
+        embeds, metrics = evaluate_in_training(self, test_dataset, embeds=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
         return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate_in_training(self, dataset)[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
