@@ -7,7 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 FILES = Path(__file__).parent / "objectives_of_users"
-OBJECTIVES = {"queued": "queued.py:Queued", "momentum": "momentum.py:Momentum", "siglip": "siglip"}
+OBJECTIVES = {
+    "queued": "queued.py:Queued",
+    "momentum": "momentum.py:Momentum",
+    "sometimes": "sometimes.py:Sometimes",
+    "siglip": "siglip",
+}
 OPTIONS = {
     "aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64, "hidden_dropout_prob": 0, '
     '"attention_probs_dropout_prob": 0}',
@@ -70,12 +75,30 @@ def tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "model.safetensors") | load_file(checkpoint / "objective.safetensors")
 
 
+def keep_trainers() -> list:
+    """The trainers that train_pretrain.py makes from now on: those of other ranks write nothing."""
+    import train_pretrain
+
+    kept, made = [], train_pretrain.AdaptorTrainer
+
+    def keep(**arguments):
+        kept.append(made(**arguments))
+        return kept[-1]
+
+    train_pretrain.AdaptorTrainer = keep
+    return kept
+
+
 def main(folder: Path, cache: Path, files: Path) -> None:
     from adaptor_hf.training.interruption import leave_process_group
 
     torch.set_num_threads(1)
+    kept = keep_trainers()
     for name in OBJECTIVES:
         train(cache, folder / name, name, files)
+        if name == "momentum":
+            rank = torch.distributed.get_rank()
+            torch.save(kept[-1].objective.state_dict(), folder / f"momentum-{rank}.pt")
         train(cache, folder / f"{name}-parts", name, files, grad_cache_batch_size=3)
     train_unpaired(folder / "unpaired", files)
     train_unpaired(folder / "unpaired-parts", files, grad_cache_batch_size=3)

@@ -85,7 +85,7 @@ def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
     """
     Raises:
         TypeError: no dictionary of tensors.
-        ValueError: no `"loss"`, or a term that is no scalar.
+        ValueError: no `"loss"`, one without gradient while gradients are on, or a term that is no scalar.
     """
     if not isinstance(terms, dict) or not all(isinstance(value, torch.Tensor) for value in terms.values()):
         raise TypeError(f"forward of {objective} must return a dictionary of scalar tensors, got {_described(terms)}.")
@@ -96,6 +96,11 @@ def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
     for name, value in terms.items():
         if value.ndim:
             raise ValueError(f"The term {name!r} of {objective} is of shape {tuple(value.shape)}, not a scalar.")
+    if torch.is_grad_enabled() and not terms["loss"].requires_grad:
+        raise ValueError(
+            f"The loss of {objective} has no gradient: nothing that is trained is in it. Compute it of the embeddings "
+            "that forward is given, without detach, item or no_grad."
+        )
 
 
 def _described(terms: object) -> str:

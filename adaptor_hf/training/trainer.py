@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -347,7 +348,14 @@ class AdaptorTrainer(BaseTrainer):
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         if loss is not None:
-            logs |= self.terms.take_means(self.args.world_size)
+            means = self.terms.take_means(self.args.world_size)
+            if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+                raise FloatingPointError(
+                    f"The term {broken[0]!r} of the objective became {means[broken[0]]} before step "
+                    f"{self.state.global_step}, while the loss is finite. It may be a mean of nothing: leave the term "
+                    "out of such a batch in the objective's forward, or give 0."
+                )
+            logs |= means
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
