@@ -99,7 +99,8 @@ def main(folder: Path, cache: Path, files: Path) -> None:
         if name == "momentum":
             rank = torch.distributed.get_rank()
             torch.save(kept[-1].objective.state_dict(), folder / f"momentum-{rank}.pt")
-        train(cache, folder / f"{name}-parts", name, files, grad_cache_batch_size=3)
+        if name == "queued":
+            train(cache, folder / f"{name}-parts", name, files, grad_cache_batch_size=3)
     train_unpaired(folder / "unpaired", files)
     train_unpaired(folder / "unpaired-parts", files, grad_cache_batch_size=3)
     leave_process_group()
