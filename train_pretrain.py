@@ -128,6 +128,7 @@ def pretrain(
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
     with record.phase("evaluate"):
         named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
+        named["make_objective"] = model_arguments.make_objective
         report_run(model, training, cache, parts, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():

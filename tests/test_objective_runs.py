@@ -180,16 +180,31 @@ class Wrong(AdaptorObjective):
     ],
 )
 def test_what_is_no_loss_is_refused_by_name(views, tmp_path, returned, error, message):
+    (tmp_path / "wrong.py").write_text(WRONG.replace("RETURNED", returned))
+    with pytest.raises(error, match=message):
+        train_wrong(views, tmp_path)
+
+
+def test_what_the_data_lack_is_named_before_the_first_step(views, tmp_path):
+    needy = WRONG.replace("RETURNED", "{'loss': loss}").replace(
+        "(AdaptorObjective):",
+        """(AdaptorObjective):
+    needs = frozenset({"pairs", "image_tokens"})""",
+    )
+    (tmp_path / "wrong.py").write_text(needy)
+    with pytest.raises(ValueError, match=r"needs .*tokens"):
+        train_wrong(views, tmp_path)
+
+
+def train_wrong(views, tmp_path):
     from synthetic import synthetic_model
 
     from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 
-    (tmp_path / "wrong.py").write_text(WRONG.replace("RETURNED", returned))
     arguments = AdaptorTrainingArguments(
         output_dir=str(tmp_path / "run"), global_batch_size=16, max_steps=3, logging_steps=1, use_cpu=True,
         disable_tqdm=True, eval_strategy="no", save_strategy="no", load_best_model_at_end=False,
     )  # fmt: skip
     objective = load_objective(f"{tmp_path / 'wrong.py'}:Wrong")
     trainer = AdaptorTrainer(model=synthetic_model(), args=arguments, objective=objective, train_dataset=views["train"])
-    with pytest.raises(error, match=message):
-        trainer.train()
+    trainer.train()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import shutil
 import tempfile
@@ -48,7 +47,7 @@ from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms
+from .terms import RunningTerms, check_finite
 from .trained_together import TrainedTogether
 
 logger = logging.getLogger(__name__)
@@ -156,10 +155,7 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """
-        All parameters decay, as in the reference; Trainer's own rule would spare biases and norms. The reference has no
-        `logit_bias`: it says how rare pairs are, and decay would make them ever more frequent.
-        """
+        """All parameters decay, as in the reference, but for `logit_bias`: it says how rare pairs are."""
         return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
 
     def _prepare_for_training(self, *args):
@@ -361,14 +357,7 @@ class AdaptorTrainer(BaseTrainer):
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         if loss is not None:
-            means = self.terms.take_means(self.args.world_size)
-            if broken := [name for name, value in means.items() if not math.isfinite(value)]:
-                raise FloatingPointError(
-                    f"The term {broken[0]!r} of the objective became {means[broken[0]]} before step "
-                    f"{self.state.global_step}, while the loss is finite. It may be a mean of nothing: leave the term "
-                    "out of such a batch in the objective's forward, or give 0."
-                )
-            logs |= means
+            logs |= check_finite(self.terms.take_means(self.args.world_size), self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
