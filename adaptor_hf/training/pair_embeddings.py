@@ -105,6 +105,9 @@ def embed_pairs(
         raise ValueError("The split to evaluate on is empty.")
     rows = {name: value for name, value in found.items() if not name.startswith(_OF_BATCHES)}
     of_batches = {name.removeprefix(_OF_BATCHES): value for name, value in found.items() if name not in rows}
+    count = len(rows["image_embeds"])
+    if short := [name for name, value in rows.items() if len(value) != count]:
+        raise ValueError(f"The column {short[0]} is missing in some batches: give all rows the same columns.")
     return PairEmbeddings(rows, of_batches, batch_rows)
 
 

@@ -143,8 +143,8 @@ class ZeroShot(PairEvaluator):
         names = _feature_names(dataset) or self.classes
         if names is None:
             raise ValueError(
-                f"{self.name}: the column targets has no names of its {targets.shape[-1] if targets.ndim > 1 else ''}"
-                " classes here. Give ZeroShot(..., classes=[...]) in the order of the columns of the label table."
+                f"{self.name}: the column targets has no names for its classes here. Give ZeroShot(..., classes=[...]) "
+                "in the order of the label columns that the cache was built of, or of the class numbers."
             )
         if self.classes is not None and list(map(spelling_key, names)) != list(map(spelling_key, self.classes)):
             raise ValueError(f"{self.name}: classes are others than those of the data. {column_list(names, 'Its own')}")
