@@ -1,6 +1,7 @@
-"""The Adaptor model: two shared Transformer layers between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
+"""The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
+import os
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +10,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .arguments_adaptor import refuse_unknown
+from .attention_pooling_adaptor import AttentionPooling
 from .configuration_adaptor import AdaptorConfig
+from .dual_encoder_adaptor import read_dual_encoder, towers_of_arguments
 from .embedding_origin_adaptor import are_projected
-from .layers_adaptor import AdaptorEncoder
-from .loss_adaptor import contrastive_loss
+from .layers_adaptor import AdaptorEncoder, ZeroGradient
+from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
+from .projections_adaptor import ResidualScale, make_projection
+from .token_sequences_adaptor import token_sequence
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
 logger = logging.get_logger(__name__)
@@ -28,8 +33,10 @@ class AdaptorOutput(ModelOutput):
     one is no input for the other. Embeddings and scores are float32 or wider, whatever dtype the model computes in.
 
     Args:
-        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
-        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone; of a
+            model with `logit_bias` the sigmoid loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities, plus
+            `logit_bias` where the model has one: their sigmoid is then the probability that the two belong together.
         logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
         image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised projected image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised projected text embeddings.
@@ -40,6 +47,10 @@ class AdaptorOutput(ModelOutput):
             `(batch, num_attention_heads, queries, keys)`, or `None` for a modality that was not given.
         pooler_output (`torch.Tensor` of shape `(batch, hidden_size)`, *optional*): The projected embeddings of the one
             modality that was given, `image_embeds` or `text_embeds`: what pipelines with `pool=True` ask for.
+        image_pooling_weights (`torch.Tensor` of shape `(num_images, N - 1)`, *optional*, with
+            `config.attention_pooling_heads`): Weight of each token in the pooled embedding, mean over the heads; 0 for
+            padding, with sum 1.
+        text_pooling_weights (`torch.Tensor` of shape `(num_texts, L - 1)`, *optional*): The same for text.
     """
 
     loss: torch.Tensor | None = None
@@ -51,6 +62,8 @@ class AdaptorOutput(ModelOutput):
     text_last_hidden_state: torch.Tensor | None = None
     attentions: tuple | None = None
     pooler_output: torch.Tensor | None = None
+    image_pooling_weights: torch.Tensor | None = None
+    text_pooling_weights: torch.Tensor | None = None
 
 
 class AdaptorModel(AdaptorPreTrainedModel):
@@ -62,6 +75,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
 
     Input `(B, D)` means B samples of one token. A sequence `(B, N, D)` is always `[pooled, token_1, ..., token_N-1]`.
     Each modality attends only to itself; with one token each that is also exactly what the reference code computes.
+    What stands between towers and shared space is `config.aligner`.
 
     Example:
 
@@ -75,10 +89,20 @@ class AdaptorModel(AdaptorPreTrainedModel):
 
     def __init__(self, config: AdaptorConfig):
         super().__init__(config)
-        self.visual_projection = nn.Linear(config.vision_hidden_size, config.hidden_size, bias=False)
-        self.text_projection = nn.Linear(config.text_hidden_size, config.hidden_size, bias=False)
+        self.visual_projection = make_projection(config, config.vision_hidden_size)
+        self.text_projection = make_projection(config, config.text_hidden_size)
         self.shared_encoder = AdaptorEncoder(config)
+        if config.aligner == "residual":
+            self.residual_scale = ResidualScale(config.hidden_size)
+        if config.token_projection:
+            self.visual_token_projection = make_projection(config, config.vision_hidden_size)
+            self.text_token_projection = make_projection(config, config.text_hidden_size)
+        if config.attention_pooling_heads is not None:
+            self.visual_pooling = AttentionPooling(config.vision_hidden_size, config.attention_pooling_heads)
+            self.text_pooling = AttentionPooling(config.text_hidden_size, config.attention_pooling_heads)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.vision_model: VisionTower | None = None
         self.text_model: TextTower | None = None
         if config.towers_in_checkpoint:
@@ -121,6 +145,61 @@ class AdaptorModel(AdaptorPreTrainedModel):
         model.attach_towers(vision_tower, text_tower)
         model.config.towers_in_checkpoint = in_checkpoint
         return model
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | None = None,
+        text_model_name_or_path: str | None = None,
+        *model_args,
+        **kwargs,
+    ) -> "AdaptorModel":
+        """
+        `from_towers` by the arguments of `VisionTextDualEncoderModel.from_vision_text_pretrained`.
+
+        Args:
+            vision_model_name_or_path, text_model_name_or_path (`str`, *optional*): As for `load_vision_tower` and
+                `load_text_tower`.
+            kwargs: `vision_...` and `text_...` go to the loading of that tower: `vision_revision`, `text_pooling`.
+                `vision_model` and `text_model` are loaded models, in place of a name; the weights of a plain
+                transformers model go into the checkpoint, and `vision_processor` (image processor) and
+                `text_processor` (tokenizer) say how its inputs are made, by default those of where it was loaded from.
+                Others are fields of [`AdaptorConfig`]; `projection_dim` stands for `hidden_size`.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a tower without name and model, or with both.
+            OSError: as `from_towers`.
+        """
+        if model_args:
+            raise TypeError(
+                f"from_vision_text_pretrained takes two names by position, got {2 + len(model_args)} arguments. Give "
+                "others by name."
+            )
+        names = {"vision": vision_model_name_or_path, "text": text_model_name_or_path}
+        towers, fields = towers_of_arguments(cls.from_vision_text_pretrained, names, kwargs)
+        return cls.from_towers(towers["vision"], towers["text"], **fields)
+
+    @classmethod
+    def from_dual_encoder(cls, folder: str | os.PathLike) -> "AdaptorModel":
+        """
+        A trained `VisionTextDualEncoderModel` or `CLIPModel` as an Adaptor of two linear projections: the same
+        embeddings, scores and loss. Its towers are frozen and saved with it; `AdaptorProcessor(
+        model.vision_model.processor, model.text_model.processor)` is its processor.
+
+        Args:
+            folder (`str`): What `save_pretrained` of the model and of its processor wrote; nothing is downloaded.
+
+        Raises:
+            OSError: there is no such folder, it has no safetensors weights or lacks some, or it has no processor.
+            ValueError: it holds another type of model, or towers that cannot serve as such here.
+        """
+        found = read_dual_encoder(folder)
+        model = cls.from_towers(found.vision_tower, found.text_tower, towers_in_checkpoint=True, **found.fields)
+        with torch.no_grad():
+            for name, value in found.weights.items():
+                model.get_parameter(name).copy_(value)
+        return model.eval()
 
     def train(self, mode: bool = True):
         super().train(mode)
@@ -234,7 +313,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
         text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds)
         if image is None and text is None:
             raise ValueError("Give pixel_values or image_embeds, input_ids or text_embeds, or one of each.")
+        if text is not None and text_attention_mask is None and text.shape[1] > 1 and attention_mask is not None:
+            # Of a live tower whose tokens are read: those of the text, after the pooled embedding.
+            text_attention_mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
 
+        self._check_mask(image_attention_mask, image)
+        self._check_mask(text_attention_mask, text)
+        image, image_weights = self._pool(image, "visual_pooling", image_attention_mask)
+        text, text_weights = self._pool(text, "text_pooling", text_attention_mask)
+        image = self._project(image, self.visual_projection, "image_embeds", image_attention_mask)
+        text = self._project(text, self.text_projection, "text_embeds", text_attention_mask)
         masks = (self._expand_mask(image_attention_mask, image), self._expand_mask(text_attention_mask, text))
         image, text, attentions = self._encode(image, text, *masks, bool(output_attentions), fuse_pairs)
 
@@ -249,13 +337,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         if both and return_logits:
             logits_per_text = self._similarity(text_embeds, image_embeds)
         if return_loss:
-            loss = contrastive_loss(
-                image_embeds,
-                text_embeds,
-                self.get_logit_scale(),
-                image_to_text_weight=self.config.image_to_text_weight,
-                normalize=False,
-            )
+            loss = self._loss(image_embeds, text_embeds)
         return AdaptorOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.T,
@@ -266,13 +348,23 @@ class AdaptorModel(AdaptorPreTrainedModel):
             text_last_hidden_state=text_tokens,
             attentions=attentions,
             pooler_output=None if both else image_embeds if text_embeds is None else text_embeds,
+            image_pooling_weights=image_weights,
+            text_pooling_weights=text_weights,
         )
 
     def _similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         # A scale of 100 leaves half precision no digits.
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            logits = self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+
+    def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        scale = self.get_logit_scale()
+        if self.logit_bias is not None:
+            return sigmoid_contrastive_loss(image_embeds, text_embeds, scale, self.logit_bias, normalize=False)
+        weight = self.config.image_to_text_weight
+        return contrastive_loss(image_embeds, text_embeds, scale, image_to_text_weight=weight, normalize=False)
 
     def get_logit_scale(self) -> torch.Tensor:
         """The logarithm of the similarity scale (scalar), bounded by `config.max_logit_scale` where one is set."""
@@ -281,15 +373,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
         return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale))
 
     def _image_tokens(self, pixel_values, image_embeds) -> torch.Tensor | None:
+        """What enters the projection, `(M, D)` or `(M, N, D)`."""
         if pixel_values is not None:
             if image_embeds is not None:
                 raise ValueError("Give pixel_values or image_embeds, not both.")
             if self.vision_model is None:
                 raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
-            image_embeds = self.vision_model(pixel_values).pooler_output
+            image_embeds = self._of_tower(self.vision_model(pixel_values))
         elif image_embeds is not None:
             self._notice_projected(image_embeds, "image_embeds")
-        return self._project(image_embeds, self.visual_projection, "image_embeds")
+        return self._checked(image_embeds, self.config.vision_hidden_size, "image_embeds")
 
     def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
         if input_ids is not None:
@@ -298,10 +391,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
             if self.text_model is None:
                 raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
             tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            text_embeds = tower_output.pooler_output
+            text_embeds = self._of_tower(tower_output)
         elif text_embeds is not None:
             self._notice_projected(text_embeds, "text_embeds")
-        return self._project(text_embeds, self.text_projection, "text_embeds")
+        return self._checked(text_embeds, self.config.text_hidden_size, "text_embeds")
+
+    def _of_tower(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        """The pooled embedding, and the tokens where the pooled embedding is made of them."""
+        if self.config.attention_pooling_heads is None:
+            return output.pooler_output
+        return token_sequence(output.pooler_output, output.last_hidden_state)
 
     def _notice_projected(self, embeds: torch.Tensor, name: str) -> None:
         # In training it would cost a synchronisation a step.
@@ -311,7 +410,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
             return
         layers = self.shared_encoder.layers
         if (
-            len(layers)
+            self.config.aligner == "adaptor"
             and embeds.shape[-1] == self.config.hidden_size
             and are_projected(embeds, layers[-1].layer_norm2)
         ):
@@ -329,67 +428,88 @@ class AdaptorModel(AdaptorPreTrainedModel):
             f"{cached} computed by that tower."
         )
 
-    def _project(self, embeds: torch.Tensor | None, projection: nn.Linear, name: str) -> torch.Tensor | None:
+    @staticmethod
+    def _checked(embeds: torch.Tensor | None, width: int, name: str) -> torch.Tensor | None:
+        """(B, N, D) of embeddings (B, D) or (B, N, D)."""
         if embeds is None:
             return None
-        if embeds.ndim not in (2, 3) or embeds.shape[-1] != projection.in_features:
+        if embeds.ndim not in (2, 3) or embeds.shape[-1] != width:
             raise ValueError(
-                f"{name} must be of shape (batch, {projection.in_features}) or (batch, tokens, "
-                f"{projection.in_features}), got {tuple(embeds.shape)}."
+                f"{name} must be of shape (batch, {width}) or (batch, tokens, {width}), got {tuple(embeds.shape)}."
             )
-        if embeds.ndim == 2:
-            embeds = embeds[:, None]
-        dtype = input_dtype(projection, self.dtype)
-        return unit_vectors(projection(embeds.to(dtype))).to(dtype)
+        return embeds[:, None] if embeds.ndim == 2 else embeds
 
-    def _expand_mask(self, mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
+    def _pool(
+        self, embeds: torch.Tensor | None, name: str, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """With attention pooling, its vector in the place of the tower's pooled one, and the tokens' weights."""
+        if embeds is None or self.config.attention_pooling_heads is None:
+            return embeds, None
+        if embeds.shape[1] == 1:
+            raise ValueError(
+                f"config.attention_pooling_heads={self.config.attention_pooling_heads}: the pooled embedding is made "
+                f"of tokens, got {tuple(embeds.shape)}. Give sequences (batch, 1 + tokens, {embeds.shape[-1]}), such "
+                "as of a cache that keeps tokens, or pixel_values and input_ids."
+            )
+        pooling = getattr(self, name)
+        embeds = embeds.to(input_dtype(pooling, self.dtype))
+        pooled, weights = pooling(embeds[:, 1:], None if mask is None else mask[:, 1:])
+        if mask is not None:
+            # A text of no token keeps the tower's vector.
+            pooled = torch.where((mask[:, 1:] != 0).any(1, keepdim=True), pooled, embeds[:, 0])
+        return torch.cat([pooled[:, None], embeds[:, 1:]], dim=1), weights
+
+    def _project(
+        self, embeds: torch.Tensor | None, projection: nn.Module, name: str, mask: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Unit vectors (B, N, hidden_size) of embeddings (B, N, D)."""
+        if embeds is None:
+            return None
+        embeds = self._checked(embeds, projection.in_features, name)
+        dtype = input_dtype(projection, self.dtype)
+        embeds = embeds.to(dtype)
+        if self.config.aligner != "mlp":
+            return unit_vectors(projection(embeds)).to(dtype)
+        if not self.config.token_projection:
+            return unit_vectors(projection(embeds, mask)).to(dtype)
+        tokens = self.visual_token_projection if name == "image_embeds" else self.text_token_projection
+        projected = projection(embeds[:, :1])
+        if embeds.shape[1] > 1:
+            mask = None if mask is None else mask[:, 1:]
+            projected = torch.cat([projected, tokens(embeds[:, 1:], mask)], dim=1)
+        elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tokens.parameters()):
+            # Processes that train together wait for every parameter's gradient.
+            projected = ZeroGradient.apply(projected, *tokens.parameters())
+        return unit_vectors(projected).to(dtype)
+
+    @staticmethod
+    def _check_mask(mask: torch.Tensor | None, tokens: torch.Tensor | None) -> None:
+        if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
+            expected = None if tokens is None else tuple(tokens.shape[:2])
+            raise ValueError(f"An embedding mask must be of shape {expected}, got {tuple(mask.shape)}.")
+
+    @staticmethod
+    def _expand_mask(mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
         """(B, N) of ones and zeros to an additive (B, 1, 1, N)."""
         if mask is None:
             return None
-        if tokens is None or mask.shape != tokens.shape[:2]:
-            expected = None if tokens is None else tuple(tokens.shape[:2])
-            raise ValueError(f"An embedding mask must be of shape {expected}, got {tuple(mask.shape)}.")
         blocked = mask[:, None, None, :] == 0
         return torch.zeros_like(blocked, dtype=tokens.dtype).masked_fill(blocked, torch.finfo(tokens.dtype).min)
 
     def _encode(self, image, text, image_mask, text_mask, output_attentions, fuse_pairs):
-        attentions = []
-        if fuse_pairs:
-            self._check_fusable(image, text)
-            for layer in self.shared_encoder.layers:
-                image, image_weights = layer(image, text, image_mask, output_attentions)
-                text, text_weights = layer(text, image, text_mask, output_attentions)
-                attentions.append((image_weights, text_weights))
-        elif (
-            image is not None
-            and text is not None
-            and image.shape[1] == text.shape[1]
-            and image_mask is None
-            and text_mask is None
-        ):
-            # The layers are shared: one pass over both modalities' rows costs half the kernel launches.
-            both, num_images = torch.cat([image, text]), len(image)
-            for layer in self.shared_encoder.layers:
-                both, weights = layer(both, None, None, output_attentions)
-                attentions.append((None, None) if weights is None else (weights[:num_images], weights[num_images:]))
-            image, text = both[:num_images], both[num_images:]
-        else:
-            for layer in self.shared_encoder.layers:
-                image_weights = text_weights = None
-                if image is not None:
-                    image, image_weights = layer(image, None, image_mask, output_attentions)
-                if text is not None:
-                    text, text_weights = layer(text, None, text_mask, output_attentions)
-                attentions.append((image_weights, text_weights))
-        return image, text, tuple(attentions) if output_attentions else None
-
-    @staticmethod
-    def _check_fusable(image: torch.Tensor | None, text: torch.Tensor | None) -> None:
-        if image is None or text is None or len(image) != len(text):
-            raise ValueError("fuse_pairs=True needs one text per image.")
-        lengths = image.shape[1], text.shape[1]
-        if lengths[0] != lengths[1] and 1 not in lengths:
-            raise ValueError(f"fuse_pairs=True needs equal lengths or one token a modality, got {lengths} tokens.")
+        if fuse_pairs and not len(self.shared_encoder.layers):
+            raise ValueError(
+                f"fuse_pairs=True needs layers that attend, and the aligner {self.config.aligner!r} has none. Use "
+                'aligner "adaptor" or "residual".'
+            )
+        before = image, text
+        image, text, attentions = self.shared_encoder(image, text, image_mask, text_mask, output_attentions, fuse_pairs)
+        if self.config.aligner == "residual":
+            image, text = (
+                None if start is None else self.residual_scale(start, branch)
+                for start, branch in zip(before, (image, text), strict=True)
+            )
+        return image, text, attentions
 
 
 __all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

@@ -47,6 +47,27 @@ def demo_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dual_encoder(tmp_path_factory, tiny_bert) -> Path:
+    """A folder like the one that a user of VisionTextDualEncoderModel has, with a small model of random weights."""
+    from transformers import (
+        BertModel,
+        BertTokenizerFast,
+        VisionTextDualEncoderModel,
+        VisionTextDualEncoderProcessor,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
+
+    folder = tmp_path_factory.mktemp("dual") / "vit-bert"
+    vision = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    VisionTextDualEncoderModel(None, vision, BertModel.from_pretrained(tiny_bert)).save_pretrained(folder)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_bert)
+    VisionTextDualEncoderProcessor(ViTImageProcessor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python", marked=False)], ids=lambda page: page.name
 )
@@ -56,6 +77,8 @@ def test_python_blocks_run(page, request, tmp_path, monkeypatch):
     if any("demo-output/model" in block for block in code):
         (tmp_path / "demo-output").mkdir()
         (tmp_path / "demo-output" / "model").symlink_to(request.getfixturevalue("demo_model"))
+    if any('"vit-bert"' in block for block in code):
+        (tmp_path / "vit-bert").symlink_to(request.getfixturevalue("dual_encoder"))
     namespace = {"__name__": "__main__"}
     for number, block in enumerate(code, start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)

@@ -40,6 +40,7 @@ MODEL = {
     *("tower_sources_adaptor.py", "tower_bundles_adaptor.py", "image_processing_adaptor.py"),
     *("image_geometry_adaptor.py", "image_values_adaptor.py", "arguments_adaptor.py", "precision_adaptor.py"),
     *("tower_weights_adaptor.py", "regular_files_adaptor.py", "embedding_origin_adaptor.py", "tower_layers_adaptor.py"),
+    "dual_encoder_adaptor.py",
 }
 IMAGES = {
     *("image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"),

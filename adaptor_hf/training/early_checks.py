@@ -135,7 +135,7 @@ def _small_model() -> AdaptorModel:
     shape = {"vision_hidden_size": 2, "text_hidden_size": 2, "hidden_size": 2, "num_attention_heads": 1}
     # Whatever is drawn here changes nothing of the run.
     with torch.random.fork_rng(devices=[]):
-        return AdaptorModel(AdaptorConfig(**shape, num_hidden_layers=0))
+        return AdaptorModel(AdaptorConfig(**shape, aligner="linear"))
 
 
 def check_optimizer(training: AdaptorTrainingArguments) -> None:

@@ -19,7 +19,7 @@ from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import Encoded, Objective, Side
+from ..objectives import Encoded, Objective
 from ..objectives.loading import load_objective
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
@@ -38,10 +38,10 @@ from .checkpoints import (
     unfinished,
 )
 from .early_checks import check_evaluation
-from .grad_cache import backward_in_parts
+from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
-from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, split_inputs
+from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
 from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
@@ -201,27 +201,23 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
-        _, model_inputs = split_inputs(inputs)
 
-        def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def encode(part: dict[str, torch.Tensor]) -> Encoded:
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
-            encoded = (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
-            return encoded.image.pooled, encoded.text.pooled
+            return (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
 
-        def loss_of(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            return self.together.terms(Encoded(Side(image), Side(text), logit_scale=scale), inputs)["loss"]
-
-        loss = backward_in_parts(
-            model_inputs,
+        terms = backward_in_parts(
+            inputs,
             self.args.grad_cache_batch_size,
-            embed,
-            self.model.get_logit_scale,
-            loss_of,
+            encode,
+            lambda encoded: self.together.terms(encoded, inputs),
+            self.together.parameters_of_the_loss(),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             no_sync=lambda: self.accelerator.no_sync(model),
         )
-        return self._loss_of({"loss": loss}, inputs) / self.current_gradient_accumulation_steps
+        return self._loss_of(terms, inputs) / self.current_gradient_accumulation_steps
 
     def _get_grad_norm(self, model, grad_norm=None):
         # Trainer clips to infinity to learn the norm, which writes every gradient once more.
