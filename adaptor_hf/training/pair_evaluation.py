@@ -17,6 +17,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, known_objectives
 from .arguments import more_is_better
 from .base_trainer import Evaluator
+from .needs import with_needs
 from .pair_batches import split_inputs
 from .pair_embeddings import PairEmbeddings, as_they_were, embed_pairs
 
@@ -270,7 +271,7 @@ def evaluate_in_training(
     trainer: AdaptorTrainer, dataset: Dataset, embeds: bool = False
 ) -> tuple[PairEmbeddings | None, dict[str, float]]:
     """[`evaluate_pairs`] as a trainer has been told to, by all its processes together."""
-    args = trainer.args
+    args, dataset = trainer.args, with_needs(trainer.objective, dataset)
     return evaluate_pairs(
         trainer.model,
         dataset,
