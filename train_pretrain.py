@@ -42,6 +42,7 @@ from adaptor_hf.training.script_arguments import (
     path_arguments,
 )
 from adaptor_hf.training.summary import describe_run
+from adaptor_hf.training.terms import last_terms
 
 logger = logging.getLogger("train_pretrain")
 
@@ -131,8 +132,8 @@ def pretrain(
         report_run(model, training, cache, parts, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        history = trainer.state.log_history
-        options, known = (data, model_arguments, run), {"objective": minimised, "recipe": recipe.to_dict()}
+        history, options = trainer.state.log_history, (data, model_arguments, run)
+        known = {"objective": minimised, "terms": last_terms(history), "recipe": recipe.to_dict()}
         record.write(training, options, cache, model, last_evaluation(history), **known)
         draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
