@@ -15,7 +15,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from .base_trainer import global_random_state_kept
 from .divided import length_of, of_all_processes, read_batches
-from .pair_batches import PairCollator, split_inputs
+from .pair_batches import PairCollator, side_of_column, split_inputs
 
 if TYPE_CHECKING:
     from .pair_evaluation import PairEvaluator
@@ -132,8 +132,8 @@ def _pairs(encoded: Encoded, rows: dict[str, torch.Tensor], columns: Collection[
         )
 
     def chosen(name: str, values: torch.Tensor) -> torch.Tensor:
-        of_text_side = name.startswith("text_") or len(values) != len(images)
-        return values[of_texts if of_text_side else of_images]
+        side = side_of_column(name)
+        return values[of_texts if side == "text" or (side == "row" and len(values) != len(images)) else of_images]
 
     kept = {
         name: chosen(name, values)
