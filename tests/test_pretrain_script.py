@@ -126,7 +126,9 @@ class TestFinishedRun:
             assert picture.size[0] > 500
             assert len(picture.convert("RGB").getcolors(2**24)) > 20
         # The command as it stands there goes on without table and towers.
-        command = re.fullmatch(r"Next run: python train_pretrain.py (--recipe small --cache .* --output_dir .*-2)", following)
+        command = re.fullmatch(
+            r"Next run: python train_pretrain.py (--recipe small --cache .* --output_dir .*-2)", following
+        )
         given = shlex.split(command[1])
         assert embeddings == f"Embeddings: {given[3]}"
         parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -127,9 +128,8 @@ def runs(cache_folder, tmp_path_factory) -> dict[str, Path]:
 
 
 def test_a_run_that_chose_is_byte_equal_to_the_one_that_names_it(runs):
-    for name in ("model.safetensors", "config.json", "README.md", "retrieval.json", "training_rows.safetensors"):
-        if name != "training_rows.safetensors":
-            assert (runs["none"] / name).read_bytes() == (runs["small"] / name).read_bytes(), name
+    for name in ("model.safetensors", "config.json", "README.md", "retrieval.json", "training_curves.png"):
+        assert (runs["none"] / name).read_bytes() == (runs["small"] / name).read_bytes(), name
     assert (runs["none"] / "model.safetensors").read_bytes() != (runs["paper"] / "model.safetensors").read_bytes()
     one, other = (
         json.loads((runs[n] / "training_args.json").read_text().replace(str(runs[n]), "")) for n in ("none", "small")
@@ -170,22 +170,34 @@ def test_a_resumed_run_keeps_the_recipe_of_its_checkpoint(cache_folder, tmp_path
     by_step = ["--max_steps", "4", "--save_strategy", "steps", "--save_steps", "2", "--eval_strategy", "steps",
                "--eval_steps", "2"]  # fmt: skip
     run(tmp_path / "whole", cache_folder, "--recipe", "paper", *by_step)
-    for name, recorded in (("said", True), ("silent", False)):
-        output = tmp_path / name
-        output.mkdir()
-        shutil.copytree(tmp_path / "whole/checkpoint-2", output / "checkpoint-2")
-        if not recorded:
-            (output / "checkpoint-2/training_args.json").unlink()
-            (output / "checkpoint-2/checkpoint.json").unlink()
-        caplog.clear()
-        with caplog.at_level("INFO"):
-            run(output, cache_folder, "--resume_from_checkpoint", "True", *by_step)
-        recipe = read(output)["recipe"]
-        assert (recipe["name"], recipe["resumed"]) == (("paper", True) if recorded else ("small", False))
-        assert ("recipe: paper, that of the run that is resumed" in caplog.text) == recorded
-    same = [(tmp_path / name / "checkpoint-4/model.safetensors").read_bytes() for name in ("whole", "said", "silent")]
-    assert same[0] == same[1]
-    assert same[0] != same[2]
+    output = tmp_path / "resumed"
+    output.mkdir()
+    shutil.copytree(tmp_path / "whole/checkpoint-2", output / "checkpoint-2")
+    with caplog.at_level("INFO"):
+        run(output, cache_folder, "--resume_from_checkpoint", "True", *by_step)
+    assert (read(output)["recipe"]["name"], read(output)["recipe"]["resumed"]) == ("paper", True)
+    assert "recipe: paper, that of the run that is resumed" in caplog.text
+    last = [folder / "checkpoint-4/model.safetensors" for folder in (tmp_path / "whole", output)]
+    assert last[0].read_bytes() == last[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "name", "resumed"),
+    [
+        ({"learning_rate": 1e-4, "num_train_epochs": 30.0, "global_batch_size": 128}, "small", True),
+        ({"learning_rate": 2e-5, "num_train_epochs": 50.0, "global_batch_size": 300}, "paper", True),
+        ({"learning_rate": 7.0, "num_train_epochs": 9.0, "global_batch_size": 5}, "small", False),
+        ({"learning_rate": 2e-5, "num_train_epochs": 9.0, "global_batch_size": 5}, "paper", True),
+        (None, "small", False),
+    ],
+)
+def test_a_checkpoint_tells_by_its_arguments(tmp_path, recorded, name, resumed):
+    if recorded:
+        (tmp_path / "training_args.json").write_text(json.dumps(recorded))
+    recipe, _, training = chosen(300, "--resume_from_checkpoint", str(tmp_path))
+    assert (recipe.name, recipe.resumed) == (name, resumed)
+    assert training.learning_rate == {"paper": 2e-5, "small": 1e-4}[name]
+    assert training.resume_from_checkpoint == str(tmp_path)
 
 
 def test_two_processes_choose_alike(cache_folder, tmp_path):
@@ -193,8 +205,6 @@ def test_two_processes_choose_alike(cache_folder, tmp_path):
     weights = []
     for name, named in (("chosen", []), ("named", ["--recipe", "small"])):
         output, log = tmp_path / name, tmp_path / f"{name}.log"
-        import sys
-
         words = ["--cache", str(cache_folder), "--output_dir", str(output), *SHAPE, "--max_steps", "3", *named]
         ranks = start_ranks([sys.executable, "train_pretrain.py", *words], log)
         for rank, process in enumerate(ranks):

@@ -168,9 +168,16 @@ def kept_epoch(trainer: Trainer, validation: EmbeddingCache | None) -> str:
         return describe_kept(state.log_history, None, arguments.metric_for_best_model, state.num_train_epochs, None)
     chance = chance_retrieval(torch.from_numpy(validation.text_rows))["mean_recall"]
     part = parts_of_cache(validation)["validation"]
-    return describe_kept(
-        state.log_history, best, arguments.metric_for_best_model, state.num_train_epochs, part, chance
-    )
+    return describe_kept(state.log_history, best, arguments.metric_for_best_model, state.num_train_epochs, part, chance)
 
 
-__all__ = ["FEW_HELD_OUT", "Part", "describe_kept", "describe_plan", "kept_epoch", "pairs_of", "parts_of_cache", "parts_of_table"]
+__all__ = [
+    "FEW_HELD_OUT",
+    "Part",
+    "describe_kept",
+    "describe_plan",
+    "kept_epoch",
+    "pairs_of",
+    "parts_of_cache",
+    "parts_of_table",
+]
