@@ -39,7 +39,8 @@ def test_a_cache_counts_as_its_splits_do(cache_folder):
 
 def plan(*words: str) -> str:
     given = ["--train_file", "secret/pairs.csv", "--vision_tower", "lite0", "--text_tower", "minilm", "--output_dir",
-             "secret/run", "--use_cpu", "--cache_dir", "secret/embeddings", "--global_batch_size", "128", *words]  # fmt: skip
+             "secret/run", "--use_cpu", "--cache_dir", "secret/embeddings", "--global_batch_size", "128",
+             *words]  # fmt: skip
     data, model, _, training = parse_arguments(given)
     parts = {"train": Part(1000, 612), "validation": Part(100, 0)}
     return describe_plan(parts, Recipe("small", chosen=True, steps=50), data, model, training)
@@ -92,7 +93,8 @@ def test_a_tower_is_here_when_its_weights_are(tmp_path, tiny_dinov2, monkeypatch
 @pytest.mark.parametrize(
     ("validation", "words"),
     [(Part(30, 16), "on 30 pairs of 16 patients: few"), (Part(300, 99), "on 300 pairs of 99 patients: few"),
-     (Part(300, 100), "on 300 pairs of 100 patients"), (Part(99, 0), "on 99 pairs: few"), (Part(100, 0), "on 100 pairs")],
+     (Part(300, 100), "on 300 pairs of 100 patients"), (Part(99, 0), "on 99 pairs: few"),
+     (Part(100, 0), "on 100 pairs")],
 )  # fmt: skip
 def test_the_kept_epoch_is_named_with_what_it_was_chosen_on(validation, words):
     log = [{"step": step, "epoch": step / 5, "eval_mean_recall": 0.29 + step / 1000} for step in range(5, 151, 5)]

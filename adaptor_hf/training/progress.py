@@ -27,8 +27,8 @@ LINES = 100
 class ProgressLines(TrainerCallback):
     """
     In place of Trainer's bar in steps and its printed dictionaries: of each epoch its loss with the terms of the
-    objective, mean recall on validation, the best so far and the time left; where training or evaluation is logged by steps, a line an entry. A terminal gets the
-    same lines, above a bar with pairs a second.
+    objective, mean recall on validation, the best so far and the time left; where training or evaluation is logged by
+    steps, a line an entry. A terminal gets the same lines, above a bar with pairs a second.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class ProgressLines(TrainerCallback):
 
     def _show(self, kind: str, line: str, state: TrainerState) -> None:
         if self.bar is not None:
-            self.bar.write(line)
+            self.bar.write(line + self._rate(state))
         elif self._is_due(kind, state):
             print(line + self._rate(state), flush=True)
 
