@@ -55,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     start, output = time.perf_counter(), options.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
