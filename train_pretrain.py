@@ -24,7 +24,7 @@ from adaptor_hf.training.interruption import deferred_signals, run_script
 from adaptor_hf.training.needs import with_needs
 from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
-from adaptor_hf.training.plan import describe_kept, describe_plan, pairs_of, parts_of_cache, parts_of_table
+from adaptor_hf.training.plan import describe_plan, kept_epoch, pairs_of, parts_of_cache, parts_of_table
 from adaptor_hf.training.preparation import (
     cache_of_pairs,
     check_before_start,
@@ -141,9 +141,7 @@ def pretrain(
         record.write(training, options, cache, model, last_evaluation(history), **known)
         draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        best = trainer.state.best_global_step if training.load_best_model_at_end else None
-        held_out = parts_of_cache(cache).get("validation")
-        kept = describe_kept(history, best, training.metric_for_best_model, trainer.state.num_train_epochs, held_out)
+        kept = kept_epoch(trainer, parts.get("validation"))
         built, more = data.cache is None, recipe.options() | options_beside_cache(data)
         print(last_words(training.output_dir, cache, built=built, address=address, more=more, kept=kept))
 
