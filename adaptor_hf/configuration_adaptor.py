@@ -59,6 +59,9 @@ class AdaptorConfig(PreTrainedConfig):
         logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale, ln(1/0.07).
         max_logit_scale (`float`, *optional*): Upper bound of the scale `exp(logit_scale)`. `None` is the reference
             (no bound); CLIP uses 100.
+        logit_bias_init_value (`float`, *optional*): Initial value of a trained bias of the similarities, which makes
+            the model's loss the sigmoid loss of SigLIP (arXiv 2303.15343, which takes -10 with a scale of 10). `None`
+            is the paper's model: no bias, softmax losses.
         image_to_text_weight (`float`, defaults to 0.75): Weight of the image-to-text direction of the loss, alpha in
             equation (4) of the paper. The other direction gets `1 - image_to_text_weight`.
         feature_source (`str`, defaults to `"adaptor"`): What heads read: `"adaptor"` or the raw `"tower"`.
@@ -130,6 +133,7 @@ class AdaptorConfig(PreTrainedConfig):
     attention_pooling_heads: int | None = None
     logit_scale_init_value: float | int = 2.6592
     max_logit_scale: float | int | None = None
+    logit_bias_init_value: float | int | None = None
     image_to_text_weight: float | int = 0.75
     feature_source: str = "adaptor"
     classifier_hidden_size: int | None = None
@@ -162,6 +166,13 @@ class AdaptorConfig(PreTrainedConfig):
         if self.hidden_dropout_prob is None:
             self.hidden_dropout_prob = 0.1 if self.aligner in SHARED_LAYERS else 0.0
         super().__post_init__(**kwargs)
+
+    def with_aligner(self, aligner: str) -> "AdaptorConfig":
+        """This configuration with another aligner, in that one's own shape and between the same widths."""
+        own = ("num_hidden_layers", "intermediate_size", "hidden_dropout_prob", "projection_norm",
+               "projection_output_norm", "token_projection")  # fmt: skip
+        kept = {name: value for name, value in self.to_dict().items() if name not in own}
+        return type(self)(**(kept | {"aligner": aligner}))
 
     @property
     def num_shared_layers(self) -> int:
@@ -310,6 +321,10 @@ class AdaptorConfig(PreTrainedConfig):
         if abs(self.logit_scale_init_value) > 100:
             raise ValueError(
                 f"logit_scale_init_value, a logarithm, must lie in [-100, 100], got {self.logit_scale_init_value}."
+            )
+        if self.logit_bias_init_value is not None and abs(self.logit_bias_init_value) > 100:
+            raise ValueError(
+                f"logit_bias_init_value must lie in [-100, 100] or be None, got {self.logit_bias_init_value}."
             )
         if self.layer_norm_eps <= 0:
             raise ValueError(f"layer_norm_eps must be positive, got {self.layer_norm_eps}.")

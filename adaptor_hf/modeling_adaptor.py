@@ -15,7 +15,7 @@ from .configuration_adaptor import AdaptorConfig
 from .dual_encoder_adaptor import read_dual_encoder, towers_of_arguments
 from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder, ZeroGradient
-from .loss_adaptor import contrastive_loss
+from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
 from .projections_adaptor import ResidualScale, make_projection
@@ -33,8 +33,10 @@ class AdaptorOutput(ModelOutput):
     one is no input for the other. Embeddings and scores are float32 or wider, whatever dtype the model computes in.
 
     Args:
-        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
-        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone; of a
+            model with `logit_bias` the sigmoid loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities, plus
+            `logit_bias` where the model has one: their sigmoid is then the probability that the two belong together.
         logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
         image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised projected image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised projected text embeddings.
@@ -99,6 +101,8 @@ class AdaptorModel(AdaptorPreTrainedModel):
             self.visual_pooling = AttentionPooling(config.vision_hidden_size, config.attention_pooling_heads)
             self.text_pooling = AttentionPooling(config.text_hidden_size, config.attention_pooling_heads)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.vision_model: VisionTower | None = None
         self.text_model: TextTower | None = None
         if config.towers_in_checkpoint:
@@ -333,13 +337,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         if both and return_logits:
             logits_per_text = self._similarity(text_embeds, image_embeds)
         if return_loss:
-            loss = contrastive_loss(
-                image_embeds,
-                text_embeds,
-                self.get_logit_scale(),
-                image_to_text_weight=self.config.image_to_text_weight,
-                normalize=False,
-            )
+            loss = self._loss(image_embeds, text_embeds)
         return AdaptorOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.T,
@@ -358,7 +356,15 @@ class AdaptorModel(AdaptorPreTrainedModel):
         # A scale of 100 leaves half precision no digits.
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            logits = self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+
+    def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        scale = self.get_logit_scale()
+        if self.logit_bias is not None:
+            return sigmoid_contrastive_loss(image_embeds, text_embeds, scale, self.logit_bias, normalize=False)
+        weight = self.config.image_to_text_weight
+        return contrastive_loss(image_embeds, text_embeds, scale, image_to_text_weight=weight, normalize=False)
 
     def get_logit_scale(self) -> torch.Tensor:
         """The logarithm of the similarity scale (scalar), bounded by `config.max_logit_scale` where one is set."""

@@ -230,7 +230,8 @@ class TestChoices:
         model, _ = parsed("--aligner", '{"hidden_size": 48, "num_attention_heads": 4}', "--vision_tower", "lite0")
         shape = {**asdict(model.aligner), **asdict(model.objective)}
         del shape["positives"]  # recorded with the training arguments
-        assert model.to_dict() == {"vision_tower": "lite0", "text_tower": None, "towers_dir": None, **shape}
+        towers = {"vision_tower": "lite0", "text_tower": None, "towers_dir": None}
+        assert model.to_dict() == towers | {"aligner": "adaptor", **shape}
         assert shape["hidden_size"] == 48
 
     @pytest.mark.parametrize(
@@ -264,9 +265,23 @@ class TestChoices:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("aligner", "linear", "Unknown aligner 'linear'. Known: adaptor."),
-            ("objective", '{"name": "lovt"}', "Unknown objective 'lovt'. Known: adaptor."),
-            ("objective", '{"name": 1}', "Unknown objective 1. Known: adaptor."),
+            (
+                "aligner",
+                "line",
+                "Unknown aligner 'line'. Did you mean linear? Known: adaptor, linear, residual, gated, mlp.",
+            ),
+            (
+                "aligner",
+                '{"name": "linear", "num_hidden_layers": 2}',
+                "aligner linear has no field 'num_hidden_layers'",
+            ),
+            (
+                "aligner",
+                '{"name": "mlp", "projection_norm": "group"}',
+                "must be one of batch, layer, none, got 'group'",
+            ),
+            ("objective", '{"name": "lovt"}', "Unknown objective 'lovt'. Known: adaptor, .*file.py:Class"),
+            ("objective", '{"name": 1}', "Unknown objective 1. Known: adaptor, "),
             ("aligner", '{"hiden_size": 1}', "aligner adaptor has no field 'hiden_size'. Did you mean hidden_size[?]"),
             ("aligner", '{"positives": "text"}', "no field 'positives'. .*Its fields: hidden_size, num_hidden_layers"),
             ("aligner", '{"hidden_size": 1.5}', r"aligner: hidden_size must be int, got 1.5 \(float\)"),
@@ -285,7 +300,7 @@ class TestChoices:
 
     def test_a_recipe_that_holds_neither_name_nor_mapping_is_refused(self, tmp_path):
         (tmp_path / "list.yaml").write_text("objective: [adaptor]\n", encoding="utf-8")
-        with pytest.raises(ValueError, match=r"objective is a name \(adaptor\) or a mapping .*, got list"):
+        with pytest.raises(ValueError, match=r"objective is a name \(adaptor, .*\) or a mapping .*, got list"):
             parsed("--recipe", str(tmp_path / "list.yaml"))
         (tmp_path / "empty.yaml").write_text("objective:\naligner: adaptor\n", encoding="utf-8")
         assert parsed("--recipe", str(tmp_path / "empty.yaml"))[0] == parsed()[0]

@@ -56,8 +56,10 @@ def card_differences(
             found += _sources(columns, rows, retrieval)
         elif columns == ["argument", "value"]:
             processes = (record.get("machine") or {}).get("processes")
-            world = {} if processes is None else {"world_size": processes}
-            found += _arguments(rows, (record.get("training_arguments") or {}) | world)
+            known = {"world_size": processes, "objective": (record.get("objective") or {}).get("name")}
+            known |= {"recipe": (record.get("recipe") or {}).get("name")}
+            known = {name: value for name, value in known.items() if value is not None}
+            found += _arguments(rows, (record.get("training_arguments") or {}) | known)
     parameters = (record.get("weights") or {}).get("parameters")
     stated = re.search(r"\(([\d,]+) trainable parameters\)", text)
     if parameters is not None and stated and stated[1] != f"{parameters:,}":

@@ -38,8 +38,10 @@ def pretraining_facts(run: Path) -> dict[str, str]:
     record = _read(run / "run.json")
     config, retrieval, manifest = (_read(run / name) for name in ("config.json", RETRIEVAL_FILE, "manifest.json"))
     options, arguments, inputs = (record.get(name) or {} for name in ("options", "training_arguments", "inputs"))
+    objective = record.get("objective") or {}
+    kind = "a contrastive" if _is_papers(objective) else "an"
     facts = {
-        "category": "Deep learning: a contrastive image-text model, trained on embeddings of frozen towers.",
+        "category": f"Deep learning: {kind} image-text model, trained on embeddings of frozen towers.",
         "ensemble": "None: one model.",
         "limits": "Retrieval alone was measured, and says little about a clinical task.",
     }
@@ -66,7 +68,7 @@ def pretraining_facts(run: Path) -> dict[str, str]:
     if private:
         facts["private"] = " ".join(private)
     if arguments:
-        facts |= _training_facts(arguments, config)
+        facts |= _training_facts(arguments, config, objective)
     if retrieval:
         facts |= _retrieval_facts(retrieval)
     return facts | _cache_facts(run, inputs)
@@ -80,12 +82,8 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
         for kind, spec in towers.items()
         if spec
     }
-    shape = (
-        f"{config.get('num_hidden_layers')} layers, width {config.get('hidden_size')}, "
-        f"{config.get('num_attention_heads')} heads"
-    )
     parameters = (record.get("weights") or {}).get("parameters")
-    facts = {"model": f"An Adaptor of {shape}" + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
+    facts = {"model": _aligner_text(config) + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
     facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of frozen towers."
     if named:
         described = "; ".join(f"{kind} tower {name}, frozen" for kind, name in named.items())
@@ -103,6 +101,23 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     return facts
 
 
+def _aligner_text(config: Mapping[str, Any]) -> str:
+    """The module between the towers, in words; configs of before there were aligners have layers alone."""
+    layers, width = config.get("num_hidden_layers"), config.get("hidden_size")
+    aligner = config.get("aligner") or ("adaptor" if layers else "linear")
+    attending = f"{layers} layers, width {width}, {config.get('num_attention_heads')} heads"
+    text = {
+        "adaptor": f"An Adaptor of {attending}",
+        "linear": f"Two linear projections, width {width}",
+        "residual": f"Two linear projections and an Adaptor branch of {attending}",
+        "gated": f"A gated unit a side, width {width}",
+        "mlp": f"An MLP a side of {layers} hidden layer{'' if layers == 1 else 's'}, width {width}",
+    }[aligner]
+    if heads := config.get("attention_pooling_heads"):
+        text += f", attention pooling of tokens with {heads} heads"
+    return text
+
+
 def _software_facts(record: Mapping[str, Any]) -> dict[str, str]:
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items() if version)
     machine = record.get("machine") or {}
@@ -112,16 +127,29 @@ def _software_facts(record: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _training_facts(arguments: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, str]:
+def _is_papers(objective: Mapping[str, Any]) -> bool:
+    """Whether the paper's loss was minimised, as always before records had an objective."""
+    return objective.get("name", "adaptor") == "adaptor"
+
+
+def _training_facts(
+    arguments: Mapping[str, Any], config: Mapping[str, Any], objective: Mapping[str, Any]
+) -> dict[str, str]:
     names = (
         "learning_rate", "num_train_epochs", "max_steps", "global_batch_size", "optim", "weight_decay", "warmup_steps",
-        "lr_scheduler_type", "max_grad_norm", "positives", "fp16", "bf16", "seed",
+        "lr_scheduler_type", "max_grad_norm", *(["positives"] if _is_papers(objective) else []), "fp16", "bf16", "seed",
     )  # fmt: skip
     listed = ", ".join(f"{name} {arguments[name]}" for name in names if arguments.get(name) is not None)
     if arguments.get("dataset_weights") or arguments.get("source_batches") not in (None, "mixed"):
         listed += f", dataset_weights {arguments['dataset_weights']}, source_batches {arguments['source_batches']}"
-    weight = f", image_to_text_weight {config['image_to_text_weight']}" if "image_to_text_weight" in config else ""
-    facts = {"training": f"Contrastive loss; no augmentation (embeddings are computed once); {listed}{weight}."}
+    if _is_papers(objective):
+        loss = "Contrastive loss"
+        listed += f", image_to_text_weight {config['image_to_text_weight']}" if "image_to_text_weight" in config else ""
+    else:
+        options = ", ".join(f"{name} {value}" for name, value in (objective.get("options") or {}).items())
+        own = f", own code with SHA-256 {objective['sha256']}" if objective.get("sha256") else ""
+        loss = f"Objective {objective['name']}{own}" + (f", with {options}" if options else "")
+    facts = {"training": f"{loss}; no augmentation (embeddings are computed once); {listed}."}
     if arguments.get("load_best_model_at_end") and arguments.get("eval_strategy") != "no":
         facts["selection"] = (
             f"The checkpoint with the best {arguments.get('metric_for_best_model')} on the validation split."

@@ -55,6 +55,9 @@ class RunRecord:
         cache: "EmbeddingCache",
         model: AdaptorModel,
         metrics: dict[str, float] | None = None,
+        *,
+        objective: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
@@ -65,6 +68,8 @@ class RunRecord:
             cache (`EmbeddingCache`): The whole cache; its files' SHA-256 identify the inputs.
             model (`AdaptorModel`): Its saved weights in the output folder are digested.
             metrics (`dict[str, float]`, *optional*): The last evaluation.
+            objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
+            recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
@@ -78,8 +83,10 @@ class RunRecord:
                 "processes": arguments.world_size,
                 "threads": torch.get_num_threads(),
             },
+            "recipe": recipe,
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
+            "objective": objective,
             "inputs": {
                 "cache": places[0] if len(places) == 1 else places,
                 "cache_fingerprint": cache.fingerprint,

@@ -9,6 +9,7 @@ from ..data.reading import Reading
 from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row, table_rule
+from ..objectives.loading import describe_objective
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ def write_model_card(
     controls: str | None = None,
     versions: dict[str, str] | None = None,
     sources: list[dict[str, Any]] | None = None,
+    objective: str = "adaptor",
 ) -> Path:
     """
     Write `README.md` of a model folder with the Hub's metadata.
@@ -131,6 +133,7 @@ def write_model_card(
         versions (`dict[str, str]`, *optional*): Versions of packages.
         sources (`list[dict]`, *optional*): Of several sources each: `name`, `pairs` a split, `patients`, `share` of an
             epoch, `mean_recall` with its `interval`, and `terms`.
+        objective (`str`, defaults to `"adaptor"`): What was minimised, by its name.
 
     Returns:
         `Path`: The card.
@@ -185,8 +188,10 @@ def write_model_card(
         split_hash=split_hash,
         split_rule=describe_rule(config.get("split_rule")),
         reading=describe_reading(config.get("vision_tower")),
+        probabilities="softmax(-1)" if config.get("logit_bias_init_value") is None else "sigmoid()",
         evaluation=describe_evaluation(result, metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
+        objective=describe_objective(objective),
         arguments="\n".join(map(table_row, arguments.items())),
         versions=", ".join(f"{name} {version}" for name, version in (versions or {}).items()),
     )

@@ -37,12 +37,14 @@ class Objective(nn.Module):
         config_fields (`Mapping[str, Any]`): Fields of `AdaptorConfig` that go with it, with its defaults.
         splits (`bool`): Whether `encode` treats each item on its own, so that a batch may be embedded in parts
             (`grad_cache_batch_size`).
+        file_sha256 (`str`, *optional*): Digest of the user's file that the class was loaded from.
     """
 
     name: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     config_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     splits: ClassVar[bool] = True
+    file_sha256: ClassVar[str | None] = None
 
     def setup(self, model: AdaptorModel, args: TrainingArguments) -> None:
         """Called once, before the optimizer is made and processes are joined: make what depends on the model."""

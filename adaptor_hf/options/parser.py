@@ -42,6 +42,8 @@ class OptionParser(HfArgumentParser):
         elsewhere (`Mapping[str, str]`, *optional*): Options of other programs, and what they are here.
         choices (`Sequence[Choice]`): Options with fields of their own. What these were as options of their own is still
             understood, with a warning.
+        trust (`str`, *optional*): The option that lets a recipe choose code of a file for one of `choices`. It stands
+            on the command line alone: a recipe cannot vouch for itself.
     """
 
     def __init__(
@@ -55,7 +57,9 @@ class OptionParser(HfArgumentParser):
         left: Mapping[str, Any] | None = None,
         elsewhere: Mapping[str, str] | None = None,
         choices: Sequence[Choice] = (),
+        trust: str | None = None,
     ):
+        self.trust = trust
         self.command, self.essential = command, tuple(essential)
         self.placed, self.left, self.elsewhere = placed or {}, left or {}, elsewhere or {}
         self.choices = {choice.option: choice for choice in choices}
@@ -103,6 +107,11 @@ class OptionParser(HfArgumentParser):
             hint = self._meant(f"--{unknown[0]}").replace("--", "")
             raise ValueError(
                 f"Unknown keys in the recipe: {', '.join(map(repr, unknown))}.{hint} See {self.command} --help_all."
+            )
+        if self.trust in recipe:
+            raise ValueError(
+                f"{self.trust} stands in the recipe, which cannot vouch for itself. Take it out; on the command line "
+                f"--{self.trust} True says that you trust the recipe."
             )
         old = argparse.ArgumentParser(add_help=False, usage=self.usage)
         for name, choice in self.old_flags.items():
@@ -161,10 +170,18 @@ class OptionParser(HfArgumentParser):
             raise ValueError("--recipe is not abbreviated.")
         higher = self._choices_of({name: given.pop(name) for name in (*self.choices, *self.old_flags) if name in given})
         for name, choice in self.choices.items():
-            built = choice.build(choice.merge(self._lower.get(name, {}), higher[name]))
+            merged = choice.merge(self._lower.get(name, {}), higher[name])
+            if choice.names_code(merged) and "name" not in higher[name] and not given.get(self.trust):
+                raise ValueError(
+                    f"The recipe names code for {name}: {merged['name']!r}, which would run as this user. If you trust "
+                    f"it, say so on the command line: --{self.trust} True, or name it there: --{name}."
+                )
+            built = choice.build(merged)
             given[name] = built
             # The trainer reads them from its own arguments.
-            given.update({item: getattr(built, item) for item in choice.old_flags if item in self.names})
+            given.update(
+                {item: getattr(built, item, usual) for item, usual in choice.old_flags.items() if item in self.names}
+            )
         return namespace, rest
 
     def format_help(self, everything: bool = False) -> str:
@@ -285,10 +302,17 @@ def _as_expected(kind: Any, value: Any) -> Any:
 
 
 def as_option(name: str, value: Any) -> list[str]:
-    """An entry of a recipe as words of a command line; an empty one (null, []) is left at its default."""
+    """
+    An entry of a recipe as words of a command line; an empty one (null, []) is left at its default.
+
+    Raises:
+        ValueError: a list with a word that a command line would take for an option.
+    """
     if value is None or value == []:
         return []
     if isinstance(value, list):
+        if wrong := [item for item in value if str(item).startswith("--")]:
+            raise ValueError(f"{name}: {str(wrong[0])!r} in the list looks like an option. Values begin without '--'.")
         return [f"--{name}", *map(str, value)]
     return [f"--{name}={json.dumps(value) if isinstance(value, dict) else value}"]
 

@@ -118,8 +118,8 @@ def start_private_mode(arguments: PrivacyArguments, places: Iterable[str | None]
 
 
 def hide_place(place: str | os.PathLike) -> None:
-    """In private mode, cut a place that no option named out of messages too."""
-    if _key is not None and is_hiding():
+    """Where messages are filtered, cut a place that no option named out of them too."""
+    if is_hiding():
         hide_messages([str(place)])
 
 
@@ -256,6 +256,15 @@ def without_paths(value: Any) -> Any:
     return value
 
 
+def private_words(value: Any) -> Any:
+    """In private mode, a JSON value with every string as a keyed hash, at any depth."""
+    if _key is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [private_words(item) for item in value]
+    return keyed_hash(value, _key) if isinstance(value, str) else value
+
+
 def rewrite_without_paths(path: str | os.PathLike) -> None:
     """In private mode, replace the paths in a JSON file that a library has written."""
     if _key is None:
@@ -354,6 +363,7 @@ __all__ = [
     "private_name",
     "private_options",
     "private_reason",
+    "private_words",
     "rewrite_without_paths",
     "speaks_privately",
     "start_private_mode",

@@ -105,7 +105,7 @@ def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str,
 
 def matched_hidden_size(model: AdaptorModel, num_logits: int = 1) -> int:
     """Hidden width of a two-layer head on the raw tower that has as many parameters as the Adaptor has to train."""
-    names = ("text_projection.", "logit_scale", "vision_model.", "text_model.")
+    names = ("text_projection.", "logit_scale", "logit_bias", "vision_model.", "text_model.")
     wanted = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(names))
     # Linear without bias, batch norm's two a channel, and the linear layer on top.
     return math.ceil((wanted - num_logits) / (model.config.vision_hidden_size + 2 + num_logits))

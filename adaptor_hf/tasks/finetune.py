@@ -74,6 +74,8 @@ def trainable_model(
         # What images never reach must not count as trained.
         classifier.adaptor.text_projection.requires_grad_(False)
         classifier.adaptor.logit_scale.requires_grad_(False)
+        if classifier.adaptor.logit_bias is not None:
+            classifier.adaptor.logit_bias.requires_grad_(False)
     return classifier
 
 

@@ -185,8 +185,8 @@ def train_controls(
     systems = []
     for key in ("adaptor", *controls_made("pretrained")):
         control, shape = CONTROLS[key], config
-        if control.num_hidden_layers is not None:
-            shape = AdaptorConfig(**{**config.to_dict(), "num_hidden_layers": control.num_hidden_layers})
+        if control.aligner is not None:
+            shape = config.with_aligner(control.aligner)
         pairs = ShuffledPairs(train, arguments.seed) if control.shuffled else train
         logger.info(f"Control: {control.name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
         model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates)

@@ -7,12 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..objectives.base import MODEL_INPUTS
 from ..objectives.positives import POSITIVE_COLUMN, positive_ids
 
 # What a batch of the cache says about its rows, and what the model does not take.
 ROW_COLUMNS = ("text_row", "study", "row", "source")
-IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask")
-TEXT_COLUMNS = ("input_ids", "attention_mask", "token_type_ids", "text_embeds", "text_attention_mask")
+IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask", "regions", "shallow")
+TEXT_COLUMNS = (
+    "input_ids",
+    "attention_mask",
+    "token_type_ids",
+    "text_embeds",
+    "text_attention_mask",
+    "words",
+    "sentences",
+)
 
 
 class PairCollator:
@@ -78,6 +87,16 @@ def _tensor(value: Any) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
 
+def side_of_column(name: str) -> str:
+    """
+    Which items the rows of a column are: `"image"` (pixel_values, regions, shallow, `image_*`, `view_*`), `"text"`
+    (input_ids, attention_mask, token_type_ids, words, sentences, `text_*`), or `"row"`, all others.
+    """
+    if name in IMAGE_COLUMNS or name.startswith(("image_", "view_")):
+        return "image"
+    return "text" if name in TEXT_COLUMNS or name.startswith("text_") else "row"
+
+
 def with_text_rows(batch: dict[str, Any]) -> dict[str, Any]:
     """The batch with `text_row` `(B,)` int64, equal for equal text inputs, where the data set gives none."""
     name = next((name for name in ("text_embeds", "input_ids") if batch.get(name) is not None), None)
@@ -96,10 +115,10 @@ def with_text_rows(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """What a batch says about its rows, and what goes into the model."""
+    """What a batch says beside the model's inputs, whatever its columns are called; and those inputs."""
     inputs = with_text_rows(dict(inputs))
-    rows = {name: inputs[name] for name in ROW_COLUMNS if name in inputs}
-    return rows, {name: value for name, value in inputs.items() if name not in rows}
+    of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+    return {name: value for name, value in inputs.items() if name not in of_model}, of_model
 
 
 def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
@@ -138,6 +157,7 @@ __all__ = [
     "check_last_batch",
     "describe_bad_batch",
     "positive_ids",
+    "side_of_column",
     "split_inputs",
     "with_text_rows",
 ]

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar in pairs on a terminal, one line a log entry elsewhere."""
+"""What a run shows while it trains: one line an epoch, and on a terminal a bar in pairs."""
 
 import time
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# Log entries to show, their short names and their format.
+# Log entries to show where the log is not written by epochs, their short names and their format.
 SHOWN = {
     "loss": ("loss", ".4f"),
     "learning_rate": ("learning rate", ".2e"),
@@ -16,18 +16,24 @@ SHOWN = {
     "eval_text_to_image_median_rank": ("and", "g"),
     "eval_loss": ("evaluation loss", ".4f"),
 }
+MEAN_RECALL = "eval_mean_recall"
 
 
 LINES = 100
-"""Of a kind (training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
+"""Of a kind (epochs, training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
 
 
 class ProgressLines(TrainerCallback):
-    """Pairs a second and time left; in place of Trainer's bar in steps and its printed dictionaries."""
+    """
+    In place of Trainer's bar in steps and its printed dictionaries: of each epoch its loss, what evaluation gave, the
+    best so far and the time left; where training or evaluation is logged by steps, a line an entry. A terminal gets the
+    same lines, above a bar with pairs a second.
+    """
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.shown: dict[str, int] = {}
+        self.loss: float | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.pairs_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -46,15 +52,46 @@ class ProgressLines(TrainerCallback):
             self.bar.update(self.pairs_a_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        values = [
-            f"{label} {float(logs[name]):{form}}" for name, (label, form) in SHOWN.items() if name in (logs or {})
-        ]
-        if not values or not state.is_world_process_zero:
+        logs = logs or {}
+        if not state.is_world_process_zero:
             return
-        line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: {', '.join(values)}"
+        evaluated = any(name.startswith("eval_") for name in logs)
+        by_epoch = {True: args.eval_strategy, False: args.logging_strategy}[evaluated] == "epoch"
+        if by_epoch and "loss" in logs and args.eval_strategy == "epoch":
+            # The evaluation of this epoch follows.
+            self.loss = float(logs["loss"])
+            return
+        if by_epoch and (evaluated or "loss" in logs):
+            loss = logs.get("loss", self.loss)
+            self.loss = None
+            self._show("epoch", self._epoch(args, state, loss, logs), state)
+            return
+        values = [f"{label} {float(logs[name]):{form}}" for name, (label, form) in SHOWN.items() if name in logs]
+        if values:
+            kind = "loss" if "loss" in logs else "evaluation"
+            line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: "
+            self._show(kind, line + ", ".join(values), state)
+
+    def _epoch(self, args: TrainingArguments, state: TrainerState, loss: float | None, logs: dict) -> str:
+        values = [] if loss is None else [f"loss {float(loss):.4f}"]
+        if MEAN_RECALL in logs:
+            values.append(f"validation mean recall {logs[MEAN_RECALL]:.3f}")
+        chosen_by = args.metric_for_best_model or MEAN_RECALL
+        chosen_by = chosen_by if chosen_by.startswith("eval_") else f"eval_{chosen_by}"
+        if chosen_by in logs:
+            # Trainer compares after this.
+            choose = max if args.greater_is_better in (None, True) else min
+            entries = [entry for entry in state.log_history if chosen_by in entry]
+            best = choose(entries, key=lambda entry: entry[chosen_by])
+            what = "" if chosen_by == MEAN_RECALL else f" {chosen_by.removeprefix('eval_').replace('_', ' ')}"
+            values.append(f"best{what} {best[chosen_by]:.3f} (epoch {best['epoch']:.4g})")
+        epochs = state.epoch or 0
+        return f"epoch {epochs:.4g}/{state.num_train_epochs:.4g}: {', '.join(values)}"
+
+    def _show(self, kind: str, line: str, state: TrainerState) -> None:
         if self.bar is not None:
             self.bar.write(line)
-        elif self._is_due("loss" if "loss" in logs else "evaluation", state):
+        elif self._is_due(kind, state):
             print(line + self._rate(state), flush=True)
 
     def _is_due(self, kind: str, state: TrainerState) -> bool:

@@ -50,6 +50,8 @@ def report_run(
     *,
     dataset_name: str | None = None,
     learning_rates: list[float] | None = None,
+    objective: Mapping[str, Any] | None = None,
+    recipe: str | None = None,
 ) -> Path | None:
     """
     Score a trained model once, on the test split if there is one, print the table and write the model card. Control
@@ -64,6 +66,9 @@ def report_run(
         views (`dict[str, EmbeddingCache]`): Its splits, from `contrastive_splits`.
         dataset_name (`str`, *optional*): What the card calls the data.
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
+        objective (`Mapping`, *optional*): What was minimised, as of `ModelArguments.objective_record`; by default the
+            paper's.
+        recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
 
     Returns:
         `Path | None`: The card; `None` on other processes than the first one.
@@ -102,13 +107,14 @@ def report_run(
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=card_arguments(arguments),
+        arguments=({"recipe": recipe} if recipe else {}) | card_arguments(arguments, objective),
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
         controls=table if learning_rates else None,
         versions=package_versions(),
         sources=sources_of_card(cache, views, arguments, of_sources),
+        objective=objective["name"] if objective else "adaptor",
     )
 
 
@@ -179,9 +185,11 @@ def last_words(
     built: bool,
     address: str | None = None,
     more: Mapping[str, str] | None = None,
+    kept: str | None = None,
 ) -> str:
     """
-    Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
+    Which epoch a run has kept, and where it has left what others can go on from: its model, its curves, and the
+    embeddings it has built.
 
     Args:
         folder (`str`): Output folder.
@@ -189,8 +197,9 @@ def last_words(
         built (`bool`): By this run, and so of use to another one.
         address (`str`, *optional*): Where the model was pushed to.
         more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
+        kept (`str`, *optional*): A line on the epoch, from `describe_kept`.
     """
-    lines = [f"Model: {folder}"]
+    lines = [*([kept] if kept else []), f"Model: {folder}"]
     if address:
         lines.append(f"Pushed: {address}")
     if (Path(folder) / CURVES_FILE).is_file():
@@ -224,7 +233,7 @@ def write_retrieval(
     return path
 
 
-def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
+def card_arguments(arguments: AdaptorTrainingArguments, objective: Mapping[str, Any] | None = None) -> dict[str, str]:
     """The arguments that a model card lists: those that determine the result, none that names a place."""
     names = (
         "learning_rate num_train_epochs max_steps global_batch_size world_size weight_decay warmup_steps "
@@ -233,7 +242,10 @@ def card_arguments(arguments: AdaptorTrainingArguments) -> dict[str, str]:
     values = {name: getattr(arguments, name) for name in names.split()}
     if arguments.dataset_weights is not None or arguments.source_batches != "mixed":
         values |= {name: getattr(arguments, name) for name in ("dataset_weights", "source_batches")}
-    return {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
+    if objective is not None and "positives" not in objective["options"]:
+        del values["positives"]
+    listed = {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
+    return {"objective": objective["name"] if objective else "adaptor"} | listed
 
 
 def package_versions() -> dict[str, str]:

@@ -12,11 +12,13 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.pair_arguments import DEFAULTS, DataArguments
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArguments
 from ..folder_lock import only_writer
+from ..objectives.base import Objective
+from ..objectives.loading import file_of, make_objective, objective_name, on_all_ranks
 from ..options.command import started_as
 from ..options.fields import OPEN, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
-from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 from .objective_fields import ALIGNERS, OBJECTIVES
@@ -33,8 +35,8 @@ class ModelArguments(TowerArguments):
         '{"hidden_size": 512} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
     )  # fmt: skip
     objective: dict | str | None = option(
-        OBJECTIVES.default, "What is minimised: a name, or a JSON mapping of its fields, such as "
-        '{"positives": "study"} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
+        OBJECTIVES.default, "What is minimised: a name, your own file.py:Class, or a JSON mapping of its fields, such "
+        'as {"positives": "study"} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
     )  # fmt: skip
 
     def __post_init__(self):
@@ -43,16 +45,33 @@ class ModelArguments(TowerArguments):
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
-        known = {field.name for field in fields(AdaptorConfig)}
-        chosen = asdict(self.aligner) | asdict(self.objective)
-        return AdaptorConfig(**{name: value for name, value in chosen.items() if name in known}, **kwargs)
+        return AdaptorConfig(**self._shape(), **kwargs)
+
+    def make_objective(self) -> Objective:
+        """
+        What is minimised, with the options that were given.
+
+        Raises:
+            ValueError: its code fails, or the processes have different files of it.
+        """
+        made = on_all_ranks(lambda: self.objective.made)
+        return make_objective(made, self.objective.arguments())
 
     def to_dict(self) -> dict[str, Any]:
-        """For records: fields of aligner and objective beside the towers, without those of the training arguments."""
+        """For records: fields of aligner and config beside the towers. `objective_record` has all of the objective."""
         towers = {name: value for name, value in vars(self).items() if name not in ("aligner", "objective")}
-        chosen = asdict(self.aligner) | asdict(self.objective)
-        trained = {field.name for field in fields(AdaptorTrainingArguments)}
-        return towers | {name: value for name, value in chosen.items() if name not in trained}
+        return towers | self._shape()
+
+    def objective_record(self) -> dict[str, Any]:
+        """Of the objective name, digest of its file and options; in private mode words as keyed hashes."""
+        made = self.objective.made
+        options = {item.name: getattr(self.objective, item.name) for item in fields(self.objective)}
+        words = {item.name for item in fields(self.objective) if "choices" not in item.metadata}
+        options = {name: private_words(value) if name in words else value for name, value in options.items()}
+        return {"name": objective_name(made), "sha256": made.file_sha256, "options": options}
+
+    def _shape(self) -> dict[str, Any]:
+        return {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | self.objective.config()
 
 
 @dataclass
@@ -65,6 +84,9 @@ class RunArguments(PrivacyArguments):
     )
     learning_rate_grid: list[float] = option(
         [], "Learning rates that --controls tries for every trained system, chosen on validation.", group=EVALUATION
+    )
+    trust_remote_code: bool = option(
+        False, "Run the objective's file that a recipe names; only on the command line.", group=MODEL, advanced=True
     )
 
     def __post_init__(self):
@@ -106,6 +128,7 @@ def option_parser() -> OptionParser:
         left=DEFAULTS,
         elsewhere=_OF_THE_REFERENCE,
         choices=(ALIGNERS, OBJECTIVES),
+        trust="trust_remote_code",
     )
 
 
@@ -192,8 +215,9 @@ def path_arguments(
     data: DataArguments, model: ModelArguments, run: RunArguments, training: AdaptorTrainingArguments
 ) -> list[str]:
     """What among the arguments may be a path, for `start_private_mode`."""
-    resumed = training.resume_from_checkpoint
-    return [*path_values(data, model, run), training.output_dir, *([resumed] if isinstance(resumed, str) else [])]
+    more = (training.resume_from_checkpoint, file_of(model.objective.made))
+    given = [str(place) for place in more if isinstance(place, str | Path)]
+    return [*path_values(data, model, run), training.output_dir, *given]
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import Encoded, Objective, Side
+from ..objectives import Encoded, Objective
 from ..objectives.loading import load_objective
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
@@ -37,11 +37,12 @@ from .checkpoints import (
     together,
     unfinished,
 )
-from .grad_cache import backward_in_parts
+from .early_checks import check_evaluation
+from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
-from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, split_inputs
-from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
+from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
+from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
@@ -67,7 +68,8 @@ class AdaptorTrainer(BaseTrainer):
         objective ([`~objectives.Objective`] or `str`): What is minimised, or the name of one of the package. One that
             is given is set up here for this model; it is of this trainer alone.
         kwargs: As for [`BaseTrainer`]; by default the collator is [`~training.pair_batches.PairCollator`] and the
-            evaluator [`Retrieval`]. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
+            evaluator [`Retrieval`]. `evaluators` may be [`PairEvaluator`]s, for all of which a split is embedded once,
+            by all processes together. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
     """
 
     args: AdaptorTrainingArguments
@@ -83,8 +85,8 @@ class AdaptorTrainer(BaseTrainer):
         self.processor = kwargs.pop("processing_class", None)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
-        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
+        kwargs["data_collator"] = collator
+        kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
@@ -199,27 +201,23 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
-        _, model_inputs = split_inputs(inputs)
 
-        def embed(part: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        def encode(part: dict[str, torch.Tensor]) -> Encoded:
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
-            encoded = (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
-            return encoded.image.pooled, encoded.text.pooled
+            return (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
 
-        def loss_of(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-            return self.together.terms(Encoded(Side(image), Side(text), logit_scale=scale), inputs)["loss"]
-
-        loss = backward_in_parts(
-            model_inputs,
+        terms = backward_in_parts(
+            inputs,
             self.args.grad_cache_batch_size,
-            embed,
-            self.model.get_logit_scale,
-            loss_of,
+            encode,
+            lambda encoded: self.together.terms(encoded, inputs),
+            self.together.parameters_of_the_loss(),
             backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
             no_sync=lambda: self.accelerator.no_sync(model),
         )
-        return self._loss_of({"loss": loss}, inputs) / self.current_gradient_accumulation_steps
+        return self._loss_of(terms, inputs) / self.current_gradient_accumulation_steps
 
     def _get_grad_norm(self, model, grad_norm=None):
         # Trainer clips to infinity to learn the norm, which writes every gradient once more.
@@ -256,6 +254,7 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.save_strategy != "no":
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
+        check_evaluation(self.args, self.model, self.eval_dataset, self.evaluators, self.objective)
         with deferred_signals() as signals:
             self.terms, self.running_loss = RunningTerms(self.args.device), RunningLoss(self, checkpoint)
             callbacks = [self.running_loss, StopOnSignal(signals)]
@@ -322,17 +321,14 @@ class AdaptorTrainer(BaseTrainer):
             `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
             the order of the data set; there are no `label_ids`.
         """
-        collator = self.eval_collator or self.data_collator
-        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
-        metrics = {}
-        for evaluator in self.evaluators:
-            shared = isinstance(evaluator, Retrieval)
-            sources = getattr(test_dataset, "source_names", ())
-            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
+        embeds, metrics = evaluate_in_training(self, test_dataset, embeds=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
         return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate_in_training(self, dataset)[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
