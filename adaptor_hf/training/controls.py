@@ -127,7 +127,8 @@ def train_control(
     make_objective: Callable[[], Objective] = AdaptorObjective,
 ) -> tuple[AdaptorModel, float, float]:
     """
-    Train once a learning rate and keep the best epoch of the best rate, both by mean recall on validation.
+    Train once a learning rate and keep the best epoch of the best rate, both by mean recall on validation. Each
+    training has an objective of its own.
 
     Returns:
         `tuple[AdaptorModel, float, float]`: The model, its learning rate and its validation mean recall.
@@ -173,9 +174,9 @@ def train_controls(
     make_objective: Callable[[], Objective] = AdaptorObjective,
 ) -> list[System]:
     """
-    The Adaptor and its controls on one cache: all that is trained gets the same learning rates, epochs, batch and
-    seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses modalities:
-    their spaces are not comparable.
+    The Adaptor and its controls on one cache: all that is trained gets the same objective, learning rates, epochs,
+    batch and seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses
+    modalities: their spaces are not comparable.
 
     Args:
         config (`AdaptorConfig`): The Adaptor's.
