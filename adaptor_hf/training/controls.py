@@ -22,6 +22,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import AdaptorObjective, Objective
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
+from .pair_batches import side_of_column
 from .pair_evaluation import embed_pairs
 from .systems import System
 from .trainer import AdaptorTrainer
@@ -92,7 +93,7 @@ class ShuffledPairs(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.pairs.__getitems__(rows)
         other = self.pairs.__getitems__(self.partner[np.asarray(rows)])
-        return batch | {name: other[name] for name in ("text_embeds", "text_row")}
+        return batch | {name: value for name, value in other.items() if side_of_column(name) == "text"}
 
 
 def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) -> RetrievalResult:
@@ -182,7 +183,7 @@ def train_controls(
         train, validation (`EmbeddingCache`): Views with pairs only.
         arguments (`AdaptorTrainingArguments`): Epochs, batch, seed and the rest of the run.
         learning_rates (`Sequence[float]`): The shared grid.
-        make_objective (`Callable`): A new objective, as that of the run; by default the paper's.
+        make_objective (`Callable`): Gives the run's objective anew, which all that is trained minimises.
 
     Returns:
         `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs),

@@ -291,7 +291,7 @@ def evaluate_in_training(
 
 def refuse_same_names(*names: Iterable[str]) -> None:
     """Raise ValueError where several evaluators give a metric of one name."""
-    counts = Counter(name for some in names for name in set(some))
+    counts = Counter(name for some in names for name in dict.fromkeys(some))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
             f"Several evaluators give the metric {twice[0]!r}: only one of the values would be seen. Leave one of them "

@@ -70,7 +70,7 @@ def report_run(
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
         objective (`Mapping`, *optional*): What was minimised, as of `ModelArguments.objective_record`; by default the
             paper's.
-        make_objective (`Callable`): A new one of it, for the controls.
+        make_objective (`Callable`): Gives it anew, for the controls.
         recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
 
     Returns:
@@ -84,8 +84,9 @@ def report_run(
         raise ValueError("--controls chooses on a validation split, and there is none.")
     systems = []
     if learning_rates:
-        parts = views["train"], views["validation"]
-        systems = train_controls(model.config, *parts, arguments, learning_rates, make_objective)
+        systems = train_controls(
+            model.config, views["train"], views["validation"], arguments, learning_rates, make_objective
+        )
     if arguments.process_index > 0:
         return None
     if systems:
