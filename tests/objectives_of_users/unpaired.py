@@ -14,7 +14,7 @@ class Sentences(Dataset):
         generator = torch.Generator().manual_seed(0)
         codes = torch.randn(rows, 8, generator=generator)
         self.images = codes @ torch.randn(8, 20, generator=generator)
-        self.owners = torch.arange(rows).repeat_interleave(torch.arange(rows) % 3 + 1)
+        self.owners = torch.arange(rows).repeat_interleave(torch.randint(1, 4, (rows,), generator=generator))
         noise = torch.randn(len(self.owners), 28, generator=generator)
         self.sentences = codes[self.owners] @ torch.randn(8, 28, generator=generator) + 0.1 * noise
 
