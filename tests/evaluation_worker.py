@@ -23,7 +23,6 @@ class Restless(Objective):
     """Draws, counts, fills a queue and moves its momentum copy at every call, whatever its mode."""
 
     name = "restless"
-    needs = frozenset({"pairs", "views"})
 
     def __init__(self):
         super().__init__()
