@@ -23,7 +23,6 @@ class Restless(Objective):
     """Draws, counts, fills a queue and moves its momentum copy at every call, whatever its mode."""
 
     name = "restless"
-    needs = frozenset({"pairs", "views"})
 
     def __init__(self):
         super().__init__()
@@ -114,8 +113,9 @@ def evaluated(folder: str) -> dict:
     trainer.callback_handler.on_evaluate = lambda args, state, control, metrics: seen.append(metrics) or control
     found["restless"] = without_times(trainer.evaluate(train))
     found["seen by callbacks"] = without_times(seen[0])
-    found["again"] = without_times(trainer.evaluate(train))
     assert torch.equal(random_state, torch.get_rng_state())
+    torch.manual_seed(9)
+    found["again"] = without_times(trainer.evaluate(train))
     assert trainer.objective.calls == 0
     assert trainer.objective.training
     assert trainer.model.training

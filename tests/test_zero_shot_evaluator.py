@@ -174,7 +174,7 @@ def test_a_best_model_may_be_chosen_by_it_and_a_class_that_cannot_be_scored_is_n
     with caplog.at_level(logging.WARNING, logger="adaptor_hf"):
         trainer.train()
     said = [record.getMessage() for record in caplog.records if "no AUROC of" in record.getMessage()]
-    assert said == ["zero_shot: no AUROC of device (0 positive, 0 negative). The mean is over the other 3 classes."]
+    assert said == ["zero_shot: no AUROC of device (0 positive, 0 negative). The mean is over 3 of 4 classes."]
     values = {entry["step"]: entry["eval_zero_shot_auroc/nodule"] for entry in trainer.state.log_history
               if "eval_zero_shot_auroc/nodule" in entry}  # fmt: skip
     assert len(values) == 3

@@ -133,8 +133,8 @@ class ZeroShot(PairEvaluator):
             )
         if left_out and not self._named:
             logger.warning(
-                "%s: no AUROC of %s. The mean is over the other %d classes.",
-                self.name, ", ".join(left_out), scorable.sum(),
+                "%s: no AUROC of %s. The mean is over %d of %d classes.",
+                self.name, ", ".join(left_out), scorable.sum(), len(scorable),
             )  # fmt: skip
             self._named = True
         return scorable
