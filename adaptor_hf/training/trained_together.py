@@ -18,7 +18,8 @@ class TrainedTogether(nn.Module):
 
     Args:
         model (`AdaptorModel`), objective (`Objective`): Set up, on one device.
-        equal_counts (`bool`): All processes hold equally many rows.
+        equal_counts (`bool`): All processes hold equally many rows; counted all the same where an index pairs images
+            and texts.
 
     Raises:
         ValueError: the objective has parameters of the model among its own.
@@ -69,7 +70,9 @@ class TrainedTogether(nn.Module):
             encoded.logit_bias = getattr(self.model, "logit_bias", None)
         rows, _ = split_inputs(batch)
         with torch.autocast(encoded.logit_scale.device.type, enabled=False):
-            terms = self.objective(encoded, rows, Gather.of_processes(self.equal_counts))
+            # Where an index pairs the sides, each process may hold other numbers of images and texts.
+            paired = all(side.index is None for _, side in encoded.sides())
+            terms = self.objective(encoded, rows, Gather.of_processes(self.equal_counts and paired))
         check_terms(terms, type(self.objective).__name__)
         return terms
 
