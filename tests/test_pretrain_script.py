@@ -116,15 +116,21 @@ class TestFinishedRun:
 
     def test_its_last_words_say_where_the_model_the_curves_and_the_embeddings_are(self, finished, options, tmp_path):
         output, process = finished
-        *_, model, curves, embeddings, following = process.stdout.strip().splitlines()
+        *_, kept, model, curves, embeddings, following = process.stdout.strip().splitlines()
+        state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
+        best = next(entry for entry in state["log_history"] if entry.get("eval_mean_recall") == state["best_metric"])
+        found = f"Kept: epoch {best['epoch']:g} of 2, validation mean recall {state['best_metric']:.3f} "
+        assert re.fullmatch(re.escape(found) + r"\(chance 0\.\d{3}\) on \d pairs of [34] patients: few", kept), kept
         assert (model, curves) == (f"Model: {output}", f"Curves: {output / 'training_curves.png'}")
         with Image.open(output / "training_curves.png") as picture:
             assert picture.size[0] > 500
             assert len(picture.convert("RGB").getcolors(2**24)) > 20
         # The command as it stands there goes on without table and towers.
-        command = re.fullmatch(r"Next run: python train_pretrain.py (--cache .* --output_dir .*-2)", following)
+        command = re.fullmatch(
+            r"Next run: python train_pretrain.py (--recipe small --cache .* --output_dir .*-2)", following
+        )
         given = shlex.split(command[1])
-        assert embeddings == f"Embeddings: {given[1]}"
+        assert embeddings == f"Embeddings: {given[3]}"
         parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}
         again = {"output_dir": tmp_path / "again", "max_steps": 1, **parameters}
         train_pretrain.main([*given, *words(again)])
