@@ -2,11 +2,13 @@
 
 import pickle
 import re
+import socket
 
 import datasets
 import numpy as np
 import pytest
 import torch
+import unpaired_training
 from stored_columns import add_columns
 from synthetic import synthetic_config
 from torch.utils.data import DataLoader
@@ -25,6 +27,7 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.base_trainer import keep_batch
 from adaptor_hf.training.controls import ShuffledPairs
 from adaptor_hf.training.needs import cache_columns, check_labels, check_needs, check_stored_options, with_needs
+from adaptor_hf.training.pair_batches import SameRows
 
 ROWS, WIDTH = 24, 8
 OF_IMAGES = [
@@ -340,3 +343,27 @@ def examples_of(view, longest: int) -> list[dict]:
             example[name] = padded
         found.append(example)
     return found
+
+
+class TestUnpaired:
+    def test_two_ranks_train_on_other_numbers_of_images_than_of_texts_as_one_process_does(self, tmp_path):
+        """Also in parts, each side cut for itself."""
+        expected = unpaired_training.train(str(tmp_path / "one"), 1)
+        # 31 images of 16 studies, in two batches of 8 studies.
+        assert expected["images"].tolist() == [15.5] * 2
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        torch.multiprocessing.spawn(unpaired_training.run, args=(str(tmp_path), port, [None, 3]), nprocs=2)
+        for rank in range(2):
+            for found in torch.load(tmp_path / f"rank-{rank}.pt", weights_only=True):
+                for name, value in expected.items():
+                    torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-9, msg=name)
+
+    def test_batches_that_accelerate_would_cut_by_rows_are_refused(self, tmp_path):
+        """It cuts each column by the rows of the first one: a process would get images of other texts."""
+        said = r"dispatch_batches cuts each batch by rows, and this one has \d+ of image_embeds and 8 of text_embeds"
+        with pytest.raises(ValueError, match=said):
+            unpaired_training.train(str(tmp_path), 1, accelerator_config={"dispatch_batches": True})
+        pair = {"image_embeds": torch.ones(3, 2), "text_embeds": torch.ones(3, 2), "note": "x", "one": torch.ones(())}
+        assert SameRows(keep_batch)(pair) is pair

@@ -100,6 +100,16 @@ def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
     return dataset.with_columns(*dataset.columns, *columns, *more, sequences=bool(tokens) or dataset.sequences)
 
 
+def checked_with_needs(objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any]) -> Dataset | Any:
+    """[`check_needs`], then [`with_needs`], of a data set or of each in a dictionary of several; None stays None."""
+    if isinstance(dataset, dict):
+        return {name: checked_with_needs(objective, part, collator) for name, part in dataset.items()}
+    if dataset is None:
+        return None
+    check_needs(objective, dataset, collator)
+    return with_needs(objective, dataset)
+
+
 def check_stored_options(objective: type[Objective], stored: StoredArguments) -> None:
     """
     Check, before any tower runs, that the options of a build keep what an objective needs.
@@ -181,4 +191,12 @@ def _named(objective: type[Objective]) -> str:
     return f"The objective {printable(objective.name or objective.__name__)}"
 
 
-__all__ = ["cache_columns", "check_labels", "check_names", "check_needs", "check_stored_options", "with_needs"]
+__all__ = [
+    "cache_columns",
+    "check_labels",
+    "check_names",
+    "check_needs",
+    "check_stored_options",
+    "checked_with_needs",
+    "with_needs",
+]

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import IterableDataset
 
 from ..objectives.base import MODEL_INPUTS, model_inputs
 from ..objectives.positives import POSITIVE_COLUMN, positive_ids
@@ -66,6 +67,42 @@ class PairCollator:
                 "which pads them, or pad them in the data set."
             )
         return self.pad([{name: example[name] for name in names} for example in batch], return_tensors="pt")
+
+
+class SameRows:
+    """
+    Collator of batches that accelerate cuts for the processes (`dispatch_batches`, its default for data that can only
+    be iterated): each column by the rows of the first one, so all must have as many.
+
+    Args:
+        collator (`Callable`): Makes the batches.
+    """
+
+    def __init__(self, collator: Callable[[Any], Mapping[str, Any]]):
+        self.collator = collator
+
+    def __call__(self, batch: Any) -> Mapping[str, Any]:
+        """
+        Raises:
+            ValueError: columns of different numbers of rows (two are named).
+        """
+        batch = self.collator(batch)
+        rows = {name: len(values) for name, values in batch.items() if isinstance(values, torch.Tensor) and values.ndim}
+        for name, count in rows.items():
+            first = next(iter(rows))
+            if count != rows[first]:
+                raise ValueError(
+                    f"dispatch_batches cuts each batch by rows, and this one has {rows[first]} of {first} and {count} "
+                    f"of {name}. Let each process read batches of its own: a data set with a length, and "
+                    "--accelerator_config '{\"dispatch_batches\": false}'."
+                )
+        return batch
+
+
+def fit_for_dispatch(collator: Callable, dataset: Any, dispatch_batches: bool | None) -> Callable:
+    """The collator of a data set, as [`SameRows`] where accelerate cuts its batches for the processes."""
+    cuts = isinstance(dataset, IterableDataset) if dispatch_batches is None else dispatch_batches
+    return SameRows(collator) if cuts and not isinstance(collator, SameRows) else collator
 
 
 def _stacked(batch: Sequence[Mapping[str, Any]], name: str) -> torch.Tensor | None:
@@ -194,8 +231,10 @@ def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
 __all__ = [
     "POSITIVE_COLUMN",
     "PairCollator",
+    "SameRows",
     "check_last_batch",
     "describe_bad_batch",
+    "fit_for_dispatch",
     "positive_ids",
     "side_of_column",
     "split_inputs",

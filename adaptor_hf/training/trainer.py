@@ -41,9 +41,9 @@ from .checkpoints import (
 from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
-from .needs import check_needs, with_needs
+from .needs import checked_with_needs
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
-from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
+from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, fit_for_dispatch
 from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
@@ -114,6 +114,8 @@ class AdaptorTrainer(BaseTrainer):
             ValueError: if the last batch would leave a process without rows, or workers and resident data are asked
                 for together.
         """
+        dispatch_batches = self.accelerator.dataloader_config.dispatch_batches
+        self.data_collator = fit_for_dispatch(self.data_collator, self.train_dataset, dispatch_batches)
         whole = self.args.dataloader_drop_last or self.args.source_batches == "by_source"
         if not (self.accelerator.even_batches or whole):
             check_last_batch(len(self.train_dataset), self.args.train_batch_size, self.args.world_size)
@@ -258,7 +260,9 @@ class AdaptorTrainer(BaseTrainer):
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
-        self._open_with_needs()
+        of_evaluation = self.eval_collator or self.data_collator
+        self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator)
+        self.eval_dataset = checked_with_needs(self.objective, self.eval_dataset, of_evaluation)
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
@@ -283,17 +287,6 @@ class AdaptorTrainer(BaseTrainer):
                 batch_norm_over_ranks(self.together, False)
                 for callback in callbacks:
                     self.remove_callback(callback)
-
-    def _open_with_needs(self) -> None:
-        """Data sets give what the objective needs from now on, or the message says what they lack."""
-        validation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
-        for dataset, collator in [(self.train_dataset, self.data_collator)] + [
-            (part, self.eval_collator or self.data_collator) for part in validation.values() if part is not None
-        ]:
-            check_needs(self.objective, dataset, collator)
-        self.train_dataset = with_needs(self.objective, self.train_dataset)
-        opened = {name: with_needs(self.objective, part) for name, part in validation.items()}
-        self.eval_dataset = opened if isinstance(self.eval_dataset, dict) else opened[""]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_objective_state(self.objective, Path(resume_from_checkpoint))
