@@ -21,8 +21,10 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
+from adaptor_hf.training.needs import with_needs
 from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
+from adaptor_hf.training.plan import describe_plan, kept_epoch, pairs_of, parts_of_cache, parts_of_table
 from adaptor_hf.training.preparation import (
     cache_of_pairs,
     check_before_start,
@@ -30,6 +32,7 @@ from adaptor_hf.training.preparation import (
     start_logging,
     terms_of_sources,
 )
+from adaptor_hf.training.recipe_choice import choose_recipe
 from adaptor_hf.training.report import last_words, processor_of, report_run
 from adaptor_hf.training.run_folder import run_folder
 from adaptor_hf.training.script_arguments import (
@@ -55,14 +58,17 @@ def main(arguments: list[str] | None = None) -> None:
     terms = check_before_start(data, model_arguments, run, training)
     set_seed(training.seed)
     if run.dry_run:
-        print(estimate_run(load_training_pairs(data, run).dataset, data, model_arguments, training))
+        pairs = load_training_pairs(data, run).dataset
+        recipe, model_arguments = choose_recipe(arguments, pairs_of(parts_of_table(pairs)), model_arguments, training)
+        print(f"{recipe.describe()}\n{estimate_run(pairs, data, model_arguments, training)}")
         return
     with run_folder(training.output_dir, training.take_over):
-        pretrain(record, data, model_arguments, run, training, terms)
+        pretrain(record, arguments, data, model_arguments, run, training, terms)
 
 
 def pretrain(
     record: RunRecord,
+    words: list[str] | None,
     data: DataArguments,
     model_arguments: ModelArguments,
     run: RunArguments,
@@ -73,9 +79,16 @@ def pretrain(
     # Load: pairs of an image and a report, but for a ready cache, which holds them.
     with record.phase("cache"):
         pairs = None if data.cache else load_training_pairs(data, run)
+        cache = cache_of_pairs(None, data, model_arguments, training) if pairs is None else None
+
+        # Plan: the recipe where none is named, and what is to come.
+        counted = parts_of_cache(cache) if pairs is None else parts_of_table(pairs.dataset)
+        recipe, model_arguments = choose_recipe(words, pairs_of(counted), model_arguments, training)
+        logger.info(describe_plan(counted, recipe, data, model_arguments, training))
 
         # Cache: every image and report goes through its frozen tower once.
-        cache = cache_of_pairs(pairs, data, model_arguments, training)
+        if cache is None:
+            cache = cache_of_pairs(pairs, data, model_arguments, training)
     cache, parts = parts_of_run(cache, data, run, training)
     if training.process_index == 0:
         owner = data.id_namespace or (None if cache.source_names else data.dataset_name)
@@ -115,19 +128,22 @@ def pretrain(
     minimised = model_arguments.objective_record()
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
+    # The model reads here what it has read in training: tokens, too, where the objective needs them.
+    read = {name: with_needs(trainer.objective, part) for name, part in parts.items()}
     with record.phase("evaluate"):
-        report_run(
-            model, training, cache, parts, dataset_name=data.dataset_name, learning_rates=rates, objective=minimised
-        )
+        named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
+        named["make_objective"] = model_arguments.make_objective
+        report_run(model, training, cache, read, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        evaluated, terms = last_evaluation(trainer.state.log_history), last_terms(trainer.state.log_history)
-        options = (data, model_arguments, run)
-        record.write(training, options, cache, model, evaluated, objective=minimised, terms=terms)
-        draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, parts.get("validation"))
+        history, options = trainer.state.log_history, (data, model_arguments, run)
+        known = {"objective": minimised, "terms": last_terms(history), "recipe": recipe.to_dict()}
+        record.write(training, options, cache, model, last_evaluation(history), **known)
+        draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        built, more = data.cache is None, options_beside_cache(data)
-        print(last_words(training.output_dir, cache, built=built, address=address, more=more))
+        kept = kept_epoch(trainer, parts.get("validation"))
+        built, more = data.cache is None, recipe.options() | options_beside_cache(data)
+        print(last_words(training.output_dir, cache, built=built, address=address, more=more, kept=kept))
 
 
 def start() -> None:

@@ -177,7 +177,68 @@ class AdaptorEncoder(nn.Module):
 
     def __init__(self, config: AdaptorConfig):
         super().__init__()
-        self.layers = nn.ModuleList(AdaptorLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(AdaptorLayer(config) for _ in range(config.num_shared_layers))
+
+    def forward(
+        self,
+        image: torch.Tensor | None,
+        text: torch.Tensor | None,
+        image_mask: torch.Tensor | None = None,
+        text_mask: torch.Tensor | None = None,
+        output_attentions: bool = False,
+        fuse_pairs: bool = False,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, tuple | None]:
+        """
+        Args:
+            image (`torch.Tensor` of shape `(M, N, hidden_size)`, *optional*): Projected tokens.
+            text (`torch.Tensor` of shape `(B, L, hidden_size)`, *optional*): The same of the other modality.
+            image_mask, text_mask (`torch.Tensor` of shape `(M, 1, 1, N)`, `(B, 1, 1, L)`, *optional*): Added to scores.
+            output_attentions (`bool`, defaults to `False`): Whether to return weights.
+            fuse_pairs (`bool`, defaults to `False`): Row i of one modality queries row i of the other.
+
+        Returns:
+            Image, text, and of each layer a pair of attention weights, or `None`.
+
+        Raises:
+            ValueError: rows or lengths that cannot be fused.
+        """
+        attentions = []
+        if fuse_pairs:
+            self._check_fusable(image, text)
+            for layer in self.layers:
+                image, image_weights = layer(image, text, image_mask, output_attentions)
+                text, text_weights = layer(text, image, text_mask, output_attentions)
+                attentions.append((image_weights, text_weights))
+        elif (
+            image is not None
+            and text is not None
+            and image.shape[1] == text.shape[1]
+            and image_mask is None
+            and text_mask is None
+        ):
+            # The layers are shared: one pass over both modalities' rows costs half the kernel launches.
+            both, num_images = torch.cat([image, text]), len(image)
+            for layer in self.layers:
+                both, weights = layer(both, None, None, output_attentions)
+                attentions.append((None, None) if weights is None else (weights[:num_images], weights[num_images:]))
+            image, text = both[:num_images], both[num_images:]
+        else:
+            for layer in self.layers:
+                image_weights = text_weights = None
+                if image is not None:
+                    image, image_weights = layer(image, None, image_mask, output_attentions)
+                if text is not None:
+                    text, text_weights = layer(text, None, text_mask, output_attentions)
+                attentions.append((image_weights, text_weights))
+        return image, text, tuple(attentions) if output_attentions else None
+
+    @staticmethod
+    def _check_fusable(image: torch.Tensor | None, text: torch.Tensor | None) -> None:
+        if image is None or text is None or len(image) != len(text):
+            raise ValueError("fuse_pairs=True needs one text per image.")
+        lengths = image.shape[1], text.shape[1]
+        if lengths[0] != lengths[1] and 1 not in lengths:
+            raise ValueError(f"fuse_pairs=True needs equal lengths or one token a modality, got {lengths} tokens.")
 
 
 def align_weights(model: nn.Module) -> None:

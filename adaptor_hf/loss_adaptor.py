@@ -85,11 +85,7 @@ def contrastive_loss(
         ValueError: if the shapes differ or `positives` fits neither form.
     """
     image_embeds, text_embeds, scale = prepare(image_embeds, text_embeds, logit_scale, normalize)
-    if image_embeds.shape != text_embeds.shape:
-        raise ValueError(
-            f"A contrastive loss needs one text per image: got {tuple(image_embeds.shape)} image and "
-            f"{tuple(text_embeds.shape)} text embeddings."
-        )
+    check_matched(image_embeds, text_embeds)
     targets = torch.arange(len(image_embeds), device=image_embeds.device)
     mask = positive_mask(positives, len(image_embeds), len(text_embeds))
     with torch.autocast(image_embeds.device.type, enabled=False):
@@ -116,9 +112,13 @@ def sigmoid_contrastive_loss(
         positives (`torch.Tensor`, *optional*): As in [`contrastive_loss`]; such pairs are left out of the sum.
 
     Returns:
-        `torch.Tensor`: scalar, the sum over pairs divided by the batch size.
+        `torch.Tensor`: scalar, float32 or wider, the sum over pairs divided by the batch size.
+
+    Raises:
+        ValueError: if the shapes differ or `positives` fits neither form.
     """
     image_embeds, text_embeds, scale = prepare(image_embeds, text_embeds, logit_scale, normalize)
+    check_matched(image_embeds, text_embeds)
     own = torch.eye(len(image_embeds), len(text_embeds), dtype=torch.bool, device=image_embeds.device)
     mask = positive_mask(positives, len(image_embeds), len(text_embeds))
     with torch.autocast(image_embeds.device.type, enabled=False):
@@ -127,6 +127,15 @@ def sigmoid_contrastive_loss(
         if mask is not None:
             losses = losses.masked_fill(mask & ~own, 0.0)
         return losses.sum() / len(image_embeds)
+
+
+def check_matched(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> None:
+    """Refuse other numbers of texts than of images, and other widths."""
+    if image_embeds.shape != text_embeds.shape:
+        raise ValueError(
+            f"A contrastive loss needs one text per image: got {tuple(image_embeds.shape)} image and "
+            f"{tuple(text_embeds.shape)} text embeddings."
+        )
 
 
 def prepare(
@@ -145,4 +154,11 @@ def prepare(
     return image_embeds, text_embeds, scale
 
 
-__all__ = ["contrastive_loss", "directional_loss", "positive_mask", "prepare", "sigmoid_contrastive_loss"]
+__all__ = [
+    "check_matched",
+    "contrastive_loss",
+    "directional_loss",
+    "positive_mask",
+    "prepare",
+    "sigmoid_contrastive_loss",
+]

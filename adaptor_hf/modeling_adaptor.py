@@ -1,4 +1,4 @@
-"""The Adaptor model: two shared Transformer layers between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
+"""The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
 from dataclasses import dataclass
@@ -9,12 +9,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .arguments_adaptor import refuse_unknown
+from .attention_pooling_adaptor import AttentionPooling, pool_sequence
 from .configuration_adaptor import AdaptorConfig
+from .dual_encoder_adaptor import DualEncoderMixin
 from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder
-from .loss_adaptor import contrastive_loss
+from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
+from .projections_adaptor import ResidualScale, make_projection, project_sequence
+from .token_sequences_adaptor import check_mask, check_sequence, expand_mask, token_sequence
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
 logger = logging.get_logger(__name__)
@@ -28,8 +32,10 @@ class AdaptorOutput(ModelOutput):
     one is no input for the other. Embeddings and scores are float32 or wider, whatever dtype the model computes in.
 
     Args:
-        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone.
-        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities.
+        loss (`torch.Tensor`, scalar, *optional*, with `return_loss=True`): Contrastive loss of this batch alone; of a
+            model with `logit_bias` the sigmoid loss.
+        logits_per_image (`torch.Tensor` of shape `(num_images, num_texts)`): Scaled cosine similarities, plus
+            `logit_bias` where the model has one: their sigmoid is then the probability that the two belong together.
         logits_per_text (`torch.Tensor` of shape `(num_texts, num_images)`): Its transpose.
         image_embeds (`torch.Tensor` of shape `(num_images, hidden_size)`): L2-normalised projected image embeddings.
         text_embeds (`torch.Tensor` of shape `(num_texts, hidden_size)`): L2-normalised projected text embeddings.
@@ -40,6 +46,10 @@ class AdaptorOutput(ModelOutput):
             `(batch, num_attention_heads, queries, keys)`, or `None` for a modality that was not given.
         pooler_output (`torch.Tensor` of shape `(batch, hidden_size)`, *optional*): The projected embeddings of the one
             modality that was given, `image_embeds` or `text_embeds`: what pipelines with `pool=True` ask for.
+        image_pooling_weights (`torch.Tensor` of shape `(num_images, N - 1)`, *optional*, with
+            `config.attention_pooling_heads`): Weight of each token in the pooled embedding, mean over the heads; 0 for
+            padding, with sum 1.
+        text_pooling_weights (`torch.Tensor` of shape `(num_texts, L - 1)`, *optional*): The same for text.
     """
 
     loss: torch.Tensor | None = None
@@ -51,9 +61,11 @@ class AdaptorOutput(ModelOutput):
     text_last_hidden_state: torch.Tensor | None = None
     attentions: tuple | None = None
     pooler_output: torch.Tensor | None = None
+    image_pooling_weights: torch.Tensor | None = None
+    text_pooling_weights: torch.Tensor | None = None
 
 
-class AdaptorModel(AdaptorPreTrainedModel):
+class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
     """
     Image and text embeddings in one space, from cached embeddings of frozen towers or from raw inputs.
 
@@ -62,6 +74,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
 
     Input `(B, D)` means B samples of one token. A sequence `(B, N, D)` is always `[pooled, token_1, ..., token_N-1]`.
     Each modality attends only to itself; with one token each that is also exactly what the reference code computes.
+    What stands between towers and shared space is `config.aligner`.
 
     Example:
 
@@ -75,10 +88,20 @@ class AdaptorModel(AdaptorPreTrainedModel):
 
     def __init__(self, config: AdaptorConfig):
         super().__init__(config)
-        self.visual_projection = nn.Linear(config.vision_hidden_size, config.hidden_size, bias=False)
-        self.text_projection = nn.Linear(config.text_hidden_size, config.hidden_size, bias=False)
+        self.visual_projection = make_projection(config, config.vision_hidden_size)
+        self.text_projection = make_projection(config, config.text_hidden_size)
         self.shared_encoder = AdaptorEncoder(config)
+        if config.aligner == "residual":
+            self.residual_scale = ResidualScale(config.hidden_size)
+        if config.token_projection:
+            self.visual_token_projection = make_projection(config, config.vision_hidden_size)
+            self.text_token_projection = make_projection(config, config.text_hidden_size)
+        if config.attention_pooling_heads is not None:
+            self.visual_pooling = AttentionPooling(config.vision_hidden_size, config.attention_pooling_heads)
+            self.text_pooling = AttentionPooling(config.text_hidden_size, config.attention_pooling_heads)
         self.logit_scale = nn.Parameter(torch.tensor(float(config.logit_scale_init_value)))
+        bias = config.logit_bias_init_value
+        self.register_parameter("logit_bias", None if bias is None else nn.Parameter(torch.tensor(float(bias))))
         self.vision_model: VisionTower | None = None
         self.text_model: TextTower | None = None
         if config.towers_in_checkpoint:
@@ -234,8 +257,17 @@ class AdaptorModel(AdaptorPreTrainedModel):
         text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds)
         if image is None and text is None:
             raise ValueError("Give pixel_values or image_embeds, input_ids or text_embeds, or one of each.")
+        if text is not None and text_attention_mask is None and text.shape[1] > 1 and attention_mask is not None:
+            # Of a live tower whose tokens are read: those of the text, after the pooled embedding.
+            text_attention_mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
 
-        masks = (self._expand_mask(image_attention_mask, image), self._expand_mask(text_attention_mask, text))
+        check_mask(image_attention_mask, image)
+        check_mask(text_attention_mask, text)
+        image, image_weights = self._pool(image, "visual_pooling", image_attention_mask)
+        text, text_weights = self._pool(text, "text_pooling", text_attention_mask)
+        image = self._project(image, self.visual_projection, "image_embeds", image_attention_mask)
+        text = self._project(text, self.text_projection, "text_embeds", text_attention_mask)
+        masks = (expand_mask(image_attention_mask, image), expand_mask(text_attention_mask, text))
         image, text, attentions = self._encode(image, text, *masks, bool(output_attentions), fuse_pairs)
 
         image_tokens = None if image is None else unit_vectors(image)
@@ -249,13 +281,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
         if both and return_logits:
             logits_per_text = self._similarity(text_embeds, image_embeds)
         if return_loss:
-            loss = contrastive_loss(
-                image_embeds,
-                text_embeds,
-                self.get_logit_scale(),
-                image_to_text_weight=self.config.image_to_text_weight,
-                normalize=False,
-            )
+            loss = self._loss(image_embeds, text_embeds)
         return AdaptorOutput(
             loss=loss,
             logits_per_image=None if logits_per_text is None else logits_per_text.T,
@@ -266,13 +292,23 @@ class AdaptorModel(AdaptorPreTrainedModel):
             text_last_hidden_state=text_tokens,
             attentions=attentions,
             pooler_output=None if both else image_embeds if text_embeds is None else text_embeds,
+            image_pooling_weights=image_weights,
+            text_pooling_weights=text_weights,
         )
 
     def _similarity(self, text_embeds: torch.Tensor, image_embeds: torch.Tensor) -> torch.Tensor:
         # A scale of 100 leaves half precision no digits.
         dtype = torch.promote_types(image_embeds.dtype, torch.float32)
         with torch.autocast(image_embeds.device.type, enabled=False):
-            return self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            logits = self.get_logit_scale().to(dtype).exp() * (text_embeds.to(dtype) @ image_embeds.to(dtype).T)
+            return logits if self.logit_bias is None else logits + self.logit_bias.to(dtype)
+
+    def _loss(self, image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+        scale = self.get_logit_scale()
+        if self.logit_bias is not None:
+            return sigmoid_contrastive_loss(image_embeds, text_embeds, scale, self.logit_bias, normalize=False)
+        weight = self.config.image_to_text_weight
+        return contrastive_loss(image_embeds, text_embeds, scale, image_to_text_weight=weight, normalize=False)
 
     def get_logit_scale(self) -> torch.Tensor:
         """The logarithm of the similarity scale (scalar), bounded by `config.max_logit_scale` where one is set."""
@@ -281,15 +317,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
         return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale))
 
     def _image_tokens(self, pixel_values, image_embeds) -> torch.Tensor | None:
+        """What enters the projection, `(M, D)` or `(M, N, D)`."""
         if pixel_values is not None:
             if image_embeds is not None:
                 raise ValueError("Give pixel_values or image_embeds, not both.")
             if self.vision_model is None:
                 raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
-            image_embeds = self.vision_model(pixel_values).pooler_output
+            image_embeds = self._of_tower(self.vision_model(pixel_values))
         elif image_embeds is not None:
             self._notice_projected(image_embeds, "image_embeds")
-        return self._project(image_embeds, self.visual_projection, "image_embeds")
+        return check_sequence(image_embeds, self.config.vision_hidden_size, "image_embeds")
 
     def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
         if input_ids is not None:
@@ -298,10 +335,16 @@ class AdaptorModel(AdaptorPreTrainedModel):
             if self.text_model is None:
                 raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
             tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            text_embeds = tower_output.pooler_output
+            text_embeds = self._of_tower(tower_output)
         elif text_embeds is not None:
             self._notice_projected(text_embeds, "text_embeds")
-        return self._project(text_embeds, self.text_projection, "text_embeds")
+        return check_sequence(text_embeds, self.config.text_hidden_size, "text_embeds")
+
+    def _of_tower(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
+        """The pooled embedding, and the tokens where the pooled embedding is made of them."""
+        if self.config.attention_pooling_heads is None:
+            return output.pooler_output
+        return token_sequence(output.pooler_output, output.last_hidden_state)
 
     def _notice_projected(self, embeds: torch.Tensor, name: str) -> None:
         # In training it would cost a synchronisation a step.
@@ -311,7 +354,7 @@ class AdaptorModel(AdaptorPreTrainedModel):
             return
         layers = self.shared_encoder.layers
         if (
-            len(layers)
+            self.config.aligner == "adaptor"
             and embeds.shape[-1] == self.config.hidden_size
             and are_projected(embeds, layers[-1].layer_norm2)
         ):
@@ -329,67 +372,43 @@ class AdaptorModel(AdaptorPreTrainedModel):
             f"{cached} computed by that tower."
         )
 
-    def _project(self, embeds: torch.Tensor | None, projection: nn.Linear, name: str) -> torch.Tensor | None:
+    def _pool(
+        self, embeds: torch.Tensor | None, name: str, mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if embeds is None or self.config.attention_pooling_heads is None:
+            return embeds, None
+        pooling = getattr(self, name)
+        return pool_sequence(pooling, embeds.to(input_dtype(pooling, self.dtype)), mask)
+
+    def _project(
+        self, embeds: torch.Tensor | None, projection: nn.Module, name: str, mask: torch.Tensor | None = None
+    ) -> torch.Tensor | None:
+        """Unit vectors `(B, N, hidden_size)` of embeddings."""
         if embeds is None:
             return None
-        if embeds.ndim not in (2, 3) or embeds.shape[-1] != projection.in_features:
-            raise ValueError(
-                f"{name} must be of shape (batch, {projection.in_features}) or (batch, tokens, "
-                f"{projection.in_features}), got {tuple(embeds.shape)}."
-            )
-        if embeds.ndim == 2:
-            embeds = embeds[:, None]
+        embeds = check_sequence(embeds, projection.in_features, name)
         dtype = input_dtype(projection, self.dtype)
+        if self.config.aligner == "mlp":
+            tokens = None
+            if self.config.token_projection:
+                tokens = self.visual_token_projection if name == "image_embeds" else self.text_token_projection
+            return unit_vectors(project_sequence(projection, tokens, embeds.to(dtype), mask)).to(dtype)
         return unit_vectors(projection(embeds.to(dtype))).to(dtype)
 
-    def _expand_mask(self, mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, N) of ones and zeros to an additive (B, 1, 1, N)."""
-        if mask is None:
-            return None
-        if tokens is None or mask.shape != tokens.shape[:2]:
-            expected = None if tokens is None else tuple(tokens.shape[:2])
-            raise ValueError(f"An embedding mask must be of shape {expected}, got {tuple(mask.shape)}.")
-        blocked = mask[:, None, None, :] == 0
-        return torch.zeros_like(blocked, dtype=tokens.dtype).masked_fill(blocked, torch.finfo(tokens.dtype).min)
-
     def _encode(self, image, text, image_mask, text_mask, output_attentions, fuse_pairs):
-        attentions = []
-        if fuse_pairs:
-            self._check_fusable(image, text)
-            for layer in self.shared_encoder.layers:
-                image, image_weights = layer(image, text, image_mask, output_attentions)
-                text, text_weights = layer(text, image, text_mask, output_attentions)
-                attentions.append((image_weights, text_weights))
-        elif (
-            image is not None
-            and text is not None
-            and image.shape[1] == text.shape[1]
-            and image_mask is None
-            and text_mask is None
-        ):
-            # The layers are shared: one pass over both modalities' rows costs half the kernel launches.
-            both, num_images = torch.cat([image, text]), len(image)
-            for layer in self.shared_encoder.layers:
-                both, weights = layer(both, None, None, output_attentions)
-                attentions.append((None, None) if weights is None else (weights[:num_images], weights[num_images:]))
-            image, text = both[:num_images], both[num_images:]
-        else:
-            for layer in self.shared_encoder.layers:
-                image_weights = text_weights = None
-                if image is not None:
-                    image, image_weights = layer(image, None, image_mask, output_attentions)
-                if text is not None:
-                    text, text_weights = layer(text, None, text_mask, output_attentions)
-                attentions.append((image_weights, text_weights))
-        return image, text, tuple(attentions) if output_attentions else None
-
-    @staticmethod
-    def _check_fusable(image: torch.Tensor | None, text: torch.Tensor | None) -> None:
-        if image is None or text is None or len(image) != len(text):
-            raise ValueError("fuse_pairs=True needs one text per image.")
-        lengths = image.shape[1], text.shape[1]
-        if lengths[0] != lengths[1] and 1 not in lengths:
-            raise ValueError(f"fuse_pairs=True needs equal lengths or one token a modality, got {lengths} tokens.")
+        if fuse_pairs and not len(self.shared_encoder.layers):
+            raise ValueError(
+                f"fuse_pairs=True needs layers that attend, and the aligner {self.config.aligner!r} has none. Use "
+                'aligner "adaptor" or "residual".'
+            )
+        before = image, text
+        image, text, attentions = self.shared_encoder(image, text, image_mask, text_mask, output_attentions, fuse_pairs)
+        if self.config.aligner == "residual":
+            image, text = (
+                None if start is None else self.residual_scale(start, branch)
+                for start, branch in zip(before, (image, text), strict=True)
+            )
+        return image, text, attentions
 
 
 __all__ = ["AdaptorModel", "AdaptorOutput", "AdaptorPreTrainedModel"]

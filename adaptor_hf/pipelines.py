@@ -31,7 +31,17 @@ class AdaptorImageClassificationPipeline(_ReadAsTrained, ImageClassificationPipe
 
 
 class AdaptorZeroShotImageClassificationPipeline(_ReadAsTrained, ZeroShotImageClassificationPipeline):
-    """`zero-shot-image-classification`, files read as in training."""
+    """
+    `zero-shot-image-classification`, files read as in training. The scores of a model with `logit_bias` are
+    probabilities of each label alone (sigmoid); transformers' own pipeline shares 1 out between the labels (softmax).
+    """
+
+    def postprocess(self, model_outputs):
+        if self.model.config.logit_bias_init_value is None:
+            return super().postprocess(model_outputs)
+        scores = model_outputs["logits"][0].sigmoid().tolist()
+        found = zip(scores, model_outputs["candidate_labels"], strict=True)
+        return [{"score": score, "label": label} for score, label in sorted(found, key=lambda item: -item[0])]
 
 
 class AdaptorImageSegmentationPipeline(_ReadAsTrained, ImageSegmentationPipeline):

@@ -16,6 +16,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, is_peft_available, logging
 from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
+from .projections_adaptor import ResidualScale, XavierLinear
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_weights_adaptor import changed_weights
@@ -50,12 +51,20 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
-        """The reference's: torch's defaults, but Xavier over the packed (3d, d) attention matrix and zero biases."""
+        """
+        The reference's: torch's defaults, but Xavier over the packed (3d, d) attention matrix and zero biases. Of other
+        aligners their sources': Xavier and zero biases for a gated unit, zero for a residual branch.
+        """
         # By class of layer: for custom code transformers passes no module here that only holds other modules.
         if isinstance(module, PackedLinear):
             bound = math.sqrt(6 / (module.in_features + 3 * module.out_features))
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
+        elif isinstance(module, XavierLinear):
+            init.xavier_uniform_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, ResidualScale):
+            init.zeros_(module.weight)
         elif isinstance(module, nn.Linear):
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             if isinstance(module, ZeroBiasLinear):
@@ -65,6 +74,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(getattr(module, "logit_scale", None), nn.Parameter):
             init.constant_(module.logit_scale, self.config.logit_scale_init_value)
+            if getattr(module, "logit_bias", None) is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init_value)
         else:
             super()._init_weights(module)
 
@@ -203,6 +214,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             # How images were read in training is the checkpoint's, which another tower does not change.
             reading = {key: known[key] for key in READING if key in known and key not in tower.spec}
             setattr(self.config, f"{kind}_tower", tower.spec | reading if reading else tower.spec)
+            # Users of VisionTextDualEncoder and CLIP look there. Not saved, unless the tower is.
+            setattr(self.config, f"{kind}_config", tower.config)
         self.train(self.training)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *, state_dict: dict | None = None, **kwargs):

@@ -144,7 +144,7 @@ def load_text_tower(
         width *= len(spec["layers"])
     spec |= sizes_in_spec(2 * width if spec["pooling"] == "cls+mean" else width, width)
     processor = load_text_processor(spec, hub, trust_remote_code, towers_dir)
-    limits = [spec["max_length"], processor.model_max_length, _positions(model.config)]
+    limits = [spec["max_length"], processor.model_max_length, position_limit(model.config)]
     spec["max_length"] = min(limit for limit in limits if limit is not None)
     processor.model_max_length = spec["max_length"]
     return TextTower(model, spec, processor).to(device=device, dtype=dtype)
@@ -224,7 +224,7 @@ def _load_vision_model(
     return model
 
 
-def _positions(config: PreTrainedConfig) -> int | None:
+def position_limit(config: PreTrainedConfig) -> int | None:
     """Longest sequence the position embeddings allow; RoBERTa and its like start counting after the padding index."""
     positions = getattr(config, "max_position_embeddings", None)
     offset_types = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "data2vec-text")

@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from adaptor_hf.objectives import contrastive_loss, gather, gathered_contrastive_loss
+from adaptor_hf.objectives import (
+    chunked_sigmoid,
+    contrastive_loss,
+    gather,
+    gathered_contrastive_loss,
+    gathered_sigmoid_loss,
+)
 
 
 def make_batch(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -16,13 +22,14 @@ def make_batch(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return image, text, torch.randint(0, rows // 2, (rows,), generator=generator)
 
 
-def make_encoders() -> tuple[torch.nn.Linear, torch.nn.Linear, torch.nn.Parameter]:
+def make_encoders() -> dict[str, torch.nn.Linear | torch.nn.Parameter]:
     torch.manual_seed(3)
-    return (
-        torch.nn.Linear(10, 6).double(),
-        torch.nn.Linear(10, 6).double(),
-        torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64)),
-    )
+    return {
+        "image": torch.nn.Linear(10, 6).double(),
+        "text": torch.nn.Linear(10, 6).double(),
+        "scale": torch.nn.Parameter(torch.tensor(1.5, dtype=torch.float64)),
+        "bias": torch.nn.Parameter(torch.tensor(-2.0, dtype=torch.float64)),
+    }
 
 
 def gather_without_gradient(rows: torch.Tensor, keep_own: bool) -> torch.Tensor:
@@ -58,13 +65,17 @@ def run(rank: int, counts: list[int], folder: str) -> None:
     equal = len(set(counts)) == 1
     results = {"world_size": torch.tensor(dist.get_world_size())}
     kinds = ["gathered", "gathered, texts repeat", "gathered in blocks", "gathered in blocks, texts repeat"]
+    kinds += ["sigmoid", "sigmoid, texts repeat", "sigmoid in blocks", "sigmoid in blocks, texts repeat"]
     kinds += ["own rows kept", "no gradient", "reference"] if equal else []
     for kind in kinds:
-        image_encoder, text_encoder, scale = make_encoders()
-        embeds = image_encoder(image[rows]), text_encoder(text[rows])
-        if kind.startswith("gathered"):
+        encoders = make_encoders()
+        embeds, scale = (encoders["image"](image[rows]), encoders["text"](text[rows])), encoders["scale"]
+        positives = ids[rows] if "repeat" in kind else None
+        if kind.startswith("sigmoid"):
+            chunked_sigmoid.CHUNK_ROWS = 2 if "blocks" in kind else 1024
+            loss = gathered_sigmoid_loss(*embeds, scale, encoders["bias"], positives=positives, equal_counts=equal)
+        elif kind.startswith("gathered"):
             gather.CHUNKED_FROM = 2 if "blocks" in kind else 4096
-            positives = ids[rows] if "repeat" in kind else None
             loss = gathered_contrastive_loss(*embeds, scale, positives=positives, equal_counts=equal)
         elif kind == "reference":
             loss = contrastive_loss(*embeds, scale)
@@ -74,8 +85,9 @@ def run(rank: int, counts: list[int], folder: str) -> None:
         mean = loss.detach().clone()
         dist.all_reduce(mean)
         results[f"{kind}/loss"] = mean / len(counts)
-        for name, parameter in (("image", image_encoder.weight), ("text", text_encoder.weight), ("scale", scale)):
-            gradient = parameter.grad.clone()
+        for name, encoder in encoders.items():
+            parameter = getattr(encoder, "weight", encoder)
+            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
             dist.all_reduce(gradient)
             results[f"{kind}/{name}"] = gradient / len(counts)
     if rank == 0:

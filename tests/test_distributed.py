@@ -12,7 +12,7 @@ import torch
 from distributed_worker import make_batch, make_encoders, run
 from synthetic import synthetic_cache
 
-from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss
+from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss, sigmoid_contrastive_loss
 from adaptor_hf.training.pair_batches import check_last_batch
 
 ROOT = Path(__file__).parents[1]
@@ -25,18 +25,18 @@ def ranks(counts: list[int], folder: Path) -> dict[str, torch.Tensor]:
     return results
 
 
-def one_process(rows: int, repeat: bool) -> dict[str, torch.Tensor]:
+def one_process(rows: int, repeat: bool, sigmoid: bool = False) -> dict[str, torch.Tensor]:
     image, text, ids = make_batch(rows)
-    image_encoder, text_encoder, scale = make_encoders()
-    embeds = image_encoder(image), text_encoder(text)
-    loss = contrastive_loss(*embeds, scale, positives=ids if repeat else None)
+    encoders = make_encoders()
+    embeds, scale = (encoders["image"](image), encoders["text"](text)), encoders["scale"]
+    positives = ids if repeat else None
+    if sigmoid:
+        loss = sigmoid_contrastive_loss(*embeds, scale, encoders["bias"], positives=positives)
+    else:
+        loss = contrastive_loss(*embeds, scale, positives=positives)
     loss.backward()
-    return {
-        "loss": loss.detach(),
-        "image": image_encoder.weight.grad,
-        "text": text_encoder.weight.grad,
-        "scale": scale.grad,
-    }
+    gradients = {name: getattr(encoder, "weight", encoder).grad for name, encoder in encoders.items()}
+    return {"loss": loss.detach()} | {name: value for name, value in gradients.items() if value is not None}
 
 
 def relative(actual, expected):
@@ -54,6 +54,15 @@ def test_two_ranks_equal_one_process_in_loss_and_gradients(two_ranks, repeat, fo
     kind = f"{form}, texts repeat" if repeat else form
     for name, expected in one_process(12, repeat).items():
         assert relative(two_ranks[f"{kind}/{name}"], expected) < 1e-6, name
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "sigmoid in blocks"])
+@pytest.mark.parametrize("repeat", [False, True])
+def test_the_sigmoid_loss_of_two_ranks_equals_one_process(two_ranks, repeat, form):
+    kind, expected = f"{form}, texts repeat" if repeat else form, one_process(12, repeat, sigmoid=True)
+    assert expected.keys() == {"loss", "image", "text", "scale", "bias"}
+    for name, value in expected.items():
+        assert relative(two_ranks[f"{kind}/{name}"], value) < 1e-12, name
 
 
 def test_wrong_gathers_show_the_same_loss_and_other_gradients(two_ranks):
@@ -74,9 +83,10 @@ def test_the_references_local_loss_has_fewer_negatives_and_a_lower_value(two_ran
 @pytest.mark.slow
 def test_three_ranks_with_uneven_rows_equal_one_process(tmp_path):
     results = ranks([5, 2, 4], tmp_path)
-    for repeat, kind in ((False, "gathered"), (True, "gathered, texts repeat")):
-        for name, expected in one_process(11, repeat).items():
-            assert relative(results[f"{kind}/{name}"], expected) < 1e-6, (kind, name)
+    for kind in ("gathered", "sigmoid", "sigmoid in blocks"):
+        for repeat, name_of_kind in ((False, kind), (True, f"{kind}, texts repeat")):
+            for name, expected in one_process(11, repeat, sigmoid="sigmoid" in kind).items():
+                assert relative(results[f"{name_of_kind}/{name}"], expected) < 1e-6, (name_of_kind, name)
 
 
 def test_without_a_process_group_it_is_the_plain_loss():

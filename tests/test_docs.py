@@ -47,6 +47,27 @@ def demo_model(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def dual_encoder(tmp_path_factory, tiny_bert) -> Path:
+    """A folder like the one that a user of VisionTextDualEncoderModel has, with a small model of random weights."""
+    from transformers import (
+        BertModel,
+        BertTokenizerFast,
+        VisionTextDualEncoderModel,
+        VisionTextDualEncoderProcessor,
+        ViTConfig,
+        ViTImageProcessor,
+        ViTModel,
+    )
+
+    folder = tmp_path_factory.mktemp("dual") / "vit-bert"
+    vision = ViTModel(ViTConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+    VisionTextDualEncoderModel(None, vision, BertModel.from_pretrained(tiny_bert)).save_pretrained(folder)
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_bert)
+    VisionTextDualEncoderProcessor(ViTImageProcessor(), tokenizer).save_pretrained(folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if blocks(page, "python", marked=False)], ids=lambda page: page.name
 )
@@ -56,6 +77,8 @@ def test_python_blocks_run(page, request, tmp_path, monkeypatch):
     if any("demo-output/model" in block for block in code):
         (tmp_path / "demo-output").mkdir()
         (tmp_path / "demo-output" / "model").symlink_to(request.getfixturevalue("demo_model"))
+    if any('"vit-bert"' in block for block in code):
+        (tmp_path / "vit-bert").symlink_to(request.getfixturevalue("dual_encoder"))
     namespace = {"__name__": "__main__"}
     for number, block in enumerate(code, start=1):
         exec(compile(block, f"{page.name}, block {number}", "exec"), namespace)
@@ -87,7 +110,11 @@ def test_files_of_the_project_that_are_named_exist(page):
 
 
 @page_parameter
-def test_commands_are_understood(page):
+def test_commands_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, made in set(re.findall(r"(\w+\.py):(\w+)", " ".join(blocks(page, "bash")))):
+        (source,) = [code for code in blocks(page, "python") if f"class {made}(" in code]
+        (tmp_path / name).write_text(source, encoding="utf-8")
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     inline = [shlex.split(span) for span in re.findall(r"`((?:make|pip|python|adaptor-\w+)\s[^`]*)`", text)]
     for command in [*commands(page), *inline]:

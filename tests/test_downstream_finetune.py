@@ -51,6 +51,17 @@ def test_end_to_end_trains_tower_adaptor_and_head(model, tower, data):
     assert not any(value.requires_grad for value in tower.parameters())
 
 
+def test_what_images_never_reach_is_not_trained(tower, data):
+    config = synthetic_config(vision_hidden_size=32, vision_tower=tower.spec, logit_bias_init_value=-10)
+    model = AdaptorModel(config)
+    classifier = trainable_model(model, tower, "finetune", data, None, 0)
+    trained = {name: value for name, value in classifier.named_parameters() if value.requires_grad}
+    images = torch.rand(4, 3, 28, 28)
+    classifier(pixel_values=images).logits.sum().backward()
+    assert [name for name, value in trained.items() if value.grad is None and "vision_model" not in name] == []
+    assert "adaptor.visual_projection.weight" in trained
+
+
 @pytest.mark.parametrize("method", ["finetune", "lora"])
 def test_training_reaches_the_copy_and_leaves_model_and_tower(method, model, tower, data, tmp_path):
     before = [value.clone() for part in (model, tower) for value in part.state_dict().values()]

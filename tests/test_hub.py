@@ -249,6 +249,11 @@ def card_of(folder, **changes) -> tuple[dict, str]:
 
 
 class TestCard:
+    @pytest.mark.parametrize(("bias", "function"), [({}, "softmax(-1)"), ({"logit_bias_init_value": -10}, "sigmoid()")])
+    def test_probabilities_are_those_of_the_models_loss(self, tmp_path, bias, function):
+        _, text = card_of(tmp_path, config=TOWERS | bias)
+        assert f".logits_per_image.{function}\n" in text
+
     def test_it_has_every_section_and_no_gap(self, tmp_path):
         _, text = card_of(tmp_path)
         sections = re.findall(r"^##+ (.*)$", text, flags=re.MULTILINE)

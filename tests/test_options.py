@@ -230,7 +230,8 @@ class TestChoices:
         model, _ = parsed("--aligner", '{"hidden_size": 48, "num_attention_heads": 4}', "--vision_tower", "lite0")
         shape = {**asdict(model.aligner), **asdict(model.objective)}
         del shape["positives"]  # recorded with the training arguments
-        assert model.to_dict() == {"vision_tower": "lite0", "text_tower": None, "towers_dir": None, **shape}
+        towers = {"vision_tower": "lite0", "text_tower": None, "towers_dir": None}
+        assert model.to_dict() == towers | {"aligner": "adaptor", **shape}
         assert shape["hidden_size"] == 48
 
     @pytest.mark.parametrize(
@@ -264,7 +265,21 @@ class TestChoices:
     @pytest.mark.parametrize(
         ("option", "value", "message"),
         [
-            ("aligner", "linear", "Unknown aligner 'linear'. Known: adaptor."),
+            (
+                "aligner",
+                "line",
+                r"Unknown aligner 'line'\. Did you mean linear\? Known: adaptor, linear, residual, gated, mlp\.",
+            ),
+            (
+                "aligner",
+                '{"name": "linear", "num_hidden_layers": 2}',
+                "aligner linear has no field 'num_hidden_layers'",
+            ),
+            (
+                "aligner",
+                '{"name": "mlp", "projection_norm": "group"}',
+                "must be one of batch, layer, none, got 'group'",
+            ),
             ("objective", '{"name": "lovt"}', "Unknown objective 'lovt'. Known: adaptor, .*file.py:Class"),
             ("objective", '{"name": 1}', "Unknown objective 1. Known: adaptor, "),
             ("aligner", '{"hiden_size": 1}', "aligner adaptor has no field 'hiden_size'. Did you mean hidden_size[?]"),

@@ -57,6 +57,7 @@ def card_differences(
         elif columns == ["argument", "value"]:
             processes = (record.get("machine") or {}).get("processes")
             known = {"world_size": processes, "objective": (record.get("objective") or {}).get("name")}
+            known |= {"recipe": (record.get("recipe") or {}).get("name")}
             known = {name: value for name, value in known.items() if value is not None}
             found += _arguments(rows, (record.get("training_arguments") or {}) | known)
     parameters = (record.get("weights") or {}).get("parameters")

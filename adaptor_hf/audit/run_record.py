@@ -58,6 +58,7 @@ class RunRecord:
         *,
         objective: dict[str, Any] | None = None,
         terms: dict[str, float] | None = None,
+        recipe: dict[str, Any] | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
@@ -70,6 +71,7 @@ class RunRecord:
             metrics (`dict[str, float]`, *optional*): The last evaluation.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
             terms (`dict[str, float]`, *optional*): Its named terms in the last log line of training.
+            recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
         """
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
@@ -83,6 +85,7 @@ class RunRecord:
                 "processes": arguments.world_size,
                 "threads": torch.get_num_threads(),
             },
+            "recipe": recipe,
             "options": private_options(*options),
             "training_arguments": private_options(arguments),
             "objective": objective,

@@ -106,6 +106,7 @@ def _build(
     from .. import auto_classes  # noqa: F401  (the names of towers)
     from ..training.pair_cache import check_sources, embed_pairs, next_run, options_beside_cache
     from ..training.pairs import load_training_pairs
+    from ..training.recipe_choice import recipe_of_pairs
     from .ranks import Ranks
 
     check_sources(data, towers)
@@ -120,7 +121,8 @@ def _build(
         _print_info(cache.path)
         _say_copies(cache, data)
         if cache.vision_spec and cache.text_spec:
-            logger.info(next_run(cache.path, "outputs/run", options_beside_cache(data)))
+            recipe = {"recipe": recipe_of_pairs(cache.paired().splits.get("train", 0))}
+            logger.info(next_run(cache.path, "outputs/run", recipe | options_beside_cache(data)))
     ranks.close()
 
 

@@ -192,13 +192,15 @@ def _build(
     ]
 
     def begin() -> bool:
-        missing = [modality for modality in modalities if len(modality.missing(table))]
+        counts = {modality.name: len(modality.missing(table)) for modality in modalities}
+        missing = [modality for modality in modalities if counts[modality.name]]
         # A tower that cannot give what is asked for is refused before anything is computed or written.
         for modality in missing:
             modality.check_columns()
         cache_dir.mkdir(parents=True, exist_ok=True)
         for source in sources.values():
             source.remember()
+        _say_what_is_missing(counts, len(table))
         return bool(missing) or any(modality.folder.has_finished_pieces() for modality in modalities)
 
     if ranks.on_main(begin):
@@ -214,6 +216,14 @@ def _build(
         return str(pairs)
 
     return ranks.on_main(finish)
+
+
+def _say_what_is_missing(counts: dict[str, int], rows: int) -> None:
+    if not any(counts.values()):
+        logger.info("Nothing to embed: all %s are there", " and ".join(counts))
+        return
+    said = " and ".join(f"{count:,} distinct {name}" for name, count in counts.items())
+    logger.info("To embed: %s, for %s rows", said, f"{rows:,}")
 
 
 def _report(table: PairTable, manifest: dict, cache_dir: Path) -> None:

@@ -20,7 +20,7 @@ class Control:
             the Adaptor with a tower that trains on the task.
         simplicity (`int`, *optional*): Of what the test rows cannot tell apart, the one with the lowest is recommended;
             None: it is never recommended, it only shows what the others learned.
-        num_hidden_layers (`int`, *optional*): Of one that is pre-trained, instead of the Adaptor's.
+        aligner (`str`, *optional*): Of one that is pre-trained, instead of the Adaptor's, with the same width.
         shuffled (`bool`): Of one that is pre-trained: images and texts are matched at random.
         new_weights (`bool`): Of one that is built: the Adaptor's shape with weights that nothing has trained.
         matched_head (`bool`): Of one that is built: a head on the raw tower with as many parameters as the Adaptor.
@@ -33,7 +33,7 @@ class Control:
     name: str
     made: str
     simplicity: int | None = None
-    num_hidden_layers: int | None = None
+    aligner: str | None = None
     shuffled: bool = False
     new_weights: bool = False
     matched_head: bool = False
@@ -53,7 +53,7 @@ CONTROLS = {
         Control("tower", "raw tower", "built", simplicity=0, by_default=True),
         Control("untrained", "Adaptor, untrained", "built", new_weights=True, by_default=True),
         Control("mlp", "parameter-matched MLP", "built", simplicity=2, matched_head=True),
-        Control("projections", "two linear projections", "pretrained", simplicity=1, num_hidden_layers=0),
+        Control("projections", "two linear projections", "pretrained", simplicity=1, aligner="linear"),
         Control("shuffled", "Adaptor, shuffled pairs", "pretrained", shuffled=True),
         Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=5, learning_rate=2e-5),
         Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4, learning_rate=2e-4, low_rank=True),

@@ -188,6 +188,7 @@ def write_model_card(
         split_hash=split_hash,
         split_rule=describe_rule(config.get("split_rule")),
         reading=describe_reading(config.get("vision_tower")),
+        probabilities="softmax(-1)" if config.get("logit_bias_init_value") is None else "sigmoid()",
         evaluation=describe_evaluation(result, metrics, evaluated_on),
         controls=controls or "Not run. `train_pretrain.py --controls` trains them.",
         objective=describe_objective(objective),

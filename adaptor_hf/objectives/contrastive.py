@@ -10,7 +10,7 @@ import torch
 from .base import Objective
 from .encoded import Encoded
 from .gather import Gather, gathered_contrastive_loss
-from .positives import positive_ids
+from .positives import matched_rows, positive_ids
 
 
 class AdaptorObjective(Objective):
@@ -34,13 +34,21 @@ class AdaptorObjective(Objective):
         self.positives = positives
 
     def setup(self, model, args) -> None:
+        """
+        Raises:
+            ValueError: the model has a `logit_bias`, which a softmax leaves without gradient.
+        """
+        if getattr(model, "logit_bias", None) is not None:
+            raise ValueError(
+                "the model has a logit_bias, which the objective 'adaptor' cannot train: a softmax does not see it. "
+                "Take the objective 'siglip', or build the model with logit_bias_init_value=None."
+            )
         self.positives = self.positives or args.positives
         self.image_to_text_weight = model.config.image_to_text_weight
 
     def forward(self, encoded: Encoded, rows: dict[str, torch.Tensor], gather: Gather) -> dict[str, torch.Tensor]:
         loss = gathered_contrastive_loss(
-            encoded.image.pooled,
-            encoded.text.pooled,
+            *matched_rows(encoded),
             encoded.logit_scale,
             image_to_text_weight=self.image_to_text_weight,
             normalize=False,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from ..loss_adaptor import contrastive_loss, directional_loss, prepare
+from ..loss_adaptor import check_matched, contrastive_loss, directional_loss, prepare
 from .chunked import chunked_cross_entropy
 
 # Rows of the global batch from which blocks cost no more time than the whole matrix (benchmarks/bench_loss.py).
@@ -118,6 +118,12 @@ class Gather:
         return self.world_size / sum(counts)
 
 
+def check_ids(positives: torch.Tensor | None, count: int) -> None:
+    """Refuse other than one integer id a row."""
+    if positives is not None and (positives.shape != (count,) or positives.dtype == torch.bool):
+        raise ValueError(f"positives must be integer ids of shape ({count},), got {tuple(positives.shape)}.")
+
+
 def gathered_contrastive_loss(
     image_embeds: torch.Tensor,
     text_embeds: torch.Tensor,
@@ -146,15 +152,8 @@ def gathered_contrastive_loss(
         `torch.Tensor`: scalar. Without a process group it is `contrastive_loss` of the local rows.
     """
     image_embeds, text_embeds, scale = prepare(image_embeds, text_embeds, logit_scale, normalize)
-    if image_embeds.shape != text_embeds.shape:
-        raise ValueError(
-            f"A contrastive loss needs one text per image: got {tuple(image_embeds.shape)} image and "
-            f"{tuple(text_embeds.shape)} text embeddings."
-        )
-    if positives is not None and (positives.shape != (len(image_embeds),) or positives.dtype == torch.bool):
-        raise ValueError(
-            f"positives must be integer ids of shape ({len(image_embeds)},), got {tuple(positives.shape)}."
-        )
+    check_matched(image_embeds, text_embeds)
+    check_ids(positives, len(image_embeds))
     gather = Gather.of_processes(equal_counts) if gather is None else gather
     rank, world_size = gather.rank, gather.world_size
     if world_size == 1 and len(image_embeds) < CHUNKED_FROM:
@@ -195,4 +194,4 @@ def gathered_contrastive_loss(
         )
 
 
-__all__ = ["Gather", "gathered_contrastive_loss"]
+__all__ = ["Gather", "check_ids", "gathered_contrastive_loss"]

@@ -24,7 +24,8 @@ class Choice:
     Args:
         option (`str`): Its name, such as `"objective"`.
         known (`Mapping[str, type]`): Each name that can be chosen and the dataclass that declares its fields: types,
-            defaults, and in the metadata `help` and, where values are few, `choices`. The first one is the default.
+            defaults, and in the metadata `help`, where values are few `choices`, and `flag=False` where the field has
+            never been an option of its own. The first one is the default.
         find (`Callable`, *optional*): Gives the dataclass of a name that is not known but has the form of `also`, and
             None for one that has not. It runs code of the user's.
         also (`str`): That form, such as `"file.py:Class"`.
@@ -42,7 +43,12 @@ class Choice:
     @property
     def old_flags(self) -> dict[str, Any]:
         """What were options of their own before there were choices: fields of the default one, with its defaults."""
-        return {item.name: item.default for item in fields(self.known[self.default])}
+        declared = fields(self.known[self.default])
+        return {item.name: item.default for item in declared if item.metadata.get("flag", True)}
+
+    def name_of(self, chosen: Any) -> str:
+        """The name whose dataclass this is an instance of."""
+        return next(name for name, declared in self.known.items() if type(chosen) is declared)
 
     def add_old_flag(self, parser: ArgumentParser, name: str) -> None:
         """Let a parser understand an old flag, which `--help` does not show."""

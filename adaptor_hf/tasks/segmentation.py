@@ -116,7 +116,7 @@ def segmentation_model(
 
         # The weights of this Adaptor are never used: the decoder reads the tower.
         adaptor = AdaptorModel(AdaptorConfig(vision_hidden_size=tower.hidden_size, vision_tower=tower.spec,
-                                             num_hidden_layers=0))  # fmt: skip
+                                             aligner="linear"))  # fmt: skip
     adaptor.attach_towers(tower, None)
     source = "tower" if system.model is None else "adaptor"
     names = {0: "background", 1: "mask"}

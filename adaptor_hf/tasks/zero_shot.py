@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
+from ..evaluation.zero_shot import embed_prompts, embed_texts, prompt_features, prompt_scores, tower_text_features
 from ..modeling_adaptor import AdaptorModel
 from ..towers_adaptor import TextTower
 from ..training.systems import System
@@ -27,65 +27,6 @@ from .summary import summarize
 from .targets import labels_hash
 
 logger = logging.getLogger(__name__)
-
-BATCH_TEXTS = 64
-
-
-@torch.no_grad()
-def embed_texts(model: AdaptorModel, text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
-    """
-    Embeddings of texts, through the tower and the Adaptor.
-
-    Args:
-        model (`AdaptorModel`): In evaluation mode.
-        text_tower (`TextTower`): The tower that the model was trained with.
-        texts (`Sequence[str]`): As they are; what the tower cannot take is cut.
-
-    Returns:
-        `torch.Tensor` of shape `(len(texts), hidden_size)`, L2-normalised.
-
-    Raises:
-        ValueError: if the model is in training mode.
-    """
-    if model.training:
-        raise ValueError("The model is in training mode, where dropout changes every score. Call model.eval() first.")
-    pooled = tower_text_features(text_tower, texts)
-    return model.get_text_features(text_embeds=pooled.to(model.device)).pooler_output
-
-
-@torch.no_grad()
-def tower_text_features(text_tower: TextTower, texts: Sequence[str]) -> torch.Tensor:
-    """`(len(texts), D)` pooled embeddings of a text tower alone."""
-    device = next(text_tower.parameters()).device
-    parts = []
-    for start in range(0, len(texts), BATCH_TEXTS):
-        chosen = list(texts[start : start + BATCH_TEXTS])
-        inputs = text_tower.processor(chosen, return_tensors="pt", padding=True, truncation=True)
-        parts.append(text_tower(**{name: value.to(device) for name, value in inputs.items()}).pooler_output)
-    return torch.cat(parts)
-
-
-def embed_prompts(model: AdaptorModel, text_tower: TextTower, prompts: Sequence[str]) -> torch.Tensor:
-    """
-    One class embedding from several wordings: the normalised mean of their normalised embeddings.
-
-    Args:
-        model (`AdaptorModel`): In evaluation mode.
-        text_tower (`TextTower`): The tower that the model was trained with.
-        prompts (`Sequence[str]`): Wordings of one class.
-
-    Returns:
-        `torch.Tensor` of shape `(hidden_size,)`, L2-normalised.
-
-    Raises:
-        ValueError: if there is no prompt, or the model is in training mode.
-        TypeError: if `prompts` is one string: its letters would be the prompts.
-    """
-    if isinstance(prompts, str):
-        raise TypeError(f"prompts must be a list of wordings, got one string. Pass [{prompts!r}].")
-    if not prompts:
-        raise ValueError("A class needs at least one prompt.")
-    return nn.functional.normalize(embed_texts(model, text_tower, prompts).mean(0), dim=0)
 
 
 @torch.no_grad()
@@ -127,13 +68,14 @@ def class_scores(
     Returns:
         `np.ndarray` of shape `(N, C)`, float64: cosine to the class; minus that to its denial where there is one.
     """
-    columns = []
-    for name, texts in prompts.positive.items():
-        weights = embed_prompts(model, text_tower, texts)
-        if name in prompts.negative:
-            weights = weights - embed_prompts(model, text_tower, prompts.negative[name])
-        columns.append(image_features.to(weights.device) @ weights)
-    return torch.stack(columns, dim=1).double().cpu().numpy()
+    classes = {
+        name: tuple(
+            None if texts is None else prompt_features(text_tower, texts)
+            for texts in (positive, prompts.negative.get(name))
+        )
+        for name, positive in prompts.positive.items()
+    }
+    return prompt_scores(model, image_features, classes)
 
 
 def run_zero_shot(

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants, is_offline_mode
+from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
 from ..tower_bundles_adaptor import find_bundled
@@ -44,6 +44,28 @@ def check_tower(kind: str, name: str) -> None:
         if close := close_towers(kind, name):
             raise type(error)(f"{error}\nDid you mean {' or '.join(close)}?") from error
         raise
+
+
+def is_on_this_machine(kind: str, name: str) -> bool:
+    """
+    Whether a tower's weights are here: packaged, in a folder or a bundle, or in the cache of the Hub's client. Nothing
+    is read or asked for; False where a library of its own keeps them.
+
+    Args:
+        kind (`str`): `"vision"` or `"text"`.
+        name (`str`): As for [`check_tower`].
+    """
+    spec = partial_spec(kind, name, None, None)
+    if find_bundled(spec) is not None or spec["name_or_path"].startswith("package:"):
+        return True
+    location = location_of(spec)
+    if os.path.isdir(location):
+        return True
+    return any(
+        isinstance(try_to_load_from_cache(location, file, revision=spec["revision"]), str)
+        for file in (*_WEIGHTS, "open_clip_model.safetensors")
+        if location.count("/") <= 1
+    )
 
 
 def close_towers(kind: str, name: str) -> list[str]:
@@ -83,4 +105,4 @@ def _has(location: str, file: str, revision: str | None) -> bool:
     return found is not None
 
 
-__all__ = ["check_tower", "close_towers"]
+__all__ = ["check_tower", "close_towers", "is_on_this_machine"]

@@ -214,13 +214,17 @@ class BaseTrainer(Trainer):
     def _evaluate_with_evaluators(self, dataset: Dataset, prefix: str) -> dict[str, float]:
         start_time, was_training = time.time(), self.model.training
         self.model.eval()
-        metrics = {}
-        for evaluator in self.evaluators:
-            metrics |= {f"{prefix}_{name}": value for name, value in evaluator(self.model, dataset).items()}
+        metrics = {f"{prefix}_{name}": value for name, value in self._measure(dataset).items()}
         self.model.train(was_training)
         metrics |= speed_metrics(prefix, start_time, num_samples=metrics.get(f"{prefix}_num_pairs") or len(dataset))
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        metrics = {}
+        for evaluator in self.evaluators:
+            metrics |= evaluator(self.model, dataset)
         return metrics
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from ..files import written_aside
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
-
-logger = logging.getLogger(__name__)
 
 CURVES_FILE = "training_curves.png"
 
@@ -37,7 +34,8 @@ def draw_curves(
         validation (`EmbeddingCache`, *optional*): The split that was evaluated, for what chance scores on it.
 
     Returns:
-        `Path | None`: The picture; None, with a line that says so, where nothing was logged or matplotlib is not there.
+        `Path | None`: The picture; None where nothing was logged or matplotlib is not there, which a run says at its
+            start (`describe_plan`).
     """
     panels = [panel for panel in _panels(history, batch_size) if panel[1]]
     if not panels:
@@ -45,7 +43,6 @@ def draw_curves(
     try:
         plt = pyplot()
     except ImportError:
-        logger.info("No picture of the training curves: it needs matplotlib (pip install 'adaptor-hf[plots]').")
         return None
     figure, axes = plt.subplots(
         len(panels), figsize=(7, 2.2 * len(panels) + 0.6), sharex=True, squeeze=False, layout="constrained"

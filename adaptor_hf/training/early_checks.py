@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..configuration_adaptor import AdaptorConfig
 from ..modeling_adaptor import AdaptorModel
-from .arguments import AdaptorTrainingArguments, more_is_better
+from ..objectives import Objective, known_objectives
+from .arguments import AdaptorTrainingArguments
+
+if TYPE_CHECKING:
+    from torch.utils.data import Dataset
+
+    from .base_trainer import Evaluator
+    from .pair_evaluation import PairEvaluator
 
 
 def check_trackers(names: Iterable[str]) -> None:
@@ -38,13 +46,18 @@ def check_trackers(names: Iterable[str]) -> None:
             )
 
 
-def check_best_metric(training: AdaptorTrainingArguments, sources: Iterable[str] = ()) -> None:
+def check_best_metric(
+    training: AdaptorTrainingArguments,
+    sources: Iterable[str] = (),
+    evaluators: Iterable[PairEvaluator] | None = None,
+) -> None:
     """
     Check that `--metric_for_best_model` is what an evaluation gives, and that the right way counts as better.
 
     Args:
         training (`AdaptorTrainingArguments`): Of the run.
         sources (`Iterable[str]`): Names of several sources, each of which has retrieval metrics of its own.
+        evaluators (`Iterable[PairEvaluator]`, *optional*): By default those of a run, [`Retrieval`] alone.
 
     Raises:
         ValueError: naming the metrics that are close, or the option to add.
@@ -52,9 +65,7 @@ def check_best_metric(training: AdaptorTrainingArguments, sources: Iterable[str]
     given = training.metric_for_best_model
     if given is None:
         return
-    known = evaluation_metrics()
-    ranked = {name: better for name, better in known.items() if name.startswith(("image_to_", "text_to_", "mean_"))}
-    known |= {f"{source}_{name}": better for source in sources for name, better in ranked.items()}
+    known = evaluation_metrics(sources, evaluators)
     name = given.removeprefix("eval_")
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["mean_recall", "loss"]
@@ -69,21 +80,62 @@ def check_best_metric(training: AdaptorTrainingArguments, sources: Iterable[str]
         )
 
 
-def evaluation_metrics() -> dict[str, bool]:
-    """What [`~training.pair_evaluation.Retrieval`] gives to choose by, and whether more of it is better."""
-    from .pair_evaluation import Retrieval
+def evaluation_metrics(
+    sources: Iterable[str] = (), evaluators: Iterable[PairEvaluator] | None = None
+) -> dict[str, bool]:
+    """
+    What the evaluators give to choose by, and whether more of it is better; arguments as of [`check_best_metric`].
 
-    embeds = {"image_embeds": torch.eye(2), "text_embeds": torch.eye(2), "text_row": torch.arange(2)}
-    names = Retrieval(positives="pair").measure(_small_model(), embeds)
-    counts = ("num_pairs", "logit_scale", "loss_batch_size")
-    return {name: more_is_better(name) for name in names if name not in counts}
+    Raises:
+        ValueError: two evaluators give a metric of one name.
+    """
+    from .pair_evaluation import Retrieval, refuse_same_names
+
+    asked = (Retrieval(),) if evaluators is None else evaluators
+    names = [evaluator.metric_names(tuple(sources)) for evaluator in asked]
+    refuse_same_names(*names)
+    return {name: better for some in names for name, better in some.items()}
+
+
+def check_evaluation(
+    training: AdaptorTrainingArguments,
+    model: AdaptorModel,
+    dataset: Dataset | dict[str, Dataset] | None,
+    evaluators: Sequence[Evaluator],
+    objective: Objective,
+) -> None:
+    """
+    Check before the first step what an evaluation would say after an epoch. All processes must make this call.
+
+    Args:
+        training (`AdaptorTrainingArguments`), model, dataset: Of the run; the split to evaluate on. Of several splits,
+            whose metrics have other names, nothing is checked.
+        evaluators (`Sequence[Evaluator]`): What functions give is known when they are called, and so are an
+            objective's own terms: with these any `metric_for_best_model` is taken.
+        objective (`Objective`): That is trained with.
+
+    Raises:
+        ValueError: two evaluators give a metric of one name, none gives the metric of the best model, or what an
+            evaluator finds wrong with model and data.
+    """
+    from ..embeddings.ranks import Ranks
+    from .pair_evaluation import PairEvaluator
+
+    if training.eval_strategy == "no" or not evaluators or isinstance(dataset, dict | None):
+        return
+    of_pairs = [one for one in evaluators if isinstance(one, PairEvaluator)]
+    sources = getattr(dataset, "source_names", ())
+    evaluation_metrics(sources, of_pairs)
+    if len(of_pairs) == len(evaluators) and type(objective) in known_objectives().values():
+        check_best_metric(training, sources, of_pairs)
+    Ranks().on_main(lambda: [one.check(model, dataset) for one in of_pairs] and None)
 
 
 def _small_model() -> AdaptorModel:
     shape = {"vision_hidden_size": 2, "text_hidden_size": 2, "hidden_size": 2, "num_attention_heads": 1}
     # Whatever is drawn here changes nothing of the run.
     with torch.random.fork_rng(devices=[]):
-        return AdaptorModel(AdaptorConfig(**shape, num_hidden_layers=0))
+        return AdaptorModel(AdaptorConfig(**shape, aligner="linear"))
 
 
 def check_optimizer(training: AdaptorTrainingArguments) -> None:

@@ -118,8 +118,14 @@ def next_run(cache: Path, output_dir: str | os.PathLike, more: Mapping[str, str]
         more: Further options by name.
     """
     if is_private():
-        return "Next run: train_pretrain.py with --private, the same --key_file, and --cache with this cache's folder."
-    options = {"cache": str(cache), **(more or {}), "output_dir": str(output_dir)}
+        recipe = f" --recipe {more['recipe']}," if more and "recipe" in more else ""
+        return (
+            f"Next run: train_pretrain.py with --private, the same --key_file,{recipe} and --cache with this cache's "
+            "folder."
+        )
+    more = dict(more or {})
+    recipe = {"recipe": more.pop("recipe")} if "recipe" in more else {}
+    options = {**recipe, "cache": str(cache), **more, "output_dir": str(output_dir)}
     words = shlex.join(word for name, value in options.items() for word in (f"--{name}", value))
     return f"Next run: {started_as('train_pretrain')} {words}"
 

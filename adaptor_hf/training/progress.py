@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar in pairs on a terminal, one line a log entry elsewhere."""
+"""What a run shows while it trains: one line an epoch, and on a terminal a bar in pairs."""
 
 import time
 from datetime import timedelta
@@ -6,7 +6,7 @@ from datetime import timedelta
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-# Log entries to show, their short names and their format.
+# Log entries to show where the log is not written by epochs, their short names and their format.
 SHOWN = {
     "loss": ("loss", ".4f"),
     "learning_rate": ("learning rate", ".2e"),
@@ -16,18 +16,25 @@ SHOWN = {
     "eval_text_to_image_median_rank": ("and", "g"),
     "eval_loss": ("evaluation loss", ".4f"),
 }
-
+MEAN_RECALL = "eval_mean_recall"
+NOT_OF_AN_EPOCH = {"learning_rate", "grad_norm", "epoch", "step", "num_input_tokens_seen"}
+"""Of a training log entry what the line of an epoch leaves out; the loss and the objective's terms it has."""
 
 LINES = 100
-"""Of a kind (training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
+"""Of a kind (epochs, training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
 
 
 class ProgressLines(TrainerCallback):
-    """Pairs a second and time left; in place of Trainer's bar in steps and its printed dictionaries."""
+    """
+    In place of Trainer's bar in steps and its printed dictionaries: of each epoch its loss with the terms of the
+    objective, mean recall on validation, the best so far and the time left; where training or evaluation is logged by
+    steps, a line an entry. A terminal gets the same lines, above a bar with pairs a second.
+    """
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.shown: dict[str, int] = {}
+        self.of_training: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.pairs_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -46,15 +53,48 @@ class ProgressLines(TrainerCallback):
             self.bar.update(self.pairs_a_step)
 
     def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs=None, **kwargs):
-        values = [
-            f"{label} {float(logs[name]):{form}}" for name, (label, form) in SHOWN.items() if name in (logs or {})
-        ]
-        if not values or not state.is_world_process_zero:
+        logs = logs or {}
+        if not state.is_world_process_zero:
             return
-        line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: {', '.join(values)}"
+        evaluated = any(name.startswith("eval_") for name in logs)
+        if (args.eval_strategy if evaluated else args.logging_strategy) == "epoch":
+            if "loss" in logs:
+                self.of_training = logs
+            if evaluated or args.eval_strategy != "epoch":
+                self._end_epoch(args, state, logs if evaluated else {})
+            return
+        values = [f"{label} {float(logs[name]):{form}}" for name, (label, form) in SHOWN.items() if name in logs]
+        if values:
+            kind = "loss" if "loss" in logs else "evaluation"
+            line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: "
+            self._show(kind, line + ", ".join(values), state)
+
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        # Of an epoch that was not evaluated, such as before eval_delay.
+        if state.is_world_process_zero and self.of_training:
+            self._end_epoch(args, state, {})
+
+    def _end_epoch(self, args: TrainingArguments, state: TrainerState, evaluation: dict[str, float]) -> None:
+        logs, self.of_training = self.of_training, {}
+        values = [f"{name} {float(value):.4f}" for name, value in logs.items() if name not in NOT_OF_AN_EPOCH]
+        if MEAN_RECALL in evaluation:
+            values.append(f"validation mean recall {evaluation[MEAN_RECALL]:.3f}")
+        name = args.metric_for_best_model or MEAN_RECALL
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        # Trainer notes the best one only after this.
+        entries = [entry for entry in state.log_history if name in entry]
+        if entries and name in evaluation:
+            best = (min if args.greater_is_better is False else max)(entries, key=lambda entry: entry[name])
+            what = "" if name == MEAN_RECALL else f" {name.removeprefix('eval_').replace('_', ' ')}"
+            values.append(f"best{what} {best[name]:.3f} (epoch {best.get('epoch', 0):.4g})")
+        if values:
+            line = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs:.4g}: "
+            self._show("epoch", line + ", ".join(values), state)
+
+    def _show(self, kind: str, line: str, state: TrainerState) -> None:
         if self.bar is not None:
-            self.bar.write(line)
-        elif self._is_due("loss" if "loss" in logs else "evaluation", state):
+            self.bar.write(line + self._rate(state))
+        elif self._is_due(kind, state):
             print(line + self._rate(state), flush=True)
 
     def _is_due(self, kind: str, state: TrainerState) -> bool:

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import AdaptorObjective, Objective
 from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
 from ..towers_adaptor import load_text_processor
@@ -51,6 +52,8 @@ def report_run(
     dataset_name: str | None = None,
     learning_rates: list[float] | None = None,
     objective: Mapping[str, Any] | None = None,
+    make_objective: Callable[[], Objective] = AdaptorObjective,
+    recipe: str | None = None,
 ) -> Path | None:
     """
     Score a trained model once, on the test split if there is one, print the table and write the model card. Control
@@ -67,6 +70,8 @@ def report_run(
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
         objective (`Mapping`, *optional*): What was minimised, as of `ModelArguments.objective_record`; by default the
             paper's.
+        make_objective (`Callable`): Gives it anew, for the controls.
+        recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
 
     Returns:
         `Path | None`: The card; `None` on other processes than the first one.
@@ -79,7 +84,9 @@ def report_run(
         raise ValueError("--controls chooses on a validation split, and there is none.")
     systems = []
     if learning_rates:
-        systems = train_controls(model.config, views["train"], views["validation"], arguments, learning_rates)
+        systems = train_controls(
+            model.config, views["train"], views["validation"], arguments, learning_rates, make_objective
+        )
     if arguments.process_index > 0:
         return None
     if systems:
@@ -105,7 +112,7 @@ def report_run(
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=card_arguments(arguments, objective),
+        arguments=({"recipe": recipe} if recipe else {}) | card_arguments(arguments, objective),
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
@@ -183,9 +190,11 @@ def last_words(
     built: bool,
     address: str | None = None,
     more: Mapping[str, str] | None = None,
+    kept: str | None = None,
 ) -> str:
     """
-    Where a run has left what others can go on from: its model, its curves, and the embeddings it has built.
+    Which epoch a run has kept, and where it has left what others can go on from: its model, its curves, and the
+    embeddings it has built.
 
     Args:
         folder (`str`): Output folder.
@@ -193,8 +202,9 @@ def last_words(
         built (`bool`): By this run, and so of use to another one.
         address (`str`, *optional*): Where the model was pushed to.
         more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
+        kept (`str`, *optional*): A line on the epoch, from `describe_kept`.
     """
-    lines = [f"Model: {folder}"]
+    lines = [*([kept] if kept else []), f"Model: {folder}"]
     if address:
         lines.append(f"Pushed: {address}")
     if (Path(folder) / CURVES_FILE).is_file():

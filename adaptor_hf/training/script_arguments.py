@@ -71,7 +71,7 @@ class ModelArguments(TowerArguments):
         return {"name": objective_name(made), "sha256": made.file_sha256, "options": options}
 
     def _shape(self) -> dict[str, Any]:
-        return asdict(self.aligner) | self.objective.config()
+        return {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | self.objective.config()
 
 
 @dataclass

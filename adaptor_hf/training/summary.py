@@ -2,6 +2,7 @@
 
 import math
 import platform
+import re
 import warnings
 from typing import TYPE_CHECKING
 
@@ -15,33 +16,39 @@ from .arguments import AdaptorTrainingArguments
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
 
-# Under so few steps the paper's learning rate hardly moves the weights.
-FEW_STEPS = 2000
+# Parameters that a single token a modality does not reach.
+OF_TOKENS = re.compile(r"shared_encoder\..*\.(q|k)_proj\.|_token_projection\.")
 
 
 def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
     """
     Args:
         model (`AdaptorModel`): Counted without its towers.
-        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys get no gradient.
+        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys of the shared layers
+            get no gradient, nor do the heads of tokens.
 
     Returns:
         `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for
         downstream tasks).
     """
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    unused = sum(
-        count for name, count in trainable.items() if tokens == 1 and (".q_proj." in name or ".k_proj." in name)
-    )
+    unused = sum(count for name, count in trainable.items() if tokens == 1 and OF_TOKENS.search(name))
     total = sum(trainable.values())
     return {"trainable": total, "receiving_gradient": total - unused, "head": 0}
 
 
+def fitted_batch(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
+    """Pairs a step on each process: those of the arguments, or of all the data where that is less."""
+    if arguments.global_batch_size <= num_pairs:
+        return arguments.per_device_train_batch_size
+    return num_pairs // arguments.world_size
+
+
 def fit_batch_to_data(arguments: AdaptorTrainingArguments, num_pairs: int) -> None:
     """Lower a global batch that is larger than the data to all of it, and say so."""
-    if arguments.global_batch_size <= num_pairs:
+    per_device = fitted_batch(arguments, num_pairs)
+    if per_device == arguments.per_device_train_batch_size:
         return
-    per_device = num_pairs // arguments.world_size
     if per_device < 1:
         raise ValueError(f"{num_pairs} training pairs cannot be shared by {arguments.world_size} processes. Use fewer.")
     warnings.warn(
@@ -54,10 +61,10 @@ def fit_batch_to_data(arguments: AdaptorTrainingArguments, num_pairs: int) -> No
 
 
 def number_of_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
-    """Optimizer steps of the run."""
+    """Optimizer steps of the run; a batch larger than the data counts as all of it."""
     if arguments.max_steps > 0:
         return arguments.max_steps
-    batches = num_pairs / arguments.global_batch_size
+    batches = num_pairs / max(1, fitted_batch(arguments, num_pairs) * arguments.world_size)
     batches = math.floor(batches) if arguments.dataloader_drop_last else math.ceil(batches)
     return math.ceil(max(1, math.ceil(batches / arguments.gradient_accumulation_steps)) * arguments.num_train_epochs)
 
@@ -75,8 +82,7 @@ def describe_run(
     _, text, copies = np.unique(train.text_rows, return_inverse=True, return_counts=True)
     repeated = (copies[text] > 1).mean()
     lines = [
-        f"Parameters: {counts['trainable']:,} trainable, {counts['receiving_gradient']:,} of them receive a gradient "
-        "(with one token a side, queries and keys do not); no head",
+        f"Parameters: {counts['trainable']:,} trainable{_receiving(counts)}; no head",
         "Pairs: "
         + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
         + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
@@ -91,12 +97,16 @@ def describe_run(
         lines.insert(2, describe_sources(train, arguments))
     if reading := Reading.of_spec(cache.vision_spec).label:
         lines.insert(-1, f"Images are read as: {reading}")
-    if steps < FEW_STEPS and arguments.learning_rate <= 5e-5:
-        lines.append(
-            f"Note: {steps:,} steps at a learning rate of {arguments.learning_rate:g} hardly move the weights. The "
-            "paper takes about 13,500. For small data: --recipe small."
-        )
     return "\n".join(lines)
+
+
+def _receiving(counts: dict[str, int]) -> str:
+    if counts["receiving_gradient"] == counts["trainable"]:
+        return ""
+    return (
+        f", {counts['receiving_gradient']:,} of them receive a gradient (with one token a side, queries and keys do "
+        "not)"
+    )
 
 
 def describe_sources(train: "EmbeddingCache", arguments: AdaptorTrainingArguments) -> str:
@@ -159,6 +169,7 @@ __all__ = [
     "describe_sources",
     "environment_warnings",
     "fit_batch_to_data",
+    "fitted_batch",
     "number_of_steps",
     "parameter_counts",
 ]

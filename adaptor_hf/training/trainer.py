@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput
 
+from ..batch_norm_adaptor import batch_norm_over_ranks
 from ..embeddings.reader import EmbeddingCache
 from ..file_records import forget_manifest
 from ..files import write_aside
@@ -37,15 +38,17 @@ from .checkpoints import (
     together,
     unfinished,
 )
+from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
+from .needs import check_needs, with_needs
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
-from .pair_evaluation import Retrieval, embed_pairs, fixed_batch_loss
+from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms
+from .terms import RunningTerms, check_finite
 from .trained_together import TrainedTogether, reaching
 
 logger = logging.getLogger(__name__)
@@ -67,7 +70,8 @@ class AdaptorTrainer(BaseTrainer):
         objective ([`~objectives.Objective`] or `str`): What is minimised, or the name of one of the package. One that
             is given is set up here for this model; it is of this trainer alone.
         kwargs: As for [`BaseTrainer`]; by default the collator is [`~training.pair_batches.PairCollator`] and the
-            evaluator [`Retrieval`]. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
+            evaluator [`Retrieval`]. `evaluators` may be [`PairEvaluator`]s, for all of which a split is embedded once,
+            by all processes together. `processing_class` is saved with the model, and its tokenizer pads `input_ids`.
     """
 
     args: AdaptorTrainingArguments
@@ -83,8 +87,8 @@ class AdaptorTrainer(BaseTrainer):
         self.processor = kwargs.pop("processing_class", None)
         tokenizer = getattr(self.processor, "tokenizer", self.processor)
         collator = kwargs.pop("data_collator", None) or PairCollator(getattr(tokenizer, "pad", None))
-        kwargs["data_collator"], of_evaluation = collator, kwargs.get("eval_collator") or collator
-        kwargs.setdefault("evaluators", [Retrieval(args.per_device_eval_batch_size, args.positives, of_evaluation)])
+        kwargs["data_collator"] = collator
+        kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
         self.can_return_loss = True
@@ -152,8 +156,8 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
-        return [name for name, _ in model.named_parameters()]
+        """All parameters decay, as in the reference, but for `logit_bias`: it says how rare pairs are."""
+        return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
 
     def _prepare_for_training(self, *args):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
@@ -201,6 +205,7 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
+        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
 
         def encode(part: dict[str, torch.Tensor]) -> Encoded:
@@ -253,16 +258,19 @@ class AdaptorTrainer(BaseTrainer):
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
+        self._open_with_needs()
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
+        check_evaluation(self.args, self.model, self.eval_dataset, self.evaluators, self.objective)
         with deferred_signals() as signals:
             self.terms, self.running_loss = RunningTerms(self.args.device), RunningLoss(self, checkpoint)
             callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
+            batch_norm_over_ranks(self.together, True)
             try:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             except KeyboardInterrupt as interruption:
@@ -272,8 +280,20 @@ class AdaptorTrainer(BaseTrainer):
                     go_on = f"The last checkpoint is {saved[-1]}. Go on with the same command and {RESUME}."
                 raise type(interruption)(go_on) from None
             finally:
+                batch_norm_over_ranks(self.together, False)
                 for callback in callbacks:
                     self.remove_callback(callback)
+
+    def _open_with_needs(self) -> None:
+        """Data sets give what the objective needs from now on, or the message says what they lack."""
+        validation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for dataset, collator in [(self.train_dataset, self.data_collator)] + [
+            (part, self.eval_collator or self.data_collator) for part in validation.values() if part is not None
+        ]:
+            check_needs(self.objective, dataset, collator)
+        self.train_dataset = with_needs(self.objective, self.train_dataset)
+        opened = {name: with_needs(self.objective, part) for name, part in validation.items()}
+        self.eval_dataset = opened if isinstance(self.eval_dataset, dict) else opened[""]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_objective_state(self.objective, Path(resume_from_checkpoint))
@@ -324,17 +344,14 @@ class AdaptorTrainer(BaseTrainer):
             `PredictionOutput`: `predictions` are `image_embeds` and `text_embeds`, `(N, hidden_size)` float32 each, in
             the order of the data set; there are no `label_ids`.
         """
-        collator = self.eval_collator or self.data_collator
-        embeds = embed_pairs(self.model, test_dataset, self.args.per_device_eval_batch_size, collator)
-        metrics = {}
-        for evaluator in self.evaluators:
-            shared = isinstance(evaluator, Retrieval)
-            sources = getattr(test_dataset, "source_names", ())
-            metrics |= evaluator.measure(self.model, embeds, sources) if shared else evaluator(self.model, test_dataset)
+        embeds, metrics = evaluate_in_training(self, test_dataset, embeds=True)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.control = self.callback_handler.on_predict(self.args, self.state, self.control, metrics)
         arrays = tuple(embeds[name].cpu().numpy() for name in ("image_embeds", "text_embeds"))
         return PredictionOutput(predictions=arrays, label_ids=None, metrics=metrics)
+
+    def _measure(self, dataset: Dataset) -> dict[str, float]:
+        return evaluate_in_training(self, dataset)[1]
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         loss = None if self.quiet else logs.get("loss")
@@ -350,7 +367,7 @@ class AdaptorTrainer(BaseTrainer):
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         if loss is not None:
-            logs |= self.terms.take_means(self.args.world_size)
+            logs |= check_finite(self.terms.take_means(self.args.world_size), self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -1,0 +1,183 @@
+"""What a run is about to do, said before any tower runs."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from ..data.places import several
+from ..embeddings.place import place_of_cache
+from ..evaluation.retrieval import chance_retrieval
+from ..privacy.mode import is_private
+from ..towers.check import is_on_this_machine
+from .arguments import AdaptorTrainingArguments
+from .pair_cache import tower_references
+from .recipe_choice import Recipe
+from .script_arguments import DataArguments, ModelArguments
+from .summary import fitted_batch, number_of_steps
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import Trainer
+
+    from ..embeddings import EmbeddingCache
+
+SPLITS = ("train", "validation", "test")
+FEW_HELD_OUT = 100
+"""Under so many patients (pairs, where patients are unknown) the choice of an epoch is said to rest on few: a recall of
+.3 over 100 independent queries has a standard error of .05, more than what epochs next to each other differ by."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pairs of a split and their known patients."""
+
+    pairs: int
+    patients: int
+
+    def __str__(self) -> str:
+        return f"{self.pairs:,}" + (f" ({self.patients:,} patients)" if self.patients else "")
+
+
+def parts_of_table(pairs: Dataset) -> dict[str, Part]:
+    """Of each split of a table its rows with a text. Files were not looked at: some may turn out to be faulty."""
+    names = [name for name in ("split", "text", "patient_id") if name in pairs.column_names]
+    columns = pairs.select_columns(names).with_format("arrow")[:]
+    with_text = columns["text"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+    return _parts(
+        np.array(columns["split"].to_pylist(), dtype=object)[with_text],
+        np.array(columns["patient_id"].to_pylist() if "patient_id" in names else [None] * len(pairs), dtype=object)[
+            with_text
+        ],
+    )
+
+
+def parts_of_cache(cache: EmbeddingCache) -> dict[str, Part]:
+    """Of each split of a cache its pairs."""
+    pairs = cache.paired().pairs
+    return _parts(*(np.array(pairs[name][:], dtype=object) for name in ("split", "patient_id")))
+
+
+def _parts(splits: np.ndarray, patients: np.ndarray) -> dict[str, Part]:
+    found = {}
+    for name in SPLITS:
+        rows = splits == name
+        if rows.any():
+            found[name] = Part(int(rows.sum()), len(set(patients[rows]) - {None}))
+    return found
+
+
+def pairs_of(parts: dict[str, Part], name: str = "train") -> int:
+    """Pairs of a split, 0 where there is none."""
+    return parts[name].pairs if name in parts else 0
+
+
+def describe_plan(
+    parts: dict[str, Part],
+    recipe: Recipe,
+    data: DataArguments,
+    model: ModelArguments,
+    training: AdaptorTrainingArguments,
+) -> str:
+    """
+    The lines before the first tower runs: pairs and patients of each split, towers, place of the embeddings, recipe,
+    steps, output folder. In private mode without places.
+    """
+    pairs = pairs_of(parts)
+    batch = fitted_batch(training, pairs) * training.world_size
+    epochs = f"{training.num_train_epochs:g} epochs" if training.max_steps <= 0 else "given by max_steps"
+    lines = [
+        "Plan, before anything is embedded:" if data.cache is None else "Plan, on embeddings that are there:",
+        "  pairs: " + (", ".join(f"{name} {part}" for name, part in parts.items()) or "none with a text"),
+        *([] if data.cache else [f"  towers: {_towers(data, model)}"]),
+        f"  embeddings: {_place(data, training)}",
+        f"  {recipe.describe()[0].lower()}{recipe.describe()[1:]}",
+        f"  steps: {number_of_steps(training, pairs):,} ({epochs}), each of {batch:,} pairs",
+        *([] if is_private() else [f"  output: {training.output_dir}"]),
+    ]
+    if importlib.util.find_spec("matplotlib") is None:
+        lines.append(
+            "  curves: no picture, for matplotlib is not installed: pip install matplotlib (also while this runs)"
+        )
+    return "\n".join(lines)
+
+
+def _towers(data: DataArguments, model: ModelArguments) -> str:
+    named = {"vision": model.vision_tower, "text": model.text_tower}
+    said = []
+    for kind in tower_references(data, model):
+        kind = kind.partition("_")[0]
+        name = named[kind]
+        shown = Path(name).name if is_private() or Path(name).is_dir() else name
+        here = is_on_this_machine(kind, name)
+        said.append(f"{shown} ({kind}; {'on this machine' if here else 'not on this machine yet: it is downloaded'})")
+    return ", ".join(said)
+
+
+def _place(data: DataArguments, training: AdaptorTrainingArguments) -> str:
+    if is_private():
+        return "where --cache says" if data.cache else "in --cache_dir, or private-embeddings beside --output_dir"
+    if data.cache:
+        return ", ".join(map(str, several(data.cache)))
+    return f"kept in {place_of_cache(training.output_dir, data.cache_dir)}"
+
+
+def describe_kept(
+    history: list[dict[str, float]],
+    best_step: int | None,
+    metric: str,
+    epochs: float,
+    validation: Part | None,
+    chance: float | None = None,
+) -> str:
+    """
+    Which epoch a run has kept, and on how many pairs and patients it was chosen.
+
+    Args:
+        history (`list[dict]`): Log entries, `trainer.state.log_history`.
+        best_step (`int`, *optional*): Step of the checkpoint that was loaded; None where the last one is kept.
+        metric (`str`): That chose it, such as `eval_mean_recall`.
+        epochs (`float`): Of the whole run.
+        validation (`Part`, *optional*): Of the split that it was chosen on.
+        chance (`float`, *optional*): What a random order scores there, where the metric is the mean recall.
+    """
+    metric = metric if metric.startswith("eval_") else f"eval_{metric}"
+    found = next((entry for entry in history if entry.get("step") == best_step and metric in entry), None)
+    if found is None or validation is None:
+        return "Kept: the last epoch; none was chosen on held-out pairs"
+    name = metric.removeprefix("eval_").replace("_", " ")
+    beside = f" (chance {chance:.3f})" if chance is not None and name == "mean recall" else ""
+    patients = f" of {validation.patients:,} patients" if validation.patients else ""
+    few = ": few" if (validation.patients or validation.pairs) < FEW_HELD_OUT else ""
+    return (
+        f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {found[metric]:.3f}{beside} "
+        f"on {validation.pairs:,} pairs{patients}{few}"
+    )
+
+
+def kept_epoch(trainer: Trainer, validation: EmbeddingCache | None) -> str:
+    """The line of [`describe_kept`] for a run that has ended."""
+    arguments, state = trainer.args, trainer.state
+    best = state.best_global_step if arguments.load_best_model_at_end else None
+    if validation is None:
+        return describe_kept(state.log_history, None, arguments.metric_for_best_model, state.num_train_epochs, None)
+    chance = chance_retrieval(torch.from_numpy(validation.text_rows))["mean_recall"]
+    part = parts_of_cache(validation)["validation"]
+    return describe_kept(state.log_history, best, arguments.metric_for_best_model, state.num_train_epochs, part, chance)
+
+
+__all__ = [
+    "FEW_HELD_OUT",
+    "Part",
+    "describe_kept",
+    "describe_plan",
+    "kept_epoch",
+    "pairs_of",
+    "parts_of_cache",
+    "parts_of_table",
+]
