@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.hub.push import files_to_push
-from adaptor_hf.objectives import AdaptorObjective, Objective, contrastive_loss
+from adaptor_hf.objectives import AdaptorObjective, Objective, Side, contrastive_loss
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.base_trainer import KeepBest
 from adaptor_hf.training.checkpoints import check_checkpoint, finish_checkpoint, unfinished
@@ -43,17 +43,19 @@ class Teacher(Objective):
         self.copy = copy.deepcopy(model).requires_grad_(False)
         self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, encoded, rows, gather):
+    def encode(self, model, batch):
+        encoded = super().encode(model, batch)
         with torch.no_grad():
-            targets = self.copy.eval()(image_embeds=rows["pixels"], return_logits=False).image_embeds
+            targets = self.copy.eval()(image_embeds=batch["image_embeds"], return_logits=False).image_embeds
+        encoded.more["teacher"] = Side(targets)
+        return encoded
+
+    def forward(self, encoded, rows, gather):
+        targets = encoded.more["teacher"].pooled
         distance = (self.projector(encoded.text.pooled) - targets).pow(2).sum(1).mean()
         spread = encoded.image.pooled.std(0).mean()
         self.events.append((distance.item(), spread.item()))
         return {"loss": distance - spread, "distance": distance, "spread": spread}
-
-    def encode(self, model, batch):
-        batch["pixels"] = batch["image_embeds"]
-        return super().encode(model, batch)
 
     def before_step(self, progress):
         gradients = [value.grad is not None for value in self.projector.parameters()]

@@ -5,8 +5,9 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -234,6 +235,25 @@ def sum_of_logged(log_history: list[dict[str, float]]) -> float:
     return total
 
 
+def check_writable(folder: Path) -> None:
+    """Raise OSError if a folder cannot be made or written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def refuse_broken_weights(parts: Iterable[torch.nn.Module], step: int) -> None:
+    """Raise FloatingPointError if a parameter of the model or of the objective is NaN or infinite."""
+    named = (pair for part in parts for pair in part.named_parameters())
+    broken = [name for name, value in named if not value.isfinite().all()]
+    if broken:
+        raise FloatingPointError(
+            f"Weights became NaN or infinite before step {step} ({', '.join(broken[:3])}). They are not saved. Go on "
+            "from the last checkpoint with a lower learning_rate, in float32, or with --objective "
+            "'{\"max_logit_scale\": 100}'."
+        )
+
+
 def together(write: Callable[[], None], folder: Path, wait: bool = True) -> None:
     """
     Write on every process, then wait for all. Where one fails, all raise, instead of waiting for it for ever.
@@ -279,9 +299,11 @@ __all__ = [
     "UNFINISHED_MODEL",
     "RunningLoss",
     "check_checkpoint",
+    "check_writable",
     "checkpoint_steps",
     "find_checkpoint",
     "finish_checkpoint",
+    "refuse_broken_weights",
     "remove_unfinished",
     "rotate_checkpoints",
     "together",

@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -30,9 +29,11 @@ from .checkpoints import (
     UNFINISHED_MODEL,
     RunningLoss,
     check_checkpoint,
+    check_writable,
     checkpoint_steps,
     find_checkpoint,
     finish_checkpoint,
+    refuse_broken_weights,
     remove_unfinished,
     rotate_checkpoints,
     together,
@@ -371,7 +372,7 @@ class AdaptorTrainer(BaseTrainer):
             FloatingPointError: if a weight is NaN or infinite.
             OSError: if the folder cannot be written.
         """
-        self._refuse_broken_weights()
+        refuse_broken_weights((self.model, self.objective), self.state.global_step)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
         aside = folder / UNFINISHED_MODEL
 
@@ -391,19 +392,9 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.push_to_hub and not _internal_call:
             self.push_to_hub(commit_message="Model save")
 
-    def _refuse_broken_weights(self) -> None:
-        named = (pair for part in (self.model, self.objective) for pair in part.named_parameters())
-        broken = [name for name, value in named if not value.isfinite().all()]
-        if broken:
-            raise FloatingPointError(
-                f"Weights became NaN or infinite before step {self.state.global_step} ({', '.join(broken[:3])}). They "
-                "are not saved. Go on from the last checkpoint with a lower learning_rate, in float32, or with "
-                "--objective '{\"max_logit_scale\": 100}'."
-            )
-
     def _save_checkpoint(self, model, trial=None) -> None:
         """As Trainer's, but the folder gets its name when it is whole, and older ones are deleted after that."""
-        self._refuse_broken_weights()
+        refuse_broken_weights((self.model, self.objective), self.state.global_step)
         self.store_flos()
         step = self.state.global_step
         checkpoint = Path(self.args.output_dir) / f"checkpoint-{step}"
@@ -493,13 +484,6 @@ class AdaptorTrainer(BaseTrainer):
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Checkpoints stay on this machine, whatever `hub_strategy` says."""
-
-
-def check_writable(folder: Path) -> None:
-    """Raise OSError if a folder cannot be made or written to."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-        pass
 
 
 __all__ = ["AdaptorTrainer", "describe_bad_batch", "embed_pairs", "fixed_batch_loss", "keep_batch", "write_aside"]
