@@ -5,9 +5,8 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 
 import inspect
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -29,6 +28,65 @@ from .towers_adaptor import load_text_tower, load_vision_tower, position_limit
 
 READ_TYPES = ("vision-text-dual-encoder", "clip")
 LOCAL = {"local_files_only": True}
+
+
+class DualEncoderMixin:
+    """What [`AdaptorModel`] has for users of VisionTextDualEncoder."""
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | None = None,
+        text_model_name_or_path: str | None = None,
+        *model_args,
+        **kwargs,
+    ) -> Self:
+        """
+        As [`AdaptorModel.from_towers`], by the arguments of `VisionTextDualEncoderModel.from_vision_text_pretrained`.
+
+        Args:
+            vision_model_name_or_path, text_model_name_or_path (`str`, *optional*): As for `load_vision_tower` and
+                `load_text_tower`.
+            kwargs: `vision_...` and `text_...` go to the loading of that tower: `vision_revision`, `text_pooling`.
+                `vision_model` and `text_model` are loaded models, in place of a name; the weights of a plain
+                transformers model go into the checkpoint, and `vision_processor` (image processor) and
+                `text_processor` (tokenizer) say how its inputs are made, by default those of where it was loaded from.
+                Others are fields of [`AdaptorConfig`]; `projection_dim` stands for `hidden_size`.
+
+        Raises:
+            TypeError: for an unknown argument.
+            ValueError: for a tower without name and model, or with both.
+            OSError: as `from_towers`.
+        """
+        if model_args:
+            raise TypeError(
+                f"from_vision_text_pretrained takes two names by position, got {2 + len(model_args)} arguments. Give "
+                "others by name."
+            )
+        names = {"vision": vision_model_name_or_path, "text": text_model_name_or_path}
+        towers, fields = towers_of_arguments(names, kwargs)
+        return cls.from_towers(towers["vision"], towers["text"], **fields)
+
+    @classmethod
+    def from_dual_encoder(cls, folder: str | os.PathLike) -> Self:
+        """
+        A trained `VisionTextDualEncoderModel` or `CLIPModel` as an Adaptor of two linear projections: the same
+        embeddings, scores and loss. Its towers are frozen and saved with it; `AdaptorProcessor(
+        model.vision_model.processor, model.text_model.processor)` is its processor.
+
+        Args:
+            folder (`str`): What `save_pretrained` of the model and of its processor wrote; nothing is downloaded.
+
+        Raises:
+            OSError: there is no such folder, it has no safetensors weights or lacks some, or it has no processor.
+            ValueError: it holds another type of model, or towers that cannot serve as such here.
+        """
+        found = read_dual_encoder(folder)
+        model = cls.from_towers(found.vision_tower, found.text_tower, towers_in_checkpoint=True, **found.fields)
+        with torch.no_grad():
+            for name, value in found.weights.items():
+                model.get_parameter(name).copy_(value)
+        return model.eval()
 
 
 class DualEncoder(NamedTuple):
@@ -156,13 +214,12 @@ def _tower_of(kind: str, network: PreTrainedModel, spec: dict[str, Any], process
 
 
 def towers_of_arguments(
-    function: Callable, names: dict[str, str | None], arguments: dict[str, Any]
+    names: dict[str, str | None], arguments: dict[str, Any]
 ) -> tuple[dict[str, VisionTower | TextTower], dict[str, Any]]:
     """
     VisionTextDualEncoder's way to name two towers.
 
     Args:
-        function (`Callable`): What was called, for messages.
         names (`dict`): Of `"vision"` and `"text"` the name or folder, or None.
         arguments (`dict`): Keyword arguments. `vision_...` and `text_...` belong to a tower, others to the config.
 
@@ -181,12 +238,12 @@ def towers_of_arguments(
     fields = fields_of_dual_encoder(arguments)
     towers: dict[str, VisionTower | TextTower] = {}
     for kind, name in names.items():
-        _refuse_unknown(function, kind, own[kind])
+        _refuse_unknown(kind, own[kind])
         model = own[kind].pop("model", None)
         if (model is None) == (name is None):
             raise ValueError(
-                f"{function.__qualname__} takes {kind}_model_name_or_path (a folder, hub id or preset) or {kind}_model "
-                f"(a loaded one), one of them; got {'neither' if name is None else 'both'}."
+                f"from_vision_text_pretrained takes one of {kind}_model_name_or_path (a folder, hub id or preset) and "
+                f"{kind}_model (a loaded one); got {'neither' if name is None else 'both'}."
             )
         if model is None:
             if "processor" in own[kind]:
@@ -202,14 +259,14 @@ def towers_of_arguments(
     return towers, fields
 
 
-def _refuse_unknown(function: Callable, kind: str, given: dict[str, Any]) -> None:
+def _refuse_unknown(kind: str, given: dict[str, Any]) -> None:
     loader = load_vision_tower if kind == "vision" else load_text_tower
     known = ["model", "processor", *list(inspect.signature(loader).parameters)[1:]]
     for name in given:
         if name not in known:
             raise TypeError(
-                f"{function.__qualname__}() got an unexpected keyword argument {kind}_{name!s}. A frozen tower is as "
-                f"its checkpoint has it; {kind}_ goes before {', '.join(known)}."
+                f"from_vision_text_pretrained() got an unexpected keyword argument {kind}_{name}. A frozen tower is "
+                f"as its checkpoint has it; {kind}_ goes before {', '.join(known)}."
             )
 
 
@@ -239,4 +296,4 @@ def _tower_of_model(kind: str, model: PreTrainedModel, processor=None, pooling: 
     return _tower_of(kind, model, spec, processor)
 
 
-__all__ = ["READ_TYPES", "DualEncoder", "read_dual_encoder", "towers_of_arguments"]
+__all__ = ["READ_TYPES", "DualEncoder", "DualEncoderMixin", "read_dual_encoder", "towers_of_arguments"]

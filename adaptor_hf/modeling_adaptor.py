@@ -1,7 +1,6 @@
 """The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
-import os
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +11,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from .arguments_adaptor import refuse_unknown
 from .attention_pooling_adaptor import AttentionPooling, pool_sequence
 from .configuration_adaptor import AdaptorConfig
-from .dual_encoder_adaptor import read_dual_encoder, towers_of_arguments
+from .dual_encoder_adaptor import DualEncoderMixin
 from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
@@ -66,7 +65,7 @@ class AdaptorOutput(ModelOutput):
     text_pooling_weights: torch.Tensor | None = None
 
 
-class AdaptorModel(AdaptorPreTrainedModel):
+class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
     """
     Image and text embeddings in one space, from cached embeddings of frozen towers or from raw inputs.
 
@@ -145,61 +144,6 @@ class AdaptorModel(AdaptorPreTrainedModel):
         model.attach_towers(vision_tower, text_tower)
         model.config.towers_in_checkpoint = in_checkpoint
         return model
-
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision_model_name_or_path: str | None = None,
-        text_model_name_or_path: str | None = None,
-        *model_args,
-        **kwargs,
-    ) -> "AdaptorModel":
-        """
-        `from_towers` by the arguments of `VisionTextDualEncoderModel.from_vision_text_pretrained`.
-
-        Args:
-            vision_model_name_or_path, text_model_name_or_path (`str`, *optional*): As for `load_vision_tower` and
-                `load_text_tower`.
-            kwargs: `vision_...` and `text_...` go to the loading of that tower: `vision_revision`, `text_pooling`.
-                `vision_model` and `text_model` are loaded models, in place of a name; the weights of a plain
-                transformers model go into the checkpoint, and `vision_processor` (image processor) and
-                `text_processor` (tokenizer) say how its inputs are made, by default those of where it was loaded from.
-                Others are fields of [`AdaptorConfig`]; `projection_dim` stands for `hidden_size`.
-
-        Raises:
-            TypeError: for an unknown argument.
-            ValueError: for a tower without name and model, or with both.
-            OSError: as `from_towers`.
-        """
-        if model_args:
-            raise TypeError(
-                f"from_vision_text_pretrained takes two names by position, got {2 + len(model_args)} arguments. Give "
-                "others by name."
-            )
-        names = {"vision": vision_model_name_or_path, "text": text_model_name_or_path}
-        towers, fields = towers_of_arguments(cls.from_vision_text_pretrained, names, kwargs)
-        return cls.from_towers(towers["vision"], towers["text"], **fields)
-
-    @classmethod
-    def from_dual_encoder(cls, folder: str | os.PathLike) -> "AdaptorModel":
-        """
-        A trained `VisionTextDualEncoderModel` or `CLIPModel` as an Adaptor of two linear projections: the same
-        embeddings, scores and loss. Its towers are frozen and saved with it; `AdaptorProcessor(
-        model.vision_model.processor, model.text_model.processor)` is its processor.
-
-        Args:
-            folder (`str`): What `save_pretrained` of the model and of its processor wrote; nothing is downloaded.
-
-        Raises:
-            OSError: there is no such folder, it has no safetensors weights or lacks some, or it has no processor.
-            ValueError: it holds another type of model, or towers that cannot serve as such here.
-        """
-        found = read_dual_encoder(folder)
-        model = cls.from_towers(found.vision_tower, found.text_tower, towers_in_checkpoint=True, **found.fields)
-        with torch.no_grad():
-            for name, value in found.weights.items():
-                model.get_parameter(name).copy_(value)
-        return model.eval()
 
     def train(self, mode: bool = True):
         super().train(mode)

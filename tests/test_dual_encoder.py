@@ -323,7 +323,7 @@ class TestFromVisionTextPretrained:
         make, text = AdaptorModel.from_vision_text_pretrained, str(tiny_bert)
         with pytest.raises(TypeError, match="two names by position, got 3"):
             make(str(tiny_dinov2), text, 1)
-        with pytest.raises(ValueError, match=r"text_model_name_or_path .* got neither"):
+        with pytest.raises(ValueError, match=r"text_model_name_or_path .*got neither"):
             make(str(tiny_dinov2))
         with pytest.raises(TypeError, match=r"must be a model of transformers or a tower.*got int"):
             make(None, text, vision_model=1)

@@ -67,6 +67,8 @@ def check_before_start(
         OSError, ValueError: naming the option.
     """
     check_together(data, model, run, training)
+    # Its code may refuse an option, and the processes may have different files of it.
+    model.make_objective()
     check_sources(data, model)
     check_trackers(training.report_to)
     if data.cache is None:

@@ -48,7 +48,7 @@ from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms
+from .terms import RunningTerms, check_finite
 from .trained_together import TrainedTogether, reaching
 
 logger = logging.getLogger(__name__)
@@ -156,8 +156,8 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
-        return [name for name, _ in model.named_parameters()]
+        """All parameters decay, as in the reference, but for `logit_bias`: it says how rare pairs are."""
+        return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
 
     def _prepare_for_training(self, *args):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
@@ -367,7 +367,7 @@ class AdaptorTrainer(BaseTrainer):
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         if loss is not None:
-            logs |= self.terms.take_means(self.args.world_size)
+            logs |= check_finite(self.terms.take_means(self.args.world_size), self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
