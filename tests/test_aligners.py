@@ -1,6 +1,7 @@
 """What stands between towers and shared space: golden values of its sources, formulas, and every kind of use."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -184,6 +185,14 @@ def test_weights_that_a_checkpoint_lacks_start_as_new_ones_do(shape, tmp_path):
             # Uniform within the same bound.
             assert 0.5 < found.abs().max() / wanted.abs().max() < 2, name
             assert found.std() / wanted.std() == pytest.approx(1, abs=0.5), name
+
+
+def test_the_page_has_the_parameters_of_each():
+    page = (Path(__file__).parents[1] / "docs" / "aligners.md").read_text(encoding="utf-8")
+    for name in ALIGNERS:
+        with torch.device("meta"):
+            count = AdaptorModel(AdaptorConfig(aligner=name)).num_parameters()
+        assert re.search(rf"^\| `{name}`.* {count:,} \|", page, re.M), name
 
 
 def test_a_gated_unit_starts_as_xaviers():

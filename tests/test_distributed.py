@@ -110,12 +110,14 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.interruption import leave_process_group
 from adaptor_hf.training.pairs import contrastive_splits
 views = contrastive_splits(open_cache(sys.argv[2]))
+shape = json.loads(sys.argv[7])
+optimizer = shape.pop("optimizer", {"learning_rate": 1e-3})
 arguments = AdaptorTrainingArguments(
-    output_dir=sys.argv[3], global_batch_size=int(sys.argv[5]), num_train_epochs=2, learning_rate=1e-3, use_cpu=True,
-    disable_tqdm=True, save_strategy="no", load_best_model_at_end=False,
+    output_dir=sys.argv[3], global_batch_size=int(sys.argv[5]), num_train_epochs=2, use_cpu=True,
+    disable_tqdm=True, **optimizer, save_strategy="no", load_best_model_at_end=False,
     dataloader_drop_last=sys.argv[6] == "drop", accelerator_config={"even_batches": False},
     grad_cache_batch_size=int(sys.argv[4]) or None)
-model = synthetic_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+model = synthetic_model(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, **shape)
 trainer = AdaptorTrainer(model=model, args=arguments, train_dataset=views["train"], eval_dataset=views["validation"])
 trainer.train()
 if trainer.is_world_process_zero():
@@ -127,7 +129,7 @@ leave_process_group()
 """
 
 
-def trained(folder: Path, ranks: int, part_size: int = 0, batch: int = 20, last: str = "drop"):
+def trained(folder: Path, ranks: int, part_size: int = 0, batch: int = 20, last: str = "drop", **shape):
     """Weights after two epochs over the 124 training pairs of `folder / "cache"`."""
     from safetensors.torch import load_file
 
@@ -137,6 +139,7 @@ def trained(folder: Path, ranks: int, part_size: int = 0, batch: int = 20, last:
     launch = ["-m", "torch.distributed.run", "--nproc_per_node", str(ranks), "--master_port", "0", "--standalone"]
     command = [sys.executable, *(launch if ranks > 1 else []), str(folder / "train.py")]
     command += [str(Path(__file__).parent), str(folder / "cache"), str(output), str(part_size), str(batch), last]
+    command.append(json.dumps(shape))
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     facts = json.loads((output / "facts.json").read_text())
@@ -162,6 +165,21 @@ def test_an_uneven_last_batch_of_three_ranks_gives_the_weights_of_one_process(tm
     """Of 124 pairs the last batch of 21 has 19: 7, 7 and 5."""
     synthetic_cache(tmp_path / "cache")
     assert_same_weights(trained(tmp_path, 3, batch=21, last="keep"), trained(tmp_path, 1, batch=21, last="keep"))
+
+
+@pytest.mark.slow
+def test_batch_statistics_of_uneven_ranks_give_the_weights_of_one_process(tmp_path):
+    """An MLP of MGCA's shape; its running statistics are among the weights. Alone each rank would have its own."""
+    synthetic_cache(tmp_path / "cache")
+    # Biases before a batch norm have no effect; Adam would make steps of the rounding of their gradients.
+    shape = {"aligner": "mlp", "projection_output_norm": True, "token_projection": True}
+    shape["optimizer"] = {"learning_rate": 0.1, "optim": "sgd"}
+    weights, expected = (trained(tmp_path, ranks, batch=21, last="keep", **shape) for ranks in (3, 1))
+    counts = {name: expected.pop(name) for name in list(expected) if name.endswith("num_batches_tracked")}
+    assert all(torch.equal(weights[name], value) for name, value in counts.items())
+    assert sum("running_" in name for name in expected) == 16
+    assert expected["visual_projection.layers.0.norm.running_mean"].abs().max() > 0.01
+    assert_same_weights(weights, expected)
 
 
 @pytest.mark.parametrize(("rows", "waits"), [(40, False), (39, False), (36, False), (35, True), (30, True), (25, True)])

@@ -48,6 +48,13 @@ def test_recipe():
     assert results["parameters that AdaptorTrainer does not decay"] == 0
 
 
+def test_padding():
+    results = run("padding")
+    for name in ("pooled vector", "normalised tokens"):
+        assert results[f"{name}, reference, 4 or 12 positions"] > 1e-3
+        assert results[f"{name}, ours, 4 or 12 positions"] < 1e-5
+
+
 def test_every_proof_is_named_in_the_page_and_every_name_exists():
     page = (ROOT / "docs" / "deviations.md").read_text(encoding="utf-8")
     for proof in PROOFS:
