@@ -120,7 +120,10 @@ class TestFinishedRun:
         state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
         best = next(entry for entry in state["log_history"] if entry.get("eval_mean_recall") == state["best_metric"])
         found = f"Kept: epoch {best['epoch']:g} of 2, validation mean recall {state['best_metric']:.3f} "
-        assert re.fullmatch(re.escape(found) + r"\(chance 0\.\d{3}\) on \d pairs of [34] patients: few", kept), kept
+        pairs = json.loads((output / "run.json").read_text(encoding="utf-8"))["inputs"]["rows"]["validation"]
+        # Each patient of the table has two rows.
+        chosen_on = f"on {pairs} pairs of {pairs // 2} patient{'s' * (pairs > 2)}: few"
+        assert re.fullmatch(re.escape(found) + r"\(chance 0\.\d{3}\) " + re.escape(chosen_on), kept), kept
         assert (model, curves) == (f"Model: {output}", f"Curves: {output / 'training_curves.png'}")
         with Image.open(output / "training_curves.png") as picture:
             assert picture.size[0] > 500

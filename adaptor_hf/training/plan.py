@@ -41,7 +41,7 @@ class Part:
     patients: int
 
     def __str__(self) -> str:
-        return f"{self.pairs:,}" + (f" ({self.patients:,} patients)" if self.patients else "")
+        return f"{self.pairs:,}" + (f" ({self.patients:,} patient{'s' * (self.patients > 1)})" if self.patients else "")
 
 
 def parts_of_table(pairs: Dataset) -> dict[str, Part]:
@@ -152,7 +152,7 @@ def describe_kept(
         return "Kept: the last epoch; none was chosen on held-out pairs"
     name = metric.removeprefix("eval_").replace("_", " ")
     beside = f" (chance {chance:.3f})" if chance is not None and name == "mean recall" else ""
-    patients = f" of {validation.patients:,} patients" if validation.patients else ""
+    patients = f" of {validation.patients:,} patient{'s' * (validation.patients > 1)}" if validation.patients else ""
     few = ": few" if (validation.patients or validation.pairs) < FEW_HELD_OUT else ""
     return (
         f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {found[metric]:.3f}{beside} "
