@@ -21,9 +21,10 @@ from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import estimate_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
+from adaptor_hf.training.needs import with_needs
 from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs, record_training_rows
-from adaptor_hf.training.plan import describe_kept, describe_plan, pairs_of, parts_of_cache, parts_of_table
+from adaptor_hf.training.plan import describe_plan, kept_epoch, pairs_of, parts_of_cache, parts_of_table
 from adaptor_hf.training.preparation import (
     cache_of_pairs,
     check_before_start,
@@ -42,6 +43,7 @@ from adaptor_hf.training.script_arguments import (
     path_arguments,
 )
 from adaptor_hf.training.summary import describe_run
+from adaptor_hf.training.terms import last_terms
 
 logger = logging.getLogger("train_pretrain")
 
@@ -126,19 +128,20 @@ def pretrain(
     minimised = model_arguments.objective_record()
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
+    # The model reads here what it has read in training: tokens, too, where the objective needs them.
+    read = {name: with_needs(trainer.objective, part) for name, part in parts.items()}
     with record.phase("evaluate"):
         named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
-        report_run(model, training, cache, parts, learning_rates=rates, **named)
+        named["make_objective"] = model_arguments.make_objective
+        report_run(model, training, cache, read, learning_rates=rates, **named)
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        history = trainer.state.log_history
-        options, known = (data, model_arguments, run), {"objective": minimised, "recipe": recipe.to_dict()}
+        history, options = trainer.state.log_history, (data, model_arguments, run)
+        known = {"objective": minimised, "terms": last_terms(history), "recipe": recipe.to_dict()}
         record.write(training, options, cache, model, last_evaluation(history), **known)
         draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"))
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
-        best = trainer.state.best_global_step if training.load_best_model_at_end else None
-        held_out = parts_of_cache(cache).get("validation")
-        kept = describe_kept(history, best, training.metric_for_best_model, trainer.state.num_train_epochs, held_out)
+        kept = kept_epoch(trainer, parts.get("validation"))
         built, more = data.cache is None, recipe.options() | options_beside_cache(data)
         print(last_words(training.output_dir, cache, built=built, address=address, more=more, kept=kept))
 

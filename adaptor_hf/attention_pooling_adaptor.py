@@ -58,4 +58,35 @@ class AttentionPooling(nn.Module):
         return self.out_proj(pooled), weights.mean(1).squeeze(1)
 
 
-__all__ = ["AttentionPooling"]
+def pool_sequence(
+    pooling: nn.Module, sequence: torch.Tensor, mask: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    A sequence `[pooled, token_1, ..., token_N]` whose pooled vector is made of its tokens.
+
+    Args:
+        pooling ([`AttentionPooling`]): Of the sequence's width.
+        sequence (`torch.Tensor` of shape `(B, 1 + N, width)`): In the pooling's dtype.
+        mask (`torch.Tensor` of shape `(B, 1 + N)`, *optional*): 1 for tokens, 0 for padding. A row without any token
+            keeps its pooled vector.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: The sequence, and the weights of the tokens `(B, N)`.
+
+    Raises:
+        ValueError: it has no tokens.
+    """
+    if sequence.shape[1] == 1:
+        width = sequence.shape[-1]
+        raise ValueError(
+            "With config.attention_pooling_heads the pooled embedding is made of tokens, got one embedding each of "
+            f"width {width}. Give sequences (batch, 1 + tokens, {width}), such as of a cache that keeps tokens, or "
+            "pixel_values and input_ids."
+        )
+    pooled, weights = pooling(sequence[:, 1:], None if mask is None else mask[:, 1:])
+    if mask is not None:
+        pooled = torch.where((mask[:, 1:] != 0).any(1, keepdim=True), pooled, sequence[:, 0])
+    return torch.cat([pooled[:, None], sequence[:, 1:]], dim=1), weights
+
+
+__all__ = ["AttentionPooling", "pool_sequence"]

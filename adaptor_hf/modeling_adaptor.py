@@ -9,16 +9,16 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from .arguments_adaptor import refuse_unknown
-from .attention_pooling_adaptor import AttentionPooling
+from .attention_pooling_adaptor import AttentionPooling, pool_sequence
 from .configuration_adaptor import AdaptorConfig
 from .dual_encoder_adaptor import DualEncoderMixin
 from .embedding_origin_adaptor import are_projected
-from .layers_adaptor import AdaptorEncoder, ZeroGradient
+from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
-from .projections_adaptor import ResidualScale, make_projection
-from .token_sequences_adaptor import token_sequence
+from .projections_adaptor import ResidualScale, make_projection, project_sequence
+from .token_sequences_adaptor import check_mask, check_sequence, expand_mask, token_sequence
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
 logger = logging.get_logger(__name__)
@@ -261,13 +261,13 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             # Of a live tower whose tokens are read: those of the text, after the pooled embedding.
             text_attention_mask = torch.cat([torch.ones_like(attention_mask[:, :1]), attention_mask], 1)
 
-        self._check_mask(image_attention_mask, image)
-        self._check_mask(text_attention_mask, text)
+        check_mask(image_attention_mask, image)
+        check_mask(text_attention_mask, text)
         image, image_weights = self._pool(image, "visual_pooling", image_attention_mask)
         text, text_weights = self._pool(text, "text_pooling", text_attention_mask)
         image = self._project(image, self.visual_projection, "image_embeds", image_attention_mask)
         text = self._project(text, self.text_projection, "text_embeds", text_attention_mask)
-        masks = (self._expand_mask(image_attention_mask, image), self._expand_mask(text_attention_mask, text))
+        masks = (expand_mask(image_attention_mask, image), expand_mask(text_attention_mask, text))
         image, text, attentions = self._encode(image, text, *masks, bool(output_attentions), fuse_pairs)
 
         image_tokens = None if image is None else unit_vectors(image)
@@ -326,7 +326,7 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             image_embeds = self._of_tower(self.vision_model(pixel_values))
         elif image_embeds is not None:
             self._notice_projected(image_embeds, "image_embeds")
-        return self._checked(image_embeds, self.config.vision_hidden_size, "image_embeds")
+        return check_sequence(image_embeds, self.config.vision_hidden_size, "image_embeds")
 
     def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
         if input_ids is not None:
@@ -338,7 +338,7 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             text_embeds = self._of_tower(tower_output)
         elif text_embeds is not None:
             self._notice_projected(text_embeds, "text_embeds")
-        return self._checked(text_embeds, self.config.text_hidden_size, "text_embeds")
+        return check_sequence(text_embeds, self.config.text_hidden_size, "text_embeds")
 
     def _of_tower(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
         """The pooled embedding, and the tokens where the pooled embedding is made of them."""
@@ -372,73 +372,28 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             f"{cached} computed by that tower."
         )
 
-    @staticmethod
-    def _checked(embeds: torch.Tensor | None, width: int, name: str) -> torch.Tensor | None:
-        """(B, N, D) of embeddings (B, D) or (B, N, D)."""
-        if embeds is None:
-            return None
-        if embeds.ndim not in (2, 3) or embeds.shape[-1] != width:
-            raise ValueError(
-                f"{name} must be of shape (batch, {width}) or (batch, tokens, {width}), got {tuple(embeds.shape)}."
-            )
-        return embeds[:, None] if embeds.ndim == 2 else embeds
-
     def _pool(
         self, embeds: torch.Tensor | None, name: str, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """With attention pooling, its vector in the place of the tower's pooled one, and the tokens' weights."""
         if embeds is None or self.config.attention_pooling_heads is None:
             return embeds, None
-        if embeds.shape[1] == 1:
-            raise ValueError(
-                f"config.attention_pooling_heads={self.config.attention_pooling_heads}: the pooled embedding is made "
-                f"of tokens, got {tuple(embeds.shape)}. Give sequences (batch, 1 + tokens, {embeds.shape[-1]}), such "
-                "as of a cache that keeps tokens, or pixel_values and input_ids."
-            )
         pooling = getattr(self, name)
-        embeds = embeds.to(input_dtype(pooling, self.dtype))
-        pooled, weights = pooling(embeds[:, 1:], None if mask is None else mask[:, 1:])
-        if mask is not None:
-            # A text of no token keeps the tower's vector.
-            pooled = torch.where((mask[:, 1:] != 0).any(1, keepdim=True), pooled, embeds[:, 0])
-        return torch.cat([pooled[:, None], embeds[:, 1:]], dim=1), weights
+        return pool_sequence(pooling, embeds.to(input_dtype(pooling, self.dtype)), mask)
 
     def _project(
         self, embeds: torch.Tensor | None, projection: nn.Module, name: str, mask: torch.Tensor | None = None
     ) -> torch.Tensor | None:
-        """Unit vectors (B, N, hidden_size) of embeddings (B, N, D)."""
+        """Unit vectors `(B, N, hidden_size)` of embeddings."""
         if embeds is None:
             return None
-        embeds = self._checked(embeds, projection.in_features, name)
+        embeds = check_sequence(embeds, projection.in_features, name)
         dtype = input_dtype(projection, self.dtype)
-        embeds = embeds.to(dtype)
-        if self.config.aligner != "mlp":
-            return unit_vectors(projection(embeds)).to(dtype)
-        if not self.config.token_projection:
-            return unit_vectors(projection(embeds, mask)).to(dtype)
-        tokens = self.visual_token_projection if name == "image_embeds" else self.text_token_projection
-        projected = projection(embeds[:, :1])
-        if embeds.shape[1] > 1:
-            mask = None if mask is None else mask[:, 1:]
-            projected = torch.cat([projected, tokens(embeds[:, 1:], mask)], dim=1)
-        elif torch.is_grad_enabled() and any(parameter.requires_grad for parameter in tokens.parameters()):
-            # Processes that train together wait for every parameter's gradient.
-            projected = ZeroGradient.apply(projected, *tokens.parameters())
-        return unit_vectors(projected).to(dtype)
-
-    @staticmethod
-    def _check_mask(mask: torch.Tensor | None, tokens: torch.Tensor | None) -> None:
-        if mask is not None and (tokens is None or mask.shape != tokens.shape[:2]):
-            expected = None if tokens is None else tuple(tokens.shape[:2])
-            raise ValueError(f"An embedding mask must be of shape {expected}, got {tuple(mask.shape)}.")
-
-    @staticmethod
-    def _expand_mask(mask: torch.Tensor | None, tokens: torch.Tensor | None) -> torch.Tensor | None:
-        """(B, N) of ones and zeros to an additive (B, 1, 1, N)."""
-        if mask is None:
-            return None
-        blocked = mask[:, None, None, :] == 0
-        return torch.zeros_like(blocked, dtype=tokens.dtype).masked_fill(blocked, torch.finfo(tokens.dtype).min)
+        if self.config.aligner == "mlp":
+            tokens = None
+            if self.config.token_projection:
+                tokens = self.visual_token_projection if name == "image_embeds" else self.text_token_projection
+            return unit_vectors(project_sequence(projection, tokens, embeds.to(dtype), mask)).to(dtype)
+        return unit_vectors(projection(embeds.to(dtype))).to(dtype)
 
     def _encode(self, image, text, image_mask, text_mask, output_attentions, fuse_pairs):
         if fuse_pairs and not len(self.shared_encoder.layers):

@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from .batch_norm_adaptor import BatchNorm
 from .configuration_adaptor import AdaptorConfig
-from .layers_adaptor import Dropout
+from .layers_adaptor import Dropout, ZeroGradient
 
 # SAIL's: a product of two branches must stay within half precision.
 LARGEST = 1e3
@@ -119,4 +119,30 @@ def make_projection(config: AdaptorConfig, in_features: int) -> nn.Module:
     return nn.Linear(in_features, config.hidden_size, bias=False)
 
 
-__all__ = ["GatedProjection", "MlpProjection", "ResidualScale", "XavierLinear", "make_projection"]
+def project_sequence(
+    projection: nn.Module, token_projection: nn.Module | None, sequence: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    A sequence `[pooled, token_1, ..., token_N]` through an MLP, its tokens through another one where there is one.
+
+    Args:
+        projection ([`MlpProjection`]), token_projection ([`MlpProjection`], *optional*): `None`: the same for tokens.
+        sequence (`torch.Tensor` of shape `(B, 1 + N, in_features)`): In the dtype of the MLPs.
+        mask (`torch.Tensor` of shape `(B, 1 + N)`, *optional*): See [`MlpProjection`].
+
+    Returns:
+        `torch.Tensor` of shape `(B, 1 + N, out_features)`.
+    """
+    if token_projection is None:
+        return projection(sequence, mask)
+    pooled = projection(sequence[:, :1])
+    if sequence.shape[1] > 1:
+        return torch.cat([pooled, token_projection(sequence[:, 1:], None if mask is None else mask[:, 1:])], dim=1)
+    parameters = list(token_projection.parameters())
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+        # Processes that train together wait for every parameter's gradient.
+        return ZeroGradient.apply(pooled, *parameters)
+    return pooled
+
+
+__all__ = ["GatedProjection", "MlpProjection", "ResidualScale", "XavierLinear", "make_projection", "project_sequence"]

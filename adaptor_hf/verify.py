@@ -41,10 +41,12 @@ class Verification:
     Args:
         differences (`list[str]`): One sentence a difference, naming the file or metric; none means verified.
         unchecked (`list[str]`): What could not be compared, and why.
+        recipe (`str`, *optional*): Of a pre-training run, as its record says.
     """
 
     differences: list[str] = field(default_factory=list)
     unchecked: list[str] = field(default_factory=list)
+    recipe: str | None = None
 
 
 def verify(run: str | os.PathLike, cache: str | None = None, device: str = "cpu") -> list[str]:
@@ -184,6 +186,7 @@ def _verify_pretraining(
         except READ_ERRORS as error:
             found.differences.append(f"{folder.name}: {error}")
     found.differences += _verify_card(run, manifest)
+    found.recipe = _recipe(run)
     recorded = manifest["inputs"]["cache"]
     joined = recorded.get("joined")
     if joined and cache is not None:
@@ -212,6 +215,19 @@ def _verify_pretraining(
             what = "of all rows" if name == "all" else name
             found.differences.append(f"Split {what}: its rows are not those of the run (hash {splits.get(name)}).")
     found.differences += _verify_retrieval(run, opened, device)
+
+
+def _recipe(run: Path) -> str | None:
+    """Name of the recipe in the record, and whether the run chose it."""
+    from .audit.run_record import RUN_FILE
+    from .file_records import read_json_object
+
+    try:
+        recipe = read_json_object(run / RUN_FILE).get("recipe")
+        name, chosen = recipe["name"], recipe["chosen"]
+    except READ_ERRORS:
+        return None  # of a version before, or damaged, which is named above
+    return f"{name or 'of a file'}{', chosen by the number of steps' if chosen is True else ''}"
 
 
 def _verify_settings(place: Path, recorded: Mapping[str, Any], settings_of: Any, found: Verification) -> None:
@@ -340,6 +356,8 @@ def main(argv: list[str] | None = None) -> int:
     count = len(found.differences)
     said = "verified" if not count else f"{count} difference" + "s" * (count > 1)
     print(f"{arguments.run}: {said}" + (", but not all could be compared" if found.unchecked and not count else ""))
+    if found.recipe:
+        print(f"  recipe: {one_line(found.recipe)}")
     for difference in found.differences:
         print(f"  {one_line(difference)}")
     for what in found.unchecked:

@@ -32,11 +32,13 @@ from adaptor_hf.hub import write_model_card
 from adaptor_hf.phantom import ZERO_SHOT_PROMPTS, write_phantoms
 from adaptor_hf.tasks import zero_shot_scores
 from adaptor_hf.towers import load_text_tower
-from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.controls import compare_retrieval, format_table, train_controls
 from adaptor_hf.training.pairs import contrastive_splits
+from adaptor_hf.training.plan import kept_epoch
+from adaptor_hf.training.recipe_choice import choose_recipe
 from adaptor_hf.training.report import card_arguments, package_versions, processor_of
-from adaptor_hf.training.script_arguments import ModelArguments
+from adaptor_hf.training.script_arguments import parse_arguments
 from adaptor_hf.training.summary import describe_run
 from adaptor_hf.training.systems import System
 
@@ -53,6 +55,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     start, output = time.perf_counter(), options.output_dir
     output.mkdir(parents=True, exist_ok=True)
 
@@ -71,16 +74,14 @@ def main() -> None:
     step(3, "Pre-training the Adaptor on the cache")
     # Checkpoints of an earlier demo would be mixed with this one's.
     shutil.rmtree(output / "model", ignore_errors=True)
-    arguments = AdaptorTrainingArguments(
-        output_dir=str(output / "model"),
-        global_batch_size=min(128, len(views["train"])),
-        num_train_epochs=options.epochs,
-        learning_rate=LEARNING_RATES[0],
-        seed=options.seed,
-        use_cpu=not torch.cuda.is_available(),
-    )
+    # The words of train_pretrain.py: the recipe is chosen as there, and said as there.
+    words = ["--train_file", str(table), "--output_dir", str(output / "model"), "--seed", str(options.seed)]
+    words += ["--num_train_epochs", str(options.epochs), *([] if torch.cuda.is_available() else ["--use_cpu"])]
+    _, model_arguments, _, arguments = parse_arguments(words)
+    recipe, model_arguments = choose_recipe(words, len(views["train"]), model_arguments, arguments)
+    print(recipe.describe())
     set_seed(options.seed)
-    config = ModelArguments().config(
+    config = model_arguments.config(
         vision_hidden_size=cache.vision_spec["hidden_size"],
         text_hidden_size=cache.text_spec["hidden_size"],
         vision_tower=cache.vision_spec,
@@ -97,10 +98,11 @@ def main() -> None:
     )
     trainer.train()
     trainer.save_model()
+    print(kept_epoch(trainer, views["validation"]))
 
     step(4, "Training the controls: two linear projections, shuffled pairs (same learning rates, epochs, seed)")
     systems = train_controls(config, views["train"], views["validation"], arguments, LEARNING_RATES)
-    saved = System("adaptor", model.eval(), learning_rate=LEARNING_RATES[0], title="Adaptor, saved model")
+    saved = System("adaptor", model.eval(), learning_rate=arguments.learning_rate, title="Adaptor, saved model")
     systems.insert(0, saved)
     results = compare_retrieval(systems, views["test"])
     retrieval = format_table(results)
@@ -115,7 +117,7 @@ def main() -> None:
         num_parameters=model.num_parameters(),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=card_arguments(arguments),
+        arguments=recipe.options() | card_arguments(arguments),
         result=results[0],
         evaluated_on="test",
         dataset_name="phantom radiographs (drawings, no patients)",

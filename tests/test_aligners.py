@@ -1,5 +1,6 @@
 """What stands between towers and shared space: golden values of its sources, formulas, and every kind of use."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,20 @@ def test_adaptor_without_layers_is_linear_and_has_its_weights():
     assert old.config.to_dict() == new.config.to_dict()
     for name, value in new.state_dict().items():
         assert torch.equal(old.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("layers", [0, 2])
+def test_a_config_of_before_there_were_aligners_loads_with_the_same_outputs(layers, tmp_path):
+    model = small(num_hidden_layers=layers).eval()
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    old = json.loads(file.read_text(encoding="utf-8"))
+    names = ("aligner", "projection_norm", "projection_output_norm", "token_projection", "attention_pooling_heads")
+    file.write_text(json.dumps({name: value for name, value in old.items() if name not in names}), encoding="utf-8")
+    loaded = AdaptorModel.from_pretrained(tmp_path)
+    assert (loaded.config.aligner, loaded.config.num_hidden_layers) == ("adaptor" if layers else "linear", layers)
+    for name, value in model(**embeds()).items():
+        assert torch.equal(loaded(**embeds())[name], value), name
 
 
 @pytest.mark.parametrize("shape", SHAPES)

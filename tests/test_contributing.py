@@ -3,6 +3,7 @@
 import ast
 import importlib
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import yaml
 from fixtures.planted import planted_datasets
 from PIL import Image
 from torch import nn
+
+from adaptor_hf.objectives import Encoded, Gather, Objective, Side
+from adaptor_hf.options.declared import declared_options
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -140,11 +144,14 @@ def test_the_example_of_a_data_set_loads_when_its_file_is_there(tmp_path):
 
 
 def test_the_example_of_an_objective_is_what_it_says():
-    namespace = {"torch": torch, "nn": nn}
+    namespace = {"torch": torch, "Objective": Objective, "Encoded": Encoded, "Gather": Gather}
     exec(example("An objective"), namespace)
-    images, texts = torch.randn(2, 5, 3, dtype=torch.float64)
-    expected = 0.0
-    for image, text in zip(images, texts, strict=True):
-        expected += 2 - 2 * float(image @ text / image.norm() / text.norm())
-    assert namespace["alignment_loss"](images, texts).item() == pytest.approx(expected / 5, rel=1e-12)
-    assert namespace["alignment_loss"](images, -images).item() == pytest.approx(4)
+    images, texts = nn.functional.normalize(torch.randn(2, 5, 3, dtype=torch.float64), dim=-1)
+    (alpha,) = fields(declared_options(namespace["AlignmentObjective"]))
+    assert (alpha.default, alpha.metadata["help"]) == (2.0, "Power of the distance.")
+    objective = namespace["AlignmentObjective"](alpha=2)
+    loss = {sign: objective(Encoded(Side(images), Side(sign * texts)), {}, Gather())["loss"].item() for sign in (1, -1)}
+    expected = sum(2 - 2 * float(image @ text) for image, text in zip(images, texts, strict=True)) / 5
+    assert loss[1] == pytest.approx(expected, rel=1e-12)
+    # The squares of a chord and of the other one of its half circle.
+    assert loss[1] + loss[-1] == pytest.approx(4)

@@ -110,7 +110,11 @@ def test_files_of_the_project_that_are_named_exist(page):
 
 
 @page_parameter
-def test_commands_are_understood(page):
+def test_commands_are_understood(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, made in set(re.findall(r"(\w+\.py):(\w+)", " ".join(blocks(page, "bash")))):
+        (source,) = [code for code in blocks(page, "python") if f"class {made}(" in code]
+        (tmp_path / name).write_text(source, encoding="utf-8")
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     inline = [shlex.split(span) for span in re.findall(r"`((?:make|pip|python|adaptor-\w+)\s[^`]*)`", text)]
     for command in [*commands(page), *inline]:

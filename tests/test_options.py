@@ -268,7 +268,7 @@ class TestChoices:
             (
                 "aligner",
                 "line",
-                "Unknown aligner 'line'. Did you mean linear? Known: adaptor, linear, residual, gated, mlp.",
+                r"Unknown aligner 'line'\. Did you mean linear\? Known: adaptor, linear, residual, gated, mlp\.",
             ),
             (
                 "aligner",

@@ -116,15 +116,21 @@ class TestFinishedRun:
 
     def test_its_last_words_say_where_the_model_the_curves_and_the_embeddings_are(self, finished, options, tmp_path):
         output, process = finished
-        *_, model, curves, embeddings, following = process.stdout.strip().splitlines()
+        *_, kept, model, curves, embeddings, following = process.stdout.strip().splitlines()
+        state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
+        best = next(entry for entry in state["log_history"] if entry.get("eval_mean_recall") == state["best_metric"])
+        found = f"Kept: epoch {best['epoch']:g} of 2, validation mean recall {state['best_metric']:.3f} "
+        assert re.fullmatch(re.escape(found) + r"\(chance 0\.\d{3}\) on \d pairs of [34] patients: few", kept), kept
         assert (model, curves) == (f"Model: {output}", f"Curves: {output / 'training_curves.png'}")
         with Image.open(output / "training_curves.png") as picture:
             assert picture.size[0] > 500
             assert len(picture.convert("RGB").getcolors(2**24)) > 20
         # The command as it stands there goes on without table and towers.
-        command = re.fullmatch(r"Next run: python train_pretrain.py (--cache .* --output_dir .*-2)", following)
+        command = re.fullmatch(
+            r"Next run: python train_pretrain.py (--recipe small --cache .* --output_dir .*-2)", following
+        )
         given = shlex.split(command[1])
-        assert embeddings == f"Embeddings: {given[1]}"
+        assert embeddings == f"Embeddings: {given[3]}"
         parameters = {name: options[name] for name in ("aligner", "global_batch_size", "learning_rate", "use_cpu")}
         again = {"output_dir": tmp_path / "again", "max_steps": 1, **parameters}
         train_pretrain.main([*given, *words(again)])
@@ -358,6 +364,43 @@ def test_a_ready_cache_is_enough_without_towers_and_table(options, tiny_dinov2, 
     main(tmp_path / "model", {name: options[name] for name in of_a_run}, cache=tmp_path / "embeddings")
     assert (tmp_path / "model" / "model.safetensors").is_file()
     assert "gets no processor" in caplog.text
+
+
+ASKS_TOKENS = """
+import torch
+from adaptor_hf.objectives import AdaptorObjective
+
+class AsksTokens(AdaptorObjective):
+    name = "asks_tokens"
+    needs = frozenset({"pairs", "image_tokens", "text_tokens"})
+
+    def forward(self, encoded, rows, gather):
+        image, text = encoded.image, encoded.text
+        assert image.tokens.shape[1] == 4 and text.tokens.shape[:2] == text.mask.shape
+        weights = (image.tokens @ text.pooled[:, :, None]).softmax(1)
+        image.pooled = torch.nn.functional.normalize((weights * image.tokens).sum(1), dim=1)
+        return super().forward(encoded, rows, gather)
+"""
+
+
+def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_keeps_them(options, tmp_path, capsys):
+    file = tmp_path / "asks_tokens.py"
+    file.write_text(ASKS_TOKENS)
+    changes = {"objective": f"{file}:AsksTokens", "cache_dir": tmp_path / "embeddings", "num_train_epochs": 1}
+    missing = r"asks_tokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
+    with pytest.raises(ValueError, match=missing):
+        main(tmp_path / "out", options, **changes)
+    assert not (tmp_path / "embeddings").exists()
+    kept = ["--image_tokens", "all", "--text_tokens", "True"]
+    main(tmp_path / "out", options, *kept, controls=True, **changes)
+    assert "Retrieval on the test split" in capsys.readouterr().out
+    # A ready cache without them is refused by what it lacks, before the run leaves anything.
+    main(tmp_path / "plain", options, **changes | {"objective": "adaptor", "cache_dir": tmp_path / "plain_cache"})
+    ready = {"cache": tmp_path / "plain_cache", "cache_dir": None, "vision_tower": None, "text_tower": None}
+    table = dict.fromkeys(("train_file", "image_column", "text_column", "patient_column", "validation_fraction",
+                           "test_fraction"))  # fmt: skip
+    with pytest.raises(ValueError, match=r"asks_tokens needs tokens of images: .* has no image_tokens"):
+        main(tmp_path / "other", options, **changes | ready | table)
 
 
 def test_the_push_comes_once_and_after_the_card(options, tmp_path, monkeypatch, capsys):

@@ -40,6 +40,7 @@ MODEL = {
     *("tower_sources_adaptor.py", "tower_bundles_adaptor.py", "image_processing_adaptor.py"),
     *("image_geometry_adaptor.py", "image_values_adaptor.py", "arguments_adaptor.py", "precision_adaptor.py"),
     *("tower_weights_adaptor.py", "regular_files_adaptor.py", "embedding_origin_adaptor.py", "tower_layers_adaptor.py"),
+    *("projections_adaptor.py", "batch_norm_adaptor.py", "attention_pooling_adaptor.py", "token_sequences_adaptor.py"),
     "dual_encoder_adaptor.py",
 }
 IMAGES = {
@@ -47,7 +48,7 @@ IMAGES = {
     "regular_files_adaptor.py",
 }
 SEGMENTATION = {
-    *("decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py", "token_sequences_adaptor.py"),
+    *("decoders_adaptor.py", "pyramids_adaptor.py", "segmentation_loss_adaptor.py"),
 }
 CODE = {
     AdaptorModel: MODEL,
@@ -57,6 +58,11 @@ CODE = {
     AdaptorProcessor: IMAGES | {"processing_adaptor.py"},
 }
 EMBEDS = torch.linspace(-1, 1, 3 * 20).reshape(3, 20)
+ALIGNERS = {
+    "residual": {"aligner": "residual"},
+    "gated": {"aligner": "gated"},
+    "mlp": {"aligner": "mlp", "projection_output_norm": True, "token_projection": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +87,11 @@ def run(processor, tmp_path_factory):
     )
     trainer.train()
     trainer.save_model()
-    save_controls([System("projections", synthetic_model(num_hidden_layers=0))], folder / "controls")
+    save_controls([System("projections", synthetic_model(aligner="linear"))], folder / "controls")
+    for name, shape in ALIGNERS.items():
+        model = synthetic_model(**shape)
+        model.train()(image_embeds=torch.cat([EMBEDS, -EMBEDS]))  # batch statistics and dropout
+        model.eval().save_pretrained(folder / "aligners" / name)
     return folder
 
 
@@ -187,7 +197,7 @@ from transformers import AutoImageProcessor, AutoModel, AutoProcessor
 run, both, images, out = sys.argv[1:]
 embeds = torch.linspace(-1, 1, 3 * 20).reshape(3, 20)
 result = {}
-for name in ("", "/controls/projections"):
+for name in ("", "/controls/projections", "/aligners/residual", "/aligners/gated", "/aligners/mlp"):
     model = AutoModel.from_pretrained(run + name, trust_remote_code=True)
     with torch.no_grad():
         result[name] = model.get_image_features(image_embeds=embeds).pooler_output
@@ -206,7 +216,7 @@ def test_runs_controls_and_processors_load_without_the_package(run, processor, t
     processor.save_pretrained(both)
     processor.image_processor.save_pretrained(images)
     result = run_remote(REMOTE, tmp_path, run, both, images)
-    for name in ("", "/controls/projections"):
+    for name in ("", "/controls/projections", *(f"/aligners/{name}" for name in ALIGNERS)):
         with torch.no_grad():
             expected = AdaptorModel.from_pretrained(f"{run}{name}").get_image_features(image_embeds=EMBEDS)
         assert torch.equal(result[name], expected.pooler_output)

@@ -26,7 +26,9 @@ from adaptor_hf.objectives import (
 )
 from adaptor_hf.pipelines import AdaptorZeroShotImageClassificationPipeline
 from adaptor_hf.tasks import zero_shot_scores
-from adaptor_hf.training import AdaptorTrainingArguments
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.controls import train_controls
+from adaptor_hf.training.pair_evaluation import Retrieval
 
 IDS = torch.tensor([3, 1, 3, 2, 1, 3, 9, 4, 4, 0, 3])
 
@@ -312,6 +314,34 @@ class TestObjective:
             SigLIPObjective().setup(synthetic_model(), arguments)
         with pytest.raises(ValueError, match="Take the objective 'siglip'"):
             AdaptorObjective().setup(synthetic_model(logit_bias_init_value=-10), arguments)
+
+    def test_a_models_loss_on_a_split_is_its_own(self, arguments, views):
+        model = synthetic_model(**SigLIPObjective.config_fields).eval()
+        with torch.no_grad():
+            batch = views["validation"].__getitems__(range(len(views["validation"])))
+            embeds = {name: batch[name] for name in ("image_embeds", "text_embeds")}
+            expected = model(**embeds, return_loss=True).loss.item()
+        assert Retrieval(positives="pair")(model, views["validation"])["loss"] == pytest.approx(expected, rel=1e-5)
+        trainer = AdaptorTrainer(
+            model=model, args=arguments, objective=SigLIPObjective("pair"), eval_dataset=views["validation"]
+        )
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+    def test_controls_minimise_what_the_run_does(self, tmp_path, views):
+        arguments = AdaptorTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, global_batch_size=32, num_train_epochs=1
+        )
+        config = synthetic_model(**SigLIPObjective.config_fields).config
+        found = train_controls(config, views["train"], views["validation"], arguments, [1e-2], SigLIPObjective)
+        moved = {system.key: system.model.logit_bias.item() != -10 for system in found}
+        assert moved == {key: key != "untrained" for key in moved}
+        assert len(moved) == 4
+
+    def test_decay_spares_the_bias_alone(self, arguments, views):
+        model = synthetic_model(**SigLIPObjective.config_fields)
+        trainer = AdaptorTrainer(model=model, args=arguments, objective="siglip", eval_dataset=views["validation"])
+        names = {name for name, _ in trainer.together.named_parameters()}
+        assert names - set(trainer.get_decay_parameter_names(trainer.together)) == {"model.logit_bias"}
 
     @pytest.mark.parametrize("kind", [AdaptorObjective, SigLIPObjective])
     def test_pairs_by_index_columns_are_not_taken_for_pairs_by_place(self, batch, kind):

@@ -7,13 +7,21 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from synthetic import synthetic_model
 from torch.utils.data import Dataset as TorchDataset
 
 from adaptor_hf import AdaptorModel, AdaptorProcessor
+from adaptor_hf.embeddings.stored import HOW, StoredTexts
 from adaptor_hf.image_processing_adaptor import processor_of_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
-from adaptor_hf.training.pair_batches import PairCollator, with_text_rows
+from adaptor_hf.training.pair_batches import (
+    PairCollator,
+    describe_bad_batch,
+    side_of_column,
+    split_inputs,
+    with_text_rows,
+)
 from adaptor_hf.training.pair_evaluation import embed_pairs
 
 
@@ -184,6 +192,9 @@ def test_tokens_of_different_lengths_need_a_processor(raw, tmp_path):
         make_trainer(tmp_path, examples, examples, model, global_batch_size=8).evaluate()
 
 
+PAIR = {"image_embeds": [1.0], "text_embeds": [1.0]}
+
+
 @pytest.mark.parametrize(
     ("examples", "message"),
     [
@@ -191,6 +202,10 @@ def test_tokens_of_different_lengths_need_a_processor(raw, tmp_path):
         ([{"image_embeds": [1.0]}], "these have image_embeds"),
         ([{"image_embeds": [1.0], "text_embeds": [1.0]}, {"image_embeds": [1.0, 2.0], "text_embeds": [1.0]}],
          r"image_embeds of a batch are of different shapes, such as \(1,\) and \(2,\)"),
+        ([PAIR | {"boxes": [[1, 2]]}, PAIR | {"boxes": [[1, 2], [3, 4]]}],
+         r"boxes of a batch are of different shapes.*remove_columns\('boxes'\)"),
+        ([PAIR | {"spans": [[1, 2], [3]]}], "spans of an example is a list of lists of different lengths"),
+        ([PAIR | {"age": 1}, PAIR | {"age": None}, PAIR], "age is missing in 2 of the 3 examples of a batch"),
     ],
 )  # fmt: skip
 def test_examples_that_make_no_pairs_are_refused(examples, message):
@@ -203,6 +218,70 @@ def test_decimals_of_lists_are_float32_and_what_says_its_precision_keeps_it():
     batch = PairCollator()([{"image_embeds": [1.5], "text_embeds": half, "study": 3, "image_id": "a"}])
     assert (batch["image_embeds"].dtype, batch["text_embeds"].dtype) == (torch.float32, torch.float16)
     assert (batch["study"].dtype, set(batch)) == (torch.int64, {"image_embeds", "text_embeds", "study", "text_row"})
+
+
+def test_every_column_of_numbers_is_stacked_and_what_is_none_left_out():
+    picture = Image.new("L", (2, 3))
+    numbers = {
+        "labels": 3, "weight": np.float64(0.5), "view_boxes": np.ones((2, 5), np.float16), "flag": True,
+        "targets": torch.tensor([1.0, float("nan")]), "words": [[0, 1], [1, 3]],
+    }  # fmt: skip
+    others = {
+        "image_id": "a", "image": picture, "tags": ["a", "b"], "names": [["a"], ["b", "c"]], "nothing": None,
+        "info": {"age": 3}, "source": "a file", "date": np.datetime64("2020-01-01"), "raw": b"x", "pictures": [picture],
+    }  # fmt: skip
+    batch = PairCollator()([PAIR | numbers | others, PAIR | numbers | others])
+    assert set(batch) == {*PAIR, *numbers, "text_row"}
+    kept = {name: (value.dtype, tuple(value.shape)) for name, value in batch.items() if name in numbers}
+    assert kept == {
+        "labels": (torch.int64, (2,)), "weight": (torch.float32, (2,)), "view_boxes": (torch.float16, (2, 2, 5)),
+        "flag": (torch.bool, (2,)), "targets": (torch.float32, (2, 2)), "words": (torch.int64, (2, 2, 2)),
+    }  # fmt: skip
+
+
+def test_what_the_model_does_not_take_goes_to_the_objective_under_its_own_name():
+    mask = torch.ones(2, 4)
+    batch = {"image_embeds": torch.ones(2, 3), "text_embeds": torch.ones(2, 3), "text_attention_mask": mask}
+    batch |= {"text_row": torch.arange(2), "labels": torch.arange(2), "mine": torch.ones(2, 7), "note": "kept"}
+    rows, inputs = split_inputs(batch)
+    assert rows.keys() == {"text_row", "labels", "mine", "note", "text_attention_mask"}
+    assert inputs.keys() == {"image_embeds", "text_embeds"}, "a mask of tokens does not go with pooled vectors"
+    sequences = {"text_embeds": torch.ones(2, 4, 3)}
+    assert split_inputs(batch | sequences)[1]["text_attention_mask"] is mask
+
+
+def test_texts_that_are_not_as_many_as_the_images_have_rows_of_their_own():
+    batch = {"image_embeds": torch.ones(5, 3), "text_embeds": torch.eye(3)[[0, 1, 0]], "row": torch.arange(5) + 70}
+    rows, _ = split_inputs(batch)
+    one, other, again = rows["text_row"].tolist()
+    assert one == again != other
+    batch["text_embeds"][1, 2] = float("inf")
+    batch["image_embeds"][4, 0] = float("nan")
+    said = describe_bad_batch(batch, torch.tensor(float("nan")))
+    assert "image_embeds of rows [74]; text_embeds of places in the batch [1]" in said
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("pixel_values", torch.ones(3, 1, 2, 2), "in pixel_values of rows [8]. Rebuild or verify"),
+        ("mine", torch.ones(3), "the model's inputs are finite: NaN or infinity in mine of rows [8]. Fill them"),
+    ],
+)
+def test_nan_of_any_column_is_named_by_its_row(name, values, said):
+    values[1] = float("nan")
+    batch = {"image_embeds": torch.ones(3, 2), "row": torch.arange(3) + 7, "note": "x", name: values}
+    assert said in describe_bad_batch(batch, torch.tensor(float("nan")))
+
+
+def test_which_columns_are_of_images_and_which_of_texts():
+    sides = {"image": ["pixel_values", "image_tokens", "view_boxes", "regions", "shallow", "image_index"]}
+    sides |= {"text": ["input_ids", "attention_mask", "token_type_ids", "text_row", "text_index", "words", "sentences"]}
+    sides |= {"row": ["study", "row", "source", "targets", "labels", "mine"]}
+    for side, names in sides.items():
+        assert {side_of_column(name) for name in names} == {side}
+    for column in HOW:
+        assert side_of_column(column) == ("text" if column in StoredTexts.__annotations__ else "image"), column
 
 
 def test_positives_by_study_need_studies_in_training_and_in_evaluation(views, tmp_path):

@@ -57,6 +57,7 @@ class RunRecord:
         metrics: dict[str, float] | None = None,
         *,
         objective: dict[str, Any] | None = None,
+        terms: dict[str, float] | None = None,
         recipe: dict[str, Any] | None = None,
     ) -> Path:
         """
@@ -69,6 +70,7 @@ class RunRecord:
             model (`AdaptorModel`): Its saved weights in the output folder are digested.
             metrics (`dict[str, float]`, *optional*): The last evaluation.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
+            terms (`dict[str, float]`, *optional*): Its named terms in the last log line of training.
             recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
         """
         folder = Path(arguments.output_dir)
@@ -102,6 +104,7 @@ class RunRecord:
                 "parameters": model.num_parameters(only_trainable=True),
             },
             "metrics": metrics or {},
+            "terms": terms or {},
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(arguments.device),
         }

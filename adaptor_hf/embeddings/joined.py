@@ -126,6 +126,7 @@ class JoinedCache(EmbeddingCache):
         one_namespace: As of `join_caches`.
         rows: Joined rows of this view; None is all.
         columns: Of what is stored beside the pooled vectors.
+        sequences: As of `EmbeddingCache.with_columns`.
     """
 
     def __init__(
@@ -135,17 +136,18 @@ class JoinedCache(EmbeddingCache):
         one_namespace: bool = False,
         rows: np.ndarray | None = None,
         columns: Sequence[str] = (),
+        sequences: bool = False,
     ) -> None:
         self._store = _JoinedStore(caches, names, one_namespace)
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
-        self._columns = self._known(columns)
+        self._columns, self._sequences = self._known(columns), sequences
         self._check_sizes()
 
     def __reduce__(self):
         store = self._store
         everything = len(self._rows) == store.rows and (np.diff(self._rows) == 1).all()
         rows = None if everything else self._rows
-        return JoinedCache, (store.members, store.names, store.one_namespace, rows, self._columns)
+        return JoinedCache, (store.members, store.names, store.one_namespace, rows, self._columns, self._sequences)
 
     def __repr__(self) -> str:
         modalities = ", ".join(f"{name}: {vectors.width} wide" for name, vectors in self._store.vectors.items())
@@ -197,6 +199,8 @@ class _JoinedStore:
         self.rows = len(self.table)
         self.splits = self.table["split"].combine_chunks().dictionary_encode()
         index = {name: code for code, name in enumerate(self.sources)}
+        # Classes of one source are not those of another.
+        self.targets = None
         self.source = np.array([index[name] for name in self.table[SOURCE].to_pylist()], dtype=np.int64)
         self.study = _study(caches, self.table, one_namespace)
         self.vectors: dict[str, JoinedVectors] = {}

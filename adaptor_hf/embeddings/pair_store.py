@@ -1,6 +1,7 @@
 """The files of one cache of pairs, opened and compared with each other."""
 
 import logging
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from .files import map_batch, map_batches
 from .keys import check_tower
 from .manifest import read_manifest, rebuild
 from .pairs import PAIRS_FILE, ROWS_FILE
+from .targets import TARGETS, target_values
 from .vectors import Vectors
 
 logger = logging.getLogger(__name__)
@@ -56,6 +58,7 @@ class PairStore:
         self.splits = table["split"].dictionary_encode().combine_chunks()
         self.sources = self.manifest.get("sources", [])
         self.source = _source_codes(table, self.sources, folder)
+        self._labels = table[TARGETS] if TARGETS in table.column_names else None
         if not self.rows == len(table) == self.manifest["rows"]:
             raise ValueError(
                 f"{folder} has {self.rows} rows in {ROWS_FILE}, {len(table)} in {PAIRS_FILE} and "
@@ -65,6 +68,11 @@ class PairStore:
         for modality, rows in (("images", self.image_row), ("texts", self.text_row)):
             if modality in self.manifest:
                 self.vectors[modality] = self._vectors(modality, rows)
+
+    @cached_property
+    def targets(self) -> np.ndarray | None:
+        """Labels of the pairs, see `target_values`; None where none were kept."""
+        return None if self._labels is None else target_values(self._labels)
 
     def _vectors(self, modality: str, rows: np.ndarray) -> Vectors:
         vectors = Vectors(self.folder.parent / self.manifest[modality], rows, self.checks)

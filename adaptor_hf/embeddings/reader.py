@@ -19,7 +19,8 @@ from .pair_store import PairStore
 from .pairs import LATEST, PAIRS_FILE, latest_pairs
 from .ranks import Ranks
 from .resident import ResidentCache, read_batch
-from .sequences import stored_column
+from .sequences import stored_column, with_sequences
+from .targets import TARGETS
 from .vectors import Shards, Vectors
 
 # Names of the pooled vectors in batches.
@@ -107,7 +108,8 @@ class EmbeddingCache:
         folder: `pairs-<key>/` of a cache; use `open_cache`.
         rows: pair rows of this view; None is all.
         checks: what is compared with digests.
-        columns: of `stored_columns`, in batches beside the pooled vectors.
+        columns: of `stored_columns`, in batches beside the pooled vectors; and "targets", see `with_columns`.
+        sequences: as of `with_columns`.
 
     Raises:
         FileNotFoundError, ValueError: as `open_cache`.
@@ -119,10 +121,11 @@ class EmbeddingCache:
         rows: np.ndarray | None = None,
         checks: FileChecks | None = None,
         columns: Sequence[str] = (),
+        sequences: bool = False,
     ) -> None:
         self._store = PairStore(Path(folder), checks or FileChecks())
         self._rows = np.arange(self._store.rows) if rows is None else np.asarray(rows, dtype=np.int64)
-        self._columns = self._known(columns)
+        self._columns, self._sequences = self._known(columns), sequences
         self._check_sizes()
 
     def _view(self, rows: np.ndarray, columns: tuple[str, ...] | None = None) -> "EmbeddingCache":
@@ -130,16 +133,29 @@ class EmbeddingCache:
         view._store = self._store
         view._rows = rows
         view._columns = self._columns if columns is None else columns
+        view._sequences = self._sequences
         return view
 
     def _known(self, columns: Sequence[str]) -> tuple[str, ...]:
         stored = self.stored_columns
         for name in columns:
-            stored_column(stored, name, str(self._store.folder))
+            if name != TARGETS:
+                stored_column(stored, name, str(self._store.folder))
+            elif self._store.targets is None:
+                raise ValueError(
+                    "this cache has no targets. A build keeps them of a table with a column labels; several caches "
+                    "that are joined have none in common"
+                )
         return tuple(dict.fromkeys(columns))
 
-    def with_columns(self, *names: str) -> "EmbeddingCache":
+    def with_columns(self, *names: str, sequences: bool = False) -> "EmbeddingCache":
         """This view with these columns in its batches, of `stored_columns`; without names, none.
+
+        Args:
+            names: of `stored_columns`; or "targets", the labels of the pairs: (n,) int64 classes, -1 where unknown, or
+                float32 numbers, (n,) or (n, C), NaN where unknown.
+            sequences: batches have tokens as the Adaptor reads them: `image_embeds` (n, 1 + T, D) and `text_embeds` (n,
+                1 + L, D), the pooled vector first, instead of `image_tokens` and `text_tokens`; the mask goes with it.
 
         Raises:
             FileNotFoundError: a file of such a column is missing (named).
@@ -147,6 +163,7 @@ class EmbeddingCache:
                 its size.
         """
         view = self._view(self._rows, self._known(names))
+        view._sequences = sequences
         view._check_sizes()
         return view
 
@@ -175,14 +192,27 @@ class EmbeddingCache:
         pooled = [(_POOLED[name], vectors.shards, rows[name]) for name, vectors in store.vectors.items()]
         owners = {name: modality for modality, vectors in store.vectors.items() for name in vectors.columns}
         return pooled + [
-            (name, store.vectors[owners[name]].columns[name], rows[owners[name]]) for name in self._columns
+            (name, store.vectors[owners[name]].columns[name], rows[owners[name]])
+            for name in self._columns
+            if name != TARGETS
         ]
 
     def __reduce__(self):
         everything = len(self._rows) == self._store.rows and (np.diff(self._rows) == 1).all()
         # A worker opens what this process has checked.
         checks = self._store.checks.done_elsewhere()
-        return EmbeddingCache, (str(self._store.folder), None if everything else self._rows, checks, self._columns)
+        return EmbeddingCache, (
+            str(self._store.folder),
+            None if everything else self._rows,
+            checks,
+            self._columns,
+            self._sequences,
+        )
+
+    @property
+    def sequences(self) -> bool:
+        """Whether batches have tokens as the Adaptor reads them, see `with_columns`."""
+        return self._sequences
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -195,9 +225,16 @@ class EmbeddingCache:
     def column_names(self) -> list[str]:
         pooled = [_POOLED[modality] for modality in self._store.vectors]
         stored = self.stored_columns
-        further = dict.fromkeys(name for column in self._columns for name in batch_names(stored[column]))
-        several = ["source"] if self._store.sources else []
-        return [*pooled, *further, "text_row", "study", "row", *several]
+        in_sequences = ("image_tokens", "text_tokens") if self._sequences else ()
+        further = dict.fromkeys(
+            name
+            for column in self._columns
+            if column != TARGETS
+            for name in batch_names(stored[column])
+            if name not in in_sequences
+        )
+        more = [*([TARGETS] if TARGETS in self._columns else []), *(["source"] if self._store.sources else [])]
+        return [*pooled, *further, "text_row", "study", "row", *more]
 
     @property
     def members(self) -> list["EmbeddingCache"]:
@@ -371,9 +408,13 @@ class EmbeddingCache:
         batch = {}
         for name, shards, numbers in self._shards:
             batch |= read_batch(name, shards, numbers[rows])
+        if self._sequences:
+            batch = with_sequences(batch, self.stored_columns)
         batch["text_row"] = torch.from_numpy(store.text_row[rows])
         batch["study"] = torch.from_numpy(store.study[rows])
         batch["row"] = torch.from_numpy(rows)
+        if TARGETS in self._columns:
+            batch[TARGETS] = torch.from_numpy(store.targets[rows])
         if store.source is not None:
             batch["source"] = torch.from_numpy(store.source[rows])
         return batch

@@ -8,6 +8,8 @@ import torch
 
 from .column_batches import fixed_batch, ragged_batch
 from .columns import Ragged
+from .sequences import with_sequences
+from .targets import TARGETS
 from .vectors import Shards
 
 if TYPE_CHECKING:
@@ -41,6 +43,9 @@ class ResidentCache:
         self._columns = {"text_row": torch.from_numpy(cache.text_rows)}
         self._columns["study"] = torch.from_numpy(cache._store.study[cache._rows])
         self._columns["row"] = torch.from_numpy(cache._rows)
+        if TARGETS in cache.columns:
+            self._columns[TARGETS] = torch.from_numpy(cache._store.targets[cache._rows])
+        self._stored = cache.stored_columns if cache.sequences else None
         self.source_names, self.source_codes = cache.source_names, cache.source_codes
         if self.source_codes is not None:
             self._columns["source"] = torch.from_numpy(self.source_codes)
@@ -56,6 +61,8 @@ class ResidentCache:
         batch = {}
         for held in self._held:
             batch |= held.batch(indices)
+        if self._stored is not None:
+            batch = with_sequences(batch, self._stored)
         return batch | {name: values[indices] for name, values in self._columns.items()}
 
     __getitem__ = __getitems__

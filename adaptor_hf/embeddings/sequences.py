@@ -74,6 +74,28 @@ def text_sequence(batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torc
     )
 
 
+def with_sequences(batch: dict[str, torch.Tensor], stored: Mapping[str, Column]) -> dict[str, torch.Tensor]:
+    """
+    A cache's batch as the Adaptor reads it: sequences in the place of pooled embeddings and tokens, where it has some.
+
+    Args:
+        batch: Of a view with `image_tokens`, `text_tokens`, both or none.
+        stored: `cache.stored_columns`.
+
+    Returns:
+        `image_embeds` (n, 1 + T, D), `text_embeds` (n, 1 + L, D) and its `text_attention_mask`, and all else as it was.
+
+    Raises:
+        ValueError: tokens are not as wide as the pooled embedding.
+    """
+    found = {name: values for name, values in batch.items() if name not in ("image_tokens", "text_tokens")}
+    if "image_tokens" in batch:
+        found["image_embeds"] = image_sequence(batch, stored["image_tokens"])
+    if "text_tokens" in batch:
+        found["text_embeds"], found["text_attention_mask"] = text_sequence(batch)
+    return found
+
+
 def _check_has(batch: Mapping[str, torch.Tensor], name: str) -> None:
     if name not in batch:
         raise ValueError(
@@ -82,4 +104,4 @@ def _check_has(batch: Mapping[str, torch.Tensor], name: str) -> None:
         )
 
 
-__all__ = ["grid_of", "image_sequence", "stored_column", "text_sequence"]
+__all__ = ["grid_of", "image_sequence", "stored_column", "text_sequence", "with_sequences"]

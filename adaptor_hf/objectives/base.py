@@ -61,19 +61,19 @@ class Objective(nn.Module):
         Returns:
             `Encoded`: With graph where gradients are on.
         """
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        inputs = model_inputs(batch)
         output = model(**inputs, return_logits=False)
 
-        def side(pooled, tokens, mask, index) -> Side | None:
+        def side(name, pooled, tokens) -> Side | None:
             if pooled is None:
                 return None
-            has_tokens = tokens is not None and tokens.shape[1] > 1
+            has_tokens, mask = tokens is not None and tokens.shape[1] > 1, inputs.get(f"{name}_attention_mask")
             mask = mask[:, 1:] if has_tokens and mask is not None else None
-            return Side(pooled, tokens[:, 1:] if has_tokens else None, mask, batch.get(index))
+            return Side(pooled, tokens[:, 1:] if has_tokens else None, mask, batch.get(f"{name}_index"))
 
         return Encoded(
-            side(output.image_embeds, output.image_last_hidden_state, batch.get("image_attention_mask"), "image_index"),
-            side(output.text_embeds, output.text_last_hidden_state, batch.get("text_attention_mask"), "text_index"),
+            side("image", output.image_embeds, output.image_last_hidden_state),
+            side("text", output.text_embeds, output.text_last_hidden_state),
             logit_scale=model.get_logit_scale(),
             logit_bias=getattr(model, "logit_bias", None),
         )
@@ -117,4 +117,15 @@ MODEL_INPUTS = (
 )
 """Columns of a batch that go into the model."""
 
-__all__ = ["MODEL_INPUTS", "NEEDS", "Objective"]
+
+def model_inputs(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The columns of a batch that go into the model. A mask of tokens does not go with pooled vectors alone."""
+    found = {name: batch[name] for name in MODEL_INPUTS if batch.get(name) is not None}
+    for side in ("image", "text"):
+        embeds = found.get(f"{side}_embeds")
+        if embeds is not None and embeds.ndim == 2:
+            found.pop(f"{side}_attention_mask", None)
+    return found
+
+
+__all__ = ["MODEL_INPUTS", "NEEDS", "Objective", "model_inputs"]

@@ -103,9 +103,16 @@ def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str,
     return load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
 
 
+UNREACHED = (
+    *("text_projection.", "text_token_projection.", "text_pooling.", "visual_token_projection."),
+    *("logit_scale", "logit_bias"),
+)
+"""How names of an Adaptor's parameters start that an image's one embedding never reaches."""
+
+
 def matched_hidden_size(model: AdaptorModel, num_logits: int = 1) -> int:
     """Hidden width of a two-layer head on the raw tower that has as many parameters as the Adaptor has to train."""
-    names = ("text_projection.", "logit_scale", "logit_bias", "vision_model.", "text_model.")
+    names = (*UNREACHED, "vision_model.", "text_model.")
     wanted = sum(value.numel() for name, value in model.named_parameters() if not name.startswith(names))
     # Linear without bias, batch norm's two a channel, and the linear layer on top.
     return math.ceil((wanted - num_logits) / (model.config.vision_hidden_size + 2 + num_logits))
@@ -118,6 +125,7 @@ def saved_controls(model: str | os.PathLike) -> dict[str, str]:
 
 
 __all__ = [
+    "UNREACHED",
     "checkpoint_name",
     "load_systems",
     "matched_hidden_size",

@@ -18,7 +18,7 @@ from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import error_text
 from ..towers_adaptor import VisionTower
-from .controls import named
+from .controls import UNREACHED, named
 from .data import LabelledData, training_subset
 from .probe import check_labels
 from .runs import RunList, finish_run, subgroup_columns
@@ -72,10 +72,9 @@ def trainable_model(
     else:
         classifier.adaptor.requires_grad_(True)
         # What images never reach must not count as trained.
-        classifier.adaptor.text_projection.requires_grad_(False)
-        classifier.adaptor.logit_scale.requires_grad_(False)
-        if classifier.adaptor.logit_bias is not None:
-            classifier.adaptor.logit_bias.requires_grad_(False)
+        for name, parameter in classifier.adaptor.named_parameters():
+            if name.startswith(UNREACHED):
+                parameter.requires_grad_(False)
     return classifier
 
 

@@ -20,6 +20,9 @@ class AdaptorTrainingArguments(TrainingArguments):
     r"""
     [`~transformers.TrainingArguments`] for contrastive pre-training on cached embeddings.
 
+    In Python the defaults are the paper's, whatever the size of the data; `train_pretrain.py` without `--recipe` takes
+    those of the recipe `small` where they would give fewer than 2,000 optimizer steps (`training.recipe_choice`).
+
     Defaults that differ from `TrainingArguments`, and why ("reference" is the code of arXiv 2401.01179):
 
     | argument | default | why |

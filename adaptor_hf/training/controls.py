@@ -4,7 +4,7 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -19,8 +19,10 @@ from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import AdaptorObjective, Objective
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
+from .pair_batches import side_of_column
 from .pair_evaluation import embed_pairs
 from .systems import System
 from .trainer import AdaptorTrainer
@@ -91,7 +93,7 @@ class ShuffledPairs(Dataset):
     def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
         batch = self.pairs.__getitems__(rows)
         other = self.pairs.__getitems__(self.partner[np.asarray(rows)])
-        return batch | {name: other[name] for name in ("text_embeds", "text_row")}
+        return batch | {name: value for name, value in other.items() if side_of_column(name) == "text"}
 
 
 def evaluate_retrieval(model: AdaptorModel, pairs: "EmbeddingCache", name: str) -> RetrievalResult:
@@ -122,9 +124,11 @@ def train_control(
     validation: "EmbeddingCache",
     arguments: AdaptorTrainingArguments,
     learning_rates: Sequence[float],
+    make_objective: Callable[[], Objective] = AdaptorObjective,
 ) -> tuple[AdaptorModel, float, float]:
     """
-    Train once a learning rate and keep the best epoch of the best rate, both by mean recall on validation.
+    Train once a learning rate and keep the best epoch of the best rate, both by mean recall on validation. Each
+    training has an objective of its own.
 
     Returns:
         `tuple[AdaptorModel, float, float]`: The model, its learning rate and its validation mean recall.
@@ -149,6 +153,7 @@ def train_control(
                     report_to=[],
                     disable_tqdm=True,
                 ),
+                objective=make_objective(),
                 train_dataset=train,
                 eval_dataset=validation,
                 keep_best=keep,
@@ -166,17 +171,19 @@ def train_controls(
     validation: "EmbeddingCache",
     arguments: AdaptorTrainingArguments,
     learning_rates: Sequence[float],
+    make_objective: Callable[[], Objective] = AdaptorObjective,
 ) -> list[System]:
     """
-    The Adaptor and its controls on one cache: all that is trained gets the same learning rates, epochs, batch and
-    seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses modalities:
-    their spaces are not comparable.
+    The Adaptor and its controls on one cache: all that is trained gets the same objective, learning rates, epochs,
+    batch and seed, and its rate and epoch are chosen on validation. The raw towers are no control of what crosses
+    modalities: their spaces are not comparable.
 
     Args:
         config (`AdaptorConfig`): The Adaptor's.
         train, validation (`EmbeddingCache`): Views with pairs only.
         arguments (`AdaptorTrainingArguments`): Epochs, batch, seed and the rest of the run.
         learning_rates (`Sequence[float]`): The shared grid.
+        make_objective (`Callable`): Gives the run's objective anew, which all that is trained minimises.
 
     Returns:
         `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs),
@@ -189,7 +196,7 @@ def train_controls(
             shape = config.with_aligner(control.aligner)
         pairs = ShuffledPairs(train, arguments.seed) if control.shuffled else train
         logger.info(f"Control: {control.name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
-        model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates)
+        model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates, make_objective)
         model = model.to(arguments.device).eval()
         systems.append(System(key, model, learning_rate=learning_rate, validation_mean_recall=score))
     for key in controls_made("built"):

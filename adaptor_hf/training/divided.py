@@ -65,7 +65,8 @@ def of_all_processes(work: Callable[[], dict[str, torch.Tensor]], device: torch.
     What every process made of its batches, one after the other in the order of the processes, on every process.
 
     Args:
-        work (`Callable`): Gives `(n, ...)` tensors by name; n differs between processes and is 0 where it gives none.
+        work (`Callable`): Gives `(n, ...)` tensors by name; n may differ between processes and
+            be 0, or the name be missing.
         device (`torch.device`): Where a process without batches makes its part.
 
     Returns:
@@ -73,7 +74,7 @@ def of_all_processes(work: Callable[[], dict[str, torch.Tensor]], device: torch.
 
     Raises:
         RuntimeError: on the others, where the work of one process failed: they do not wait for it.
-        ValueError: processes have different columns.
+        ValueError: a column is of another dtype or shape on another process.
     """
     found: dict[str, torch.Tensor] = {}
     failed: Exception | None = None
@@ -91,17 +92,17 @@ def of_all_processes(work: Callable[[], dict[str, torch.Tensor]], device: torch.
     for rank, one in enumerate(told):
         if isinstance(one, str):
             raise RuntimeError(f"Process {rank} failed in the evaluation: {one}")
-    kinds = [{name: kind for name, (_, *kind) in one.items()} for one in told if one]
-    if other := next((kind for kind in kinds if kind != kinds[0]), None):
-        names = sorted(name for name in kinds[0] | other if kinds[0].get(name) != other.get(name))
-        raise ValueError(
-            f"Batches of one data set differ between processes in {', '.join(names)}: a column is missing, or of "
-            "another dtype or shape. Give all rows the same columns."
-        )
+    kinds: dict[str, tuple] = {}
+    for name, (_, *kind) in (item for one in told for item in one.items()):
+        if kinds.setdefault(name, kind) != kind:
+            raise ValueError(
+                f"The column {name} is of another dtype or shape in other batches of one data set: {kinds[name]} and "
+                f"{kind}. Give all rows the same."
+            )
     together, gather = {}, Gather.of_processes()
-    for name, (dtype, shape) in (kinds[0] if kinds else {}).items():
+    for name, (dtype, shape) in kinds.items():
         mine = found.pop(name) if name in found else torch.empty((0, *shape), dtype=dtype, device=device)
-        together[name] = gather.rows(mine, [one[name][0] if one else 0 for one in told])
+        together[name] = gather.rows(mine, [one[name][0] if name in one else 0 for one in told])
     return together
 
 

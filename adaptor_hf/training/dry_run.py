@@ -10,6 +10,7 @@ from ..data.stored_arguments import kept_of_images, kept_of_texts
 from ..embeddings.estimate import ROWS, TEXTS, Estimate, estimate_cache, first_rows_of_texts, gigabytes
 from ..embeddings.place import place_of_cache
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import known_objectives
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import embedding_options, loaded_towers
 from .script_arguments import DataArguments, ModelArguments
@@ -78,6 +79,11 @@ def estimate_run(
         stored.table(),
         f"  texts: {describe_coverage(Path(model_arguments.text_tower).name, coverage, length)}",
     ]
+    made = model_arguments.objective.made
+    if known_objectives().get(made.name) is not made:
+        lines.append(
+            f"  Steps are those of the model's own loss: what the objective {made.__name__} adds is not measured."
+        )
     if coverage.unknown > 0.01 or coverage.tokens_per_word > 2.5:
         lines.append(
             "  The text tower seems not to know this language or notation: a multilingual or national one may."

@@ -1,4 +1,4 @@
-"""A batch of pairs: made of what a data set gives, what it holds beside the model's inputs, what is wrong with one."""
+"""A batch of pairs, an open dictionary: how it is made of examples, which columns are whose, what is wrong with one."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..objectives.base import MODEL_INPUTS
+from ..objectives.base import MODEL_INPUTS, model_inputs
 from ..objectives.positives import POSITIVE_COLUMN, positive_ids
 
-# What a batch of the cache says about its rows, and what the model does not take.
-ROW_COLUMNS = ("text_row", "study", "row", "source")
 IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask", "regions", "shallow")
 TEXT_COLUMNS = (
     "input_ids",
@@ -28,9 +26,9 @@ class PairCollator:
     """
     Collator of any data set of pairs: a batch that is finished stays as it is, single examples are stacked.
 
-    Of an example it takes `pixel_values` or `image_embeds`, `input_ids` or `text_embeds`, their masks, and `text_row`,
-    `study`, `row`, `source`; tensors, arrays and lists of numbers alike, decimals of lists as float32. Other columns
-    are left out.
+    Of examples with `pixel_values` or `image_embeds`, and `input_ids` or `text_embeds`, it stacks every column of
+    numbers: tensors, arrays and lists alike, decimals of lists as float32. What is none, such as words or pictures, is
+    left out. All that are no inputs of the model reach the objective under their own names.
 
     Args:
         pad (`Callable`, *optional*): `pad` of a tokenizer, for `input_ids` of different lengths.
@@ -42,23 +40,22 @@ class PairCollator:
     def __call__(self, batch: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """
         Raises:
-            ValueError: examples without image or text inputs, or of different shapes.
+            ValueError: examples without image or text inputs, or a column whose rows are of different shapes or
+                missing in some (named).
         """
         if isinstance(batch, Mapping):
             return with_text_rows(dict(batch))
-        known = [name for name in (*IMAGE_COLUMNS, *TEXT_COLUMNS, *ROW_COLUMNS) if name in batch[0]]
-        if isinstance(batch[0].get("source"), str):
-            # What data sets of the hub, and public ones, call so: a file and row, an address.
-            known.remove("source")
+        known = dict.fromkeys(name for example in batch for name in example)
         if not {"pixel_values", "image_embeds"} & set(known) or not {"input_ids", "text_embeds"} & set(known):
             raise ValueError(
                 "Examples of pairs need pixel_values or image_embeds, and input_ids or text_embeds; these have "
                 f"{', '.join(map(str, batch[0]))}. Make them with the model's processor, or give a data_collator."
             )
-        padded = self._padded(batch, [name for name in TEXT_COLUMNS[:3] if name in known])
-        return with_text_rows(
-            {name: padded[name] if name in padded else self._stacked(batch, name) for name in (*known, *padded)}
+        padded = self._padded(
+            batch, [name for name in ("input_ids", "attention_mask", "token_type_ids") if name in known]
         )
+        columns = {name: padded[name] if name in padded else _stacked(batch, name) for name in (*known, *padded)}
+        return with_text_rows({name: value for name, value in columns.items() if value is not None})
 
     def _padded(self, batch: Sequence[Mapping[str, Any]], names: list[str]) -> Mapping[str, torch.Tensor]:
         if "input_ids" not in names or len({len(example["input_ids"]) for example in batch}) == 1:
@@ -70,19 +67,50 @@ class PairCollator:
             )
         return self.pad([{name: example[name] for name in names} for example in batch], return_tensors="pt")
 
-    @staticmethod
-    def _stacked(batch: Sequence[Mapping[str, Any]], name: str) -> torch.Tensor:
-        values = [_tensor(example[name]) for example in batch]
-        if len(shapes := {tuple(value.shape) for value in values}) > 1:
-            one, other = sorted(shapes)[:2]
-            raise ValueError(f"{name} of a batch are of different shapes, such as {one} and {other}.")
-        return torch.stack(values)
+
+def _stacked(batch: Sequence[Mapping[str, Any]], name: str) -> torch.Tensor | None:
+    """A column of all examples; None where it is no column of numbers."""
+    given = [example.get(name) for example in batch]
+    there = [value for value in given if value is not None]
+    values = [_tensor(value, name) for value in there]
+    if not values or any(value is None for value in values):
+        return None
+    if len(values) < len(batch):
+        raise ValueError(
+            f"{name} is missing in {len(batch) - len(values)} of the {len(batch)} examples of a batch. Fill it, with "
+            f"NaN or -1, say, or leave it out of the data set{_leave_out(name)}."
+        )
+    if len(shapes := {tuple(value.shape) for value in values}) > 1:
+        one, other = sorted(shapes)[:2]
+        raise ValueError(
+            f"{name} of a batch are of different shapes, such as {one} and {other}. Make them alike, with padding, "
+            f"say, or leave the column out of the data set{_leave_out(name)}."
+        )
+    return torch.stack(values)
 
 
-def _tensor(value: Any) -> torch.Tensor:
+def _leave_out(name: str) -> str:
+    return "" if name in MODEL_INPUTS else f" (datasets: remove_columns({name!r}))"
+
+
+def _tensor(value: Any, name: str) -> torch.Tensor | None:
     if isinstance(value, torch.Tensor):
         return value
-    array = np.asarray(value)
+    leaf = value
+    while isinstance(leaf, list | tuple) and len(leaf):
+        leaf = leaf[0]
+    # numpy would make an array of a picture, too.
+    if not isinstance(leaf, int | float | np.generic | np.ndarray | torch.Tensor | list | tuple):
+        return None
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise ValueError(
+            f"{name} of an example is a list of lists of different lengths. Pad them, or leave the column out of the "
+            f"data set{_leave_out(name)}."
+        ) from None
+    if array.dtype.kind not in "biuf":
+        return None
     # A list of decimals says nothing of their precision.
     return torch.from_numpy(array.astype(np.float32) if array.dtype == np.float64 else array)
 
@@ -103,7 +131,7 @@ def with_text_rows(batch: dict[str, Any]) -> dict[str, Any]:
     if "text_row" in batch or name is None:
         return batch
     texts = batch[name]
-    mask = batch.get("attention_mask" if name == "input_ids" else "text_attention_mask")
+    mask = model_inputs(batch).get("attention_mask" if name == "input_ids" else "text_attention_mask")
     if mask is not None:
         texts = texts.masked_fill(mask.reshape(mask.shape + (1,) * (texts.ndim - mask.ndim)) == 0, 0)
     rows = texts.detach().cpu().flatten(1)
@@ -117,22 +145,35 @@ def with_text_rows(batch: dict[str, Any]) -> dict[str, Any]:
 def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What a batch says beside the model's inputs, whatever its columns are called; and those inputs."""
     inputs = with_text_rows(dict(inputs))
-    of_model = {name: inputs[name] for name in MODEL_INPUTS if name in inputs}
+    of_model = model_inputs(inputs)
     return {name: value for name, value in inputs.items() if name not in of_model}, of_model
+
+
+def _not_finite(columns: Mapping[str, Any], rows_of_split: torch.Tensor | None) -> str:
+    """Columns with NaN or infinity, and in which rows; of images and texts that differ in number a row is neither."""
+    found = []
+    for name, values in columns.items():
+        if not (isinstance(values, torch.Tensor) and values.is_floating_point() and values.ndim):
+            continue
+        broken = ~values.reshape(len(values), -1).isfinite().all(1)
+        if broken.any():
+            known = rows_of_split is not None and len(rows_of_split) == len(broken)
+            rows = (rows_of_split[broken] if known else broken.nonzero()[:, 0]).tolist()
+            where = "rows" if known else "places in the batch"
+            found.append(f"{name} of {where} {rows[:10]}{' and more' if len(rows) > 10 else ''}")
+    return "; ".join(found)
 
 
 def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
     """Which rows of a batch hold NaN or infinity, by their row in the split, without naming a patient."""
-    bad = []
-    for name in ("image_embeds", "text_embeds"):
-        if name in inputs:
-            finite = inputs[name].flatten(1).isfinite().all(1)
-            rows = inputs.get("row", torch.arange(len(finite)))[~finite].tolist()
-            if rows:
-                where = "rows" if "row" in inputs else "places in the batch"
-                bad.append(f"{name} of {where} {rows[:10]}{' and more' if len(rows) > 10 else ''}")
-    if bad:
-        return f"The loss is {loss.item()}: NaN or infinity in {'; '.join(bad)}. Rebuild or verify the embedding cache."
+    of_model = model_inputs(inputs)
+    if bad := _not_finite(of_model, inputs.get("row")):
+        return f"The loss is {loss.item()}: NaN or infinity in {bad}. Rebuild or verify the embedding cache."
+    if bad := _not_finite({name: inputs[name] for name in inputs if name not in of_model}, inputs.get("row")):
+        return (
+            f"The loss is {loss.item()} although the model's inputs are finite: NaN or infinity in {bad}. Fill them, "
+            "or let the objective leave them out."
+        )
     return (
         f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
         "learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
@@ -152,7 +193,6 @@ def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
 
 __all__ = [
     "POSITIVE_COLUMN",
-    "ROW_COLUMNS",
     "PairCollator",
     "check_last_batch",
     "describe_bad_batch",

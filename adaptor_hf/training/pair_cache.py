@@ -118,9 +118,9 @@ def next_run(cache: Path, output_dir: str | os.PathLike, more: Mapping[str, str]
         more: Further options by name.
     """
     if is_private():
-        recipe = f"--recipe {more['recipe']}, " if more and "recipe" in more else ""
+        recipe = f" --recipe {more['recipe']}," if more and "recipe" in more else ""
         return (
-            f"Next run: train_pretrain.py with {recipe}--private, the same --key_file, and --cache with this cache's "
+            f"Next run: train_pretrain.py with --private, the same --key_file,{recipe} and --cache with this cache's "
             "folder."
         )
     more = dict(more or {})

@@ -15,7 +15,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from .base_trainer import global_random_state_kept
 from .divided import length_of, of_all_processes, read_batches
-from .pair_batches import PairCollator, split_inputs
+from .pair_batches import PairCollator, side_of_column, split_inputs
 
 if TYPE_CHECKING:
     from .pair_evaluation import PairEvaluator
@@ -105,6 +105,9 @@ def embed_pairs(
         raise ValueError("The split to evaluate on is empty.")
     rows = {name: value for name, value in found.items() if not name.startswith(_OF_BATCHES)}
     of_batches = {name.removeprefix(_OF_BATCHES): value for name, value in found.items() if name not in rows}
+    count = len(rows["image_embeds"])
+    if short := [name for name, value in rows.items() if len(value) != count]:
+        raise ValueError(f"The column {short[0]} is missing in some batches: give all rows the same columns.")
     return PairEmbeddings(rows, of_batches, batch_rows)
 
 
@@ -129,8 +132,8 @@ def _pairs(encoded: Encoded, rows: dict[str, torch.Tensor], columns: Collection[
         )
 
     def chosen(name: str, values: torch.Tensor) -> torch.Tensor:
-        of_text_side = name.startswith("text_") or len(values) != len(images)
-        return values[of_texts if of_text_side else of_images]
+        side = side_of_column(name)
+        return values[of_texts if side == "text" or (side == "row" and len(values) != len(images)) else of_images]
 
     kept = {
         name: chosen(name, values)

@@ -14,9 +14,10 @@ from ..embeddings.ranks import Ranks
 from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, known_objectives
+from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, SigLIPObjective, known_objectives
 from .arguments import more_is_better
 from .base_trainer import Evaluator
+from .needs import with_needs
 from .pair_batches import split_inputs
 from .pair_embeddings import PairEmbeddings, as_they_were, embed_pairs
 
@@ -96,9 +97,9 @@ class Retrieval(PairEvaluator):
     so on, and `NAME_num_pairs`. All other names are of all sources together.
 
     Args:
-        objective (`Objective`, *optional*): After its `setup`. By default that of the trainer, and without one the
-            paper's.
-        positives (`str`): Of the paper's objective without a trainer, as of [`AdaptorTrainingArguments`].
+        objective (`Objective`, *optional*): After its `setup`. By default that of the trainer, and without one that of
+            the model's own loss: the paper's, or with a `logit_bias` SigLIP's.
+        positives (`str`): Of the objective without a trainer, as of [`AdaptorTrainingArguments`].
 
     Raises:
         TypeError: `objective` is no `Objective`.
@@ -138,10 +139,7 @@ class Retrieval(PairEvaluator):
             terms = {name: values.mean().item() for name, values in embeds.of_batches.items()}
             terms["loss_batch_size"] = embeds.batch_rows
         else:
-            objective = self.objective
-            if objective is None:
-                objective = AdaptorObjective(self.positives)
-                objective.setup(model, None)
+            objective = objective_of(model, self.positives) if self.objective is None else self.objective
             terms = fixed_batch_terms(objective, model, embeds)
         num_pairs = len(embeds["image_embeds"])
         terms |= {"num_pairs": num_pairs, "logit_scale": model.get_logit_scale().exp().item()}
@@ -188,6 +186,13 @@ def source_metrics(embeds: dict[str, torch.Tensor], sources: Sequence[str]) -> d
     return found
 
 
+def objective_of(model: AdaptorModel, positives: str) -> Objective:
+    """What a model's `forward` takes for its loss: the paper's, or SigLIP's of one with a `logit_bias`."""
+    objective = (AdaptorObjective if getattr(model, "logit_bias", None) is None else SigLIPObjective)(positives)
+    objective.setup(model, None)
+    return objective
+
+
 def fixed_batch_terms(objective: Objective, model: AdaptorModel, embeds: dict[str, torch.Tensor]) -> dict[str, float]:
     """Mean of each term of an objective over batches of one size, in the dataset's order, and that size."""
     size = min(LOSS_ROWS, len(embeds["image_embeds"]))
@@ -205,9 +210,8 @@ def fixed_batch_terms(objective: Objective, model: AdaptorModel, embeds: dict[st
 def fixed_batch_loss(
     model: AdaptorModel, embeds: dict[str, torch.Tensor], positives: torch.Tensor | None
 ) -> dict[str, float]:
-    """[`fixed_batch_terms`] of the paper's objective; rows of equal `positives` `(N,)` are no negatives."""
-    objective = AdaptorObjective("pair" if positives is None else "text")
-    objective.setup(model, None)
+    """[`fixed_batch_terms`] of the model's own loss; rows of equal `positives` `(N,)` are no negatives."""
+    objective = objective_of(model, "pair" if positives is None else "text")
     return fixed_batch_terms(objective, model, embeds if positives is None else {**embeds, "text_row": positives})
 
 
@@ -270,7 +274,7 @@ def evaluate_in_training(
     trainer: AdaptorTrainer, dataset: Dataset, embeds: bool = False
 ) -> tuple[PairEmbeddings | None, dict[str, float]]:
     """[`evaluate_pairs`] as a trainer has been told to, by all its processes together."""
-    args = trainer.args
+    args, dataset = trainer.args, with_needs(trainer.objective, dataset)
     return evaluate_pairs(
         trainer.model,
         dataset,
@@ -287,7 +291,7 @@ def evaluate_in_training(
 
 def refuse_same_names(*names: Iterable[str]) -> None:
     """Raise ValueError where several evaluators give a metric of one name."""
-    counts = Counter(name for some in names for name in set(some))
+    counts = Counter(name for some in names for name in dict.fromkeys(some))
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
             f"Several evaluators give the metric {twice[0]!r}: only one of the values would be seen. Leave one of them "

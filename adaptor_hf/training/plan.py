@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..data.places import several
 from ..embeddings.place import place_of_cache
+from ..evaluation.retrieval import chance_retrieval
 from ..privacy.mode import is_private
 from ..towers.check import is_on_this_machine
 from .arguments import AdaptorTrainingArguments
@@ -22,10 +23,14 @@ from .summary import fitted_batch, number_of_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from transformers import Trainer
 
     from ..embeddings import EmbeddingCache
 
 SPLITS = ("train", "validation", "test")
+FEW_HELD_OUT = 100
+"""Under so many patients (pairs, where patients are unknown) the choice of an epoch is said to rest on few: a recall of
+.3 over 100 independent queries has a standard error of .05, more than what epochs next to each other differ by."""
 
 
 @dataclass(frozen=True)
@@ -122,17 +127,13 @@ def _place(data: DataArguments, training: AdaptorTrainingArguments) -> str:
     return f"kept in {place_of_cache(training.output_dir, data.cache_dir)}"
 
 
-FEW_HELD_OUT = 100
-"""Under so many patients (pairs, where patients are unknown) the choice of an epoch is said to rest on few: a recall of
-.3 over 100 independent queries has a standard error of .05, more than what epochs next to each other differ by."""
-
-
 def describe_kept(
     history: list[dict[str, float]],
     best_step: int | None,
     metric: str,
     epochs: float,
     validation: Part | None,
+    chance: float | None = None,
 ) -> str:
     """
     Which epoch a run has kept, and on how many pairs and patients it was chosen.
@@ -143,18 +144,40 @@ def describe_kept(
         metric (`str`): That chose it, such as `eval_mean_recall`.
         epochs (`float`): Of the whole run.
         validation (`Part`, *optional*): Of the split that it was chosen on.
+        chance (`float`, *optional*): What a random order scores there, where the metric is the mean recall.
     """
     metric = metric if metric.startswith("eval_") else f"eval_{metric}"
     found = next((entry for entry in history if entry.get("step") == best_step and metric in entry), None)
     if found is None or validation is None:
-        return "Kept: the last epoch; nothing was held out to choose one on"
-    of = f" of {validation.patients:,} patients" if validation.patients else ""
-    few = ": few" if (validation.patients or validation.pairs) < FEW_HELD_OUT else ""
-    value = found[metric]
-    shown = f"{value:.3f}" if math.isfinite(value) else str(value)
+        return "Kept: the last epoch; none was chosen on held-out pairs"
     name = metric.removeprefix("eval_").replace("_", " ")
-    kept = f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {shown}"
-    return f"{kept} on {validation.pairs:,} pairs{of}{few}"
+    beside = f" (chance {chance:.3f})" if chance is not None and name == "mean recall" else ""
+    patients = f" of {validation.patients:,} patients" if validation.patients else ""
+    few = ": few" if (validation.patients or validation.pairs) < FEW_HELD_OUT else ""
+    return (
+        f"Kept: epoch {found['epoch']:.4g} of {epochs:.4g}, validation {name} {found[metric]:.3f}{beside} "
+        f"on {validation.pairs:,} pairs{patients}{few}"
+    )
 
 
-__all__ = ["FEW_HELD_OUT", "Part", "describe_kept", "describe_plan", "pairs_of", "parts_of_cache", "parts_of_table"]
+def kept_epoch(trainer: Trainer, validation: EmbeddingCache | None) -> str:
+    """The line of [`describe_kept`] for a run that has ended."""
+    arguments, state = trainer.args, trainer.state
+    best = state.best_global_step if arguments.load_best_model_at_end else None
+    if validation is None:
+        return describe_kept(state.log_history, None, arguments.metric_for_best_model, state.num_train_epochs, None)
+    chance = chance_retrieval(torch.from_numpy(validation.text_rows))["mean_recall"]
+    part = parts_of_cache(validation)["validation"]
+    return describe_kept(state.log_history, best, arguments.metric_for_best_model, state.num_train_epochs, part, chance)
+
+
+__all__ = [
+    "FEW_HELD_OUT",
+    "Part",
+    "describe_kept",
+    "describe_plan",
+    "kept_epoch",
+    "pairs_of",
+    "parts_of_cache",
+    "parts_of_table",
+]

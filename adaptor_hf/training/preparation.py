@@ -23,6 +23,7 @@ from ..progress import no_bars_in_a_log
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import find_checkpoint
 from .early_checks import check_best_metric, check_optimizer, check_trackers
+from .needs import check_labels, check_stored_options
 from .pair_cache import check_sources, embed_pairs
 from .pairs import TrainingPairs, contrastive_splits
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
@@ -66,9 +67,12 @@ def check_before_start(
         OSError, ValueError: naming the option.
     """
     check_together(data, model, run, training)
+    # Its code may refuse an option, and the processes may have different files of it.
+    model.make_objective()
     check_sources(data, model)
     check_trackers(training.report_to)
     if data.cache is None:
+        check_stored_options(model.objective.made, data)
         names = list(source_arguments(data))
         check_best_metric(training, names if len(names) > 1 else ())
         check_weights_of(training, len(names))
@@ -118,6 +122,7 @@ def cache_of_pairs(
         check_best_metric(training, cache.source_names)
         check_weights_of(training, max(1, len(cache.source_names)))
         return cache
+    check_labels(model.objective.made, pairs.dataset.column_names)
     ranks = Ranks()
     folder = ranks.on_main(lambda: place_of_cache(training.output_dir, data.cache_dir))
     rebuild = data.rebuild

@@ -17,7 +17,8 @@ SHOWN = {
     "eval_loss": ("evaluation loss", ".4f"),
 }
 MEAN_RECALL = "eval_mean_recall"
-
+NOT_OF_AN_EPOCH = {"learning_rate", "grad_norm", "epoch", "step", "num_input_tokens_seen"}
+"""Of a training log entry what the line of an epoch leaves out; the loss and the objective's terms it has."""
 
 LINES = 100
 """Of a kind (epochs, training, evaluation) in a log, at most; `trainer_state.json` has every entry."""
@@ -25,15 +26,15 @@ LINES = 100
 
 class ProgressLines(TrainerCallback):
     """
-    In place of Trainer's bar in steps and its printed dictionaries: of each epoch its loss, what evaluation gave, the
-    best so far and the time left; where training or evaluation is logged by steps, a line an entry. A terminal gets the
-    same lines, above a bar with pairs a second.
+    In place of Trainer's bar in steps and its printed dictionaries: of each epoch its loss with the terms of the
+    objective, mean recall on validation, the best so far and the time left; where training or evaluation is logged by
+    steps, a line an entry. A terminal gets the same lines, above a bar with pairs a second.
     """
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self.shown: dict[str, int] = {}
-        self.loss: float | None = None
+        self.of_training: dict[str, float] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
         self.pairs_a_step = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
@@ -56,15 +57,11 @@ class ProgressLines(TrainerCallback):
         if not state.is_world_process_zero:
             return
         evaluated = any(name.startswith("eval_") for name in logs)
-        by_epoch = {True: args.eval_strategy, False: args.logging_strategy}[evaluated] == "epoch"
-        if by_epoch and "loss" in logs and args.eval_strategy == "epoch":
-            # The evaluation of this epoch follows.
-            self.loss = float(logs["loss"])
-            return
-        if by_epoch and (evaluated or "loss" in logs):
-            loss = logs.get("loss", self.loss)
-            self.loss = None
-            self._show("epoch", self._epoch(args, state, loss, logs), state)
+        if (args.eval_strategy if evaluated else args.logging_strategy) == "epoch":
+            if "loss" in logs:
+                self.of_training = logs
+            if evaluated or args.eval_strategy != "epoch":
+                self._end_epoch(args, state, logs if evaluated else {})
             return
         values = [f"{label} {float(logs[name]):{form}}" for name, (label, form) in SHOWN.items() if name in logs]
         if values:
@@ -72,25 +69,31 @@ class ProgressLines(TrainerCallback):
             line = f"step {state.global_step:,} of {state.max_steps:,}, epoch {state.epoch or 0:.4g}: "
             self._show(kind, line + ", ".join(values), state)
 
-    def _epoch(self, args: TrainingArguments, state: TrainerState, loss: float | None, logs: dict) -> str:
-        values = [] if loss is None else [f"loss {float(loss):.4f}"]
-        if MEAN_RECALL in logs:
-            values.append(f"validation mean recall {logs[MEAN_RECALL]:.3f}")
-        chosen_by = args.metric_for_best_model or MEAN_RECALL
-        chosen_by = chosen_by if chosen_by.startswith("eval_") else f"eval_{chosen_by}"
-        if chosen_by in logs:
-            # Trainer compares after this.
-            choose = max if args.greater_is_better in (None, True) else min
-            entries = [entry for entry in state.log_history if chosen_by in entry]
-            best = choose(entries, key=lambda entry: entry[chosen_by])
-            what = "" if chosen_by == MEAN_RECALL else f" {chosen_by.removeprefix('eval_').replace('_', ' ')}"
-            values.append(f"best{what} {best[chosen_by]:.3f} (epoch {best['epoch']:.4g})")
-        epochs = state.epoch or 0
-        return f"epoch {epochs:.4g}/{state.num_train_epochs:.4g}: {', '.join(values)}"
+    def on_epoch_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs):
+        # Of an epoch that was not evaluated, such as before eval_delay.
+        if state.is_world_process_zero and self.of_training:
+            self._end_epoch(args, state, {})
+
+    def _end_epoch(self, args: TrainingArguments, state: TrainerState, evaluation: dict[str, float]) -> None:
+        logs, self.of_training = self.of_training, {}
+        values = [f"{name} {float(value):.4f}" for name, value in logs.items() if name not in NOT_OF_AN_EPOCH]
+        if MEAN_RECALL in evaluation:
+            values.append(f"validation mean recall {evaluation[MEAN_RECALL]:.3f}")
+        name = args.metric_for_best_model or MEAN_RECALL
+        name = name if name.startswith("eval_") else f"eval_{name}"
+        # Trainer notes the best one only after this.
+        entries = [entry for entry in state.log_history if name in entry]
+        if entries and name in evaluation:
+            best = (min if args.greater_is_better is False else max)(entries, key=lambda entry: entry[name])
+            what = "" if name == MEAN_RECALL else f" {name.removeprefix('eval_').replace('_', ' ')}"
+            values.append(f"best{what} {best[name]:.3f} (epoch {best.get('epoch', 0):.4g})")
+        if values:
+            line = f"epoch {state.epoch or 0:.4g}/{state.num_train_epochs:.4g}: "
+            self._show("epoch", line + ", ".join(values), state)
 
     def _show(self, kind: str, line: str, state: TrainerState) -> None:
         if self.bar is not None:
-            self.bar.write(line)
+            self.bar.write(line + self._rate(state))
         elif self._is_due(kind, state):
             print(line + self._rate(state), flush=True)
 

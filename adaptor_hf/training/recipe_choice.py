@@ -114,6 +114,9 @@ def choose_recipe(
         return recipe, model
     for name, value in changed.items():
         setattr(training, name, value)
+    if "global_batch_size" in changed and (fitted := fitted_batch(training, num_pairs)):
+        # Of a batch that nobody asked for, that it is less is no warning: the plan says what it is.
+        training.per_device_train_batch_size, training.global_batch_size = fitted, fitted * training.world_size
     return recipe, small_model
 
 

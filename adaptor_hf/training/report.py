@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from enum import Enum
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from ..hub import write_model_card
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import AdaptorObjective, Objective
 from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
 from ..towers_adaptor import load_text_processor
@@ -51,6 +52,7 @@ def report_run(
     dataset_name: str | None = None,
     learning_rates: list[float] | None = None,
     objective: Mapping[str, Any] | None = None,
+    make_objective: Callable[[], Objective] = AdaptorObjective,
     recipe: str | None = None,
 ) -> Path | None:
     """
@@ -68,6 +70,7 @@ def report_run(
         learning_rates (`list[float]`, *optional*): Train the controls too, over this grid.
         objective (`Mapping`, *optional*): What was minimised, as of `ModelArguments.objective_record`; by default the
             paper's.
+        make_objective (`Callable`): Gives it anew, for the controls.
         recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
 
     Returns:
@@ -81,7 +84,9 @@ def report_run(
         raise ValueError("--controls chooses on a validation split, and there is none.")
     systems = []
     if learning_rates:
-        systems = train_controls(model.config, views["train"], views["validation"], arguments, learning_rates)
+        systems = train_controls(
+            model.config, views["train"], views["validation"], arguments, learning_rates, make_objective
+        )
     if arguments.process_index > 0:
         return None
     if systems:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -86,10 +87,21 @@ def check_name(name: str) -> None:
         )
 
 
+def check_finite(means: dict[str, float], step: int) -> dict[str, float]:
+    """The means of terms, or a FloatingPointError where one is NaN or infinite."""
+    if broken := [name for name, value in means.items() if not math.isfinite(value)]:
+        raise FloatingPointError(
+            f"The term {broken[0]!r} of the objective became {means[broken[0]]} before step {step}, while the loss is "
+            "finite. It may be a mean of nothing: leave the term out of such a batch in the objective's forward, or "
+            "give 0."
+        )
+    return means
+
+
 def last_terms(log_history: Sequence[dict[str, float]]) -> dict[str, float]:
     """The terms of the last log line of training; the loss is not among them."""
     last = next((entry for entry in reversed(log_history) if "loss" in entry), {})
     return {name: value for name, value in last.items() if name != "loss" and not is_reserved(name)}
 
 
-__all__ = ["RESERVED", "RunningTerms", "check_name", "is_reserved", "last_terms", "totals"]
+__all__ = ["RESERVED", "RunningTerms", "check_finite", "check_name", "is_reserved", "last_terms", "totals"]

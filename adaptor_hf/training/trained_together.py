@@ -18,7 +18,7 @@ class TrainedTogether(nn.Module):
 
     Args:
         model (`AdaptorModel`), objective (`Objective`): Set up, on one device.
-        equal_counts (`bool`): All processes hold equally many rows.
+        equal_counts (`bool`): All processes hold equally many rows; images and texts too, without index columns.
 
     Raises:
         ValueError: the objective has parameters of the model among its own.
@@ -68,8 +68,10 @@ class TrainedTogether(nn.Module):
             encoded.logit_scale = self.model.get_logit_scale()
             encoded.logit_bias = getattr(self.model, "logit_bias", None)
         rows, _ = split_inputs(batch)
+        # Index columns say that images and texts differ in number, which processes then do not share.
+        equal_counts = self.equal_counts and not {"image_index", "text_index"} & batch.keys()
         with torch.autocast(encoded.logit_scale.device.type, enabled=False):
-            terms = self.objective(encoded, rows, Gather.of_processes(self.equal_counts))
+            terms = self.objective(encoded, rows, Gather.of_processes(equal_counts))
         check_terms(terms, type(self.objective).__name__)
         return terms
 
@@ -83,7 +85,7 @@ def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
     """
     Raises:
         TypeError: no dictionary of tensors.
-        ValueError: no `"loss"`, or a term that is no scalar.
+        ValueError: no `"loss"`, one without gradient while gradients are on, or a term that is no scalar.
     """
     if not isinstance(terms, dict) or not all(isinstance(value, torch.Tensor) for value in terms.values()):
         raise TypeError(f"forward of {objective} must return a dictionary of scalar tensors, got {_described(terms)}.")
@@ -94,6 +96,11 @@ def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
     for name, value in terms.items():
         if value.ndim:
             raise ValueError(f"The term {name!r} of {objective} is of shape {tuple(value.shape)}, not a scalar.")
+    if torch.is_grad_enabled() and not terms["loss"].requires_grad:
+        raise ValueError(
+            f"The loss of {objective} has no gradient: nothing that is trained is in it. Compute it of the embeddings "
+            "that forward is given, without detach, item or no_grad."
+        )
 
 
 def _described(terms: object) -> str:

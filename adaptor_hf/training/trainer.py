@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers.trainer import TRAINER_STATE_NAME, TRAINING_ARGS_NAME
 from transformers.trainer_utils import PredictionOutput
 
+from ..batch_norm_adaptor import batch_norm_over_ranks
 from ..embeddings.reader import EmbeddingCache
 from ..file_records import forget_manifest
 from ..files import write_aside
@@ -40,14 +41,15 @@ from .checkpoints import (
 from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
+from .needs import check_needs, with_needs
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch
 from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms
-from .trained_together import TrainedTogether
+from .terms import RunningTerms, check_finite
+from .trained_together import TrainedTogether, reaching
 
 logger = logging.getLogger(__name__)
 
@@ -154,12 +156,14 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All parameters decay, as in the reference; Trainer's own rule would spare biases and norms."""
-        return [name for name, _ in model.named_parameters()]
+        """All parameters decay, as in the reference, but for `logit_bias`: it says how rare pairs are."""
+        return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
 
     def _prepare_for_training(self, *args):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
         model = self.model
+        if self.args.grad_cache_batch_size is not None:
+            check_splits(self.objective, model.train())
         if self.accelerator.native_amp and not hasattr(model, "_original_forward"):
             # Evaluation calls the model itself, in the precision of training.
             self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
@@ -208,13 +212,18 @@ class AdaptorTrainer(BaseTrainer):
             # Without a graph there is nothing to exchange: the wrapper of several processes would only get in the way.
             return (model if torch.is_grad_enabled() else self.together)(part, encode_only=True)
 
+        def backward(loss: torch.Tensor) -> None:
+            if getattr(model, "require_backward_grad_sync", False):
+                loss = reaching(loss, self.together.parameters())
+            self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
+
         terms = backward_in_parts(
             inputs,
             self.args.grad_cache_batch_size,
             encode,
             lambda encoded: self.together.terms(encoded, inputs),
             self.together.parameters_of_the_loss(),
-            backward=lambda loss: self.accelerator.backward(loss / self.current_gradient_accumulation_steps),
+            backward=backward,
             no_sync=lambda: self.accelerator.no_sync(model),
         )
         return self._loss_of(terms, inputs) / self.current_gradient_accumulation_steps
@@ -249,6 +258,7 @@ class AdaptorTrainer(BaseTrainer):
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
+        self._open_with_needs()
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
@@ -260,6 +270,7 @@ class AdaptorTrainer(BaseTrainer):
             callbacks = [self.running_loss, StopOnSignal(signals)]
             for callback in callbacks:
                 self.add_callback(callback)
+            batch_norm_over_ranks(self.together, True)
             try:
                 return super().train(None if checkpoint is None else str(checkpoint), *args, **kwargs)
             except KeyboardInterrupt as interruption:
@@ -269,8 +280,20 @@ class AdaptorTrainer(BaseTrainer):
                     go_on = f"The last checkpoint is {saved[-1]}. Go on with the same command and {RESUME}."
                 raise type(interruption)(go_on) from None
             finally:
+                batch_norm_over_ranks(self.together, False)
                 for callback in callbacks:
                     self.remove_callback(callback)
+
+    def _open_with_needs(self) -> None:
+        """Data sets give what the objective needs from now on, or the message says what they lack."""
+        validation = self.eval_dataset if isinstance(self.eval_dataset, dict) else {"": self.eval_dataset}
+        for dataset, collator in [(self.train_dataset, self.data_collator)] + [
+            (part, self.eval_collator or self.data_collator) for part in validation.values() if part is not None
+        ]:
+            check_needs(self.objective, dataset, collator)
+        self.train_dataset = with_needs(self.objective, self.train_dataset)
+        opened = {name: with_needs(self.objective, part) for name, part in validation.items()}
+        self.eval_dataset = opened if isinstance(self.eval_dataset, dict) else opened[""]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_objective_state(self.objective, Path(resume_from_checkpoint))
@@ -344,7 +367,7 @@ class AdaptorTrainer(BaseTrainer):
                 f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
             )
         if loss is not None:
-            logs |= self.terms.take_means(self.args.world_size)
+            logs |= check_finite(self.terms.take_means(self.args.world_size), self.state.global_step)
         super().log(logs, start_time)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ..data.positive import spelling_key
+from ..embeddings.targets import TARGETS, target_values
 from ..evaluation.classification import MULTI, classification_metrics
 from ..evaluation.zero_shot import prompt_features, prompt_scores
 from ..modeling_adaptor import AdaptorModel
@@ -60,7 +61,7 @@ class ZeroShot(PairEvaluator):
         TypeError, ValueError: prompts of another form, naming the class.
     """
 
-    columns = ("targets",)
+    columns = (TARGETS,)
 
     def __init__(
         self,
@@ -101,7 +102,7 @@ class ZeroShot(PairEvaluator):
             self._scorable(self._truth(_targets_of_pairs(dataset), dataset))
 
     def measure(self, model: AdaptorModel, embeds: PairEmbeddings, dataset: Dataset) -> dict[str, float]:
-        given = embeds["targets"].cpu().numpy() if "targets" in embeds else _targets_of_pairs(dataset)
+        given = embeds[TARGETS].cpu().numpy() if TARGETS in embeds else _targets_of_pairs(dataset)
         truth, images = self._truth(given, dataset), embeds["image_embeds"]
         if len(truth) != len(images):
             raise ValueError(f"{len(truth)} rows have labels and {len(images)} embeddings: they must be the same rows.")
@@ -143,8 +144,8 @@ class ZeroShot(PairEvaluator):
         names = _feature_names(dataset) or self.classes
         if names is None:
             raise ValueError(
-                f"{self.name}: the column targets has no names of its {targets.shape[-1] if targets.ndim > 1 else ''}"
-                " classes here. Give ZeroShot(..., classes=[...]) in the order of the columns of the label table."
+                f"{self.name}: the column targets has no names for its classes here. Give ZeroShot(..., classes=[...]) "
+                "in the order of the label columns that the cache was built of, or of the class numbers."
             )
         if self.classes is not None and list(map(spelling_key, names)) != list(map(spelling_key, self.classes)):
             raise ValueError(f"{self.name}: classes are others than those of the data. {column_list(names, 'Its own')}")
@@ -227,23 +228,20 @@ def _has_pairs(dataset: Dataset) -> bool:
 def _feature_names(dataset: Dataset) -> list[str] | None:
     """Names of the columns or numbers of `targets`, where a data set of `datasets` has them."""
     features = getattr(dataset.pairs if _has_pairs(dataset) else dataset, "features", None) or {}
-    feature = features.get("targets")
+    feature = features.get(TARGETS)
     names = getattr(feature, "names", None) or getattr(getattr(feature, "feature", None), "names", None)
     return None if names is None else list(names)
 
 
 def _targets_of_pairs(dataset: Dataset) -> np.ndarray:
-    """The labels in the table of a cache, `(N,)` or `(N, C)` float64, NaN where there is none."""
-    if not _has_pairs(dataset) or "targets" not in dataset.pairs.column_names:
+    """The labels in the table of a cache, as of `target_values`."""
+    if not _has_pairs(dataset) or TARGETS not in dataset.pairs.column_names:
         raise ValueError(
             "ZeroShot needs labels, and this data set has no targets. Build the cache from a table with labels "
             "(load_table of adaptor_hf.tasks.data, with label_columns), or give examples a column targets."
         )
-    values = dataset.pairs.select_columns(["targets"]).with_format(None)[:]["targets"]
-    width = next((len(value) for value in values if isinstance(value, (list, tuple))), None)
-    if width is not None:
-        values = [[None] * width if value is None else value for value in values]
-    return np.array(values, dtype=np.float64)
+    labels = dataset.pairs.select_columns([TARGETS]).with_format("arrow")[:]
+    return target_values(labels.column(TARGETS))
 
 
 __all__ = ["CHANCE", "ZeroShot"]

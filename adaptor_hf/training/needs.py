@@ -1,0 +1,184 @@
+"""What an objective needs of the data: whether it is there, how it is to be had, and a cache opened with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from ..data.stored_arguments import StoredArguments, kept_of_images, kept_of_texts
+from ..embeddings.reader import EmbeddingCache
+from ..embeddings.sequences import stored_column
+from ..embeddings.targets import TARGETS
+from ..files import printable
+from ..objectives.base import NEEDS, Objective
+from .base_trainer import global_random_state_kept
+from .divided import length_of
+from .pair_batches import PairCollator
+
+_COLUMNS = {
+    "image_tokens": ("image_tokens",),
+    "text_tokens": ("text_tokens",),
+    "words": ("words",),
+    "sentences": ("sentences",),
+    "views": ("view_embeds", "view_boxes"),
+    TARGETS: (TARGETS,),
+}
+# Options of a build that keep what is needed, with an example of a value.
+_OPTIONS = {"image_tokens": " all", "text_tokens": "", "words": "", "sentences": "", "views": " 2"}
+
+
+def cache_columns(needs: Iterable[str]) -> tuple[str, ...]:
+    """
+    Columns that a cache is opened with, for what an objective needs.
+
+    Raises:
+        ValueError: a need that there is none of.
+    """
+    needs = check_names(needs)
+    found = [column for need in NEEDS if need in needs for column in _COLUMNS.get(need, ())]
+    return (*found, "view_tokens") if {"views", "image_tokens"} <= needs else tuple(found)
+
+
+def check_names(needs: Iterable[str], objective: str = "The objective") -> frozenset[str]:
+    """
+    The needs, as a set.
+
+    Raises:
+        ValueError: one that there is none of.
+    """
+    if isinstance(needs, str) or (unknown := sorted(set(needs) - set(NEEDS))):
+        named = repr(needs) if isinstance(needs, str) else ", ".join(map(repr, unknown))
+        raise ValueError(
+            f"{objective} says that it needs {named}. `needs` is a frozenset of some of {', '.join(NEEDS)}; other "
+            "columns of a data set reach an objective without being named."
+        )
+    return frozenset(needs)
+
+
+def check_needs(objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any] | None = None) -> None:
+    """
+    Check that a data set gives what an objective needs, before the first step.
+
+    Args:
+        objective ([`~adaptor_hf.objectives.Objective`]): What is minimised.
+        dataset (`EmbeddingCache` or any data set): Of a cache it counts what it keeps, whichever columns it is opened
+            with. Of another data set one batch is looked at, where more than pairs is needed and it has a length.
+        collator (`Callable`, *optional*): Makes that batch, as of a `DataLoader`; by default [`PairCollator`].
+
+    Raises:
+        ValueError: naming what is missing, and how it is made.
+    """
+    who = _named(type(objective))
+    needs = check_names(objective.needs, who)
+    if isinstance(dataset, EmbeddingCache):
+        _check_cache(who, needs, dataset)
+    elif needs - {"pairs"} and length_of(dataset):
+        # Examples may be drawn at random: the run's own draws stay what they are.
+        with global_random_state_kept():
+            first = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
+            batch = (collator or PairCollator())(first)
+        _check_batch(who, needs, batch)
+
+
+def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
+    """
+    A data set that gives what an objective needs: a cache opened with these columns, beside its own, its tokens as
+    sequences that the Adaptor reads; any other data set as it is.
+
+    Raises:
+        FileNotFoundError, ValueError: the cache has no such column, or a file of it is missing or damaged.
+    """
+    columns = cache_columns(objective.needs)
+    if not isinstance(dataset, EmbeddingCache) or not columns:
+        return dataset
+    # Where a recipe of views turns images, their boxes say not all.
+    more = ("view_maps",) if "view_embeds" in columns and "view_maps" in dataset.stored_columns else ()
+    tokens = {"image_tokens", "text_tokens"} & set(columns)
+    return dataset.with_columns(*dataset.columns, *columns, *more, sequences=bool(tokens) or dataset.sequences)
+
+
+def check_stored_options(objective: type[Objective], stored: StoredArguments) -> None:
+    """
+    Check, before any tower runs, that the options of a build keep what an objective needs.
+
+    Raises:
+        ValueError: naming the options to add.
+    """
+    kept = kept_of_images(stored) | kept_of_texts(stored)
+    needs = check_names(objective.needs, _named(objective))
+    if missing := [need for need in NEEDS if need in needs and need in _OPTIONS and not kept.get(need)]:
+        raise ValueError(
+            f"{_named(objective)} needs {' and '.join(_said(need) for need in missing)}. Add "
+            f"{' '.join(f'--{need}{_OPTIONS[need]}' for need in missing)}."
+        )
+
+
+def check_labels(objective: type[Objective], column_names: Collection[str]) -> None:
+    """
+    Check, before any tower runs, that a table of pairs has the labels that an objective needs.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if TARGETS in objective.needs and "labels" not in column_names:
+        raise ValueError(
+            f"{_named(objective)} needs targets, and the pairs have no column labels. Take --dataset of one that has "
+            "labels, or a --cache that was built of a table with them."
+        )
+
+
+def _check_cache(who: str, needs: frozenset[str], cache: EmbeddingCache) -> None:
+    for column in cache_columns(needs):
+        try:
+            if column not in cache.stored_columns and column != TARGETS and len(cache.members) == 1:
+                # Without the cache's place.
+                stored_column(cache.stored_columns, column, "the embedding cache")
+            cache.with_columns(column)
+        except ValueError as error:
+            raise ValueError(f"{who} needs {_said(column)}: {error}") from None
+    if "pairs" in needs:
+        for modality, rows in (("image", cache.image_rows), ("text", cache.text_rows)):
+            if missing := int(np.count_nonzero(rows < 0)):
+                raise ValueError(
+                    f"{who} needs pairs, and {missing:,} of {len(rows):,} rows of the embedding cache have no "
+                    f"{modality}. Take cache.paired()."
+                )
+
+
+def _check_batch(who: str, needs: frozenset[str], batch: Any) -> None:
+    if not isinstance(batch, Mapping):
+        return
+    for need in NEEDS:
+        if need not in needs:
+            continue
+        if need.endswith("_tokens"):
+            name = f"{need.removesuffix('_tokens')}_embeds"
+            there = getattr(batch.get(name), "ndim", 0) == 3
+            wanted = f"{name} of shape (1 + tokens, D) in each example: the pooled embedding first, then the tokens"
+        elif need == "pairs":
+            there = bool({"pixel_values", "image_embeds"} & set(batch) and {"input_ids", "text_embeds"} & set(batch))
+            wanted = "pixel_values or image_embeds, and input_ids or text_embeds"
+        elif need == "views":
+            there = any(name.startswith("view_") for name in batch)
+            wanted = "view_embeds of shape (views, D) or view_pixel_values in each example"
+        else:
+            there, wanted = need in batch, f"a column {need} of numbers, alike in shape, in each example"
+        if not there:
+            raise ValueError(
+                f"{who} needs {_said(need)}, and the data set does not give them: it has "
+                f"{', '.join(map(str, batch))}. Give {wanted}; or train on an embedding cache that keeps them."
+            )
+
+
+def _said(need: str) -> str:
+    return {"image_tokens": "tokens of images", "text_tokens": "tokens of texts"}.get(need, need)
+
+
+def _named(objective: type[Objective]) -> str:
+    return f"The objective {printable(objective.name or objective.__name__)}"
+
+
+__all__ = ["cache_columns", "check_labels", "check_names", "check_needs", "check_stored_options", "with_needs"]
