@@ -170,7 +170,7 @@ def _load_with_every_weight(folder: str, config) -> PreTrainedModel:
     from transformers import CLIPModel, VisionTextDualEncoderModel
 
     names = {path.name for path in Path(folder).iterdir()}
-    if not any(name.endswith((".safetensors", ".safetensors.index.json")) for name in names):
+    if not names & {"model.safetensors", "model.safetensors.index.json"}:
         pickled = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".bin.index.json")))
         kind = "CLIPModel" if config.model_type == "clip" else "VisionTextDualEncoderModel"
         raise FileNotFoundError(
