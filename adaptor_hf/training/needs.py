@@ -86,11 +86,13 @@ def check_needs(objective: Objective, dataset: Dataset | Any, collator: Callable
 def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
     """
     A data set that gives what an objective needs: a cache opened with these columns, beside its own, its tokens as
-    sequences that the Adaptor reads; any other data set as it is.
+    sequences that the Adaptor reads; any other data set as it is. Of a dictionary of data sets, each.
 
     Raises:
         FileNotFoundError, ValueError: the cache has no such column, or a file of it is missing or damaged.
     """
+    if isinstance(dataset, dict):
+        return {name: with_needs(objective, part) for name, part in dataset.items()}
     columns = cache_columns(objective.needs)
     if not isinstance(dataset, EmbeddingCache) or not columns:
         return dataset
