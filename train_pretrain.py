@@ -73,7 +73,6 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
     # Model: the Adaptor alone; its config names the towers.
     rule = None if data.cache else pairs.rule.to_dict()
     model = AdaptorModel(model_arguments.config_on(cache, data_terms=terms, split_rule=rule))
-    logger.info(describe_run(model, training, cache, parts))
 
     # Objective: what is minimised, over the pairs of all processes.
     trainer = AdaptorTrainer(
@@ -84,6 +83,7 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
         eval_dataset=parts.get("validation"),
         processing_class=processor_of(model.config),
     )
+    logger.info(describe_run(trainer, cache, parts, plan.pairs))
 
     # Train. A signal during the last save waits for its end.
     with deferred_signals(), record.phase("train"):

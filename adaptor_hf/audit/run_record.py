@@ -17,6 +17,7 @@ from ..data.splits import split_hash
 from ..files import file_sha256, write_aside
 from ..privacy.mode import private_options
 from ..training.report import package_versions, rows_of_sources
+from ..training.summary import own_parameters
 from ..training.terms import last_terms
 from ..training.trainer import AdaptorTrainer
 from .manifest import relative_to_run
@@ -98,6 +99,8 @@ class RunRecord:
             "weights": {
                 "sha256": file_sha256(weights) if weights.is_file() else None,
                 "parameters": trainer.model.num_parameters(only_trainable=True),
+                # Trained with the model, and no part of what is saved as its weights.
+                "objective_parameters": own_parameters(trainer.objective),
             },
             "metrics": last_evaluation(history),
             "terms": last_terms(history),

@@ -22,7 +22,7 @@ from .pair_cache import tower_references
 from .pairs import TrainingPairs
 from .recipe_choice import Recipe, choose_recipe
 from .script_arguments import DataArguments, ModelArguments
-from .summary import fitted_batch, number_of_steps
+from .summary import describe_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,18 +136,16 @@ def describe_plan(
 ) -> str:
     """
     The lines before the first tower runs: pairs and patients of each split, towers, place of the embeddings, recipe,
-    steps, output folder. In private mode without places.
+    steps, batch, learning rate, output folder. In private mode without places.
     """
     pairs = pairs_of(parts)
-    batch = fitted_batch(training, pairs) * training.world_size
-    epochs = f"{training.num_train_epochs:g} epochs" if training.max_steps <= 0 else "given by max_steps"
     lines = [
         "Plan, before anything is embedded:" if data.cache is None else "Plan, on embeddings that are there:",
         "  pairs: " + (", ".join(f"{name} {part}" for name, part in parts.items()) or "none with a text"),
         *([] if data.cache else [f"  towers: {_towers(data, model)}"]),
         f"  embeddings: {_place(data, training)}",
         f"  {recipe.describe()[0].lower()}{recipe.describe()[1:]}",
-        f"  steps: {number_of_steps(training, pairs):,} ({epochs}), each of {batch:,} pairs",
+        f"  steps: {describe_steps(training, pairs)}",
         *([] if is_private() else [f"  output: {training.output_dir}"]),
     ]
     if importlib.util.find_spec("matplotlib") is None:
