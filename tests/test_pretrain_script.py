@@ -19,6 +19,8 @@ from transformers import AutoModel, AutoProcessor
 
 import train_pretrain
 from adaptor_hf.configs import accelerate_config
+from adaptor_hf.embeddings import build_cache
+from adaptor_hf.tasks.data import load_table
 from adaptor_hf.training import summary
 from adaptor_hf.verify import verification
 
@@ -397,7 +399,7 @@ def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_
     file = tmp_path / "asks_tokens.py"
     file.write_text(ASKS_TOKENS)
     changes = {"objective": f"{file}:AsksTokens", "cache_dir": tmp_path / "embeddings", "num_train_epochs": 1}
-    missing = r"asks_tokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
+    missing = r"AsksTokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
     with pytest.raises(ValueError, match=missing):
         main(tmp_path / "out", options, **changes)
     assert not (tmp_path / "embeddings").exists()
@@ -409,8 +411,57 @@ def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_
     ready = {"cache": tmp_path / "plain_cache", "cache_dir": None, "vision_tower": None, "text_tower": None}
     table = dict.fromkeys(("train_file", "image_column", "text_column", "patient_column", "validation_fraction",
                            "test_fraction"))  # fmt: skip
-    with pytest.raises(ValueError, match=r"asks_tokens needs tokens of images: .* has no image_tokens"):
+    with pytest.raises(ValueError, match=r"AsksTokens needs tokens of images: .* has no image_tokens"):
         main(tmp_path / "other", options, **changes | ready | table)
+
+
+ASKS_LABELS = """
+import torch
+from adaptor_hf.objectives import AdaptorObjective
+
+class AsksLabels(AdaptorObjective):
+    needs = frozenset({"pairs", "targets"})
+
+    def setup(self, model, args):
+        super().setup(model, args)
+        self.head = torch.nn.Linear(model.config.hidden_size, 2)
+
+    def forward(self, encoded, rows, gather):
+        loss = super().forward(encoded, rows, gather)["loss"]
+        labels = rows["targets"]
+        of_labels = torch.nn.functional.binary_cross_entropy_with_logits(self.head(encoded.image.pooled), labels)
+        return {"loss": loss + of_labels, "labels": of_labels, "left": labels[:, 0].sum(), "right": labels[:, 1].sum()}
+"""
+
+
+def test_an_objective_that_needs_labels_is_trained_on_those_of_a_table_or_says_how_they_come(
+    options, rows, tiny_dinov2, tiny_bert, tmp_path
+):
+    file = tmp_path / "asks_labels.py"
+    file.write_text(ASKS_LABELS)
+    changes = {"objective": f"{file}:AsksLabels", "global_batch_size": ROWS, "num_train_epochs": 1}
+    missing = "AsksLabels needs targets, .*load_table reads with label_columns and text_column, and give it as --cache"
+    with pytest.raises(ValueError, match=missing):
+        main(tmp_path / "out", options, **changes, cache_dir=tmp_path / "embeddings")
+    assert not (tmp_path / "embeddings").exists()
+
+    # As the message says.
+    parts = ["train"] * 26 + ["validation"] * 6 + ["test"] * 8
+    labels = [{"left": number % 3 // 2, "right": number % 5 // 4} for number in range(ROWS)]
+    table = write_table(
+        tmp_path, [row | {"part": part} | one for row, part, one in zip(rows, parts, labels, strict=True)], "labels.csv"
+    )
+    named = {"image_column": "path", "text_column": "report", "patient_column": "subject", "split_column": "part"}
+    labelled = load_table(table, label_columns=["left", "right"], **named)
+    build_cache(labelled, str(tiny_dinov2), str(tiny_bert), tmp_path / "labelled", num_workers=0)
+    ready = {name: options[name] for name in ("learning_rate", "use_cpu", "aligner")} | {"cache": tmp_path / "labelled"}
+    with pytest.warns(UserWarning, match="larger than the training data"):
+        main(tmp_path / "out", ready, **changes)
+    terms = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))["terms"]
+    assert 0 < terms["labels"] < 2
+    assert {name: terms[name] for name in ("left", "right")} == {
+        name: sum(one[name] for one in labels[:26]) for name in ("left", "right")
+    }
 
 
 def test_the_push_comes_once_and_after_the_card(options, tmp_path, monkeypatch, capsys):
