@@ -128,8 +128,8 @@ def pretrain(
     minimised = model_arguments.objective_record()
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     rates = (run.learning_rate_grid or [training.learning_rate]) if run.controls else None
-    # The model reads here what it has read in training: tokens, too, where the objective needs them.
-    read = {name: with_needs(trainer.objective, part) for name, part in parts.items()}
+    # The model reads here what it has read in training: tokens, too, where objective or aligner needs them.
+    read = {name: with_needs(trainer.objective, part, config) for name, part in parts.items()}
     with record.phase("evaluate"):
         named = {"dataset_name": data.dataset_name, "recipe": recipe.name, "objective": minimised}
         named["make_objective"] = model_arguments.make_objective

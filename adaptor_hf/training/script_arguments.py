@@ -78,7 +78,11 @@ class ModelArguments(TowerArguments):
         return {"name": objective_name(made), "sha256": made.file_sha256, "options": options}
 
     def _shape(self) -> dict[str, Any]:
-        return {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | self.objective.config()
+        # The name that the config gives it, too.
+        name, fields_of = ALIGNERS.name_of(self.aligner), asdict(self.aligner)
+        if (name, fields_of.get("num_hidden_layers")) == ("adaptor", 0):
+            name = "linear"
+        return {"aligner": name} | fields_of | self.objective.config()
 
 
 @dataclass
@@ -169,7 +173,9 @@ def check_together(
         ValueError: naming the options.
     """
     try:
-        model.config()
+        # What the towers' widths must be a multiple of is seen when they are known.
+        heads = model.aligner.attention_pooling_heads
+        model.config(**({} if heads is None else dict.fromkeys(("vision_hidden_size", "text_hidden_size"), heads)))
     except StrictDataclassError as error:
         raise ValueError(str(error.__cause__ or error)) from error
     towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
