@@ -220,8 +220,8 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     The checkpoint without towers: they are loaded when images are read.
 
     Raises:
-        OSError, ValueError: as of `check_model`; the checkpoint names no vision tower, or pools tokens itself for a task
-            that reads pooled embeddings.
+        OSError, ValueError: as of `check_model`; the checkpoint names no vision tower, or it pools tokens itself and
+            the task reads pooled embeddings.
     """
     check_model(arguments.model)
     model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)

@@ -102,7 +102,7 @@ def report_run(
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
         if systems and (same := [CONTROLS[key].name for key in same_as_run(model.config)]):
-            table += f"\n\nNo row of {' and '.join(same)}: that is what this run's Adaptor is."
+            table += f"\n\nThere is no control {' and '.join(same)}: this run's aligner is that already."
         of_sources = retrieval_of_sources(model, views[evaluated_on])
         write_retrieval(arguments.output_dir, result, evaluated_on, results[1:], of_sources)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")

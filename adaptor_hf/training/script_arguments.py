@@ -51,8 +51,16 @@ class ModelArguments(TowerArguments):
                 )
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
-        """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
-        return AdaptorConfig(**self._shape(), **kwargs)
+        """
+        An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references.
+
+        Raises:
+            ValueError: values that do not go together.
+        """
+        try:
+            return AdaptorConfig(**self._shape(), **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
 
     def make_objective(self) -> Objective:
         """
@@ -172,12 +180,9 @@ def check_together(
     Raises:
         ValueError: naming the options.
     """
-    try:
-        # What the towers' widths must be a multiple of is seen when they are known.
-        heads = model.aligner.attention_pooling_heads
-        model.config(**({} if heads is None else dict.fromkeys(("vision_hidden_size", "text_hidden_size"), heads)))
-    except StrictDataclassError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+    # What the towers' widths must be a multiple of is seen when they are known.
+    heads = model.aligner.attention_pooling_heads
+    model.config(**({} if heads is None else dict.fromkeys(("vision_hidden_size", "text_hidden_size"), heads)))
     towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
     if data.cache is None and (missing := [name for name, value in towers.items() if value is None]):
         source = "--train_file" if data.train_file else "--dataset"
