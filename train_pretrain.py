@@ -99,8 +99,8 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
             model,
             training,
             cache,
-            # Tokens, too, where the objective needs them.
-            with_needs(trainer.objective, parts),
+            # Tokens, too, where objective or aligner needs them.
+            with_needs(trainer.objective, parts, model.config),
             dataset_name=data.dataset_name,
             learning_rates=(run.learning_rate_grid or [training.learning_rate]) if run.controls else None,
             objective=minimised,

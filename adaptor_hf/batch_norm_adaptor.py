@@ -8,7 +8,7 @@ from torch import distributed, nn
 
 
 class SumOverRanks(torch.autograd.Function):
-    """The sum of a tensor over all ranks. Each rank's own loss depends on it, so gradients are summed as well."""
+    """The sum of a tensor over all ranks. Each rank's own loss depends on it, so its gradient is the sum of theirs."""
 
     @staticmethod
     def forward(ctx, values):
@@ -92,4 +92,4 @@ def batch_norm_over_ranks(module: nn.Module, on: bool) -> None:
             part.over_ranks = on
 
 
-__all__ = ["BatchNorm", "batch_norm_over_ranks"]
+__all__ = ["BatchNorm", "SumOverRanks", "batch_norm_over_ranks"]

@@ -185,6 +185,8 @@ class AdaptorForSemanticSegmentation(AdaptorHead):
             )
         embedding = features.pooled
         if self._reads_adaptor:
+            if self.config.attention_pooling_heads is not None:
+                embedding = token_sequence(embedding, features.tokens)
             embedding = self.adaptor(image_embeds=embedding).image_embeds
         return self.decoder(embedding.to(input_dtype(self.decoder, self.dtype)), features.maps, size)
 

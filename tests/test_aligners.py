@@ -338,7 +338,7 @@ def test_an_aligner_is_chosen_by_name_with_fields_of_its_own(given, expected, ca
     assert found == expected
     zero = given == '{"num_hidden_layers": 0}'
     assert ("An Adaptor of 0 layers is two linear projections" in caplog.text) == zero
-    assert arguments.to_dict()["aligner"] == ("adaptor" if zero else config.aligner)
+    assert arguments.to_dict()["aligner"] == config.aligner
 
 
 @pytest.mark.parametrize("name", ALIGNERS)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from ..batch_norm_adaptor import SumOverRanks
 from ..loss_adaptor import check_matched, contrastive_loss, directional_loss, prepare
 from .chunked import chunked_cross_entropy
 
@@ -51,22 +52,6 @@ def gather_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
         rows = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
     parts = GatherRows.apply(rows.contiguous()).chunk(len(counts))
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-
-class SumOverRanks(torch.autograd.Function):
-    """The sum over ranks of a tensor; its gradient is the sum of the gradients of all ranks."""
-
-    @staticmethod
-    def forward(ctx, values):
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad_output):
-        total = grad_output.clone()
-        dist.all_reduce(total)
-        return total
 
 
 @dataclass(frozen=True)

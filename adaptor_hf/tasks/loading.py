@@ -14,6 +14,7 @@ from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options
 from ..evaluation.naming import weights_digest
+from ..evaluation.tasks import TASKS
 from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_mode, is_private
@@ -219,10 +220,17 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     The checkpoint without towers: they are loaded when images are read.
 
     Raises:
-        OSError, ValueError: as of `check_model`, or the checkpoint names no vision tower.
+        OSError, ValueError: as of `check_model`; the checkpoint names no vision tower, or it pools tokens itself and
+            the task reads pooled embeddings.
     """
     check_model(arguments.model)
     model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)
+    if model.config.attention_pooling_heads is not None and "masks" not in TASKS[arguments.task].needs:
+        raise ValueError(
+            f"--task {arguments.task} reads one embedding of each image and text, and the checkpoint has "
+            "attention_pooling_heads: its Adaptor needs their tokens. Of the tasks segmentation takes it; or train one "
+            "without attention_pooling_heads."
+        )
     if model.config.vision_tower is None and arguments.vision_tower is None:
         raise ValueError(
             f"The config of {arguments.model} names no vision tower: say with --vision_tower which one it was."

@@ -22,6 +22,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import AdaptorObjective, Objective
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import KeepBest
+from .needs import with_needs
 from .pair_batches import side_of_column
 from .pair_evaluation import embed_pairs
 from .systems import System
@@ -165,6 +166,11 @@ def train_control(
     return best
 
 
+def same_as_run(config: AdaptorConfig) -> tuple[str, ...]:
+    """Keys of the pre-trained controls that would be the run itself, by its aligner: they are not trained again."""
+    return tuple(key for key in controls_made("pretrained") if CONTROLS[key].aligner == config.aligner)
+
+
 def train_controls(
     config: AdaptorConfig,
     train: "EmbeddingCache",
@@ -186,11 +192,16 @@ def train_controls(
         make_objective (`Callable`): Gives the run's objective anew, which all that is trained minimises.
 
     Returns:
-        `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs),
-        untrained Adaptor.
+        `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs)
+        but for [`same_as_run`], untrained Adaptor.
     """
     systems = []
+    # Of a cache that is shuffled, all that is read must be open before.
+    objective = make_objective()
+    train, validation = (with_needs(objective, part, config) for part in (train, validation))
     for key in ("adaptor", *controls_made("pretrained")):
+        if key in same_as_run(config):
+            continue
         control, shape = CONTROLS[key], config
         if control.aligner is not None:
             shape = config.with_aligner(control.aligner)
@@ -269,6 +280,7 @@ __all__ = [
     "evaluate_retrieval",
     "format_table",
     "patients_of",
+    "same_as_run",
     "save_controls",
     "train_control",
     "train_controls",

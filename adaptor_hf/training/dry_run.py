@@ -1,5 +1,6 @@
 """Measure a few rows on this machine and say what the whole run would take."""
 
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +10,13 @@ import torch
 
 from ..data.stored_arguments import kept_of_images, kept_of_texts
 from ..embeddings.estimate import ROWS, TEXTS, Estimate, estimate_cache, first_rows_of_texts, gigabytes
+from ..embeddings.extract import columns_of
 from ..embeddings.place import place_of_cache
+from ..embeddings.sequences import grid_of
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import known_objectives
 from .arguments import AdaptorTrainingArguments
+from .needs import needs_of_aligner
 from .pair_cache import embedding_options, loaded_towers
 from .pairs import load_training_pairs
 from .plan import pairs_of, parts_of_table
@@ -62,21 +66,21 @@ def estimate_run(
     place = place_of_cache(arguments.output_dir, data.cache_dir)
     stored = estimate_storage(pairs, data, vision, text_tower, place, device)
     tower_bytes = sum(p.numel() * p.element_size() for tower in (vision, text_tower) for p in tower.parameters())
-    # Training reads nothing else.
-    pooled = stored.pooled_bytes(stored.dtype)
-
     model = AdaptorModel(
         model_arguments.config(vision_hidden_size=vision.hidden_size, text_hidden_size=text_tower.hidden_size)
     ).to(device)
+    # Without tokens training reads the pooled vectors alone.
+    pools = bool(needs_of_aligner(model.config))
+    lengths, read = (token_counts(stored), stored.bytes) if pools else ((0, 0), stored.pooled_bytes(stored.dtype))
     texts = pairs["text"][:]
     training_pairs = sum(
         split == "train" and text is not None for split, text in zip(pairs["split"][:], texts, strict=True)
     )
     batch = min(arguments.per_device_train_batch_size, max(2, training_pairs))
-    step = seconds_a_step(model, batch)
+    step = seconds_a_step(model, batch, lengths=lengths)
     steps = number_of_steps(arguments, training_pairs)
     parameter_bytes = 16 * model.num_parameters()
-    activations = batch * ACTIVATION_BYTES_A_PAIR * (model.config.hidden_size / 768)
+    activations = batch * ACTIVATION_BYTES_A_PAIR * (model.config.hidden_size / 768) * (1 + sum(lengths) / 2)
 
     sample = [texts[row] for row in rows[:TEXTS]]
     length = min(data.max_text_length, text_tower.spec["max_length"] or data.max_text_length)
@@ -89,7 +93,7 @@ def estimate_run(
         f"{1 / stored.texts.asked_seconds:.1f} texts/s in one process), {gigabytes(stored.bytes)} of disk, "
         f"{gigabytes(tower_bytes)} of weights; towers load in {loading:.0f} s",
         f"  training: {steps * step / 3600:.2f} h ({steps:,} steps of {batch:,} pairs a process, {step * 1000:.0f} ms "
-        f"each), {gigabytes(pooled)} of RAM at most for the cache (memory-mapped), "
+        f"each), {gigabytes(read)} of RAM at most for the cache (memory-mapped), "
         f"{gigabytes(parameter_bytes + activations)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
         "optimizer and activations",
         f"What could be kept of {stored.images.rows:,} images and {stored.texts.rows:,} texts:",
@@ -116,11 +120,20 @@ def estimate_run(
     return "\n".join(lines)
 
 
-def seconds_a_step(model: AdaptorModel, batch: int, repeats: int = 3) -> float:
-    """Shortest of a few optimizer steps on random embeddings."""
+def token_counts(stored: Estimate) -> tuple[int, int]:
+    """Tokens of an image, and of a text on average, that a cache keeps: both are asked for."""
+    column = next(one for one in columns_of(stored.images.tower, stored.asked[0], stored.dtype)
+                  if one.name == "image_tokens")  # fmt: skip
+    return math.prod(grid_of(column)), math.ceil(stored.texts.elements["text_tokens"])
+
+
+def seconds_a_step(model: AdaptorModel, batch: int, repeats: int = 3, lengths: tuple[int, int] = (0, 0)) -> float:
+    """Shortest of a few optimizer steps on random embeddings, or sequences of so many tokens an image and a text."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0)
-    image = torch.randn(batch, model.config.vision_hidden_size, device=model.device)
-    text = torch.randn(batch, model.config.text_hidden_size, device=model.device)
+    widths = (model.config.vision_hidden_size, model.config.text_hidden_size)
+    image, text = (
+        torch.randn(batch, 1 + count, width, device=model.device) for count, width in zip(lengths, widths, strict=True)
+    )
     model.train()
     times = []
     for _ in range(repeats):

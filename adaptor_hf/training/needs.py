@@ -1,4 +1,4 @@
-"""What an objective needs of the data: whether it is there, how it is to be had, and a cache opened with it."""
+"""What objective and aligner need of the data: whether it is there, how it is to be had, a cache opened with it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ _COLUMNS = {
 _OPTIONS = {"image_tokens": " all", "text_tokens": "", "words": "", "sentences": "", "views": " 2"}
 
 
+_POOLED = frozenset({"image_tokens", "text_tokens"})
+
+
 def cache_columns(needs: Iterable[str]) -> tuple[str, ...]:
     """
     Columns that a cache is opened with, for what an objective needs.
@@ -59,42 +62,61 @@ def check_names(needs: Iterable[str], objective: str = "The objective") -> froze
     return frozenset(needs)
 
 
-def check_needs(objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any] | None = None) -> None:
+def needs_of_aligner(aligner: Any) -> frozenset[str]:
     """
-    Check that a data set gives what an objective needs, before the first step.
+    What an aligner needs, whatever is minimised: tokens of both sides where it pools them by attention.
+
+    Args:
+        aligner: What may have `attention_pooling_heads`: an `AdaptorConfig`, or the fields of `--aligner`.
+    """
+    return frozenset() if getattr(aligner, "attention_pooling_heads", None) is None else _POOLED
+
+
+def check_needs(
+    objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any] | None = None, aligner: Any = None
+) -> None:
+    """
+    Check that a data set gives what objective and aligner need, before the first step.
 
     Args:
         objective ([`~adaptor_hf.objectives.Objective`]): What is minimised.
         dataset (`EmbeddingCache` or any data set): Of a cache it counts what it keeps, whichever columns it is opened
             with. Of another data set one batch is looked at, where more than pairs is needed and it has a length.
         collator (`Callable`, *optional*): Makes that batch, as of a `DataLoader`; by default [`PairCollator`].
+        aligner (*optional*): As of [`needs_of_aligner`].
 
     Raises:
         ValueError: naming what is missing, and how it is made.
     """
-    who = _named(type(objective))
-    needs = check_names(objective.needs, who)
+    asking = _asking(objective, aligner)
     if isinstance(dataset, EmbeddingCache):
-        _check_cache(who, needs, dataset)
-    elif needs - {"pairs"} and length_of(dataset):
+        for who, needs in asking:
+            _check_cache(who, needs, dataset)
+    elif any(needs - {"pairs"} for _, needs in asking) and length_of(dataset):
         # Examples may be drawn at random: the run's own draws stay what they are.
         with global_random_state_kept():
             first = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
             batch = (collator or PairCollator())(first)
-        _check_batch(who, needs, batch)
+        for who, needs in asking:
+            _check_batch(who, needs, batch, tokens_of_towers=bool(needs_of_aligner(aligner)))
 
 
-def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
+def with_needs(objective: Objective | None, dataset: Dataset | Any, aligner: Any = None) -> Dataset | Any:
     """
-    A data set that gives what an objective needs: a cache opened with these columns, beside its own, its tokens as
-    sequences that the Adaptor reads; any other data set as it is. Of a dictionary of data sets, each.
+    A data set that gives what objective and aligner need: a cache opened with these columns, beside its own, its tokens
+    as sequences that the Adaptor reads; any other data set as it is. Of a dictionary of data sets, each.
+
+    Args:
+        objective ([`~adaptor_hf.objectives.Objective`], *optional*): None where a model is read out only.
+        dataset (`EmbeddingCache` or any data set): What is read.
+        aligner (*optional*): As of [`needs_of_aligner`].
 
     Raises:
         FileNotFoundError, ValueError: the cache has no such column, or a file of it is missing or damaged.
     """
     if isinstance(dataset, dict):
-        return {name: with_needs(objective, part) for name, part in dataset.items()}
-    columns = cache_columns(objective.needs)
+        return {name: with_needs(objective, part, aligner) for name, part in dataset.items()}
+    columns = cache_columns((frozenset() if objective is None else objective.needs) | needs_of_aligner(aligner))
     if not isinstance(dataset, EmbeddingCache) or not columns:
         return dataset
     # Where a recipe of views turns images, their boxes say not all.
@@ -103,30 +125,46 @@ def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
     return dataset.with_columns(*dataset.columns, *columns, *more, sequences=bool(tokens) or dataset.sequences)
 
 
-def checked_with_needs(objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any]) -> Dataset | Any:
+def checked_with_needs(
+    objective: Objective, dataset: Dataset | Any, collator: Callable[[Any], Any], aligner: Any = None
+) -> Dataset | Any:
     """[`check_needs`], then [`with_needs`], of a data set or of each in a dictionary of several; None stays None."""
     if isinstance(dataset, dict):
-        return {name: checked_with_needs(objective, part, collator) for name, part in dataset.items()}
+        return {name: checked_with_needs(objective, part, collator, aligner) for name, part in dataset.items()}
     if dataset is None:
         return None
-    check_needs(objective, dataset, collator)
-    return with_needs(objective, dataset)
+    check_needs(objective, dataset, collator, aligner)
+    return with_needs(objective, dataset, aligner)
 
 
-def check_stored_options(objective: type[Objective], stored: StoredArguments) -> None:
+def as_model_reads(model: Any, dataset: Dataset | Any) -> Dataset | Any:
     """
-    Check, before any tower runs, that the options of a build keep what an objective needs.
+    A data set as a model reads it, whatever it was trained with: [`with_needs`] of its aligner alone.
+
+    Raises:
+        ValueError: a cache lacks tokens that the model pools; the message says how they are kept.
+    """
+    config = getattr(model, "config", None)
+    if isinstance(dataset, EmbeddingCache):
+        for who, needs in _asking(None, config):
+            _check_cache(who, needs, dataset)
+    return with_needs(None, dataset, config)
+
+
+def check_stored_options(objective: type[Objective], stored: StoredArguments, aligner: Any = None) -> None:
+    """
+    Check, before any tower runs, that the options of a build keep what objective and aligner need.
 
     Raises:
         ValueError: naming the options to add.
     """
     kept = kept_of_images(stored) | kept_of_texts(stored)
-    needs = check_names(objective.needs, _named(objective))
-    if missing := [need for need in NEEDS if need in needs and need in _OPTIONS and not kept.get(need)]:
-        raise ValueError(
-            f"{_named(objective)} needs {' and '.join(_said(need) for need in missing)}. Add "
-            f"{' '.join(f'--{need}{_OPTIONS[need]}' for need in missing)}."
-        )
+    for who, needs in _asking(objective, aligner):
+        if missing := [need for need in NEEDS if need in needs and need in _OPTIONS and not kept.get(need)]:
+            raise ValueError(
+                f"{who} needs {' and '.join(_said(need) for need in missing)}. Add "
+                f"{' '.join(f'--{need}{_OPTIONS[need]}' for need in missing)}."
+            )
 
 
 def check_labels(objective: type[Objective], column_names: Collection[str]) -> None:
@@ -142,6 +180,17 @@ def check_labels(objective: type[Objective], column_names: Collection[str]) -> N
             "the cache in Python, of what adaptor_hf.tasks.data.load_table reads with label_columns and text_column, "
             "and give it as --cache instead of table and towers (docs/objectives.md, Labels)."
         )
+
+
+def _asking(objective: Objective | type[Objective] | None, aligner: Any) -> list[tuple[str, frozenset[str]]]:
+    """Who needs something, and what."""
+    found = []
+    if objective is not None:
+        who = _named(objective if isinstance(objective, type) else type(objective))
+        found.append((who, check_names(objective.needs, who)))
+    if pooled := needs_of_aligner(aligner):
+        found.append(("The aligner with attention_pooling_heads", pooled))
+    return found
 
 
 def _check_cache(who: str, needs: frozenset[str], cache: EmbeddingCache) -> None:
@@ -162,7 +211,7 @@ def _check_cache(who: str, needs: frozenset[str], cache: EmbeddingCache) -> None
                 )
 
 
-def _check_batch(who: str, needs: frozenset[str], batch: Any) -> None:
+def _check_batch(who: str, needs: frozenset[str], batch: Any, tokens_of_towers: bool) -> None:
     if not isinstance(batch, Mapping):
         return
     for need in NEEDS:
@@ -170,7 +219,8 @@ def _check_batch(who: str, needs: frozenset[str], batch: Any) -> None:
             continue
         if need.endswith("_tokens"):
             name = f"{need.removesuffix('_tokens')}_embeds"
-            there = getattr(batch.get(name), "ndim", 0) == 3
+            raw = "pixel_values" if need == "image_tokens" else "input_ids"
+            there = getattr(batch.get(name), "ndim", 0) == 3 or (tokens_of_towers and raw in batch)
             wanted = f"{name} of shape (1 + tokens, D) in each example: the pooled embedding first, then the tokens"
         elif need == "pairs":
             there = bool({"pixel_values", "image_embeds"} & set(batch) and {"input_ids", "text_embeds"} & set(batch))
@@ -196,11 +246,13 @@ def _named(objective: type[Objective]) -> str:
 
 
 __all__ = [
+    "as_model_reads",
     "cache_columns",
     "check_labels",
     "check_names",
     "check_needs",
     "check_stored_options",
     "checked_with_needs",
+    "needs_of_aligner",
     "with_needs",
 ]

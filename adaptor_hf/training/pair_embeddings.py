@@ -15,6 +15,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from .base_trainer import global_random_state_kept
 from .divided import length_of, of_all_processes, read_batches
+from .needs import as_model_reads
 from .pair_batches import PairCollator, side_of_column, split_inputs
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def embed_pairs(
 
     Args:
         model (`AdaptorModel`): With towers where the dataset gives `pixel_values` or `input_ids`.
-        dataset (`Dataset` or `list`): Read as a `DataLoader` does: by `__getitems__` where it has one, else by row.
+        dataset (`Dataset` or `list`): Read as a `DataLoader` does: by `__getitems__` where it has one, else by row. A
+            cache is opened with its tokens for a model that pools them.
         batch_size (`int`): Pairs that go through the model together.
         collator (`Callable`, *optional*): That of training; by default [`PairCollator`].
         divided (`bool`): All processes make this call. Each embeds its share of the batches, and all get all rows: to
@@ -68,8 +70,10 @@ def embed_pairs(
 
     Raises:
         RuntimeError: another process failed.
-        ValueError: the dataset is empty, or a batch has other numbers of images and texts, and no index.
+        ValueError: the dataset is empty, a batch has other numbers of images and texts, and no index, or a cache lacks
+            tokens that the model pools.
     """
+    dataset = as_model_reads(model, dataset)
     columns = {column for evaluator in evaluators for column in evaluator.columns}
     length = length_of(dataset)
     batch_rows = batch_size if length is None else min(batch_size, length)

@@ -274,7 +274,7 @@ def evaluate_in_training(
     trainer: AdaptorTrainer, dataset: Dataset, embeds: bool = False
 ) -> tuple[PairEmbeddings | None, dict[str, float]]:
     """[`evaluate_pairs`] as a trainer has been told to, by all its processes together."""
-    args, dataset = trainer.args, with_needs(trainer.objective, dataset)
+    args, dataset = trainer.args, with_needs(trainer.objective, dataset, trainer.model.config)
     return evaluate_pairs(
         trainer.model,
         dataset,

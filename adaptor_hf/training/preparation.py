@@ -72,7 +72,7 @@ def check_before_start(
     check_sources(data, model)
     check_trackers(training.report_to)
     if data.cache is None:
-        check_stored_options(model.objective.made, data)
+        check_stored_options(model.objective.made, data, model.aligner)
         names = list(source_arguments(data))
         check_best_metric(training, names if len(names) > 1 else ())
         check_weights_of(training, len(names))

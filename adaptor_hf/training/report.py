@@ -14,6 +14,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
 from ..data.sources import describe_terms, public_label
 from ..data.splits import split_hash
+from ..evaluation.controls import CONTROLS
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
@@ -31,6 +32,7 @@ from .controls import (
     compare_retrieval,
     evaluate_retrieval,
     format_table,
+    same_as_run,
     save_controls,
     train_controls,
 )
@@ -99,6 +101,8 @@ def report_run(
         table = format_table(results)
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
+        if systems and (same := [CONTROLS[key].name for key in same_as_run(model.config)]):
+            table += f"\n\nThere is no control {' and '.join(same)}: this run's aligner is that already."
         of_sources = retrieval_of_sources(model, views[evaluated_on])
         write_retrieval(arguments.output_dir, result, evaluated_on, results[1:], of_sources)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")

@@ -54,8 +54,16 @@ class ModelArguments(TowerArguments):
                 )
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
-        """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
-        return AdaptorConfig(**self._shape(), **kwargs)
+        """
+        An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references.
+
+        Raises:
+            ValueError: values that do not go together.
+        """
+        try:
+            return AdaptorConfig(**self._shape(), **kwargs)
+        except StrictDataclassError as error:
+            raise ValueError(str(error.__cause__ or error)) from error
 
     def config_on(self, cache: "EmbeddingCache", **kwargs: Any) -> AdaptorConfig:
         """[`ModelArguments.config`] for the embeddings of a cache, with the towers that they are of."""
@@ -87,7 +95,11 @@ class ModelArguments(TowerArguments):
         return {"name": objective_name(made), "sha256": made.file_sha256, "options": options}
 
     def _shape(self) -> dict[str, Any]:
-        return {"aligner": ALIGNERS.name_of(self.aligner)} | asdict(self.aligner) | self.objective.config()
+        # The name that the config gives it, too.
+        name, fields_of = ALIGNERS.name_of(self.aligner), asdict(self.aligner)
+        if (name, fields_of.get("num_hidden_layers")) == ("adaptor", 0):
+            name = "linear"
+        return {"aligner": name} | fields_of | self.objective.config()
 
 
 @dataclass
@@ -178,10 +190,9 @@ def check_together(
     Raises:
         ValueError: naming the options.
     """
-    try:
-        model.config()
-    except StrictDataclassError as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+    # What the towers' widths must be a multiple of is seen when they are known.
+    heads = model.aligner.attention_pooling_heads
+    model.config(**({} if heads is None else dict.fromkeys(("vision_hidden_size", "text_hidden_size"), heads)))
     towers = {"--vision_tower": model.vision_tower, "--text_tower": model.text_tower}
     if data.cache is None and (missing := [name for name, value in towers.items() if value is None]):
         source = "--train_file" if data.train_file else "--dataset"

@@ -20,23 +20,29 @@ if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
     from .trainer import AdaptorTrainer
 
-# Parameters that a single token a modality does not reach.
-OF_TOKENS = re.compile(r"shared_encoder\..*\.(q|k)_proj\.|_token_projection\.")
+# Parameters that a single token a modality does not reach, and of those the ones that only tokens themselves reach.
+OF_SEQUENCES = re.compile(r"shared_encoder\..*\.(q|k)_proj\.")
+OF_TOKENS = re.compile(r"_token_projection\.")
 
 
 def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
     """
     Args:
         model (`AdaptorModel`): Counted without its towers.
-        tokens (`int`, defaults to 1): Tokens a modality in training. With one, queries and keys of the shared layers
-            get no gradient, nor do the heads of tokens.
+        tokens (`int`, defaults to 1): Tokens a modality that the objective reads. With one, queries and keys of the
+            shared layers get no gradient where the input is one embedding, nor do the heads of tokens.
 
     Returns:
         `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for
         downstream tasks).
     """
     trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
-    unused = sum(count for name, count in trainable.items() if tokens == 1 and OF_TOKENS.search(name))
+    pools = model.config.attention_pooling_heads is not None
+    unused = sum(
+        count
+        for name, count in trainable.items()
+        if tokens == 1 and (OF_TOKENS.search(name) or (OF_SEQUENCES.search(name) and not pools))
+    )
     total = sum(trainable.values())
     return {"trainable": total, "receiving_gradient": total - unused, "head": 0}
 

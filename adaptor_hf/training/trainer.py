@@ -262,8 +262,9 @@ class AdaptorTrainer(BaseTrainer):
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
         of_evaluation = self.eval_collator or self.data_collator
-        self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator)
-        self.eval_dataset = checked_with_needs(self.objective, self.eval_dataset, of_evaluation)
+        aligner = self.model.config
+        self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator, aligner)
+        self.eval_dataset = checked_with_needs(self.objective, self.eval_dataset, of_evaluation, aligner)
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":

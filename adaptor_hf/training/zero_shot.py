@@ -94,8 +94,14 @@ class ZeroShot(PairEvaluator):
         Embed the prompts, and see that a class can be scored. Of a data set without `pairs` only the first.
 
         Raises:
-            OSError, ValueError: no text tower, no labels, or other classes.
+            OSError, ValueError: no text tower, no labels, or other classes; or the model pools tokens itself, which
+                the prompts do not have.
         """
+        if model.config.attention_pooling_heads is not None:
+            raise ValueError(
+                f"{self.name}: prompts are one embedding each, and a model with attention_pooling_heads needs their "
+                "tokens. Leave the evaluator out, or train without attention_pooling_heads."
+            )
         with as_they_were(model):
             self._features_of(model)
         if _has_pairs(dataset):
