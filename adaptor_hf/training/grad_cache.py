@@ -105,19 +105,21 @@ def cut(batch: Batch, part_size: int) -> list[Batch]:
     Columns of images, of texts and of rows are each cut for themselves. Those of which there are fewer are in the last
     parts: processes exchange gradients after the last one, which must therefore have both sides.
     """
+    sides = {
+        name: side_of_column(name) for name, value in batch.items() if isinstance(value, torch.Tensor) and value.ndim
+    }
     lengths: dict[str, int] = {}
-    for name, value in batch.items():
-        if isinstance(value, torch.Tensor) and value.ndim:
-            lengths[side_of_column(name)] = max(lengths.get(side_of_column(name), 0), len(value))
+    for name, side in sides.items():
+        lengths[side] = max(lengths.get(side, 0), len(batch[name]))
     count = max(-(-length // part_size) for length in lengths.values())
     first = {side: count - -(-length // part_size) for side, length in lengths.items()}
 
     def part(number: int) -> Batch:
         found = {}
         for name, value in batch.items():
-            if not isinstance(value, torch.Tensor) or not value.ndim:
+            if name not in sides:
                 found[name] = value
-            elif (place := number - first[side_of_column(name)]) >= 0:
+            elif (place := number - first[sides[name]]) >= 0:
                 found[name] = value[place * part_size : (place + 1) * part_size]
         return found
 

@@ -11,6 +11,8 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Gather, Objective
 from .pair_batches import split_inputs
 
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
 
 class TrainedTogether(nn.Module):
     """
@@ -53,13 +55,10 @@ class TrainedTogether(nn.Module):
         """Embeddings, float32 where they came out in half precision."""
         encoded = self.objective.encode(self.model, batch)
         tensors = encoded.tensors()
-        if any(value.dtype in (torch.float16, torch.bfloat16) for value in tensors.values()):
-            tensors = {
-                key: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-                for key, value in tensors.items()
-            }
-            encoded = Encoded.of_tensors(tensors, encoded.logit_scale, encoded.logit_bias)
-        return encoded
+        in_half = {name: value.float() for name, value in tensors.items() if value.dtype in HALF_PRECISION}
+        if not in_half:
+            return encoded
+        return Encoded.of_tensors(tensors | in_half, encoded.logit_scale, encoded.logit_bias)
 
     def terms(self, encoded: Encoded, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The objective's terms of what `encode` gave of a batch, without autocast."""

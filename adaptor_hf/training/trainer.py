@@ -104,6 +104,7 @@ class AdaptorTrainer(BaseTrainer):
         self.together = TrainedTogether(self.model, self.objective, equal_counts)
         self.terms = RunningTerms(args.device)
         self.current_gradient_accumulation_steps = 1  # until training sets it
+        self.trained_parameters: list[torch.nn.Parameter] = []
         self.add_callback(ObjectiveSteps(self))
         self.add_callback(ProgressLines)
 
@@ -166,16 +167,20 @@ class AdaptorTrainer(BaseTrainer):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
         model = self.model
         if self.args.grad_cache_batch_size is not None:
-            check_splits(self.objective, model.train())
+            self.together.train()
+            check_splits(self.objective, model)
         if self.accelerator.native_amp and not hasattr(model, "_original_forward"):
             # Evaluation calls the model itself, in the precision of training.
             self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         self.model_wrapped = self.together if self.model_wrapped is model else self.model_wrapped
         self.model = self.together
         try:
-            return super()._prepare_for_training(*args)
+            prepared = super()._prepare_for_training(*args)
         finally:
             self.model = self.callback_handler.model = model
+        # To look for them at every step takes longer than what is done with them.
+        self.trained_parameters = [value for value in self.together.parameters() if value.requires_grad]
+        return prepared
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs.get("fuse_pairs"):
@@ -208,7 +213,6 @@ class AdaptorTrainer(BaseTrainer):
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
 
         def encode(part: dict[str, torch.Tensor]) -> Encoded:
@@ -239,7 +243,7 @@ class AdaptorTrainer(BaseTrainer):
             DistributedType.MULTI_GPU,
         ):
             self.accelerator.unscale_gradients()
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained_parameters if p.grad is not None])
         return super()._get_grad_norm(model, grad_norm)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
