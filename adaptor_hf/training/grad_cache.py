@@ -95,7 +95,7 @@ def pull(value: torch.Tensor, gradient: torch.Tensor | None, rows: slice, last: 
     if gradient is None:
         # The sum of none of its elements.
         return value.flatten()[:0].sum() if last and torch.distributed.is_initialized() else None
-    return (value * (gradient[rows] if gradient.ndim else gradient)).sum()
+    return (value * gradient[rows]).sum() if gradient.ndim else value * gradient
 
 
 def cut(batch: Batch, part_size: int) -> list[Batch]:

@@ -21,6 +21,7 @@ from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from ..objectives.loading import load_objective
+from ..pretrained_adaptor import TOWER_NAMES
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -198,15 +199,12 @@ class AdaptorTrainer(BaseTrainer):
 
     def _loss_of(self, terms: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss, checked; the other terms are kept for the log."""
-        self._check_loss(terms["loss"], inputs)
-        self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
-        return terms["loss"]
-
-    @staticmethod
-    def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        loss = terms["loss"]
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(describe_bad_batch(inputs, loss))
+        self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
+        return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """As `Trainer.training_step`; with `grad_cache_batch_size` the batch's activations exist in parts."""
@@ -453,6 +451,13 @@ class AdaptorTrainer(BaseTrainer):
             ) from error
         super()._load_best_model()
         load_objective_state(self.objective, Path(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Frozen towers are in no checkpoint, and are what they were.
+        in_checkpoint = self.model.config.towers_in_checkpoint
+        towers = () if in_checkpoint else tuple(f"{name}." for name in TOWER_NAMES)
+        missing = [name for name in load_result.missing_keys if not name.startswith(towers)]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
