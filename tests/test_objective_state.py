@@ -8,6 +8,7 @@ from synthetic import synthetic_config, synthetic_model
 from test_objective_training import STEPS, Teacher, logged, make_trainer
 from transformers import TrainerCallback
 
+from adaptor_hf import AdaptorModel
 from adaptor_hf.training import AdaptorTrainingArguments
 from adaptor_hf.training.base_trainer import KeepBest
 from adaptor_hf.training.controls import train_control
@@ -82,3 +83,21 @@ def test_every_training_of_a_control_has_an_objective_of_its_own(views, tmp_path
     assert slow["steps_done"] == fast["steps_done"] == 2 * STEPS
     assert rate in (1e-4, 3e-3)
     assert Retrieval()(model.eval(), views["validation"])["mean_recall"] == score
+
+
+def test_towers_that_no_checkpoint_has_are_not_reported_missing(text_tower, tmp_path, caplog):
+    model = AdaptorModel.from_towers(None, text_tower, hidden_size=48, num_attention_heads=4, vision_hidden_size=20)
+    ids = torch.randint(5, 30, (12, 6), generator=torch.Generator().manual_seed(0))
+    rows = [{"image_embeds": torch.randn(20), "input_ids": row, "attention_mask": torch.ones_like(row)} for row in ids]
+    views = {"train": rows, "validation": rows[:4]}
+    options = SAVING | {"global_batch_size": 4, "num_train_epochs": 2, "eval_strategy": "steps", "eval_steps": 4}
+    make_trainer(tmp_path, views, model=model, load_best_model_at_end=True, **options).train()
+    resumed = make_trainer(tmp_path, views, model=model, load_best_model_at_end=True, **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert "missing keys" not in caplog.text
+    # What a checkpoint lacks of the Adaptor itself is said.
+    lost = resumed.model.load_state_dict({"logit_scale": torch.ones(())}, strict=False)
+    resumed._issue_warnings_after_load(lost)
+    assert "missing keys" in caplog.text
+    assert "visual_projection.weight" in caplog.text
+    assert "text_model." not in caplog.text

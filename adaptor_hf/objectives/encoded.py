@@ -33,6 +33,7 @@ class Side:
 
 PARTS = tuple(item.name for item in fields(Side))
 
+
 @dataclass
 class Encoded:
     """
