@@ -48,7 +48,7 @@ class TrainedTogether(nn.Module):
             return encoded
         terms = self.terms(encoded, batch)
         if torch.is_grad_enabled() and torch.distributed.is_initialized():
-            terms["loss"] = reaching(terms["loss"], self.parameters())
+            terms["loss"] = depending_on_all(terms["loss"], self.parameters())
         return terms
 
     def encode(self, batch: dict[str, torch.Tensor]) -> Encoded:
@@ -108,7 +108,7 @@ def _described(terms: object) -> str:
     return "a dictionary of " + ", ".join(f"{name!r} ({type(value).__name__})" for name, value in terms.items())
 
 
-def reaching(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+def depending_on_all(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
     The loss, with a gradient of zero for the trainable parameters that it does not depend on.
 
@@ -127,4 +127,4 @@ def reaching(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Te
     return loss + sum(value.flatten()[:0].sum() for value in missing.values()) if missing else loss
 
 
-__all__ = ["TrainedTogether", "check_terms", "reaching"]
+__all__ = ["TrainedTogether", "check_terms", "depending_on_all"]

@@ -51,7 +51,7 @@ from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
 from .terms import RunningTerms, check_finite
-from .trained_together import TrainedTogether, reaching
+from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
 
@@ -219,7 +219,7 @@ class AdaptorTrainer(BaseTrainer):
 
         def backward(loss: torch.Tensor) -> None:
             if getattr(model, "require_backward_grad_sync", False):
-                loss = reaching(loss, self.together.parameters())
+                loss = depending_on_all(loss, self.together.parameters())
             self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
 
         terms = backward_in_parts(
