@@ -91,11 +91,11 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         self.visual_projection = make_projection(config, config.vision_hidden_size)
         self.text_projection = make_projection(config, config.text_hidden_size)
         self.shared_encoder = AdaptorEncoder(config)
-        if config.aligner == "residual":
-            self.residual_scale = ResidualScale(config.hidden_size)
+        self.residual_scale = ResidualScale(config.hidden_size) if config.aligner == "residual" else None
         if config.token_projection:
             self.visual_token_projection = make_projection(config, config.vision_hidden_size)
             self.text_token_projection = make_projection(config, config.text_hidden_size)
+        self.visual_pooling = self.text_pooling = None
         if config.attention_pooling_heads is not None:
             self.visual_pooling = AttentionPooling(config.vision_hidden_size, config.attention_pooling_heads)
             self.text_pooling = AttentionPooling(config.text_hidden_size, config.attention_pooling_heads)
@@ -263,8 +263,8 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
 
         check_mask(image_attention_mask, image)
         check_mask(text_attention_mask, text)
-        image, image_weights = self._pool(image, "visual_pooling", image_attention_mask)
-        text, text_weights = self._pool(text, "text_pooling", text_attention_mask)
+        image, image_weights = self._pool(image, self.visual_pooling, image_attention_mask)
+        text, text_weights = self._pool(text, self.text_pooling, text_attention_mask)
         image = self._project(image, self.visual_projection, "image_embeds", image_attention_mask)
         text = self._project(text, self.text_projection, "text_embeds", text_attention_mask)
         masks = (expand_mask(image_attention_mask, image), expand_mask(text_attention_mask, text))
@@ -373,11 +373,10 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         )
 
     def _pool(
-        self, embeds: torch.Tensor | None, name: str, mask: torch.Tensor | None
+        self, embeds: torch.Tensor | None, pooling: AttentionPooling | None, mask: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if embeds is None or self.config.attention_pooling_heads is None:
+        if embeds is None or pooling is None:
             return embeds, None
-        pooling = getattr(self, name)
         return pool_sequence(pooling, embeds.to(input_dtype(pooling, self.dtype)), mask)
 
     def _project(
@@ -386,7 +385,6 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         """Unit vectors `(B, N, hidden_size)` of embeddings."""
         if embeds is None:
             return None
-        embeds = check_sequence(embeds, projection.in_features, name)
         dtype = input_dtype(projection, self.dtype)
         if self.config.aligner == "mlp":
             tokens = None
@@ -403,7 +401,7 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             )
         before = image, text
         image, text, attentions = self.shared_encoder(image, text, image_mask, text_mask, output_attentions, fuse_pairs)
-        if self.config.aligner == "residual":
+        if self.residual_scale is not None:
             image, text = (
                 None if start is None else self.residual_scale(start, branch)
                 for start, branch in zip(before, (image, text), strict=True)

@@ -1,5 +1,6 @@
 """Runs of the objectives in `objectives_of_users`, in this process, or on each of several gloo ranks as a script."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -89,6 +90,16 @@ def keep_trainers() -> list:
     return kept
 
 
+def resume(folder: Path, cache: Path, objective: str, files: Path) -> None:
+    """A run in `OBJECTIVE-resumed` that goes on from the first checkpoint of the one in `OBJECTIVE`, on every rank."""
+    first = f"checkpoint-{OPTIONS['save_steps']}"
+    output = folder / f"{objective}-resumed"
+    if torch.distributed.get_rank() == 0:
+        shutil.copytree(folder / objective / first, output / first)
+    torch.distributed.barrier()
+    train(cache, output, objective, files, resume_from_checkpoint=str(output / first))
+
+
 def main(folder: Path, cache: Path, files: Path) -> None:
     from adaptor_hf.training.interruption import leave_process_group
 
@@ -100,6 +111,7 @@ def main(folder: Path, cache: Path, files: Path) -> None:
             rank = torch.distributed.get_rank()
             torch.save(kept[-1].objective.state_dict(), folder / f"momentum-{rank}.pt")
         if name == "queued":
+            resume(folder, cache, name, files)
             train(cache, folder / f"{name}-parts", name, files, grad_cache_batch_size=3)
     train_unpaired(folder / "unpaired", files)
     train_unpaired(folder / "unpaired-parts", files, grad_cache_batch_size=3)

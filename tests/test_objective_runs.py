@@ -94,8 +94,13 @@ def test_it_goes_on_bit_for_bit_from_a_checkpoint(whole, cache_folder, files, tm
     assert_same_end(last, whole[kind])
 
 
-def assert_same_end(last: Path, whole: Path) -> None:
-    assert differences(states(last), states(whole)) == []
+def test_on_two_ranks_it_goes_on_bit_for_bit(two_ranks):
+    folders = (two_ranks / name / f"checkpoint-{LAST}" for name in ("queued-resumed", "queued"))
+    assert_same_end(*folders, ranks=2)
+
+
+def assert_same_end(last: Path, whole: Path, ranks: int = 1) -> None:
+    assert differences(states(last, ranks), states(whole, ranks)) == []
     assert differences(tensors(last), tensors(whole)) == []
     assert (last / "objective.safetensors").read_bytes() == (whole / "objective.safetensors").read_bytes()
     assert history(last) == history(whole)

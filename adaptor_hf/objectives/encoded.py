@@ -31,6 +31,9 @@ class Side:
         return len(self.pooled)
 
 
+PARTS = tuple(item.name for item in fields(Side))
+
+
 @dataclass
 class Encoded:
     """
@@ -51,18 +54,18 @@ class Encoded:
 
     def sides(self) -> Iterator[tuple[str, Side]]:
         """The sides that are there, by name: `image`, `text`, then those of `more`."""
-        for name in ("image", "text"):
-            if getattr(self, name) is not None:
-                yield name, getattr(self, name)
+        for name, side in (("image", self.image), ("text", self.text)):
+            if side is not None:
+                yield name, side
         yield from self.more.items()
 
     def tensors(self) -> dict[tuple[str, str], torch.Tensor]:
         """All tensors of all sides, by names of side and field; rows first."""
         return {
-            (name, item.name): getattr(side, item.name)
+            (name, part): value
             for name, side in self.sides()
-            for item in fields(Side)
-            if getattr(side, item.name) is not None
+            for part in PARTS
+            if (value := getattr(side, part)) is not None
         }
 
     @classmethod

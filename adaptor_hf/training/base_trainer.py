@@ -27,7 +27,9 @@ class KeepBest(TrainerCallback):
     """
     Keeps the weights of the best evaluation in memory, and may end a training that gets no better.
 
-    Kept are the weights that training can change: parameters with gradients, and buffers.
+    Kept are the weights of the model that training can change: parameters with gradients, and buffers. What an
+    [`~adaptor_hf.objectives.Objective`] adds is not: once training has ended no model needs it, and a loss that is
+    evaluated afterwards is by the objective as the last step left it. Checkpoints keep both.
 
     Args:
         metric (`str`): What is compared, without `eval_` before it.

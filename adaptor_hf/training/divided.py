@@ -65,8 +65,8 @@ def of_all_processes(work: Callable[[], dict[str, torch.Tensor]], device: torch.
     What every process made of its batches, one after the other in the order of the processes, on every process.
 
     Args:
-        work (`Callable`): Gives `(n, ...)` tensors by name; n may differ between processes and
-            be 0, or the name be missing.
+        work (`Callable`): Gives `(n, ...)` tensors by name; n may differ between processes and be 0, or the name be
+            missing.
         device (`torch.device`): Where a process without batches makes its part.
 
     Returns:

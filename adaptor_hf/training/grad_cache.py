@@ -95,7 +95,7 @@ def pull(value: torch.Tensor, gradient: torch.Tensor | None, rows: slice, last: 
     if gradient is None:
         # The sum of none of its elements.
         return value.flatten()[:0].sum() if last and torch.distributed.is_initialized() else None
-    return (value * (gradient[rows] if gradient.ndim else gradient)).sum()
+    return (value * gradient[rows]).sum() if gradient.ndim else value * gradient
 
 
 def cut(batch: Batch, part_size: int) -> list[Batch]:
@@ -105,19 +105,21 @@ def cut(batch: Batch, part_size: int) -> list[Batch]:
     Columns of images, of texts and of rows are each cut for themselves. Those of which there are fewer are in the last
     parts: processes exchange gradients after the last one, which must therefore have both sides.
     """
+    sides = {
+        name: side_of_column(name) for name, value in batch.items() if isinstance(value, torch.Tensor) and value.ndim
+    }
     lengths: dict[str, int] = {}
-    for name, value in batch.items():
-        if isinstance(value, torch.Tensor) and value.ndim:
-            lengths[side_of_column(name)] = max(lengths.get(side_of_column(name), 0), len(value))
+    for name, side in sides.items():
+        lengths[side] = max(lengths.get(side, 0), len(batch[name]))
     count = max(-(-length // part_size) for length in lengths.values())
     first = {side: count - -(-length // part_size) for side, length in lengths.items()}
 
     def part(number: int) -> Batch:
         found = {}
         for name, value in batch.items():
-            if not isinstance(value, torch.Tensor) or not value.ndim:
+            if name not in sides:
                 found[name] = value
-            elif (place := number - first[side_of_column(name)]) >= 0:
+            elif (place := number - first[sides[name]]) >= 0:
                 found[name] = value[place * part_size : (place + 1) * part_size]
         return found
 

@@ -94,22 +94,19 @@ class ObjectiveSteps(TrainerCallback):
     def __init__(self, trainer) -> None:
         self.trainer = trainer
 
-    def on_train_begin(self, args, state, control, **kwargs):
-        self.parameters = [value for value in self.trainer.together.parameters() if value.requires_grad]
-
-    @torch.no_grad()
     def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        for parameter in self.parameters:
+        for parameter in self.trainer.trained_parameters:
             if parameter.grad is None:
                 # As on several processes, where every parameter gets a gradient, so that it decays on one, too.
                 parameter.grad = torch.zeros_like(parameter)
-        self.trainer.objective.before_step(state.global_step / state.max_steps)
+        with torch.no_grad():
+            self.trainer.objective.before_step(state.global_step / state.max_steps)
 
-    @torch.no_grad()
     def on_optimizer_step(self, args, state, control, **kwargs):
         # With float16 a step whose gradients overflowed is left out.
         if not self.trainer.accelerator.optimizer_step_was_skipped:
-            self.trainer.objective.after_step(self.trainer.model)
+            with torch.no_grad():
+                self.trainer.objective.after_step(self.trainer.model)
 
 
 __all__ = ["OBJECTIVE_FILE", "ObjectiveSteps", "load_objective_state", "save_objective"]

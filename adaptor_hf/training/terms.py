@@ -70,8 +70,11 @@ class RunningTerms:
 
 def totals(states: Sequence[dict[str, list[float]]]) -> dict[str, list[float]]:
     """Sum and weight of each term over processes; one may lack a term."""
-    names = dict.fromkeys(name for state in states for name in state)
-    return {name: [sum(state.get(name, (0.0, 0.0))[part] for state in states) for part in (0, 1)] for name in names}
+    found: dict[str, list[float]] = {}
+    for name, (total, weight) in (item for state in states for item in state.items()):
+        before = found.get(name, (0.0, 0.0))
+        found[name] = [before[0] + total, before[1] + weight]
+    return found
 
 
 def is_reserved(name: str) -> bool:

@@ -11,6 +11,8 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Gather, Objective
 from .pair_batches import split_inputs
 
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
 
 class TrainedTogether(nn.Module):
     """
@@ -46,20 +48,17 @@ class TrainedTogether(nn.Module):
             return encoded
         terms = self.terms(encoded, batch)
         if torch.is_grad_enabled() and torch.distributed.is_initialized():
-            terms["loss"] = reaching(terms["loss"], self.parameters())
+            terms["loss"] = depending_on_all(terms["loss"], self.parameters())
         return terms
 
     def encode(self, batch: dict[str, torch.Tensor]) -> Encoded:
         """Embeddings, float32 where they came out in half precision."""
         encoded = self.objective.encode(self.model, batch)
         tensors = encoded.tensors()
-        if any(value.dtype in (torch.float16, torch.bfloat16) for value in tensors.values()):
-            tensors = {
-                key: value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-                for key, value in tensors.items()
-            }
-            encoded = Encoded.of_tensors(tensors, encoded.logit_scale, encoded.logit_bias)
-        return encoded
+        in_half = {name: value.float() for name, value in tensors.items() if value.dtype in HALF_PRECISION}
+        if not in_half:
+            return encoded
+        return Encoded.of_tensors(tensors | in_half, encoded.logit_scale, encoded.logit_bias)
 
     def terms(self, encoded: Encoded, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The objective's terms of what `encode` gave of a batch, without autocast."""
@@ -109,7 +108,7 @@ def _described(terms: object) -> str:
     return "a dictionary of " + ", ".join(f"{name!r} ({type(value).__name__})" for name, value in terms.items())
 
 
-def reaching(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+def depending_on_all(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Tensor:
     """
     The loss, with a gradient of zero for the trainable parameters that it does not depend on.
 
@@ -128,4 +127,4 @@ def reaching(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Te
     return loss + sum(value.flatten()[:0].sum() for value in missing.values()) if missing else loss
 
 
-__all__ = ["TrainedTogether", "check_terms", "reaching"]
+__all__ = ["TrainedTogether", "check_terms", "depending_on_all"]

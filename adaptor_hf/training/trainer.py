@@ -21,6 +21,7 @@ from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from ..objectives.loading import load_objective
+from ..pretrained_adaptor import TOWER_NAMES
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -50,7 +51,7 @@ from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
 from .terms import RunningTerms, check_finite
-from .trained_together import TrainedTogether, reaching
+from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ class AdaptorTrainer(BaseTrainer):
         self.together = TrainedTogether(self.model, self.objective, equal_counts)
         self.terms = RunningTerms(args.device)
         self.current_gradient_accumulation_steps = 1  # until training sets it
+        self.trained_parameters: list[torch.nn.Parameter] = []
         self.add_callback(ObjectiveSteps(self))
         self.add_callback(ProgressLines)
 
@@ -166,16 +168,20 @@ class AdaptorTrainer(BaseTrainer):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
         model = self.model
         if self.args.grad_cache_batch_size is not None:
-            check_splits(self.objective, model.train())
+            self.together.train()
+            check_splits(self.objective, model)
         if self.accelerator.native_amp and not hasattr(model, "_original_forward"):
             # Evaluation calls the model itself, in the precision of training.
             self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
         self.model_wrapped = self.together if self.model_wrapped is model else self.model_wrapped
         self.model = self.together
         try:
-            return super()._prepare_for_training(*args)
+            prepared = super()._prepare_for_training(*args)
         finally:
             self.model = self.callback_handler.model = model
+        # To look for them at every step takes longer than what is done with them.
+        self.trained_parameters = [value for value in self.together.parameters() if value.requires_grad]
+        return prepared
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if inputs.get("fuse_pairs"):
@@ -193,22 +199,18 @@ class AdaptorTrainer(BaseTrainer):
 
     def _loss_of(self, terms: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss, checked; the other terms are kept for the log."""
-        self._check_loss(terms["loss"], inputs)
-        self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
-        return terms["loss"]
-
-    @staticmethod
-    def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+        loss = terms["loss"]
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(describe_bad_batch(inputs, loss))
+        self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
+        return loss
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """As `Trainer.training_step`; with `grad_cache_batch_size` the batch's activations exist in parts."""
         if self.args.grad_cache_batch_size is None:
             return super().training_step(model, inputs, num_items_in_batch)
         model.train()
-        check_splits(self.objective, self.model)
         inputs = self._prepare_inputs(inputs)
 
         def encode(part: dict[str, torch.Tensor]) -> Encoded:
@@ -217,7 +219,7 @@ class AdaptorTrainer(BaseTrainer):
 
         def backward(loss: torch.Tensor) -> None:
             if getattr(model, "require_backward_grad_sync", False):
-                loss = reaching(loss, self.together.parameters())
+                loss = depending_on_all(loss, self.together.parameters())
             self.accelerator.backward(loss / self.current_gradient_accumulation_steps)
 
         terms = backward_in_parts(
@@ -239,7 +241,7 @@ class AdaptorTrainer(BaseTrainer):
             DistributedType.MULTI_GPU,
         ):
             self.accelerator.unscale_gradients()
-            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            grad_norm = torch.nn.utils.get_total_norm([p.grad for p in self.trained_parameters if p.grad is not None])
         return super()._get_grad_norm(model, grad_norm)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
@@ -450,6 +452,13 @@ class AdaptorTrainer(BaseTrainer):
             ) from error
         super()._load_best_model()
         load_objective_state(self.objective, Path(self.state.best_model_checkpoint))
+
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Frozen towers are in no checkpoint, and are what they were.
+        in_checkpoint = self.model.config.towers_in_checkpoint
+        towers = () if in_checkpoint else tuple(f"{name}." for name in TOWER_NAMES)
+        missing = [name for name in load_result.missing_keys if not name.startswith(towers)]
+        super()._issue_warnings_after_load(load_result._replace(missing_keys=missing))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         super()._save(output_dir, state_dict)
