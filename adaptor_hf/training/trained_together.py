@@ -9,6 +9,7 @@ from torch import nn
 
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Gather, Objective
+from ..objectives.known import is_of_package
 from .pair_batches import split_inputs
 
 
@@ -18,7 +19,8 @@ class TrainedTogether(nn.Module):
 
     Args:
         model (`AdaptorModel`), objective (`Objective`): Set up, on one device.
-        equal_counts (`bool`): All processes hold equally many rows; images and texts too, without index columns.
+        equal_counts (`bool`): All processes hold equally many rows. Only objectives of the package are told so, which
+            take all pairs of a batch; others may leave some out.
 
     Raises:
         ValueError: the objective has parameters of the model among its own.
@@ -69,7 +71,8 @@ class TrainedTogether(nn.Module):
             encoded.logit_bias = getattr(self.model, "logit_bias", None)
         rows, _ = split_inputs(batch)
         # Index columns say that images and texts differ in number, which processes then do not share.
-        equal_counts = self.equal_counts and not {"image_index", "text_index"} & batch.keys()
+        indexed = {"image_index", "text_index"} & batch.keys()
+        equal_counts = self.equal_counts and is_of_package(self.objective) and not indexed
         with torch.autocast(encoded.logit_scale.device.type, enabled=False):
             terms = self.objective(encoded, rows, Gather.of_processes(equal_counts))
         check_terms(terms, type(self.objective).__name__)
