@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import Encoded, Gather, Objective
+from ..objectives import Encoded, Gather, Objective, Side
 from ..objectives.known import is_of_package
-from .pair_batches import split_inputs
+from .pair_batches import Columns, split_inputs
 
 
 class TrainedTogether(nn.Module):
@@ -43,6 +43,7 @@ class TrainedTogether(nn.Module):
         Raises:
             TypeError, ValueError: what the objective gives is no loss, see [`check_terms`].
         """
+        batch = Columns(batch)
         encoded = self.encode(batch)
         if encode_only:
             return encoded
@@ -53,7 +54,7 @@ class TrainedTogether(nn.Module):
 
     def encode(self, batch: dict[str, torch.Tensor]) -> Encoded:
         """Embeddings, float32 where they came out in half precision."""
-        encoded = self.objective.encode(self.model, batch)
+        encoded = encoded_by(self.objective, self.model, batch)
         tensors = encoded.tensors()
         if any(value.dtype in (torch.float16, torch.bfloat16) for value in tensors.values()):
             tensors = {
@@ -82,6 +83,25 @@ class TrainedTogether(nn.Module):
         """Trainable parameters that the loss may reach apart from the embeddings."""
         own = [*self.objective.parameters(), *(value for name, value in self.model.named_parameters(recurse=False))]
         return [value for value in own if value.requires_grad]
+
+
+def encoded_by(objective: Objective, model: AdaptorModel, batch: dict[str, torch.Tensor]) -> Encoded:
+    """
+    What an objective's `encode` gives of a batch.
+
+    Raises:
+        TypeError: it is no [`Encoded`] of [`Side`]s.
+    """
+    encoded, who = objective.encode(model, batch), f"encode of {type(objective).__name__}"
+    if not isinstance(encoded, Encoded):
+        raise TypeError(
+            f"{who} must return an adaptor_hf.objectives.Encoded, got {type(encoded).__name__}. Put the embeddings of "
+            "images and texts into one: Encoded(Side(images), Side(texts), logit_scale=model.get_logit_scale())."
+        )
+    if wrong := [name for name, side in encoded.sides() if not isinstance(side, Side)]:
+        found = type(dict(encoded.sides())[wrong[0]]).__name__
+        raise TypeError(f"{who} gave {found} for {wrong[0]!r}: expected an adaptor_hf.objectives.Side of it.")
+    return encoded
 
 
 def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
@@ -131,4 +151,4 @@ def reaching(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> torch.Te
     return loss + sum(value.flatten()[:0].sum() for value in missing.values()) if missing else loss
 
 
-__all__ = ["TrainedTogether", "check_terms", "reaching"]
+__all__ = ["TrainedTogether", "check_terms", "encoded_by", "reaching"]

@@ -20,7 +20,7 @@ from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
-from ..objectives.loading import load_objective
+from ..objectives.loading import check_objective, load_objective
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer, keep_batch
@@ -49,7 +49,7 @@ from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms, check_finite
+from .terms import RunningTerms, check_finite, smaller_steps
 from .trained_together import TrainedTogether, reaching
 
 logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class AdaptorTrainer(BaseTrainer):
         self.label_names = []
         # A column of this name is one of many, and no reason to weigh losses by tokens.
         self.model_accepts_loss_kwargs = False
-        self.objective = load_objective(objective) if isinstance(objective, str) else objective
+        self.objective = load_objective(objective) if isinstance(objective, str) else check_objective(objective)
         self.objective.setup(self.model, args)
         self.objective.to(args.device)
         # accelerate fills up an uneven last batch unless told otherwise.
@@ -193,15 +193,15 @@ class AdaptorTrainer(BaseTrainer):
 
     def _loss_of(self, terms: dict[str, torch.Tensor], inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         """The loss, checked; the other terms are kept for the log."""
-        self._check_loss(terms["loss"], inputs)
+        self._check_loss(terms["loss"], inputs, self.objective)
         self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
         return terms["loss"]
 
     @staticmethod
-    def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor]) -> None:
+    def _check_loss(loss: torch.Tensor, inputs: dict[str, torch.Tensor], objective: Objective) -> None:
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
-            raise FloatingPointError(describe_bad_batch(inputs, loss))
+            raise FloatingPointError(describe_bad_batch(inputs, loss, objective))
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         """As `Trainer.training_step`; with `grad_cache_batch_size` the batch's activations exist in parts."""
@@ -352,7 +352,7 @@ class AdaptorTrainer(BaseTrainer):
         if loss is not None and not loss < float("inf"):
             raise FloatingPointError(
                 f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
-                "with a lower learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
+                f"with {smaller_steps(self.objective)}."
             )
         if loss == 0:
             logger.warning(
