@@ -7,12 +7,21 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+import gathered_subsets
 import pytest
 import torch
 from distributed_worker import make_batch, make_encoders, run
+from gathered_subsets import CASES
 from synthetic import synthetic_cache
 
-from adaptor_hf.objectives import contrastive_loss, gathered_contrastive_loss, sigmoid_contrastive_loss
+from adaptor_hf.objectives import (
+    AdaptorObjective,
+    Encoded,
+    SigLIPObjective,
+    contrastive_loss,
+    gathered_contrastive_loss,
+    sigmoid_contrastive_loss,
+)
 from adaptor_hf.training.pair_batches import check_last_batch
 
 ROOT = Path(__file__).parents[1]
@@ -187,3 +196,40 @@ def test_a_last_batch_without_rows_for_every_process_is_refused(rows, waits):
     """Five rows on each of four processes; such a process would wait for the others until it is killed."""
     with pytest.raises(ValueError, match="leave none to the last one") if waits else nullcontext():
         check_last_batch(rows, 5, 4)
+
+
+@pytest.fixture(scope="module")
+def subsets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("subsets")
+    torch.multiprocessing.spawn(gathered_subsets.run, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank-{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{made.name}, {kept}" for made, kept in CASES])
+def test_an_objective_that_gathers_a_part_of_its_rows_equals_one_process(subsets, number):
+    """The batches have equally many pairs, and what is gathered of them has not."""
+    expected = gathered_subsets.outcome(*CASES[number], slice(None))
+    for found in subsets:
+        assert found[number].keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(found[number][name], value, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_only_the_packages_objectives_spare_the_exchange_of_counts(monkeypatch):
+    """Those of all pairs; a subclass of them may leave some out."""
+    asked = []
+    monkeypatch.setattr(
+        gathered_subsets.TrainedTogether, "encode", lambda self, batch: Encoded(logit_scale=torch.ones(()))
+    )
+
+    def told(objective, **columns):
+        objective.forward = lambda encoded, rows, gather: asked.append(gather.equal_counts) or {"loss": torch.ones(())}
+        with torch.no_grad():
+            gathered_subsets.TrainedTogether(torch.nn.Module(), objective, equal_counts=True)(columns)
+        return asked.pop()
+
+    assert told(AdaptorObjective("pair"))
+    assert told(SigLIPObjective("pair"))
+    assert not told(AdaptorObjective("pair"), image_index=torch.arange(2))
+    assert not told(gathered_subsets.FewerOfThePapers())
+    assert not told(gathered_subsets.Kept())

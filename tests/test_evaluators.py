@@ -1,5 +1,7 @@
 """Evaluation in training: the same numbers on any number of processes, objects as evaluators, nothing changed by it."""
 
+import collections
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from evaluation_worker import evaluated, run, trainer_of
 from synthetic import synthetic_cache, synthetic_model
 
 from adaptor_hf.objectives import AdaptorObjective, Objective, contrastive_loss
+from adaptor_hf.training.pair_batches import PairCollator
 from adaptor_hf.training.pair_embeddings import embed_pairs
 from adaptor_hf.training.pair_evaluation import PairEvaluator, Retrieval, evaluate_pairs, fixed_batch_loss
+from adaptor_hf.training.trained_together import TrainedTogether
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,7 @@ class Unpaired(Objective):
     name = "unpaired"
 
     def forward(self, encoded, rows, gather):
-        self.seen = len(encoded.image), len(encoded.text)
+        type(self).seen = len(encoded.image), len(encoded.text)
         return {"loss": encoded.image.pooled.square().sum(), "mean_recall_of_batch": torch.zeros(())}
 
 
@@ -216,3 +220,75 @@ def test_names_that_nobody_has_promised_are_compared_when_they_are_there(views):
 def test_what_is_no_objective_is_refused():
     with pytest.raises(TypeError, match="objective must be an Objective, got int"):
         Retrieval(1024)
+
+
+class ReadsTokens(Objective):
+    """Says nowhere that it does."""
+
+    def forward(self, encoded, rows, gather):
+        loss = (encoded.image.pooled * encoded.text.pooled).sum(1).mean()
+        return {"loss": loss if encoded.image.tokens is None else loss + encoded.image.tokens[..., 0].mean()}
+
+
+def test_the_loss_of_an_evaluation_is_that_of_training_where_tokens_are_read_undeclared():
+    torch.manual_seed(0)
+    model, objective = synthetic_model().eval(), ReadsTokens()
+    pairs = [{"image_embeds": torch.randn(5, 20), "text_embeds": torch.randn(28), "text_row": row} for row in range(8)]
+    found = Retrieval(objective)(model, pairs)
+    with torch.no_grad():
+        trained = TrainedTogether(model, objective)(PairCollator()(pairs))
+    assert found["loss"] == pytest.approx(trained["loss"].item(), rel=1e-6)
+    objective.forward = lambda encoded, rows, gather: {"loss": rows["prompt_index"].float().mean()}
+    assert Retrieval(objective)(model, [pair | {"prompt_index": 3} for pair in pairs])["loss"] == 3
+
+
+class Restless(Objective):
+    """Changes all that it has at every call: in place, and by making it anew."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.seen, self.by_name = 0, [], {"queue": torch.zeros(3)}
+        self.plain, self.again, self.same = torch.zeros(2), torch.ones(2), self.seen
+        self.register_buffer("kept", torch.zeros(2))
+        self.register_buffer("later", None)
+        self.inner = torch.nn.Module()
+        self.inner.queue = collections.deque([1], maxlen=2)
+        # A part of it, held a second time, and what cannot be copied.
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.listed, self.lock = [self.weight], threading.Lock()
+        self.half = [self.seen, self.lock]
+
+    def forward(self, encoded, rows, gather):
+        assert self.listed[0] is self.weight
+        assert self.same is self.seen
+        self.calls += 1
+        self.seen.append(encoded.image.pooled)
+        self.by_name["queue"] += 1
+        self.by_name["more"] = 1
+        self.plain += 1
+        self.again = self.again + 1
+        self.kept += 1
+        self.later = torch.ones(2)
+        self.inner.queue.append(2)
+        self.lock, self.made = threading.Lock(), True
+        return {"loss": encoded.image.pooled.sum() * self.weight.sum(), "seen": torch.tensor(float(len(self.seen)))}
+
+
+def test_an_evaluation_leaves_every_attribute_of_the_objective_as_it_was(views):
+    objective = Restless()
+    seen, plain, lock, weight = objective.seen, objective.plain, objective.lock, objective.weight
+    for _ in range(2):
+        found = Retrieval(objective)(synthetic_model(), views["test"])
+        assert found["seen"] == 1, "it works on what it had"
+        assert (objective.calls, objective.seen, list(objective.inner.queue)) == (0, [], [1])
+        assert objective.seen is seen is objective.same
+        assert objective.plain is plain
+        assert objective.by_name.keys() == {"queue"}
+        for value in (objective.by_name["queue"], objective.plain, objective.again - 1, objective.kept):
+            assert not value.any()
+        assert objective.later is None
+        assert not hasattr(objective, "made")
+        assert objective.lock is lock
+        assert objective.weight is weight
+        assert objective.half == [seen, lock]
+        assert objective.training

@@ -169,7 +169,7 @@ def test_an_objective_that_embeds_a_batch_as_a_whole_is_refused_by_name():
     class Mixed(Objective):
         name, splits = "mixed", False
 
-    with pytest.raises(ValueError, match="the objective 'mixed' embeds it as a whole"):
+    with pytest.raises(ValueError, match="the objective 'Mixed' embeds it as a whole"):
         check_splits(Mixed(), synthetic_model())
 
 

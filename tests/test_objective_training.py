@@ -17,12 +17,12 @@ from transformers import TrainerCallback
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.hub.push import files_to_push
-from adaptor_hf.objectives import AdaptorObjective, Objective, Side, contrastive_loss
+from adaptor_hf.objectives import AdaptorObjective, Encoded, Objective, Side, SigLIPObjective, contrastive_loss
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.base_trainer import KeepBest
-from adaptor_hf.training.checkpoints import check_checkpoint, finish_checkpoint, unfinished
+from adaptor_hf.training.checkpoints import check_checkpoint, finish_checkpoint, refuse_broken_weights, unfinished
 from adaptor_hf.training.objective_state import OBJECTIVE_FILE
-from adaptor_hf.training.terms import RunningTerms
+from adaptor_hf.training.terms import RunningTerms, smaller_steps
 
 ROOT = Path(__file__).parent.parent
 STEPS = 8  # an epoch of the 124 training pairs in batches of 16
@@ -397,6 +397,75 @@ class Giving(Objective):
 def test_what_is_no_loss_is_refused(give, error, says, views, tmp_path):
     with pytest.raises(error, match=says):
         make_trainer(tmp_path, views, Giving(give), max_steps=1).train()
+
+
+@pytest.mark.parametrize(
+    ("objective", "says"),
+    [
+        (Teacher, r"is the class Teacher: give an instance, Teacher\(\.\.\.\)"),
+        (None, "got None. The default is 'adaptor'"),
+        (torch.nn.Linear(2, 2), "name of adaptor, siglip, or file.py:Class; got Linear"),
+    ],
+)
+def test_what_is_no_objective_is_refused(objective, says, views, tmp_path):
+    with pytest.raises(TypeError, match=says):
+        make_trainer(tmp_path, views, objective)
+
+
+def test_an_objective_that_has_not_begun_as_a_module_is_refused(views, tmp_path):
+    class Bare(Objective):
+        def __init__(self):
+            self.__dict__["margin"] = 1
+
+    with pytest.raises(TypeError, match=r"Bare .* must begin with super\(\).__init__\(\)"):
+        make_trainer(tmp_path, views, Bare())
+
+
+@pytest.mark.parametrize(
+    ("encode", "says"),
+    [
+        (lambda model, batch: model(image_embeds=batch["image_embeds"]), "must return .*Encoded, got AdaptorOutput"),
+        (
+            lambda model, batch: Encoded(batch["image_embeds"]),
+            "encode of Giving gave Tensor for 'image': expected .*Side",
+        ),
+    ],
+)
+def test_what_is_not_encoded_is_refused(encode, says, views, tmp_path):
+    objective = Giving(lambda loss: {"loss": loss})
+    objective.encode = encode
+    with pytest.raises(TypeError, match=says):
+        make_trainer(tmp_path, views, objective, max_steps=1).train()
+
+
+@pytest.mark.parametrize("where", ["forward", "encode"])
+def test_a_column_that_a_batch_lacks_is_named_with_those_that_it_has(where, views, tmp_path):
+    objective, method = Giving(lambda loss: {"loss": loss}), getattr(Objective, where)
+
+    def reads(*args):
+        columns = args[1]
+        try:
+            columns["mine"]
+        except KeyError:
+            assert "mine" not in columns
+            assert columns.get("mine") is None
+        return columns["wanted"] if where == "forward" else method(objective, *args) and columns["wanted"]
+
+    setattr(objective, where, reads)
+    with pytest.raises(KeyError, match=r"no column 'wanted' here; it has .*'text_row'"):
+        make_trainer(tmp_path, views, objective, max_steps=1).train()
+
+
+def test_advice_after_a_loss_of_nan_names_what_the_objective_has(views, tmp_path):
+    giving = Giving(lambda loss: {"loss": loss * float("nan")})
+    with pytest.raises(FloatingPointError, match="in float32, or with a forward of Giving") as caught:
+        make_trainer(tmp_path, views, giving, max_steps=1).train()
+    assert "max_logit_scale" not in str(caught.value)
+    giving.weight = torch.nn.Parameter(torch.tensor(float("nan")))
+    with pytest.raises(FloatingPointError, match="with a forward of Giving"):
+        refuse_broken_weights((torch.nn.Linear(2, 2), giving), 3)
+    assert "'{\"max_logit_scale\": 100}'" in smaller_steps(AdaptorObjective())
+    assert "max_logit_scale 100 among the fields" in smaller_steps(SigLIPObjective())
 
 
 def test_an_objective_that_keeps_the_model_is_refused(views, tmp_path):

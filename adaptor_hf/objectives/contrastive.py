@@ -53,6 +53,7 @@ class AdaptorObjective(Objective):
             image_to_text_weight=self.image_to_text_weight,
             normalize=False,
             positives=positive_ids(rows, self.positives),
+            equal_counts=gather.equal_counts,
             gather=gather,
         )
         return {"loss": loss}

@@ -64,7 +64,8 @@ class Gather:
 
     Args:
         rank (`int`), world_size (`int`): This process and how many there are.
-        equal_counts (`bool`): All processes hold equally many rows, which saves an exchange a step.
+        equal_counts (`bool`): The batches of all processes have equally many pairs. A loss over all pairs of the batch
+            may rely on it, and save an exchange; `counts` and `rows` are asked for any rows, and do not.
     """
 
     rank: int = 0
@@ -80,9 +81,11 @@ class Gather:
 
     def counts(self, rows: torch.Tensor) -> list[int]:
         """Number of rows on every process, in their order."""
-        if self.world_size == 1 or self.equal_counts:
-            return [len(rows)] * self.world_size
-        return gather_counts(len(rows), rows.device)
+        return [len(rows)] if self.world_size == 1 else gather_counts(len(rows), rows.device)
+
+    def counts_of_pairs(self, pairs: torch.Tensor, equal_counts: bool) -> list[int]:
+        """As `counts`, of all pairs of the batch; without an exchange where `equal_counts` says that it needs none."""
+        return [len(pairs)] * self.world_size if equal_counts else self.counts(pairs)
 
     def rows(self, rows: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
         """`(n, ...)` of this process to `(N, ...)` of all, in their order, with exact gradients; see `gather_rows`."""
@@ -99,8 +102,8 @@ class Gather:
         return sum(counts[: self.rank])
 
     def share(self, counts: list[int]) -> float:
-        """What makes a sum over this process's rows a part of the mean over all rows."""
-        return self.world_size / sum(counts)
+        """What makes a sum over this process's rows a part of the mean over all rows; 1 of no rows, whose sum is 0."""
+        return self.world_size / sum(counts) if any(counts) else 1.0
 
 
 def check_ids(positives: torch.Tensor | None, count: int) -> None:
@@ -131,7 +134,7 @@ def gathered_contrastive_loss(
         positives (`torch.Tensor` of shape `(B,)`, *optional*): Integer ids of this rank's rows, comparable over ranks.
         equal_counts (`bool`, defaults to `False`): The caller vouches that all ranks hold B rows. That saves the
             exchange of counts, which makes a GPU wait for the CPU.
-        gather ([`Gather`], *optional*): The processes; by default all, with `equal_counts`.
+        gather ([`Gather`], *optional*): The processes; by default all.
 
     Returns:
         `torch.Tensor`: scalar. Without a process group it is `contrastive_loss` of the local rows.
@@ -139,7 +142,7 @@ def gathered_contrastive_loss(
     image_embeds, text_embeds, scale = prepare(image_embeds, text_embeds, logit_scale, normalize)
     check_matched(image_embeds, text_embeds)
     check_ids(positives, len(image_embeds))
-    gather = Gather.of_processes(equal_counts) if gather is None else gather
+    gather = Gather.of_processes() if gather is None else gather
     rank, world_size = gather.rank, gather.world_size
     if world_size == 1 and len(image_embeds) < CHUNKED_FROM:
         return contrastive_loss(image_embeds, text_embeds, logit_scale, image_to_text_weight, False, positives)
@@ -155,7 +158,7 @@ def gathered_contrastive_loss(
                 query_ids=positives,
                 key_ids=positives,
             )
-    counts = gather.counts(image_embeds)
+    counts = gather.counts_of_pairs(image_embeds, equal_counts)
     all_images, all_texts = gather.rows(image_embeds, counts), gather.rows(text_embeds, counts)
     all_ids = None if positives is None else gather.rows(positives, counts)
 

@@ -21,6 +21,11 @@ def known_objectives() -> dict[str, type[Objective]]:
     return dict(sorted(found.items(), key=lambda item: (item[0] != "adaptor", item[0])))
 
 
+def is_of_package(objective: Objective) -> bool:
+    """Whether it is one of these classes itself: what a subclass reads and gathers is the user's affair."""
+    return type(objective) in known_objectives().values()
+
+
 def find_objective(name: str) -> type[Objective]:
     """
     The class of an objective of the package.
@@ -38,4 +43,4 @@ def find_objective(name: str) -> type[Objective]:
     return known[name]
 
 
-__all__ = ["find_objective", "known_objectives"]
+__all__ = ["find_objective", "is_of_package", "known_objectives"]

@@ -87,6 +87,28 @@ def make_objective(made: type[Objective], arguments: Mapping[str, Any]) -> Objec
     return objective
 
 
+def check_objective(given: Any) -> Objective:
+    """
+    What a caller of Python gives for an objective.
+
+    Raises:
+        TypeError: it is none, such as a class instead of an instance, or has not called `super().__init__()`.
+    """
+    if isinstance(given, type) and issubclass(given, Objective):
+        raise TypeError(f"objective is the class {given.__name__}: give an instance, {given.__name__}(...).")
+    if not isinstance(given, Objective):
+        raise TypeError(
+            f"objective must be an instance of a subclass of Objective, a name of {', '.join(known_objectives())}, or "
+            f"{FORM}; got {'None' if given is None else type(given).__name__}. The default is 'adaptor'."
+        )
+    if "_parameters" not in vars(given):
+        raise TypeError(
+            f"The objective {type(given).__name__} is no module yet when it is made: its __init__ must begin with "
+            "super().__init__()."
+        )
+    return given
+
+
 def objective_name(made: type[Objective]) -> str:
     """What an objective is called in logs, records and cards: the package's by `name`, others by their class."""
     return made.name if known_objectives().get(made.name) is made else made.__name__
@@ -230,6 +252,7 @@ def _run(call: Callable[[], _T], path: Path, what: str) -> _T:
 
 __all__ = [
     "FORM",
+    "check_objective",
     "describe_objective",
     "file_of",
     "is_file",

@@ -55,6 +55,7 @@ class SigLIPObjective(Objective):
             encoded.logit_bias,
             normalize=False,
             positives=positive_ids(rows, self.positives),
+            equal_counts=gather.equal_counts,
             gather=gather,
         )
         return {"loss": loss}
@@ -84,7 +85,7 @@ def gathered_sigmoid_loss(
         positives (`torch.Tensor` of shape `(B,)`, *optional*): Integer ids of this rank's rows, comparable over ranks.
             Other pairs of equal ids are left out of the sum.
         equal_counts (`bool`, defaults to `False`): As in [`gathered_contrastive_loss`].
-        gather ([`Gather`], *optional*): The processes; by default all, with `equal_counts`.
+        gather ([`Gather`], *optional*): The processes; by default all.
 
     Returns:
         `torch.Tensor`: scalar, float32 or wider. It can be differentiated once.
@@ -96,8 +97,8 @@ def gathered_sigmoid_loss(
     check_matched(image_embeds, text_embeds)
     check_ids(positives, len(image_embeds))
     bias = torch.as_tensor(logit_bias, device=image_embeds.device, dtype=image_embeds.dtype)
-    gather = Gather.of_processes(equal_counts) if gather is None else gather
-    counts = gather.counts(image_embeds)
+    gather = Gather.of_processes() if gather is None else gather
+    counts = gather.counts_of_pairs(image_embeds, equal_counts)
     with torch.autocast(image_embeds.device.type, enabled=False):
         return gather.share(counts) * chunked_sigmoid_loss(
             image_embeds,

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +15,8 @@ from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from ..files import file_sha256, open_regular, read_json, write_aside
+from ..objectives import Objective
+from .terms import smaller_steps
 
 logger = logging.getLogger(__name__)
 
@@ -242,15 +244,15 @@ def check_writable(folder: Path) -> None:
         pass
 
 
-def refuse_broken_weights(parts: Iterable[torch.nn.Module], step: int) -> None:
+def refuse_broken_weights(parts: Sequence[torch.nn.Module], step: int) -> None:
     """Raise FloatingPointError if a parameter of the model or of the objective is NaN or infinite."""
+    objective = next((part for part in parts if isinstance(part, Objective)), None)
     named = (pair for part in parts for pair in part.named_parameters())
     broken = [name for name, value in named if not value.isfinite().all()]
     if broken:
         raise FloatingPointError(
             f"Weights became NaN or infinite before step {step} ({', '.join(broken[:3])}). They are not saved. Go on "
-            "from the last checkpoint with a lower learning_rate, in float32, or with --objective "
-            "'{\"max_logit_scale\": 100}'."
+            f"from the last checkpoint with {smaller_steps(objective)}."
         )
 
 

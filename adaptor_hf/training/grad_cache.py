@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from ..objectives import Encoded, Objective
+from ..objectives.loading import objective_name
 from .pair_batches import side_of_column
 
 Batch = dict[str, torch.Tensor]
@@ -146,8 +147,9 @@ def check_splits(objective: Objective, model: nn.Module) -> None:
     """
     if not objective.splits:
         raise ValueError(
-            f"grad_cache_batch_size embeds a batch in parts, and the objective {objective.name!r} embeds it as a whole "
-            "(its `splits` is False). Leave grad_cache_batch_size out, with a smaller batch."
+            "grad_cache_batch_size embeds a batch in parts, and the objective "
+            f"{objective_name(type(objective))!r} embeds it as a whole (its `splits` is False). Leave "
+            "grad_cache_batch_size out, with a smaller batch."
         )
     if found := [*batch_statistics(model), *batch_statistics(objective)]:
         names = ", ".join(f"{name} ({type(module).__name__})" for name, module in found[:3])

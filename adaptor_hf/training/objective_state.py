@@ -58,7 +58,7 @@ def load_objective_state(objective: Objective, checkpoint: Path) -> None:
     except RuntimeError as error:
         raise ValueError(
             f"{OBJECTIVE_FILE} of {checkpoint.name} does not fit the objective {described(wanted)}: "
-            f"{' '.join(str(error).split())}. Resume with the options that it was trained with."
+            f"{' '.join(str(error).split()).rstrip('.')}. Resume with the options that it was trained with."
         ) from error
 
 

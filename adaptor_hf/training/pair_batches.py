@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset
 
-from ..objectives.base import MODEL_INPUTS, model_inputs
+from ..objectives.base import MODEL_INPUTS, Objective, model_inputs
 from ..objectives.positives import POSITIVE_COLUMN, positive_ids
+from .terms import smaller_steps
 
 IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask", "regions", "shallow")
 TEXT_COLUMNS = (
@@ -179,11 +180,21 @@ def with_text_rows(batch: dict[str, Any]) -> dict[str, Any]:
     return batch | {"text_row": torch.tensor(digests, dtype=torch.int64, device=texts.device)}
 
 
+class Columns(dict[str, Any]):
+    """Columns of a batch by name. The KeyError of one that is not there says which there are."""
+
+    def __missing__(self, name: str) -> Any:
+        raise KeyError(
+            f"The batch has no column {name!r} here; it has {', '.join(map(repr, self)) or 'none'}. Give it in each "
+            "example of the data set, as numbers (a collator leaves out what is none), or do without it."
+        )
+
+
 def split_inputs(inputs: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """What a batch says beside the model's inputs, whatever its columns are called; and those inputs."""
     inputs = with_text_rows(dict(inputs))
     of_model = model_inputs(inputs)
-    return {name: value for name, value in inputs.items() if name not in of_model}, of_model
+    return Columns({name: value for name, value in inputs.items() if name not in of_model}), of_model
 
 
 def _not_finite(columns: Mapping[str, Any], rows_of_split: torch.Tensor | None) -> str:
@@ -201,7 +212,7 @@ def _not_finite(columns: Mapping[str, Any], rows_of_split: torch.Tensor | None) 
     return "; ".join(found)
 
 
-def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> str:
+def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor, objective: Objective | None = None) -> str:
     """Which rows of a batch hold NaN or infinity, by their row in the split, without naming a patient."""
     of_model = model_inputs(inputs)
     if bad := _not_finite(of_model, inputs.get("row")):
@@ -212,8 +223,8 @@ def describe_bad_batch(inputs: dict[str, torch.Tensor], loss: torch.Tensor) -> s
             "or let the objective leave them out."
         )
     return (
-        f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with a lower "
-        "learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
+        f"The loss is {loss.item()} although the inputs are finite. Go on from the last checkpoint with "
+        f"{smaller_steps(objective)}."
     )
 
 
@@ -230,6 +241,7 @@ def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
 
 __all__ = [
     "POSITIVE_COLUMN",
+    "Columns",
     "PairCollator",
     "SameRows",
     "check_last_batch",

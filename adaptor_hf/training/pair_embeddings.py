@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import Dataset
+from transformers import TrainingArguments
 
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
 from .base_trainer import global_random_state_kept
 from .divided import length_of, of_all_processes, read_batches
 from .needs import as_model_reads
-from .pair_batches import PairCollator, side_of_column, split_inputs
+from .pair_batches import Columns, PairCollator, side_of_column, split_inputs
 
 if TYPE_CHECKING:
     from .pair_evaluation import PairEvaluator
@@ -85,7 +87,9 @@ def embed_pairs(
         collate = collator or PairCollator()
         read = read_batches(dataset, batch_size, collate, divided=divided, num_workers=num_workers)
         for number, count, batch in read:
-            batch = {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+            batch = Columns(
+                {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
+            )
             encoded = Objective().encode(model, batch)
             of_rows.append(_pairs(encoded, split_inputs(batch)[0], columns))
             if count is None:
@@ -166,29 +170,29 @@ def _scalars_of_batch(
 def as_they_were(model: nn.Module, *others: nn.Module) -> Iterator[None]:
     """
     Evaluation mode. Afterwards the modes are what they were, and so are the random states, and of the others, such as
-    an objective with a queue or a momentum copy, buffers, parameters without gradient, and counters.
+    an objective with a queue or a momentum copy, buffers, parameters without gradient, and all other attributes:
+    counters, tensors, lists and what else `copy.deepcopy` copies. Of the rest, and of modules and data sets that are
+    no parts of theirs, only which ones they have is put back, not what was changed in them.
 
     Args:
         model (`nn.Module`): Which changes nothing of itself in evaluation mode.
         others (`nn.Module`): Which a user wrote, and may.
     """
     modes = [(module, module.training) for module in model.modules()]
-    plain = [
-        (module, {name: value for name, value in vars(module).items() if isinstance(value, int | float | str | None)})
-        for other in others
-        for module in other.modules()
-    ]
+    parts = list(dict.fromkeys(module for other in others for module in other.modules()))
+    owned = [(module, dict(module._buffers), dict(module._parameters)) for module in parts]
     tensors = [
-        (owner, name, value, value.detach().clone())
-        for other in others
-        for module in other.modules()
-        for owner in (module._buffers, module._parameters)
-        for name, value in owner.items()
+        (value, value.detach().clone())
+        for _, *owners in owned
+        for owner in owners
+        for value in owner.values()
         if value is not None and not value.requires_grad
     ]
+    plain = [(module, _plain(module)) for module in parts]
     on_gpu = [value.device for value in model.parameters() if value.device.type == "cuda"][:1]
     try:
         with global_random_state_kept(), torch.random.fork_rng(devices=on_gpu):
+            _work_on_copies(plain, (model, *others))
             for module in (model, *others):
                 module.eval()
             yield
@@ -196,10 +200,41 @@ def as_they_were(model: nn.Module, *others: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         for module, values in plain:
+            for name in _plain(module).keys() - values.keys():
+                del vars(module)[name]
             vars(module).update(values)
-        for owner, name, value, before in tensors:
+        for module, buffers, parameters in owned:
+            for owner, before in ((module._buffers, buffers), (module._parameters, parameters)):
+                owner.clear()
+                owner.update(before)
+        for value, before in tensors:
             value.detach().copy_(before)
-            owner[name] = value
+
+
+def _plain(module: nn.Module) -> dict[str, Any]:
+    """Attributes that are no parameters, buffers or modules; and the mode."""
+    own = vars(nn.Module()).keys() - {"training"}
+    return {name: value for name, value in vars(module).items() if name not in own}
+
+
+def _work_on_copies(plain: list[tuple[nn.Module, dict[str, Any]]], modules: Iterable[nn.Module]) -> None:
+    """Let each module have copies of its attributes, for as long as the originals must not change."""
+    # Nothing that is a part of the modules is copied, whatever refers to it.
+    memo: dict[int, Any] = {}
+    for module in modules:
+        for one in (*module.modules(), *module.parameters(), *module.buffers()):
+            memo[id(one)] = one
+    for module, values in plain:
+        for name, value in values.items():
+            if isinstance(value, nn.Module | Dataset | TrainingArguments):
+                continue
+            # What fails half-way must leave no half of it for the next one.
+            tried = dict(memo)
+            try:
+                vars(module)[name] = copy.deepcopy(value, tried)
+            except Exception:
+                continue
+            memo = tried
 
 
 __all__ = ["PairEmbeddings", "as_they_were", "embed_pairs"]

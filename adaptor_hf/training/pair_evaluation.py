@@ -14,12 +14,14 @@ from ..embeddings.ranks import Ranks
 from ..embeddings.reader import EmbeddingCache
 from ..evaluation.retrieval import alignment_and_uniformity, retrieval_metrics
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, SigLIPObjective, known_objectives
+from ..objectives import AdaptorObjective, Encoded, Gather, Objective, Side, SigLIPObjective
+from ..objectives.known import is_of_package
 from .arguments import more_is_better
 from .base_trainer import Evaluator
 from .needs import with_needs
-from .pair_batches import split_inputs
+from .pair_batches import Columns, split_inputs
 from .pair_embeddings import PairEmbeddings, as_they_were, embed_pairs
+from .trained_together import encoded_by
 
 if TYPE_CHECKING:
     from .trainer import AdaptorTrainer
@@ -129,7 +131,7 @@ class Retrieval(PairEvaluator):
         objective, (rows, _) = self.objective, split_inputs(batch)
         if objective is None or _embeddings_are_enough(objective, rows, encoded):
             return {}
-        own = encoded if _is_default(objective.encode) else objective.encode(model, batch)
+        own = encoded if _is_default(objective.encode) else encoded_by(objective, model, batch)
         return objective(own, rows, Gather())
 
     def measure(self, model: AdaptorModel, embeds: PairEmbeddings, dataset: Dataset) -> dict[str, float]:
@@ -162,8 +164,12 @@ def _embeddings_are_enough(objective: Objective, rows: dict[str, torch.Tensor], 
         return False
     if any(side.index is not None for _, side in encoded.sides()):
         return False
-    # What a user's objective reads of the other columns nobody knows.
-    return known_objectives().get(objective.name) is type(objective) or all(value.ndim == 1 for value in rows.values())
+    if is_of_package(objective):
+        return True
+    # What a user's objective reads of tokens and of other columns nobody knows.
+    return all(side.tokens is None for _, side in encoded.sides()) and all(
+        value.ndim == 1 and not name.endswith("_index") for name, value in rows.items()
+    )
 
 
 def source_metrics(embeds: dict[str, torch.Tensor], sources: Sequence[str]) -> dict[str, float]:
@@ -199,7 +205,7 @@ def fixed_batch_terms(objective: Objective, model: AdaptorModel, embeds: dict[st
     logit_bias = getattr(model, "logit_bias", None)
     found: dict[str, list[torch.Tensor]] = {}
     for start in range(0, len(embeds["image_embeds"]) - size + 1, size):
-        part = {name: values[start : start + size] for name, values in embeds.items()}
+        part = Columns({name: values[start : start + size] for name, values in embeds.items()})
         sides = Side(part.pop("image_embeds")), Side(part.pop("text_embeds"))
         encoded = Encoded(*sides, logit_scale=model.get_logit_scale(), logit_bias=logit_bias)
         for name, value in objective(encoded, part, Gather()).items():

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import torch
 
+from ..objectives import Objective
+from ..objectives.loading import objective_name
+
 RESERVED = frozenset({"grad_norm", "learning_rate", "epoch", "step", "total_flos", "num_input_tokens_seen"})
 """Names of a log line that are not an objective's to give; `loss` is the one that it must give."""
 RESERVED_PREFIXES = ("eval_", "train_", "test_")
@@ -101,10 +104,36 @@ def check_finite(means: dict[str, float], step: int) -> dict[str, float]:
     return means
 
 
+def smaller_steps(objective: Objective | None = None) -> str:
+    """
+    What to go on with after the loss became NaN or infinite.
+
+    Args:
+        objective (`Objective`, *optional*): By default that of the paper.
+    """
+    options = ["a lower learning_rate", "in float32"]
+    if objective is None or objective_name(type(objective)) == "adaptor":
+        options.append("with --objective '{\"max_logit_scale\": 100}'")
+    elif "max_logit_scale" in objective.config_fields:
+        options.append("with max_logit_scale 100 among the fields of --objective")
+    else:
+        options.append(f"with a forward of {type(objective).__name__} that divides by nothing that can be 0")
+    return f"{', '.join(options[:-1])}, or {options[-1]}"
+
+
 def last_terms(log_history: Sequence[dict[str, float]]) -> dict[str, float]:
     """The terms of the last log line of training; the loss is not among them."""
     last = next((entry for entry in reversed(log_history) if "loss" in entry), {})
     return {name: value for name, value in last.items() if name != "loss" and not is_reserved(name)}
 
 
-__all__ = ["RESERVED", "RunningTerms", "check_finite", "check_name", "is_reserved", "last_terms", "totals"]
+__all__ = [
+    "RESERVED",
+    "RunningTerms",
+    "check_finite",
+    "check_name",
+    "is_reserved",
+    "last_terms",
+    "smaller_steps",
+    "totals",
+]

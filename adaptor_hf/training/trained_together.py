@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from ..modeling_adaptor import AdaptorModel
-from ..objectives import Encoded, Gather, Objective
-from .pair_batches import split_inputs
+from ..objectives import Encoded, Gather, Objective, Side
+from ..objectives.known import is_of_package
+from .pair_batches import Columns, split_inputs
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)
 
@@ -20,7 +21,8 @@ class TrainedTogether(nn.Module):
 
     Args:
         model (`AdaptorModel`), objective (`Objective`): Set up, on one device.
-        equal_counts (`bool`): All processes hold equally many rows; images and texts too, without index columns.
+        equal_counts (`bool`): All processes hold equally many rows. Only objectives of the package are told so, which
+            take all pairs of a batch; others may leave some out.
 
     Raises:
         ValueError: the objective has parameters of the model among its own.
@@ -43,6 +45,7 @@ class TrainedTogether(nn.Module):
         Raises:
             TypeError, ValueError: what the objective gives is no loss, see [`check_terms`].
         """
+        batch = Columns(batch)
         encoded = self.encode(batch)
         if encode_only:
             return encoded
@@ -53,7 +56,7 @@ class TrainedTogether(nn.Module):
 
     def encode(self, batch: dict[str, torch.Tensor]) -> Encoded:
         """Embeddings, float32 where they came out in half precision."""
-        encoded = self.objective.encode(self.model, batch)
+        encoded = encoded_by(self.objective, self.model, batch)
         tensors = encoded.tensors()
         in_half = {name: value.float() for name, value in tensors.items() if value.dtype in HALF_PRECISION}
         if not in_half:
@@ -68,7 +71,8 @@ class TrainedTogether(nn.Module):
             encoded.logit_bias = getattr(self.model, "logit_bias", None)
         rows, _ = split_inputs(batch)
         # Index columns say that images and texts differ in number, which processes then do not share.
-        equal_counts = self.equal_counts and not {"image_index", "text_index"} & batch.keys()
+        indexed = {"image_index", "text_index"} & batch.keys()
+        equal_counts = self.equal_counts and is_of_package(self.objective) and not indexed
         with torch.autocast(encoded.logit_scale.device.type, enabled=False):
             terms = self.objective(encoded, rows, Gather.of_processes(equal_counts))
         check_terms(terms, type(self.objective).__name__)
@@ -78,6 +82,25 @@ class TrainedTogether(nn.Module):
         """Trainable parameters that the loss may reach apart from the embeddings."""
         own = [*self.objective.parameters(), *(value for name, value in self.model.named_parameters(recurse=False))]
         return [value for value in own if value.requires_grad]
+
+
+def encoded_by(objective: Objective, model: AdaptorModel, batch: dict[str, torch.Tensor]) -> Encoded:
+    """
+    What an objective's `encode` gives of a batch.
+
+    Raises:
+        TypeError: it is no [`Encoded`] of [`Side`]s.
+    """
+    encoded, who = objective.encode(model, batch), f"encode of {type(objective).__name__}"
+    if not isinstance(encoded, Encoded):
+        raise TypeError(
+            f"{who} must return an adaptor_hf.objectives.Encoded, got {type(encoded).__name__}. Put the embeddings of "
+            "images and texts into one: Encoded(Side(images), Side(texts), logit_scale=model.get_logit_scale())."
+        )
+    if wrong := [name for name, side in encoded.sides() if not isinstance(side, Side)]:
+        found = type(dict(encoded.sides())[wrong[0]]).__name__
+        raise TypeError(f"{who} gave {found} for {wrong[0]!r}: expected an adaptor_hf.objectives.Side of it.")
+    return encoded
 
 
 def check_terms(terms: dict[str, torch.Tensor], objective: str) -> None:
@@ -127,4 +150,4 @@ def depending_on_all(loss: torch.Tensor, parameters: Iterable[nn.Parameter]) -> 
     return loss + sum(value.flatten()[:0].sum() for value in missing.values()) if missing else loss
 
 
-__all__ = ["TrainedTogether", "check_terms", "depending_on_all"]
+__all__ = ["TrainedTogether", "check_terms", "depending_on_all", "encoded_by"]

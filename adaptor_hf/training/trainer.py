@@ -20,7 +20,7 @@ from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Encoded, Objective
-from ..objectives.loading import load_objective
+from ..objectives.loading import check_objective, load_objective
 from ..pretrained_adaptor import TOWER_NAMES
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
@@ -50,7 +50,7 @@ from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms, check_finite
+from .terms import RunningTerms, check_finite, smaller_steps
 from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class AdaptorTrainer(BaseTrainer):
         self.label_names = []
         # A column of this name is one of many, and no reason to weigh losses by tokens.
         self.model_accepts_loss_kwargs = False
-        self.objective = load_objective(objective) if isinstance(objective, str) else objective
+        self.objective = load_objective(objective) if isinstance(objective, str) else check_objective(objective)
         self.objective.setup(self.model, args)
         self.objective.to(args.device)
         # accelerate fills up an uneven last batch unless told otherwise.
@@ -202,7 +202,7 @@ class AdaptorTrainer(BaseTrainer):
         loss = terms["loss"]
         # On a GPU this check would make it wait at every step; there the log lines check (see `log`).
         if loss.device.type == "cpu" and not torch.isfinite(loss):
-            raise FloatingPointError(describe_bad_batch(inputs, loss))
+            raise FloatingPointError(describe_bad_batch(inputs, loss, self.objective))
         self.terms.add(terms, 1 / self.current_gradient_accumulation_steps)
         return loss
 
@@ -355,7 +355,7 @@ class AdaptorTrainer(BaseTrainer):
         if loss is not None and not loss < float("inf"):
             raise FloatingPointError(
                 f"The training loss became {loss} before step {self.state.global_step}. Go on from the last checkpoint "
-                "with a lower learning_rate, in float32, or with --objective '{\"max_logit_scale\": 100}'."
+                f"with {smaller_steps(self.objective)}."
             )
         if loss == 0:
             logger.warning(
