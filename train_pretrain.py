@@ -15,6 +15,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import refuse_folder_of, write_pretraining_manifest
 from adaptor_hf.audit.run_record import RunRecord, last_evaluation
+from adaptor_hf.evaluation.aligners import system_name
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
@@ -139,7 +140,8 @@ def pretrain(
         history, options = trainer.state.log_history, (data, model_arguments, run)
         known = {"objective": minimised, "terms": last_terms(history), "recipe": recipe.to_dict()}
         record.write(training, options, cache, model, last_evaluation(history), **known)
-        draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"))
+        name = system_name("adaptor", config.aligner)
+        draw_curves(training.output_dir, history, training.global_batch_size, parts.get("validation"), name)
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
         kept = kept_epoch(trainer, parts.get("validation"))
         built, more = data.cache is None, recipe.options() | options_beside_cache(data)

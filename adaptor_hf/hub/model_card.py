@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.reading import Reading
+from ..evaluation.aligners import describe_aligner
 from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row, table_rule
@@ -170,6 +171,7 @@ def write_model_card(
         data,
         template_path=str(TEMPLATE),
         model_name=plain(model_name),
+        aligner=describe_aligner(config),
         num_parameters=f"{num_parameters:,}",
         towers="\n".join(describe_tower(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True)),
         terms="\n".join(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from ..evaluation.aligners import system_name
 from ..evaluation.controls import CONTROLS, controls_made
 from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
@@ -131,7 +132,7 @@ def run_finetune(
         for seed in seeds:
             kept = training_subset(data, fraction, "nested", seed)
             fields = {
-                "system": CONTROLS[method].name,
+                "system": system_name(method, model.config.aligner),
                 "module": method,
                 "checkpoint": weights_digest(model),
                 "checkpoint_name": checkpoint["name"],

@@ -14,6 +14,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
 from ..data.sources import describe_terms, public_label
 from ..data.splits import split_hash
+from ..evaluation.aligners import system_name
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
@@ -94,7 +95,9 @@ def report_run(
     result = table = None
     of_sources: dict[str, RetrievalResult] = {}
     if evaluated_on is not None:
-        result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
+        result = evaluate_retrieval(
+            model, views[evaluated_on], f"{system_name('adaptor', model.config.aligner)}, this run"
+        )
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":

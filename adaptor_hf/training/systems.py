@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ..evaluation.controls import CONTROLS
+from ..evaluation.aligners import system_name
 from ..evaluation.naming import weights_digest
 from ..modeling_adaptor import AdaptorModel
 
@@ -43,10 +43,11 @@ class System:
 
     @property
     def label(self) -> str:
-        """What tables call it. Heads as large as two different checkpoints are two controls."""
+        """What tables call it, by its aligner. Heads as large as two different checkpoints are two controls."""
         if self.title is not None:
             return self.title
-        return CONTROLS[self.key].name + ("" if self.hidden_size is None else f", {self.hidden_size} hidden")
+        aligner = None if self.model is None else self.model.config.aligner
+        return system_name(self.key, aligner) + ("" if self.hidden_size is None else f", {self.hidden_size} hidden")
 
     def features(self, embeds: torch.Tensor) -> torch.Tensor:
         """What a head reads: `(n, hidden_size)` from the tower's `(n, D)`, or these as they are."""

@@ -23,7 +23,7 @@ from ..objectives import Encoded, Objective
 from ..objectives.loading import load_objective
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
-from .base_trainer import BaseTrainer, keep_batch
+from .base_trainer import BaseTrainer
 from .checkpoints import (
     RESUME,
     UNFINISHED_MODEL,
@@ -45,7 +45,7 @@ from .interruption import StopOnSignal, deferred_signals
 from .needs import checked_with_needs
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, fit_for_dispatch
-from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
+from .pair_evaluation import Retrieval, evaluate_in_training
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
@@ -486,4 +486,4 @@ class AdaptorTrainer(BaseTrainer):
         """Checkpoints stay on this machine, whatever `hub_strategy` says."""
 
 
-__all__ = ["AdaptorTrainer", "describe_bad_batch", "embed_pairs", "fixed_batch_loss", "keep_batch", "write_aside"]
+__all__ = ["AdaptorTrainer"]
