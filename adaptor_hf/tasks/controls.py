@@ -101,7 +101,11 @@ def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str,
     if not controls and (controls := saved_controls(arguments.model)):
         names = ", ".join(system_name(key, model.config.aligner) for key in controls)
         logger.info("Control models found beside the checkpoint: %s.", names)
-    return load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
+    systems = load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
+    # A decoder of masks reads the tokens.
+    for note in systems[0].notes if arguments.task != "segmentation" else ():
+        logger.warning("%s", note)
+    return systems
 
 
 UNREACHED = (

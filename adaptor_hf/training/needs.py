@@ -110,6 +110,12 @@ def checked_with_needs(objective: Objective, dataset: Dataset | Any, collator: C
     return with_needs(objective, dataset)
 
 
+def tokens_read(objective: Objective, dataset: Dataset | Any) -> list[str] | None:
+    """For `config.trained_on`: tokens that training reads, of the objective's needs or of a cache opened with them."""
+    opened = dataset.columns if isinstance(dataset, EmbeddingCache) and dataset.sequences else ()
+    return sorted({"image_tokens", "text_tokens"} & {*objective.needs, *opened}) or None
+
+
 def check_stored_options(objective: type[Objective], stored: StoredArguments) -> None:
     """
     Check, before any tower runs, that the options of a build keep what an objective needs.
@@ -198,5 +204,6 @@ __all__ = [
     "check_needs",
     "check_stored_options",
     "checked_with_needs",
+    "tokens_read",
     "with_needs",
 ]

@@ -42,7 +42,7 @@ from .checkpoints import (
 from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
-from .needs import checked_with_needs
+from .needs import checked_with_needs, tokens_read
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, fit_for_dispatch
 from .pair_evaluation import Retrieval, evaluate_in_training
@@ -264,6 +264,7 @@ class AdaptorTrainer(BaseTrainer):
         of_evaluation = self.eval_collator or self.data_collator
         self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator)
         self.eval_dataset = checked_with_needs(self.objective, self.eval_dataset, of_evaluation)
+        self.model.config.trained_on = tokens_read(self.objective, self.train_dataset)
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
