@@ -15,6 +15,7 @@ from transformers import set_seed
 from adaptor_hf import AdaptorModel
 from adaptor_hf.audit.manifest import refuse_folder_of, write_pretraining_manifest
 from adaptor_hf.audit.run_record import RunRecord
+from adaptor_hf.evaluation.aligners import system_name
 from adaptor_hf.privacy.gate import guarded, knows
 from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.training import AdaptorTrainer
@@ -109,10 +110,10 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
         )
     address = trainer.push_to_hub() if training.push_to_hub else None
     if trainer.is_world_process_zero():
-        validation = parts.get("validation")
-        options = (data, model_arguments, run)
+        validation, name = parts.get("validation"), system_name("adaptor", model.config.aligner)
+        options, history = (data, model_arguments, run), trainer.state.log_history
         record.write(trainer, options, cache, objective=minimised, recipe=plan.recipe.to_dict())
-        draw_curves(training.output_dir, trainer.state.log_history, training.global_batch_size, validation)
+        draw_curves(training.output_dir, history, training.global_batch_size, validation, name)
         write_pretraining_manifest(training.output_dir, cache, data.train_file)
         kept, more = kept_epoch(trainer, validation), plan.recipe.options() | options_beside_cache(data)
         print(last_words(training.output_dir, cache, built=not data.cache, address=address, more=more, kept=kept))

@@ -20,6 +20,7 @@ MAX_PARAMETERS, MAX_LAYERS, MAX_WIDTH = 2_000_000_000, 1000, 1 << 17
 ALIGNERS = {"adaptor": 2, "linear": 0, "residual": 2, "gated": 0, "mlp": 1}
 SHARED_LAYERS = ("adaptor", "residual")
 NORMS = ("batch", "layer", "none")
+TOKENS = ("image_tokens", "text_tokens")
 
 
 @strict
@@ -79,6 +80,9 @@ class AdaptorConfig(PreTrainedConfig):
             By default a checkpoint holds the Adaptor alone and names its towers.
         data_terms (`dict[str, str]`, *optional*): Data sets that it was trained on whose terms restrict sharing, with
             those terms. A push then asks for consent.
+        trained_on (`list[str]`, *optional*): Token sequences that it read in training, `"image_tokens"` and
+            `"text_tokens"`; whoever scores it on pooled embeddings says so. `None`: pooled embeddings alone, and the
+            field is left out of what is saved.
         split_rule (`dict`, *optional*): How the pre-training data was split, so that evaluation holds out the same
             patients: fields of `adaptor_hf.data.split_rule.SplitRule`. `None`: not known.
         vision_tower (`dict`, *optional*): Resolved reference of the vision tower (see `towers_adaptor`): library, name
@@ -144,6 +148,7 @@ class AdaptorConfig(PreTrainedConfig):
     image_size: int | None = None
     towers_in_checkpoint: bool = False
     data_terms: dict[str, str] | None = None
+    trained_on: list[str] | None = None
     split_rule: dict[str, Any] | None = None
     vision_tower: dict[str, Any] | None = None
     text_tower: dict[str, Any] | None = None
@@ -211,11 +216,11 @@ class AdaptorConfig(PreTrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As the base class; architectures of towers that a checkpoint does not hold are left out."""
-        return super(AdaptorConfig, self._as_saved()).to_dict()
+        return _without_unset(super(AdaptorConfig, self._as_saved()).to_dict())
 
     def to_diff_dict(self) -> dict[str, Any]:
         """As `to_dict`, without what is as the base class has it."""
-        return super(AdaptorConfig, self._as_saved()).to_diff_dict()
+        return _without_unset(super(AdaptorConfig, self._as_saved()).to_diff_dict())
 
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
@@ -268,6 +273,8 @@ class AdaptorConfig(PreTrainedConfig):
         for name in ("classifier_hidden_size", "image_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1 or None, got {getattr(self, name)}.")
+        if self.trained_on is not None and (not self.trained_on or set(self.trained_on) - set(TOKENS)):
+            raise ValueError(f"trained_on must be some of {', '.join(TOKENS)}, or None, got {self.trained_on!r}.")
         if self.segmentation_decoder not in (None, "tokens", "unet"):
             raise ValueError(f'segmentation_decoder must be "tokens" or "unet", got {self.segmentation_decoder!r}.')
         if self.skip_channels is not None and (len(self.skip_channels) != 4 or min(self.skip_channels) < 0):
@@ -354,6 +361,11 @@ class AdaptorConfig(PreTrainedConfig):
             return pooling + (1 + self.token_projection) * sum(side * width + between for side in sides)
         layer = 2 * (4 * self.hidden_size**2 + 2 * self.hidden_size * width)
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
+
+
+def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
+    """As saved before there was `trained_on`, where it says nothing."""
+    return {name: value for name, value in saved.items() if name != "trained_on" or value is not None}
 
 
 def fields_of_dual_encoder(arguments: dict[str, Any]) -> dict[str, Any]:

@@ -97,6 +97,8 @@ MOVED_NAMES = {
     "adaptor_hf.private_mode.refuse_identifying_columns": "adaptor_hf.data.private_rows.refuse_identifying_columns",
     "adaptor_hf.training.controls.train_variant": "adaptor_hf.training.controls.train_control",
     "adaptor_hf.training.run_record.sha256": "adaptor_hf.files.file_sha256",
+    "adaptor_hf.training.trainer.embed_pairs": "adaptor_hf.training.pair_embeddings.embed_pairs",
+    "adaptor_hf.training.trainer.keep_batch": "adaptor_hf.training.base_trainer.keep_batch",
 }
 """Old name and new one, of what lies in a module; the modules are called what they were then."""
 
@@ -114,7 +116,9 @@ REPLACED_NAMES = {
     "adaptor_hf.evaluation.notes.grey_mask_note": "adaptor_hf.evaluation.notes.tolerated_mask_notes, a list",
     "adaptor_hf.training.controls.Variant": "adaptor_hf.training.systems.System",
     "adaptor_hf.training.controls.train_variants": "adaptor_hf.training.controls.train_controls (`label` was `name`)",
+    "adaptor_hf.training.pair_evaluation.fixed_batch_loss": "adaptor_hf.training.pair_evaluation.fixed_batch_terms",
     "adaptor_hf.training.recipe.places_of": "adaptor_hf.training.script_arguments.path_arguments, of all four groups",
+    "adaptor_hf.training.trainer.fixed_batch_loss": "adaptor_hf.training.pair_evaluation.fixed_batch_terms",
 }
 """Names that nothing has any more, and what to use; `adaptor_hf.old_names` makes them for one release."""
 

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from .data import list_datasets
 from .data.delimited import NAMES
 from .evaluation.controls import CONTROLS, controls_made
@@ -11,6 +13,7 @@ from .evaluation.tasks import TASKS
 from .modeling_adaptor import AdaptorModel
 from .training.arguments import AdaptorTrainingArguments
 from .training.controls import train_controls
+from .training.pair_evaluation import fixed_batch_terms, objective_of
 from .training.script_arguments import DataArguments, ModelArguments, RunArguments, path_arguments
 from .training.systems import System
 
@@ -39,6 +42,14 @@ def train_variants(*args: Any, **options: Any) -> list[System]:
 def grey_mask_note(part: str, grey: int, rows: int) -> str | None:
     """As [`tolerated_mask_notes`] of grey masks alone; None where there are none."""
     return next(iter(tolerated_mask_notes(part, {"grey": grey}, rows)), None)
+
+
+def fixed_batch_loss(
+    model: AdaptorModel, embeds: dict[str, torch.Tensor], positives: torch.Tensor | None
+) -> dict[str, float]:
+    """[`fixed_batch_terms`] of the model's own loss; rows of equal `positives` `(N,)` are no negatives."""
+    objective = objective_of(model, "pair" if positives is None else "text")
+    return fixed_batch_terms(objective, model, embeds if positives is None else {**embeds, "text_row": positives})
 
 
 def places_of(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str]:

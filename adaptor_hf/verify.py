@@ -286,11 +286,14 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
         recorded = read_json_object(path)
         views = contrastive_splits(cache)
         model = AdaptorModel.from_pretrained(run, load_towers=False).to(device).eval()
-        result = evaluate_retrieval(model, views[recorded["split"]], recorded["name"])
+        part = views[recorded["split"]]
+        if tokens := model.config.trained_on:
+            # What the run measured: what the model has read in training.
+            part = part.with_columns(*part.columns, *tokens, sequences=True)
+        result = evaluate_retrieval(model, part, recorded["name"])
         found = _differences("Retrieval", recorded["metrics"], result.metrics, TOLERANCE)
         found += _differences("Chance", recorded.get("chance", {}), result.chance, TOLERANCE)
         if isinstance(recorded.get("sources"), dict):
-            part = views[recorded["split"]]
             for source, values in recorded["sources"].items():
                 again = evaluate_retrieval(model, part.source(source), source)
                 found += _differences(f"Retrieval of {source}", values["metrics"], again.metrics, TOLERANCE)
@@ -314,7 +317,8 @@ def _verify_card(run: Path, manifest: Mapping[str, Any]) -> list[str]:
     try:
         retrieval = read_json_object(run / RETRIEVAL_FILE) if (run / RETRIEVAL_FILE).is_file() else None
         record = read_json_object(run / RUN_FILE) if (run / RUN_FILE).is_file() else {}
-        return card_differences(run / "README.md", retrieval, record, manifest["splits"].get("all"))
+        config = read_json_object(run / "config.json") if (run / "config.json").is_file() else None
+        return card_differences(run / "README.md", retrieval, record, manifest["splits"].get("all"), config)
     except READ_ERRORS as error:
         return [f"The card cannot be compared: {type(error).__name__}: {error}"]
 

@@ -12,7 +12,7 @@ from synthetic import synthetic_cache, synthetic_model
 from adaptor_hf.objectives import AdaptorObjective, Objective, contrastive_loss
 from adaptor_hf.training.pair_batches import PairCollator
 from adaptor_hf.training.pair_embeddings import embed_pairs
-from adaptor_hf.training.pair_evaluation import PairEvaluator, Retrieval, evaluate_pairs, fixed_batch_loss
+from adaptor_hf.training.pair_evaluation import PairEvaluator, Retrieval, evaluate_pairs, fixed_batch_terms
 from adaptor_hf.training.trained_together import TrainedTogether
 
 
@@ -97,7 +97,7 @@ def test_the_loss_is_that_of_the_objective_on_each_whole_batch(views):
     assert found["loss"] == pytest.approx(torch.stack(loop).mean().item(), rel=1e-6)
     embeds = embed_pairs(model, view)
     paper = Retrieval()(model, view)
-    expected = fixed_batch_loss(model, embeds, embeds["text_row"])
+    expected = fixed_batch_terms(objective, model, embeds)
     assert expected == {name: paper[name] for name in ("loss", "loss_batch_size")}
     plain = contrastive_loss(
         embeds["image_embeds"], embeds["text_embeds"], model.get_logit_scale().detach(), 0.75, False, embeds["text_row"]

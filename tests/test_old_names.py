@@ -11,6 +11,7 @@ from synthetic import synthetic_model
 
 import adaptor_hf.old_names
 from adaptor_hf.evaluation.tasks import TASKS
+from adaptor_hf.loss_adaptor import contrastive_loss
 from adaptor_hf.moved import MOVED_NAMES, REPLACED_NAMES, new_name
 from adaptor_hf.tasks.controls import load_systems, saved_controls
 from adaptor_hf.training import controls
@@ -42,6 +43,7 @@ DELETED = {
 OTHERS = {
     "adaptor_hf.embeddings.sides.Side",
     "adaptor_hf.evaluation.classification.NUM_BINS",
+    "adaptor_hf.training.pair_evaluation.fixed_batch_loss",
 }
 
 
@@ -183,6 +185,19 @@ class TestReplaced:
             note = notes.grey_mask_note
         assert note("training", 0, 9) is None
         assert note("training", 2, 9).startswith("2 of 9 training masks have grey pixels")
+
+    @pytest.mark.parametrize("positives", [None, torch.arange(1100) // 2])
+    def test_the_loss_of_batches_of_one_size(self, positives):
+        torch.manual_seed(0)
+        model = synthetic_model().eval()
+        images, texts = torch.nn.functional.normalize(torch.randn(2, 1100, 48), dim=-1)
+        with pytest.warns(FutureWarning, match=r"pair_evaluation\.fixed_batch_loss is now"):
+            from adaptor_hf.training.pair_evaluation import fixed_batch_loss
+        found = fixed_batch_loss(model, {"image_embeds": images, "text_embeds": texts}, positives)
+        first = None if positives is None else positives[:1024]
+        # What the function did before objectives: whole batches alone.
+        loss = contrastive_loss(images[:1024], texts[:1024], model.get_logit_scale().detach(), 0.75, False, first)
+        assert found == {"loss": pytest.approx(loss.item(), rel=1e-6), "loss_batch_size": 1024}
 
     def test_places(self, tmp_path):
         from adaptor_hf.training import AdaptorTrainingArguments

@@ -57,6 +57,12 @@ def test_the_paper_is_chosen_from_two_thousand_of_its_steps_on(pairs, batch, epo
         assert recipe_of_pairs(pairs) == recipe.name
 
 
+@pytest.mark.parametrize("pairs", [1, 5, 1023, 1025, 40 * 1024 - 1, 40 * 1024, 40 * 1024 + 1, 100_000])
+def test_pairs_alone_give_the_recipe_of_a_run_without_options(pairs):
+    steps = steps_one_by_one(pairs, 1024, 50, 1, False)
+    assert recipe_of_pairs(pairs) == ("paper" if steps >= 2000 else "small")
+
+
 @pytest.mark.parametrize(("steps", "name"), [(1999, "small"), (2000, "paper")])
 def test_max_steps_is_the_number_of_steps(steps, name):
     assert chosen(300, "--max_steps", str(steps))[0].name == name

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.aligners import aligner_of, describe_aligner
 from ..files import read_regular
 
 # Metadata has four digits, tables have three, median ranks of the controls' table one.
@@ -25,7 +26,11 @@ _OF_CONTROLS = {
 
 
 def card_differences(
-    path: Path, retrieval: Mapping[str, Any] | None, record: Mapping[str, Any], split_hash: str | None
+    path: Path,
+    retrieval: Mapping[str, Any] | None,
+    record: Mapping[str, Any],
+    split_hash: str | None,
+    config: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """
     What a card says otherwise than the run's records.
@@ -35,6 +40,7 @@ def card_differences(
         retrieval (`Mapping`, *optional*): As of `retrieval.json`; None where nothing was held out.
         record (`Mapping`): As of `run.json`.
         split_hash (`str`, *optional*): Of all rows.
+        config (`Mapping`, *optional*): As of `config.json`.
 
     Returns:
         `list[str]`: One sentence a number.
@@ -58,12 +64,19 @@ def card_differences(
             processes = (record.get("machine") or {}).get("processes")
             known = {"world_size": processes, "objective": (record.get("objective") or {}).get("name")}
             known |= {"recipe": (record.get("recipe") or {}).get("name")}
+            known |= {"aligner": aligner_of(config) if config else None}
+            options = (record.get("objective") or {}).get("options") or {}
+            known |= {f"objective.{name}": str(value) for name, value in options.items()}
             known = {name: value for name, value in known.items() if value is not None}
             found += _arguments(rows, (record.get("training_arguments") or {}) | known)
     parameters = (record.get("weights") or {}).get("parameters")
     stated = re.search(r"\(([\d,]+) trainable parameters\)", text)
     if parameters is not None and stated and stated[1] != f"{parameters:,}":
         found.append(f"Model card: {stated[1]} trainable parameters, and run.json has {parameters:,}.")
+    stated = re.search(r"^(.*) \([\d,]+ trainable parameters\), trained with", text, re.MULTILINE)
+    # Of before cards named the aligner there is no such sentence.
+    if config and stated and stated[1] != describe_aligner(config):
+        found.append(f"Model card: {stated[1]}; and config.json has {describe_aligner(config)}.")
     stated = re.search(r"Split hash `(\w*)`", text)
     if split_hash is not None and stated and stated[1] != split_hash:
         found.append(f"Model card: the split hash {stated[1]}, and the manifest has {split_hash}.")

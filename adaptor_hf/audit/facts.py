@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..evaluation.aligners import describe_aligner
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
 from ..privacy.nearly_data import nearly_data
@@ -83,7 +84,7 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
         if spec
     }
     parameters = (record.get("weights") or {}).get("parameters")
-    facts = {"model": _aligner_text(config) + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
+    facts = {"model": describe_aligner(config) + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
     facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of frozen towers."
     if named:
         described = "; ".join(f"{kind} tower {name}, frozen" for kind, name in named.items())
@@ -99,23 +100,6 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
         kept = {name: processing[name] for name in names if processing.get(name)}
         facts["preprocessing"] = f"Images as the vision tower asks: {json.dumps(kept)}."
     return facts
-
-
-def _aligner_text(config: Mapping[str, Any]) -> str:
-    """The module between the towers, in words; configs of before there were aligners have layers alone."""
-    layers, width = config.get("num_hidden_layers"), config.get("hidden_size")
-    aligner = config.get("aligner") or ("adaptor" if layers else "linear")
-    attending = f"{layers} layers, width {width}, {config.get('num_attention_heads')} heads"
-    text = {
-        "adaptor": f"An Adaptor of {attending}",
-        "linear": f"Two linear projections, width {width}",
-        "residual": f"Two linear projections and an Adaptor branch of {attending}",
-        "gated": f"A gated unit a side, width {width}",
-        "mlp": f"An MLP a side of {layers} hidden layer{'' if layers == 1 else 's'}, width {width}",
-    }[aligner]
-    if heads := config.get("attention_pooling_heads"):
-        text += f", attention pooling of tokens with {heads} heads"
-    return text
 
 
 def _software_facts(record: Mapping[str, Any]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .aligners import name_in_controls
 from .metrics import metric_of, parts_of
 
 TOWERS = ("vision tower", "text tower")
@@ -37,9 +38,10 @@ def row_label(fields: Mapping[str, Any]) -> str:
 def row_parts(fields: Mapping[str, Any]) -> dict[str, str]:
     """What [`row_label`] joins, by what it says; only what there is."""
     system, module = str(fields["system"]), fields.get("module")
+    plain = name_in_controls(module, system)
     parts = {
         "system": system,
-        "module": str(module) if module and str(module).lower() not in system.lower() else "",
+        "module": str(module) if module and str(module).lower() not in plain.lower() else "",
         "vision tower": str(fields.get("vision_tower") or ""),
         "text tower": str(fields.get("text_tower") or ""),
         "protocol": str(fields.get("protocol") or ""),

@@ -47,6 +47,19 @@ def run_notes(predictions: Predictions, scores: Sequence[Score]) -> list[str]:
     return found + KINDS[predictions.kind].notes(predictions, scores)
 
 
+def reading_notes(config: Any) -> list[str]:
+    """
+    A sentence where a model reads other embeddings than in its training, for `data_notes`.
+
+    Args:
+        config (`AdaptorConfig`): Of a model that is scored on pooled embeddings.
+    """
+    # Attention pooling reads tokens wherever it is.
+    if not config.trained_on or config.attention_pooling_heads is not None:
+        return []
+    return [f"Trained on token sequences ({', '.join(config.trained_on)}), scored on pooled embeddings."]
+
+
 def duplicate_notes(lines: Iterable[Mapping[str, Any]]) -> list[str]:
     """Systems whose predictions are the same to the last bit."""
     systems: dict[str, set[str]] = {}
@@ -338,6 +351,7 @@ __all__ = [
     "label_notes",
     "mask_notes",
     "notes_of_lines",
+    "reading_notes",
     "retrieval_notes",
     "run_notes",
     "tolerated_mask_notes",

@@ -14,7 +14,7 @@ from .mask_baselines import EXTRA_COUNTS, MEAN_COUNTS
 from .segmentation import COUNTS
 
 PREDICTIONS_FILE = "predictions.parquet"
-_OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies")
+_OWN_SETTINGS = ("num_resamples", "bootstrap_seed", "train_frequencies", "data_notes")
 _METADATA = b"adaptor_hf.predictions"
 
 

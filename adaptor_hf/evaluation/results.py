@@ -21,6 +21,7 @@ from typing import Any
 
 from ..file_records import differences, read_sums, write_sums
 from ..files import file_sha256, parse_json, read_regular, write_aside
+from .aligners import name_in_controls
 from .notes import run_notes
 from .predictions import PREDICTIONS_FILE, Predictions, repeated_images_of, save_predictions
 from .scoring import score_predictions
@@ -83,9 +84,13 @@ class ResultFiles:
 
 
 def run_key(fields: Mapping[str, Any]) -> str:
-    """16 hex digits that name a run: a digest of its `IDENTITY` fields. Fields that are absent count as None."""
+    """
+    16 hex digits that name a run: a digest of its `IDENTITY` fields. Fields that are absent count as None; a system
+    counts by its name in `CONTROLS`, whatever its aligner, of which `checkpoint` tells.
+    """
     check_fields(fields)
     identity = {name: fields.get(name) for name in IDENTITY if name not in LATER or fields.get(name) is not None}
+    identity["system"] = name_in_controls(fields.get("module"), fields["system"])
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..data.reading import Reading
+from ..evaluation.aligners import describe_aligner
 from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row, table_rule
@@ -170,6 +171,8 @@ def write_model_card(
         data,
         template_path=str(TEMPLATE),
         model_name=plain(model_name),
+        aligner=describe_aligner(config),
+        trained_on=describe_trained_on(config),
         num_parameters=f"{num_parameters:,}",
         towers="\n".join(describe_tower(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True)),
         terms="\n".join(
@@ -199,6 +202,16 @@ def write_model_card(
     with written_aside(path) as aside:
         card.save(aside)
     return path
+
+
+def describe_trained_on(config: dict[str, Any]) -> str:
+    """For a paragraph of its own: which token sequences it was trained on, and who reads none."""
+    if not (tokens := config.get("trained_on")):
+        return ""
+    said = f"\n\nTrained on token sequences ({', '.join(tokens)}), on which the retrieval below is measured."
+    if config.get("attention_pooling_heads") is not None:
+        return said
+    return f"{said} `model(**inputs)` and downstream tasks read pooled embeddings, for which it was not trained."
 
 
 def describe_sources(sources: list[dict[str, Any]] | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..evaluation.aligners import system_name
 from ..evaluation.controls import CONTROLS, controls_made
 from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
@@ -98,9 +99,13 @@ def systems_of(arguments: DownstreamArguments, model: AdaptorModel, device: str,
     """The Adaptor, and the controls that the arguments name or that lie beside the checkpoint."""
     controls = pairs_of(arguments.control_model)
     if not controls and (controls := saved_controls(arguments.model)):
-        names = ", ".join(CONTROLS[key].name for key in controls)
+        names = ", ".join(system_name(key, model.config.aligner) for key in controls)
         logger.info("Control models found beside the checkpoint: %s.", names)
-    return load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
+    systems = load_systems(model, arguments.controls, controls, num_logits=num_logits, device=device)
+    # A decoder of masks reads the tokens.
+    for note in systems[0].notes if arguments.task != "segmentation" else ():
+        logger.warning("%s", note)
+    return systems
 
 
 UNREACHED = (

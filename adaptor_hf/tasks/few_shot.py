@@ -159,7 +159,7 @@ def run_few_shot(
                         columns=subgroup_columns(rows), num_resamples=num_resamples,
                     )  # fmt: skip
 
-                finish_run(found, Path(output_dir), fields, score, outcome)
+                finish_run(found, Path(output_dir), fields, score, outcome, system.notes)
     return found
 
 

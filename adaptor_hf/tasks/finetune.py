@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import set_seed
 
+from ..evaluation.aligners import system_name
 from ..evaluation.controls import CONTROLS, controls_made
 from ..heads_adaptor import AdaptorForImageClassification
 from ..modeling_adaptor import AdaptorModel
@@ -113,6 +114,7 @@ def run_finetune(
     from ..evaluation import classification_predictions
     from ..evaluation.classification import MULTI, SINGLE
     from ..evaluation.naming import weights_digest
+    from ..evaluation.notes import reading_notes
     from .frozen_heads import class_frequencies, decisions
     from .overlap import overlap_fields
     from .provenance import input_size, tower_name, tower_saw
@@ -131,7 +133,7 @@ def run_finetune(
         for seed in seeds:
             kept = training_subset(data, fraction, "nested", seed)
             fields = {
-                "system": CONTROLS[method].name,
+                "system": system_name(method, model.config.aligner),
                 "module": method,
                 "checkpoint": weights_digest(model),
                 "checkpoint_name": checkpoint["name"],
@@ -178,7 +180,7 @@ def run_finetune(
                 )  # fmt: skip
 
             try:
-                finish_run(found, Path(output_dir), fields, score, outcome)
+                finish_run(found, Path(output_dir), fields, score, outcome, reading_notes(model.config))
             except (ValueError, FloatingPointError) as error:
                 found.failed.append(f"{fields['system']}, {100 * fraction:g} %, seed {seed}: {error_text(error)}")
     return found

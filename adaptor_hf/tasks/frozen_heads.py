@@ -116,6 +116,8 @@ def _run(
         }
         settings = decisions(probe.predict(features["validation"]), data)
         settings["train_frequencies"] = class_frequencies(data.labels["train"][rows], data)
+        if system.notes:
+            settings["data_notes"] = system.notes
         for name in missing:
             test = tests[name].data
             predictions = predict(probe, test_features[name], test, num_resamples=num_resamples, **settings)

@@ -131,7 +131,7 @@ def run_retrieval(
             )  # fmt: skip
 
         outcome = {"n_train": 0, "head_params": 0, "trainable_params": 0, "selected_on": "none"}
-        finish_run(found, Path(output_dir), fields, score, outcome)
+        finish_run(found, Path(output_dir), fields, score, outcome, system.notes)
     return found
 
 

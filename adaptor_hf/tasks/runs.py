@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,7 @@ def finish_run(
     fields: dict[str, Any],
     score: Callable[[], Any],
     outcome: dict[str, Any],
+    notes: Sequence[str] = (),
 ) -> None:
     """
     Make a run, unless it is finished: `score()` gives its `Predictions`. Changes `found`.
@@ -108,6 +109,7 @@ def finish_run(
     Args:
         fields (`dict`): What tells the run from others; see `adaptor_hf.evaluation.results`.
         outcome (`dict`): The rest of what its lines say; `score` may add to it.
+        notes (`Sequence[str]`): Sentences for every reader of the results.
     """
     from ..evaluation.results import run_key, write_run
 
@@ -116,6 +118,8 @@ def finish_run(
     with runs_to_make(found, {key: folder}) as missing:
         if missing:
             predictions = score()
+            if notes:
+                predictions.settings["data_notes"] = list(notes)
             found.lines += write_run(folder, predictions, fields | outcome)
 
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..evaluation.aligners import system_name
 from ..evaluation.baselines import MARK, above_baseline
-from ..evaluation.controls import CONTROLS
 from ..evaluation.overlap import overlap_sentences
 from ..files import read_json, write_aside
 from ..markdown import table_row, table_rule
@@ -302,7 +302,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         seen=loaded.seen,
         num_resamples=arguments.num_resamples,
     )
-    named = {"dataset": arguments.name, "module": "adaptor", "system": CONTROLS["adaptor"].name}
+    named = {"dataset": arguments.name, "module": "adaptor", "system": system_name("adaptor", model.config.aligner)}
     return "\n\n".join([swap_table(results), *overlap_sentences([named | overlap_fields(loaded.seen, "adaptor")])])
 
 

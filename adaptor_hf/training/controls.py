@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from transformers import set_seed
 
 from ..configuration_adaptor import AdaptorConfig
+from ..evaluation.aligners import system_name
 from ..evaluation.baselines import LEGEND, MARK, above_baseline
 from ..evaluation.controls import CONTROLS, controls_made
 from ..evaluation.retrieval import chance_retrieval, retrieval_intervals, retrieval_metrics
@@ -206,7 +207,8 @@ def train_controls(
         if control.aligner is not None:
             shape = config.with_aligner(control.aligner)
         pairs = ShuffledPairs(train, arguments.seed) if control.shuffled else train
-        logger.info(f"Control: {control.name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
+        name = system_name(key, shape.aligner)
+        logger.info(f"Control: {name}, learning rates {', '.join(f'{rate:g}' for rate in learning_rates)}")
         model, learning_rate, score = train_control(shape, pairs, validation, arguments, learning_rates, make_objective)
         model = model.to(arguments.device).eval()
         systems.append(System(key, model, learning_rate=learning_rate, validation_mean_recall=score))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..evaluation.aligners import system_name
 from ..evaluation.figures import line_style, pyplot
 from ..evaluation.retrieval import chance_retrieval
 from ..files import written_aside
@@ -23,6 +24,7 @@ def draw_curves(
     history: Sequence[dict[str, Any]],
     batch_size: int,
     validation: EmbeddingCache | None = None,
+    name: str = system_name("adaptor"),
 ) -> Path | None:
     """
     Draw what a run has logged.
@@ -32,12 +34,13 @@ def draw_curves(
         history (`Sequence[dict]`): Log entries, `trainer.state.log_history`.
         batch_size (`int`): Pairs a step over all processes, on which the training loss depends.
         validation (`EmbeddingCache`, *optional*): The split that was evaluated, for what chance scores on it.
+        name (`str`, *optional*): Of what was trained, as of `system_name`.
 
     Returns:
         `Path | None`: The picture; None where nothing was logged or matplotlib is not there, which a run says at its
             start (`describe_plan`).
     """
-    panels = [panel for panel in _panels(history, batch_size) if panel[1]]
+    panels = [panel for panel in _panels(history, batch_size, name) if panel[1]]
     if not panels:
         return None
     try:
@@ -67,7 +70,7 @@ def draw_curves(
     return path
 
 
-def _panels(history: Sequence[dict[str, Any]], batch_size: int) -> list[tuple[str, dict[str, list]]]:
+def _panels(history: Sequence[dict[str, Any]], batch_size: int, name: str) -> list[tuple[str, dict[str, list]]]:
     """Of each panel its title and the curves that the log has: label and points (step, value)."""
 
     def curve(name: str) -> list[tuple[int, float]]:
@@ -77,7 +80,7 @@ def _panels(history: Sequence[dict[str, Any]], batch_size: int) -> list[tuple[st
     of_validation = f"validation, batches of {min(sizes):,}" if sizes else "validation"
     panels = [
         ("loss", {f"training, batches of {batch_size:,}": "loss", of_validation: "eval_loss"}),
-        ("mean recall (validation)", {"Adaptor": "eval_mean_recall"}),
+        ("mean recall (validation)", {name: "eval_mean_recall"}),
         ("learning rate", {"learning rate": "learning_rate"}),
         ("similarity scale", {"similarity scale": "eval_logit_scale"}),
     ]

@@ -137,6 +137,12 @@ def checked_with_needs(
     return with_needs(objective, dataset, aligner)
 
 
+def tokens_read(objective: Objective, dataset: Dataset | Any) -> list[str] | None:
+    """For `config.trained_on`: tokens that training reads, of the objective's needs or of a cache opened with them."""
+    opened = dataset.columns if isinstance(dataset, EmbeddingCache) and dataset.sequences else ()
+    return sorted({"image_tokens", "text_tokens"} & {*objective.needs, *opened}) or None
+
+
 def as_model_reads(model: Any, dataset: Dataset | Any) -> Dataset | Any:
     """
     A data set as a model reads it, whatever it was trained with: [`with_needs`] of its aligner alone.
@@ -254,5 +260,6 @@ __all__ = [
     "check_stored_options",
     "checked_with_needs",
     "needs_of_aligner",
+    "tokens_read",
     "with_needs",
 ]

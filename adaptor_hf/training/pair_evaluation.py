@@ -213,14 +213,6 @@ def fixed_batch_terms(objective: Objective, model: AdaptorModel, embeds: dict[st
     return {name: torch.stack(values).mean().item() for name, values in found.items()} | {"loss_batch_size": size}
 
 
-def fixed_batch_loss(
-    model: AdaptorModel, embeds: dict[str, torch.Tensor], positives: torch.Tensor | None
-) -> dict[str, float]:
-    """[`fixed_batch_terms`] of the model's own loss; rows of equal `positives` `(N,)` are no negatives."""
-    objective = objective_of(model, "pair" if positives is None else "text")
-    return fixed_batch_terms(objective, model, embeds if positives is None else {**embeds, "text_row": positives})
-
-
 @torch.no_grad()
 def evaluate_pairs(
     model: AdaptorModel,
@@ -312,7 +304,6 @@ __all__ = [
     "embed_pairs",
     "evaluate_in_training",
     "evaluate_pairs",
-    "fixed_batch_loss",
     "fixed_batch_terms",
     "refuse_same_names",
     "source_metrics",

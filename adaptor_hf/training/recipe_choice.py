@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ..configs import FOLDER, KINDS
@@ -122,9 +123,10 @@ def choose_recipe(
 
 def recipe_of_pairs(num_pairs: int) -> str:
     """Name of the recipe that a run takes on so many training pairs, where no other option is given."""
+    # Plain defaults: arguments that are made would look for devices and other processes.
     defaults = {item.name: item.default for item in fields(AdaptorTrainingArguments)}
-    batches = -(-num_pairs // defaults["global_batch_size"])
-    return recipe_by_steps(int(batches * defaults["num_train_epochs"]))
+    defaults |= {"per_device_train_batch_size": defaults["global_batch_size"], "world_size": 1}
+    return recipe_by_steps(number_of_steps(SimpleNamespace(**defaults), num_pairs))
 
 
 def _of_checkpoint(

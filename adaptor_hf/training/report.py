@@ -14,6 +14,7 @@ from ..configuration_adaptor import AdaptorConfig
 from ..data.reading import Reading
 from ..data.sources import describe_terms, public_label
 from ..data.splits import split_hash
+from ..evaluation.aligners import system_name
 from ..evaluation.controls import CONTROLS
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
@@ -96,7 +97,9 @@ def report_run(
     result = table = None
     of_sources: dict[str, RetrievalResult] = {}
     if evaluated_on is not None:
-        result = evaluate_retrieval(model, views[evaluated_on], "Adaptor, this run")
+        result = evaluate_retrieval(
+            model, views[evaluated_on], f"{system_name('adaptor', model.config.aligner)}, this run"
+        )
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":
@@ -116,7 +119,9 @@ def report_run(
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=({"recipe": recipe} if recipe else {}) | card_arguments(arguments, objective),
+        arguments=({"recipe": recipe} if recipe else {})
+        | {"aligner": model.config.aligner}
+        | card_arguments(arguments, objective),
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
@@ -254,7 +259,23 @@ def card_arguments(arguments: AdaptorTrainingArguments, objective: Mapping[str, 
     if objective is not None and "positives" not in objective["options"]:
         del values["positives"]
     listed = {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
-    return {"objective": objective["name"] if objective else "adaptor"} | listed
+    named = {"objective": objective["name"] if objective else "adaptor"}
+    options = {} if objective is None else _card_options(objective["options"])
+    if options.get("objective.positives") in ("None", listed.get("positives")):
+        del options["objective.positives"]  # its row is there
+    return named | options | listed
+
+
+def _card_options(options: Mapping[str, Any]) -> dict[str, str]:
+    """Options of an objective for a card: no place, and in private mode no words at all."""
+    plain = {name: value for name, value in options.items() if isinstance(value, int | float | None)}
+    if not is_private():
+        plain = {name: value for name, value in options.items() if _is_word(str(value))}
+    return {f"objective.{name}": str(value) for name, value in plain.items()}
+
+
+def _is_word(text: str) -> bool:
+    return text.isprintable() and not {"/", "\\"} & set(text)
 
 
 def package_versions() -> dict[str, str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
-from ..evaluation.controls import CONTROLS
+from ..evaluation.aligners import system_name
+from ..evaluation.controls import saw_pairs
 from ..evaluation.naming import weights_digest
+from ..evaluation.notes import reading_notes
 from ..modeling_adaptor import AdaptorModel
 
 BATCH_ROWS = 8192
@@ -43,10 +45,16 @@ class System:
 
     @property
     def label(self) -> str:
-        """What tables call it. Heads as large as two different checkpoints are two controls."""
+        """What tables call it, by its aligner. Heads as large as two different checkpoints are two controls."""
         if self.title is not None:
             return self.title
-        return CONTROLS[self.key].name + ("" if self.hidden_size is None else f", {self.hidden_size} hidden")
+        aligner = None if self.model is None else self.model.config.aligner
+        return system_name(self.key, aligner) + ("" if self.hidden_size is None else f", {self.hidden_size} hidden")
+
+    @property
+    def notes(self) -> list[str]:
+        """What readers of its scores on pooled embeddings must know; nothing of weights that no pair has shaped."""
+        return reading_notes(self.model.config) if self.model is not None and saw_pairs(self.key) else []
 
     def features(self, embeds: torch.Tensor) -> torch.Tensor:
         """What a head reads: `(n, hidden_size)` from the tower's `(n, D)`, or these as they are."""

@@ -24,7 +24,7 @@ from ..objectives.loading import check_objective, load_objective
 from ..pretrained_adaptor import TOWER_NAMES
 from ..privacy.mode import private_options, rewrite_without_paths
 from .arguments import AdaptorTrainingArguments
-from .base_trainer import BaseTrainer, keep_batch
+from .base_trainer import BaseTrainer
 from .checkpoints import (
     RESUME,
     UNFINISHED_MODEL,
@@ -43,10 +43,10 @@ from .checkpoints import (
 from .early_checks import check_evaluation
 from .grad_cache import backward_in_parts, check_splits
 from .interruption import StopOnSignal, deferred_signals
-from .needs import checked_with_needs
+from .needs import checked_with_needs, tokens_read
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
 from .pair_batches import PairCollator, check_last_batch, describe_bad_batch, fit_for_dispatch
-from .pair_evaluation import Retrieval, embed_pairs, evaluate_in_training, fixed_batch_loss
+from .pair_evaluation import Retrieval, evaluate_in_training
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
@@ -267,6 +267,7 @@ class AdaptorTrainer(BaseTrainer):
         aligner = self.model.config
         self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator, aligner)
         self.eval_dataset = checked_with_needs(self.objective, self.eval_dataset, of_evaluation, aligner)
+        self.model.config.trained_on = tokens_read(self.objective, self.train_dataset)
         output_dir = Path(self.args.output_dir)
         checkpoint = find_checkpoint(output_dir, resume_from_checkpoint) if resume_from_checkpoint else None
         if self.args.save_strategy != "no":
@@ -496,4 +497,4 @@ class AdaptorTrainer(BaseTrainer):
         """Checkpoints stay on this machine, whatever `hub_strategy` says."""
 
 
-__all__ = ["AdaptorTrainer", "describe_bad_batch", "embed_pairs", "fixed_batch_loss", "keep_batch", "write_aside"]
+__all__ = ["AdaptorTrainer"]
