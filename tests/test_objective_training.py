@@ -364,10 +364,8 @@ def test_the_best_by_a_term_of_ones_own_goes_the_way_that_is_given(views, tmp_pa
         wanted = best(values, key=values.get)
         assert (trainer.state.best_global_step, trainer.state.best_metric) == (wanted, values[wanted])
         said = capsys.readouterr().out.splitlines()
-        assert (
-            f"best distance {values[wanted]:.3f} (epoch {wanted // 8})"
-            in [line for line in said if "epoch 3/3" in line][0]
-        )
+        last = next(line for line in said if "epoch 3/3" in line)
+        assert f"best distance {values[wanted]:.3f} (epoch {wanted // 8})" in last
 
 
 @pytest.mark.parametrize("scheduler", ["linear", "reduce_lr_on_plateau"])
@@ -378,7 +376,7 @@ def test_a_metric_that_nobody_gives_is_refused_with_those_that_are_given(views, 
     assert trainer.state.global_step == 0
     trainer = chosen_by("distnce", views, tmp_path, greater_is_better=False, lr_scheduler_type=scheduler)
     with pytest.raises(
-        ValueError, match="'distnce': evaluation gives no such metric. It gave .*mean_recall, .*distance"
+        ValueError, match=r"'distnce': evaluation gives no such metric. It gave .*mean_recall, .*distance"
     ):
         trainer.train()
     assert trainer.state.global_step == 2

@@ -218,6 +218,8 @@ class BaseTrainer(Trainer):
         if name and of_training and self.is_in_train and f"eval_{name}" not in metrics:
             speeds = ("runtime", "_per_second")
             given = [one.removeprefix("eval_") for one in metrics if one != "epoch" and not one.endswith(speeds)]
+            # Trainer leaves it as it is where a training fails.
+            self.is_in_train = False
             raise ValueError(
                 f"metric_for_best_model {name!r}: evaluation gives no such metric. It gave {', '.join(given)}. Choose "
                 "one of these."
