@@ -63,7 +63,7 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
     data, model_arguments, run, training = groups
     with record.phase("cache"):
         # Data: the table's pairs of an image and a report, or a ready cache of them; then the plan, with its recipe.
-        pairs = ready_cache(data, training) if data.cache else load_training_pairs(data, run)
+        pairs = ready_cache(data, model_arguments, training) if data.cache else load_training_pairs(data, run)
         plan, model_arguments = plan_run(words, pairs, data, model_arguments, training)
 
         # Cache: every image and report goes through its frozen tower once.
@@ -73,6 +73,8 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
 
     # Model: the Adaptor alone; its config names the towers.
     rule = None if data.cache else pairs.rule.to_dict()
+    # Towers that were loaded have drawn numbers: a run that finds its embeddings starts from the same weights.
+    set_seed(training.seed)
     model = AdaptorModel(model_arguments.config_on(cache, data_terms=terms, split_rule=rule))
 
     # Objective: what is minimised, over the pairs of all processes.

@@ -1,13 +1,20 @@
 """Batch statistics over ranks and without padding: one process with all rows, torch's module, finite differences."""
 
+from contextlib import nullcontext
 from itertools import product
 
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from batch_norm_worker import LENGTH, WIDTH, loss_of, make_module, make_rows, run, state_of, step
+from synthetic import synthetic_config
 from torch import nn
+from torch.utils.data import BatchSampler
 
+from adaptor_hf import AdaptorModel
 from adaptor_hf.batch_norm_adaptor import BatchNorm, batch_norm_over_ranks
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.grad_cache import check_last_statistics
 
 CASES = [f"{kind}, {rows}" for kind, rows in product(("norm", "head"), ("whole", "masked"))]
 COUNTS = [[3, 5], [4, 2, 5]]
@@ -145,3 +152,54 @@ def test_it_is_switched_in_every_module_within():
     assert all(part.over_ranks for part in parts)
     batch_norm_over_ranks(module, False)
     assert not any(part.over_ranks for part in parts)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory) -> AdaptorTrainingArguments:
+    return AdaptorTrainingArguments(str(tmp_path_factory.mktemp("arguments")), use_cpu=True)
+
+
+@pytest.mark.parametrize("even", [True, False])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_last_batch_of_one_row_is_refused_where_the_sampler_gives_one(arguments, ranks, even, monkeypatch):
+    """Against the batches that accelerate deals out to the ranks."""
+    monkeypatch.setattr(AdaptorTrainingArguments, "world_size", ranks)
+    refused = 0
+    for rows, size, drop_last in product(range(ranks, 12), (1, 2, 3, 4), (False, True)):
+        monkeypatch.setattr(arguments, "per_device_train_batch_size", size)
+        monkeypatch.setattr(arguments, "dataloader_drop_last", drop_last)
+        if rows < size * ranks:
+            continue
+        batches = BatchSampler(range(rows), size, drop_last)
+        dealt = [batches] if ranks == 1 else [
+            BatchSamplerShard(batches, ranks, rank, even_batches=even) for rank in range(ranks)
+        ]  # fmt: skip
+        single = any(len(batch) == 1 for one in dealt for batch in one)
+        refused += single
+        with pytest.raises(ValueError, match="a last batch of a single") if single else nullcontext():
+            check_last_statistics(nn.BatchNorm1d(2), rows, arguments, even=even)
+        # Of what has no statistics, or of several ranks together, one row a rank is enough.
+        check_last_statistics(nn.BatchNorm1d(2).eval(), rows, arguments, even=even)
+        check_last_statistics(nn.Linear(2, 2), rows, arguments, even=even)
+        with pytest.raises(ValueError, match="single") if single and ranks == 1 else nullcontext():
+            check_last_statistics(BatchNorm(2), rows, arguments, even=even)
+    assert refused
+
+
+def test_a_trainer_says_it_before_the_first_step(views, tmp_path):
+    def trainer(**options):
+        arguments = AdaptorTrainingArguments(
+            str(tmp_path), use_cpu=True, global_batch_size=len(views["train"]) - 1, num_train_epochs=1,
+            eval_strategy="no", save_strategy="no", load_best_model_at_end=False, **options,
+        )  # fmt: skip
+        model = AdaptorModel(synthetic_config(aligner="mlp", num_hidden_layers=1))
+        return AdaptorTrainer(model=model, args=arguments, train_dataset=views["train"])
+
+    refused = trainer()
+    with pytest.raises(ValueError, match=r"single one, and .*projection.*\(BatchNorm\).*--dataloader_drop_last True"):
+        refused.train()
+    assert refused.state.global_step == 0
+    for options in ({"dataloader_drop_last": True}, {"max_steps": 1}):
+        cured = trainer(**options)
+        cured.train()
+        assert cured.state.global_step == 1

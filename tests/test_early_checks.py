@@ -10,6 +10,7 @@ import pytest
 
 import train_pretrain
 from adaptor_hf.data.places import close_by
+from adaptor_hf.objectives import Objective
 from adaptor_hf.tasks.arguments import parse_arguments as parse_downstream
 from adaptor_hf.tasks.early_checks import check_before_start as check_downstream
 from adaptor_hf.towers.check import check_tower, close_towers
@@ -125,11 +126,51 @@ def test_less_or_more_is_better_by_the_metric(tmp_path, metric, better):
         early_checks.check_best_metric(arguments)
 
 
+@pytest.mark.parametrize("metric", ["distance", "token_alignment", "eval_north_similarity", "num_pairs"])
+def test_of_a_metric_that_nobody_declared_the_direction_is_not_guessed(tmp_path, metric):
+    arguments = AdaptorTrainingArguments(output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric)
+    assert arguments.greater_is_better is None
+    with pytest.raises(ValueError, match=r"no evaluator declares this metric.* --greater_is_better True or"):
+        early_checks.check_best_metric(arguments, objective=Objective)
+    for given in (True, False):
+        arguments = AdaptorTrainingArguments(
+            output_dir=str(tmp_path), use_cpu=True, metric_for_best_model=metric, greater_is_better=given
+        )
+        early_checks.check_best_metric(arguments, objective=Objective)
+        assert arguments.greater_is_better is given
+
+
+OWN_TERM = """
+from adaptor_hf.objectives import Objective
+
+class Mine(Objective):
+    def forward(self, encoded, rows, gather):
+        distance = (encoded.image.pooled - encoded.text.pooled).square().sum(1).mean()
+        return {"loss": distance, "distance": distance}
+"""
+
+
+def test_a_script_takes_the_term_of_an_objective_of_ones_own_with_its_direction(pipe, tmp_path, untouched):
+    (tmp_path / "mine.py").write_text(OWN_TERM, encoding="utf-8")
+    own = {"objective": f"{tmp_path}/mine.py:Mine", "metric_for_best_model": "distance"}
+    with pytest.raises(ValueError, match="'distance': no evaluator declares this metric"):
+        run(pipe, tmp_path / "run", **own)
+    with pytest.raises(ValueError, match=r"'mean_recal': no evaluator declares .* Did you mean mean_recall"):
+        run(pipe, tmp_path / "run", **own | {"metric_for_best_model": "mean_recal"})
+    with pytest.raises(AssertionError, match="the data was touched"):
+        run(pipe, tmp_path / "run", **own, greater_is_better=False)
+    # The package's own objectives have no other terms than their loss.
+    with pytest.raises(ValueError, match="evaluation gives no such metric"):
+        run(pipe, tmp_path / "run", metric_for_best_model="distance", greater_is_better=False)
+
+
 def test_metrics_that_can_be_chosen_by_are_those_of_an_evaluation(views):
     from synthetic import synthetic_model
 
     found = Retrieval()(synthetic_model(), views["validation"])
-    assert found.keys() - early_checks.evaluation_metrics() == {"num_pairs", "logit_scale", "loss_batch_size"}
+    declared = early_checks.evaluation_metrics(("north",))
+    assert found.keys() - declared == {"num_pairs", "logit_scale", "loss_batch_size"}
+    assert set(declared.values()) == {True, False}
 
 
 def test_a_mistyped_table_is_said_with_its_neighbour_before_libraries_of_towers_load(tmp_path):

@@ -223,6 +223,12 @@ class TestResume:
         self.resume(stopped, cache)
         assert json.loads((stopped / "out/trainer_state.json").read_text())["global_step"] > before
 
+    def test_another_option_is_refused_with_both_values(self, stopped, cache):
+        with pytest.raises(ValueError, match=r"with margin 0\.3, this run has 0\.5"):
+            self.resume(stopped, cache, margin=0.5)
+        with pytest.raises(ValueError, match=r"with sides 'both', this run has 'images'"):
+            self.resume(stopped, cache, sides="images")
+
     def test_another_file_and_another_class_are_refused(self, stopped, cache):
         digest = hashlib.sha256(EXAMPLE.encode()).hexdigest()
         (stopped / "hardest.py").write_text(EXAMPLE + "\n\nclass Other(HardestNegative):\n    pass\n")

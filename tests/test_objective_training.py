@@ -7,9 +7,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from synthetic import synthetic_model
 from torch import nn
@@ -18,10 +20,13 @@ from transformers import TrainerCallback
 from adaptor_hf import AdaptorModel
 from adaptor_hf.hub.push import files_to_push
 from adaptor_hf.objectives import AdaptorObjective, Encoded, Objective, Side, SigLIPObjective, contrastive_loss
+from adaptor_hf.objectives.loading import load_objective, make_objective
+from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.base_trainer import KeepBest
 from adaptor_hf.training.checkpoints import check_checkpoint, finish_checkpoint, refuse_broken_weights, unfinished
-from adaptor_hf.training.objective_state import OBJECTIVE_FILE
+from adaptor_hf.training.objective_state import OBJECTIVE_FILE, load_objective_state, save_objective
+from adaptor_hf.training.pair_evaluation import PairEvaluator
 from adaptor_hf.training.terms import RunningTerms, smaller_steps
 
 ROOT = Path(__file__).parent.parent
@@ -329,6 +334,128 @@ def test_the_best_checkpoint_brings_its_objective_back(views, tmp_path):
     assert objective.steps_done == 4
     kept = load_file(tmp_path / "checkpoint-4" / OBJECTIVE_FILE)
     assert all(torch.equal(value, kept[name]) for name, value in objective.state_dict().items())
+
+
+class Distance(Objective):
+    """It falls from step to step, and nobody has declared that less of it is better."""
+
+    def forward(self, encoded, rows, gather):
+        distance = (encoded.image.pooled - encoded.text.pooled).square().sum(1).mean()
+        return {"loss": distance, "distance": distance}
+
+
+def chosen_by(metric, views, folder, **options):
+    by_steps = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    by_epochs = {"save_strategy": "epoch", "eval_strategy": "epoch", "logging_strategy": "epoch"}
+    options = {"metric_for_best_model": metric, "load_best_model_at_end": True, **options}
+    return make_trainer(
+        folder, views, Distance(), **(by_epochs if "num_train_epochs" in options else by_steps), **options
+    )
+
+
+def test_the_best_by_a_term_of_ones_own_goes_the_way_that_is_given(views, tmp_path, capsys):
+    for way, best in ((False, min), (True, max)):
+        trainer = chosen_by("distance", views, tmp_path / str(way), greater_is_better=way, num_train_epochs=3)
+        trainer.train()
+        values = {
+            entry["step"]: entry["eval_distance"] for entry in trainer.state.log_history if "eval_distance" in entry
+        }
+        assert values[8] > values[16] > values[24]
+        wanted = best(values, key=values.get)
+        assert (trainer.state.best_global_step, trainer.state.best_metric) == (wanted, values[wanted])
+        said = capsys.readouterr().out.splitlines()
+        last = next(line for line in said if "epoch 3/3" in line)
+        assert f"best distance {values[wanted]:.3f} (epoch {wanted // 8})" in last
+
+
+@pytest.mark.parametrize("scheduler", ["linear", "reduce_lr_on_plateau"])
+def test_a_metric_that_nobody_gives_is_refused_with_those_that_are_given(views, tmp_path, scheduler):
+    trainer = chosen_by("distance", views, tmp_path)
+    with pytest.raises(ValueError, match="'distance': no evaluator declares this metric"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    trainer = chosen_by("distnce", views, tmp_path, greater_is_better=False, lr_scheduler_type=scheduler)
+    with pytest.raises(
+        ValueError, match=r"'distnce': evaluation gives no such metric. It gave .*mean_recall, .*distance"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 2
+    # What is measured outside of training is nobody's best.
+    assert "eval_distance" in trainer.evaluate()
+
+
+def test_an_evaluator_that_declares_its_metric_says_which_way_is_better(views, tmp_path):
+    scores = iter([1.0, 2.0, 3.0, 4.0])
+
+    class Rank(PairEvaluator):
+        def metric_names(self, sources=()):
+            return {"of_mine": False}
+
+        def measure(self, model, embeds, dataset):
+            return {"of_mine": next(scores)}
+
+    trainer = make_trainer(
+        tmp_path, views, trainer={"evaluators": [Rank()]}, save_strategy="steps", save_steps=2, eval_strategy="steps",
+        eval_steps=2, load_best_model_at_end=True, metric_for_best_model="of_mine",
+    )  # fmt: skip
+    trainer.train()
+    assert (trainer.state.best_global_step, trainer.args.greater_is_better) == (2, False)
+
+
+class Margin(Objective):
+    def __init__(self, margin: float = 0.2, word: str = "a", kind: Literal["x", "y"] | None = None):
+        super().__init__()
+        self.margin, self.word, self.kind = margin, word, kind
+        self.register_buffer("seen", torch.zeros(1))
+
+    def setup(self, model, args):
+        self.kind = self.kind or "x"
+
+    def forward(self, encoded, rows, gather):
+        return {"loss": (encoded.image.pooled - encoded.text.pooled).square().sum(1).mean() * self.margin}
+
+
+def margin(**options):
+    objective = make_objective(Margin, options)
+    objective.setup(None, None)
+    return objective
+
+
+class TestOptionsOfACheckpoint:
+    def test_other_options_are_refused_with_both_values(self, tmp_path):
+        save_objective(margin(margin=0.3, word="a", kind=None), tmp_path)
+        load_objective_state(margin(margin=0.3, word="a", kind="x"), tmp_path)
+        for name, old, new in (("margin", 0.3, 0.5), ("word", "a", "b"), ("kind", "x", "y")):
+            options = {"margin": 0.3, "word": "a", "kind": None} | {name: new}
+            with pytest.raises(ValueError, match=f"trained by an objective with {name} {old!r}, this run has {new!r}"):
+                load_objective_state(margin(**options), tmp_path)
+
+    def test_where_one_knows_no_options_it_goes_on(self, tmp_path):
+        save_objective(margin(margin=0.3), tmp_path)
+        load_objective_state(Margin(margin=0.5), tmp_path)
+        # As of earlier commits, and of classes made in Python.
+        save_objective(Margin(margin=0.3), tmp_path)
+        with safe_open(tmp_path / OBJECTIVE_FILE, framework="pt") as file:
+            assert json.loads(file.metadata()["objective"]) == {"name": "Margin", "sha256": ""}
+        load_objective_state(margin(margin=0.5), tmp_path)
+
+    def test_options_without_which_it_was_made_are_their_defaults(self):
+        assert load_objective("adaptor").made_with == {"positives": None}
+        assert load_objective("adaptor", {"positives": "pair"}).made_with == {"positives": "pair"}
+
+    def test_in_private_mode_words_are_keyed_hashes(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(private_mode, "_key", b"k" * 32)
+        save_objective(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
+        assert b"Miller" not in (tmp_path / OBJECTIVE_FILE).read_bytes()
+        load_objective_state(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
+        with pytest.raises(ValueError, match="with word") as refused:
+            load_objective_state(margin(margin=0.3, word="Smith", kind="y"), tmp_path)
+        assert "Smith" not in str(refused.value)
+        # Without the mode a hash says nothing of a word, and a number is what it was.
+        monkeypatch.setattr(private_mode, "_key", None)
+        load_objective_state(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
+        with pytest.raises(ValueError, match=r"margin 0\.3, this run has 0\.4"):
+            load_objective_state(margin(margin=0.4, word="Miller", kind="y"), tmp_path)
 
 
 def test_optimizer_and_decay_have_the_parameters_of_both(views, tmp_path):

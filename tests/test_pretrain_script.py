@@ -352,6 +352,15 @@ def test_resuming_goes_on_where_the_run_stopped(options, finished, how, tmp_path
     assert [entry["epoch"] for entry in state["log_history"] if "eval_loss" in entry] == [1, 2, 3]
 
 
+def test_the_run_that_embeds_is_the_run_that_finds_its_embeddings(options, tmp_path):
+    """The same command twice: loading towers draws random numbers, and the weights are the same all the same."""
+    for name in ("embeds", "reuses"):
+        assert (tmp_path / "embeddings").is_dir() == (name == "reuses")
+        main(tmp_path / name, options, num_train_epochs=1, cache_dir=tmp_path / "embeddings")
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("embeds", "reuses"))
+    assert first == second
+
+
 def test_a_dry_run_says_hours_disk_and_memory_and_writes_nothing(options, tmp_path, capsys):
     main(tmp_path / "model", options, dry_run=True, cache_dir=tmp_path / "embeddings")
     said = capsys.readouterr().out

@@ -38,6 +38,7 @@ class Objective(nn.Module):
         splits (`bool`): Whether `encode` treats each item on its own, so that a batch may be embedded in parts
             (`grad_cache_batch_size`).
         file_sha256 (`str`, *optional*): Digest of the user's file that the class was loaded from.
+        made_with (`Mapping[str, Any]`, *optional*): Of one that was made by its name or from a file, its options.
     """
 
     name: ClassVar[str] = ""
@@ -45,6 +46,7 @@ class Objective(nn.Module):
     config_fields: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     splits: ClassVar[bool] = True
     file_sha256: ClassVar[str | None] = None
+    made_with: Mapping[str, Any] | None = None
 
     def setup(self, model: AdaptorModel, args: TrainingArguments) -> None:
         """Called once, before the optimizer is made and processes are joined: make what depends on the model."""

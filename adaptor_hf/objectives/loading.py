@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from ..files import printable, read_regular
 from ..options.choices import build_fields
 from ..options.declared import declared_options
-from ..privacy.mode import hide_place
+from ..privacy.mode import hide_place, private_words
 from .base import NEEDS, Objective
 from .known import find_objective, known_objectives
 
@@ -51,8 +52,10 @@ def load_objective(name_or_path: str, options: Mapping[str, Any] | None = None) 
             f"{wrong[0]} is a field of the model's AdaptorConfig that goes with the objective {objective_name(made)}, "
             f"as all of {listed}: give it there."
         )
-    build_fields(declared_options(made), given, f"The objective {objective_name(made)}", "objective")
-    return make_objective(made, given)
+    built = build_fields(declared_options(made), given, f"The objective {objective_name(made)}", "objective")
+    objective = make_objective(made, given)
+    objective.made_with = built.arguments()
+    return objective
 
 
 def objective_class(name_or_path: str) -> type[Objective]:
@@ -76,7 +79,9 @@ def make_objective(made: type[Objective], arguments: Mapping[str, Any]) -> Objec
         ValueError: the class is of a user's file, and its `__init__` fails.
     """
     if made.file_sha256 is None:
-        return made(**arguments)
+        objective = made(**arguments)
+        objective.made_with = dict(arguments)
+        return objective
     file = file_of(made)
     objective = _run(lambda: made(**arguments), file, f"The objective {made.__name__} cannot be made")
     if "_parameters" not in vars(objective):
@@ -84,6 +89,7 @@ def make_objective(made: type[Objective], arguments: Mapping[str, Any]) -> Objec
             f"The objective {made.__name__} of {str(file)!r} is no module yet when it is made: its __init__ must begin "
             "with super().__init__()."
         )
+    objective.made_with = dict(arguments)
     return objective
 
 
@@ -129,6 +135,24 @@ def objective_identity(objective: Objective) -> dict[str, str]:
     """
     made = type(objective)
     return {"name": objective_name(made), "sha256": made.file_sha256 or ""}
+
+
+def objective_options(objective: Objective) -> dict[str, Any] | None:
+    """
+    What an objective was made with, for records: its options with their defaults, in private mode words as keyed
+    hashes, but for choices. None of an instance of a class that was written in Python.
+    """
+    if objective.made_with is None:
+        return None
+    declared = {item.name: item for item in fields(declared_options(type(objective)))}
+    found = {}
+    for name, value in objective.made_with.items():
+        choices = declared[name].metadata.get("choices")
+        if value is None and choices and (chosen := getattr(objective, name, None)) in choices:
+            # What None stood for, `setup` has found out.
+            value = chosen
+        found[name] = value if choices else private_words(value)
+    return found
 
 
 def file_of(made: type[Objective]) -> Path | None:
@@ -261,5 +285,6 @@ __all__ = [
     "objective_class",
     "objective_identity",
     "objective_name",
+    "objective_options",
     "on_all_ranks",
 ]

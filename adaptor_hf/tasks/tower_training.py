@@ -10,6 +10,7 @@ import torch
 
 from ..heads_adaptor import AdaptorForImageClassification
 from ..training.base_trainer import BaseTrainer, KeepBest, in_memory_arguments
+from ..training.grad_cache import check_last_statistics
 from .head_training import macro_auroc
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ def train_classifier(
 
     Raises:
         FloatingPointError: if the loss on validation is NaN or infinite.
+        ValueError: the last batch of an epoch is a single row, of which batch normalisation takes no spread.
     """
 
     def metrics(prediction: Any) -> dict[str, float]:
@@ -58,6 +60,7 @@ def train_classifier(
         per_device_eval_batch_size=batch_size, num_train_epochs=epochs, weight_decay=0.01, warmup_steps=0.1, seed=seed,
         eval_strategy="epoch", label_names=["labels"], include_for_metrics=["loss"],
     )  # fmt: skip
+    check_last_statistics(classifier.train(), len(train), arguments, cure="choose another batch size")
     trainer = BaseTrainer(
         classifier, arguments, keep_best=KeepBest("score"), quiet=True, data_collator=collator, train_dataset=train,
         eval_dataset=validation, compute_metrics=metrics,

@@ -36,7 +36,7 @@ class AdaptorTrainingArguments(TrainingArguments):
     | `per_device_eval_batch_size` | 1024 | evaluation embeds rows only |
     | `eval_strategy`, `save_strategy`, `logging_strategy` | `"epoch"` | an epoch is seconds to minutes |
     | `load_best_model_at_end`, `metric_for_best_model` | `True`, `"eval_mean_recall"` | the loss depends on the batch size, recall over the split does not |
-    | `greater_is_better` | by the metric | of ranks, alignment and uniformity less is better, too |
+    | `greater_is_better` | by the metric | of ranks, alignment and uniformity less is better, too; to be given for others |
     | `save_total_limit` | 2 | the best and the last checkpoint |
     | `remove_unused_columns` | `False` | the cache yields finished batches |
     | `logging_nan_inf_filter` | `False` | a NaN must show |
@@ -142,14 +142,16 @@ class AdaptorTrainingArguments(TrainingArguments):
             check_weights(self.dataset_weights, len(self.dataset_weights))
         if self.grad_cache_batch_size is not None and self.grad_cache_batch_size < 1:
             raise ValueError(f"grad_cache_batch_size must be at least 1, got {self.grad_cache_batch_size}.")
-        if self.greater_is_better is None and self.metric_for_best_model is not None:
-            self.greater_is_better = more_is_better(self.metric_for_best_model)
+        chosen = self.greater_is_better
         self._choose_precision()
         if self.dataloader_pin_memory is None:
             self.dataloader_pin_memory = self._wants_gpu()
         given = self.per_device_train_batch_size
         self.per_device_train_batch_size = 1 if given is None else given
         super().__post_init__()
+        if chosen is None and self.metric_for_best_model is not None:
+            # In place of transformers' guess; None where nobody can know, which the trainer refuses to start with.
+            self.greater_is_better = more_is_better(self.metric_for_best_model)
         if self._n_gpu > 1:
             # One process on several GPUs would be DataParallel, which splits the pool of negatives.
             logger.warning(f"Using one of {self._n_gpu} GPUs. For all of them: accelerate launch train_pretrain.py ...")
@@ -198,15 +200,23 @@ class AdaptorTrainingArguments(TrainingArguments):
             self.fp16 = True
 
 
-def more_is_better(metric: str) -> bool:
-    """Whether more of a metric of evaluation is better: not of losses, ranks, alignment and uniformity."""
+_LESS_IS_BETTER = ("alignment", "image_uniformity", "text_uniformity")
+
+
+def more_is_better(metric: str) -> bool | None:
+    """
+    Whether more of a metric of evaluation is better: not of losses, ranks, alignment and uniformity. None where it is
+    not known: of a term of an objective, say, or of what a function of a user's measures.
+    """
     name = metric.removeprefix("eval_")
+    if name in _LESS_IS_BETTER or name.endswith("loss"):
+        return False
     found = metric_of(name)
     while found is None and "_" in name:
         # Of one of several sources: its name stands before that of the metric.
         name = name.partition("_")[2]
         found = metric_of(name)
-    return found.higher_is_better if found else not metric.endswith(("loss", "alignment", "uniformity"))
+    return found.higher_is_better if found else None
 
 
 __all__ = ["AdaptorTrainingArguments", "more_is_better"]

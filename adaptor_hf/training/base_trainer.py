@@ -193,12 +193,14 @@ class BaseTrainer(Trainer):
 
         Raises:
             FloatingPointError: if the loss is NaN or infinite.
+            ValueError: in training, if the metric that the best model is chosen by is not among them.
         """
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if isinstance(dataset, dict):
             results = {}
             for name, part in dataset.items():
                 results.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            self._check_best_is_there(results, of_training=eval_dataset is None)
             return results
         if self.evaluators:
             metrics = self._evaluate_with_evaluators(dataset, metric_key_prefix)
@@ -210,7 +212,20 @@ class BaseTrainer(Trainer):
                 f"The loss on validation is {loss} at step {self.state.global_step}, rate {self.args.learning_rate:g}. "
                 "Use a lower rate, or float32."
             )
+        self._check_best_is_there(metrics, of_training=eval_dataset is None)
         return metrics
+
+    def _check_best_is_there(self, metrics: dict[str, float], of_training: bool) -> None:
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        if name and of_training and self.is_in_train and f"eval_{name}" not in metrics:
+            speeds = ("runtime", "_per_second")
+            given = [one.removeprefix("eval_") for one in metrics if one != "epoch" and not one.endswith(speeds)]
+            # Trainer leaves it as it is where a training fails.
+            self.is_in_train = False
+            raise ValueError(
+                f"metric_for_best_model {name!r}: evaluation gives no such metric. It gave {', '.join(given)}. Choose "
+                "one of these."
+            )
 
     @torch.no_grad()
     def _evaluate_with_evaluators(self, dataset: Dataset, prefix: str) -> dict[str, float]:

@@ -50,14 +50,18 @@ def check_best_metric(
     training: AdaptorTrainingArguments,
     sources: Iterable[str] = (),
     evaluators: Iterable[PairEvaluator] | None = None,
+    objective: type[Objective] | None = None,
 ) -> None:
     """
     Check that `--metric_for_best_model` is what an evaluation gives, and that the right way counts as better.
+    `greater_is_better` becomes that of the metric where it was not given.
 
     Args:
         training (`AdaptorTrainingArguments`): Of the run.
         sources (`Iterable[str]`): Names of several sources, each of which has retrieval metrics of its own.
         evaluators (`Iterable[PairEvaluator]`, *optional*): By default those of a run, [`Retrieval`] alone.
+        objective (`type[Objective]`, *optional*): What is trained with. One of a user's may have terms of its own,
+            which nobody declares: with it any name is taken whose direction is known or given.
 
     Raises:
         ValueError: naming the metrics that are close, or the option to add.
@@ -67,17 +71,35 @@ def check_best_metric(
         return
     known = evaluation_metrics(sources, evaluators)
     name = given.removeprefix("eval_")
+    if name not in known and objective is not None and objective not in known_objectives().values():
+        _check_direction(training, known)
+        return
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3) or ["mean_recall", "loss"]
         raise ValueError(
             f"--metric_for_best_model {given!r}: evaluation gives no such metric. Did you mean {' or '.join(close)}? "
             f"There are: {', '.join(known)}."
         )
-    if training.greater_is_better is not None and training.greater_is_better != known[name]:
+    if training.greater_is_better is None:
+        training.greater_is_better = known[name]
+    if training.greater_is_better != known[name]:
         better = "more" if known[name] else "less"
         raise ValueError(
             f"--metric_for_best_model {given}: {better} of it is better. Add --greater_is_better {known[name]}."
         )
+
+
+def _check_direction(training: AdaptorTrainingArguments, known: Iterable[str] = ()) -> None:
+    """Raise ValueError where nobody has said which way a metric is better: the worst epoch could be kept."""
+    if training.metric_for_best_model is None or training.greater_is_better is not None:
+        return
+    close = difflib.get_close_matches(training.metric_for_best_model.removeprefix("eval_"), known, n=1)
+    meant = f"Did you mean {close[0]}? " if close else ""
+    raise ValueError(
+        f"--metric_for_best_model {training.metric_for_best_model!r}: no evaluator declares this metric, so nobody "
+        f"knows whether more or less of it is better. {meant}If your objective or evaluator gives it, add "
+        "--greater_is_better True or --greater_is_better False."
+    )
 
 
 def evaluation_metrics(
@@ -109,9 +131,9 @@ def check_evaluation(
 
     Args:
         training (`AdaptorTrainingArguments`), model, dataset: Of the run; the split to evaluate on. Of several splits,
-            whose metrics have other names, nothing is checked.
+            whose metrics have other names, it is only checked that the direction is known.
         evaluators (`Sequence[Evaluator]`): What functions give is known when they are called, and so are an
-            objective's own terms: with these any `metric_for_best_model` is taken.
+            objective's own terms: with these any `metric_for_best_model` is taken whose direction is known or given.
         objective (`Objective`): That is trained with.
 
     Raises:
@@ -121,13 +143,17 @@ def check_evaluation(
     from ..embeddings.ranks import Ranks
     from .pair_evaluation import PairEvaluator
 
-    if training.eval_strategy == "no" or not evaluators or isinstance(dataset, dict | None):
+    if training.eval_strategy == "no":
+        return
+    if not evaluators or isinstance(dataset, dict | None):
+        _check_direction(training)
         return
     of_pairs = [one for one in evaluators if isinstance(one, PairEvaluator)]
     sources = getattr(dataset, "source_names", ())
     evaluation_metrics(sources, of_pairs)
-    if len(of_pairs) == len(evaluators) and type(objective) in known_objectives().values():
-        check_best_metric(training, sources, of_pairs)
+    # As of an objective with terms of its own: what functions give, nobody knows before.
+    open_ended = Objective if len(of_pairs) < len(evaluators) else type(objective)
+    check_best_metric(training, sources, of_pairs, open_ended)
     Ranks().on_main(lambda: [one.check(model, dataset) for one in of_pairs] and None)
 
 

@@ -7,15 +7,21 @@ something else: it adds no negatives.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ..batch_norm_adaptor import BatchNorm
 from ..objectives import Encoded, Objective
 from ..objectives.loading import objective_name
 from .pair_batches import side_of_column
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 Batch = dict[str, torch.Tensor]
 
@@ -168,6 +174,46 @@ def batch_statistics(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
+def check_last_statistics(
+    model: nn.Module,
+    rows: int | None,
+    arguments: TrainingArguments,
+    *,
+    even: bool = True,
+    cure: str = "leave that batch out (--dataloader_drop_last True), or choose another --global_batch_size",
+) -> None:
+    """
+    Refuse a training that would end at the last batch of its first epoch: a single row, where batch normalisation asks
+    for a mean and a spread.
+
+    Args:
+        model (`nn.Module`): What is trained, in training mode.
+        rows (`int`, *optional*): Of an epoch; where they are not known, nothing is checked.
+        arguments (`TrainingArguments`): Batch size, processes, steps.
+        even (`bool`): With several processes, a last batch is filled up.
+        cure (`str`): What to do.
+
+    Raises:
+        ValueError: naming the module and the rows.
+    """
+    size, processes = arguments.per_device_train_batch_size, arguments.world_size
+    steps = arguments.max_steps * arguments.gradient_accumulation_steps
+    if rows is None or 0 < steps < math.ceil(rows / (size * processes)):
+        return
+    whole = arguments.dataloader_drop_last or getattr(arguments, "source_batches", "") == "by_source"
+    whole = whole or (even and processes > 1)
+    if (size if whole else rows % size or size) > 1:
+        return
+    for name, module in batch_statistics(model):
+        # Of all processes together there are several rows, and of a map of an image several places.
+        over_all = processes > 1 and isinstance(module, BatchNorm)
+        if isinstance(module, nn.BatchNorm1d) and not over_all:
+            raise ValueError(
+                f"{rows:,} rows in batches of {size:,} leave a last batch of a single one, and {name} "
+                f"({type(module).__name__}) takes the mean and spread of each batch: {cure}."
+            )
+
+
 def random_state(device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
     """State of the generators that a forward pass on this device draws from."""
     return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -183,4 +229,4 @@ def replayed(state: tuple[torch.Tensor, torch.Tensor | None], device: torch.devi
         yield
 
 
-__all__ = ["backward_in_parts", "batch_statistics", "check_splits", "cut"]
+__all__ = ["backward_in_parts", "batch_statistics", "check_last_statistics", "check_splits", "cut"]

@@ -74,7 +74,7 @@ def check_before_start(
     if data.cache is None:
         check_stored_options(model.objective.made, data, model.aligner)
         names = list(source_arguments(data))
-        check_best_metric(training, names if len(names) > 1 else ())
+        check_best_metric(training, names if len(names) > 1 else (), objective=model.objective.made)
         check_weights_of(training, len(names))
     check_optimizer(training)
     terms = restricted_terms(*several(data.dataset), data.dataset_name)
@@ -111,12 +111,12 @@ def check_weights_of(training: AdaptorTrainingArguments, sources: int) -> None:
         raise ValueError(f"{option} is of several sources, and the training data has one. Leave it out.")
 
 
-def ready_cache(data: DataArguments, training: AdaptorTrainingArguments) -> EmbeddingCache:
+def ready_cache(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> EmbeddingCache:
     """The cache that the options name; several of them as one."""
     opened = [open_together(path, FileChecks(data.check), Ranks()) for path in several(data.cache)]
     check_private_cache(one for cache in opened for one in cache.modality_manifests().values())
     cache = join_caches(opened, one_namespace=data.id_namespace is not None)
-    check_best_metric(training, cache.source_names)
+    check_best_metric(training, cache.source_names, objective=model.objective.made)
     check_weights_of(training, max(1, len(cache.source_names)))
     return cache
 

@@ -84,7 +84,9 @@ class ProgressLines(TrainerCallback):
         # Trainer notes the best one only after this.
         entries = [entry for entry in state.log_history if name in entry]
         if entries and name in evaluation:
-            best = (min if args.greater_is_better is False else max)(entries, key=lambda entry: entry[name])
+            best = (max if args.metric_for_best_model is None or args.greater_is_better else min)(
+                entries, key=lambda entry: entry[name]
+            )
             what = "" if name == MEAN_RECALL else f" {name.removeprefix('eval_').replace('_', ' ')}"
             values.append(f"best{what} {best[name]:.3f} (epoch {best.get('epoch', 0):.4g})")
         if values:

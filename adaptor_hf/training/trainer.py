@@ -40,8 +40,9 @@ from .checkpoints import (
     together,
     unfinished,
 )
+from .divided import length_of
 from .early_checks import check_evaluation
-from .grad_cache import backward_in_parts, check_splits
+from .grad_cache import backward_in_parts, check_last_statistics, check_splits
 from .interruption import StopOnSignal, deferred_signals
 from .needs import checked_with_needs, tokens_read
 from .objective_state import ObjectiveSteps, load_objective_state, save_objective
@@ -274,6 +275,8 @@ class AdaptorTrainer(BaseTrainer):
             # Now rather than after the first epoch.
             together(lambda: self.args.should_save and check_writable(output_dir), output_dir / "checkpoint")
         check_evaluation(self.args, self.model, self.eval_dataset, self.evaluators, self.objective)
+        rows, even = length_of(self.train_dataset), self.accelerator.even_batches
+        check_last_statistics(self.together.train(), rows, self.args, even=even)
         with deferred_signals() as signals:
             self.terms, self.running_loss = RunningTerms(self.args.device), RunningLoss(self, checkpoint)
             callbacks = [self.running_loss, StopOnSignal(signals)]
