@@ -147,7 +147,7 @@ def test_the_first_commands_of_the_readme_run(installed):
     assert "Retrieval on the test split" in said
     (installed.folder / "demo-output").mkdir()
     (installed.folder / "demo-output/model").symlink_to(installed.folder / train[train.index("--output_dir") + 1])
-    (code,) = blocks(README, "python", marked=False)
+    code = blocks(README, "python", marked=False)[0]
     said = installed("python", "-c", code)
     assert "tensor([[" in said
     assert "'label': 'The heart is enlarged.'" in said
