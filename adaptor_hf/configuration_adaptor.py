@@ -56,7 +56,8 @@ class AdaptorConfig(PreTrainedConfig):
         attention_pooling_heads (`int`, *optional*): Number of heads of an attention pooling (LoVT's), which makes the
             pooled embedding of the tokens of a sequence; must divide the width of each tower. `None`: it is the
             tower's.
-        logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale, ln(1/0.07).
+        logit_scale_init_value (`float`, defaults to 2.6592): Initial logarithm of the similarity scale: ln(1/0.07) in
+            the paper, ln(10) in SigLIP.
         max_logit_scale (`float`, *optional*): Upper bound of the scale `exp(logit_scale)`. `None` is the reference
             (no bound); CLIP uses 100.
         logit_bias_init_value (`float`, *optional*): Initial value of a trained bias of the similarities, which makes

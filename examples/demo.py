@@ -88,7 +88,6 @@ def main() -> None:
         text_tower=cache.text_spec,
     )
     model = AdaptorModel(config)
-    print(describe_run(model, arguments, cache, views))
     trainer = AdaptorTrainer(
         model=model,
         args=arguments,
@@ -96,6 +95,7 @@ def main() -> None:
         eval_dataset=views["validation"],
         processing_class=processor_of(config),
     )
+    print(describe_run(trainer, cache, views))
     trainer.train()
     trainer.save_model()
     print(kept_epoch(trainer, views["validation"]))

@@ -188,7 +188,7 @@ class TestWhatIsMissing:
     @pytest.mark.parametrize("need", [need for need in NEEDS if need not in ("pairs", "targets")])
     def test_a_cache_without_it_is_refused_with_the_option_that_keeps_it(self, plain, need, tmp_path):
         (column, *_) = cache_columns({need})
-        with pytest.raises(ValueError, match=f"The objective needing needs .*has no {column}: it keeps one") as caught:
+        with pytest.raises(ValueError, match=f"The objective Needing needs .*has no {column}: it keeps one") as caught:
             trainer_of(tmp_path, needing("pairs", need), plain.split("train")).train()
         assert HOW[column] in str(caught.value)
         assert str(plain.path.parent) not in str(caught.value)
@@ -249,7 +249,7 @@ class TestWhatIsMissing:
     def test_a_need_that_there_is_none_of_is_refused(self, cache, needs):
         objective = needing()
         objective.needs = needs
-        with pytest.raises(ValueError, match=r"The objective needing says that it needs '.*some of pairs, image"):
+        with pytest.raises(ValueError, match=r"The objective Needing says that it needs '.*some of pairs, image"):
             check_needs(objective, cache)
         with pytest.raises(ValueError, match="says that it needs"):
             cache_columns(needs)
@@ -262,7 +262,7 @@ class TestWhatIsMissing:
             check_stored_options(objective, StoredArguments())
         check_stored_options(objective, StoredArguments(image_tokens="2", words=True, views=1))
         check_stored_options(AdaptorObjective, StoredArguments())
-        with pytest.raises(ValueError, match="the pairs have no column labels"):
+        with pytest.raises(ValueError, match="the pairs have no labels: the options of a table read none"):
             check_labels(type(needing("targets")), ["image", "text"])
         check_labels(type(needing("targets")), ["labels"])
 

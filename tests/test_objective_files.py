@@ -6,10 +6,12 @@ import os
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import pytest
 from torch.multiprocessing import spawn
 
+import train_pretrain
 from adaptor_hf.objectives import AdaptorObjective, Objective
 from adaptor_hf.objectives.loading import (
     MAX_SOURCE_BYTES,
@@ -23,7 +25,7 @@ from adaptor_hf.objectives.loading import (
 from adaptor_hf.options.parser import as_option
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.privacy.gate import start_filter, stop_filter
-from adaptor_hf.privacy.messages import hide, without_quotations
+from adaptor_hf.privacy.messages import hide, in_package, without_quotations
 from adaptor_hf.training.script_arguments import parse_arguments, path_arguments
 
 MINE = """\
@@ -338,6 +340,12 @@ class TestTrust:
         assert as_option("x", [-1, "-", "a--b"]) == ["--x", "-1", "-", "a--b"]
 
 
+FAILS = """import warnings
+warnings.warn('canary 1931')
+raise ValueError('canary 1931')
+"""
+
+
 class TestPrivate:
     """Where messages are filtered, nothing of the file's place or of what its code says comes out."""
 
@@ -374,6 +382,29 @@ class TestPrivate:
         said = hide(without_quotations(raised.value))
         assert kept in said, said
         assert "canary" not in said.lower()
+
+    @pytest.mark.parametrize("place", ["train_pretrain.py", "adaptor_hf/losses.py"])
+    def test_a_file_is_not_the_packages_for_its_name(self, planted, place, capsys):
+        file = planted / place
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(FAILS, encoding="utf-8")
+        with pytest.raises(ValueError, match="cannot be run") as caused:
+            load_objective(f"{file}:Mine")
+        said = hide(without_quotations(caused.value)), hide(without_quotations(caused.value.__cause__))
+        assert "ValueError: <hidden>, in line 3" in said[0]
+        assert said[1].endswith("What it says is hidden: it may quote the data")
+        warned = capsys.readouterr().err
+        assert "UserWarning at line 2 of <hidden>: what it says is hidden" in warned
+        assert "canary" not in "".join(said) + warned
+
+    def test_a_place_is_what_it_stands_for(self, monkeypatch):
+        root = Path(train_pretrain.__file__).parent
+        monkeypatch.chdir(root / "adaptor_hf")
+        assert not in_package("<string>")
+        assert in_package(train_pretrain.__file__)
+        assert in_package(str(root / "docs/../adaptor_hf/privacy/mode.py"))
+        assert not in_package(str(root / "adaptor_hf/../objective.py"))
+        assert not in_package(str(root / "examples/train_pretrain.py"))
 
     def test_words_among_the_options_are_keyed_in_the_record(self, planted):
         model = parsed("--objective", '{"name": "canary.py:Mine", "kind": "far"}')[1]

@@ -113,6 +113,9 @@ def test_the_run_says_what_it_minimised_and_keeps_its_state_in_checkpoints_alone
         "name": "HardestNegative", "sha256": digest, "options": {"margin": 0.3, "sides": "both"},
     }  # fmt: skip
     assert 0 < record["terms"]["violations"] <= 1
+    model = AdaptorModel.from_pretrained(out, load_towers=False)
+    of_weights = {"parameters": model.num_parameters(), "objective_parameters": 48 * 48}
+    assert {name: record["weights"][name] for name in of_weights} == of_weights
     card = (out / "README.md").read_text()
     assert "trained with the objective `HardestNegative`, code of its author's own, on image-report pairs" in card
     assert "| objective | HardestNegative |" in card

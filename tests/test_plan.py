@@ -3,13 +3,19 @@
 import importlib.util
 
 import pytest
+import torch
 from datasets import Dataset
+from synthetic import synthetic_model
 
 from adaptor_hf.embeddings import open_cache
+from adaptor_hf.objectives import AdaptorObjective, Objective
 from adaptor_hf.towers.check import is_on_this_machine
+from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.training.pairs import contrastive_splits
 from adaptor_hf.training.plan import Part, describe_kept, describe_plan, parts_of_cache, parts_of_table
 from adaptor_hf.training.recipe_choice import Recipe
 from adaptor_hf.training.script_arguments import parse_arguments
+from adaptor_hf.training.summary import describe_run
 
 ROWS = [("train", "a", "p1"), ("train", "b", "p1"), ("train", None, "p2"), ("train", "c", None), ("test", "d", "p3"),
         ("validation", "e", "p4"), ("validation", "f", "p5")]  # fmt: skip
@@ -54,10 +60,65 @@ def test_the_plan_names_all_that_is_to_come():
         "  embeddings: kept in secret/embeddings",
         "  recipe: small, chosen because the paper's would take 50 steps, fewer than 2,000; --recipe small gives the "
         "same run, --recipe paper the paper's",
-        "  steps: 240 (30 epochs), each of 128 pairs",
+        "  steps: 240 (30 epochs), each of 128 pairs, peak learning rate 2e-05",
         "  output: secret/run",
     ]
-    assert "  steps: 7 (given by max_steps), each of 128 pairs" in plan("--max_steps", "7")
+    # Not the epochs of the recipe, which do not count then.
+    assert "  steps: 7 (given by max_steps), each of 128 pairs, " in plan("--max_steps", "7")
+    accumulated = plan("--num_train_epochs", "1", "--gradient_accumulation_steps", "4")
+    assert "  steps: 2 (1 epoch), each of 4 batches of 128 pairs, " in accumulated
+
+
+class Headed(AdaptorObjective):
+    """One whose parameters are 7 and, beside the model's optimizer, 3."""
+
+    def setup(self, model, args):
+        super().setup(model, args)
+        self.head = torch.nn.Linear(6, 1)
+        self.copy = torch.nn.Parameter(torch.zeros(3), requires_grad=False)
+
+
+class Plain(Objective):
+    def forward(self, encoded, rows, gather):
+        return {"loss": (encoded.image.pooled - encoded.text.pooled).square().sum()}
+
+
+@pytest.fixture
+def said_by(cache_folder, tmp_path):
+    """Lines of a run with an objective, by what they begin with."""
+
+    def describe(objective, planned=None, **more) -> dict[str, str]:
+        cache = open_cache(cache_folder)
+        views = contrastive_splits(cache)
+        arguments = AdaptorTrainingArguments(str(tmp_path), use_cpu=True, global_batch_size=16, **more)
+        more = {"objective": objective, "eval_dataset": views["validation"]}
+        trainer = AdaptorTrainer(model=synthetic_model(), args=arguments, **more)
+        planned = planned or {name: len(view) for name, view in views.items()}
+        return dict(line.split(": ", 1) for line in describe_run(trainer, cache, views, planned).splitlines())
+
+    return describe
+
+
+def test_what_the_objective_adds_is_counted_beside_the_model(said_by):
+    said = said_by(Headed())["Parameters"]
+    assert said == said_by(AdaptorObjective())["Parameters"] + "; + 7 of the objective"
+    assert "receive a gradient" in said
+    reads_tokens = AdaptorObjective()
+    reads_tokens.needs = frozenset({"pairs", "text_tokens"})
+    assert "receive a gradient" not in said_by(reads_tokens)["Parameters"]
+
+
+def test_texts_that_repeat_are_counted_for_objectives_that_ask_for_positives(said_by):
+    assert said_by(AdaptorObjective("pair"))["Texts"].endswith("share their text with another (positives: pair)")
+    assert said_by(AdaptorObjective())["Texts"].endswith("(positives: text)")
+    assert "Texts" not in said_by(Plain())
+
+
+def test_what_the_plan_has_said_is_said_again_only_where_it_came_otherwise(said_by):
+    assert not {"Pairs", "Steps"} & said_by(Plain()).keys()
+    said = said_by(Plain(), planned={"train": 1}, max_steps=9)
+    assert said["Steps"] == "9 (given by max_steps), each of 16 pairs, peak learning rate 2e-05"
+    assert said["Pairs"].endswith(" test")
 
 
 def test_private_mode_names_no_place(monkeypatch):

@@ -19,6 +19,8 @@ from transformers import AutoModel, AutoProcessor
 
 import train_pretrain
 from adaptor_hf.configs import accelerate_config
+from adaptor_hf.embeddings import build_cache
+from adaptor_hf.tasks.data import load_table
 from adaptor_hf.training import summary
 from adaptor_hf.verify import verification
 
@@ -82,6 +84,12 @@ def main(output: Path, options: dict, *first: str, **changes) -> None:
     train_pretrain.main([*first, *words({**options, "output_dir": output, **changes})])
 
 
+def planned_pairs(said: str) -> list[list[int]]:
+    """Pairs for training, validation and test of each plan in a log."""
+    found = re.findall(r"  pairs: train ([\d,]+).*?, validation ([\d,]+).*?, test ([\d,]+)", said)
+    return [[int(number.replace(",", "")) for number in numbers] for numbers in found]
+
+
 def launch(command: list[str], **variables) -> subprocess.CompletedProcess:
     return subprocess.run(
         command,
@@ -108,9 +116,12 @@ class TestFinishedRun:
         assert process.returncode == 0, process.stderr
         said = process.stderr
         assert re.search(r"Parameters: [\d,]+ trainable, [\d,]+ of them receive a gradient", said)
-        assert re.search(r"Pairs: \d+ train, \d+ validation, \d+ test; 0 rows without text and 0 faulty", said)
+        assert sum(planned_pairs(said)[-1]) == ROWS
+        assert "Left out: 0 rows without text and 0 faulty rows\n" in said
         assert re.search(r"Texts: \d+ distinct in training; [\d.]+% of rows share their text", said)
-        assert re.search(r"Steps: \d+ \(2 epochs\)", said)
+        assert re.search(r"  steps: \d+ \(2 epochs\), each of 8 pairs, peak learning rate 0.001\n", said)
+        # What the plan said, and what came so, is not said again.
+        assert not re.search(r"^(Pairs|Steps|Batch): ", said, re.M)
         assert re.search(r"Cache: .*embeddings.pairs-", said)
         assert "Retrieval on the test split" in process.stdout
 
@@ -269,9 +280,7 @@ def test_a_second_run_reads_no_image_and_a_fraction_has_fewer_rows(options, fini
     with caplog.at_level("INFO"):
         for fraction in (1.0, 0.3):
             main(tmp_path / str(fraction), options, train_fraction=fraction, num_train_epochs=1)
-            counts[fraction] = [
-                int(n) for n in re.findall(r"Pairs: (\d+) train, (\d+) validation, (\d+) test", caplog.text)[-1]
-            ]
+            counts[fraction] = planned_pairs(caplog.text)[-1]
             kept[fraction] = (tmp_path / str(fraction) / "README.md").read_text(encoding="utf-8")
     assert "images:" not in capsys.readouterr().err  # the progress bar of reading images
     assert counts[1.0][1:] == counts[0.3][1:]
@@ -292,7 +301,7 @@ def test_a_recipe_is_the_same_as_options_and_later_options_win(options, finished
     path.write_text(yaml.safe_dump(recipe) if kind == "yaml" else json.dumps(recipe), encoding="utf-8")
     with caplog.at_level("INFO"):
         train_pretrain.main([str(path), "--output_dir", str(tmp_path / "model"), "--num_train_epochs", "1"])
-    assert "(1 epochs), peak learning rate 0.002" in caplog.text
+    assert re.search(r"  steps: \d+ \(1 epoch\), each of 8 pairs, peak learning rate 0.002\n", caplog.text)
     assert not (tmp_path / "unused").exists()
     assert (tmp_path / "model" / "model.safetensors").is_file()
 
@@ -390,7 +399,7 @@ def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_
     file = tmp_path / "asks_tokens.py"
     file.write_text(ASKS_TOKENS)
     changes = {"objective": f"{file}:AsksTokens", "cache_dir": tmp_path / "embeddings", "num_train_epochs": 1}
-    missing = r"asks_tokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
+    missing = r"AsksTokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
     with pytest.raises(ValueError, match=missing):
         main(tmp_path / "out", options, **changes)
     assert not (tmp_path / "embeddings").exists()
@@ -402,8 +411,57 @@ def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_
     ready = {"cache": tmp_path / "plain_cache", "cache_dir": None, "vision_tower": None, "text_tower": None}
     table = dict.fromkeys(("train_file", "image_column", "text_column", "patient_column", "validation_fraction",
                            "test_fraction"))  # fmt: skip
-    with pytest.raises(ValueError, match=r"asks_tokens needs tokens of images: .* has no image_tokens"):
+    with pytest.raises(ValueError, match=r"AsksTokens needs tokens of images: .* has no image_tokens"):
         main(tmp_path / "other", options, **changes | ready | table)
+
+
+ASKS_LABELS = """
+import torch
+from adaptor_hf.objectives import AdaptorObjective
+
+class AsksLabels(AdaptorObjective):
+    needs = frozenset({"pairs", "targets"})
+
+    def setup(self, model, args):
+        super().setup(model, args)
+        self.head = torch.nn.Linear(model.config.hidden_size, 2)
+
+    def forward(self, encoded, rows, gather):
+        loss = super().forward(encoded, rows, gather)["loss"]
+        labels = rows["targets"]
+        of_labels = torch.nn.functional.binary_cross_entropy_with_logits(self.head(encoded.image.pooled), labels)
+        return {"loss": loss + of_labels, "labels": of_labels, "left": labels[:, 0].sum(), "right": labels[:, 1].sum()}
+"""
+
+
+def test_an_objective_that_needs_labels_is_trained_on_those_of_a_table_or_says_how_they_come(
+    options, rows, tiny_dinov2, tiny_bert, tmp_path
+):
+    file = tmp_path / "asks_labels.py"
+    file.write_text(ASKS_LABELS)
+    changes = {"objective": f"{file}:AsksLabels", "global_batch_size": ROWS, "num_train_epochs": 1}
+    missing = "AsksLabels needs targets, .*load_table reads with label_columns and text_column, and give it as --cache"
+    with pytest.raises(ValueError, match=missing):
+        main(tmp_path / "out", options, **changes, cache_dir=tmp_path / "embeddings")
+    assert not (tmp_path / "embeddings").exists()
+
+    # As the message says.
+    parts = ["train"] * 26 + ["validation"] * 6 + ["test"] * 8
+    labels = [{"left": number % 3 // 2, "right": number % 5 // 4} for number in range(ROWS)]
+    table = write_table(
+        tmp_path, [row | {"part": part} | one for row, part, one in zip(rows, parts, labels, strict=True)], "labels.csv"
+    )
+    named = {"image_column": "path", "text_column": "report", "patient_column": "subject", "split_column": "part"}
+    labelled = load_table(table, label_columns=["left", "right"], **named)
+    build_cache(labelled, str(tiny_dinov2), str(tiny_bert), tmp_path / "labelled", num_workers=0)
+    ready = {name: options[name] for name in ("learning_rate", "use_cpu", "aligner")} | {"cache": tmp_path / "labelled"}
+    with pytest.warns(UserWarning, match="larger than the training data"):
+        main(tmp_path / "out", ready, **changes)
+    terms = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))["terms"]
+    assert 0 < terms["labels"] < 2
+    assert {name: terms[name] for name in ("left", "right")} == {
+        name: sum(one[name] for one in labels[:26]) for name in ("left", "right")
+    }
 
 
 def test_the_push_comes_once_and_after_the_card(options, tmp_path, monkeypatch, capsys):
@@ -429,8 +487,7 @@ class TestSplits:
         table = self.table(rows, tmp_path, ["train"] * 15 + ["test"] * 5)
         with caplog.at_level("INFO"):
             main(tmp_path / "model", options, train_file=table, split_column="part", num_train_epochs=1)
-        counts = re.search(r"Pairs: (\d+) train, (\d+) validation, (\d+) test", caplog.text)
-        train, validation, test = map(int, counts.groups())
+        train, validation, test = planned_pairs(caplog.text)[-1]
         assert (train + validation, test) == (30, 10)
         assert validation > 0
         assert "no validation split: taking one from its training patients" in caplog.text
@@ -440,7 +497,7 @@ class TestSplits:
         changes = {"split_column": "part", "split_alias": "val=test", "num_train_epochs": 1}
         with caplog.at_level("INFO"):
             main(tmp_path / "model", options, train_file=table, **changes)
-        assert re.search(r"\d validation, 10 test", caplog.text)
+        assert planned_pairs(caplog.text)[-1][2] == 10
         with pytest.raises(ValueError, match="split_alias names splits that no row has: test"):
             main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "test=train"})
         with pytest.raises(ValueError, match="reads old=new"):
@@ -471,14 +528,15 @@ class TestUnusualData:
         table = write_table(tmp_path, [row | {"report": ""} if n % 4 == 0 else row for n, row in enumerate(rows)])
         with caplog.at_level("INFO"):
             main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
-        counts = re.search(r"Pairs: (\d+) train, (\d+) val\w+, (\d+) test; 10 rows without text", caplog.text)
-        assert sum(map(int, counts.groups())) == 30
+        assert sum(planned_pairs(caplog.text)[-1]) == 30
+        assert "Left out: 10 rows without text and 0 faulty rows" in caplog.text
+        assert "Pairs: " not in caplog.text
 
     def test_a_batch_larger_than_the_data_becomes_all_of_it(self, options, tmp_path, caplog):
         with caplog.at_level("INFO"), pytest.warns(UserWarning, match=r"The global batch \(1024\) is larger"):
             main(tmp_path, options, global_batch_size=1024, num_train_epochs=1)
-        train = re.search(r"Pairs: (\d+) train", caplog.text)[1]
-        assert f"Batch: {train} pairs a step" in caplog.text
+        train = planned_pairs(caplog.text)[-1][0]
+        assert f"  steps: 1 (1 epoch), each of {train} pairs, " in caplog.text
 
     @pytest.mark.parametrize("count", [1, 3])
     def test_too_few_different_texts_are_refused_with_counts(self, options, rows, count, tmp_path):
@@ -490,7 +548,12 @@ class TestUnusualData:
         table = write_table(tmp_path, [rows[0] | {"path": str(tmp_path / "gone.png")}, *rows[1:]])
         with caplog.at_level("INFO"):
             main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
-        assert "0 rows without text and 1 faulty rows left out" in caplog.text
+        assert "Left out: 0 rows without text and 1 faulty rows" in caplog.text
+        # The plan did not know: pairs and steps are said again.
+        found = re.search(r"^.*Pairs: (\d+) train, (\d+) validation, (\d+) test\n.*Steps: (\d+) \(1", caplog.text, re.M)
+        *pairs, steps = map(int, found.groups())
+        assert sum(pairs) == sum(planned_pairs(caplog.text)[-1]) - 1 == ROWS - 1
+        assert steps == -(-pairs[0] // 8)
 
 
 @pytest.mark.parametrize(
@@ -553,8 +616,8 @@ def test_two_processes_train_together_with_controls(options, finished, tmp_path)
         ACCELERATE_USE_CPU="true",
     )
     assert process.returncode == 0, process.stderr
-    assert "Batch: 8 pairs a step = 2 process(es) x 4" in process.stderr
-    assert process.stderr.count("Batch: ") == 1
+    assert "(1 epoch), each of 8 pairs (2 processes x 4), peak learning rate 0.001\n" in process.stderr
+    assert process.stderr.count("  steps: ") == process.stderr.count("Parameters: ") == 1
     assert process.stdout.count("Retrieval on the test split") == 1
     assert process.stdout.count(f"Model: {output}") == 1
     assert "| world_size | 2 |" in (output / "README.md").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from synthetic import synthetic_model
 
-from adaptor_hf.audit.run_record import RUN_FILE, RunRecord, last_evaluation
+from adaptor_hf.audit.run_record import RUN_FILE, RunRecord
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.hub.push import PUSHED_FILES
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
@@ -66,9 +66,7 @@ def test_the_record_identifies_inputs_and_weights_and_times_the_parts(tmp_path, 
     with record.phase("train"):
         pass
     history = trainer.state.log_history
-    path = record.write(
-        trainer.args, (DataArguments(cache="some/place", check="full"),), cache, trainer.model, last_evaluation(history)
-    )
+    path = record.write(trainer, (DataArguments(cache="some/place", check="full"),), cache)
     run = json.loads(path.read_text())
     options = run["options"]
     assert (options["cache"], options["check"], options["split_scheme"]) == ("some/place", "full", "official")

@@ -1,5 +1,6 @@
 """Saved folders carry the code that their class and processor need, and checkpoints of a run carry none."""
 
+import re
 import shutil
 import sys
 
@@ -125,6 +126,23 @@ def test_a_processor_is_saved_with_its_own_code(processor, tmp_path):
 def test_every_flat_file_is_needed_somewhere():
     assert set(CODE_FILES) - set.union(*CODE.values()) == {"heads_adaptor.py"}
     assert {name for name in PUSHED_FILES if name.endswith(".py")} == set(CODE_FILES)
+
+
+def test_the_page_on_architecture_lists_what_a_folder_carries():
+    page = (PACKAGE.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| ([a-z0-9_, ]+) \((\d+)\) \|$", page, re.MULTILINE)
+    listed = []
+    for names, count in rows:
+        own = {f"{name}_adaptor.py" for name in re.findall(r"[a-z_]+", names)} - {"the_adaptor.py", "and_adaptor.py"}
+        listed.append(own if own >= IMAGES else own | listed[0])
+        assert len(listed[-1]) == int(count)
+    assert listed == [
+        MODEL,
+        MODEL | CODE[AdaptorProcessor],
+        CODE[AdaptorForImageClassification],
+        CODE[AdaptorForSemanticSegmentation],
+        IMAGES,
+    ]
 
 
 def test_a_folder_names_no_class_whose_code_it_lacks(tmp_path):

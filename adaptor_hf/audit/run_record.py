@@ -15,10 +15,11 @@ import torch
 from ..data.reading import Reading
 from ..data.splits import split_hash
 from ..files import file_sha256, write_aside
-from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import private_options
-from ..training.arguments import AdaptorTrainingArguments
 from ..training.report import package_versions, rows_of_sources
+from ..training.summary import own_parameters
+from ..training.terms import last_terms
+from ..training.trainer import AdaptorTrainer
 from .manifest import relative_to_run
 
 if TYPE_CHECKING:
@@ -50,29 +51,25 @@ class RunRecord:
 
     def write(
         self,
-        arguments: AdaptorTrainingArguments,
+        trainer: AdaptorTrainer,
         options: Sequence[Any],
         cache: "EmbeddingCache",
-        model: AdaptorModel,
-        metrics: dict[str, float] | None = None,
         *,
         objective: dict[str, Any] | None = None,
-        terms: dict[str, float] | None = None,
         recipe: dict[str, Any] | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
 
         Args:
-            arguments (`AdaptorTrainingArguments`): Of the run.
+            trainer (`AdaptorTrainer`): After training. Its log gives the last evaluation and the last means of the
+                objective's named terms; the weights that it saved in its output folder are digested.
             options (`Sequence`): The script's other arguments, as dataclasses.
             cache (`EmbeddingCache`): The whole cache; its files' SHA-256 identify the inputs.
-            model (`AdaptorModel`): Its saved weights in the output folder are digested.
-            metrics (`dict[str, float]`, *optional*): The last evaluation.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
-            terms (`dict[str, float]`, *optional*): Its named terms in the last log line of training.
             recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
         """
+        arguments, history = trainer.args, trainer.state.log_history
         folder = Path(arguments.output_dir)
         weights = folder / "model.safetensors"
         places = [relative_to_run(folder, member.path) for member in cache.members]
@@ -101,10 +98,12 @@ class RunRecord:
             },
             "weights": {
                 "sha256": file_sha256(weights) if weights.is_file() else None,
-                "parameters": model.num_parameters(only_trainable=True),
+                "parameters": trainer.model.num_parameters(only_trainable=True),
+                # Trained with the model, and no part of what is saved as its weights.
+                "objective_parameters": own_parameters(trainer.objective),
             },
-            "metrics": metrics or {},
-            "terms": terms or {},
+            "metrics": last_evaluation(history),
+            "terms": last_terms(history),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory(arguments.device),
         }

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from .messages import HIDDEN, hide, hide_messages, in_package, without_quotations
+from .messages import HIDDEN, hide, hide_messages, in_package, named_code, without_quotations
 
 _OURS = ("adaptor_hf", "train_pretrain", "train_downstream")
 _METAVARS = ("PATH", "FOLDER", "DIR", "NAME_OR_FILE")
@@ -79,9 +79,8 @@ def _one_line(trace: traceback.TracebackException, **_: Any) -> Iterator[str]:
 
 
 def _say_warning(message: Any, category: type, filename: str, lineno: int, file: Any = None, line: Any = None) -> None:
-    where = Path(filename).stem
     text = hide(str(message)) if in_package(filename) else "what it says is hidden"
-    print(f"{category.__name__} at line {lineno} of {where}: {text}", file=file or sys.stderr)
+    print(f"{category.__name__} at line {lineno} of {named_code(filename)}: {text}", file=file or sys.stderr)
 
 
 def _without_words(record: logging.LogRecord) -> logging.LogRecord:

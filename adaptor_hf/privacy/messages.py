@@ -7,6 +7,7 @@ import dis
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,8 +15,10 @@ from pathlib import Path
 from ..options.terminal import FilteredStream, stream_handlers, wrap_streams
 
 HIDDEN = "<hidden>"
-_PACKAGE = Path(__file__).parents[1]
-_SCRIPTS = ("train_pretrain.py", "train_downstream.py")
+_PACKAGE = Path(__file__).resolve().parents[1]
+# Beside the package, in a clone as where it is installed.
+_SCRIPTS = frozenset(_PACKAGE.parent / name for name in ("train_pretrain.py", "train_downstream.py"))
+_LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
 _ENDINGS = (
     r"(?:png|jpe?g|bmp|gif|tiff?|dcm|dicom|nii|npy|npz|csv|tsv|xlsx?|parquet|pq|jsonl?|ya?ml|xml|hl7|txt|pdf|docx?|"
     r"zip|tar|gz|bz2|arrow)"
@@ -140,7 +143,18 @@ def _frames(error: BaseException) -> list[traceback.FrameSummary]:
 
 
 def in_package(file: str) -> bool:
-    return Path(file).parent.is_relative_to(_PACKAGE) or Path(file).name in _SCRIPTS
+    """Whether a file of code is of this package: by its place, for others may have files of the same name."""
+    if not os.path.isabs(file):
+        # Such as "<string>", which has no place.
+        return False
+    place = Path(file).resolve()
+    return place.is_relative_to(_PACKAGE) or place in _SCRIPTS
+
+
+def named_code(file: str) -> str:
+    """Name of a file of code of this package or of a library; a user's own may be called as anything."""
+    known = in_package(file) or any(Path(file).resolve().is_relative_to(library) for library in _LIBRARIES)
+    return Path(file).stem if known else HIDDEN
 
 
 def _is_ours(error: BaseException) -> bool:
@@ -159,4 +173,13 @@ def _place_in_code(error: BaseException) -> str:
     return f"line {ours[-1].lineno} of {Path(ours[-1].filename).stem}, {ours[-1].name}" if ours else "a library"
 
 
-__all__ = ["HIDDEN", "hide", "hide_messages", "in_package", "is_hiding", "show_messages", "without_quotations"]
+__all__ = [
+    "HIDDEN",
+    "hide",
+    "hide_messages",
+    "in_package",
+    "is_hiding",
+    "named_code",
+    "show_messages",
+    "without_quotations",
+]

@@ -1,6 +1,7 @@
 """Measure a few rows on this machine and say what the whole run would take."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,10 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import known_objectives
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import embedding_options, loaded_towers
-from .script_arguments import DataArguments, ModelArguments
+from .pairs import load_training_pairs
+from .plan import pairs_of, parts_of_table
+from .recipe_choice import choose_recipe
+from .script_arguments import DataArguments, ModelArguments, RunArguments
 from .summary import number_of_steps
 
 if TYPE_CHECKING:
@@ -21,6 +25,19 @@ if TYPE_CHECKING:
 
 # Measured: bytes of activations that one pair keeps for the backward pass, in float32 and width 768.
 ACTIVATION_BYTES_A_PAIR = 200_000
+
+
+def dry_run(
+    words: Sequence[str] | None,
+    data: DataArguments,
+    model_arguments: ModelArguments,
+    run: RunArguments,
+    arguments: AdaptorTrainingArguments,
+) -> str:
+    """The recipe that a run with these options takes, and [`estimate_run`]."""
+    pairs = load_training_pairs(data, run).dataset
+    recipe, model_arguments = choose_recipe(words, pairs_of(parts_of_table(pairs)), model_arguments, arguments)
+    return f"{recipe.describe()}\n{estimate_run(pairs, data, model_arguments, arguments)}"
 
 
 def estimate_run(
@@ -127,4 +144,4 @@ def estimate_storage(
     return estimate_cache(pairs, vision_tower, text_tower, place, device=device, **kept, **plain)
 
 
-__all__ = ["estimate_run", "estimate_storage", "seconds_a_step"]
+__all__ = ["dry_run", "estimate_run", "estimate_storage", "seconds_a_step"]

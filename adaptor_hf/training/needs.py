@@ -14,6 +14,7 @@ from ..embeddings.sequences import stored_column
 from ..embeddings.targets import TARGETS
 from ..files import printable
 from ..objectives.base import NEEDS, Objective
+from ..objectives.loading import objective_name
 from .base_trainer import global_random_state_kept
 from .divided import length_of
 from .pair_batches import PairCollator
@@ -86,11 +87,13 @@ def check_needs(objective: Objective, dataset: Dataset | Any, collator: Callable
 def with_needs(objective: Objective, dataset: Dataset | Any) -> Dataset | Any:
     """
     A data set that gives what an objective needs: a cache opened with these columns, beside its own, its tokens as
-    sequences that the Adaptor reads; any other data set as it is.
+    sequences that the Adaptor reads; any other data set as it is. Of a dictionary of data sets, each.
 
     Raises:
         FileNotFoundError, ValueError: the cache has no such column, or a file of it is missing or damaged.
     """
+    if isinstance(dataset, dict):
+        return {name: with_needs(objective, part) for name, part in dataset.items()}
     columns = cache_columns(objective.needs)
     if not isinstance(dataset, EmbeddingCache) or not columns:
         return dataset
@@ -135,8 +138,9 @@ def check_labels(objective: type[Objective], column_names: Collection[str]) -> N
     """
     if TARGETS in objective.needs and "labels" not in column_names:
         raise ValueError(
-            f"{_named(objective)} needs targets, and the pairs have no column labels. Take --dataset of one that has "
-            "labels, or a --cache that was built of a table with them."
+            f"{_named(objective)} needs targets, and the pairs have no labels: the options of a table read none. Build "
+            "the cache in Python, of what adaptor_hf.tasks.data.load_table reads with label_columns and text_column, "
+            "and give it as --cache instead of table and towers (docs/objectives.md, Labels)."
         )
 
 
@@ -188,7 +192,7 @@ def _said(need: str) -> str:
 
 
 def _named(objective: type[Objective]) -> str:
-    return f"The objective {printable(objective.name or objective.__name__)}"
+    return f"The objective {printable(objective_name(objective))}"
 
 
 __all__ = [

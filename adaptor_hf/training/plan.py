@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,15 +19,18 @@ from ..privacy.mode import is_private
 from ..towers.check import is_on_this_machine
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import tower_references
-from .recipe_choice import Recipe
+from .pairs import TrainingPairs
+from .recipe_choice import Recipe, choose_recipe
 from .script_arguments import DataArguments, ModelArguments
-from .summary import fitted_batch, number_of_steps
+from .summary import describe_steps
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import Trainer
 
     from ..embeddings import EmbeddingCache
+
+logger = logging.getLogger(__name__)
 
 SPLITS = ("train", "validation", "test")
 FEW_HELD_OUT = 100
@@ -42,6 +47,51 @@ class Part:
 
     def __str__(self) -> str:
         return f"{self.pairs:,}" + (f" ({self.patients:,} patient{'s' * (self.patients > 1)})" if self.patients else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    What a run is to do.
+
+    Args:
+        recipe (`Recipe`): By which it trains.
+        parts (`dict[str, Part]`): Pairs of each split, as far as they are known before files are read.
+    """
+
+    recipe: Recipe
+    parts: dict[str, Part]
+
+    @property
+    def pairs(self) -> dict[str, int]:
+        """Pairs of each split."""
+        return {name: part.pairs for name, part in self.parts.items()}
+
+
+def plan_run(
+    words: Sequence[str] | None,
+    pairs: TrainingPairs | EmbeddingCache,
+    data: DataArguments,
+    model: ModelArguments,
+    training: AdaptorTrainingArguments,
+) -> tuple[Plan, ModelArguments]:
+    """
+    Choose the recipe where none is named, as `choose_recipe` does, and log the plan. All processes must call it.
+
+    Args:
+        words (`Sequence[str]`, *optional*): Of the command line; None for this program's own.
+        pairs (`TrainingPairs` or `EmbeddingCache`): What there is to train on.
+        data (`DataArguments`): Parsed from `words`.
+        model (`ModelArguments`): Parsed from `words`.
+        training (`AdaptorTrainingArguments`): Parsed from `words`, and filled in place by a chosen recipe.
+
+    Returns:
+        `tuple[Plan, ModelArguments]`: With the model arguments of the recipe.
+    """
+    parts = parts_of_table(pairs.dataset) if isinstance(pairs, TrainingPairs) else parts_of_cache(pairs)
+    recipe, model = choose_recipe(words, pairs_of(parts), model, training)
+    logger.info(describe_plan(parts, recipe, data, model, training))
+    return Plan(recipe, parts), model
 
 
 def parts_of_table(pairs: Dataset) -> dict[str, Part]:
@@ -86,18 +136,16 @@ def describe_plan(
 ) -> str:
     """
     The lines before the first tower runs: pairs and patients of each split, towers, place of the embeddings, recipe,
-    steps, output folder. In private mode without places.
+    steps, batch, learning rate, output folder. In private mode without places.
     """
     pairs = pairs_of(parts)
-    batch = fitted_batch(training, pairs) * training.world_size
-    epochs = f"{training.num_train_epochs:g} epochs" if training.max_steps <= 0 else "given by max_steps"
     lines = [
         "Plan, before anything is embedded:" if data.cache is None else "Plan, on embeddings that are there:",
         "  pairs: " + (", ".join(f"{name} {part}" for name, part in parts.items()) or "none with a text"),
         *([] if data.cache else [f"  towers: {_towers(data, model)}"]),
         f"  embeddings: {_place(data, training)}",
         f"  {recipe.describe()[0].lower()}{recipe.describe()[1:]}",
-        f"  steps: {number_of_steps(training, pairs):,} ({epochs}), each of {batch:,} pairs",
+        f"  steps: {describe_steps(training, pairs)}",
         *([] if is_private() else [f"  output: {training.output_dir}"]),
     ]
     if importlib.util.find_spec("matplotlib") is None:
@@ -174,10 +222,12 @@ def kept_epoch(trainer: Trainer, validation: EmbeddingCache | None) -> str:
 __all__ = [
     "FEW_HELD_OUT",
     "Part",
+    "Plan",
     "describe_kept",
     "describe_plan",
     "kept_epoch",
     "pairs_of",
     "parts_of_cache",
     "parts_of_table",
+    "plan_run",
 ]

@@ -25,7 +25,7 @@ from .checkpoints import find_checkpoint
 from .early_checks import check_best_metric, check_optimizer, check_trackers
 from .needs import check_labels, check_stored_options
 from .pair_cache import check_sources, embed_pairs
-from .pairs import TrainingPairs, contrastive_splits
+from .pairs import TrainingPairs, contrastive_splits, record_training_rows
 from .script_arguments import DataArguments, ModelArguments, RunArguments, check_together
 from .source_batches import check_weights
 from .summary import environment_warnings, fit_batch_to_data
@@ -111,17 +111,25 @@ def check_weights_of(training: AdaptorTrainingArguments, sources: int) -> None:
         raise ValueError(f"{option} is of several sources, and the training data has one. Leave it out.")
 
 
+def ready_cache(data: DataArguments, training: AdaptorTrainingArguments) -> EmbeddingCache:
+    """The cache that the options name; several of them as one."""
+    opened = [open_together(path, FileChecks(data.check), Ranks()) for path in several(data.cache)]
+    check_private_cache(one for cache in opened for one in cache.modality_manifests().values())
+    cache = join_caches(opened, one_namespace=data.id_namespace is not None)
+    check_best_metric(training, cache.source_names)
+    check_weights_of(training, max(1, len(cache.source_names)))
+    return cache
+
+
 def cache_of_pairs(
-    pairs: TrainingPairs | None, data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments
+    pairs: TrainingPairs | EmbeddingCache,
+    data: DataArguments,
+    model: ModelArguments,
+    training: AdaptorTrainingArguments,
 ) -> EmbeddingCache:
-    """The cache that the options name, or else the pairs' own: every image and report through its tower once."""
-    if pairs is None:
-        opened = [open_together(path, FileChecks(data.check), Ranks()) for path in several(data.cache)]
-        check_private_cache(one for cache in opened for one in cache.modality_manifests().values())
-        cache = join_caches(opened, one_namespace=data.id_namespace is not None)
-        check_best_metric(training, cache.source_names)
-        check_weights_of(training, max(1, len(cache.source_names)))
-        return cache
+    """A ready cache as it is, or that of the pairs of a table: every image and report through its tower once."""
+    if isinstance(pairs, EmbeddingCache):
+        return pairs
     check_labels(model.objective.made, pairs.dataset.column_names)
     ranks = Ranks()
     folder = ranks.on_main(lambda: place_of_cache(training.output_dir, data.cache_dir))
@@ -148,10 +156,15 @@ def terms_of_sources(
 
 
 def parts_of_run(
-    cache: EmbeddingCache, data: DataArguments, run: RunArguments, training: AdaptorTrainingArguments
+    cache: EmbeddingCache,
+    pairs: TrainingPairs | EmbeddingCache,
+    data: DataArguments,
+    run: RunArguments,
+    training: AdaptorTrainingArguments,
 ) -> tuple[EmbeddingCache, dict[str, EmbeddingCache]]:
     """
-    The cache without copies, if so asked, and its parts `train`, `validation`, `test`; arguments are fitted to them.
+    The cache without copies, if so asked, and its parts `train`, `validation`, `test`; arguments are fitted to them,
+    and `training_rows.safetensors` names the rows that the model will be trained and chosen on.
 
     Raises:
         ValueError: too few training pairs, or no validation part to choose controls on.
@@ -164,7 +177,18 @@ def parts_of_run(
             raise ValueError("--controls chooses learning rates and epochs on a validation split, and there is none.")
         logger.warning("There is no validation split: no evaluation, and the last checkpoint is kept, not the best.")
         training.eval_strategy, training.load_best_model_at_end = "no", False
+    if training.process_index == 0:
+        owner = data.id_namespace or (None if cache.source_names else data.dataset_name)
+        of_table = pairs if isinstance(pairs, TrainingPairs) else None
+        record_training_rows(training.output_dir, parts, of_table, owner)
     return cache, parts
 
 
-__all__ = ["cache_of_pairs", "check_before_start", "parts_of_run", "start_logging", "terms_of_sources"]
+__all__ = [
+    "cache_of_pairs",
+    "check_before_start",
+    "parts_of_run",
+    "ready_cache",
+    "start_logging",
+    "terms_of_sources",
+]

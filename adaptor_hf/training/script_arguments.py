@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -22,6 +22,9 @@ from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 from .objective_fields import ALIGNERS, OBJECTIVES
+
+if TYPE_CHECKING:
+    from ..embeddings import EmbeddingCache
 
 MODEL, TRAINING, EVALUATION, SHARING = "model", "training", "evaluation", "sharing"
 
@@ -53,6 +56,12 @@ class ModelArguments(TowerArguments):
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """An `AdaptorConfig` of this shape and loss; `kwargs` add widths and tower references."""
         return AdaptorConfig(**self._shape(), **kwargs)
+
+    def config_on(self, cache: "EmbeddingCache", **kwargs: Any) -> AdaptorConfig:
+        """[`ModelArguments.config`] for the embeddings of a cache, with the towers that they are of."""
+        vision, text = cache.vision_spec, cache.text_spec
+        widths = {"vision_hidden_size": vision["hidden_size"], "text_hidden_size": text["hidden_size"]}
+        return self.config(**widths, vision_tower=vision, text_tower=text, **kwargs)
 
     def make_objective(self) -> Objective:
         """
@@ -101,6 +110,9 @@ class RunArguments(PrivacyArguments):
             raise ValueError("--learning_rate_grid is the grid of --controls: give both, or --learning_rate alone.")
 
 
+Arguments = tuple[DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]
+"""All that the command line says, in groups."""
+
 # Of transformers' options, and ours beside them, those of --help.
 _PLACED = {
     "dataset_weights": (SPLIT, None),
@@ -139,9 +151,7 @@ def option_parser() -> OptionParser:
     )
 
 
-def parse_arguments(
-    arguments: list[str] | None = None,
-) -> tuple[DataArguments, ModelArguments, RunArguments, AdaptorTrainingArguments]:
+def parse_arguments(arguments: list[str] | None = None) -> Arguments:
     """
     Parse the command line. `--recipe` names a packaged recipe or a file; so does a first argument that ends in .yaml,
     .yml or .json. Options override it.
@@ -228,6 +238,7 @@ def path_arguments(
 
 
 __all__ = [
+    "Arguments",
     "DataArguments",
     "ModelArguments",
     "RunArguments",

@@ -4,6 +4,7 @@ import math
 import platform
 import re
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,10 +12,13 @@ import torch
 
 from ..data.reading import Reading
 from ..modeling_adaptor import AdaptorModel
+from ..objectives import Objective
+from ..objectives.positives import POSITIVE_COLUMN
 from .arguments import AdaptorTrainingArguments
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
+    from .trainer import AdaptorTrainer
 
 # Parameters that a single token a modality does not reach.
 OF_TOKENS = re.compile(r"shared_encoder\..*\.(q|k)_proj\.|_token_projection\.")
@@ -69,44 +73,86 @@ def number_of_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> int:
     return math.ceil(max(1, math.ceil(batches / arguments.gradient_accumulation_steps)) * arguments.num_train_epochs)
 
 
+def describe_steps(arguments: AdaptorTrainingArguments, num_pairs: int) -> str:
+    """Number of optimizer steps and what each is of, in words."""
+    device = fitted_batch(arguments, num_pairs)
+    if arguments.max_steps > 0:
+        given = "given by max_steps"
+    else:
+        given = f"{arguments.num_train_epochs:g} epoch{'s' * (arguments.num_train_epochs != 1)}"
+    accumulated = arguments.gradient_accumulation_steps
+    of = "" if accumulated == 1 else f"{accumulated:,} batches of "
+    processes = f" ({arguments.world_size} processes x {device:,})" if arguments.world_size > 1 else ""
+    return (
+        f"{number_of_steps(arguments, num_pairs):,} ({given}), each of {of}{device * arguments.world_size:,} pairs"
+        f"{processes}, peak learning rate {arguments.learning_rate:g}"
+    )
+
+
 def describe_run(
-    model: AdaptorModel,
-    arguments: AdaptorTrainingArguments,
+    trainer: "AdaptorTrainer",
     cache: "EmbeddingCache",
     views: dict[str, "EmbeddingCache"],
+    planned: Mapping[str, int] | None = None,
 ) -> str:
-    """The lines a run prints before it starts: sizes, batches, steps, repeated texts, where the cache is."""
-    train = views["train"]
-    counts = parameter_counts(model)
-    steps = number_of_steps(arguments, len(train))
-    _, text, copies = np.unique(train.text_rows, return_inverse=True, return_counts=True)
-    repeated = (copies[text] > 1).mean()
+    """
+    The lines a run prints before it starts: what the plan could not know, and what came otherwise.
+
+    Args:
+        trainer (`AdaptorTrainer`): With the model and the objective, which is set up.
+        cache (`EmbeddingCache`): The whole cache.
+        views (`dict[str, EmbeddingCache]`): Its splits.
+        planned (`Mapping`, *optional*): Pairs of each split that the plan has named. Where the splits have as many,
+            pairs and steps are not said again.
+    """
+    train, arguments = views["train"], trainer.args
+    pairs = {name: len(view) for name, view in views.items()}
+    found = []
+    if planned is None or dict(planned) != pairs:
+        found = [
+            f"Pairs: {', '.join(f'{count:,} {name}' for name, count in pairs.items())}",
+            f"Steps: {describe_steps(arguments, len(train))}",
+        ]
     lines = [
-        f"Parameters: {counts['trainable']:,} trainable{_receiving(counts)}; no head",
-        "Pairs: "
-        + ", ".join(f"{len(view):,} {name}" for name, view in views.items())
-        + f"; {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows left out",
-        f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows share their text with another "
-        f"(positives: {arguments.positives})",
-        f"Batch: {arguments.global_batch_size:,} pairs a step = {arguments.world_size} process(es) x "
-        f"{arguments.per_device_train_batch_size:,}",
-        f"Steps: {steps:,} ({arguments.num_train_epochs:g} epochs), peak learning rate {arguments.learning_rate:g}",
+        f"Parameters: {_describe_parameters(trainer)}",
+        *found,
+        f"Left out: {cache.num_image_only:,} rows without text and {len(cache.excluded):,} faulty rows",
+        *([describe_sources(train, arguments)] if cache.source_names else []),
+        *_describe_texts(train, getattr(trainer.objective, "positives", None)),
+        *([f"Images are read as: {reading}"] if (reading := Reading.of_spec(cache.vision_spec).label) else []),
         *(f"Cache: {member.path}" for member in cache.members),
     ]
-    if cache.source_names:
-        lines.insert(2, describe_sources(train, arguments))
-    if reading := Reading.of_spec(cache.vision_spec).label:
-        lines.insert(-1, f"Images are read as: {reading}")
     return "\n".join(lines)
 
 
-def _receiving(counts: dict[str, int]) -> str:
-    if counts["receiving_gradient"] == counts["trainable"]:
-        return ""
-    return (
-        f", {counts['receiving_gradient']:,} of them receive a gradient (with one token a side, queries and keys do "
-        "not)"
-    )
+def _describe_parameters(trainer: "AdaptorTrainer") -> str:
+    tokens = 2 if {"image_tokens", "text_tokens"} & set(trainer.objective.needs) else 1
+    counts = parameter_counts(trainer.model, tokens)
+    described = f"{counts['trainable']:,} trainable"
+    if counts["receiving_gradient"] < counts["trainable"]:
+        described += (
+            f", {counts['receiving_gradient']:,} of them receive a gradient (with one token a side, queries and keys "
+            "do not)"
+        )
+    own = own_parameters(trainer.objective)
+    return described + (f"; + {own:,} of the objective" if own else "")
+
+
+def own_parameters(objective: Objective) -> int:
+    """Numbers that are trained with the model and are no part of it."""
+    return sum(parameter.numel() for parameter in objective.parameters() if parameter.requires_grad)
+
+
+def _describe_texts(train: "EmbeddingCache", positives: str | None) -> list[str]:
+    """The line on texts that are there several times, for an objective that asks which rows are no negatives."""
+    if positives not in POSITIVE_COLUMN:
+        return []
+    _, text, copies = np.unique(train.text_rows, return_inverse=True, return_counts=True)
+    repeated = (copies[text] > 1).mean()
+    return [
+        f"Texts: {train.num_texts:,} distinct in training; {repeated:.1%} of rows share their text with another "
+        f"(positives: {positives})"
+    ]
 
 
 def describe_sources(train: "EmbeddingCache", arguments: AdaptorTrainingArguments) -> str:
@@ -167,9 +213,11 @@ def runs_on(architecture: str, major: int, minor: int) -> bool:
 __all__ = [
     "describe_run",
     "describe_sources",
+    "describe_steps",
     "environment_warnings",
     "fit_batch_to_data",
     "fitted_batch",
     "number_of_steps",
+    "own_parameters",
     "parameter_counts",
 ]
