@@ -268,7 +268,7 @@ def test_resume_with_another_objective_is_refused_by_name(finished, views):
             self.more = nn.Linear(2, 2)
 
     Wider.__name__ = "Teacher"
-    with pytest.raises(ValueError, match=r"does not fit the objective 'Teacher'.*more\.weight"):
+    with pytest.raises(ValueError, match=r"does not fit the objective 'Teacher'.*more\.weight.*[^.]\. Resume with"):
         resume(finished, views, Wider())
 
 
