@@ -11,6 +11,7 @@ from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.data import labelled_data, load_table, split_table
 from adaptor_hf.tasks.finetune import run_finetune, trainable_model
+from adaptor_hf.tasks.tower_training import train_classifier
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,20 @@ def test_end_to_end_trains_tower_adaptor_and_head(model, tower, data):
     frozen = [name for name, value in classifier.named_parameters() if not value.requires_grad]
     assert sorted(frozen) == ["adaptor.logit_scale", "adaptor.text_projection.weight"]
     assert not any(value.requires_grad for value in tower.parameters())
+
+
+def test_a_last_batch_of_one_image_is_refused_before_the_first_step(tower, data):
+    config = synthetic_config(vision_hidden_size=32, vision_tower=tower.spec, aligner="mlp", num_hidden_layers=1)
+    for model, hidden_size in (
+        (AdaptorModel(config), None),
+        (AdaptorModel(synthetic_config(vision_hidden_size=32)), 8),
+    ):
+        classifier = trainable_model(model, tower, "finetune", data, hidden_size, 0)
+        with pytest.raises(ValueError, match=r"9 rows in batches of 4 leave a last batch of a single one, and .*Norm"):
+            # Nothing of an image is read.
+            train_classifier(
+                classifier, [None] * 9, [], None, exclusive=False, learning_rate=1.0, epochs=1, batch_size=4, seed=0
+            )
 
 
 def test_what_images_never_reach_is_not_trained(tower, data):
