@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from script_runs import OPTIONS
 from stored_columns import add_columns
 from synthetic import synthetic_cache, synthetic_config, synthetic_model
@@ -50,7 +51,7 @@ def trained_on_tokens(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokens") / "run"
     cache = synthetic_cache(folder / "embeddings")
     images = next(path for path in (folder / "embeddings").glob("images-*") if path.is_dir())
-    width, rows = cache.vision_spec["hidden_size"], cache.num_images
+    width, rows = cache.vision_spec["hidden_size"], int(cache.image_rows.max()) + 1
     tokens = Column("image_tokens", (5, width), "float16", {"grid": [2, 2], "prefix": 1})
     add_columns(images, [tokens], np.ones(rows, int), 1 << 20)
     (folder.parent / "mine.py").write_text(OBJECTIVE)
@@ -114,8 +115,8 @@ def test_a_card_names_aligner_and_options_and_verify_compares_them(trained_on_to
         found = card_differences(copy, *read, None, config)
         assert found == [] if right is None else (len(found) == 1 and right in found[0]), found
     # The sentence of cards of before.
-    before = r"A light Adaptor (\2 trainable parameters) that maps, trained with"
-    copy.write_text(re.sub(r"(?m)^(.*) \(([\d,]+) trainable parameters\), trained with", before, card))
+    earlier = f"A light Adaptor ({parameters:,} trainable parameters) that maps embeddings, trained with"
+    copy.write_text(card.replace(f"{sentence} ({parameters:,} trainable parameters), trained with", earlier))
     assert card_differences(copy, *read, None, config) == []
 
 
@@ -145,7 +146,9 @@ class TestTrainedOnTokens:
         assert "trained_on" not in json.loads((pretrained_run / "config.json").read_text())
         assert "Trained on token" not in (pretrained_run / "README.md").read_text()
         assert "trained_on" not in synthetic_config().to_dict()
-        with pytest.raises(ValueError, match="trained_on must be some of image_tokens, text_tokens"):
+        with pytest.raises(
+            StrictDataclassClassValidationError, match="trained_on must be some of image_tokens, text_tokens"
+        ):
             synthetic_config(trained_on=["pixels"])
 
     def test_results_and_the_log_say_it_once(self, tmp_path, caplog):
@@ -169,7 +172,7 @@ class TestTrainedOnTokens:
             ),
             "retrieval": lambda: retrieval_predictions(*rows, ranks, torch.arange(8), num_resamples=10),
         }  # fmt: skip
-        for task, protocol in (("few_shot", "logreg"), ("retrieval", "retrieval")):
+        for task, protocol in (("few_shot", "fewshot"), ("retrieval", "retrieval")):
             fields = systems[0].fields() | {"task": task, "dataset": "d", "split_hash": "s", "protocol": protocol,
                                             "seed": 0, "tower_saw_dataset": "unknown"}  # fmt: skip
             found = RunList()

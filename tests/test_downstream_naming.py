@@ -24,7 +24,7 @@ def test_a_folder_gives_its_own_name_and_what_lies_in_it_the_runs(tmp_path):
 
 def models(folder):
     config = AdaptorConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=8,
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         vision_hidden_size=12, text_hidden_size=12,
     )  # fmt: skip
     for name in ("first", "second"):

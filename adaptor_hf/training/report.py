@@ -261,8 +261,8 @@ def card_arguments(arguments: AdaptorTrainingArguments, objective: Mapping[str, 
     listed = {name: str(value.value if isinstance(value, Enum) else value) for name, value in values.items()}
     named = {"objective": objective["name"] if objective else "adaptor"}
     options = {} if objective is None else _card_options(objective["options"])
-    if options.get("objective.positives") in ("None", listed.get("positives")):
-        del options["objective.positives"]  # its row is there
+    if options.get("objective.positives") == listed.get("positives"):
+        options.pop("objective.positives", None)  # its row is there
     return named | options | listed
 
 
