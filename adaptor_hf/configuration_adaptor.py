@@ -159,7 +159,8 @@ class AdaptorConfig(PreTrainedConfig):
         # PreTrainedConfig keeps unknown arguments silently: a typo would leave the default in force.
         known = [field.name for field in fields(self)]
         for name in kwargs:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+            # What VisionTextDualEncoder calls it, which looks like another field.
+            close = ["hidden_size"] if name == "projection_dim" else difflib.get_close_matches(name, known, 1, 0.8)
             if close and not name.startswith("_"):
                 raise TypeError(f"AdaptorConfig got an unknown argument {name!r}. Did you mean {close[0]!r}?")
         if self.aligner == "adaptor" and self.num_hidden_layers == 0:

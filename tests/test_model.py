@@ -460,6 +460,8 @@ class TestConfig:
     def test_a_misspelt_field_raises_and_suggests_the_right_one(self):
         with pytest.raises(TypeError, match="Did you mean 'num_hidden_layers'"):
             AdaptorConfig(num_hiden_layers=3)
+        with pytest.raises(TypeError, match="Did you mean 'hidden_size'"):
+            AdaptorConfig(projection_dim=512)
 
     def test_survives_saving(self, tmp_path):
         config = AdaptorConfig(vision_hidden_size=384, max_logit_scale=100.0, vision_tower={"name_or_path": "x"})

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from objective_trainers import STEPS, Teacher, logged, make_trainer
 from synthetic import synthetic_config, synthetic_model
-from test_objective_training import STEPS, Teacher, logged, make_trainer
 from transformers import TrainerCallback
 
 from adaptor_hf import AdaptorModel
@@ -57,6 +57,7 @@ def test_keep_best_keeps_the_model_and_leaves_the_objective_as_the_last_step_did
     model, objective = synthetic_model(), Teacher()
     make_trainer(
         tmp_path, views, objective, model, eval_strategy="steps", eval_steps=2, metric_for_best_model="score",
+        greater_is_better=True,
         trainer={"evaluators": [score], "keep_best": KeepBest("score")},
     ).train()  # fmt: skip
     assert all(torch.equal(value, seen[1][name]) for name, value in model.state_dict().items())

@@ -3,103 +3,22 @@
 import copy
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
 
 import pytest
 import torch
-from safetensors import safe_open
+from objective_trainers import ROOT, STEPS, Teacher, logged, make_trainer
 from safetensors.torch import load_file
 from synthetic import synthetic_model
-from torch import nn
 from transformers import TrainerCallback
 
 from adaptor_hf import AdaptorModel
-from adaptor_hf.hub.push import files_to_push
-from adaptor_hf.objectives import AdaptorObjective, Encoded, Objective, Side, SigLIPObjective, contrastive_loss
-from adaptor_hf.objectives.loading import load_objective, make_objective
-from adaptor_hf.privacy import mode as private_mode
-from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
+from adaptor_hf.objectives import AdaptorObjective, Objective, contrastive_loss
 from adaptor_hf.training.base_trainer import KeepBest
-from adaptor_hf.training.checkpoints import check_checkpoint, finish_checkpoint, refuse_broken_weights, unfinished
-from adaptor_hf.training.objective_state import OBJECTIVE_FILE, load_objective_state, save_objective
 from adaptor_hf.training.pair_evaluation import PairEvaluator
-from adaptor_hf.training.terms import RunningTerms, smaller_steps
-
-ROOT = Path(__file__).parent.parent
-STEPS = 8  # an epoch of the 124 training pairs in batches of 16
-
-
-class Teacher(Objective):
-    """Distance to a momentum copy of the model, through a projector of its own; it leaves the model's scale alone."""
-
-    name = "teacher"
-
-    def __init__(self, momentum: float = 0.9):
-        super().__init__()
-        self.momentum, self.events = momentum, []
-
-    def setup(self, model, args):
-        self.events.append("setup")
-        self.projector = nn.Linear(model.config.hidden_size, model.config.hidden_size)
-        self.copy = copy.deepcopy(model).requires_grad_(False)
-        self.register_buffer("steps_done", torch.zeros((), dtype=torch.int64))
-
-    def encode(self, model, batch):
-        encoded = super().encode(model, batch)
-        with torch.no_grad():
-            targets = self.copy.eval()(image_embeds=batch["image_embeds"], return_logits=False).image_embeds
-        encoded.more["teacher"] = Side(targets)
-        return encoded
-
-    def forward(self, encoded, rows, gather):
-        targets = encoded.more["teacher"].pooled
-        distance = (self.projector(encoded.text.pooled) - targets).pow(2).sum(1).mean()
-        spread = encoded.image.pooled.std(0).mean()
-        self.events.append((distance.item(), spread.item()))
-        return {"loss": distance - spread, "distance": distance, "spread": spread}
-
-    def before_step(self, progress):
-        gradients = [value.grad is not None for value in self.projector.parameters()]
-        self.events.append(("before", progress, all(gradients)))
-
-    def after_step(self, model):
-        self.events.append("after")
-        self.steps_done += 1
-        for kept, new in zip(self.copy.parameters(), model.parameters(), strict=True):
-            kept.mul_(self.momentum).add_(new, alpha=1 - self.momentum)
-
-
-def make_trainer(folder, views, objective="adaptor", model=None, callbacks=None, trainer=None, **kwargs):
-    options = {"global_batch_size": 16, "num_train_epochs": 1, "learning_rate": 3e-3, "logging_strategy": "steps"}
-    options |= {"logging_steps": 1, "eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    return AdaptorTrainer(
-        model=synthetic_model() if model is None else model,
-        args=AdaptorTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **(options | kwargs)),
-        objective=objective,
-        train_dataset=views["train"],
-        eval_dataset=views["validation"],
-        callbacks=callbacks,
-        **(trainer or {}),
-    )
-
-
-def logged(trainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
-
-
-class Stop(TrainerCallback):
-    """Saves and stops after a step."""
-
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
+from adaptor_hf.training.terms import RunningTerms
 
 
 def test_the_papers_objective_trains_as_a_plain_loop_does(views, tmp_path):
@@ -216,126 +135,6 @@ def test_terms_that_come_now_and_then_and_on_some_processes_only():
     assert one.take_means(1) == {}
 
 
-@pytest.mark.parametrize("kind", ["adaptor", "teacher"])
-def test_resumed_in_the_middle_all_is_bit_for_bit_as_without_a_stop(kind, views, tmp_path):
-    def trainer(folder, **kwargs):
-        objective = Teacher() if kind == "teacher" else "adaptor"
-        options = {"logging_steps": 3, "save_strategy": "steps", "save_steps": 100, "seed": 3}
-        return make_trainer(folder, views, objective, **options, **kwargs)
-
-    whole = trainer(tmp_path / "whole", callbacks=[Stop(STEPS)])
-    whole.train()
-    trainer(tmp_path / "parts", callbacks=[Stop(5)]).train()
-    resumed = trainer(tmp_path / "parts", callbacks=[Stop(STEPS)])
-    resumed.train(resume_from_checkpoint=True)
-    last = f"checkpoint-{STEPS}"
-    check_checkpoint(tmp_path / "parts" / last)
-    assert OBJECTIVE_FILE in json.loads((tmp_path / "parts" / last / "checkpoint.json").read_text())["files"]
-    for name in ("model.safetensors", OBJECTIVE_FILE):
-        one, other = (tmp_path / run / last / name for run in ("whole", "parts"))
-        assert one.read_bytes() == other.read_bytes(), name
-    tensors = load_file(tmp_path / "parts" / last / OBJECTIVE_FILE)
-    assert ("copy.logit_scale" in tensors) == (kind == "teacher")
-
-    def lines(run):
-        return [{k: v for k, v in entry.items() if not k.startswith("train_")} for entry in run.state.log_history]
-
-    assert lines(resumed) == lines(whole)
-
-
-@pytest.fixture(scope="module")
-def finished(views, tmp_path_factory):
-    """A run of `Teacher` with checkpoint-4 and checkpoint-8."""
-    folder = tmp_path_factory.mktemp("finished")
-    trainer = make_trainer(folder, views, Teacher(), save_strategy="steps", save_steps=4)
-    trainer.train()
-    trainer.save_model()
-    return folder
-
-
-def resume(folder, views, objective, **kwargs):
-    trainer = make_trainer(folder, views, objective, save_strategy="steps", save_steps=4, **kwargs)
-    trainer.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
-
-
-def test_resume_with_another_objective_is_refused_by_name(finished, views):
-    with pytest.raises(ValueError, match="checkpoint-4 was trained by the objective 'Teacher', this run has 'adaptor'"):
-        resume(finished, views, "adaptor")
-
-    class Wider(Teacher):
-        def setup(self, model, args):
-            super().setup(model, args)
-            self.more = nn.Linear(2, 2)
-
-    Wider.__name__ = "Teacher"
-    with pytest.raises(ValueError, match=r"does not fit the objective 'Teacher'.*more\.weight.*[^.]\. Resume with"):
-        resume(finished, views, Wider())
-
-
-def test_resume_with_another_version_of_the_file_is_refused(finished, views, tmp_path):
-    class Changed(Teacher):
-        file_sha256 = "ab" * 32
-
-    Changed.__name__ = "Teacher"
-    with pytest.raises(ValueError, match=r"'Teacher', this run has 'Teacher' \(file with SHA-256 abababababab"):
-        resume(finished, views, Changed())
-
-
-def test_a_checkpoint_of_before_objectives_is_of_the_papers(views, tmp_path):
-    trainer = make_trainer(tmp_path, views, save_strategy="steps", save_steps=4)
-    trainer.train()
-    for folder in tmp_path.glob("checkpoint-*"):
-        (folder / OBJECTIVE_FILE).unlink()
-        state = json.loads((folder / "running_loss.json").read_text())
-        del state["terms"]
-        (folder / "running_loss.json").write_text(json.dumps(state))
-        folder.rename(unfinished(folder))
-        (unfinished(folder) / "checkpoint.json").unlink()
-        finish_checkpoint(folder)
-    weights = (tmp_path / "checkpoint-8" / "model.safetensors").read_bytes()
-    with pytest.raises(ValueError, match="by the objective 'adaptor', this run has 'Teacher'"):
-        resume(tmp_path, views, Teacher())
-    resume(tmp_path, views, "adaptor")
-    assert (tmp_path / "checkpoint-8" / "model.safetensors").read_bytes() == weights
-
-
-def test_a_damaged_state_is_named(finished, views, tmp_path):
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    path = folder / "checkpoint-4" / OBJECTIVE_FILE
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=f"{OBJECTIVE_FILE} has .* truncated"):
-        resume(folder, views, Teacher())
-
-
-def test_what_is_published_has_no_state_of_the_objective(finished, views, tmp_path):
-    assert (finished / "checkpoint-8" / OBJECTIVE_FILE).is_file()
-    assert not (finished / OBJECTIVE_FILE).exists()
-    for folder in (finished, finished / "checkpoint-8"):
-        for name in ("config.json", "model.safetensors"):
-            assert (folder / name).is_file()
-    assert OBJECTIVE_FILE not in files_to_push(finished)
-    # A folder that has the file all the same.
-    folder = Path(shutil.copytree(finished, tmp_path / "run"))
-    shutil.copy(folder / "checkpoint-8" / OBJECTIVE_FILE, folder)
-    assert OBJECTIVE_FILE not in files_to_push(folder)
-    names = load_file(finished / "model.safetensors").keys()
-    assert names == synthetic_model().state_dict().keys()
-
-
-def test_the_best_checkpoint_brings_its_objective_back(views, tmp_path):
-    scores = iter([1.0, 0.0])
-    objective = Teacher()
-    trainer = make_trainer(
-        tmp_path, views, objective, trainer={"evaluators": [lambda model, dataset: {"score": next(scores)}]},
-        save_strategy="steps", save_steps=4, eval_strategy="steps", eval_steps=4, load_best_model_at_end=True,
-        metric_for_best_model="score", greater_is_better=True,
-    )  # fmt: skip
-    trainer.train()
-    assert objective.steps_done == 4
-    kept = load_file(tmp_path / "checkpoint-4" / OBJECTIVE_FILE)
-    assert all(torch.equal(value, kept[name]) for name, value in objective.state_dict().items())
-
-
 class Distance(Objective):
     """It falls from step to step, and nobody has declared that less of it is better."""
 
@@ -402,62 +201,6 @@ def test_an_evaluator_that_declares_its_metric_says_which_way_is_better(views, t
     assert (trainer.state.best_global_step, trainer.args.greater_is_better) == (2, False)
 
 
-class Margin(Objective):
-    def __init__(self, margin: float = 0.2, word: str = "a", kind: Literal["x", "y"] | None = None):
-        super().__init__()
-        self.margin, self.word, self.kind = margin, word, kind
-        self.register_buffer("seen", torch.zeros(1))
-
-    def setup(self, model, args):
-        self.kind = self.kind or "x"
-
-    def forward(self, encoded, rows, gather):
-        return {"loss": (encoded.image.pooled - encoded.text.pooled).square().sum(1).mean() * self.margin}
-
-
-def margin(**options):
-    objective = make_objective(Margin, options)
-    objective.setup(None, None)
-    return objective
-
-
-class TestOptionsOfACheckpoint:
-    def test_other_options_are_refused_with_both_values(self, tmp_path):
-        save_objective(margin(margin=0.3, word="a", kind=None), tmp_path)
-        load_objective_state(margin(margin=0.3, word="a", kind="x"), tmp_path)
-        for name, old, new in (("margin", 0.3, 0.5), ("word", "a", "b"), ("kind", "x", "y")):
-            options = {"margin": 0.3, "word": "a", "kind": None} | {name: new}
-            with pytest.raises(ValueError, match=f"trained by an objective with {name} {old!r}, this run has {new!r}"):
-                load_objective_state(margin(**options), tmp_path)
-
-    def test_where_one_knows_no_options_it_goes_on(self, tmp_path):
-        save_objective(margin(margin=0.3), tmp_path)
-        load_objective_state(Margin(margin=0.5), tmp_path)
-        # As of earlier commits, and of classes made in Python.
-        save_objective(Margin(margin=0.3), tmp_path)
-        with safe_open(tmp_path / OBJECTIVE_FILE, framework="pt") as file:
-            assert json.loads(file.metadata()["objective"]) == {"name": "Margin", "sha256": ""}
-        load_objective_state(margin(margin=0.5), tmp_path)
-
-    def test_options_without_which_it_was_made_are_their_defaults(self):
-        assert load_objective("adaptor").made_with == {"positives": None}
-        assert load_objective("adaptor", {"positives": "pair"}).made_with == {"positives": "pair"}
-
-    def test_in_private_mode_words_are_keyed_hashes(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(private_mode, "_key", b"k" * 32)
-        save_objective(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
-        assert b"Miller" not in (tmp_path / OBJECTIVE_FILE).read_bytes()
-        load_objective_state(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
-        with pytest.raises(ValueError, match="with word") as refused:
-            load_objective_state(margin(margin=0.3, word="Smith", kind="y"), tmp_path)
-        assert "Smith" not in str(refused.value)
-        # Without the mode a hash says nothing of a word, and a number is what it was.
-        monkeypatch.setattr(private_mode, "_key", None)
-        load_objective_state(margin(margin=0.3, word="Miller", kind="y"), tmp_path)
-        with pytest.raises(ValueError, match=r"margin 0\.3, this run has 0\.4"):
-            load_objective_state(margin(margin=0.4, word="Miller", kind="y"), tmp_path)
-
-
 def test_optimizer_and_decay_have_the_parameters_of_both(views, tmp_path):
     objective = Teacher()
     trainer = make_trainer(tmp_path, views, objective, max_steps=1)
@@ -499,111 +242,6 @@ def test_a_step_that_the_scaler_left_out_is_not_followed(views, tmp_path, monkey
     assert len([event for event in objective.events if event[0] == "before"]) == STEPS
 
 
-class Giving(Objective):
-    """Gives what it is told to."""
-
-    def __init__(self, give):
-        super().__init__()
-        self.give = give
-
-    def forward(self, encoded, rows, gather):
-        return self.give(encoded.image.pooled.sum())
-
-
-@pytest.mark.parametrize(
-    ("give", "error", "says"),
-    [
-        (lambda loss: {"loss": loss, "grad_norm": loss}, ValueError, "named 'grad_norm'.*Rename it"),
-        (lambda loss: {"loss": loss, "eval_loss": loss}, ValueError, "named 'eval_loss'"),
-        (lambda loss: {"contrast": loss}, ValueError, 'forward of Giving must return "loss".*gave contrast'),
-        (lambda loss: loss, TypeError, "dictionary of scalar tensors, got Tensor"),
-        (lambda loss: {"loss": loss, "share": 0.5}, TypeError, r"'share' \(float\)"),
-        (lambda loss: {"loss": loss.expand(3)}, ValueError, r"'loss' of Giving is of shape \(3,\)"),
-    ],
-)
-def test_what_is_no_loss_is_refused(give, error, says, views, tmp_path):
-    with pytest.raises(error, match=says):
-        make_trainer(tmp_path, views, Giving(give), max_steps=1).train()
-
-
-@pytest.mark.parametrize(
-    ("objective", "says"),
-    [
-        (Teacher, r"is the class Teacher: give an instance, Teacher\(\.\.\.\)"),
-        (None, "got None. The default is 'adaptor'"),
-        (torch.nn.Linear(2, 2), "name of adaptor, siglip, or file.py:Class; got Linear"),
-    ],
-)
-def test_what_is_no_objective_is_refused(objective, says, views, tmp_path):
-    with pytest.raises(TypeError, match=says):
-        make_trainer(tmp_path, views, objective)
-
-
-def test_an_objective_that_has_not_begun_as_a_module_is_refused(views, tmp_path):
-    class Bare(Objective):
-        def __init__(self):
-            self.__dict__["margin"] = 1
-
-    with pytest.raises(TypeError, match=r"Bare .* must begin with super\(\).__init__\(\)"):
-        make_trainer(tmp_path, views, Bare())
-
-
-@pytest.mark.parametrize(
-    ("encode", "says"),
-    [
-        (lambda model, batch: model(image_embeds=batch["image_embeds"]), "must return .*Encoded, got AdaptorOutput"),
-        (
-            lambda model, batch: Encoded(batch["image_embeds"]),
-            "encode of Giving gave Tensor for 'image': expected .*Side",
-        ),
-    ],
-)
-def test_what_is_not_encoded_is_refused(encode, says, views, tmp_path):
-    objective = Giving(lambda loss: {"loss": loss})
-    objective.encode = encode
-    with pytest.raises(TypeError, match=says):
-        make_trainer(tmp_path, views, objective, max_steps=1).train()
-
-
-@pytest.mark.parametrize("where", ["forward", "encode"])
-def test_a_column_that_a_batch_lacks_is_named_with_those_that_it_has(where, views, tmp_path):
-    objective, method = Giving(lambda loss: {"loss": loss}), getattr(Objective, where)
-
-    def reads(*args):
-        columns = args[1]
-        try:
-            columns["mine"]
-        except KeyError:
-            assert "mine" not in columns
-            assert columns.get("mine") is None
-        return columns["wanted"] if where == "forward" else method(objective, *args) and columns["wanted"]
-
-    setattr(objective, where, reads)
-    with pytest.raises(KeyError, match=r"no column 'wanted' here; it has .*'text_row'"):
-        make_trainer(tmp_path, views, objective, max_steps=1).train()
-
-
-def test_advice_after_a_loss_of_nan_names_what_the_objective_has(views, tmp_path):
-    giving = Giving(lambda loss: {"loss": loss * float("nan")})
-    with pytest.raises(FloatingPointError, match="in float32, or with a forward of Giving") as caught:
-        make_trainer(tmp_path, views, giving, max_steps=1).train()
-    assert "max_logit_scale" not in str(caught.value)
-    giving.weight = torch.nn.Parameter(torch.tensor(float("nan")))
-    with pytest.raises(FloatingPointError, match="with a forward of Giving"):
-        refuse_broken_weights((torch.nn.Linear(2, 2), giving), 3)
-    assert "'{\"max_logit_scale\": 100}'" in smaller_steps(AdaptorObjective())
-    assert "max_logit_scale 100 among the fields" in smaller_steps(SigLIPObjective())
-
-
-def test_an_objective_that_keeps_the_model_is_refused(views, tmp_path):
-    class Keeps(Teacher):
-        def setup(self, model, args):
-            self.model = model
-
-    with pytest.raises(ValueError, match=r"Keeps keeps the model.*copy\.deepcopy"):
-        make_trainer(tmp_path, views, Keeps())
-
-
 def test_the_order_of_an_objective_comes_before_the_trainers(views, tmp_path):
     class Backwards(AdaptorObjective):
         def sampler(self, dataset):
@@ -641,7 +279,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
 torch.set_num_threads(1)
-from test_objective_training import Teacher, make_trainer
+from objective_trainers import Teacher, make_trainer
 from synthetic import synthetic_model
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.training.interruption import leave_process_group
