@@ -100,7 +100,7 @@ def test_the_check_changes_no_number_and_is_off_in_training(model, tower_embeds,
     trained = copy.deepcopy(model).train()
     output = model(image_embeds=tower_embeds)
     assert not said(warnings_seen, trained, image_embeds=output.image_embeds)
-    projected = model._project(tower_embeds, model.visual_projection, "image_embeds")
+    projected = model._project(tower_embeds[:, None], model.visual_projection, "image_embeds")
     for layer in model.shared_encoder.layers:
         projected, _ = layer(projected)
     assert torch.equal(output.image_embeds, nn.functional.normalize(projected, dim=-1)[:, 0])

@@ -79,7 +79,10 @@ class TestOneTokenFastPath:
         else:
             # The same concatenated rows through the general layers, by the attention kernel that config names.
             both = torch.cat(
-                [model._project(image, model.visual_projection, ""), model._project(text, model.text_projection, "")]
+                [
+                    model._project(image[:, None], model.visual_projection, ""),
+                    model._project(text[:, None], model.text_projection, ""),
+                ]
             )
             mask = torch.zeros(len(both), 1, 1, 1, dtype=both.dtype)
             for layer in model.shared_encoder.layers:

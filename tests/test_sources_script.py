@@ -67,7 +67,7 @@ def of_two(caches, tmp_path_factory):
 class TestTwoProcesses:
     def test_they_train_what_one_process_does(self, caches, of_two, tmp_path):
         output, said = of_two
-        assert "= 2 process(es) x 4" in said
+        assert "each of 8 pairs (2 processes x 4)" in said
         assert "each batch of one source" in said
         # 63 pairs, two thirds of them for 29.
         assert "hospital 29 (66.7% of an epoch, each pair 1.4 times)" in said

@@ -201,7 +201,8 @@ def _build(
         for source in sources.values():
             source.remember()
         _say_what_is_missing(counts, len(table))
-        return bool(missing) or any(modality.folder.has_finished_pieces() for modality in modalities)
+        left = any(modality.folder.has_leftovers() for modality in modalities)
+        return bool(missing) or (left and _nobody_builds(cache_dir))
 
     if ranks.on_main(begin):
         _build_missing(modalities, table, cache_dir, ranks)
@@ -268,8 +269,22 @@ def _space_named(cache_dir: Path, modality: Modality, plan: Plan) -> Iterator[No
         ) from error
 
 
+def _nobody_builds(cache_dir: Path) -> bool:
+    lock = _build_lock(cache_dir)
+    try:
+        lock.acquire()
+    except BlockingIOError:
+        return False
+    lock.release()
+    return True
+
+
+def _build_lock(cache_dir: Path) -> FolderLock:
+    return FolderLock(cache_dir, "build", what="build", option="cache_dir", strict=False)
+
+
 def _build_missing(modalities: list[Modality], table: PairTable, cache_dir: Path, ranks: Ranks) -> None:
-    lock = FolderLock(cache_dir, "build", what="build", option="cache_dir", strict=False)
+    lock = _build_lock(cache_dir)
 
     def acquire() -> bool:
         # In slices, so that ranks that wait for rank 0 do not run into the time limit of a collective call.

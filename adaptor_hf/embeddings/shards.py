@@ -183,9 +183,10 @@ class ModalityFolder:
             self.manifest["rebuilt"] = self.rebuilt + 1
         self.manifest = write_record(self.path / MANIFEST, self.manifest)
 
-    def has_finished_pieces(self) -> bool:
-        """Whether a kill has left pieces that are committed, and they can be removed."""
-        return any(self.path.glob(".building-*.partial")) and os.access(self.path, os.W_OK)
+    def has_leftovers(self) -> bool:
+        """Whether there are pieces that a kill has left, or that another build writes, and they could be removed."""
+        left = any(self.path.glob(".building-*.partial")) or any(self.path.glob("building-*"))
+        return left and os.access(self.path, os.W_OK)
 
     def remove_leftovers(self) -> None:
         """Delete what a killed build left half-written; call with the lock held."""

@@ -72,7 +72,7 @@ def load_objective_state(objective: Objective, checkpoint: Path) -> None:
 
 def _options_of(objective: Objective) -> dict[str, Any]:
     options = objective_options(objective)
-    return {} if options is None else {"options": json.loads(json.dumps(options)), "private": is_private()}
+    return {} if options is None else {"options": parse_json(json.dumps(options)), "private": is_private()}
 
 
 def _check_options(found: dict[str, Any], given: dict[str, Any], checkpoint: str, *, alike: bool) -> None:
