@@ -106,6 +106,7 @@ def median_gain(fairness, features: torch.Tensor, labels: np.ndarray, patients: 
     return float(np.median(gains))
 
 
+@pytest.mark.slow
 def test_a_tuner_of_its_own_gains_under_a_hundredth_on_phantoms(fairness):
     # Small, and the pixels themselves: the benchmark does it with the features of a tower.
     drawn_rows = list(generate_phantoms(1000, image_size=64))

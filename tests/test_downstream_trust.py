@@ -176,6 +176,7 @@ def test_a_job_of_a_sweep_does_what_the_script_does(table, checkpoint, tmp_path,
     assert cost["gigabytes"] == 2 * 32 * 100_000 / 1e9
 
 
+@pytest.mark.slow
 def test_two_launched_processes_give_what_one_gives(table, checkpoint, tmp_path):
     words = ["--task", "segmentation", "--model", str(checkpoint), "--table", str(table), "--mask_column", "mask"]
     words += ["--dataset_name", "phantom-boxes", "--image_size", "28", "--seeds", "0", "--epochs", "1"]

@@ -346,6 +346,7 @@ def examples_of(view, longest: int) -> list[dict]:
 
 
 class TestUnpaired:
+    @pytest.mark.slow
     def test_two_ranks_train_on_other_numbers_of_images_than_of_texts_as_one_process_does(self, tmp_path):
         """Also in parts, each side cut for itself."""
         expected = unpaired_training.train(str(tmp_path / "one"), 1)

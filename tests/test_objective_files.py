@@ -456,6 +456,7 @@ def _on_a_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_processes_have_the_same_file_or_all_stop(mine, tmp_path):
     (tmp_path / "other.py").write_text(MINE + "\n", encoding="utf-8")
     spawn(_on_a_rank, (str(tmp_path),), nprocs=2)

@@ -207,6 +207,7 @@ def test_a_checkpoint_tells_by_its_arguments(tmp_path, recorded, name, resumed):
     assert training.resume_from_checkpoint == str(tmp_path)
 
 
+@pytest.mark.slow
 def test_two_processes_choose_alike(cache_folder, tmp_path):
     """The log of each rank, and weights that are those of two processes that were told."""
     weights = []
