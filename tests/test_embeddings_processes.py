@@ -21,6 +21,7 @@ from adaptor_hf import frozen_towers_adaptor
 from adaptor_hf.embeddings import build_cache, open_cache
 from adaptor_hf.embeddings.__main__ import main as embeddings_command
 from adaptor_hf.embeddings.shards import Build
+from adaptor_hf.folder_lock import _held, only_writer
 from adaptor_hf.training.interruption import EXIT_REQUEUE
 from adaptor_hf.training.run_folder import REQUEUE
 
@@ -261,6 +262,25 @@ def test_pairs_that_another_builder_finished_meanwhile_are_left_alone(setting, t
     manifest = next(tmp_path.glob("pairs-*/cache.json")).stat()
     assert (manifest.st_ino, manifest.st_mtime_ns) == (written[0].st_ino, written[0].st_mtime_ns)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_complete_cache_is_opened_while_another_build_runs_in_its_folder(setting, tmp_path):
+    """What that one has not committed yet looks like what a kill has left."""
+    finish(setting.start(tmp_path))
+    (folder,) = tmp_path.glob("images-*")
+    (folder / "building-of-another" / "000000").mkdir(parents=True)
+    with only_writer(tmp_path, "build", what="build", option="cache_dir", strict=False):
+        ours = FORK.Process(target=lambda: (_held.clear(), setting.build(tmp_path)))
+        ours.start()
+        ours.join(timeout=60)
+        ended = ours.exitcode
+        ours.kill()
+    assert ended == 0
+    assert (folder / "building-of-another").exists()
+    # Of a build that was killed it goes.
+    assert pieces(tmp_path) == PIECES
+    finish(setting.start(tmp_path))
+    assert not list(folder.glob("*building-*"))
 
 
 def test_interrupting_ends_soon_and_says_how_to_go_on(setting, tmp_path):

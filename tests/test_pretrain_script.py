@@ -1,8 +1,6 @@
 """train_pretrain.py from a table of files to a checkpoint and a card, and what it answers to wrong input."""
 
-import csv
 import json
-import os
 import re
 import shlex
 import shutil
@@ -10,96 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from PIL import Image
+from pretrain_runs import ROWS, SMALL, launch, main, make_options, make_rows, planned_pairs, words
 from transformers import AutoModel, AutoProcessor
 
 import train_pretrain
 from adaptor_hf.configs import accelerate_config
-from adaptor_hf.embeddings import build_cache
-from adaptor_hf.tasks.data import load_table
-from adaptor_hf.training import summary
 from adaptor_hf.verify import verification
-
-ROOT = Path(__file__).parent.parent
-ROWS = 40
-FINDINGS = ("effusion", "pneumothorax", "consolidation", "cardiomegaly", "edema")
-SMALL = {"aligner": '{"hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 64}', "num_train_epochs": 2}
-
-
-def write_table(folder: Path, rows: list[dict], name: str = "pairs.csv") -> Path:
-    with open(folder / name, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-    return folder / name
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict]:
-    """40 rows of 20 patients with 40 different images and 35 different reports, paths absolute."""
-    folder = tmp_path_factory.mktemp("images")
-    generator = np.random.default_rng(0)
-    table = []
-    for index in range(ROWS):
-        path = folder / f"image_{index}.png"
-        Image.fromarray(generator.integers(0, 255, (40, 36)).astype(np.uint8)).save(path)
-        text = f"small {FINDINGS[index % 5]} on the left, size {index % 35}"
-        table.append({"path": str(path), "report": text, "subject": f"subject-{index // 2:02}", "part": ""})
-    return table
+    return make_rows(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
 def options(rows, tiny_dinov2, tiny_bert, tmp_path_factory) -> dict:
-    """Options of a small run; all runs share one folder of embeddings."""
-    folder = tmp_path_factory.mktemp("run")
-    plain = [{name: row[name] for name in ("path", "report", "subject")} for row in rows]
-    return {
-        "train_file": write_table(folder, plain),
-        "image_column": "path",
-        "text_column": "report",
-        "patient_column": "subject",
-        "vision_tower": tiny_dinov2,
-        "text_tower": tiny_bert,
-        "cache_dir": folder / "embeddings",
-        "validation_fraction": 0.2,
-        "test_fraction": 0.2,
-        "global_batch_size": 8,
-        "learning_rate": 1e-3,
-        "use_cpu": True,
-        **SMALL,
-    }
-
-
-def words(options: dict) -> list[str]:
-    listed = {name: value if isinstance(value, list) else [value] for name, value in options.items()}
-    return [word for name, values in listed.items() for word in (f"--{name}", *map(str, values)) if values != [None]]
-
-
-def main(output: Path, options: dict, *first: str, **changes) -> None:
-    """Run in this process. `None` drops an option."""
-    train_pretrain.main([*first, *words({**options, "output_dir": output, **changes})])
-
-
-def planned_pairs(said: str) -> list[list[int]]:
-    """Pairs for training, validation and test of each plan in a log."""
-    found = re.findall(r"  pairs: train ([\d,]+).*?, validation ([\d,]+).*?, test ([\d,]+)", said)
-    return [[int(number.replace(",", "")) for number in numbers] for numbers in found]
-
-
-def launch(command: list[str], **variables) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=ROOT,
-    )
+    return make_options(rows, tiny_dinov2, tiny_bert, tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")
@@ -387,92 +315,6 @@ def test_a_ready_cache_is_enough_without_towers_and_table(options, tiny_dinov2, 
     assert "gets no processor" in caplog.text
 
 
-ASKS_TOKENS = """
-import torch
-from adaptor_hf.objectives import AdaptorObjective
-
-class AsksTokens(AdaptorObjective):
-    name = "asks_tokens"
-    needs = frozenset({"pairs", "image_tokens", "text_tokens"})
-
-    def forward(self, encoded, rows, gather):
-        image, text = encoded.image, encoded.text
-        assert image.tokens.shape[1] == 4 and text.tokens.shape[:2] == text.mask.shape
-        weights = (image.tokens @ text.pooled[:, :, None]).softmax(1)
-        image.pooled = torch.nn.functional.normalize((weights * image.tokens).sum(1), dim=1)
-        return super().forward(encoded, rows, gather)
-"""
-
-
-def test_an_objective_that_needs_tokens_is_trained_on_them_or_says_which_option_keeps_them(options, tmp_path, capsys):
-    file = tmp_path / "asks_tokens.py"
-    file.write_text(ASKS_TOKENS)
-    changes = {"objective": f"{file}:AsksTokens", "cache_dir": tmp_path / "embeddings", "num_train_epochs": 1}
-    missing = r"AsksTokens needs tokens of images and tokens of texts. Add --image_tokens all --text_tokens\."
-    with pytest.raises(ValueError, match=missing):
-        main(tmp_path / "out", options, **changes)
-    assert not (tmp_path / "embeddings").exists()
-    kept = ["--image_tokens", "all", "--text_tokens", "True"]
-    main(tmp_path / "out", options, *kept, controls=True, **changes)
-    assert "Retrieval on the test split" in capsys.readouterr().out
-    # A ready cache without them is refused by what it lacks, before the run leaves anything.
-    main(tmp_path / "plain", options, **changes | {"objective": "adaptor", "cache_dir": tmp_path / "plain_cache"})
-    ready = {"cache": tmp_path / "plain_cache", "cache_dir": None, "vision_tower": None, "text_tower": None}
-    table = dict.fromkeys(("train_file", "image_column", "text_column", "patient_column", "validation_fraction",
-                           "test_fraction"))  # fmt: skip
-    with pytest.raises(ValueError, match=r"AsksTokens needs tokens of images: .* has no image_tokens"):
-        main(tmp_path / "other", options, **changes | ready | table)
-
-
-ASKS_LABELS = """
-import torch
-from adaptor_hf.objectives import AdaptorObjective
-
-class AsksLabels(AdaptorObjective):
-    needs = frozenset({"pairs", "targets"})
-
-    def setup(self, model, args):
-        super().setup(model, args)
-        self.head = torch.nn.Linear(model.config.hidden_size, 2)
-
-    def forward(self, encoded, rows, gather):
-        loss = super().forward(encoded, rows, gather)["loss"]
-        labels = rows["targets"]
-        of_labels = torch.nn.functional.binary_cross_entropy_with_logits(self.head(encoded.image.pooled), labels)
-        return {"loss": loss + of_labels, "labels": of_labels, "left": labels[:, 0].sum(), "right": labels[:, 1].sum()}
-"""
-
-
-def test_an_objective_that_needs_labels_is_trained_on_those_of_a_table_or_says_how_they_come(
-    options, rows, tiny_dinov2, tiny_bert, tmp_path
-):
-    file = tmp_path / "asks_labels.py"
-    file.write_text(ASKS_LABELS)
-    changes = {"objective": f"{file}:AsksLabels", "global_batch_size": ROWS, "num_train_epochs": 1}
-    missing = "AsksLabels needs targets, .*load_table reads with label_columns and text_column, and give it as --cache"
-    with pytest.raises(ValueError, match=missing):
-        main(tmp_path / "out", options, **changes, cache_dir=tmp_path / "embeddings")
-    assert not (tmp_path / "embeddings").exists()
-
-    # As the message says.
-    parts = ["train"] * 26 + ["validation"] * 6 + ["test"] * 8
-    labels = [{"left": number % 3 // 2, "right": number % 5 // 4} for number in range(ROWS)]
-    table = write_table(
-        tmp_path, [row | {"part": part} | one for row, part, one in zip(rows, parts, labels, strict=True)], "labels.csv"
-    )
-    named = {"image_column": "path", "text_column": "report", "patient_column": "subject", "split_column": "part"}
-    labelled = load_table(table, label_columns=["left", "right"], **named)
-    build_cache(labelled, str(tiny_dinov2), str(tiny_bert), tmp_path / "labelled", num_workers=0)
-    ready = {name: options[name] for name in ("learning_rate", "use_cpu", "aligner")} | {"cache": tmp_path / "labelled"}
-    with pytest.warns(UserWarning, match="larger than the training data"):
-        main(tmp_path / "out", ready, **changes)
-    terms = json.loads((tmp_path / "out/run.json").read_text(encoding="utf-8"))["terms"]
-    assert 0 < terms["labels"] < 2
-    assert {name: terms[name] for name in ("left", "right")} == {
-        name: sum(one[name] for one in labels[:26]) for name in ("left", "right")
-    }
-
-
 def test_the_push_comes_once_and_after_the_card(options, tmp_path, monkeypatch, capsys):
     cards = []
 
@@ -484,85 +326,6 @@ def test_the_push_comes_once_and_after_the_card(options, tmp_path, monkeypatch, 
     main(tmp_path, options, push_to_hub=True, num_train_epochs=1)
     assert cards == [True]
     assert "Pushed: address of the commit" in capsys.readouterr().out
-
-
-class TestSplits:
-    def table(self, rows, folder, parts) -> Path:
-        return write_table(folder, [row | {"part": parts[int(row["subject"][-2:])]} for row in rows])
-
-    def test_a_split_column_without_validation_part_gets_one_from_training_patients(
-        self, options, rows, tmp_path, caplog
-    ):
-        table = self.table(rows, tmp_path, ["train"] * 15 + ["test"] * 5)
-        with caplog.at_level("INFO"):
-            main(tmp_path / "model", options, train_file=table, split_column="part", num_train_epochs=1)
-        train, validation, test = planned_pairs(caplog.text)[-1]
-        assert (train + validation, test) == (30, 10)
-        assert validation > 0
-        assert "no validation split: taking one from its training patients" in caplog.text
-
-    def test_an_alias_makes_the_held_out_part_the_test_split(self, options, rows, tmp_path, caplog):
-        table = self.table(rows, tmp_path, ["train"] * 15 + ["val"] * 5)
-        changes = {"split_column": "part", "split_alias": "val=test", "num_train_epochs": 1}
-        with caplog.at_level("INFO"):
-            main(tmp_path / "model", options, train_file=table, **changes)
-        assert planned_pairs(caplog.text)[-1][2] == 10
-        with pytest.raises(ValueError, match="split_alias names splits that no row has: test"):
-            main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "test=train"})
-        with pytest.raises(ValueError, match="reads old=new"):
-            main(tmp_path / "no", options, train_file=table, **changes | {"split_alias": "val"})
-
-    def test_without_held_out_pairs_it_trains_says_so_and_writes_a_card_without_numbers(
-        self, options, rows, tmp_path, caplog
-    ):
-        held_out = {"validation_fraction": 0, "test_fraction": 0}
-        main(tmp_path, options, **held_out)
-        assert "There is no validation split: no evaluation" in caplog.text
-        card = (tmp_path / "README.md").read_text(encoding="utf-8")
-        assert "Not evaluated: no pairs were held out" in card
-        assert "model-index" not in card
-        with pytest.raises(ValueError, match="--controls chooses"):
-            main(tmp_path / "no", options, **held_out, controls=True)
-        assert not (tmp_path / "no").exists()
-
-    def test_without_test_split_the_table_says_what_chose_the_epoch(self, options, tmp_path, capsys):
-        main(tmp_path, options, test_fraction=0, num_train_epochs=1)
-        said = capsys.readouterr().out
-        assert "Retrieval on the validation split" in said
-        assert "these rows also chose the epoch" in said
-
-
-class TestUnusualData:
-    def test_image_only_rows_are_cached_and_left_out_of_training(self, options, rows, tmp_path, caplog):
-        table = write_table(tmp_path, [row | {"report": ""} if n % 4 == 0 else row for n, row in enumerate(rows)])
-        with caplog.at_level("INFO"):
-            main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
-        assert sum(planned_pairs(caplog.text)[-1]) == 30
-        assert "Left out: 10 rows without text and 0 faulty rows" in caplog.text
-        assert "Pairs: " not in caplog.text
-
-    def test_a_batch_larger_than_the_data_becomes_all_of_it(self, options, tmp_path, caplog):
-        with caplog.at_level("INFO"), pytest.warns(UserWarning, match=r"The global batch \(1024\) is larger"):
-            main(tmp_path, options, global_batch_size=1024, num_train_epochs=1)
-        train = planned_pairs(caplog.text)[-1][0]
-        assert f"  steps: 1 (1 epoch), each of {train} pairs, " in caplog.text
-
-    @pytest.mark.parametrize("count", [1, 3])
-    def test_too_few_different_texts_are_refused_with_counts(self, options, rows, count, tmp_path):
-        table = write_table(tmp_path, [row | {"report": "clear lungs"} for row in rows[:count]])
-        with pytest.raises(ValueError, match="at least two pairs with different texts"):
-            main(tmp_path / "model", options, train_file=table, max_steps=1)
-
-    def test_a_missing_image_is_excluded_and_counted(self, options, rows, tmp_path, caplog):
-        table = write_table(tmp_path, [rows[0] | {"path": str(tmp_path / "gone.png")}, *rows[1:]])
-        with caplog.at_level("INFO"):
-            main(tmp_path / "model", options, train_file=table, num_train_epochs=1)
-        assert "Left out: 0 rows without text and 1 faulty rows" in caplog.text
-        # The plan did not know: pairs and steps are said again.
-        found = re.search(r"^.*Pairs: (\d+) train, (\d+) validation, (\d+) test\n.*Steps: (\d+) \(1", caplog.text, re.M)
-        *pairs, steps = map(int, found.groups())
-        assert sum(pairs) == sum(planned_pairs(caplog.text)[-1]) - 1 == ROWS - 1
-        assert steps == -(-pairs[0] // 8)
 
 
 @pytest.mark.parametrize(
@@ -635,52 +398,3 @@ def test_two_processes_train_together_with_controls(options, finished, tmp_path)
         patch.setattr("adaptor_hf.training.script_arguments.AdaptorTrainingArguments.world_size", 2)
         with pytest.raises(ValueError, match="measures one process"):
             main(tmp_path / "dry", options, dry_run=True)
-
-
-class TestEnvironment:
-    def test_nothing_is_wrong_with_this_machine(self):
-        assert summary.environment_warnings() == []
-
-    def simulate(self, monkeypatch, available: bool, **functions):
-        monkeypatch.setattr(torch.version, "cuda", "13.2")
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-        for name, function in functions.items():
-            monkeypatch.setattr(torch.cuda, name, function)
-
-    def test_an_old_driver_is_named_with_the_way_out(self, monkeypatch):
-        def init():
-            raise RuntimeError("The NVIDIA driver on your system is too old (found version 12080).")
-
-        self.simulate(monkeypatch, False, init=init)
-        (warning,) = summary.environment_warnings()
-        assert "driver is older than this torch build needs (CUDA 13.2)" in warning
-        assert "README" in warning
-
-    def test_a_machine_without_gpu_is_no_problem(self, monkeypatch):
-        def init():
-            raise RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU.")
-
-        self.simulate(monkeypatch, False, init=init)
-        assert summary.environment_warnings() == []
-
-    @pytest.mark.parametrize(
-        ("capability", "built", "fits"),
-        [
-            ((7, 5), ["sm_75", "sm_80"], True),
-            ((7, 0), ["sm_75", "sm_80"], False),
-            ((8, 6), ["sm_80", "sm_90"], True),
-            ((12, 0), ["sm_90", "sm_100"], False),
-            ((12, 0), ["sm_90", "compute_90"], True),
-            ((9, 0), ["sm_90a"], True),
-        ],
-    )
-    def test_a_gpu_that_the_build_has_no_code_for_is_named(self, monkeypatch, capability, built, fits):
-        self.simulate(
-            monkeypatch,
-            True,
-            get_device_capability=lambda: capability,
-            get_arch_list=lambda: built,
-            get_device_name=lambda: "Some GPU",
-        )
-        found = summary.environment_warnings()
-        assert found == [] if fits else "no code for Some GPU" in found[0] and "README" in found[0]

@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 
 import train_pretrain
 from adaptor_hf import AdaptorModel
+from adaptor_hf.objectives import AdaptorObjective, Objective
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments, checkpoints
 from adaptor_hf.training.checkpoints import check_checkpoint, find_checkpoint
 from adaptor_hf.training.interruption import Interrupted, catch_signals, deferred_signals, out_of_memory
@@ -343,6 +344,10 @@ def test_each_kind_of_too_little_memory_is_known():
     assert out_of_memory(RuntimeError("shapes differ")) is None
 
 
+class Nothing(Objective):
+    """One that has no positives."""
+
+
 class Changed:
     """Batches of a split with something done to them."""
 
@@ -386,6 +391,18 @@ class TestNumbers:
         make_trainer(tmp_path, views, Changed(views["train"], same_texts), num_train_epochs=1).train()
         assert "loss is exactly 0 at step 8" in caplog.text
         assert "the objective's positives: text" in caplog.text
+
+    @pytest.mark.parametrize("objective", [AdaptorObjective(positives="study"), Nothing()])
+    def test_a_loss_of_zero_is_explained_by_what_the_objective_has(self, views, tmp_path, caplog, objective):
+        """Not by the arguments' positives, which another objective does not go by."""
+        trainer = make_trainer(tmp_path, views, num_train_epochs=1)
+        trainer.objective = objective
+        trainer.log({"loss": 0.0})
+        if isinstance(objective, Nothing):
+            assert "Nothing finds nothing to change" in caplog.text
+            assert "positives" not in caplog.text
+        else:
+            assert "the objective's positives: study" in caplog.text
 
     def test_weights_that_became_nan_are_not_saved(self, views, tmp_path):
         class Poison(TrainerCallback):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from ..files import file_sha256, open_regular, read_json, write_aside
 from ..objectives import Objective
@@ -170,6 +170,22 @@ def find_checkpoint(output_dir: str | os.PathLike, wanted: str | os.PathLike | b
     raise ValueError(f"No valid checkpoint found in {output_dir}. Leave out --resume_from_checkpoint to start anew.")
 
 
+def find_best(state: TrainerState, output_dir: Path) -> None:
+    """Let a resumed run's state name its best checkpoint where that is now; none, with a warning, if it is damaged."""
+    here = output_dir / f"checkpoint-{state.best_global_step}"
+    if here.is_dir():
+        # The state has the path of the time; the run may have been moved or copied since.
+        state.best_model_checkpoint = str(here)
+    try:
+        if state.best_model_checkpoint is not None:
+            check_checkpoint(Path(state.best_model_checkpoint))
+    except (OSError, ValueError) as error:
+        logger.warning(f"{error}. It was the best checkpoint so far: the best is now chosen from here on.")
+        state.best_model_checkpoint = None
+    if state.best_model_checkpoint is None:
+        state.best_metric = state.best_global_step = None
+
+
 class RunningLoss(TrainerCallback):
     """
     Carries over a resume what Trainer counts from zero there: the loss and the terms summed since the last log line
@@ -303,6 +319,7 @@ __all__ = [
     "check_checkpoint",
     "check_writable",
     "checkpoint_steps",
+    "find_best",
     "find_checkpoint",
     "finish_checkpoint",
     "refuse_broken_weights",

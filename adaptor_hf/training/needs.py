@@ -29,8 +29,6 @@ _COLUMNS = {
 }
 # Options of a build that keep what is needed, with an example of a value.
 _OPTIONS = {"image_tokens": " all", "text_tokens": "", "words": "", "sentences": "", "views": " 2"}
-
-
 _POOLED = frozenset({"image_tokens", "text_tokens"})
 
 

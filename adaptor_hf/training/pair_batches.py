@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import IterableDataset
 
 from ..objectives.base import MODEL_INPUTS, Objective, model_inputs
-from ..objectives.positives import POSITIVE_COLUMN, positive_ids
 from .terms import smaller_steps
 
 IMAGE_COLUMNS = ("pixel_values", "image_embeds", "image_attention_mask", "regions", "shallow")
@@ -240,14 +239,12 @@ def check_last_batch(rows: int, per_device: int, world_size: int) -> None:
 
 
 __all__ = [
-    "POSITIVE_COLUMN",
     "Columns",
     "PairCollator",
     "SameRows",
     "check_last_batch",
     "describe_bad_batch",
     "fit_for_dispatch",
-    "positive_ids",
     "side_of_column",
     "split_inputs",
     "with_text_rows",

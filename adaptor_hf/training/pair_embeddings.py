@@ -228,7 +228,8 @@ def _work_on_copies(plain: list[tuple[nn.Module, dict[str, Any]]], modules: Iter
         for name, value in values.items():
             if isinstance(value, nn.Module | Dataset | TrainingArguments):
                 continue
-            # What fails half-way must leave no half of it for the next one.
+            # What fails half-way must leave no half of it for the next one. What cannot be copied (an open file, a
+            # lock) is used itself: its docstring says so.
             tried = dict(memo)
             try:
                 vars(module)[name] = copy.deepcopy(value, tried)

@@ -121,6 +121,17 @@ def smaller_steps(objective: Objective | None = None) -> str:
     return f"{', '.join(options[:-1])}, or {options[-1]}"
 
 
+def why_zero(objective: Objective) -> str:
+    """Why a training loss may be exactly 0, which most often is no success."""
+    positives = getattr(objective, "positives", None)
+    if positives is None:
+        return f"{type(objective).__name__} finds nothing to change in any batch, and nothing is learned."
+    return (
+        "all pairs are told apart with certainty, or no row of a batch has a negative (the objective's positives: "
+        f"{positives}) and nothing is learned. Check the column that this goes by."
+    )
+
+
 def last_terms(log_history: Sequence[dict[str, float]]) -> dict[str, float]:
     """The terms of the last log line of training; the loss is not among them."""
     last = next((entry for entry in reversed(log_history) if "loss" in entry), {})
@@ -136,4 +147,5 @@ __all__ = [
     "last_terms",
     "smaller_steps",
     "totals",
+    "why_zero",
 ]

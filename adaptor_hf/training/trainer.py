@@ -32,6 +32,7 @@ from .checkpoints import (
     check_checkpoint,
     check_writable,
     checkpoint_steps,
+    find_best,
     find_checkpoint,
     finish_checkpoint,
     refuse_broken_weights,
@@ -51,7 +52,7 @@ from .pair_evaluation import Retrieval, evaluate_in_training
 from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
-from .terms import RunningTerms, check_finite, smaller_steps
+from .terms import RunningTerms, check_finite, smaller_steps, why_zero
 from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
@@ -310,18 +311,7 @@ class AdaptorTrainer(BaseTrainer):
             )
         # A resumed run's own intervals; Trainer takes those of the checkpoint.
         self.state.compute_steps(self.args, max_steps)
-        here = Path(self.args.output_dir) / f"checkpoint-{self.state.best_global_step}"
-        if here.is_dir():
-            # The state has the path of the time; the run may have been moved or copied since.
-            self.state.best_model_checkpoint = str(here)
-        try:
-            if self.state.best_model_checkpoint is not None:
-                check_checkpoint(Path(self.state.best_model_checkpoint))
-        except (OSError, ValueError) as error:
-            logger.warning(f"{error}. It was the best checkpoint so far: the best is now chosen from here on.")
-            self.state.best_model_checkpoint = None
-        if self.state.best_model_checkpoint is None:
-            self.state.best_metric = self.state.best_global_step = None
+        find_best(self.state, Path(self.args.output_dir))
         resumed, steps = self.running_loss.checkpoint, list(checkpoint_steps(Path(self.args.output_dir)).values())
         if self.args.should_save and resumed is not None and steps and resumed.resolve() == steps[-1].resolve():
             # A kill may have come before an older one was deleted.
@@ -362,11 +352,8 @@ class AdaptorTrainer(BaseTrainer):
                 f"with {smaller_steps(self.objective)}."
             )
         if loss == 0:
-            logger.warning(
-                f"The training loss is exactly 0 at step {self.state.global_step}: all pairs are told apart with "
-                "certainty, or no row of a batch has a negative (the objective's positives: "
-                f"{self.args.positives}) and nothing is learned. Check the column that this goes by."
-            )
+            step = self.state.global_step
+            logger.warning(f"The training loss is exactly 0 at step {step}: {why_zero(self.objective)}")
         if loss is not None:
             logs |= check_finite(self.terms.take_means(self.args.world_size), self.state.global_step)
         super().log(logs, start_time)
