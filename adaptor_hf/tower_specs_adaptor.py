@@ -18,6 +18,7 @@ from .image_processing_adaptor import READING
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
+from .xrv_towers_adaptor import is_classifier
 
 SPEC_KEYS = (
     "kind",
@@ -102,6 +103,9 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
     spec: dict[str, Any] = {"name_or_path": name}
     if prefix == "xrv":
         spec = {"name_or_path": rest, "library": "torchxrayvision"}
+        if is_classifier(name):
+            # Its network is timm's; the place says that the weights are torchxrayvision's.
+            spec = {"name_or_path": name, "library": "timm"}
     elif prefix == "timm":
         is_folder = os.path.isdir(rest)
         spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}
