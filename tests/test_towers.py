@@ -113,10 +113,7 @@ def test_a_new_preset_is_one_declaration(monkeypatch, capsys):
 def test_every_preset_builds_from_its_configuration_with_the_sizes_it_states(name):
     facts, tower = TOWER_PRESETS[name], build_architecture(name)
     if facts["kind"] == "vision":
-        side, channels = (
-            facts["image_processor"]["crop_size"]["height"],
-            1 if facts["image_processor"].get("do_grayscale") else 3,
-        )
+        side, gray = facts["image_processor"]["crop_size"]["height"], facts["image_processor"].get("do_grayscale")
         output = tower(torch.zeros(2, 1 if gray else 3, side, side, device="meta"))
         rows, columns = facts["grid_shape"]
         assert output.last_hidden_state.shape == (2, rows * columns, facts["hidden_size"])
