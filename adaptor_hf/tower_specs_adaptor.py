@@ -21,6 +21,7 @@ from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bund
 from .tower_folders_adaptor import OWN, folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
+from .xrv_towers_adaptor import is_classifier
 
 SPEC_KEYS = (
     "kind",
@@ -160,6 +161,9 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
         return random_fields(kind, name, TOWER_PRESETS)
     if prefix == "xrv":
         spec = {"name_or_path": rest, "library": "torchxrayvision"}
+        if is_classifier(name):
+            # Its network is timm's; the place says that the weights are torchxrayvision's.
+            spec = {"name_or_path": name, "library": "timm"}
     elif prefix == "timm":
         is_folder = os.path.isdir(rest)
         spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}

@@ -26,10 +26,8 @@ from .tower_sources_adaptor import (
     load_lite0,
     load_timm,
     load_transformers,
-    load_xrv,
     sentence_transformers_pooling,
     timm_image_processor_fields,
-    xrv_encoder,
 )
 from .tower_specs_adaptor import (
     POOLINGS,
@@ -40,15 +38,9 @@ from .tower_specs_adaptor import (
     partial_spec,
     resolve_library,
 )
+from .xrv_towers_adaptor import is_classifier, load_xrv_classifier, load_xrv_encoder, xrv_encoder, xrv_image_processor
 
-XRV_IMAGE_PROCESSOR = {
-    "size": {"shortest_edge": 224},
-    "crop_size": {"height": 224, "width": 224},
-    "resample": 2,
-    "image_mean": [0.5],
-    "image_std": [0.5 / 1024],
-    "do_grayscale": True,
-}
+XRV_IMAGE_PROCESSOR = xrv_image_processor(224)
 
 
 def load_vision_tower(
@@ -235,11 +227,13 @@ def _load_vision_model(
     if spec["library"] == "torchxrayvision":
         spec["image_processor"] = spec["image_processor"] or dict(XRV_IMAGE_PROCESSOR)
         is_folder = bundled is not None or spec.get("subfolder")
-        return load_xrv(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
+        return load_xrv_encoder(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
     location = location_of(spec, towers_dir, hub)
     if spec["name_or_path"].startswith("package:") and bundled is None:
         model, pretrained = load_lite0()
         spec["library"] = "timm"
+    elif is_classifier(spec["name_or_path"]) and bundled is None:
+        model, pretrained = load_xrv_classifier(spec["name_or_path"], hub)
     else:
         resolve_library(spec, location, hub)
         if spec["library"] == "timm":
