@@ -22,8 +22,8 @@ from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_visio
 from .arguments import DownstreamArguments, pairs_of, table_options
 from .controls import saved_controls
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
-from .overlap import seen_rows
-from .provenance import is_trained, named_by_weights, tower_name
+from .overlap import TOWER_SYSTEMS, seen_rows
+from .provenance import is_trained, named_by_weights, tower_folder, tower_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,10 +114,23 @@ def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
     return {"adaptor": arguments.model, **controls}
 
 
+def trained_towers(arguments: DownstreamArguments) -> dict[str, str]:
+    """Folders of the trained towers that the task computes with, by `TOWER_SYSTEMS`."""
+    config, found = AdaptorConfig.from_pretrained(arguments.model), {}
+    reads_texts = set(TASKS[arguments.task].needs) & {"reports", "prompts"}
+    for system, kind in zip(TOWER_SYSTEMS, ("vision", "text"), strict=True):
+        reference = getattr(arguments, f"{kind}_tower") or getattr(config, f"{kind}_tower")
+        if (kind == "vision" or reads_texts) and (folder := tower_folder(reference)) is not None:
+            # Of one inside a checkpoint's own weights there is no folder.
+            found[system] = arguments.model if config.towers_in_checkpoint and not folder.is_dir() else str(folder)
+    return found
+
+
 def _seen(arguments: DownstreamArguments, test: Dataset, name: str, table: str | None) -> dict[str, Seen]:
     return seen_rows(
-        test, model_folders(arguments), name=name, table=table, namespace=arguments.id_namespace,
-        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen, check=arguments.check,
+        test, model_folders(arguments) | trained_towers(arguments), name=name, table=table,
+        namespace=arguments.id_namespace, cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen,
+        check=arguments.check,
     )  # fmt: skip
 
 
@@ -193,6 +206,13 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     return found
 
 
+def used_models(arguments: DownstreamArguments) -> list[str]:
+    """Checkpoints that the arguments name, and the folders of trained towers that are no part of one."""
+    models = [arguments.model, *arguments.more_models]
+    towers = [str(place) for name in (arguments.vision_tower, arguments.text_tower) if (place := tower_folder(name))]
+    return list(dict.fromkeys([*models, *towers]))
+
+
 def check_models(arguments: DownstreamArguments) -> None:
     """
     Compare every checkpoint that the arguments name, controls among them, with the record of its run; of those without
@@ -205,7 +225,7 @@ def check_models(arguments: DownstreamArguments) -> None:
         place
         for model in [arguments.model, *arguments.more_models]
         for place in model_folders(replace(arguments, model=model)).values()
-    }
+    } | set(used_models(arguments))
     unverified = sum(check_model(place).state == "unverified" for place in sorted(places))
     if unverified:
         logger.info(
@@ -321,6 +341,8 @@ __all__ = [
     "load_tower",
     "model_folders",
     "split_rule_of",
+    "trained_towers",
+    "used_models",
     "vision_tower_of",
     "with_default_reading",
 ]

@@ -8,9 +8,8 @@ from typing import Any
 
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
+from ..data.training_rows import TOWER_FILE
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
-
-TOWER_FILE = "tower.json"
 
 
 def is_trained(tower: Any) -> bool:
@@ -18,6 +17,15 @@ def is_trained(tower: Any) -> bool:
     if isinstance(tower, Mapping):
         return tower.get("trained") is not None
     return tower is not None and (Path(tower).expanduser() / TOWER_FILE).is_file()
+
+
+def tower_folder(tower: Any) -> Path | None:
+    """The folder of a trained tower, by its name or spec; None of one that was not trained, or holds no folder here."""
+    if not is_trained(tower):
+        return None
+    if isinstance(tower, Mapping):
+        tower = Path(tower["name_or_path"], tower.get("subfolder") or "")
+    return Path(tower).expanduser()
 
 
 def named_by_weights(tower: VisionTower | TextTower) -> dict[str, Any]:
