@@ -16,9 +16,10 @@ from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
-from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
+from .pretrained_adaptor import AdaptorPreTrainedModel
 from .projections_adaptor import ResidualScale, make_projection, project_sequence
 from .token_sequences_adaptor import check_mask, check_sequence, expand_mask, token_sequence
+from .tower_training_adaptor import FROZEN
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
 logger = logging.get_logger(__name__)
@@ -116,15 +117,20 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         cls,
         vision_tower: str | dict | VisionTower | None = None,
         text_tower: str | dict | TextTower | None = None,
+        *,
+        train_vision_tower: str | int = FROZEN,
+        train_text_tower: str | int = FROZEN,
         **config_kwargs,
     ) -> "AdaptorModel":
         """
-        A new, untrained Adaptor on two frozen towers.
+        A new, untrained Adaptor on two towers, frozen unless told otherwise.
 
         Args:
             vision_tower (`str`, `dict` or `VisionTower`, *optional*): A preset's name, hub id, local folder,
                 `timm:NAME`, `xrv:NAME`, a tower reference or a loaded tower. `None`: it takes embeddings only.
             text_tower (`str`, `dict` or `TextTower`, *optional*): The same for text.
+            train_vision_tower, train_text_tower (`str` or `int`, defaults to `"frozen"`): What of them trains, see
+                `set_trainable_towers`. A loaded tower is changed, not copied.
             config_kwargs: Other arguments of [`AdaptorConfig`].
 
         Raises:
@@ -143,15 +149,37 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         model = cls(AdaptorConfig(**config_kwargs))
         model.attach_towers(vision_tower, text_tower)
         model.config.towers_in_checkpoint = in_checkpoint
+        trained = {"vision_model": train_vision_tower, "text_model": train_text_tower}
+        model.set_trainable_towers(**{name: value for name, value in trained.items() if value != FROZEN})
         return model
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        # Dropout and batch statistics of a frozen tower must not move, whatever the Adaptor does.
-        for name in TOWER_NAMES:
-            if getattr(self, name, None) is not None:
-                getattr(self, name).eval()
-        return self
+    def set_trainable_towers(
+        self,
+        vision_model: str | int | None = None,
+        text_model: str | int | None = None,
+        *,
+        lora_rank: int = 8,
+    ) -> None:
+        """
+        Choose what of the attached towers trains. `save_pretrained` then writes them as folders beside the Adaptor.
+
+        Args:
+            vision_model (`str` or `int`, *optional*): `"frozen"`, `"lora"`, `"full"` or the number of last blocks. By
+                default it stays as it is.
+            text_model (`str` or `int`, *optional*): The same for text.
+            lora_rank (`int`, defaults to 8): Of low-rank weights (`"lora"`).
+
+        Raises:
+            ValueError: if a tower is not attached, or as of `set_trainable` of a tower.
+        """
+        for name, trainable in (("vision_model", vision_model), ("text_model", text_model)):
+            if trainable is None:
+                continue
+            tower = getattr(self, name)
+            if tower is None:
+                raise ValueError(f"{name} is not attached, and cannot train: call load_towers() first.")
+            tower.set_trainable(trainable, lora_rank=lora_rank)
+        self._note_trained_towers()
 
     @can_return_tuple
     def get_image_features(

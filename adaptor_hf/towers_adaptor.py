@@ -16,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .tower_bundles_adaptor import find_bundled
+from .tower_folders_adaptor import network_of_spec, set_lora
 from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields
 from .tower_sources_adaptor import (
     has_optional_pooler,
@@ -92,7 +93,10 @@ def load_vision_tower(
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
     spec = partial_spec("vision", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
-    model = _load_vision_model(spec, hub, trust_remote_code, towers_dir)
+    network, adapter = network_of_spec(spec, hub)
+    model = _load_vision_model(network, hub, trust_remote_code, towers_dir)
+    if adapter is not None:
+        set_lora(model, adapter)
     complete_layers(model, spec)
     # Stored in full, so that another version's defaults change nothing.
     spec["image_processor"] = image_processor_fields(AdaptorImageProcessor(**spec["image_processor"]))
@@ -125,13 +129,16 @@ def load_text_tower(
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
     spec = partial_spec("text", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
-    location = location_of(spec, towers_dir)
-    resolve_library(spec, location, hub)
+    network, adapter = network_of_spec(spec, hub)
+    location = location_of(network, towers_dir, hub)
+    resolve_library(network, location, hub)
     if spec["pooling"] is None:
         spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
     if spec["pooling"] is None and spec.get("layers"):
         spec["pooling"] = "cls"
-    model = load_transformers("text", location, spec["revision"], spec["pooling"], hub, trust_remote_code)
+    model = load_transformers("text", location, network["revision"], spec["pooling"], hub, trust_remote_code)
+    if adapter is not None:
+        set_lora(model, adapter)
     if spec["pooling"] is None:
         spec["pooling"] = "pooler" if has_trained_pooler(model) else "cls"
     if spec["pooling"] == "pooler" and not has_trained_pooler(model):
@@ -201,8 +208,9 @@ def _load_vision_model(
     bundled = find_bundled(spec, towers_dir)
     if spec["library"] == "torchxrayvision":
         spec["image_processor"] = spec["image_processor"] or dict(XRV_IMAGE_PROCESSOR)
-        return load_xrv(spec["name_or_path"] if bundled is None else location_of(spec, towers_dir), hub)
-    location = location_of(spec, towers_dir)
+        is_folder = bundled is not None or spec.get("subfolder")
+        return load_xrv(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
+    location = location_of(spec, towers_dir, hub)
     if spec["name_or_path"].startswith("package:") and bundled is None:
         model, pretrained = load_lite0()
         spec["library"] = "timm"
