@@ -223,7 +223,7 @@ class TestEarlier:
     def test_its_rows_are_found_under_the_one_key(self, run, tmp_path):
         write_training_rows(tmp_path / "new", digests("c"), ["40"], ("elsewhere",), earlier=[run])
         rows = read_training_rows(tmp_path / "new")
-        assert rows.compare(["p7"], digests("x"), ["my-hospital"]).patients == 1
+        assert rows.compare(["0012"], digests("x"), ["my-hospital"]).patients == 1
         assert rows.compare(["40"], digests("x"), ["elsewhere"]).patients == 1
         assert rows.compare(["99"], digests("b", "c", "x"), ["elsewhere"]).images == 2
         assert rows.compare(["99"], digests("x"), ["my-hospital", "elsewhere"]).status == "none"
@@ -245,9 +245,9 @@ class TestEarlier:
 
     def test_private_mode_keys_the_images_of_earlier_rows(self, run, tmp_path):
         with private_mode(b"k" * 32):
-            write_training_rows(tmp_path / "new", digests("c"), ["40"], ("my-hospital",), earlier=[run])
+            write_training_rows(tmp_path / "new", keyed_digests(digests("c")), ["40"], ("my-hospital",), earlier=[run])
             rows = read_training_rows(tmp_path / "new")
-            assert rows.compare(["99"], digests("a"), ["my-hospital"]).images == 1
+            assert rows.compare(["99"], keyed_digests(digests("a", "c", "x")), ["my-hospital"]).images == 2
             # Its patients are under the key of that run: they are not known here.
             assert rows.compare(["12"], digests("x"), ["my-hospital"]).status == "unknown"
 
