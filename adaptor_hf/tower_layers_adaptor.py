@@ -198,7 +198,9 @@ def _shorten(config: Any, old: int | None, count: int) -> None:
         fields = {key: value[:count] if isinstance(value, list) and len(value) == old else value
                   for key, value in fields.items()}  # fmt: skip
         fields[type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = count
-    vars(config).update(vars(type(config).from_dict(fields)))
+    shorter = vars(type(config).from_dict(fields))
+    # How attention is computed stays as it was chosen for the network.
+    vars(config).update({key: value for key, value in shorter.items() if not key.endswith("_implementation_internal")})
 
 
 def final_norm_of(model: nn.Module) -> nn.Module | None:
