@@ -85,14 +85,15 @@ def different(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of each optimizer step."""
+    """Keeps the gradients of each optimizer step; zeros where there is none."""
 
     def __init__(self):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        named = model.named_parameters()
-        self.steps.append({name: value.grad.clone() for name, value in named if value.requires_grad})
+        named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        zeros = {name: torch.zeros_like(value) for name, value in named.items() if value.grad is None}
+        self.steps.append({name: value.grad.clone() for name, value in named.items() if name not in zeros} | zeros)
 
 
 def ranks_towers(dinov2: Path, bert: Path) -> tuple[VisionTower, TextTower]:
