@@ -148,9 +148,10 @@ class AdaptorTrainer(BaseTrainer):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if hasattr(self.sampler, "set_epoch"):
-            # On resuming on several processes it lies deeper than Trainer and accelerate look.
-            self.sampler.set_epoch(epoch)
+        for part in (self.sampler, self.train_dataset):
+            if hasattr(part, "set_epoch"):
+                # On resuming, and on several processes, they lie deeper than Trainer and accelerate look.
+                part.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
