@@ -110,7 +110,7 @@ class ImageBatches:
                 inputs.append(self._inputs(image, content))
             except Exception as error:
                 # Whatever a decoder raises on a damaged file, the fault is the file's and must not stop the build.
-                faults[offset] = _reason(error)
+                faults[offset] = fault_reason(error)
                 continue
             if self.store and stored is None:
                 self.store.write(key, image, content)
@@ -149,7 +149,8 @@ class ImageBatches:
         return self.store.shrink(image) if self.store else image, digest(data)
 
 
-def _reason(error: Exception) -> str:
+def fault_reason(error: Exception) -> str:
+    """Why an image is left out, in one line; it may name the file."""
     if isinstance(error, OSError | ImportError | MemoryError):
         return f"{READ_ERROR}: {(getattr(error, 'strerror', None) or str(error) or type(error).__name__)[:200]}"
     return f"{DECODE_ERROR}: {printable(' '.join(str(error).split())[:200]) or type(error).__name__}"
