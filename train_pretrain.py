@@ -101,7 +101,7 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     minimised = model_arguments.objective_record()
     with record.phase("evaluate"):
-        towers = embed_held_out(parts, cache, pairs, data, model_arguments, training, **known)
+        towers = embed_held_out(parts, cache, pairs, plan.trained, data, model_arguments, training, **known)
         report_run(
             model,
             training,

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -114,6 +114,8 @@ def report_run(
             own = with_needs(make_objective(), towers.held_out, model.config)
             name = f"{name} ({towers.describe()})"
         result = evaluate_retrieval(model, own, name)
+        if towers is not None and systems:
+            result = replace(result, learning_rate=arguments.learning_rate)
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":
