@@ -311,8 +311,10 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
     def _refuse_to_push_local_towers(self) -> None:
         for kind in ("vision", "text"):
-            name = (getattr(self.config, f"{kind}_tower") or {}).get("name_or_path") or ""
-            if os.path.isabs(name) or (name and os.path.isdir(name)):
+            spec = getattr(self.config, f"{kind}_tower") or {}
+            # Of random weights, where the tokenizer is.
+            names = [spec.get("name_or_path") or "", spec.get("tokenizer") or ""]
+            if any(os.path.isabs(name) or (name and os.path.isdir(name)) for name in names):
                 raise ValueError(
                     f"The config names the {kind} tower by a folder of this machine: nobody else has it, and its path "
                     "would be public. Push the tower first, or set towers_in_checkpoint and save; then "

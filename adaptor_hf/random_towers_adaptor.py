@@ -30,7 +30,7 @@ from .tower_sources_adaptor import (
 )
 
 PREFIX = "random:"
-RANDOM_KEYS = ("init_seed", "init_check", "architecture", "tokenizer")
+RANDOM_KEYS = ("init_seed", "init_check", "init_config", "tokenizer")
 # Of a config.json, what says nothing of the network.
 _NOT_OF_NETWORK = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype",
                    "torch_dtype", "id2label", "label2id", "num_labels")  # fmt: skip
@@ -86,7 +86,7 @@ def random_fields(kind: str, name: str, presets: dict[str, dict[str, Any]]) -> d
 def _of_preset(name: str, facts: dict[str, Any]) -> dict[str, Any]:
     kept = ("kind", "library", "image_processor", "max_length")
     fields = {key: copy.deepcopy(facts[key]) for key in kept if facts.get(key) is not None}
-    fields["architecture"] = copy.deepcopy(facts.get("random_architecture") or facts["architecture"] or {})
+    fields["init_config"] = copy.deepcopy(facts.get("random_architecture") or facts["architecture"] or {})
     if facts["kind"] == "text" and not facts["name_or_path"].startswith(PREFIX):
         fields |= {"tokenizer": facts["name_or_path"], "revision": facts["revision"]}
     if facts["kind"] == "text" and facts["pooling"] in ("mean", "cls"):
@@ -105,7 +105,7 @@ def _of_timm(name: str) -> dict[str, Any]:
         raise ValueError(f"timm has no weights {name!r}, by which its images would be processed: {error}") from error
     processing = timm_image_processor_fields({} if pretrained is None else pretrained.to_dict())
     architecture = {"model_type": "timm_wrapper", "architecture": base}
-    return {"kind": "vision", "library": "timm", "architecture": architecture, "image_processor": processing}
+    return {"kind": "vision", "library": "timm", "init_config": architecture, "image_processor": processing}
 
 
 def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
     if is_timm_config(config):
         arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
         architecture = {"model_type": "timm_wrapper", "architecture": config["architecture"]}
-        fields = {"kind": "vision", "library": "timm", "architecture": architecture | {"model_args": arguments or None}}
+        fields = {"kind": "vision", "library": "timm", "init_config": architecture | {"model_args": arguments or None}}
         pretrained = config.get("pretrained_cfg") or {}
         if pretrained.get("input_size"):
             fields["image_processor"] = timm_image_processor_fields(pretrained)
@@ -130,7 +130,7 @@ def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
         # transformers knows what the halves of a pair are called.
         config = getattr(AutoConfig.for_model(**config), f"{kind}_config").to_dict()
     architecture = {key: value for key, value in config.items() if key not in _NOT_OF_NETWORK}
-    fields = {"kind": kind, "library": "transformers", "architecture": architecture}
+    fields = {"kind": kind, "library": "transformers", "init_config": architecture}
     if kind == "text":
         has_words = any(name.startswith(("tokenizer", "vocab")) for name in os.listdir(folder or "."))
         return fields | ({"tokenizer": os.path.abspath(folder)} if has_words else {})
@@ -187,7 +187,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _timm(spec: dict[str, Any], seed: int) -> nn.Module:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
-    timm, architecture = import_timm(), spec["architecture"]
+    timm, architecture = import_timm(), spec["init_config"]
     name, arguments = architecture.get("architecture"), dict(architecture.get("model_args") or {})
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(f"tower {spec['name_or_path']!r}: timm has no model {name!r}.")
@@ -203,7 +203,7 @@ def _timm(spec: dict[str, Any], seed: int) -> nn.Module:
 
 
 def _transformers(spec: dict[str, Any], seed: int) -> nn.Module:
-    name, architecture = spec["name_or_path"], spec["architecture"]
+    name, architecture = spec["name_or_path"], spec["init_config"]
     if architecture.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(f"tower {name!r}: transformers has no model_type {architecture.get('model_type')!r}.")
     _check_sizes(name, architecture)
@@ -276,7 +276,7 @@ def fit_words(spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ValueError: it has more tokens, or does not end a text with an end token.
     """
-    name, architecture = spec["name_or_path"], spec["architecture"]
+    name, architecture = spec["name_or_path"], spec["init_config"]
     size = AutoConfig.for_model(**architecture).vocab_size
     needed = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if needed > size:

@@ -3,7 +3,7 @@
 It is stored in a checkpoint's configuration: kind, library, name_or_path, revision, preset, pooling, hidden_size,
 grid_shape, max_length, image_processor, pretraining_data, license, tested. Where they are asked for also layers,
 layers_merge and layers_norm, truncate_layers, and where tokens are not as wide as the embedding, token_size. Of random
-weights also init_seed, init_check, architecture and, of texts, tokenizer.
+weights also init_seed, init_check, init_config and, of texts, tokenizer.
 
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
@@ -64,7 +64,7 @@ def partial_spec(
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
-        if spec["name_or_path"].startswith(PREFIX) and not spec.get("architecture"):
+        if spec["name_or_path"].startswith(PREFIX) and not spec.get("init_config"):
             named = random_fields(kind, spec["name_or_path"], TOWER_PRESETS)
             spec |= {key: value for key, value in named.items() if spec.get(key) is None}
     elif name_or_spec in TOWER_PRESETS:
@@ -230,8 +230,8 @@ __all__ = [
     "POOLINGS",
     "SPEC_KEYS",
     "TOWER_PRESETS",
-    "load_text_processor",
     "is_random",
+    "load_text_processor",
     "location_of",
     "partial_spec",
     "resolve_library",

@@ -53,8 +53,8 @@ def tower_identity(tower) -> dict:
 
 
 def _layers(spec: dict) -> dict:
-    """Of a spec or identity what it says of joined layers: nothing for the last one alone."""
-    return {name: value for name, value in spec.items() if name.startswith("layers")}
+    """Of a spec or identity what it says of joined layers and of a cut: nothing for the last one alone."""
+    return {name: value for name, value in spec.items() if name.startswith("layers") or name == "truncate_layers"}
 
 
 def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
@@ -99,6 +99,7 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
 
     Towers of a bundle, local folders, hub ids in the local hub cache, and packages that carry weights are known.
     """
+    from ..random_towers_adaptor import PREFIX
     from ..tower_bundles_adaptor import find_bundled
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS
@@ -108,6 +109,8 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
     else:
         spec = name_or_spec
     name = str(spec.get("name_or_path") or "")
+    if name.startswith(PREFIX):
+        return None
     bundled = find_bundled(spec)
     if bundled is None and (spec.get("library") == "torchxrayvision" or name.startswith("xrv:")):
         return None

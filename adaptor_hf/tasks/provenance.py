@@ -6,11 +6,15 @@ from typing import Any
 
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
+from ..random_towers_adaptor import is_random
 
 
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
-    """`yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw."""
-    if dataset.startswith("phantom"):
+    """
+    `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw, and random
+    weights saw nothing.
+    """
+    if dataset.startswith("phantom") or is_random(spec):
         return "no"
     seen = (spec or {}).get("pretraining_data")
     names = _pretraining_names(dataset)
@@ -32,14 +36,16 @@ def _pretraining_names(dataset: str) -> set[str]:
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
-    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
+    What results call a tower: its preset or hub id; of a local folder its last part alone; of random weights with their
+    seed. With ", RGB" or
     ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run.
     """
     if spec is None:
         return None
     name = str(spec.get("preset") or spec.get("name_or_path") or "")
     name = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
-    return ", ".join(part for part in (name, Reading.of_spec(spec).label) if part)
+    seed = f"init_seed={spec['init_seed']}" if is_random(spec) else ""
+    return ", ".join(part for part in (name, seed, Reading.of_spec(spec).label) if part)
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:

@@ -19,6 +19,7 @@ from ..options.fields import OPEN, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
+from ..random_towers_adaptor import PREFIX
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 from .objective_fields import ALIGNERS, OBJECTIVES
@@ -178,6 +179,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Arguments:
     data, model, run, training = option_parser().parse(words, read_words(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
+    if model.init_seed is None and any(str(one).startswith(PREFIX) for one in (model.vision_tower, model.text_tower)):
+        model.init_seed = training.seed
     return data, model, run, training
 
 
