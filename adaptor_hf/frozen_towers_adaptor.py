@@ -18,6 +18,7 @@ from .precision_adaptor import input_dtype
 from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, stages_of, tower_name
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
+from .tower_training_adaptor import FROZEN, set_mode, set_trainable
 from .tower_weights_adaptor import mark_weights
 
 
@@ -30,6 +31,10 @@ class _Tower(nn.Module):
         self.spec = spec
         # By which a save without towers knows that nothing is lost; None where the weights come later.
         self.loaded_weights = mark_weights(self.state_dict())
+        # What trains: "frozen", "lora", "full" or a number of blocks. See `set_trainable`.
+        self.trainable: str | int = FROZEN
+        # The hub id of the network under low-rank weights, where there is one.
+        self.named_base: str | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -49,8 +54,23 @@ class _Tower(nn.Module):
         return getattr(self.model, "config", None)
 
     def train(self, mode: bool = True):
-        """Stays in evaluation mode, whatever `mode` is: a frozen tower's dropout and batch statistics are off."""
-        return super().train(False)
+        """Training mode for what trains (`set_trainable`). What is frozen stays in evaluation mode, whatever `mode` is:
+        its dropout and batch statistics are off; those of a tower that does not train in full too."""
+        set_mode(self, mode)
+        return self
+
+    def set_trainable(self, trainable: str | int, *, lora_rank: int = 8) -> None:
+        """Chooses what trains, in place. A tower that trained is saved as a folder of its own (`save_tower`).
+
+        Args:
+            trainable: "frozen"; "lora", low-rank weights in the attention; "full"; or the last N blocks (layers of a
+                transformer, stages of a convolutional network) and all that comes after them.
+            lora_rank: of low-rank weights that are new.
+
+        Raises:
+            ValueError: an unknown word, more blocks than there are, or LoRA on a tower without attention.
+        """
+        set_trainable(self, trainable, lora_rank)
 
     def _accepts(self, argument: str) -> bool:
         return argument in inspect.signature(self.model.forward).parameters

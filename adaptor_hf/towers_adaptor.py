@@ -17,6 +17,7 @@ from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
 from .random_towers_adaptor import fit_words, is_random, random_network
 from .tower_bundles_adaptor import find_bundled
+from .tower_folders_adaptor import network_of_spec, set_lora
 from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields, truncate
 from .tower_sources_adaptor import (
     has_optional_pooler,
@@ -25,10 +26,8 @@ from .tower_sources_adaptor import (
     load_lite0,
     load_timm,
     load_transformers,
-    load_xrv,
     sentence_transformers_pooling,
     timm_image_processor_fields,
-    xrv_encoder,
 )
 from .tower_specs_adaptor import (
     POOLINGS,
@@ -39,15 +38,9 @@ from .tower_specs_adaptor import (
     partial_spec,
     resolve_library,
 )
+from .xrv_towers_adaptor import is_classifier, load_xrv_classifier, load_xrv_encoder, xrv_encoder, xrv_image_processor
 
-XRV_IMAGE_PROCESSOR = {
-    "size": {"shortest_edge": 224},
-    "crop_size": {"height": 224, "width": 224},
-    "resample": 2,
-    "image_mean": [0.5],
-    "image_std": [0.5 / 1024],
-    "do_grayscale": True,
-}
+XRV_IMAGE_PROCESSOR = xrv_image_processor(224)
 
 
 def load_vision_tower(
@@ -99,8 +92,14 @@ def load_vision_tower(
     hub = _hub_arguments(local_files_only, cache_dir, token)
     asked = (pooling, layers, layers_merge, layers_norm, truncate_layers, init_seed)
     spec = partial_spec("vision", name_or_spec, revision, *asked)
-    model = random_network(spec) if is_random(spec) else _load_vision_model(spec, hub, trust_remote_code, towers_dir)
-    truncate(model, spec)
+    network, adapter = network_of_spec(spec, hub)
+    if is_random(network):
+        model = random_network(network)
+    else:
+        model = _load_vision_model(network, hub, trust_remote_code, towers_dir)
+    truncate(model, network)
+    if adapter is not None:
+        set_lora(model, adapter)
     complete_layers(model, spec)
     # Stored in full, so that another version's defaults change nothing.
     spec["image_processor"] = image_processor_fields(AdaptorImageProcessor(**spec["image_processor"]))
@@ -138,22 +137,25 @@ def load_text_tower(
     hub = _hub_arguments(local_files_only, cache_dir, token)
     asked = (pooling, layers, layers_merge, layers_norm, truncate_layers, init_seed, tokenizer)
     spec = partial_spec("text", name_or_spec, revision, *asked)
+    network, adapter = network_of_spec(spec, hub)
     processor = None
-    if is_random(spec):
-        spec["library"] = "transformers"
-        processor = load_text_processor(spec, hub, trust_remote_code, towers_dir)
-        fit_words(spec, processor)
-        model = random_network(spec)
-        location = spec["name_or_path"]
+    if is_random(network):
+        network["library"] = "transformers"
+        processor = load_text_processor(network, hub, trust_remote_code, towers_dir)
+        fit_words(network, processor)
+        model = random_network(network)
+        location = network["name_or_path"]
     else:
-        location = location_of(spec, towers_dir)
-        resolve_library(spec, location, hub)
+        location = location_of(network, towers_dir, hub)
+        resolve_library(network, location, hub)
         if spec["pooling"] is None:
             spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
         if spec["pooling"] is None and spec.get("layers"):
             spec["pooling"] = "cls"
-        model = load_transformers("text", location, spec["revision"], spec["pooling"], hub, trust_remote_code)
-    truncate(model, spec)
+        model = load_transformers("text", location, network["revision"], spec["pooling"], hub, trust_remote_code)
+    truncate(model, network)
+    if adapter is not None:
+        set_lora(model, adapter)
     if spec["pooling"] is None:
         spec["pooling"] = "pooler" if has_trained_pooler(model) else "cls"
     if spec["pooling"] == "pooler" and not has_trained_pooler(model):
@@ -224,11 +226,14 @@ def _load_vision_model(
     bundled = find_bundled(spec, towers_dir)
     if spec["library"] == "torchxrayvision":
         spec["image_processor"] = spec["image_processor"] or dict(XRV_IMAGE_PROCESSOR)
-        return load_xrv(spec["name_or_path"] if bundled is None else location_of(spec, towers_dir), hub)
-    location = location_of(spec, towers_dir)
+        is_folder = bundled is not None or spec.get("subfolder")
+        return load_xrv_encoder(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
+    location = location_of(spec, towers_dir, hub)
     if spec["name_or_path"].startswith("package:") and bundled is None:
         model, pretrained = load_lite0()
         spec["library"] = "timm"
+    elif is_classifier(spec["name_or_path"]) and bundled is None:
+        model, pretrained = load_xrv_classifier(spec["name_or_path"], hub)
     else:
         resolve_library(spec, location, hub)
         if spec["library"] == "timm":

@@ -103,6 +103,7 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
     from ..tower_bundles_adaptor import find_bundled
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS
+    from ..xrv_towers_adaptor import files_of_classifier, is_classifier
 
     if isinstance(name_or_spec, str):
         spec = TOWER_PRESETS.get(name_or_spec, {"name_or_path": name_or_spec})
@@ -113,7 +114,8 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
         return None
     bundled = find_bundled(spec)
     if bundled is None and (spec.get("library") == "torchxrayvision" or name.startswith("xrv:")):
-        return None
+        files = files_of_classifier(name) if is_classifier(name) else []
+        return _states(files) or None
     if bundled is not None:
         folder = bundled.folder
     elif name.startswith("package:"):
@@ -131,5 +133,9 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("1", "true", "True") and len(spec.get("revision") or "") != 40:
             return None
     found_files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    stats = [(path, path.stat()) for path in found_files]
+    return _states(found_files)
+
+
+def _states(files: list[Path]) -> list[list]:
+    stats = [(path, path.stat()) for path in files]
     return [[str(path), found.st_size, found.st_mtime_ns] for path, found in stats]

@@ -14,6 +14,7 @@ from ..random_towers_adaptor import fit_words, is_random
 from ..tower_bundles_adaptor import find_bundled
 from ..tower_sources_adaptor import missing_tower
 from ..tower_specs_adaptor import TOWER_PRESETS, load_text_processor, location_of, partial_spec, resolve_library
+from ..xrv_towers_adaptor import PREFIX, check_xrv_files, check_xrv_name, files_of_classifier, is_classifier
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
@@ -36,8 +37,11 @@ def check_tower(kind: str, name: str | dict[str, Any]) -> None:
             if kind == "text":
                 fit_words(spec, load_text_processor(spec))
             return
-        if find_bundled(spec) is None and spec["library"] == "torchxrayvision":
-            _check_xrv(spec["name_or_path"])
+        ours = spec["library"] == "torchxrayvision" or is_classifier(spec["name_or_path"])
+        if ours and find_bundled(spec) is None:
+            check_xrv_name(spec["name_or_path"].removeprefix(PREFIX))
+            if is_offline_mode():
+                check_xrv_files(spec["name_or_path"].removeprefix(PREFIX), {})
             return
         location = location_of(spec)
         if spec["name_or_path"].startswith("package:") or spec["library"] == "torchxrayvision":
@@ -65,6 +69,8 @@ def is_on_this_machine(kind: str, name: str | dict[str, Any]) -> bool:
         return True
     if find_bundled(spec) is not None or spec["name_or_path"].startswith("package:"):
         return True
+    if is_classifier(spec["name_or_path"]):
+        return bool(files_of_classifier(spec["name_or_path"]))
     location = location_of(spec)
     if os.path.isdir(location):
         return True
@@ -85,17 +91,6 @@ def close_towers(kind: str, name: str) -> list[str]:
     }
     lower = {one.lower(): one for one in (*known, *ids, *cached) if one != name}
     return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3)]
-
-
-def _check_xrv(name: str) -> None:
-    from ..tower_sources_adaptor import _xrv_autoencoders, _xrv_file
-
-    known: dict[str, Any] = _xrv_autoencoders().model_urls
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1) or sorted(known)
-        raise ValueError(f"torchxrayvision has no autoencoder {name!r}. Did you mean xrv:{close[0]}?")
-    if is_offline_mode():
-        _xrv_file(name, known[name]["weights_url"], {})
 
 
 def _has(location: str, file: str, revision: str | None) -> bool:

