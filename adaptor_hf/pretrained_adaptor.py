@@ -17,6 +17,7 @@ from .configuration_adaptor import AdaptorConfig
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
+from .random_specs_adaptor import RANDOM_KEYS
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_folders_adaptor import copy_tower, folder_of_spec, save_tower
@@ -270,6 +271,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             tower, side = getattr(self.base_model, name), name.replace("_model", "_tower")
             if tower is not None and tower.spec.get("trained") is not None:
                 known = getattr(self.config, side) or tower.spec
+                known = {key: value for key, value in known.items() if key not in RANDOM_KEYS}
                 setattr(self.config, side, known | {key: tower.spec[key] for key in keys if key in tower.spec})
 
     def _save_trained_towers(self, save_directory: str | os.PathLike, state_dict: dict) -> None:

@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .image_processing_adaptor import translate_image_processor
+from .random_specs_adaptor import PREFIX
 from .regular_files_adaptor import read_json
 from .tower_sources_adaptor import (
     check_architecture,
@@ -29,8 +30,6 @@ from .tower_sources_adaptor import (
 )
 from .xrv_towers_adaptor import xrv_encoder
 
-PREFIX = "random:"
-RANDOM_KEYS = ("init_seed", "init_check", "init_config", "tokenizer")
 # Of a config.json, what says nothing of the network.
 _NOT_OF_NETWORK = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype",
                    "torch_dtype", "id2label", "label2id", "num_labels")  # fmt: skip
@@ -39,16 +38,6 @@ _READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _MAX_WIDTH, _MAX_LAYERS, _MAX_PARAMETERS = 1 << 20, 1000, 10_000_000_000
 _CHECKED = 8
-
-
-def is_random(spec: dict[str, Any] | None) -> bool:
-    """Whether a tower's weights are drawn from a seed. One that was trained since is no such tower any more."""
-    return (spec or {}).get("init_seed") is not None
-
-
-def describe_random(spec: dict[str, Any]) -> str:
-    """What cards and tables say of such a tower."""
-    return f"random weights, seed {spec['init_seed']}: nothing was pretrained"
 
 
 def random_fields(kind: str, name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -302,4 +291,4 @@ def fit_words(spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     architecture["eos_token_id"] = end
 
 
-__all__ = ["PREFIX", "RANDOM_KEYS", "describe_random", "fit_words", "is_random", "random_fields", "random_network"]
+__all__ = ["fit_words", "random_fields", "random_network"]

@@ -16,7 +16,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from .image_processing_adaptor import READING
-from .random_towers_adaptor import PREFIX, RANDOM_KEYS, is_random, random_fields
+from .random_specs_adaptor import PREFIX, RANDOM_KEYS, is_random
+from .random_towers_adaptor import random_fields
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
 from .tower_folders_adaptor import OWN, folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields

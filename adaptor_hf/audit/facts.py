@@ -12,7 +12,7 @@ from ..evaluation.aligners import describe_aligner
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
 from ..privacy.nearly_data import nearly_data
-from ..random_towers_adaptor import describe_random, is_random
+from ..random_specs_adaptor import describe_random, is_random
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:

@@ -99,7 +99,7 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
 
     Towers of a bundle, local folders, hub ids in the local hub cache, and packages that carry weights are known.
     """
-    from ..random_towers_adaptor import PREFIX
+    from ..random_specs_adaptor import PREFIX
     from ..tower_bundles_adaptor import find_bundled
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS

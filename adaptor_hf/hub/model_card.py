@@ -11,7 +11,7 @@ from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row, table_rule
 from ..objectives.loading import describe_objective
-from ..random_towers_adaptor import describe_random, is_random
+from ..random_specs_adaptor import describe_random, is_random
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:

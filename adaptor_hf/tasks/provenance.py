@@ -9,7 +9,7 @@ from typing import Any
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE
-from ..random_towers_adaptor import is_random
+from ..random_specs_adaptor import is_random
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
 
 

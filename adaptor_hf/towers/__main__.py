@@ -7,7 +7,7 @@ from pathlib import Path
 from ..moved import warn_of
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.mode import error_text
-from ..random_towers_adaptor import PREFIX
+from ..random_specs_adaptor import PREFIX
 from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
 from .presets import KINDS, TOWER_PRESETS

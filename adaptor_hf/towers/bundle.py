@@ -9,7 +9,7 @@ from typing import Any
 
 from ..conversion import load_checkpoint
 from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
-from ..random_towers_adaptor import PREFIX as RANDOM
+from ..random_specs_adaptor import PREFIX as RANDOM
 from ..tower_bundles_adaptor import (
     FORMAT,
     MANIFEST,

@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
-from ..random_towers_adaptor import fit_words, is_random
+from ..random_specs_adaptor import is_random
+from ..random_towers_adaptor import fit_words
 from ..tower_bundles_adaptor import find_bundled
 from ..tower_sources_adaptor import missing_tower
 from ..tower_specs_adaptor import TOWER_PRESETS, load_text_processor, location_of, partial_spec, resolve_library

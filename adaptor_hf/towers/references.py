@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..random_towers_adaptor import PREFIX
+from ..random_specs_adaptor import PREFIX
 from ..tower_specs_adaptor import partial_spec
 
 

@@ -9,7 +9,7 @@ yourself before you rely on them.
 from dataclasses import fields
 from typing import Any
 
-from ..random_towers_adaptor import PREFIX
+from ..random_specs_adaptor import PREFIX
 from .presets import NO_WEIGHTS, TERM_KEYS, TOWER_PRESETS, TowerPreset
 
 _NOT_STATED = {one.name: one.default for one in fields(TowerPreset) if one.name in TERM_KEYS}

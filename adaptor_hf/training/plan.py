@@ -16,7 +16,7 @@ from ..data.places import several
 from ..embeddings.place import place_of_cache
 from ..evaluation.retrieval import chance_retrieval
 from ..privacy.mode import is_private
-from ..random_towers_adaptor import describe_random, is_random
+from ..random_specs_adaptor import describe_random, is_random
 from ..towers.check import is_on_this_machine
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import tower_references

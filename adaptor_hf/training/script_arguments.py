@@ -20,7 +20,7 @@ from ..options.fields import OPEN, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
-from ..random_towers_adaptor import PREFIX
+from ..random_specs_adaptor import PREFIX
 from ..tower_training_adaptor import parse_trainable
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
