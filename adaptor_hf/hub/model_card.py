@@ -11,6 +11,7 @@ from ..evaluation.baselines import LEGEND, MARK
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row, table_rule
 from ..objectives.loading import describe_objective
+from ..random_specs_adaptor import describe_random, is_random
 from ..towers.terms import terms_of
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def strictest_license(towers: list[dict[str, Any]]) -> str | None:
     Args:
         towers (`list[dict]`): Tower references; `license` is an identifier of the Hub, in any case, or `None`.
     """
-    names = [(tower.get("license") or "").lower() for tower in towers]
+    # Random weights are nobody's.
+    names = [(tower.get("license") or "").lower() for tower in towers if not is_random(tower)]
     if not names or any(name not in LICENSES for name in names):
         return None
     return max(names, key=LICENSES.index)
@@ -68,6 +70,8 @@ def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
     # A folder's place on this machine is nobody's business.
     name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
     label = f"{tower['preset']} ({name})" if tower.get("preset") else name
+    if is_random(tower):
+        return table_row([kind, label, f"seed {tower['init_seed']}", "none", describe_random(tower)])
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
     cells = [kind, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
     return table_row(cells)
@@ -282,6 +286,8 @@ def describe_rule(rule: dict[str, Any] | None) -> str:
 def is_hub_id(tower: dict[str, Any]) -> bool:
     """Whether a tower can be named as a base model: an owner/name on the Hub, no folder."""
     name = tower.get("name_or_path") or ""
+    if is_random(tower):
+        return False
     return tower.get("library") in ("transformers", "timm") and name.count("/") == 1 and not Path(name).exists()
 
 

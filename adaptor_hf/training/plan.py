@@ -16,6 +16,7 @@ from ..data.places import several
 from ..embeddings.place import place_of_cache
 from ..evaluation.retrieval import chance_retrieval
 from ..privacy.mode import is_private
+from ..random_specs_adaptor import describe_random, is_random
 from ..towers.check import is_on_this_machine
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import tower_references
@@ -162,9 +163,12 @@ def describe_plan(
 def _towers(data: DataArguments, model: ModelArguments) -> str:
     named = {"vision": model.vision_tower, "text": model.text_tower}
     said = []
-    for kind in tower_references(data, model):
+    for kind, reference in tower_references(data, model).items():
         kind = kind.partition("_")[0]
         name = named[kind]
+        if isinstance(reference, dict) and is_random(reference):
+            said.append(f"{reference['name_or_path']} ({kind}; {describe_random(reference)})")
+            continue
         shown = Path(name).name if is_private() or Path(name).is_dir() else name
         here = is_on_this_machine(kind, name)
         trains = f"; {describe_training(model.trainable.get(kind))}" if model.trainable else ""
