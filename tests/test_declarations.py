@@ -481,6 +481,7 @@ class TestControls:
         assert controls_made("built") == ("tower", "untrained", "mlp")
         assert controls_made("pretrained") == ("projections", "shuffled")
         assert controls_made("fine-tuned") == ("finetune", "lora")
+        assert controls_made("published") == ("supervised",)
         assert [key for key in CONTROLS if not saw_pairs(key)] == ["tower", "untrained", "mlp"]
         assert saw_pairs(None)
         assert saw_pairs("somebody's")
