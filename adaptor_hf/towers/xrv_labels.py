@@ -34,6 +34,8 @@ def match_labels(
     classes: Sequence[str], theirs: Sequence[str], given: Mapping[str, str] | None = None
 ) -> MatchedLabels:
     """
+    The class of a classifier for each class of a data set, as far as its name tells.
+
     Args:
         classes: Of the data set; case, blanks and underscores count alike.
         theirs: Classes that the classifier gives scores for.
