@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import os
 from dataclasses import fields
 from typing import Any
 
@@ -223,6 +224,15 @@ class AdaptorConfig(PreTrainedConfig):
         """As `to_dict`, without what is as the base class has it."""
         return _without_unset(super(AdaptorConfig, self._as_saved()).to_diff_dict())
 
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """As the base class; towers that were trained are named by their folder in the checkpoint, not by its place."""
+        portable = copy.copy(self)
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if spec is not None and spec.get("trained") is not None:
+                setattr(portable, side, spec | {"name_or_path": ".", "revision": None, "subfolder": side})
+        return super(AdaptorConfig, portable).to_json_string(use_diff)
+
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
             return self
@@ -231,8 +241,18 @@ class AdaptorConfig(PreTrainedConfig):
         return bare
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As the base class; towers that are folders of the checkpoint are named by their place."""
+        kwargs["name_or_path"] = os.fspath(pretrained_model_name_or_path)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As the base class; a value that is none of its option is a `ValueError`."""
+        place = kwargs.get("name_or_path")
+        if place:
+            commit = config_dict.get("_commit_hash") or kwargs.get("_commit_hash")
+            config_dict = config_dict | _own_towers_at(config_dict, place, commit)
         try:
             return super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
@@ -362,6 +382,20 @@ class AdaptorConfig(PreTrainedConfig):
             return pooling + (1 + self.token_projection) * sum(side * width + between for side in sides)
         layer = 2 * (4 * self.hidden_size**2 + 2 * self.hidden_size * width)
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
+
+
+def _own_towers_at(saved: dict[str, Any], place: str, commit: str | None) -> dict[str, Any]:
+    """Specs of towers that are folders of the checkpoint at `place` (a folder or hub id), named by it."""
+    if os.path.isfile(place):
+        place = os.path.dirname(place)
+    if os.path.isdir(place or "."):
+        place, commit = os.path.abspath(place), None
+    found = {}
+    for side in ("vision_tower", "text_tower"):
+        spec = saved.get(side)
+        if isinstance(spec, dict) and spec.get("name_or_path") == ".":
+            found[side] = spec | {"name_or_path": place, "revision": commit}
+    return found
 
 
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
+from .tower_folders_adaptor import copy_tower, folder_of_spec, save_tower
 from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
@@ -244,6 +245,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         else:
             self._refuse_to_lose_trained_towers()
             self._refuse_to_lose_changed_towers(state_dict)
+            self._note_trained_towers()
+            self._save_trained_towers(save_directory, state_dict)
             towers = tuple(f"{self._base_prefix}{name}." for name in TOWER_NAMES)
             left_out = {name for name in state_dict if name.startswith(towers)}
         if self._auto_class is not None:
@@ -259,6 +262,30 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             self._keys_to_ignore_on_save = ignored
         give_weights_the_mode_of_config(save_directory)
         return saved
+
+    def _note_trained_towers(self) -> None:
+        """Of a tower that trains, or trained, the config says so: it is a folder of the checkpoint from now on."""
+        keys = ("preset", "tested", "trained", "base_tower", "pretraining_data", "license", "data_terms")
+        for name in TOWER_NAMES:
+            tower, side = getattr(self.base_model, name), name.replace("_model", "_tower")
+            if tower is not None and tower.spec.get("trained") is not None:
+                known = getattr(self.config, side) or tower.spec
+                setattr(self.config, side, known | {key: tower.spec[key] for key in keys if key in tower.spec})
+
+    def _save_trained_towers(self, save_directory: str | os.PathLike, state_dict: dict) -> None:
+        """Each as a folder of the checkpoint; one that is not attached is copied from where the model was loaded."""
+        for name in TOWER_NAMES:
+            side = name.replace("_model", "_tower")
+            spec, tower = getattr(self.config, side), getattr(self.base_model, name)
+            if spec is None or spec.get("trained") is None:
+                continue
+            folder = os.path.join(save_directory, side)
+            if tower is None:
+                copy_tower(folder_of_spec(spec) if spec.get("subfolder") else spec["name_or_path"], folder)
+                continue
+            prefix = f"{self._base_prefix}{name}."
+            state = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            save_tower(tower, folder, state_dict=state or None)
 
     @property
     def _base_prefix(self) -> str:
@@ -334,7 +361,9 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     def _refuse_to_lose_trained_towers(self) -> None:
         for name in TOWER_NAMES:
             tower = getattr(self.base_model, name)
-            if tower is not None and any(parameter.requires_grad for parameter in tower.parameters()):
+            if tower is None or tower.spec.get("trained") is not None:
+                continue
+            if any(parameter.requires_grad for parameter in tower.parameters()):
                 raise ValueError(
                     f"{name} has trainable parameters, {LOST}. An adapter of peft is saved by "
                     "peft.get_peft_model(...).save_pretrained, or merged first."
@@ -343,7 +372,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     def _refuse_to_lose_changed_towers(self, state_dict: dict, has_adapter: bool = False) -> None:
         for name in TOWER_NAMES:
             tower = getattr(self.base_model, name)
-            if tower is None:
+            if tower is None or tower.spec.get("trained") is not None:
                 continue
             if tower.loaded_weights is None:
                 logger.warning_once(

