@@ -9,6 +9,7 @@ import difflib
 import importlib.util
 import inspect
 import math
+import os
 from pathlib import Path
 from typing import Any
 

@@ -157,8 +157,6 @@ def test_what_trains_moves_and_all_else_stays_to_the_bit(tmp_path, vision_tower,
             assert not any(".layer.0." in name or ".embeddings." in name for name in of_tower)
 
 
-
-
 @pytest.mark.parametrize("what", ["full", 1])
 def test_batch_statistics_move_in_full_alone(tmp_path, text_tower, what):
     from test_towers import save_timm
@@ -204,7 +202,9 @@ def test_resuming_inside_an_epoch_gives_the_same_weights_to_the_bit(tmp_path, vi
 
 def test_a_checkpoint_of_other_training_towers_or_rates_is_refused(tmp_path, vision_tower, text_tower):
     def trainer(trains=(1, "frozen"), **options):
-        return live_trainer(tmp_path, live_model(vision_tower, text_tower, trains), options.pop("callbacks", None), **options)
+        return live_trainer(
+            tmp_path, live_model(vision_tower, text_tower, trains), options.pop("callbacks", None), **options
+        )
 
     trainer(layer_decay=0.5, callbacks=[Stop(2)]).train()
     for trains, options, message in (
@@ -275,7 +275,12 @@ def test_a_run_ends_with_the_towers_of_its_best_checkpoint(tmp_path, vision_towe
             kept[state.global_step] = state_of(model)
 
     options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    options |= {"metric_for_best_model": "eval_loss", "num_train_epochs": 3, "learning_rate": 0.1, "save_total_limit": 1}
+    options |= {
+        "metric_for_best_model": "eval_loss",
+        "num_train_epochs": 3,
+        "learning_rate": 0.1,
+        "save_total_limit": 1,
+    }
     trainer = live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [Watch(-1)], **options)
     trainer.train()
     losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
@@ -409,7 +414,9 @@ def test_bf16_computes_in_bf16_over_float32_weights(tmp_path, vision_tower, text
     moved = different(before, state_of(model))
     assert any(name.startswith("vision_model") for name in moved)
     assert any(name.startswith("text_model") for name in moved)
-    wide = live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [full := Gradients()], max_steps=1)
+    wide = live_trainer(
+        tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [full := Gradients()], max_steps=1
+    )
     wide.train()
     assert_near(kept.steps[0], full.steps[0], 0.1)
 
@@ -466,7 +473,11 @@ class TestTokens:
         with pytest.raises(ValueError, match=r"tokens of images.* or pixel_values for a tower"):
             check_needs(Tokens(), [{"image_embeds": torch.zeros(4), "input_ids": torch.ones(3).long()}])
         trainer = live_trainer(
-            tmp_path, live_model(vision_tower, text_tower), objective=Tokens(), num_train_epochs=1, eval_strategy="epoch"
+            tmp_path,
+            live_model(vision_tower, text_tower),
+            objective=Tokens(),
+            num_train_epochs=1,
+            eval_strategy="epoch",
         )
         trainer.train()
         assert trainer.model.config.trained_on == ["image_tokens", "text_tokens"]
