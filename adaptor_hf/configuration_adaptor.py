@@ -243,20 +243,46 @@ class AdaptorConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As the base class; towers that are folders of the checkpoint are named by their place."""
-        kwargs["name_or_path"] = os.fspath(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.place_own_towers(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        return loaded
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As the base class; a value that is none of its option is a `ValueError`."""
         place = kwargs.get("name_or_path")
-        if place:
-            commit = config_dict.get("_commit_hash") or kwargs.get("_commit_hash")
-            config_dict = config_dict | _own_towers_at(config_dict, place, commit)
         try:
-            return super().from_dict(config_dict, **kwargs)
+            loaded = super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
             raise ValueError(f"the configuration is refused: {error.__cause__ or error}") from error
+        if place:
+            # The Auto classes come here without `from_pretrained`.
+            (loaded[0] if isinstance(loaded, tuple) else loaded).place_own_towers(os.fspath(place))
+        return loaded
+
+    def place_own_towers(self, place: str, subfolder: str = "") -> None:
+        """
+        Name towers that are folders of the checkpoint (".") by where it is.
+
+        Args:
+            place: Its folder, a file in it, or its hub id; a folder gets its absolute path.
+            subfolder: Of the checkpoint in that place.
+        """
+        if os.path.isfile(place):
+            place = os.path.dirname(place) or os.curdir
+        is_folder = os.path.isdir(place)
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if spec is None or spec.get("name_or_path") != ".":
+                continue
+            inside = spec.get("subfolder") or side
+            where = {
+                "name_or_path": os.path.abspath(place) if is_folder else place,
+                "revision": None if is_folder else getattr(self, "_commit_hash", None),
+                "subfolder": f"{subfolder.rstrip('/')}/{inside}" if subfolder else inside,
+            }
+            setattr(self, side, spec | where)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -382,20 +408,6 @@ class AdaptorConfig(PreTrainedConfig):
             return pooling + (1 + self.token_projection) * sum(side * width + between for side in sides)
         layer = 2 * (4 * self.hidden_size**2 + 2 * self.hidden_size * width)
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
-
-
-def _own_towers_at(saved: dict[str, Any], place: str, commit: str | None) -> dict[str, Any]:
-    """Specs of towers that are folders of the checkpoint at `place` (a folder or hub id), named by it."""
-    if os.path.isfile(place):
-        place = os.path.dirname(place)
-    if os.path.isdir(place or "."):
-        place, commit = os.path.abspath(place), None
-    found = {}
-    for side in ("vision_tower", "text_tower"):
-        spec = saved.get(side)
-        if isinstance(spec, dict) and spec.get("name_or_path") == ".":
-            found[side] = spec | {"name_or_path": place, "revision": commit}
-    return found
 
 
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
