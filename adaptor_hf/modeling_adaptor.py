@@ -1,6 +1,7 @@
 """The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -249,6 +250,7 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         return_loss: bool | None = None,
         return_logits: bool = True,
         output_attentions: bool | None = None,
+        output_tokens: bool | Collection[str] = False,
         fuse_pairs: bool = False,
         **kwargs,
     ) -> tuple | AdaptorOutput:
@@ -265,6 +267,9 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             return_loss (`bool`, *optional*): Compute the contrastive loss of this batch; needs as many texts as images.
             return_logits (`bool`, defaults to `True`): `False` skips the similarity matrices.
             output_attentions (`bool`, *optional*): Return attention weights (eager attention).
+            output_tokens (`bool` or collection of `"image"`, `"text"`, defaults to `False`): Of raw inputs, let the
+                tower's tokens go in after its pooled embedding, as they do of a cached sequence: of both modalities
+                (`True`), or of those that are named.
             fuse_pairs (`bool`, defaults to `False`): Let row i of one modality query row i of the other, as the
                 reference code does with sequences. For heads that are not contrastive: before a contrastive loss it
                 leaks which rows belong together.
@@ -281,8 +286,9 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
                 "learning of what image and text share (32-way top-1 of 93 % on pure noise). Compute a contrastive "
                 "loss with fuse_pairs=False."
             )
-        image = self._image_tokens(pixel_values, image_embeds)
-        text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds)
+        with_tokens = ("image", "text") if output_tokens is True else output_tokens or ()
+        image = self._image_tokens(pixel_values, image_embeds, "image" in with_tokens)
+        text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds, "text" in with_tokens)
         if image is None and text is None:
             raise ValueError("Give pixel_values or image_embeds, input_ids or text_embeds, or one of each.")
         if text is not None and text_attention_mask is None and text.shape[1] > 1 and attention_mask is not None:
@@ -344,33 +350,35 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             return self.logit_scale
         return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale))
 
-    def _image_tokens(self, pixel_values, image_embeds) -> torch.Tensor | None:
+    def _image_tokens(self, pixel_values, image_embeds, with_tokens: bool) -> torch.Tensor | None:
         """What enters the projection, `(M, D)` or `(M, N, D)`."""
         if pixel_values is not None:
             if image_embeds is not None:
                 raise ValueError("Give pixel_values or image_embeds, not both.")
             if self.vision_model is None:
                 raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
-            image_embeds = self._of_tower(self.vision_model(pixel_values))
+            image_embeds = self._of_tower(self.vision_model(pixel_values), with_tokens)
         elif image_embeds is not None:
             self._notice_projected(image_embeds, "image_embeds")
         return check_sequence(image_embeds, self.config.vision_hidden_size, "image_embeds")
 
-    def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
+    def _text_tokens(
+        self, input_ids, attention_mask, token_type_ids, text_embeds, with_tokens: bool
+    ) -> torch.Tensor | None:
         if input_ids is not None:
             if text_embeds is not None:
                 raise ValueError("Give input_ids or text_embeds, not both.")
             if self.text_model is None:
                 raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
             tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            text_embeds = self._of_tower(tower_output)
+            text_embeds = self._of_tower(tower_output, with_tokens)
         elif text_embeds is not None:
             self._notice_projected(text_embeds, "text_embeds")
         return check_sequence(text_embeds, self.config.text_hidden_size, "text_embeds")
 
-    def _of_tower(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        """The pooled embedding, and the tokens where the pooled embedding is made of them."""
-        if self.config.attention_pooling_heads is None:
+    def _of_tower(self, output: BaseModelOutputWithPooling, with_tokens: bool) -> torch.Tensor:
+        """The pooled embedding, and the tokens where they are asked for or the pooled embedding is made of them."""
+        if self.config.attention_pooling_heads is None and not with_tokens:
             return output.pooler_output
         return token_sequence(output.pooler_output, output.last_hidden_state)
 
