@@ -13,6 +13,7 @@ from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.table_rows import rows_of_table
 from ..files import file_sha256
+from ..hub.model_card import describe_training
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..tower_training_adaptor import merge_lora
@@ -53,7 +54,7 @@ class TrainedTowers:
 
     def describe(self) -> str:
         """Which towers trained, and how, in words."""
-        return ", ".join(f"{kind} tower {describe_trainable(how)}" for kind, how in self.trainable.items())
+        return ", ".join(f"{kind} tower {describe_training(how)}" for kind, how in self.trainable.items())
 
 
 def count_parameters(data: DataArguments, model_arguments: ModelArguments) -> dict[str, dict[str, int]]:
@@ -149,13 +150,6 @@ def tower_folder(output_dir: str | Path, kind: str) -> Path:
     return Path(output_dir) / f"{kind}_tower"
 
 
-def describe_trainable(trainable: str | int) -> str:
-    """How a tower was trained, in words."""
-    if isinstance(trainable, int):
-        return f"last {trainable} blocks trained" if trainable > 1 else "last block trained"
-    return {"full": "trained in full", "lora": "trained by LoRA"}[trainable]
-
-
 def record_towers(towers: TrainedTowers, output_dir: str | Path) -> dict[str, Any]:
     """
     For `run.json`: of each tower that trained how, its parameters, the folder in the output folder and the SHA-256 of
@@ -184,7 +178,6 @@ __all__ = [
     "HELD_OUT",
     "TrainedTowers",
     "count_parameters",
-    "describe_trainable",
     "embed_held_out",
     "finish_towers",
     "record_towers",
