@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, blocks
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.table_arguments import TableArguments, table_options
-from ..data.table_files import Source, is_saved, read_unlabelled
+from ..data.table_files import Source, blank_rows, is_saved, read_unlabelled
 from ..data.tables import load_pairs
 from ..embeddings.table import image_key, image_name
 from ..privacy.mode import PrivacyArguments, private_key
 from .arguments import PredictionArguments
+
+_FILLED = "row that is not blank"
 
 
 @dataclass
@@ -106,8 +109,8 @@ def _without_other_columns(source: Source, table: TableArguments) -> Source:
         # `load_pairs` says which columns there are.
         return source
     kept = source.table.select([name for name in source.table.column_names if name.strip() in wanted])
-    if not kept.num_columns:
-        kept = pa.table({"": pa.nulls(len(source.table))})  # Arrow counts no rows of no columns
+    # Which rows are blank is told by all columns.
+    kept = kept.append_column(_FILLED, pa.array(np.where(blank_rows(source), "", "x"), pa.string()))
     images = source.images
     if images is not None:
         images = images.select_columns([name for name in images.column_names if name.strip() in wanted])

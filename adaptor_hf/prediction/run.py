@@ -102,7 +102,7 @@ def _predict(
         return earlier | {"computed": 0}
     parts = Parts(output_dir, content_sha256(plan), len(images))
     missing = ranks.on_main(parts.missing)
-    ranks.together(lambda: _compute(arguments, loaded, images, parts, missing, ranks))
+    ranks.together(lambda: _compute(arguments, loaded, images, parts, missing, ranks), "the prediction")
 
     def finish() -> dict[str, Any]:
         if images.digest() != plan["images"]:

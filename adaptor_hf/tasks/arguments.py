@@ -29,6 +29,7 @@ from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from ..towers.references import tower_reference, weights_asked_for
 from .prompts import list_prompt_sets
 from .protocols import PROTOCOLS, get_protocol, get_segmentation_protocol
 
@@ -291,6 +292,19 @@ def _with_protocol(words: Sequence[str]) -> list[str]:
 def pairs_of(items: list[str]) -> dict[str, str]:
     """`NAME=PLACE` items as a mapping."""
     return {name.strip(): place for name, _, place in (item.partition("=") for item in items)}
+
+
+def named_tower(arguments: DownstreamArguments, kind: str) -> Any:
+    """
+    The vision or text tower of the options, as `build_cache` takes it; None for that of the checkpoint.
+
+    Raises:
+        OSError, ValueError: there is no such tower, or its options do not go with it.
+    """
+    names = (arguments.vision_tower, arguments.text_tower)
+    weights = weights_asked_for(*names, arguments.init_seed, arguments.text_tokenizer)[kind]
+    name = names[kind == "text"]
+    return None if name is None else tower_reference(kind, name, **weights)
 
 
 def path_arguments(arguments: DownstreamArguments) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE
+from ..random_specs_adaptor import is_random
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
 
 
@@ -44,11 +45,14 @@ def spec_of_cache(spec: Mapping[str, Any], tower: Any) -> dict[str, Any]:
 
 
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
-    """`yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw."""
+    """
+    `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw, and random
+    weights saw nothing.
+    """
     seen = (spec or {}).get("pretraining_data")
     if dataset in (seen or ()):
         return "yes"  # it was trained on what was called so
-    if dataset.startswith("phantom"):
+    if dataset.startswith("phantom") or is_random(spec):
         return "no"
     names = _pretraining_names(dataset)
     if not seen or not names:
@@ -69,7 +73,8 @@ def _pretraining_names(dataset: str) -> set[str]:
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
-    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
+    What results call a tower: its preset or hub id; of a local folder its last part alone; of random weights
+    with their seed. With ", RGB" or
     ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run. A trained tower has the
     name of the one that it started as, how it was trained, and 8 hex digits of its weights.
     """
@@ -81,6 +86,7 @@ def tower_name(spec: dict[str, Any] | None) -> str | None:
     weights = spec.get("weights")
     parts = (
         name,
+        f"init_seed={base['init_seed']}" if base.get("init_seed") is not None else "",
         describe_training(spec.get("trained")),
         weights and f"weights {weights}",
         Reading.of_spec(spec).label,
