@@ -56,10 +56,8 @@ class Images:
         columns = [table["image_id"], table["source_row"], pc.struct_field(table["image"], "path")]
         found = []
         for name, row, path in zip(*(column.to_pylist() for column in columns), strict=True):
-            if path and path.replace(os.sep, "/").endswith(f"/{name}"):
-                file = name
-            else:
-                file = image_name(path) if path else ""
+            named_so = path and path.replace(os.sep, "/").endswith(f"/{name}")
+            file = name if named_so else image_name(path) if path else ""
             found.append({"image_id": name, "source_row": row, "file": file})
         return found
 
