@@ -21,7 +21,7 @@ from adaptor_hf.privacy.mode import start_private_mode
 from adaptor_hf.progress import no_bars_in_a_log
 from adaptor_hf.tasks.arguments import parse_arguments, path_arguments
 from adaptor_hf.tasks.early_checks import check_before_start
-from adaptor_hf.tasks.loading import cache_dir_of
+from adaptor_hf.tasks.loading import cache_dir_of, used_models
 from adaptor_hf.tasks.run import run_job
 from adaptor_hf.training.interruption import run_script
 from adaptor_hf.training.run_folder import requeue_file
@@ -59,9 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
     with requeue_file(options.output_dir):
         run_job(options, options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
         write_downstream_manifest(
-            options.output_dir, [options.model, *options.more_models], cache_dir_of(options), options.table, before,
-            check=options.check,
-        )  # fmt: skip
+            options.output_dir, used_models(options), cache_dir_of(options), options.table, before, check=options.check
+        )
 
 
 def start() -> None:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import math
+import os
 from dataclasses import fields
 from typing import Any
 
@@ -21,6 +22,9 @@ ALIGNERS = {"adaptor": 2, "linear": 0, "residual": 2, "gated": 0, "mlp": 1}
 SHARED_LAYERS = ("adaptor", "residual")
 NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
+# How a checkpoint names itself, where its towers are folders of it.
+OWN = "."
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
 
 
 @strict
@@ -223,6 +227,26 @@ class AdaptorConfig(PreTrainedConfig):
         """As `to_dict`, without what is as the base class has it."""
         return _without_unset(super(AdaptorConfig, self._as_saved()).to_diff_dict())
 
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """As the base class; towers that were trained are named by their folder in the checkpoint, not by its place."""
+        portable = copy.copy(self)
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if is_trained(spec):
+                setattr(
+                    portable, side, portable_spec(spec) | {"name_or_path": OWN, "revision": None, "subfolder": side}
+                )
+                # Its folder says it.
+                setattr(portable, side.replace("tower", "config"), None)
+        return super(AdaptorConfig, portable).to_json_string(use_diff)
+
+    def place_own_towers_in(self, subfolder: str | None) -> None:
+        """The Auto classes do not tell a configuration in which subfolder of a place the checkpoint is."""
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if subfolder and is_trained(spec) and spec.get("subfolder") == side:
+                setattr(self, side, spec | {"subfolder": f"{subfolder.rstrip('/')}/{side}"})
+
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
             return self
@@ -231,12 +255,49 @@ class AdaptorConfig(PreTrainedConfig):
         return bare
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As the base class; towers that are folders of the checkpoint are named by their place."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.place_own_towers(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        return loaded
+
+    @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As the base class; a value that is none of its option is a `ValueError`."""
+        place = kwargs.get("name_or_path")
         try:
-            return super().from_dict(config_dict, **kwargs)
+            loaded = super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
             raise ValueError(f"the configuration is refused: {error.__cause__ or error}") from error
+        if place:
+            # The Auto classes come here without `from_pretrained`.
+            (loaded[0] if isinstance(loaded, tuple) else loaded).place_own_towers(os.fspath(place))
+        return loaded
+
+    def place_own_towers(self, place: str, subfolder: str = "") -> None:
+        """
+        Name towers that are folders of the checkpoint by where it is: those of a loaded configuration (".") are, and
+        those that trained are once the model is saved.
+
+        Args:
+            place: Its folder, a file in it, or its hub id; a folder gets its absolute path.
+            subfolder: Of the checkpoint in that place.
+        """
+        if os.path.isfile(place):
+            place = os.path.dirname(place) or os.curdir
+        is_folder = os.path.isdir(place)
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if spec is None or not (is_trained(spec) or spec.get("name_or_path") == OWN):
+                continue
+            inside = side if spec.get("name_or_path") != OWN else spec.get("subfolder") or side
+            where = {
+                "name_or_path": os.path.abspath(place) if is_folder else place,
+                "revision": None if is_folder else getattr(self, "_commit_hash", None),
+                "subfolder": f"{subfolder.rstrip('/')}/{inside}" if subfolder else inside,
+            }
+            setattr(self, side, spec | where)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -364,6 +425,16 @@ class AdaptorConfig(PreTrainedConfig):
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
 
 
+def is_trained(spec: dict[str, Any] | None) -> bool:
+    """Whether a tower's spec is of one that was trained: a folder of its checkpoint."""
+    return (spec or {}).get("trained") is not None
+
+
+def portable_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A trained tower's spec as its folder states it: without places of this machine, and without how it started."""
+    return {key: copy.deepcopy(value) for key, value in spec.items() if key not in _PLACES}
+
+
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
     """As saved before there was `trained_on`, where it says nothing."""
     return {name: value for name, value in saved.items() if name != "trained_on" or value is not None}
@@ -395,4 +466,4 @@ def fields_of_dual_encoder(arguments: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-__all__ = ["ALIGNERS", "AdaptorConfig", "fields_of_dual_encoder"]
+__all__ = ["ALIGNERS", "OWN", "AdaptorConfig", "fields_of_dual_encoder", "is_trained", "portable_spec"]

@@ -31,9 +31,11 @@ MANIFEST_VERSIONS = (1, 2)
 LOADED = (
     "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "config.json", "*_config.json",
     "tokenizer.json", "*.model", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
-    "chat_template*", "*.py", "training_rows.key",
+    "chat_template*", "*.py", "training_rows.key", "tower.json",
 )  # fmt: skip
 """Files of a model's folder that decide what it computes, or what is known of its training rows."""
+TOWER_FOLDERS = ("vision_tower", "text_tower")
+"""Folders of a model's trained towers, in its own."""
 MAY_BE_DELETED = ("training_rows.key",)
 """A secret that its owner may want to be rid of; where it is there it must be the one that was written."""
 READ_ERRORS = (OSError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
@@ -246,7 +248,7 @@ def differences(folder: Path, expected: Mapping[str, str], record: str = "the ma
     for name, digest in expected.items():
         path = folder / name
         if not path.is_file():
-            found += [f"{name} is missing."] if name not in MAY_BE_DELETED else []
+            found += [f"{name} is missing."] if PurePosixPath(name).name not in MAY_BE_DELETED else []
         elif (now := file_sha256(path)) != digest:
             found.append(f"{name} is not the file of {record}: its SHA-256 is {now[:16]}..., expected {digest[:16]}...")
     return found
@@ -269,10 +271,16 @@ def record_of(folder: str | os.PathLike) -> Record | None:
         manifest = read_run_manifest(place)
         prefix = "" if place == folder else f"{folder.relative_to(place).as_posix()}/"
         inside = {name: value for name, value in manifest["files"].items() if name.startswith(prefix)}
-        files = {name[len(prefix) :]: value for name, value in inside.items() if "/" not in name[len(prefix) :]}
+        files = {name[len(prefix) :]: value for name, value in inside.items() if _is_of_model(name[len(prefix) :])}
         if files:
             return Record(place / MANIFEST_FILE, files, manifest["version"] >= 2)
     return None
+
+
+def _is_of_model(name: str) -> bool:
+    """Whether a file, by its name relative to a model's folder, is of the model and not of what lies beside it."""
+    folder, slash, file = name.rpartition("/")
+    return not slash or (folder in TOWER_FOLDERS and bool(file))
 
 
 def _is_a_runs(path: Path, own: bool) -> bool:
@@ -325,7 +333,7 @@ def check_model(place: str | os.PathLike) -> ModelCheck:
     if not folder.is_dir():
         return ModelCheck("unverified", {})
     record = record_of(folder)
-    files = {path.name: _sha256_once(path) for path in loaded_files(folder)}
+    files = {path.relative_to(folder).as_posix(): _sha256_once(path) for path in loaded_files(folder)}
     if record is None:
         return ModelCheck("unverified", files)
     advice = (
@@ -333,7 +341,7 @@ def check_model(place: str | os.PathLike) -> ModelCheck:
         f"of the folder without {record.path.name}: its results then say that it is unverified."
     )
     for name, expected in record.files.items():
-        if not is_loaded(name) or (name in MAY_BE_DELETED and name not in files):
+        if not is_loaded(name) or (PurePosixPath(name).name in MAY_BE_DELETED and name not in files):
             continue
         if name not in files:
             raise FileNotFoundError(f"{folder}: {name} is missing, which {record.path.name} lists. {advice}")
@@ -348,12 +356,18 @@ def check_model(place: str | os.PathLike) -> ModelCheck:
 
 
 def is_loaded(name: str) -> bool:
-    """Whether a file of a model's folder, by its name, decides what the model computes."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in LOADED)
+    """Whether a file of a model's folder or of a trained tower in it, by its name, decides what the model computes."""
+    return any(fnmatch.fnmatchcase(PurePosixPath(name).name, pattern) for pattern in LOADED)
 
 
 def loaded_files(folder: Path) -> Iterable[Path]:
-    return [path for path in sorted(folder.iterdir()) if path.is_file() and is_loaded(path.name)]
+    towers = [folder / name for name in TOWER_FOLDERS if (folder / name / "tower.json").is_file()]
+    return [
+        path
+        for place in (folder, *towers)
+        for path in sorted(place.iterdir())
+        if path.is_file() and is_loaded(path.name)
+    ]
 
 
 def _sha256_once(path: Path) -> str:
@@ -369,6 +383,7 @@ __all__ = [
     "MANIFEST_FILE",
     "READ_ERRORS",
     "SUMS_FILE",
+    "TOWER_FOLDERS",
     "ModelCheck",
     "Record",
     "check_model",

@@ -15,9 +15,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .arguments_adaptor import refuse_unknown
 from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from .precision_adaptor import input_dtype
-from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, tower_name
+from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, stages_of, tower_name
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
+from .tower_training_adaptor import FROZEN, set_mode, set_trainable
 from .tower_weights_adaptor import mark_weights
 
 
@@ -30,6 +31,10 @@ class _Tower(nn.Module):
         self.spec = spec
         # By which a save without towers knows that nothing is lost; None where the weights come later.
         self.loaded_weights = mark_weights(self.state_dict())
+        # What trains: "frozen", "lora", "full" or a number of blocks. See `set_trainable`.
+        self.trainable: str | int = FROZEN
+        # The hub id of the network under low-rank weights, where there is one.
+        self.named_base: str | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -49,8 +54,23 @@ class _Tower(nn.Module):
         return getattr(self.model, "config", None)
 
     def train(self, mode: bool = True):
-        """Stays in evaluation mode, whatever `mode` is: a frozen tower's dropout and batch statistics are off."""
-        return super().train(False)
+        """Training mode for what trains (`set_trainable`). What is frozen stays in evaluation mode, whatever `mode` is:
+        its dropout and batch statistics are off; those of a tower that does not train in full too."""
+        set_mode(self, mode)
+        return self
+
+    def set_trainable(self, trainable: str | int, *, lora_rank: int = 8) -> None:
+        """Chooses what trains, in place. A tower that trained is saved as a folder of its own (`save_tower`).
+
+        Args:
+            trainable: "frozen"; "lora", low-rank weights in the attention; "full"; or the last N blocks (layers of a
+                transformer, stages of a convolutional network) and all that comes after them.
+            lora_rank: of low-rank weights that are new.
+
+        Raises:
+            ValueError: an unknown word, more blocks than there are, or LoRA on a tower without attention.
+        """
+        set_trainable(self, trainable, lora_rank)
 
     def _accepts(self, argument: str) -> bool:
         return argument in inspect.signature(self.model.forward).parameters
@@ -136,7 +156,9 @@ class VisionTower(_Tower):
             hidden, pooled = output, None
         else:
             hidden, pooled = output.last_hidden_state, output.pooler_output if "pooler_output" in output else None
-            hidden = merged_layers(self.model, self.spec, layers, hidden)
+        if pooled is None and hidden.ndim == 4 and self.spec.get("layers"):
+            pooled = hidden.mean(dim=(2, 3))
+        hidden = merged_layers(self.model, self.spec, layers, hidden)
         if hidden.ndim == 4:
             if getattr(getattr(self.model, "timm_model", None), "output_fmt", "NCHW") == "NHWC":
                 hidden = hidden.permute(0, 3, 1, 2)
@@ -195,7 +217,8 @@ class VisionTower(_Tower):
             if class_token is None:
                 raise ValueError(f'tower {name!r} has no class token for pooling="{pooling}"; use pooling="mean".')
             return class_token if pooling == "cls" else torch.cat([class_token, tokens.mean(dim=1)], dim=-1)
-        if pooled is None or pooled.shape[-1] != tokens.shape[-1]:
+        # Of a convolutional network with layers the tokens are those of another stage.
+        if pooled is None or (pooled.shape[-1] != tokens.shape[-1] and not self.spec.get("layers")):
             raise ValueError(f'tower {name!r} has no pooled output of its tokens\' width; use pooling="mean".')
         return pooled
 
@@ -219,9 +242,12 @@ class VisionTower(_Tower):
         spec |= sizes_in_spec(pooled.shape[-1], tokens.shape[-1]) | {"grid_shape": grid}
 
     def _default_pooling(self, has_class_token: bool) -> str:
+        if self.spec.get("layers"):
+            # Of stages the embedding stays the network's own, made of the last one, as MGCA and GLoRIA have it.
+            return "pooler" if stages_of(self.model) else "cls" if has_class_token else "mean"
         if self.spec["library"] == "torchxrayvision":
             return "mean"
-        if self.spec.get("layers"):
+        if self.spec.get("truncate_layers"):
             return "cls" if has_class_token else "mean"
         timm_model = getattr(self.model, "timm_model", None)
         if timm_model is None:

@@ -14,6 +14,7 @@ import torch
 from .configuration_adaptor import AdaptorConfig
 from .modeling_adaptor import AdaptorModel
 from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
+from .tower_training_adaptor import FROZEN
 from .towers_adaptor import VisionTower
 
 
@@ -58,6 +59,9 @@ class AdaptorHead(AdaptorPreTrainedModel):
 
     def freeze_adaptor(self) -> None:
         """Towers and Adaptor get no gradients, and are in evaluation mode from now on."""
+        for name in TOWER_NAMES:
+            if getattr(self.adaptor, name) is not None:
+                getattr(self.adaptor, name).set_trainable(FROZEN)
         self.adaptor.requires_grad_(False)
         self.train(self.training)
 
@@ -68,6 +72,9 @@ class AdaptorHead(AdaptorPreTrainedModel):
         # Low-rank weights in a tower train without the Adaptor's dropout.
         if all(name.startswith(towers) for name in names):
             self.adaptor.eval()
+            for name in TOWER_NAMES:
+                if getattr(self.adaptor, name) is not None:
+                    getattr(self.adaptor, name).train(mode)
         return self
 
     @property

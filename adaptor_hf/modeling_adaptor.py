@@ -1,6 +1,7 @@
 """The Adaptor model: a light aligner between frozen towers ("Freeze the backbones", arXiv 2401.01179)."""
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +17,10 @@ from .embedding_origin_adaptor import are_projected
 from .layers_adaptor import AdaptorEncoder
 from .loss_adaptor import contrastive_loss, sigmoid_contrastive_loss
 from .precision_adaptor import input_dtype, unit_vectors
-from .pretrained_adaptor import TOWER_NAMES, AdaptorPreTrainedModel
+from .pretrained_adaptor import AdaptorPreTrainedModel
 from .projections_adaptor import ResidualScale, make_projection, project_sequence
 from .token_sequences_adaptor import check_mask, check_sequence, expand_mask, token_sequence
+from .tower_training_adaptor import FROZEN
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower, tower_from_config
 
 logger = logging.get_logger(__name__)
@@ -116,15 +118,20 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         cls,
         vision_tower: str | dict | VisionTower | None = None,
         text_tower: str | dict | TextTower | None = None,
+        *,
+        train_vision_tower: str | int = FROZEN,
+        train_text_tower: str | int = FROZEN,
         **config_kwargs,
     ) -> "AdaptorModel":
         """
-        A new, untrained Adaptor on two frozen towers.
+        A new, untrained Adaptor on two towers, frozen unless told otherwise.
 
         Args:
             vision_tower (`str`, `dict` or `VisionTower`, *optional*): A preset's name, hub id, local folder,
                 `timm:NAME`, `xrv:NAME`, a tower reference or a loaded tower. `None`: it takes embeddings only.
             text_tower (`str`, `dict` or `TextTower`, *optional*): The same for text.
+            train_vision_tower, train_text_tower (`str` or `int`, defaults to `"frozen"`): What of them trains, see
+                `set_trainable_towers`. A loaded tower is changed, not copied.
             config_kwargs: Other arguments of [`AdaptorConfig`].
 
         Raises:
@@ -143,15 +150,37 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         model = cls(AdaptorConfig(**config_kwargs))
         model.attach_towers(vision_tower, text_tower)
         model.config.towers_in_checkpoint = in_checkpoint
+        trained = {"vision_model": train_vision_tower, "text_model": train_text_tower}
+        model.set_trainable_towers(**{name: value for name, value in trained.items() if value != FROZEN})
         return model
 
-    def train(self, mode: bool = True):
-        super().train(mode)
-        # Dropout and batch statistics of a frozen tower must not move, whatever the Adaptor does.
-        for name in TOWER_NAMES:
-            if getattr(self, name, None) is not None:
-                getattr(self, name).eval()
-        return self
+    def set_trainable_towers(
+        self,
+        vision_model: str | int | None = None,
+        text_model: str | int | None = None,
+        *,
+        lora_rank: int = 8,
+    ) -> None:
+        """
+        Choose what of the attached towers trains. `save_pretrained` then writes them as folders beside the Adaptor.
+
+        Args:
+            vision_model (`str` or `int`, *optional*): `"frozen"`, `"lora"`, `"full"` or the number of last blocks. By
+                default it stays as it is.
+            text_model (`str` or `int`, *optional*): The same for text.
+            lora_rank (`int`, defaults to 8): Of low-rank weights (`"lora"`).
+
+        Raises:
+            ValueError: if a tower is not attached, or as of `set_trainable` of a tower.
+        """
+        for name, trainable in (("vision_model", vision_model), ("text_model", text_model)):
+            if trainable is None:
+                continue
+            tower = getattr(self, name)
+            if tower is None:
+                raise ValueError(f"{name} is not attached, and cannot train: call load_towers() first.")
+            tower.set_trainable(trainable, lora_rank=lora_rank)
+        self._note_trained_towers()
 
     @can_return_tuple
     def get_image_features(
@@ -221,6 +250,7 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
         return_loss: bool | None = None,
         return_logits: bool = True,
         output_attentions: bool | None = None,
+        output_tokens: bool | Collection[str] = False,
         fuse_pairs: bool = False,
         **kwargs,
     ) -> tuple | AdaptorOutput:
@@ -237,6 +267,9 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             return_loss (`bool`, *optional*): Compute the contrastive loss of this batch; needs as many texts as images.
             return_logits (`bool`, defaults to `True`): `False` skips the similarity matrices.
             output_attentions (`bool`, *optional*): Return attention weights (eager attention).
+            output_tokens (`bool` or collection of `"image"`, `"text"`, defaults to `False`): Of raw inputs, let the
+                tower's tokens go in after its pooled embedding, as they do of a cached sequence: of both modalities
+                (`True`), or of those that are named.
             fuse_pairs (`bool`, defaults to `False`): Let row i of one modality query row i of the other, as the
                 reference code does with sequences. For heads that are not contrastive: before a contrastive loss it
                 leaks which rows belong together.
@@ -253,8 +286,9 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
                 "learning of what image and text share (32-way top-1 of 93 % on pure noise). Compute a contrastive "
                 "loss with fuse_pairs=False."
             )
-        image = self._image_tokens(pixel_values, image_embeds)
-        text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds)
+        with_tokens = ("image", "text") if output_tokens is True else output_tokens or ()
+        image = self._image_tokens(pixel_values, image_embeds, "image" in with_tokens)
+        text = self._text_tokens(input_ids, attention_mask, token_type_ids, text_embeds, "text" in with_tokens)
         if image is None and text is None:
             raise ValueError("Give pixel_values or image_embeds, input_ids or text_embeds, or one of each.")
         if text is not None and text_attention_mask is None and text.shape[1] > 1 and attention_mask is not None:
@@ -316,33 +350,35 @@ class AdaptorModel(DualEncoderMixin, AdaptorPreTrainedModel):
             return self.logit_scale
         return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale))
 
-    def _image_tokens(self, pixel_values, image_embeds) -> torch.Tensor | None:
+    def _image_tokens(self, pixel_values, image_embeds, with_tokens: bool) -> torch.Tensor | None:
         """What enters the projection, `(M, D)` or `(M, N, D)`."""
         if pixel_values is not None:
             if image_embeds is not None:
                 raise ValueError("Give pixel_values or image_embeds, not both.")
             if self.vision_model is None:
                 raise ValueError(self._no_tower_message("vision", "pixel_values", "image_embeds"))
-            image_embeds = self._of_tower(self.vision_model(pixel_values))
+            image_embeds = self._of_tower(self.vision_model(pixel_values), with_tokens)
         elif image_embeds is not None:
             self._notice_projected(image_embeds, "image_embeds")
         return check_sequence(image_embeds, self.config.vision_hidden_size, "image_embeds")
 
-    def _text_tokens(self, input_ids, attention_mask, token_type_ids, text_embeds) -> torch.Tensor | None:
+    def _text_tokens(
+        self, input_ids, attention_mask, token_type_ids, text_embeds, with_tokens: bool
+    ) -> torch.Tensor | None:
         if input_ids is not None:
             if text_embeds is not None:
                 raise ValueError("Give input_ids or text_embeds, not both.")
             if self.text_model is None:
                 raise ValueError(self._no_tower_message("text", "input_ids", "text_embeds"))
             tower_output = self.text_model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
-            text_embeds = self._of_tower(tower_output)
+            text_embeds = self._of_tower(tower_output, with_tokens)
         elif text_embeds is not None:
             self._notice_projected(text_embeds, "text_embeds")
         return check_sequence(text_embeds, self.config.text_hidden_size, "text_embeds")
 
-    def _of_tower(self, output: BaseModelOutputWithPooling) -> torch.Tensor:
-        """The pooled embedding, and the tokens where the pooled embedding is made of them."""
-        if self.config.attention_pooling_heads is None:
+    def _of_tower(self, output: BaseModelOutputWithPooling, with_tokens: bool) -> torch.Tensor:
+        """The pooled embedding, and the tokens where they are asked for or the pooled embedding is made of them."""
+        if self.config.attention_pooling_heads is None and not with_tokens:
             return output.pooler_output
         return token_sequence(output.pooler_output, output.last_hidden_state)
 

@@ -20,6 +20,7 @@ ALLOWED = {
     ("files.py", "os.replace"): "it is the one",
     ("embeddings/pieces.py", "Path.rename"): "pieces that were committed, before they are deleted",
     ("files.py", "os.rename"): "it is the one",
+    ("tower_folders_adaptor.py", "os.rename"): "a tower's whole folder; flat files travel alone",
     ("tower_bundles_adaptor.py", "hashlib.file_digest"): "its digest is this one; flat files travel alone",
     ("data/content_keys.py", "hashlib.file_digest"): "keys of images are BLAKE2, 128 bits",
     ("embeddings/digests.py", "hashlib.file_digest"): "caches have an XXH3-128 too, one function for both",
@@ -28,6 +29,7 @@ ALLOWED = {
     ("tasks/frozen_heads.py", "os.replace"): "a result file of an earlier probe gets another name",
     ("tasks/runs.py", "os.replace"): "a damaged result file gets another name",
     ("training/checkpoints.py", "os.replace"): "a checkpoint's folder, after its manifest is on the disk",
+    ("xrv_towers_adaptor.py", "os.replace"): "safetensors beside a download; flat files travel alone",
     ("training/trainer.py", "os.replace"): "all files of a model, when the last one is whole",
 }
 

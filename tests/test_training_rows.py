@@ -15,6 +15,7 @@ from adaptor_hf.data.split_rule import SplitRule
 from adaptor_hf.data.training_rows import (
     KEY_FILE,
     TRAINING_ROWS_FILE,
+    copy_training_rows,
     find_training_rows,
     id_namespaces,
     read_training_rows,
@@ -214,3 +215,48 @@ class TestSplitRule:
         assert (pretraining.split_seed, pretraining.validation_fraction, pretraining.test_fraction) == (
             mine.seed, mine.validation_fraction, mine.test_fraction,
         )  # fmt: skip
+
+
+class TestEarlier:
+    """What a model started from shaped it too."""
+
+    def test_its_rows_are_found_under_the_one_key(self, run, tmp_path):
+        write_training_rows(tmp_path / "new", digests("c"), ["40"], ("elsewhere",), earlier=[run])
+        rows = read_training_rows(tmp_path / "new")
+        assert rows.compare(["0012"], digests("x"), ["my-hospital"]).patients == 1
+        assert rows.compare(["40"], digests("x"), ["elsewhere"]).patients == 1
+        assert rows.compare(["99"], digests("b", "c", "x"), ["elsewhere"]).images == 2
+        assert rows.compare(["99"], digests("x"), ["my-hospital", "elsewhere"]).status == "none"
+        assert stat.S_IMODE(os.stat(tmp_path / "new" / KEY_FILE).st_mode) == 0o600
+
+    @pytest.mark.parametrize("missing", ["file", "key", "spelling"])
+    def test_where_they_are_not_known_nothing_is_said_to_be_unseen(self, run, tmp_path, missing):
+        place = tmp_path / "nothing" if missing == "file" else run
+        if missing == "key":
+            (run / KEY_FILE).unlink()
+        ids = "exact" if missing == "spelling" else "canonical"
+        write_training_rows(tmp_path / "new", digests("c"), ["40"], ("my-hospital",), earlier=[place], ids=ids)
+        rows = read_training_rows(tmp_path / "new")
+        assert rows.compare(["99"], digests("x"), ["my-hospital"]).status == "unknown"
+        assert rows.compare(["40"], digests("x"), ["my-hospital"]).status == "found"
+        # So is what starts from that.
+        write_training_rows(tmp_path / "third", digests("d"), ["41"], ("my-hospital",), earlier=[tmp_path / "new"])
+        assert read_training_rows(tmp_path / "third").compare(["99"], digests("x"), ["my-hospital"]).status == "unknown"
+
+    def test_private_mode_keys_the_images_of_earlier_rows(self, run, tmp_path):
+        with private_mode(b"k" * 32):
+            write_training_rows(tmp_path / "new", keyed_digests(digests("c")), ["40"], ("my-hospital",), earlier=[run])
+            rows = read_training_rows(tmp_path / "new")
+            assert rows.compare(["99"], keyed_digests(digests("a", "c", "x")), ["my-hospital"]).images == 2
+            # Its patients are under the key of that run: they are not known here.
+            assert rows.compare(["12"], digests("x"), ["my-hospital"]).status == "unknown"
+
+    def test_a_tower_has_the_rows_of_its_run_until_it_has_its_own(self, run, tmp_path):
+        tower = run / "vision_tower"
+        tower.mkdir()
+        assert find_training_rows(tower) is None
+        (tower / "tower.json").write_text("{}")
+        assert find_training_rows(tower).compare(["12"], None, ["my-hospital"]).patients == 1
+        copy_training_rows(run, tower)
+        tower.rename(tmp_path / "alone")
+        assert find_training_rows(tmp_path / "alone").compare(["12"], None, ["my-hospital"]).patients == 1

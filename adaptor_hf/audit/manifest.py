@@ -23,6 +23,7 @@ from ..evaluation.tasks import TASKS
 from ..file_records import (
     MANIFEST_FILE,
     SUMS_FILE,
+    TOWER_FOLDERS,
     check_model,
     content_sha256,
     read_json_object,
@@ -59,8 +60,10 @@ NOT_COVERED = {
     "*.tmp": "what a killed process left",
 }
 """Files beside a run's own that the manifest leaves out, and why."""
-_OF_PRETRAINING = ("*", "controls/*/*")
-_OF_DOWNSTREAM = ("*", "runs/*/*", "model/*")
+_OF_TOWERS = tuple(f"{name}/*" for name in TOWER_FOLDERS)
+_OF_PRETRAINING = ("*", "controls/*/*", *_OF_TOWERS, *(f"controls/*/{pattern}" for pattern in _OF_TOWERS))
+# Beside `model` those of fine-tuned towers, such as `model-lora`.
+_OF_DOWNSTREAM = ("*", "runs/*/*", "model*/*", *(f"model*/{pattern}" for pattern in _OF_TOWERS))
 _SETTINGS = (
     "content", "dtype", "identity", "key", "max_text_length", "tower", "image_tower", "text_tower", "images", "texts",
 )  # fmt: skip

@@ -12,6 +12,7 @@ import hashlib
 import hmac
 import json
 import os
+import shutil
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import check_regular, file_sha256, parse_json, write_aside
+from ..files import check_regular, file_sha256, parse_json, write_aside, written_aside
 from ..privacy.keys import load_key
 from ..privacy.mode import key_name, keyed_digests, private_key
 from .catalog import dataset_names, get_dataset
@@ -27,6 +28,8 @@ from .ids import canonical_id, canonical_ids
 
 TRAINING_ROWS_FILE = "training_rows.safetensors"
 KEY_FILE = "training_rows.key"
+TOWER_FILE = "tower.json"
+"""In the folder of a trained tower."""
 DIGEST = np.dtype("S16")
 # One entry: safetensors writes several in no fixed order.
 _METADATA = "training_rows"
@@ -77,6 +80,7 @@ class TrainingRows:
         ids (`str`): `canonical` or `exact`.
         private_key (`str`, *optional*): Name of the key of private mode.
         key (`bytes`, *optional*): Of the HMACs; None where it is not at hand.
+        complete (`bool`): Whether these are all rows: of what a model started from some may not be known.
     """
 
     images: np.ndarray | None
@@ -85,6 +89,7 @@ class TrainingRows:
     ids: str = "canonical"
     private_key: str | None = None
     key: bytes | None = field(default=None, repr=False)
+    complete: bool = True
 
     def compare(
         self,
@@ -127,6 +132,10 @@ class TrainingRows:
             if not found_patients and len(known) < len(patient_ids):
                 found_patients = None
                 why.append("rows without patient id cannot be compared")
+        if not self.complete:
+            # What is found stays found.
+            found_patients, found_images = found_patients or None, found_images or None
+            why.append("not all rows are known that shaped what it started from")
         of_images = 0 if images is None else len(images)
         return Seen(found_patients, found_images, len(distinct), of_images, "; ".join(why))
 
@@ -173,6 +182,7 @@ def write_training_rows(
     *,
     ids: str = "canonical",
     more: Sequence[tuple[Iterable[str | None], Sequence[str]]] = (),
+    earlier: Sequence[str | os.PathLike] = (),
 ) -> Path:
     """
     Write `training_rows.safetensors` and, outside private mode, the key of its HMACs (readable by its owner only).
@@ -184,19 +194,35 @@ def write_training_rows(
         namespaces: What the ids belong to, most specific first.
         ids: `canonical` or `exact`, as the split rule has it.
         more: Of several sources, patients and namespaces of all but the first: ids are of their own namespaces alone.
+        earlier: Folders or hub ids of the models and trained towers that this one started from: their rows are its own
+            too. Where they are not known, or have another key, the file says that it is not complete.
     """
     from safetensors.numpy import save
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    every = list(dict.fromkeys(name for names in (namespaces, *(names for _, names in more)) for name in names))
-    metadata = {"version": _VERSION, "namespaces": every, "ids": ids, "private_key": key_name()}
+    before = [find_training_rows(place) for place in earlier]
+    known = [rows for rows in before if rows is not None]
+    key = private_key() or next((rows.key for rows in known if rows.key is not None and rows.private_key is None), None)
+    if private_key() is None and key is not None:
+        # One file has one key: new ids are digested with that of the earlier ones.
+        with written_aside(folder / KEY_FILE, mode=0o600) as aside:
+            aside.write_text(f"{key.hex()}\n", encoding="ascii")
+    images_before = [_images_here(rows) for rows in known]
+    patients_before = [_patients_here(rows, key, ids) for rows in known]
+    complete = all(rows is not None and rows.complete for rows in before)
+    complete = complete and all(values is not None for values in (*images_before, *patients_before))
+    every = [name for names in (namespaces, *(names for _, names in more)) for name in names]
+    every += [name for rows in known for name in rows.namespaces]
+    metadata = {"version": _VERSION, "namespaces": list(dict.fromkeys(every)), "ids": ids, "private_key": key_name()}
+    metadata |= {} if complete else {"complete": False}
     tensors = {}
     if images is not None:
-        tensors["images"] = _bytes_of(images)
+        parts = [np.asarray(images, DIGEST), *(one for one in images_before if one is not None)]
+        tensors["images"] = _bytes_of(np.concatenate(parts))
     if patient_ids is not None:
-        key = private_key() or load_key(folder / KEY_FILE, create=True)
-        made = []
+        key = key or load_key(folder / KEY_FILE, create=True)
+        made = [digest for one in patients_before if one is not None for digest in one.tolist()]
         for given, names in ((patient_ids, namespaces), *more):
             known = [patient for patient in given if patient is not None]
             distinct = set(canonical_ids(known) if ids == "canonical" else known)
@@ -207,16 +233,39 @@ def write_training_rows(
     return path
 
 
+def _images_here(rows: TrainingRows) -> np.ndarray | None:
+    """Digests of earlier images as this mode writes them; None where they are not known, or keyed otherwise."""
+    if rows.images is None or rows.private_key == key_name():
+        return rows.images
+    return keyed_digests(rows.images) if rows.private_key is None else None
+
+
+def _patients_here(rows: TrainingRows, key: bytes | None, ids: str) -> np.ndarray | None:
+    """Digests of earlier patients, where they are under this key and of ids that are written alike."""
+    return rows.patients if rows.key is not None and rows.key == key and rows.ids == ids else None
+
+
+def copy_training_rows(source: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """Copy the training rows of a model, and their key, into the folder of a tower that was trained with it."""
+    for name in (TRAINING_ROWS_FILE, KEY_FILE):
+        (Path(folder) / name).unlink(missing_ok=True)
+        if (Path(source) / name).is_file():
+            shutil.copy2(check_regular(Path(source) / name), Path(folder) / name)
+
+
 def find_training_rows(model: str | os.PathLike) -> TrainingRows | None:
     """
-    The training rows of a checkpoint: in its folder, or in that of the run whose checkpoint or control it is. None for
-    a hub id, and for a model of which nothing is known.
+    The training rows of a checkpoint or of a trained tower: in its folder, or in that of the run whose checkpoint,
+    control or tower it is. None for a hub id, and for a model of which nothing is known.
 
     Raises:
         ValueError: the file is damaged or of another version.
     """
     folder = Path(model).absolute()
     places = [folder]
+    if (folder / TOWER_FILE).is_file():
+        folder = folder.parent
+        places.append(folder)
     if folder.name.startswith("checkpoint-"):
         places.append(folder.parent)
     elif folder.parent.name == "controls":
@@ -251,10 +300,12 @@ def read_training_rows(folder: str | os.PathLike) -> TrainingRows:
         key = private_key() if private == key_name() else None
     elif (Path(folder) / KEY_FILE).is_file():
         key = load_key(Path(folder) / KEY_FILE)
+    complete = metadata.get("complete", True) is True
     digests = {name: np.ascontiguousarray(values).view(DIGEST).reshape(-1) for name, values in tensors.items()}
     return TrainingRows(
-        digests.get("images"), digests.get("patients"), namespaces, metadata.get("ids", "canonical"), private, key
-    )
+        digests.get("images"), digests.get("patients"), namespaces, metadata.get("ids", "canonical"), private, key,
+        complete,
+    )  # fmt: skip
 
 
 def _hmac(key: bytes, namespace: str, patient: str) -> bytes:
@@ -272,9 +323,11 @@ def _bytes_of(digests: np.ndarray) -> np.ndarray:
 
 __all__ = [
     "KEY_FILE",
+    "TOWER_FILE",
     "TRAINING_ROWS_FILE",
     "Seen",
     "TrainingRows",
+    "copy_training_rows",
     "find_training_rows",
     "id_namespaces",
     "read_training_rows",

@@ -9,26 +9,13 @@ import numpy as np
 
 from ..data.content_keys import digest, image_reference
 from ..data.reading import Reading
-from ..data.views import view_pixels, view_seed_of, view_size
+from ..data.views import decoded_size, view_pixels, view_seed_of, view_size
 from ..files import printable
 from .image_store import GREY, ImageStore
 from .stored import StoredImages
 
 READ_ERROR = "image file cannot be read"  # worth another try at the next build
 DECODE_ERROR = "image cannot be decoded"
-
-
-def target_pixels(processor) -> int | None:
-    """Longest side that an image processor asks for, or None when it does not say."""
-    sides = []
-    for name in ("size", "crop_size"):
-        value = getattr(processor, name, None)
-        if isinstance(value, int):
-            sides.append(value)
-        elif value is not None:
-            items = dict(value).values()
-            sides += [item for item in items if isinstance(item, int)]
-    return max(sides, default=None)
 
 
 def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None:
@@ -104,8 +91,7 @@ class ImageBatches:
         self.store = store
         self.reading = reading
         self.stored = stored
-        side = target_pixels(processor)
-        self.min_size = store.min_size if store else 3 * side if side else None
+        self.min_size = store.min_size if store else decoded_size(processor)
 
     def __len__(self) -> int:
         return len(self.starts)

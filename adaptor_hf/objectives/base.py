@@ -58,19 +58,27 @@ class Objective(nn.Module):
         Args:
             model (`AdaptorModel`): What is trained.
             batch (`dict[str, torch.Tensor]`): All columns of the batch. The default passes on those that the model's
-                `forward` takes; `image_index` and `text_index` `(n,)`, where they are there, pair the sides.
+                `forward` takes; `image_index` and `text_index` `(n,)`, where they are there, pair the sides. Of
+                `pixel_values` and `input_ids` the towers' tokens go through the model too where `needs` has
+                `image_tokens` and `text_tokens`.
 
         Returns:
             `Encoded`: With graph where gradients are on.
         """
         inputs = model_inputs(batch)
-        output = model(**inputs, return_logits=False)
+        live = [side for side, raw in (("image", "pixel_values"), ("text", "input_ids")) if raw in inputs]
+        with_tokens = [side for side in live if f"{side}_tokens" in self.needs]
+        output = model(**inputs, return_logits=False, **({"output_tokens": with_tokens} if with_tokens else {}))
 
         def side(name, pooled, tokens) -> Side | None:
             if pooled is None:
                 return None
             has_tokens, mask = tokens is not None and tokens.shape[1] > 1, inputs.get(f"{name}_attention_mask")
-            mask = mask[:, 1:] if has_tokens and mask is not None else None
+            if mask is not None:
+                mask = mask[:, 1:] if has_tokens else None
+            elif has_tokens and name in live:
+                # A live text's mask is of its tokens alone; an image has no padding.
+                mask = inputs.get("attention_mask") if name == "text" else None
             return Side(pooled, tokens[:, 1:] if has_tokens else None, mask, batch.get(f"{name}_index"))
 
         return Encoded(

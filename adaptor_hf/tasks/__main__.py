@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _sweep(plan: dict, output_dir: str, dry_run: bool) -> dict[str, str]:
     """`run_sweep`, and the manifest of its folder when a job was made."""
     from ..audit.manifest import files_before, refuse_folder_of, write_downstream_manifest
-    from .loading import cache_dir_of
+    from .loading import cache_dir_of, used_models
 
     refuse_folder_of("train_downstream", output_dir)
     before, made = files_before(output_dir), []
@@ -69,7 +69,7 @@ def _sweep(plan: dict, output_dir: str, dry_run: bool) -> dict[str, str]:
 
     status = run_sweep(plan, output_dir, start, dry_run=dry_run)
     if made:
-        models = dict.fromkeys(model for one in made for model in (one.model, *one.more_models))
+        models = dict.fromkeys(model for one in made for model in used_models(one))
         last = made[-1]
         write_downstream_manifest(output_dir, models, cache_dir_of(last), last.table, before, check=last.check)
     return status

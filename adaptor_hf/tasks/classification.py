@@ -15,6 +15,7 @@ from .loading import cache_dir_of, load_adaptor, load_external, load_tower, visi
 from .protocols import get_protocol
 from .provenance import tower_name
 from .summary import summarize
+from .supervised import supervised_runs
 
 _OTHER_COLUMNS = ("patient_column", "study_column", "split_column", "id_column", "filters")
 
@@ -39,6 +40,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         num_resamples=arguments.num_resamples,
         device=device,
     )
+    runs.add(supervised_runs(arguments, embedded, device, external))
     for method in arguments.train_tower:
         more = run_finetune(
             embedded.data,
@@ -54,9 +56,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
             num_resamples=arguments.num_resamples,
             device=device,
         )
-        runs.lines += more.lines
-        runs.skipped += more.skipped
-        runs.failed += more.failed
+        runs.add(more)
     said = summarize(runs)
     if arguments.do_predict or arguments.save_model:
         unlabelled = None

@@ -53,7 +53,7 @@ def trainable_model(
     if method not in LEARNING_RATES:
         raise ValueError(f"method is {' or '.join(LEARNING_RATES)}, got {method!r}.")
     set_seed(seed)
-    adaptor, tower = copy.deepcopy(model), copy.deepcopy(tower)
+    adaptor, tower = _without_towers(model), copy.deepcopy(tower)
     adaptor.attach_towers(tower, None)
     classifier = AdaptorForImageClassification.from_adaptor(
         adaptor,
@@ -77,6 +77,12 @@ def trainable_model(
             if name.startswith(UNREACHED):
                 parameter.requires_grad_(False)
     return classifier
+
+
+def _without_towers(model: AdaptorModel) -> AdaptorModel:
+    """A copy of the Adaptor alone: its own towers would be copied and trained for nothing."""
+    towers = {id(tower): None for tower in (model.vision_model, model.text_model) if tower is not None}
+    return copy.deepcopy(model, towers)
 
 
 def run_finetune(

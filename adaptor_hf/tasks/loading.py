@@ -19,11 +19,11 @@ from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_mode, is_private
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
-from .arguments import DownstreamArguments, pairs_of, table_options
+from .arguments import DownstreamArguments, named_tower, pairs_of, table_options
 from .controls import saved_controls
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
-from .overlap import seen_rows
-from .provenance import tower_name
+from .overlap import TOWER_SYSTEMS, seen_rows
+from .provenance import is_trained, named_by_weights, tower_folder, tower_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -114,10 +114,23 @@ def model_folders(arguments: DownstreamArguments) -> dict[str, str]:
     return {"adaptor": arguments.model, **controls}
 
 
+def trained_towers(arguments: DownstreamArguments) -> dict[str, str]:
+    """Folders of the trained towers that the task computes with, by `TOWER_SYSTEMS`."""
+    config, found = AdaptorConfig.from_pretrained(arguments.model), {}
+    reads_texts = set(TASKS[arguments.task].needs) & {"reports", "prompts"}
+    for system, kind in zip(TOWER_SYSTEMS, ("vision", "text"), strict=True):
+        reference = getattr(arguments, f"{kind}_tower") or getattr(config, f"{kind}_tower")
+        if (kind == "vision" or reads_texts) and (folder := tower_folder(reference)) is not None:
+            # Of one inside a checkpoint's own weights there is no folder.
+            found[system] = arguments.model if config.towers_in_checkpoint and not folder.is_dir() else str(folder)
+    return found
+
+
 def _seen(arguments: DownstreamArguments, test: Dataset, name: str, table: str | None) -> dict[str, Seen]:
     return seen_rows(
-        test, model_folders(arguments), name=name, table=table, namespace=arguments.id_namespace,
-        cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen, check=arguments.check,
+        test, model_folders(arguments) | trained_towers(arguments), name=name, table=table,
+        namespace=arguments.id_namespace, cache_dir=cache_dir_of(arguments), allow=arguments.allow_seen,
+        check=arguments.check,
     )  # fmt: skip
 
 
@@ -193,6 +206,13 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     return found
 
 
+def used_models(arguments: DownstreamArguments) -> list[str]:
+    """Checkpoints that the arguments name, and the folders of trained towers that are no part of one."""
+    models = [arguments.model, *arguments.more_models]
+    towers = [str(place) for name in (arguments.vision_tower, arguments.text_tower) if (place := tower_folder(name))]
+    return list(dict.fromkeys([*models, *towers]))
+
+
 def check_models(arguments: DownstreamArguments) -> None:
     """
     Compare every checkpoint that the arguments name, controls among them, with the record of its run; of those without
@@ -205,7 +225,7 @@ def check_models(arguments: DownstreamArguments) -> None:
         place
         for model in [arguments.model, *arguments.more_models]
         for place in model_folders(replace(arguments, model=model)).values()
-    }
+    } | set(used_models(arguments))
     unverified = sum(check_model(place).state == "unverified" for place in sorted(places))
     if unverified:
         logger.info(
@@ -217,14 +237,16 @@ def check_models(arguments: DownstreamArguments) -> None:
 
 def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     """
-    The checkpoint without towers: they are loaded when images are read.
+    The checkpoint with the towers whose weights are its own (those that it holds, or a vision tower that was trained)
+    and the vision tower that the arguments name. Others are loaded when images are read.
 
     Raises:
         OSError, ValueError: as of `check_model`; the checkpoint names no vision tower, or it pools tokens itself and
             the task reads pooled embeddings.
     """
     check_model(arguments.model)
-    model = AdaptorModel.from_pretrained(arguments.model, load_towers=False)
+    holds_towers = AdaptorConfig.from_pretrained(arguments.model).towers_in_checkpoint
+    model = AdaptorModel.from_pretrained(arguments.model, load_towers=holds_towers)
     if model.config.attention_pooling_heads is not None and "masks" not in TASKS[arguments.task].needs:
         raise ValueError(
             f"--task {arguments.task} reads one embedding of each image and text, and the checkpoint has "
@@ -235,6 +257,18 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
         raise ValueError(
             f"The config of {arguments.model} names no vision tower: say with --vision_tower which one it was."
         )
+    asked = {"vision_model": arguments.vision_tower, "text_model": arguments.text_tower}
+    for name in asked:
+        if asked[name] is not None:
+            setattr(model, name, None)
+        elif (tower := getattr(model, name)) is not None:
+            tower.spec = named_by_weights(tower)
+    reference = arguments.vision_tower or model.config.vision_tower
+    if model.vision_model is None and (arguments.vision_tower is not None or is_trained(reference)):
+        # A head that is saved then names this tower, not the one of the checkpoint.
+        model.attach_towers(load_vision_tower(reference))
+        if is_trained(reference):
+            model.vision_model.spec = named_by_weights(model.vision_model)
     return model.eval()
 
 
@@ -253,24 +287,30 @@ def with_default_reading(arguments: DownstreamArguments) -> DownstreamArguments:
 
 def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> VisionTower:
     """The vision tower itself; its spec says how image files are read."""
-    tower = load_vision_tower(vision_tower_of(arguments, model), device=device)
+    tower = vision_tower_of(arguments, model)
+    tower = tower.to(device) if isinstance(tower, VisionTower) else load_vision_tower(tower, device=device)
     tower.spec = arguments.reading.in_spec(tower.spec)
     return tower
 
 
 def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
-    """What `build_cache` loads the vision tower from."""
-    return arguments.vision_tower or model.config.vision_tower
+    """What `build_cache` takes for the vision tower: the checkpoint's own, if it has one, else its name."""
+    return model.vision_model or named_tower(arguments, "vision") or model.config.vision_tower
 
 
 def load_checkpoint_text_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
     """The checkpoint's text tower."""
-    reference = arguments.text_tower or model.config.text_tower
+    if model.text_model is not None:
+        return model.text_model.to(device)
+    reference = named_tower(arguments, "text") or model.config.text_tower
     if reference is None:
         raise ValueError(
             f"The config of {arguments.model} names no text tower: say with --text_tower which one it was."
         )
-    return load_text_tower(reference, device=device)
+    tower = load_text_tower(reference, device=device)
+    if is_trained(tower.spec):
+        tower.spec = named_by_weights(tower)
+    return tower
 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
@@ -301,6 +341,8 @@ __all__ = [
     "load_tower",
     "model_folders",
     "split_rule_of",
+    "trained_towers",
+    "used_models",
     "vision_tower_of",
     "with_default_reading",
 ]

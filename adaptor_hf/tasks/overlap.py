@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 logger = logging.getLogger(__name__)
+
+TOWER_SYSTEMS = ("vision tower", "text tower")
+"""Of `seen_rows`: a trained tower, on which every system stands, also those that no pair has shaped."""
 
 
 def seen_rows(
@@ -37,7 +40,8 @@ def seen_rows(
 
     Args:
         test (`datasets.Dataset`): With `image` and `patient_id`, as the table has it, never hashed.
-        models (`Mapping[str, str]`): Key of a system, such as `adaptor`, to the folder or hub id of its checkpoint.
+        models (`Mapping[str, str]`): Key of a system, such as `adaptor`, to the folder or hub id of its checkpoint; of
+            `TOWER_SYSTEMS` to the folder of a trained tower.
         name (`str`): Of the data set, for messages and, without `namespace`, for what its patient ids belong to.
         table (*optional*): Where the rows come from, see `id_namespaces`.
         namespace (`str`, *optional*): What the patient ids belong to.
@@ -56,7 +60,8 @@ def seen_rows(
     for system, model in models.items():
         rows = find_training_rows(model)
         if rows is None:
-            why = f"the checkpoint has no {TRAINING_ROWS_FILE}, as those of a hub and of older versions"
+            what = "trained tower" if system in TOWER_SYSTEMS else "checkpoint"
+            why = f"the {what} has no {TRAINING_ROWS_FILE}, as those of a hub and of older versions"
             found[system] = Seen(None, None, len(set(patients)), len(test), why)
             continue
         if images is None:
@@ -84,12 +89,24 @@ def seen_rows(
 
 
 def overlap_fields(seen: Mapping[str, Seen] | None, system: str) -> dict[str, Any]:
-    """What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's."""
-    if not saw_pairs(system):
+    """
+    What a result line says of the overlap; what is trained here from the Adaptor has the Adaptor's. All systems are on
+    the same towers, and have seen what a trained one has.
+    """
+    unknown = Seen(None, None)
+    parts = [one for name, one in (seen or {}).items() if name in TOWER_SYSTEMS]
+    if saw_pairs(system):
+        parts.append((seen or {}).get(system, (seen or {}).get("adaptor", unknown)))
+    if not parts:
         return Seen(0, 0).fields()
-    if not seen:
-        return Seen(None, None).fields()
-    return seen.get(system, seen.get("adaptor", Seen(None, None))).fields()
+    return Seen(_most(one.patients for one in parts), _most(one.images for one in parts)).fields()
+
+
+def _most(counts: Iterable[int | None]) -> int | None:
+    """The largest count; unknown where nothing was found and one is not known."""
+    counts = list(counts)
+    found = max(count or 0 for count in counts)
+    return found if found or None not in counts else None
 
 
 def check_copies(

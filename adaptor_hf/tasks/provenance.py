@@ -2,17 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
+from ..data.training_rows import TOWER_FILE
+from ..random_specs_adaptor import is_random
+from ..towers_adaptor import TextTower, VisionTower, tower_digest
+
+
+def is_trained(tower: Any) -> bool:
+    """Whether a tower's spec, or its folder, is of one that a run of this package has trained."""
+    if isinstance(tower, Mapping):
+        return tower.get("trained") is not None
+    return tower is not None and (Path(tower).expanduser() / TOWER_FILE).is_file()
+
+
+def tower_folder(tower: Any) -> Path | None:
+    """The folder of a trained tower, by its name or spec; None of one that was not trained, or holds no folder here."""
+    if not is_trained(tower):
+        return None
+    if isinstance(tower, Mapping):
+        tower = Path(tower["name_or_path"], tower.get("subfolder") or "")
+    return Path(tower).expanduser()
+
+
+def named_by_weights(tower: VisionTower | TextTower) -> dict[str, Any]:
+    """
+    The spec of a tower whose weights are not those of its name, with `weights`, 8 hex digits of their digest: by its
+    name alone two of them would be one run.
+    """
+    return tower.spec | {"weights": tower_digest(tower)[:8]}
+
+
+def spec_of_cache(spec: Mapping[str, Any], tower: Any) -> dict[str, Any]:
+    """The spec that a cache has of a tower, named as the one that reads it: equal weights may have had another name."""
+    own = getattr(tower, "spec", {})
+    kept = {name: value for name, value in spec.items() if name != "weights"}
+    return kept | {name: own[name] for name in ("weights", "trained", "base_tower") if own.get(name) is not None}
 
 
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
-    """`yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw."""
-    if dataset.startswith("phantom"):
-        return "no"
+    """
+    `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw, and random
+    weights saw nothing.
+    """
     seen = (spec or {}).get("pretraining_data")
+    if dataset in (seen or ()):
+        return "yes"  # it was trained on what was called so
+    if dataset.startswith("phantom") or is_random(spec):
+        return "no"
     names = _pretraining_names(dataset)
     if not seen or not names:
         return "unknown"
@@ -32,14 +73,32 @@ def _pretraining_names(dataset: str) -> set[str]:
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
-    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
-    ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run.
+    What results call a tower: its preset or hub id; of a local folder its last part alone; of random weights
+    with their seed. With ", RGB" or
+    ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run. A trained tower has the
+    name of the one that it started as, how it was trained, and 8 hex digits of its weights.
     """
     if spec is None:
         return None
-    name = str(spec.get("preset") or spec.get("name_or_path") or "")
+    base = spec.get("base_tower") or spec
+    name = str(base.get("preset") or base.get("name_or_path") or "")
     name = name.rstrip("/").rpartition("/")[2] if name.startswith(("/", ".", "~")) else name
-    return ", ".join(part for part in (name, Reading.of_spec(spec).label) if part)
+    weights = spec.get("weights")
+    parts = (
+        name,
+        f"init_seed={base['init_seed']}" if base.get("init_seed") is not None else "",
+        describe_training(spec.get("trained")),
+        weights and f"weights {weights}",
+        Reading.of_spec(spec).label,
+    )
+    return ", ".join(part for part in parts if part)
+
+
+def describe_training(trained: str | int | None) -> str:
+    """How a tower was trained here, for its name; "" of a frozen one."""
+    if trained is None:
+        return ""
+    return "LoRA" if trained == "lora" else "trained" if trained == "full" else f"last {trained} blocks trained"
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:
@@ -50,4 +109,12 @@ def input_size(spec: dict[str, Any] | None) -> int | None:
     return (size or {}).get("height") or (size or {}).get("shortest_edge")
 
 
-__all__ = ["disjoint_sets", "input_size", "tower_name", "tower_saw"]
+__all__ = [
+    "disjoint_sets",
+    "input_size",
+    "is_trained",
+    "named_by_weights",
+    "spec_of_cache",
+    "tower_name",
+    "tower_saw",
+]

@@ -17,7 +17,7 @@ from .controls import systems_of
 from .features import BATCH_ROWS
 from .loading import LoadedParts, cache_dir_of, load_adaptor, load_checkpoint_text_tower, load_parts, vision_tower_of
 from .overlap import overlap_fields
-from .provenance import input_size, tower_name, tower_saw
+from .provenance import input_size, spec_of_cache, tower_name, tower_saw
 from .runs import RunList, finish_run
 from .summary import summarize
 from .targets import pairs_hash
@@ -69,6 +69,7 @@ def run_retrieval(
     split_hash: str,
     seen: Mapping[str, Seen] | None = None,
     classes: np.ndarray | None = None,
+    towers: Sequence[Any] = (None, None),
     num_resamples: int = 1000,
 ) -> RunList:
     """
@@ -80,6 +81,8 @@ def run_retrieval(
         output_dir (`str` or `PathLike`): Each run is a folder under `runs`.
         dataset, split_hash (`str`), seen (`Mapping[str, Seen]`, *optional*): For results.
         classes (`np.ndarray` of shape `(len(pairs),)`, *optional*): A class a row, int64; a text has its first row's.
+        towers (`Sequence`): What the pairs were embedded with, of images and of texts, where that is a loaded tower:
+            results name one that was trained by its weights.
         num_resamples (`int`, defaults to 1000): Of the bootstrap over patients.
     """
     from ..evaluation import precision_at_k, retrieval_metrics, retrieval_predictions
@@ -88,21 +91,22 @@ def run_retrieval(
     found = RunList()
     text_ids = torch.from_numpy(pairs.text_rows)
     table, targets = pairs.pairs, pairs_hash(pairs, classes)
+    vision, text = (spec_of_cache(*pair) for pair in zip((pairs.vision_spec, pairs.text_spec), towers, strict=True))
     embeds = {"image_embeds": pairs.image_embeddings(), "text_embeds": pairs.text_embeddings()}
     for system in (system for system in systems if system.model is not None):
         fields = (
             system.fields()
             | {
-                "vision_tower": tower_name(pairs.vision_spec),
-                "text_tower": tower_name(pairs.text_spec),
+                "vision_tower": tower_name(vision),
+                "text_tower": tower_name(text),
                 "task": "retrieval",
                 "dataset": dataset,
                 "split_hash": split_hash,
                 "protocol": "retrieval",
-                "input_size": input_size(pairs.vision_spec),
+                "input_size": input_size(vision),
                 "seed": 0,
                 "targets_hash": targets,
-                "tower_saw_dataset": tower_saw(pairs.vision_spec, dataset),
+                "tower_saw_dataset": tower_saw(vision, dataset),
             }
             | overlap_fields(seen, system.key)
         )
@@ -167,9 +171,8 @@ def load_test_pairs(
 def run(arguments: DownstreamArguments, device: str) -> str:
     """The task of `--task retrieval`: embed the test pairs, score both ways, and give the text to print."""
     model = load_adaptor(arguments)
-    dataset, pairs, loaded = load_test_pairs(
-        arguments, model, device, load_checkpoint_text_tower(arguments, model, device)
-    )
+    text_tower = load_checkpoint_text_tower(arguments, model, device)
+    dataset, pairs, loaded = load_test_pairs(arguments, model, device, text_tower)
     classes = None
     if "labels" in dataset.column_names and hasattr(dataset.features["labels"], "num_classes"):
         classes = np.asarray(dataset["labels"][:], np.int64)
@@ -181,6 +184,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         split_hash=loaded.split_hash,
         seen=loaded.seen,
         classes=classes,
+        towers=(vision_tower_of(arguments, model), text_tower),
         num_resamples=arguments.num_resamples,
     )
     return summarize(runs)

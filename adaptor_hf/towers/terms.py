@@ -9,9 +9,12 @@ yourself before you rely on them.
 from dataclasses import fields
 from typing import Any
 
-from .presets import TERM_KEYS, TOWER_PRESETS, TowerPreset
+from ..random_specs_adaptor import PREFIX
+from .presets import NO_WEIGHTS, TERM_KEYS, TOWER_PRESETS, TowerPreset
 
 _NOT_STATED = {one.name: one.default for one in fields(TowerPreset) if one.name in TERM_KEYS}
+
+_RANDOM = {key: NO_WEIGHTS[key] for key in TERM_KEYS}
 
 
 def terms_of(tower: dict[str, Any] | None) -> dict[str, str | None]:
@@ -25,6 +28,8 @@ def terms_of(tower: dict[str, Any] | None) -> dict[str, str | None]:
         Dict with the keys of `TERM_KEYS`; of an unknown tower, `commercial` is "unclear".
     """
     tower = tower or {}
+    if str(tower.get("name_or_path")).startswith(PREFIX):
+        return dict(_RANDOM)
     name = tower.get("preset")
     if name not in TOWER_PRESETS:
         same = (preset for preset, facts in TOWER_PRESETS.items() if facts["name_or_path"] == tower.get("name_or_path"))

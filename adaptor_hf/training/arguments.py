@@ -1,5 +1,6 @@
 """TrainingArguments with the paper's recipe as defaults."""
 
+import math
 import os
 from dataclasses import dataclass, field
 
@@ -50,6 +51,9 @@ class AdaptorTrainingArguments(TrainingArguments):
             `per_device_train_batch_size` is given.
         per_device_train_batch_size (`int`, *optional*): Pairs a step on each process. The reference code uses 1024 on
             each of two GPUs and does not share negatives between them.
+        tower_learning_rate (`float`, *optional*): Peak learning rate of towers that train; by default `learning_rate`.
+        layer_decay (`float`, defaults to 1.0): Of towers that train, the factor on the learning rate from one block to
+            the one before it; 1 after the last block. See [`~training.tower_rates.rate_scales`].
         positives (`str`, defaults to `"text"`): Which rows are no negatives of each other: those with the same `"text"`,
             of the same `"study"`, or only the row's own `"pair"` (the paper's, with false negatives among repeated reports).
         dataset_weights (`list[float]`, *optional*): Of data of several sources, the share of each in an epoch, in any
@@ -76,6 +80,12 @@ class AdaptorTrainingArguments(TrainingArguments):
     learning_rate: float = field(default=2e-5, metadata={"help": "Peak learning rate."})
     num_train_epochs: float = field(default=50.0, metadata={"help": "Number of passes over the pairs."})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's decoupled weight decay."})
+    tower_learning_rate: float | None = field(
+        default=None, metadata={"help": "Peak learning rate of towers that train. Default: learning_rate."}
+    )
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "Of towers that train: factor on the rate from one layer to the one before it."}
+    )
     warmup_steps: float = field(default=0.02, metadata={"help": "Warm-up: a share of all steps below 1, else steps."})
     max_grad_norm: float = field(default=0.0, metadata={"help": "Gradient clipping; 0 is none."})
     global_batch_size: int = field(
@@ -142,6 +152,10 @@ class AdaptorTrainingArguments(TrainingArguments):
             check_weights(self.dataset_weights, len(self.dataset_weights))
         if self.grad_cache_batch_size is not None and self.grad_cache_batch_size < 1:
             raise ValueError(f"grad_cache_batch_size must be at least 1, got {self.grad_cache_batch_size}.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1 (no decay), got {self.layer_decay}.")
+        if self.tower_learning_rate is not None and not 0 <= self.tower_learning_rate < math.inf:
+            raise ValueError(f"tower_learning_rate must be 0 or more, got {self.tower_learning_rate}.")
         chosen = self.greater_is_better
         self._choose_precision()
         if self.dataloader_pin_memory is None:

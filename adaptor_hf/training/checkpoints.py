@@ -7,16 +7,19 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from ..file_records import forget_manifest
 from ..files import file_sha256, open_regular, read_json, write_aside
 from ..objectives import Objective
 from .terms import smaller_steps
+from .tower_checkpoints import remove_stale_towers
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +66,46 @@ def finish_checkpoint(checkpoint: Path) -> None:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     write_aside(folder / MANIFEST, json.dumps({"version": VERSION, "files": files}, indent=1), sync=True)
+    for inside in (path for path in folder.rglob("*") if path.is_dir()):
+        sync_folder(inside)
     sync_folder(folder)
     if checkpoint.exists():
         # A damaged one that this run went around, or one of a later step than the run was resumed from.
         shutil.rmtree(checkpoint)
     os.replace(folder, checkpoint)
     sync_folder(checkpoint.parent)
+
+
+@contextmanager
+def replacing(folder: Path, main: bool = True) -> Iterator[Path]:
+    """
+    A folder to save a model to, aside; then what was saved takes the place of what `folder` has under the same names, a
+    folder as a whole. Towers of an earlier save that the new model does not name are deleted.
+
+    Args:
+        folder (`Path`): Of the model.
+        main (`bool`): Whether this process writes.
+    """
+    aside = folder / UNFINISHED_MODEL
+    replaced = aside / "replaced"
+    if main:
+        # What a killed process left there would pass for a part of this model.
+        shutil.rmtree(aside, ignore_errors=True)
+    try:
+        yield aside
+        if not main:
+            return
+        forget_manifest(folder)
+        for path in sorted(aside.iterdir()):
+            target = folder / path.name
+            if path.is_dir() and target.is_dir():
+                replaced.mkdir(exist_ok=True)
+                os.replace(target, replaced / path.name)
+            os.replace(path, target)
+        remove_stale_towers(folder)
+    finally:
+        if main:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
@@ -314,7 +351,6 @@ def is_write_error(error: Exception) -> bool:
 
 __all__ = [
     "RESUME",
-    "UNFINISHED_MODEL",
     "RunningLoss",
     "check_checkpoint",
     "check_writable",
@@ -324,6 +360,7 @@ __all__ = [
     "finish_checkpoint",
     "refuse_broken_weights",
     "remove_unfinished",
+    "replacing",
     "rotate_checkpoints",
     "together",
     "unfinished",

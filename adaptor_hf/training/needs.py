@@ -96,7 +96,7 @@ def check_needs(
             first = dataset.__getitems__([0]) if hasattr(dataset, "__getitems__") else [dataset[0]]
             batch = (collator or PairCollator())(first)
         for who, needs in asking:
-            _check_batch(who, needs, batch, tokens_of_towers=bool(needs_of_aligner(aligner)))
+            _check_batch(who, needs, batch)
 
 
 def with_needs(objective: Objective | None, dataset: Dataset | Any, aligner: Any = None) -> Dataset | Any:
@@ -215,7 +215,7 @@ def _check_cache(who: str, needs: frozenset[str], cache: EmbeddingCache) -> None
                 )
 
 
-def _check_batch(who: str, needs: frozenset[str], batch: Any, tokens_of_towers: bool) -> None:
+def _check_batch(who: str, needs: frozenset[str], batch: Any) -> None:
     if not isinstance(batch, Mapping):
         return
     for need in NEEDS:
@@ -224,8 +224,11 @@ def _check_batch(who: str, needs: frozenset[str], batch: Any, tokens_of_towers: 
         if need.endswith("_tokens"):
             name = f"{need.removesuffix('_tokens')}_embeds"
             raw = "pixel_values" if need == "image_tokens" else "input_ids"
-            there = getattr(batch.get(name), "ndim", 0) == 3 or (tokens_of_towers and raw in batch)
-            wanted = f"{name} of shape (1 + tokens, D) in each example: the pooled embedding first, then the tokens"
+            there = getattr(batch.get(name), "ndim", 0) == 3 or raw in batch
+            wanted = (
+                f"{name} of shape (1 + tokens, D) in each example: the pooled embedding first, then the tokens; or "
+                f"{raw} for a tower"
+            )
         elif need == "pairs":
             there = bool({"pixel_values", "image_embeds"} & set(batch) and {"input_ids", "text_embeds"} & set(batch))
             wanted = "pixel_values or image_embeds, and input_ids or text_embeds"

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from transformers.trainer_utils import PredictionOutput
 
 from ..batch_norm_adaptor import batch_norm_over_ranks
 from ..embeddings.reader import EmbeddingCache
-from ..file_records import forget_manifest
 from ..files import write_aside
 from ..hub.saved_code import remove_code
 from ..modeling_adaptor import AdaptorModel
@@ -27,7 +25,6 @@ from .arguments import AdaptorTrainingArguments
 from .base_trainer import BaseTrainer
 from .checkpoints import (
     RESUME,
-    UNFINISHED_MODEL,
     RunningLoss,
     check_checkpoint,
     check_writable,
@@ -37,6 +34,7 @@ from .checkpoints import (
     finish_checkpoint,
     refuse_broken_weights,
     remove_unfinished,
+    replacing,
     rotate_checkpoints,
     together,
     unfinished,
@@ -53,6 +51,8 @@ from .progress import ProgressLines
 from .run_folder import run_folder
 from .source_batches import source_sampler
 from .terms import RunningTerms, check_finite, smaller_steps, why_zero
+from .tower_checkpoints import check_same_towers, load_trained_towers, save_what_trains
+from .tower_rates import check_tower_rates, give_towers_their_rates, no_decay_in_towers, refuse_own_optimizer
 from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class AdaptorTrainer(BaseTrainer):
         kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
+        refuse_own_optimizer(args, self.optimizer)
         self.can_return_loss = True
         self.label_names = []
         # A column of this name is one of many, and no reason to weigh losses by tokens.
@@ -147,9 +148,10 @@ class AdaptorTrainer(BaseTrainer):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if hasattr(self.sampler, "set_epoch"):
-            # On resuming on several processes it lies deeper than Trainer and accelerate look.
-            self.sampler.set_epoch(epoch)
+        for part in (self.sampler, self.train_dataset):
+            if hasattr(part, "set_epoch"):
+                # On resuming, and on several processes, they lie deeper than Trainer and accelerate look.
+                part.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
@@ -163,8 +165,20 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """All parameters decay, as in the reference, but for `logit_bias`: it says how rare pairs are."""
-        return [name for name, _ in model.named_parameters() if name.rpartition(".")[2] != "logit_bias"]
+        """
+        All parameters decay, as in the reference, but for `logit_bias`, which says how rare pairs are, and for those of
+        towers of fewer than 2 dimensions.
+        """
+        no_decay = no_decay_in_towers(model)
+        names = (name for name, _ in model.named_parameters())
+        return [name for name in names if name.rpartition(".")[2] != "logit_bias" and name not in no_decay]
+
+    def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
+        given = self.optimizer is not None
+        optimizer = super().create_optimizer(model)
+        if not given:
+            give_towers_their_rates(optimizer, self.together.model, self.args)
+        return optimizer
 
     def _prepare_for_training(self, *args):
         """Optimizer, mixed precision and DDP see model and objective together; all others see the model."""
@@ -265,6 +279,7 @@ class AdaptorTrainer(BaseTrainer):
             return self._train(resume_from_checkpoint, *args, **kwargs)
 
     def _train(self, resume_from_checkpoint: str | bool | None, *args, **kwargs):
+        check_tower_rates(self.args, self.model)
         of_evaluation = self.eval_collator or self.data_collator
         aligner = self.model.config
         self.train_dataset = checked_with_needs(self.objective, self.train_dataset, self.data_collator, aligner)
@@ -299,7 +314,9 @@ class AdaptorTrainer(BaseTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_objective_state(self.objective, Path(resume_from_checkpoint))
+        check_same_towers(self.model, self.args, Path(resume_from_checkpoint))
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_trained_towers(self.model, Path(resume_from_checkpoint))
 
     def _init_training_state(self, max_steps: int, *args) -> tuple[int, int]:
         position = super()._init_training_state(max_steps, *args)
@@ -368,18 +385,10 @@ class AdaptorTrainer(BaseTrainer):
         """
         refuse_broken_weights((self.model, self.objective), self.state.global_step)
         folder = Path(output_dir if output_dir is not None else self.args.output_dir)
-        aside = folder / UNFINISHED_MODEL
 
         def write() -> None:
-            try:
+            with replacing(folder, main=self.args.should_save) as aside:
                 super(AdaptorTrainer, self).save_model(str(aside), _internal_call=True)
-                if self.args.should_save:
-                    forget_manifest(folder)
-                for path in aside.iterdir() if self.args.should_save else ():
-                    os.replace(path, folder / path.name)
-            finally:
-                if self.args.should_save:
-                    shutil.rmtree(aside, ignore_errors=True)
 
         # Scripts may call this on one process only, so it waits for no other.
         together(write, folder / "model.safetensors", wait=_internal_call)
@@ -404,6 +413,7 @@ class AdaptorTrainer(BaseTrainer):
             if self.args.should_save:
                 remove_code(folder)
                 save_objective(self.objective, unfinished(checkpoint))
+                save_what_trains(self.model, self.args, unfinished(checkpoint))
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(folder)
                 self._save_scaler(folder)
@@ -442,6 +452,7 @@ class AdaptorTrainer(BaseTrainer):
                 "--load_best_model_at_end False to that, to end with the last one."
             ) from error
         super()._load_best_model()
+        load_trained_towers(self.model, Path(self.state.best_model_checkpoint))
         load_objective_state(self.objective, Path(self.state.best_model_checkpoint))
 
     def _issue_warnings_after_load(self, load_result) -> None:
