@@ -10,7 +10,13 @@ __version__ = "0.1.0"
 _install_moved()
 
 # Commands that say what is wrong with their arguments before torch and transformers load; what needs the classes asks.
-_LIGHT = ("adaptor_hf.data", "adaptor_hf.embeddings", "adaptor_hf.phantom", "adaptor_hf.configs")
+_LIGHT = (
+    "adaptor_hf.data",
+    "adaptor_hf.embeddings",
+    "adaptor_hf.phantom",
+    "adaptor_hf.configs",
+    "adaptor_hf.prediction",
+)
 
 __all__ = [
     "AdaptorConfig",

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .arguments_adaptor import refuse_unknown
 from .image_processing_adaptor import AdaptorImageProcessor, processor_of_tower
 from .precision_adaptor import input_dtype
-from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, tower_name
+from .tower_layers_adaptor import chosen_blocks, merged_layers, recorded_outputs, stages_of, tower_name
 from .tower_sources_adaptor import has_trained_pooler
 from .tower_specs_adaptor import load_text_processor
 from .tower_training_adaptor import FROZEN, set_mode, set_trainable
@@ -156,7 +156,9 @@ class VisionTower(_Tower):
             hidden, pooled = output, None
         else:
             hidden, pooled = output.last_hidden_state, output.pooler_output if "pooler_output" in output else None
-            hidden = merged_layers(self.model, self.spec, layers, hidden)
+        if pooled is None and hidden.ndim == 4 and self.spec.get("layers"):
+            pooled = hidden.mean(dim=(2, 3))
+        hidden = merged_layers(self.model, self.spec, layers, hidden)
         if hidden.ndim == 4:
             if getattr(getattr(self.model, "timm_model", None), "output_fmt", "NCHW") == "NHWC":
                 hidden = hidden.permute(0, 3, 1, 2)
@@ -215,7 +217,8 @@ class VisionTower(_Tower):
             if class_token is None:
                 raise ValueError(f'tower {name!r} has no class token for pooling="{pooling}"; use pooling="mean".')
             return class_token if pooling == "cls" else torch.cat([class_token, tokens.mean(dim=1)], dim=-1)
-        if pooled is None or pooled.shape[-1] != tokens.shape[-1]:
+        # Of a convolutional network with layers the tokens are those of another stage.
+        if pooled is None or (pooled.shape[-1] != tokens.shape[-1] and not self.spec.get("layers")):
             raise ValueError(f'tower {name!r} has no pooled output of its tokens\' width; use pooling="mean".')
         return pooled
 
@@ -239,9 +242,12 @@ class VisionTower(_Tower):
         spec |= sizes_in_spec(pooled.shape[-1], tokens.shape[-1]) | {"grid_shape": grid}
 
     def _default_pooling(self, has_class_token: bool) -> str:
+        if self.spec.get("layers"):
+            # Of stages the embedding stays the network's own, made of the last one, as MGCA and GLoRIA have it.
+            return "pooler" if stages_of(self.model) else "cls" if has_class_token else "mean"
         if self.spec["library"] == "torchxrayvision":
             return "mean"
-        if self.spec.get("layers"):
+        if self.spec.get("truncate_layers"):
             return "cls" if has_class_token else "mean"
         timm_model = getattr(self.model, "timm_model", None)
         if timm_model is None:

@@ -90,6 +90,15 @@ def original_map(
     logits: torch.Tensor, size: tuple[int, int], geometry: dict[str, Any], threshold: float
 ) -> torch.Tensor:
     """Class numbers (height, width) of an original image from the logits (C, h, w) of what the model saw of it."""
+    logits, seen = original_logits(logits, size, geometry)
+    return class_map(logits, threshold) * seen
+
+
+def original_logits(
+    logits: torch.Tensor, size: tuple[int, int], geometry: dict[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (C, height, width), float32, of an original image from those (C, h, w) of what the model saw of it, and
+    which of its pixels (height, width) that were: cropping leaves others out."""
     side = max(size)
     full = (side, side) if geometry["do_pad_to_square"] else size
     resized = _target_size(full[::-1], geometry["size"])[::-1] if geometry["do_resize"] else full
@@ -103,10 +112,10 @@ def original_map(
     # Cutting first, and copying the border outwards, so that no resizing mixes in what was never seen.
     logits = nn.functional.pad(logits, [min(margin, 0) for margin in margins])
     logits = nn.functional.pad(logits, [max(margin, 0) for margin in margins], mode="replicate")
-    labels = class_map(_bilinear(logits, full)[0], threshold)
-    labels = labels * (nn.functional.interpolate(covered, size=full, mode="nearest")[0, 0] > 0)
+    covered = nn.functional.interpolate(covered, size=full, mode="nearest")[0, 0] > 0
     top, left = (-((a - b) // 2) for a, b in zip(size, full, strict=True))
-    return labels[top : top + size[0], left : left + size[1]]
+    inside = slice(top, top + size[0]), slice(left, left + size[1])
+    return _bilinear(logits, full)[0][:, *inside], covered[inside]
 
 
 def _bilinear(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:

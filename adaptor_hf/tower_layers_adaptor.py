@@ -1,4 +1,6 @@
-"""Outputs of several layers of a transformer tower, joined into one vector a token.
+"""Outputs of several layers of a tower, joined into one vector a token; and towers that are cut after a layer.
+
+Of a transformer a layer is a block, of a convolutional network a stage: the blocks between two changes of resolution.
 
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
@@ -50,13 +52,19 @@ def complete_layers(model: nn.Module, spec: dict[str, Any]) -> None:
     """
     if not spec.get("layers"):
         return
-    count = len(blocks_of(model, tower_name(spec), "layers"))
+    stages = stages_of(model)
+    count = len(stages or blocks_of(model, tower_name(spec), "layers"))
     if spec["layers"][-1] > count:
         raise ValueError(
             f"tower {tower_name(spec)!r} has {count} layers, got layers={spec['layers']}. Take numbers from 1 to "
             f"{count}."
         )
-    has_norm = final_norm_of(model) is not None
+    if spec["pooling"] == "pooler" and not stages:
+        raise ValueError(
+            f'pooling="pooler" of tower {tower_name(spec)!r} reads the last layer alone: with layers take "cls", '
+            '"mean" or "cls+mean".'
+        )
+    has_norm = not stages and final_norm_of(model) is not None
     if spec.get("layers_norm") is None:
         spec["layers_norm"] = has_norm
     elif spec["layers_norm"] and not has_norm:
@@ -92,6 +100,110 @@ def blocks_of(model: nn.Module, name: str, option: str) -> list[nn.Module]:
     return list(found)
 
 
+def stages_of(model: nn.Module) -> list[nn.Module]:
+    """The stages of a convolutional network, in order, without its stem; [] of others, hierarchical transformers too.
+
+    Known are ResNets (those of timm, torchvision, torchxrayvision and transformers), ConvNeXt, RegNet, and timm's
+    EfficientNets and MobileNets.
+    """
+    network, config = getattr(model, "timm_model", model), getattr(model, "config", None)
+    if all(isinstance(getattr(network, f"layer{number}", None), nn.Module) for number in range(1, 5)):
+        stages = [getattr(network, f"layer{number}") for number in range(1, 5)]
+        # Where it was cut there is nothing.
+        return [stage for stage in stages if not isinstance(stage, nn.Identity)]
+    if network is not model:
+        convolutional = not hasattr(network, "num_prefix_tokens") and getattr(network, "output_fmt", "NCHW") == "NCHW"
+        names = ("stages", "blocks") if convolutional else ()
+        found = (getattr(network, name, None) for name in names)
+    else:
+        known = getattr(config, "model_type", None) in ("resnet", "convnext", "convnextv2", "regnet")
+        found = [model.encoder.stages] if known else []
+    return next((list(one) for one in found if isinstance(one, (nn.Sequential, nn.ModuleList)) and len(one)), [])
+
+
+def truncate(model: nn.Module, spec: dict[str, Any]) -> None:
+    """
+    Cut a network after as many blocks, or stages of a ResNet, as `truncate_layers` of its spec says, in place, and in
+    its configuration, so that a saved one is the shorter network. One that has just as many stays as it is.
+
+    A norm that follows the last block goes over the new last one, as it does when transformers loads a configuration
+    with fewer layers.
+
+    Raises:
+        ValueError: the network has fewer, or cannot be cut.
+    """
+    count = spec.get("truncate_layers")
+    if count is None:
+        return
+    name, stages = tower_name(spec), stages_of(model)
+    if type(count) is not int or count < 1:
+        raise ValueError(f"truncate_layers must be a whole number of at least 1, got {count!r}.")
+    blocks = stages or blocks_of(model, name, "truncate_layers")
+    if count > len(blocks):
+        raise ValueError(
+            f"tower {name!r} has {len(blocks)} layers, got truncate_layers={count}. Take a number from 1 to "
+            f"{len(blocks)}."
+        )
+    if count == len(blocks):
+        return
+    if stages:
+        cut_stages(model, name, count)
+        return
+    timm_model, config = getattr(model, "timm_model", None), model.config
+    if timm_model is not None:
+        timm_model.blocks = timm_model.blocks[:count]
+        config.model_args = (config.model_args or {}) | {"depth": count}
+        return
+    for module in list(model.modules()):
+        for child, part in module.named_children():
+            if isinstance(part, nn.ModuleList) and len(part) == len(blocks) and part[0] is blocks[0]:
+                setattr(module, child, part[:count])
+    _shorten(config, len(blocks), count)
+    if isinstance(getattr(model, "pooler", None), nn.Module) and list(model.pooler.parameters()):
+        if spec["pooling"] == "pooler":
+            raise ValueError(
+                f'the pooler of tower {name!r} was trained on its last layer: with truncate_layers take pooling="cls" '
+                'or "mean".'
+            )
+        model.pooler = None
+
+
+def cut_stages(model: nn.Module, name: str, count: int) -> None:
+    """Put nothing in place of a ResNet's stages after `count`; an earlier cut stays.
+
+    Raises:
+        ValueError: it is another network, whose head needs the width of its last stage.
+    """
+    network = getattr(model, "timm_model", model)
+    if hasattr(network, "layer4"):
+        for number in range(count + 1, 5):
+            setattr(network, f"layer{number}", nn.Identity())
+    elif getattr(getattr(model, "config", None), "model_type", None) == "resnet":
+        model.encoder.stages = model.encoder.stages[:count]
+        config = model.config
+        config.depths, config.hidden_sizes = config.depths[:count], config.hidden_sizes[:count]
+        _shorten(config, None, count)
+    else:
+        raise ValueError(
+            f"tower {name!r} cannot be cut after a stage: what follows needs the width of its last one. Take "
+            f"layers=[{count}], which gives the tokens of that stage."
+        )
+
+
+def _shorten(config: Any, old: int | None, count: int) -> None:
+    """A configuration of transformers for fewer layers, in place: what it says of each layer is cut as well."""
+    # Of a backbone, what is made of the number of layers.
+    made = ("stage_names", "out_features", "out_indices")
+    fields = {key: value for key, value in config.to_dict().items() if key not in made}
+    if old is not None:
+        fields = {key: value[:count] if isinstance(value, list) and len(value) == old else value
+                  for key, value in fields.items()}  # fmt: skip
+        fields[type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = count
+    shorter = vars(type(config).from_dict(fields))
+    told = {*fields, *made, *(f"_{key}" for key in made)}
+    vars(config).update({key: value for key, value in shorter.items() if key in told and key != "_name_or_path"})
+
+
 def final_norm_of(model: nn.Module) -> nn.Module | None:
     """The norm that a network puts after its last layer; None where each layer ends with one (BERT), or none is."""
     network = getattr(model, "timm_model", model)
@@ -122,7 +234,7 @@ def chosen_blocks(model: nn.Module, spec: dict[str, Any]) -> list[nn.Module]:
     """The blocks whose outputs a spec asks for; none where it asks for the last hidden state only."""
     if not spec.get("layers"):
         return []
-    blocks = blocks_of(model, tower_name(spec), "layers")
+    blocks = stages_of(model) or blocks_of(model, tower_name(spec), "layers")
     return [blocks[number - 1] for number in spec["layers"]]
 
 
@@ -130,31 +242,35 @@ def merged_layers(
     model: nn.Module, spec: dict[str, Any], outputs: list[torch.Tensor], last: torch.Tensor
 ) -> torch.Tensor:
     """
-    Tokens (B, N, D) or (B, N, D * layers) of the layers that a spec asks for; `last` where it asks for none.
+    Tokens (B, N, D) or (B, N, D * layers) of the layers that a spec asks for; `last` where it asks for none. Of stages
+    maps (B, C, h, w) or (B, C * layers, h, w).
 
     Args:
         model: the network.
         spec: the tower's.
-        outputs: (B, N, D) of each chosen block.
-        last: (B, N, D) what the network gives.
+        outputs: (B, N, D) of each chosen block, or (B, C, h, w) of each chosen stage.
+        last: (B, N, D) or (B, C, h, w), what the network gives.
 
     Raises:
         ValueError: a layer has other tokens than the last one.
     """
     if not spec.get("layers"):
         return last
+    if last.ndim == 4 and outputs[-1] is not None:
+        # Stages have resolutions of their own; those of one resolution can be joined.
+        last = outputs[-1]
     for number, output in zip(spec["layers"], outputs, strict=True):
         if output is None or output.shape != last.shape:
             found = None if output is None else tuple(output.shape)
             raise ValueError(
-                f"tower {tower_name(spec)!r}: layer {number} gives {found}, the network {tuple(last.shape)}, and "
+                f"tower {tower_name(spec)!r}: layer {number} gives {found}, the last one {tuple(last.shape)}, and "
                 "only layers with the same tokens can be joined. Leave it out of layers."
             )
     if spec["layers_norm"]:
         norm = final_norm_of(model)
         outputs = [norm(output) for output in outputs]
     if spec["layers_merge"] == "concat":
-        return torch.cat(outputs, dim=-1)
+        return torch.cat(outputs, dim=1 if last.ndim == 4 else -1)
     # In float16 a sum may overflow.
     wide = torch.promote_types(outputs[0].dtype, torch.float32)
     return torch.stack([output.to(wide) for output in outputs]).mean(dim=0).to(outputs[0].dtype)
@@ -166,9 +282,12 @@ __all__ = [
     "blocks_of",
     "chosen_blocks",
     "complete_layers",
+    "cut_stages",
     "final_norm_of",
     "layer_fields",
     "merged_layers",
     "recorded_outputs",
+    "stages_of",
     "tower_name",
+    "truncate",
 ]

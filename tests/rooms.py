@@ -30,6 +30,7 @@ ROOMS = (
     "hub",
     "training",
     "tasks",
+    "prediction",
     "audit",
     "pipelines",
     "verify",

@@ -481,7 +481,8 @@ class TestControls:
         assert controls_made("built") == ("tower", "untrained", "mlp")
         assert controls_made("pretrained") == ("projections", "shuffled")
         assert controls_made("fine-tuned") == ("finetune", "lora", "blocks")
-        assert [key for key in CONTROLS if not saw_pairs(key)] == ["tower", "untrained", "mlp"]
+        assert controls_made("published") == ("supervised",)
+        assert [key for key in CONTROLS if not saw_pairs(key)] == ["tower", "untrained", "mlp", "supervised"]
         assert saw_pairs(None)
         assert saw_pairs("somebody's")
 
@@ -503,7 +504,7 @@ class TestControls:
         assert {system.key: system.fields()["system"] for system in loaded} == {
             key: control.name + (f", {next(s.hidden_size for s in loaded if s.key == 'mlp')} hidden" * (key == "mlp"))
             for key, control in CONTROLS.items()
-            if control.made != "fine-tuned"
+            if control.made not in ("fine-tuned", "published")
         }
         assert all(system.fields()["module"] == system.key for system in loaded)
 

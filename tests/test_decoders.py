@@ -159,7 +159,7 @@ class TestUNetDecoder:
 
 class TestTowers:
     def test_resnet_ae_at_the_papers_sizes(self):
-        from adaptor_hf.tower_sources_adaptor import xrv_encoder
+        from adaptor_hf.xrv_towers_adaptor import xrv_encoder
 
         spec = {**TOWER_PRESETS["resnet-ae"]}
         model = small(VisionTower(xrv_encoder(), spec)).eval()

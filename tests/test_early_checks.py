@@ -78,7 +78,10 @@ def run(table, folder, **options) -> None:
         ({"vision_tower": "lite9"}, "tower 'lite9' is no preset .*\n?Did you mean lite0"),
         ({"text_tower": "biobrt"}, "Did you mean biobert"),
         ({"vision_tower": "timm:resnet5O.a1_in1k"}, "timm has no model 'resnet5O.a1_in1k'; similar names: resnet50"),
-        ({"vision_tower": "xrv:101-elastc"}, "no autoencoder '101-elastc'. Did you mean xrv:101-elastic"),
+        (
+            {"vision_tower": "xrv:101-elastc"},
+            "no weights '101-elastc' .*Did you mean xrv:101-elastic",
+        ),
         ({"vision_tower": "facebook/dinov2-smal"}, "could not be loaded[^$]*Did you mean facebook/dinov2-small"),
         ({"vision_tower": "timm:resnet50.a1_in1k"}, "tower 'timm/resnet50.a1_in1k' .*could not be loaded"),
         ({"vision_tower": "biobert"}, "'biobert' is a text tower"),

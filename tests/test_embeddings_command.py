@@ -73,7 +73,7 @@ def counted(monkeypatch) -> dict[str, int]:
     """How many images were read and embedded, and how many texts were embedded, since the last `clear`."""
     counts = {"read": 0, "images": 0, "texts": 0}
     # What a process of its own reads would not be counted here.
-    monkeypatch.setattr("adaptor_hf.embeddings.build._worker_count", lambda on_cuda: 0)
+    monkeypatch.setattr("adaptor_hf.embeddings.build.worker_count", lambda on_cuda: 0)
 
     def count(owner, name, what, size):
         method = getattr(owner, name)

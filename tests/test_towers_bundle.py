@@ -181,13 +181,13 @@ def test_a_folder_of_unknown_origin_has_what_its_card_states(tiny_bert, tmp_path
 def test_the_autoencoders_pickle_becomes_safetensors(tmp_path, monkeypatch):
     from torchxrayvision import autoencoders
 
-    from adaptor_hf import tower_sources_adaptor
+    from adaptor_hf import xrv_towers_adaptor
 
     torch.manual_seed(0)
     network = autoencoders.ResNetAE(weights=None).eval()
     file = tmp_path / autoencoders.model_urls["101-elastic"]["weights_url"].rsplit("/", 1)[-1]
     torch.save(network.state_dict(), file)
-    monkeypatch.setattr(tower_sources_adaptor, "_xrv_file", lambda *_: file)
+    monkeypatch.setattr(xrv_towers_adaptor, "xrv_file", lambda *_: file)
     bundle_towers(["resnet-ae"], tmp_path / "bundle")
     monkeypatch.undo()
     assert {path.name for path in (tmp_path / "bundle" / "resnet-ae").iterdir()} == {"config.json", "model.safetensors"}

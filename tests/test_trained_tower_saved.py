@@ -146,7 +146,7 @@ def test_the_saved_folder_gives_the_scores_of_the_run_wherever_it_is(finished, t
 
 def test_the_run_says_what_trained_and_verifies_until_a_file_of_the_tower_is_another(finished):
     lines = {line["module"]: line for line in read_results(finished / "runs").lines}
-    assert lines["blocks"]["system"] == "Adaptor, last blocks fine-tuned"
+    assert lines["blocks"]["system"] == "Adaptor, last blocks trained"
     assert lines["blocks"]["recipe"] == "last 1 blocks, 1 epochs, lr 2e-05, layer decay 0.7"
     assert (
         lines["lora"]["trainable_params"] < lines["blocks"]["trainable_params"] < lines["finetune"]["trainable_params"]

@@ -19,6 +19,7 @@ from ..privacy.mode import private_options
 from ..training.report import package_versions, rows_of_sources
 from ..training.summary import own_parameters
 from ..training.terms import last_terms
+from ..training.trained_towers import TrainedTowers, record_towers
 from ..training.trainer import AdaptorTrainer
 from .manifest import relative_to_run
 
@@ -57,6 +58,7 @@ class RunRecord:
         *,
         objective: dict[str, Any] | None = None,
         recipe: dict[str, Any] | None = None,
+        towers: TrainedTowers | None = None,
     ) -> Path:
         """
         Write `run.json` into the output folder.
@@ -68,6 +70,7 @@ class RunRecord:
             cache (`EmbeddingCache`): The whole cache; its files' SHA-256 identify the inputs.
             objective (`dict`, *optional*): What was minimised, as of `ModelArguments.objective_record`.
             recipe (`dict`, *optional*): Which it was and whether the run chose it, as of `Recipe.to_dict`.
+            towers (`TrainedTowers`, *optional*): Of a run whose towers trained.
         """
         arguments, history = trainer.args, trainer.state.log_history
         folder = Path(arguments.output_dir)
@@ -102,6 +105,7 @@ class RunRecord:
                 # Trained with the model, and no part of what is saved as its weights.
                 "objective_parameters": own_parameters(trainer.objective),
             },
+            "towers": None if towers is None else record_towers(towers, arguments.output_dir),
             "metrics": last_evaluation(history),
             "terms": last_terms(history),
             "seconds": self.seconds,

@@ -69,7 +69,7 @@ def read_unlabelled(source, image_column: str, sep: str | None = None, encoding:
         FileNotFoundError: No image under the folder.
     """
     folder = Path(source)
-    if not folder.is_dir() or _is_saved(folder) or metadata_files(folder):
+    if not folder.is_dir() or is_saved(folder) or metadata_files(folder):
         return read_source(source, image_column, sep, encoding)
     root = os.path.abspath(folder)
     walk = walk_images(Path(root))
@@ -115,7 +115,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         )
     path = Path(source)
     if path.is_dir():
-        if _is_saved(path):
+        if is_saved(path):
             return _from_dataset(load_saved_dataset(path), path)
         return _read_folder(path, image_column, form)
     if os.path.lexists(path):
@@ -131,7 +131,7 @@ def _read(source, image_column: str, form: dict[str, str | None]) -> Source:
         ) from error
 
 
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` wrote it."""
     return any((folder / name).is_file() for name in ("dataset_dict.json", "state.json"))
 

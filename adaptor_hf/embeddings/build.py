@@ -139,7 +139,7 @@ def build_cache(
     # On the CPU the activations of a larger batch leave the caches and the allocator's pools: 2.4 times the time for
     # EfficientNet-Lite0 at 64 images.
     batch_size = batch_size or (64 if on_cuda else 4)
-    workers = num_workers if num_workers is not None else _worker_count(on_cuda)
+    workers = num_workers if num_workers is not None else worker_count(on_cuda)
     reading = ranks.on_main(lambda: _reading_of(dataset)) if vision_tower is not None else Reading()
     store = ImageStore(image_store, image_store_size, reading) if image_store is not None else None
     checks = FileChecks(check)
@@ -246,7 +246,8 @@ def _runs_on_cuda(device: Any, tower: Any) -> bool:
     return torch.cuda.is_available() if device is None else torch.device(device).type == "cuda"
 
 
-def _worker_count(on_cuda: bool) -> int:
+def worker_count(on_cuda: bool) -> int:
+    """Processes that read files beside this one: all cores but one with CUDA, half of them without."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores //= max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     return max(0, min(16, cores - 1 if on_cuda else cores // 2))

@@ -9,26 +9,13 @@ import numpy as np
 
 from ..data.content_keys import digest, image_reference
 from ..data.reading import Reading
-from ..data.views import view_pixels, view_seed_of, view_size
+from ..data.views import decoded_size, view_pixels, view_seed_of, view_size
 from ..files import printable
 from .image_store import GREY, ImageStore
 from .stored import StoredImages
 
 READ_ERROR = "image file cannot be read"  # worth another try at the next build
 DECODE_ERROR = "image cannot be decoded"
-
-
-def target_pixels(processor) -> int | None:
-    """Longest side that an image processor asks for, or None when it does not say."""
-    sides = []
-    for name in ("size", "crop_size"):
-        value = getattr(processor, name, None)
-        if isinstance(value, int):
-            sides.append(value)
-        elif value is not None:
-            items = dict(value).values()
-            sides += [item for item in items if isinstance(item, int)]
-    return max(sides, default=None)
 
 
 def check_store(store: ImageStore, processor: Any, stored: StoredImages) -> None:
@@ -104,8 +91,7 @@ class ImageBatches:
         self.store = store
         self.reading = reading
         self.stored = stored
-        side = target_pixels(processor)
-        self.min_size = store.min_size if store else 3 * side if side else None
+        self.min_size = store.min_size if store else decoded_size(processor)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -124,7 +110,7 @@ class ImageBatches:
                 inputs.append(self._inputs(image, content))
             except Exception as error:
                 # Whatever a decoder raises on a damaged file, the fault is the file's and must not stop the build.
-                faults[offset] = _reason(error)
+                faults[offset] = fault_reason(error)
                 continue
             if self.store and stored is None:
                 self.store.write(key, image, content)
@@ -163,7 +149,8 @@ class ImageBatches:
         return self.store.shrink(image) if self.store else image, digest(data)
 
 
-def _reason(error: Exception) -> str:
+def fault_reason(error: Exception) -> str:
+    """Why an image is left out, in one line; it may name the file."""
     if isinstance(error, OSError | ImportError | MemoryError):
         return f"{READ_ERROR}: {(getattr(error, 'strerror', None) or str(error) or type(error).__name__)[:200]}"
     return f"{DECODE_ERROR}: {printable(' '.join(str(error).split())[:200]) or type(error).__name__}"

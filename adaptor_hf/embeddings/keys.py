@@ -46,15 +46,19 @@ def tower_identity(tower) -> dict:
         "library": spec["library"],
         "pooling": spec.get("pooling"),
         "hidden_size": int(tower.hidden_size),
-        "architecture": json_key(_clean(config.to_dict())) if config is not None else spec["name_or_path"],
+        "architecture": json_key(_clean(config.to_dict())) if config is not None else _origin(spec),
         "weights": tower_digest(tower),
         "processor": json_key(spec.get("image_processor") or _processor_state(tower.processor)),
     } | _layers(spec)
 
 
+def _origin(spec: dict) -> str:
+    return (spec.get("base_tower") or spec)["name_or_path"]
+
+
 def _layers(spec: dict) -> dict:
-    """Of a spec or identity what it says of joined layers: nothing for the last one alone."""
-    return {name: value for name, value in spec.items() if name.startswith("layers")}
+    """Of a spec or identity what it says of joined layers and of a cut: nothing for the last one alone."""
+    return {name: value for name, value in spec.items() if name.startswith("layers") or name == "truncate_layers"}
 
 
 def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
@@ -99,20 +103,28 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
 
     Towers of a bundle, local folders, hub ids in the local hub cache, and packages that carry weights are known.
     """
+    from ..random_specs_adaptor import PREFIX
     from ..tower_bundles_adaptor import find_bundled
+    from ..tower_folders_adaptor import folder_of_spec
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS
+    from ..xrv_towers_adaptor import files_of_classifier, is_classifier
 
     if isinstance(name_or_spec, str):
         spec = TOWER_PRESETS.get(name_or_spec, {"name_or_path": name_or_spec})
     else:
         spec = name_or_spec
     name = str(spec.get("name_or_path") or "")
+    if name.startswith(PREFIX):
+        return None
     bundled = find_bundled(spec)
     if bundled is None and (spec.get("library") == "torchxrayvision" or name.startswith("xrv:")):
-        return None
+        files = files_of_classifier(name) if is_classifier(name) else []
+        return _states(files) or None
     if bundled is not None:
         folder = bundled.folder
+    elif spec.get("subfolder"):
+        folder = Path(folder_of_spec(spec, {"local_files_only": True}))
     elif name.startswith("package:"):
         folder = package_folder(name.removeprefix("package:"))
     elif os.path.isdir(name):
@@ -128,5 +140,9 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("1", "true", "True") and len(spec.get("revision") or "") != 40:
             return None
     found_files = [path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    stats = [(path, path.stat()) for path in found_files]
+    return _states(found_files)
+
+
+def _states(files: list[Path]) -> list[list]:
+    stats = [(path, path.stat()) for path in files]
     return [[str(path), found.st_size, found.st_mtime_ns] for path, found in stats]

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from ..data.content_keys import content_key, digest, image_reference, key_vector
 from ..data.reading import Reading
+from ..data.views import target_pixels
 from ..privacy.mode import key_name, keyed_digests, private_reason
 from ..progress import progress
 from .columns import Column
@@ -18,7 +19,7 @@ from .compute import Batch, embed_rows
 from .digests import FileChecks
 from .extract import columns_of
 from .files import key_array
-from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches, target_pixels
+from .image_batches import READ_ERROR, ImageBatches, check_store, image_batches
 from .image_store import GREY, ImageStore
 from .joining import FILE_BYTES
 from .keys import json_key, modality_key

@@ -265,6 +265,15 @@ class EmbeddingCache:
         return self._store.manifest.get("text_tower")
 
     @property
+    def rows(self) -> np.ndarray:
+        """(n,) int64 row in the whole cache of each row of this view, `row` of batches."""
+        return self._rows
+
+    def whole(self) -> "EmbeddingCache":
+        """View of all rows of the cache."""
+        return self._view(np.arange(self._store.rows))
+
+    @property
     def image_rows(self) -> np.ndarray:
         """(n,) int64 image row of each pair row of this view, -1 without image."""
         return self._store.image_row[self._rows]

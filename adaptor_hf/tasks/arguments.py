@@ -29,6 +29,7 @@ from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from ..towers.references import tower_reference, weights_asked_for
 from .prompts import list_prompt_sets
 from .protocols import PROTOCOLS, get_protocol, get_segmentation_protocol
 
@@ -158,6 +159,14 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         "those beside --model.",
         group=EVALUATION, privacy=NAMED_PATH, advanced=True, metavar="CONTROL=PATH",
     )  # fmt: skip
+    supervised_control: str | None = option(
+        None, "classification, zero_shot: also a published classifier, such as xrv:densenet121-res224-all.",
+        group=EVALUATION, privacy=OPEN, advanced=True, metavar="xrv:NAME",
+    )  # fmt: skip
+    supervised_label: list[str] = option(
+        [], "Its class for one of yours, where names do not tell; repeatable.", group=EVALUATION, privacy=HIDDEN,
+        advanced=True, metavar="MINE=ITS",
+    )  # fmt: skip
     device: str | None = option(
         None, "cpu, cuda; default: CUDA where there is one.", group=RUN, privacy=OPEN, metavar="DEVICE"
     )
@@ -199,9 +208,12 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
             raise ValueError(f"--{given[0]} would be overwritten by --more_models: give one model a command.")
         if self.controls == ["none"]:
             self.controls = []
-        for name in ("external", "control_model"):
+        for name in ("external", "control_model", "supervised_label"):
             if wrong := [item for item in getattr(self, name) if "=" not in item]:
-                raise ValueError(f"--{name} reads NAME=PLACE, got {wrong[0]!r}.")
+                reads = "MINE=ITS" if name == "supervised_label" else "NAME=PLACE"
+                raise ValueError(f"--{name} reads {reads}, got {wrong[0]!r}.")
+        if self.supervised_label and self.supervised_control is None:
+            raise ValueError("--supervised_label names classes of --supervised_control: give both.")
         methods = [METHOD_OF_BLOCKS if re.fullmatch(r"[1-9]\d{0,3}", one) else one for one in self.train_tower]
         given = {"built": self.controls, "pretrained": pairs_of(self.control_model), "fine-tuned": methods}
         for made, keys in given.items():
@@ -304,6 +316,19 @@ def _with_protocol(words: Sequence[str]) -> list[str]:
 def pairs_of(items: list[str]) -> dict[str, str]:
     """`NAME=PLACE` items as a mapping."""
     return {name.strip(): place for name, _, place in (item.partition("=") for item in items)}
+
+
+def named_tower(arguments: DownstreamArguments, kind: str) -> Any:
+    """
+    The vision or text tower of the options, as `build_cache` takes it; None for that of the checkpoint.
+
+    Raises:
+        OSError, ValueError: there is no such tower, or its options do not go with it.
+    """
+    names = (arguments.vision_tower, arguments.text_tower)
+    weights = weights_asked_for(*names, arguments.init_seed, arguments.text_tokenizer)[kind]
+    name = names[kind == "text"]
+    return None if name is None else tower_reference(kind, name, **weights)
 
 
 def path_arguments(arguments: DownstreamArguments) -> list[str]:

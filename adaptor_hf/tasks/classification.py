@@ -18,6 +18,7 @@ from .loading import cache_dir_of, load_adaptor, load_external, load_tower, reco
 from .protocols import get_protocol
 from .provenance import tower_name
 from .summary import summarize
+from .supervised import supervised_runs
 
 _OTHER_COLUMNS = ("patient_column", "study_column", "split_column", "id_column", "filters")
 
@@ -42,6 +43,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         num_resamples=arguments.num_resamples,
         device=device,
     )
+    runs.add(supervised_runs(arguments, embedded, device, external))
     for method in arguments.train_tower:
         more = run_finetune(
             embedded.data,
@@ -61,9 +63,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
             save_to=Path(arguments.output_dir) / f"model-{method}" if arguments.save_model else None,
             record_rows=functools.partial(record_rows, arguments, embedded.data),
         )
-        runs.lines += more.lines
-        runs.skipped += more.skipped
-        runs.failed += more.failed
+        runs.add(more)
     said = summarize(runs)
     if arguments.save_model:
         saved = [Path(arguments.output_dir) / f"model-{method}" for method in arguments.train_tower]

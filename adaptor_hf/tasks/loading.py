@@ -22,7 +22,7 @@ from ..file_records import check_model
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_mode, is_private
 from ..towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
-from .arguments import DownstreamArguments, pairs_of, table_options
+from .arguments import DownstreamArguments, named_tower, pairs_of, table_options
 from .controls import saved_controls
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
 from .overlap import TOWER_SYSTEMS, seen_rows
@@ -311,14 +311,14 @@ def load_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str)
 
 def vision_tower_of(arguments: DownstreamArguments, model: AdaptorModel) -> Any:
     """What `build_cache` takes for the vision tower: the checkpoint's own, if it has one, else its name."""
-    return model.vision_model or arguments.vision_tower or model.config.vision_tower
+    return model.vision_model or named_tower(arguments, "vision") or model.config.vision_tower
 
 
 def load_checkpoint_text_tower(arguments: DownstreamArguments, model: AdaptorModel, device: str) -> TextTower:
     """The checkpoint's text tower."""
     if model.text_model is not None:
         return model.text_model.to(device)
-    reference = arguments.text_tower or model.config.text_tower
+    reference = named_tower(arguments, "text") or model.config.text_tower
     if reference is None:
         raise ValueError(
             f"The config of {arguments.model} names no text tower: say with --text_tower which one it was."

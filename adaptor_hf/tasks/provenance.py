@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE
+from ..random_specs_adaptor import is_random
 from ..towers.terms import UNKNOWN
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
 
@@ -53,13 +54,13 @@ def spec_of_cache(spec: Mapping[str, Any], tower: Any) -> dict[str, Any]:
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
     """
     `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw but a tower
-    that was trained on it here.
+    that was trained on it here, and random weights saw nothing.
     """
     seen = set((spec or {}).get("pretraining_data") or ())
     names = _pretraining_names(dataset)
     if seen & {dataset, *with_same_images(dataset), *names}:
         return "yes"
-    if dataset.startswith("phantom"):
+    if dataset.startswith("phantom") or is_random(spec):
         return "no"
     return "unknown" if not seen or not names or UNKNOWN in seen else "no"
 
@@ -77,7 +78,8 @@ def _pretraining_names(dataset: str) -> set[str]:
 
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
-    What results call a tower: its preset or hub id; of a local folder its last part alone. With ", RGB" or
+    What results call a tower: its preset or hub id; of a local folder its last part alone; of random weights
+    with their seed. With ", RGB" or
     ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run. A trained tower has the
     name of the one that it started as, how it was trained, and 8 hex digits of its weights.
     """
@@ -89,6 +91,7 @@ def tower_name(spec: dict[str, Any] | None) -> str | None:
     weights = spec.get("weights")
     parts = (
         name,
+        f"init_seed={base['init_seed']}" if base.get("init_seed") is not None else "",
         describe_training(spec.get("trained")),
         weights and f"weights {weights}",
         Reading.of_spec(spec).label,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..conversion import load_checkpoint
 from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
+from ..random_specs_adaptor import PREFIX as RANDOM
 from ..tower_bundles_adaptor import (
     FORMAT,
     MANIFEST,
@@ -18,6 +19,7 @@ from ..tower_bundles_adaptor import (
 )
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
+from ..xrv_towers_adaptor import NUM_CLASSES, PREFIX, XRV_CLASSIFIERS, classifier_weights, is_classifier, pretrained_cfg
 from .presets import TOWER_PRESETS
 from .terms import TERM_KEYS, terms_of
 
@@ -75,10 +77,17 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
 
 def known_facts(name: str) -> dict[str, Any]:
     """The part of a manifest's entry that is known before the download."""
+    if name.startswith(RANDOM) or TOWER_PRESETS.get(name, {}).get("name_or_path", "").startswith(RANDOM):
+        raise ValueError(
+            f"{name!r} has no weights to bundle: they are drawn where it is loaded. Copy the tokenizer of a text tower "
+            "as a folder."
+        )
     plain, _, revision = name.partition("@")
     prefix, _, rest = plain.partition(":")
     library = {"timm": "timm", "xrv": "torchxrayvision"}.get(prefix)
     place = timm_hub_id(rest) if prefix == "timm" else rest if prefix == "xrv" else plain
+    if is_classifier(plain):
+        library, place = "timm", plain
     for preset, facts in TOWER_PRESETS.items():
         same = facts["name_or_path"] == place and library in (None, facts["library"])
         if plain == preset or (same and (revision or None) in (None, facts["revision"])):
@@ -117,6 +126,9 @@ def _fetch(entry: dict[str, Any], folder: Path, token: str | bool | None) -> Non
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         (folder / "config.json").write_text(json.dumps({"library": "torchxrayvision", "weights": name}) + "\n")
         entry["kind"] = "vision"
+    elif is_classifier(name):
+        _write_classifier(name, folder)
+        entry["kind"] = "vision"
     elif name.startswith("package:") and entry["library"] == "timm":
         load_vision_tower(entry["preset"]).model.save_pretrained(folder)
     elif name.startswith("package:"):
@@ -126,6 +138,17 @@ def _fetch(entry: dict[str, Any], folder: Path, token: str | bool | None) -> Non
                 _copy(file, folder / file.relative_to(source))
     else:
         _fetch_from_hub(entry, folder, token)
+
+
+def _write_classifier(name: str, folder: Path) -> None:
+    """A folder as timm's, with the last layer: the supervised control reads it."""
+    from safetensors.torch import save_file
+
+    known = XRV_CLASSIFIERS[name.removeprefix(PREFIX)]
+    save_file(classifier_weights(name, {}), folder / "model.safetensors", metadata={"format": "pt"})
+    config = {"architecture": known.architecture, "num_classes": NUM_CLASSES, "model_args": {"in_chans": 1}}
+    config |= {"pretrained_cfg": pretrained_cfg(known.size) | {"num_classes": NUM_CLASSES}}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def _fetch_from_hub(entry: dict[str, Any], folder: Path, token: str | bool | None) -> None:

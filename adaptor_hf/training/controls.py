@@ -38,6 +38,9 @@ logger = logging.getLogger(__name__)
 CONTROLS_FOLDER = "controls"
 """Inside a checkpoint's folder: the control models that `train_pretrain.py --controls` trained on the same pairs."""
 
+FROZEN = "frozen_towers"
+"""Key of the Adaptor on towers as they were before a run trained them, and the folder in the run's that holds it."""
+
 
 @dataclass
 class RetrievalResult:
@@ -147,6 +150,9 @@ def train_control(
                     arguments,
                     output_dir=folder,
                     learning_rate=learning_rate,
+                    # Of towers, which are frozen here.
+                    tower_learning_rate=None,
+                    layer_decay=1.0,
                     save_strategy="no",
                     load_best_model_at_end=False,
                     eval_strategy="epoch",
@@ -179,6 +185,7 @@ def train_controls(
     arguments: AdaptorTrainingArguments,
     learning_rates: Sequence[float],
     make_objective: Callable[[], Objective] = AdaptorObjective,
+    adaptor: str = "adaptor",
 ) -> list[System]:
     """
     The Adaptor and its controls on one cache: all that is trained gets the same objective, learning rates, epochs,
@@ -191,6 +198,7 @@ def train_controls(
         arguments (`AdaptorTrainingArguments`): Epochs, batch, seed and the rest of the run.
         learning_rates (`Sequence[float]`): The shared grid.
         make_objective (`Callable`): Gives the run's objective anew, which all that is trained minimises.
+        adaptor (`str`): Key in `CONTROLS` of the Adaptor itself: `frozen_towers` where the run's own has other towers.
 
     Returns:
         `list[System]`: Adaptor, the pre-trained ones of `CONTROLS` (two linear projections, Adaptor on shuffled pairs)
@@ -200,7 +208,7 @@ def train_controls(
     # Of a cache that is shuffled, all that is read must be open before.
     objective = make_objective()
     train, validation = (with_needs(objective, part, config) for part in (train, validation))
-    for key in ("adaptor", *controls_made("pretrained")):
+    for key in (adaptor, *controls_made("pretrained")):
         if key in same_as_run(config):
             continue
         control, shape = CONTROLS[key], config
@@ -276,6 +284,7 @@ def format_table(results: list[RetrievalResult]) -> str:
 
 __all__ = [
     "CONTROLS_FOLDER",
+    "FROZEN",
     "RetrievalResult",
     "ShuffledPairs",
     "compare_retrieval",

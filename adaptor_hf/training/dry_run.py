@@ -16,6 +16,7 @@ from ..embeddings.sequences import grid_of
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import known_objectives
 from .arguments import AdaptorTrainingArguments
+from .dry_live import measure_live
 from .needs import needs_of_aligner
 from .pair_cache import embedding_options, loaded_towers
 from .pairs import load_training_pairs
@@ -79,8 +80,17 @@ def estimate_run(
     batch = min(arguments.per_device_train_batch_size, max(2, training_pairs))
     step = seconds_a_step(model, batch, lengths=lengths)
     steps = number_of_steps(arguments, training_pairs)
-    parameter_bytes = 16 * model.num_parameters()
     activations = batch * ACTIVATION_BYTES_A_PAIR * (model.config.hidden_size / 768) * (1 + sum(lengths) / 2)
+    live = None
+    if trainable := model_arguments.trainable:
+        model.attach_towers(vision if "vision" in trainable else None, text_tower if "text" in trainable else None)
+        named = {f"{kind}_model": value for kind, value in trainable.items()}
+        model.set_trainable_towers(**named, lora_rank=model_arguments.lora_rank)
+        live = measure_live(model, pairs, rows, data, model_arguments, arguments)
+        step = batch * live.seconds
+        activations = min(batch, arguments.grad_cache_batch_size or batch) * (live.bytes or 0)
+    # Weights, gradients and AdamW's two means of what trains; of what is frozen the weights.
+    parameter_bytes = 12 * model.num_parameters(only_trainable=True) + 4 * model.num_parameters()
 
     sample = [texts[row] for row in rows[:TEXTS]]
     length = min(data.max_text_length, text_tower.spec["max_length"] or data.max_text_length)
@@ -95,13 +105,14 @@ def estimate_run(
         f"  training: {steps * step / 3600:.2f} h ({steps:,} steps of {batch:,} pairs a process, {step * 1000:.0f} ms "
         f"each), {gigabytes(read)} of RAM at most for the cache (memory-mapped), "
         f"{gigabytes(parameter_bytes + activations)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
-        "optimizer and activations",
+        + ("optimizer and activations" if live is None or live.bytes else "and optimizer; activations not measured"),
+        *([] if live is None else [f"  {live.describe()}"]),
         f"What could be kept of {stored.images.rows:,} images and {stored.texts.rows:,} texts:",
         stored.table(),
         f"  texts: {describe_coverage(Path(model_arguments.text_tower).name, coverage, length)}",
     ]
     made = model_arguments.objective.made
-    if known_objectives().get(made.name) is not made:
+    if live is not None or known_objectives().get(made.name) is not made:
         lines.append(
             f"  Steps are those of the model's own loss: what the objective {made.__name__} adds is not measured."
         )

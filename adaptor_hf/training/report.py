@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..evaluation.controls import CONTROLS
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
+from ..hub.model_card import describe_training
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
@@ -29,6 +30,7 @@ from ..towers_adaptor import load_text_processor
 from .arguments import AdaptorTrainingArguments
 from .controls import (
     CONTROLS_FOLDER,
+    FROZEN,
     RetrievalResult,
     compare_retrieval,
     evaluate_retrieval,
@@ -38,7 +40,9 @@ from .controls import (
     train_controls,
 )
 from .curves import CURVES_FILE
+from .needs import with_needs
 from .pair_cache import next_run
+from .trained_towers import TrainedTowers, trained_tower_lines
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -57,10 +61,12 @@ def report_run(
     objective: Mapping[str, Any] | None = None,
     make_objective: Callable[[], Objective] = AdaptorObjective,
     recipe: str | None = None,
+    towers: TrainedTowers | None = None,
 ) -> Path | None:
     """
     Score a trained model once, on the test split if there is one, print the table and write the model card. Control
-    models that were trained are saved in `controls`, where `train_downstream.py` finds them.
+    models that were trained are saved in `controls`, where `train_downstream.py` finds them; of a run whose towers
+    trained in `frozen_towers`, a checkpoint of the Adaptor on frozen towers with its own `controls`.
 
     Every process must call it: all of them train the controls, the first one does the rest.
 
@@ -75,6 +81,8 @@ def report_run(
             paper's.
         make_objective (`Callable`): Gives it anew, for the controls.
         recipe (`str`, *optional*): Name of the packaged recipe that the arguments are of.
+        towers (`TrainedTowers`, *optional*): Of a run whose towers trained. The model is scored on their embeddings,
+            the controls are trained and scored on those of `views`, by the towers as they started.
 
     Returns:
         `Path | None`: The card; `None` on other processes than the first one.
@@ -87,26 +95,39 @@ def report_run(
         raise ValueError("--controls chooses on a validation split, and there is none.")
     systems = []
     if learning_rates:
+        config, key = (model.config, "adaptor") if towers is None else (towers.frozen_config, FROZEN)
         systems = train_controls(
-            model.config, views["train"], views["validation"], arguments, learning_rates, make_objective
+            config, views["train"], views["validation"], arguments, learning_rates, make_objective, key
         )
     if arguments.process_index > 0:
         return None
     if systems:
-        save_controls(systems, Path(arguments.output_dir) / CONTROLS_FOLDER)
+        folder = Path(arguments.output_dir) / ("" if towers is None else FROZEN)
+        save_controls(systems, folder / CONTROLS_FOLDER)
+        if towers is not None:
+            # A checkpoint of its own, on the same rows: it carries their digests on.
+            systems[0].model.loaded_from = arguments.output_dir
+            systems[0].model.save_pretrained(folder)
     result = table = None
     of_sources: dict[str, RetrievalResult] = {}
     if evaluated_on is not None:
-        result = evaluate_retrieval(
-            model, views[evaluated_on], f"{system_name('adaptor', model.config.aligner)}, this run"
-        )
+        name = f"{system_name('adaptor', model.config.aligner)}, this run"
+        own = views[evaluated_on]
+        if towers is not None:
+            own = with_needs(make_objective(), towers.held_out, model.config)
+            name = f"{name} ({towers.describe()})"
+        result = evaluate_retrieval(model, own, name)
+        if towers is not None and systems:
+            result = replace(result, learning_rate=arguments.learning_rate)
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":
             table += "\n\nThere is no test split: these rows also chose the epoch and the learning rate."
         if systems and (same := [CONTROLS[key].name for key in same_as_run(model.config)]):
             table += f"\n\nThere is no control {' and '.join(same)}: this run's aligner is that already."
-        of_sources = retrieval_of_sources(model, views[evaluated_on])
+        if towers is not None:
+            table += f"\n\n{note_on_frozen_towers(bool(systems))}"
+        of_sources = retrieval_of_sources(model, own)
         write_retrieval(arguments.output_dir, result, evaluated_on, results[1:], of_sources)
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
         if of_sources:
@@ -121,15 +142,38 @@ def report_run(
         split_hash=split_hash(cache.pairs),
         arguments=({"recipe": recipe} if recipe else {})
         | {"aligner": model.config.aligner}
+        | ({} if towers is None else card_of_training(towers, arguments))
         | card_arguments(arguments, objective),
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
-        controls=table if learning_rates else None,
+        controls=table if learning_rates else (note_on_frozen_towers(False) if towers else None),
         versions=package_versions(),
         sources=sources_of_card(cache, views, arguments, of_sources),
         objective=objective["name"] if objective else "adaptor",
     )
+
+
+def note_on_frozen_towers(controls: bool) -> str:
+    """What a table of a run whose towers trained shows of the gain of training them, or does not."""
+    if controls:
+        return (
+            f"{CONTROLS[FROZEN].name}, and the other controls, read the towers as they were before this run: what "
+            "training the towers adds is the difference to it. Their learning rates are of the grid and were chosen on "
+            "validation; this run has the one that it was given."
+        )
+    return (
+        "What training the towers adds is not shown: the same Adaptor was not trained on the towers as they were. "
+        "--controls does that, on embeddings that are there."
+    )
+
+
+def card_of_training(towers: TrainedTowers, arguments: AdaptorTrainingArguments) -> dict[str, str]:
+    """Rows of a card on how towers trained."""
+    rows = {f"{kind} tower": describe_training(how) for kind, how in towers.trainable.items()}
+    rate = arguments.tower_learning_rate
+    rows["tower_learning_rate"] = str(arguments.learning_rate if rate is None else rate)
+    return rows | {"layer_decay": str(arguments.layer_decay)} | towers.options
 
 
 def retrieval_of_sources(model: AdaptorModel, view: "EmbeddingCache") -> dict[str, RetrievalResult]:
@@ -200,6 +244,7 @@ def last_words(
     address: str | None = None,
     more: Mapping[str, str] | None = None,
     kept: str | None = None,
+    towers: TrainedTowers | None = None,
 ) -> str:
     """
     Which epoch a run has kept, and where it has left what others can go on from: its model, its curves, and the
@@ -212,8 +257,11 @@ def last_words(
         address (`str`, *optional*): Where the model was pushed to.
         more (`Mapping`, *optional*): Options by name that the next run on these embeddings needs.
         kept (`str`, *optional*): A line on the epoch, from `describe_kept`.
+        towers (`TrainedTowers`, *optional*): Of a run whose towers trained.
     """
     lines = [*([kept] if kept else []), f"Model: {folder}"]
+    if towers is not None:
+        lines += trained_tower_lines(towers.trainable, folder)
     if address:
         lines.append(f"Pushed: {address}")
     if (Path(folder) / CURVES_FILE).is_file():
@@ -224,7 +272,8 @@ def last_words(
             "--private and the same key takes them with --cache, instead of the table and the towers."
         )
     elif built:
-        lines += [f"Embeddings: {cache.path}", next_run(cache.path, f"{folder}-2", more)]
+        of = "" if towers is None else " (by the towers as they were before this run)"
+        lines += [f"Embeddings: {cache.path}{of}", next_run(cache.path, f"{folder}-2", more)]
     return "\n".join(lines)
 
 

@@ -11,6 +11,7 @@ from ..configs import read_recipe, read_words
 from ..configuration_adaptor import AdaptorConfig
 from ..data.pair_arguments import DEFAULTS, DataArguments
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArguments
+from ..data.view_recipes import RECIPES
 from ..folder_lock import only_writer
 from ..objectives.base import Objective
 from ..objectives.loading import file_of, make_objective, objective_name, on_all_ranks
@@ -19,6 +20,8 @@ from ..options.fields import OPEN, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
+from ..random_specs_adaptor import PREFIX
+from ..tower_training_adaptor import parse_trainable
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
 from .objective_fields import ALIGNERS, OBJECTIVES
@@ -31,7 +34,10 @@ MODEL, TRAINING, EVALUATION, SHARING = "model", "training", "evaluation", "shari
 
 @dataclass
 class ModelArguments(TowerArguments):
-    """Towers, aligner and objective; the last two by name or as a mapping, then instances of their dataclasses."""
+    """
+    Towers and how they train, aligner and objective; the last two by name or as a mapping, then instances of their
+    dataclasses.
+    """
 
     aligner: dict | str | None = option(
         ALIGNERS.default, "Between the towers and the shared space: a name, or a JSON mapping of its fields, such as "
@@ -41,8 +47,30 @@ class ModelArguments(TowerArguments):
         OBJECTIVES.default, "What is minimised: a name, your own file.py:Class, or a JSON mapping of its fields, such "
         'as {"positives": "study"} (--help_all).', group=MODEL, privacy=OPEN, metavar="NAME|JSON",
     )  # fmt: skip
+    train_vision_tower: str = option(
+        "frozen", "What of it trains: frozen, lora, full, or its last N blocks (docs/live_training.md).", group=MODEL,
+        privacy=OPEN, metavar="frozen|lora|full|N",
+    )  # fmt: skip
+    train_text_tower: str = option(
+        "frozen", "The same of the text tower.", group=MODEL, privacy=OPEN, metavar="frozen|lora|full|N"
+    )
+    lora_rank: int = option(8, "Rank of LoRA's matrices.", group=MODEL, advanced=True)
+    merge_lora: bool = option(
+        False, "Save a tower trained by LoRA with its matrices merged into the weights.", group=MODEL, advanced=True
+    )
+    image_recipe: str | None = option(
+        None, "How images of a tower that trains are augmented (docs/views.md). Default: not at all.", group=MODEL,
+        advanced=True, choices=list(RECIPES),
+    )  # fmt: skip
+
+    @property
+    def trainable(self) -> dict[str, str | int]:
+        """Of the towers that train, `vision` or `text`, how: `lora`, `full` or a number of blocks."""
+        asked = {"vision": self.train_vision_tower, "text": self.train_text_tower}
+        return {kind: value for kind, word in asked.items() if (value := parse_trainable(word)) != "frozen"}
 
     def __post_init__(self):
+        self._check_training()
         self.aligner = ALIGNERS.build(self.aligner)
         self.objective = OBJECTIVES.build(self.objective)
         for name, value in self.objective.config().items():
@@ -52,6 +80,29 @@ class ModelArguments(TowerArguments):
                     f"{name} is {given!r} by --aligner, and {value!r} by --objective, of which it is a field too. Give "
                     "the same to both."
                 )
+
+    def training_options(self) -> dict[str, str]:
+        """Of towers that train, what a card lists beside how each does."""
+        found = {} if self.image_recipe is None else {"image_recipe": self.image_recipe}
+        if "lora" in self.trainable.values():
+            found |= {"lora_rank": str(self.lora_rank), "merge_lora": str(self.merge_lora)}
+        return found
+
+    def _check_training(self) -> None:
+        for kind in ("vision", "text"):
+            word = getattr(self, f"train_{kind}_tower")
+            try:
+                parse_trainable(word)
+            except ValueError as error:
+                raise ValueError(f"--train_{kind}_tower {word}: {error}") from error
+        if self.lora_rank < 1:
+            raise ValueError(f"--lora_rank is at least 1, got {self.lora_rank}.")
+        if "lora" not in self.trainable.values():
+            given = {"--lora_rank": self.lora_rank != 8, "--merge_lora": self.merge_lora}
+            if names := [name for name, there in given.items() if there]:
+                raise ValueError(f"{' and '.join(names)} would have no effect without a tower that trains by lora.")
+        if self.image_recipe and "vision" not in self.trainable:
+            raise ValueError("--image_recipe would have no effect: images are read once without --train_vision_tower.")
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """
@@ -135,6 +186,7 @@ _PLACED = {
     "weight_decay": (TRAINING, None),
     "global_batch_size": (TRAINING, None),
     "grad_cache_batch_size": (TRAINING, None),
+    "tower_learning_rate": (MODEL, None),
     "seed": (TRAINING, "Of weights, order and dropout."),
     "use_cpu": (TRAINING, "Train on the CPU, also where there is a GPU."),
     "resume_from_checkpoint": (TRAINING, "True for the last checkpoint of output_dir, or a checkpoint's folder."),
@@ -178,6 +230,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Arguments:
     data, model, run, training = option_parser().parse(words, read_words(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
+    if model.init_seed is None and any(str(one).startswith(PREFIX) for one in (model.vision_tower, model.text_tower)):
+        model.init_seed = training.seed
     return data, model, run, training
 
 
@@ -199,6 +253,7 @@ def check_together(
         raise ValueError(f"{source} needs {' and '.join(missing)}: python -m adaptor_hf.towers lists them.")
     if data.cache is not None and (given := [name for name, value in towers.items() if value is not None]):
         raise ValueError(f"--cache brings its towers: {' and '.join(given)} would have no effect. Leave it out.")
+    check_trained_towers(data, model, training)
     if is_private():
         check_private(run, training)
     if training.push_to_hub and data.cache is not None and data.dataset_name is None:
@@ -221,6 +276,37 @@ def check_together(
         )
     if run.dry_run and training.world_size > 1:
         raise ValueError("--dry_run measures one process: start it with python, without accelerate launch.")
+
+
+def check_trained_towers(data: DataArguments, model: ModelArguments, training: AdaptorTrainingArguments) -> None:
+    """
+    Check what towers that train ask of the other options, or what is of no effect without them.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    trained = [f"--train_{kind}_tower" for kind in model.trainable]
+    if not trained:
+        given = {
+            "--layer_decay": training.layer_decay != 1,
+            "--tower_learning_rate": training.tower_learning_rate is not None,
+        }
+        if names := [name for name, there in given.items() if there]:
+            raise ValueError(
+                f"{' and '.join(names)} would have no effect: both towers are frozen. Give --train_vision_tower or "
+                "--train_text_tower, or leave it out."
+            )
+        return
+    if data.cache is not None:
+        raise ValueError(
+            f"{' and '.join(trained)} with --cache: a tower that trains reads files, and a cache has embeddings alone. "
+            "Give the table that it was built from, --train_file or --dataset, with --vision_tower and --text_tower; "
+            "embeddings that are in --cache_dir are found again."
+        )
+    if training.resident_data:
+        raise ValueError(
+            f"--resident_data is of embeddings: with {' and '.join(trained)} files are read. Leave it out."
+        )
 
 
 def check_private(run: RunArguments, training: AdaptorTrainingArguments) -> None:
@@ -254,6 +340,7 @@ __all__ = [
     "ModelArguments",
     "RunArguments",
     "check_together",
+    "check_trained_towers",
     "option_parser",
     "parse_arguments",
     "path_arguments",

@@ -52,7 +52,7 @@ from .run_folder import run_folder
 from .source_batches import source_sampler
 from .terms import RunningTerms, check_finite, smaller_steps, why_zero
 from .tower_checkpoints import check_same_towers, load_trained_towers, save_what_trains
-from .tower_rates import check_tower_rates, give_towers_their_rates, no_decay_in_towers
+from .tower_rates import check_tower_rates, give_towers_their_rates, no_decay_in_towers, refuse_own_optimizer
 from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class AdaptorTrainer(BaseTrainer):
         kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
+        refuse_own_optimizer(args, self.optimizer)
         self.can_return_loss = True
         self.label_names = []
         # A column of this name is one of many, and no reason to weigh losses by tokens.
@@ -147,9 +148,10 @@ class AdaptorTrainer(BaseTrainer):
         return super()._get_train_sampler(train_dataset) if self.sampler is None else self.sampler
 
     def _run_epoch(self, *args, epoch: int, **kwargs):
-        if hasattr(self.sampler, "set_epoch"):
-            # On resuming on several processes it lies deeper than Trainer and accelerate look.
-            self.sampler.set_epoch(epoch)
+        for part in (self.sampler, self.train_dataset):
+            if hasattr(part, "set_epoch"):
+                # On resuming, and on several processes, they lie deeper than Trainer and accelerate look.
+                part.set_epoch(epoch)
         return super()._run_epoch(*args, epoch=epoch, **kwargs)
 
     def _data_fits_on_device(self, cache: EmbeddingCache) -> bool:
