@@ -25,7 +25,7 @@ NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
 # How a checkpoint names itself, where its towers are folders of it.
 OWN = "."
-_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "init_config", "tokenizer")
 
 
 @strict
@@ -233,7 +233,7 @@ class AdaptorConfig(PreTrainedConfig):
         portable = copy.copy(self)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if is_trained(spec):
+            if is_trained(spec) and side not in self.__dict__.get("_towers_elsewhere", ()):
                 setattr(
                     portable, side, portable_spec(spec) | {"name_or_path": OWN, "revision": None, "subfolder": side}
                 )

@@ -18,6 +18,7 @@ from .configuration_adaptor import AdaptorConfig, is_trained
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
+from .random_specs_adaptor import RANDOM_KEYS
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_folders_adaptor import copy_tower, folder_of_spec, is_tower_folder, network_of, save_tower
@@ -283,6 +284,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             spec, side = self._spec_of(name), name.replace("_model", "_tower")
             if is_trained(spec):
                 known = getattr(self.config, side) or spec
+                known = {key: value for key, value in known.items() if key not in RANDOM_KEYS or key == "tokenizer"}
                 setattr(self.config, side, known | {key: spec[key] for key in keys if key in spec})
 
     def _is_elsewhere(self, name: str) -> bool:
@@ -383,8 +385,10 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         for kind in ("vision", "text"):
             if is_trained(self._spec_of(f"{kind}_model")) and not self._is_elsewhere(f"{kind}_model"):
                 continue
-            name = (getattr(self.config, f"{kind}_tower") or {}).get("name_or_path") or ""
-            if os.path.isabs(name) or (name and os.path.isdir(name)):
+            spec = getattr(self.config, f"{kind}_tower") or {}
+            # Of random weights, where the tokenizer is.
+            names = [spec.get("name_or_path") or "", spec.get("tokenizer") or ""]
+            if any(os.path.isabs(name) or (name and os.path.isdir(name)) for name in names):
                 raise ValueError(
                     f"The config names the {kind} tower by a folder of this machine: nobody else has it, and its path "
                     "would be public. Push the tower first, or set towers_in_checkpoint and save; then "

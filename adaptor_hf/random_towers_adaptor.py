@@ -18,6 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .image_processing_adaptor import translate_image_processor
+from .random_specs_adaptor import PREFIX
 from .regular_files_adaptor import read_json
 from .tower_sources_adaptor import (
     check_architecture,
@@ -29,8 +30,6 @@ from .tower_sources_adaptor import (
 )
 from .xrv_towers_adaptor import xrv_encoder
 
-PREFIX = "random:"
-RANDOM_KEYS = ("init_seed", "init_check", "architecture", "tokenizer")
 # Of a config.json, what says nothing of the network.
 _NOT_OF_NETWORK = ("_name_or_path", "_commit_hash", "transformers_version", "architectures", "auto_map", "dtype",
                    "torch_dtype", "id2label", "label2id", "num_labels")  # fmt: skip
@@ -39,16 +38,6 @@ _READS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 _MAX_WIDTH, _MAX_LAYERS, _MAX_PARAMETERS = 1 << 20, 1000, 10_000_000_000
 _CHECKED = 8
-
-
-def is_random(spec: dict[str, Any] | None) -> bool:
-    """Whether a tower's weights are drawn from a seed. One that was trained since is no such tower any more."""
-    return (spec or {}).get("init_seed") is not None and spec.get("trained") is None
-
-
-def describe_random(spec: dict[str, Any]) -> str:
-    """What cards and tables say of such a tower."""
-    return f"random weights, seed {spec['init_seed']}: nothing was pretrained"
 
 
 def random_fields(kind: str, name: str, presets: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +75,7 @@ def random_fields(kind: str, name: str, presets: dict[str, dict[str, Any]]) -> d
 def _of_preset(name: str, facts: dict[str, Any]) -> dict[str, Any]:
     kept = ("kind", "library", "image_processor", "max_length")
     fields = {key: copy.deepcopy(facts[key]) for key in kept if facts.get(key) is not None}
-    fields["architecture"] = copy.deepcopy(facts.get("random_architecture") or facts["architecture"] or {})
+    fields["init_config"] = copy.deepcopy(facts.get("random_architecture") or facts["architecture"] or {})
     if facts["kind"] == "text" and not facts["name_or_path"].startswith(PREFIX):
         fields |= {"tokenizer": facts["name_or_path"], "revision": facts["revision"]}
     if facts["kind"] == "text" and facts["pooling"] in ("mean", "cls"):
@@ -105,7 +94,7 @@ def _of_timm(name: str) -> dict[str, Any]:
         raise ValueError(f"timm has no weights {name!r}, by which its images would be processed: {error}") from error
     processing = timm_image_processor_fields({} if pretrained is None else pretrained.to_dict())
     architecture = {"model_type": "timm_wrapper", "architecture": base}
-    return {"kind": "vision", "library": "timm", "architecture": architecture, "image_processor": processing}
+    return {"kind": "vision", "library": "timm", "init_config": architecture, "image_processor": processing}
 
 
 def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +104,7 @@ def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
     if is_timm_config(config):
         arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
         architecture = {"model_type": "timm_wrapper", "architecture": config["architecture"]}
-        fields = {"kind": "vision", "library": "timm", "architecture": architecture | {"model_args": arguments or None}}
+        fields = {"kind": "vision", "library": "timm", "init_config": architecture | {"model_args": arguments or None}}
         pretrained = config.get("pretrained_cfg") or {}
         if pretrained.get("input_size"):
             fields["image_processor"] = timm_image_processor_fields(pretrained)
@@ -130,7 +119,7 @@ def _of_config(kind: str, file: str, config: dict[str, Any]) -> dict[str, Any]:
         # transformers knows what the halves of a pair are called.
         config = getattr(AutoConfig.for_model(**config), f"{kind}_config").to_dict()
     architecture = {key: value for key, value in config.items() if key not in _NOT_OF_NETWORK}
-    fields = {"kind": kind, "library": "transformers", "architecture": architecture}
+    fields = {"kind": kind, "library": "transformers", "init_config": architecture}
     if kind == "text":
         has_words = any(name.startswith(("tokenizer", "vocab")) for name in os.listdir(folder or "."))
         return fields | ({"tokenizer": os.path.abspath(folder)} if has_words else {})
@@ -187,7 +176,7 @@ def _seeded(seed: int) -> Iterator[None]:
 def _timm(spec: dict[str, Any], seed: int) -> nn.Module:
     from transformers import TimmWrapperConfig, TimmWrapperModel
 
-    timm, architecture = import_timm(), spec["architecture"]
+    timm, architecture = import_timm(), spec["init_config"]
     name, arguments = architecture.get("architecture"), dict(architecture.get("model_args") or {})
     if not isinstance(name, str) or not timm.is_model(name):
         raise ValueError(f"tower {spec['name_or_path']!r}: timm has no model {name!r}.")
@@ -203,7 +192,7 @@ def _timm(spec: dict[str, Any], seed: int) -> nn.Module:
 
 
 def _transformers(spec: dict[str, Any], seed: int) -> nn.Module:
-    name, architecture = spec["name_or_path"], spec["architecture"]
+    name, architecture = spec["name_or_path"], spec["init_config"]
     if architecture.get("model_type") not in CONFIG_MAPPING:
         raise ValueError(f"tower {name!r}: transformers has no model_type {architecture.get('model_type')!r}.")
     _check_sizes(name, architecture)
@@ -276,7 +265,7 @@ def fit_words(spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         ValueError: it has more tokens, or does not end a text with an end token.
     """
-    name, architecture = spec["name_or_path"], spec["architecture"]
+    name, architecture = spec["name_or_path"], spec["init_config"]
     size = AutoConfig.for_model(**architecture).vocab_size
     needed = max(len(tokenizer), 1 + max(tokenizer.get_vocab().values()))
     if needed > size:
@@ -299,7 +288,8 @@ def fit_words(spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
             f"tower {name!r} pools at the token that ends a text, which of this tokenizer is number 2: transformers' "
             "CLIP takes that as a sign of old weights, and would pool at the largest number. Give it another one."
         )
-    architecture["eos_token_id"] = end
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    architecture |= {"eos_token_id": end, "bos_token_id": first, "pad_token_id": tokenizer.pad_token_id}
 
 
-__all__ = ["PREFIX", "RANDOM_KEYS", "describe_random", "fit_words", "is_random", "random_fields", "random_network"]
+__all__ = ["fit_words", "random_fields", "random_network"]

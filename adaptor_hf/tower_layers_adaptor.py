@@ -192,15 +192,16 @@ def cut_stages(model: nn.Module, name: str, count: int) -> None:
 
 def _shorten(config: Any, old: int | None, count: int) -> None:
     """A configuration of transformers for fewer layers, in place: what it says of each layer is cut as well."""
-    fields = config.to_dict()
-    fields = {key: value for key, value in fields.items() if key not in ("stage_names", "out_features", "out_indices")}
+    # Of a backbone, what is made of the number of layers.
+    made = ("stage_names", "out_features", "out_indices")
+    fields = {key: value for key, value in config.to_dict().items() if key not in made}
     if old is not None:
         fields = {key: value[:count] if isinstance(value, list) and len(value) == old else value
                   for key, value in fields.items()}  # fmt: skip
         fields[type(config).attribute_map.get("num_hidden_layers", "num_hidden_layers")] = count
     shorter = vars(type(config).from_dict(fields))
-    # How attention is computed stays as it was chosen for the network.
-    vars(config).update({key: value for key, value in shorter.items() if not key.endswith("_implementation_internal")})
+    told = {*fields, *made, *(f"_{key}" for key in made)}
+    vars(config).update({key: value for key, value in shorter.items() if key in told and key != "_name_or_path"})
 
 
 def final_norm_of(model: nn.Module) -> nn.Module | None:

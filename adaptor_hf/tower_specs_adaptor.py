@@ -3,7 +3,7 @@
 It is stored in a checkpoint's configuration: kind, library, name_or_path, revision, preset, pooling, hidden_size,
 grid_shape, max_length, image_processor, pretraining_data, license, tested. Where they are asked for also layers,
 layers_merge and layers_norm, truncate_layers, and where tokens are not as wide as the embedding, token_size. Of random
-weights also init_seed, init_check, architecture and, of texts, tokenizer.
+weights also init_seed, init_check, init_config and, of texts, tokenizer.
 
 This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
@@ -17,7 +17,8 @@ from transformers import PreTrainedTokenizerBase
 
 from .configuration_adaptor import OWN
 from .image_processing_adaptor import READING
-from .random_towers_adaptor import PREFIX, RANDOM_KEYS, is_random, random_fields
+from .random_specs_adaptor import PREFIX, RANDOM_KEYS, is_random
+from .random_towers_adaptor import random_fields
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
 from .tower_folders_adaptor import folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
@@ -76,7 +77,7 @@ def partial_spec(
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
-        if spec["name_or_path"].startswith(PREFIX) and not spec.get("architecture"):
+        if spec["name_or_path"].startswith(PREFIX) and "init_config" not in spec:
             named = random_fields(kind, spec["name_or_path"], TOWER_PRESETS)
             spec |= {key: value for key, value in named.items() if spec.get(key) is None}
     elif name_or_spec in TOWER_PRESETS:
@@ -213,7 +214,8 @@ def location_of(
     checkpoint for a spec with `subfolder`. Of random weights that of the tokenizer."""
     if spec.get("subfolder"):
         return folder_of_spec(spec, hub)
-    if is_random(spec) or spec["name_or_path"].startswith(PREFIX):
+    # One that trained since has the same tokenizer, until it is a folder of its own.
+    if is_random(spec) or (spec["name_or_path"].startswith(PREFIX) and spec.get("tokenizer")):
         place = spec["tokenizer"]
         if os.path.isdir(place):
             return place

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .random_specs_adaptor import RANDOM_KEYS, is_random
 from .tower_layers_adaptor import tower_name
 
 FROZEN, LORA, FULL = "frozen", "lora", "full"
@@ -276,6 +277,10 @@ def _note_trained(tower: nn.Module, trainable: str | int) -> None:
         name = spec["name_or_path"]
         is_public = not (os.path.isabs(name) or os.path.isdir(name) or ":" in name or spec.get("subfolder"))
         tower.named_base = name if is_public and spec["library"] != "torchxrayvision" else None
+    # Its weights are drawn from no seed any more. Where its tokenizer is stays known until it has a folder.
+    for key in RANDOM_KEYS:
+        if key != "tokenizer":
+            spec.pop(key, None)
     spec |= {"trained": trainable, "preset": None, "tested": None}
 
 
@@ -285,7 +290,8 @@ def base_of(spec: dict[str, Any]) -> dict[str, Any]:
     if os.path.isabs(place) or os.path.isdir(place):
         place = os.path.basename(os.path.abspath(place))
     name = f"{prefix}:{place}" if prefix else place
-    return {key: spec.get(key) for key in ("name_or_path", "revision", "preset", "library")} | {"name_or_path": name}
+    base = {key: spec.get(key) for key in ("name_or_path", "revision", "preset", "library")} | {"name_or_path": name}
+    return base | ({"init_seed": spec["init_seed"]} if is_random(spec) else {})
 
 
 __all__ = [

@@ -15,7 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
-from .random_towers_adaptor import fit_words, is_random, random_network
+from .random_specs_adaptor import is_random
+from .random_towers_adaptor import fit_words, random_network
 from .tower_bundles_adaptor import find_bundled
 from .tower_folders_adaptor import network_of_spec, set_lora
 from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields, truncate
@@ -237,7 +238,7 @@ def _load_vision_model(
     else:
         resolve_library(spec, location, hub)
         if spec["library"] == "timm":
-            model, pretrained = load_timm(location, spec["revision"], hub)
+            model, pretrained = load_timm(location, spec["revision"], hub, spec.get("truncate_layers"))
             spec["license"] = spec["license"] or pretrained.get("license")
         else:
             arguments = (location, spec["revision"])

@@ -12,6 +12,7 @@ from ..evaluation.aligners import describe_aligner
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
 from ..privacy.nearly_data import nearly_data
+from ..random_specs_adaptor import describe_random, is_random
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:
@@ -75,11 +76,15 @@ def pretraining_facts(run: Path) -> dict[str, str]:
     return facts | _cache_facts(run, inputs)
 
 
+def _unnamed(spec: Mapping[str, Any]) -> str:
+    return "nothing" if is_random(dict(spec)) else "unknown"
+
+
 def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     towers = {kind: config.get(f"{kind}_tower") or {} for kind in ("vision", "text")}
     named = {
-        kind: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, revision "
-        f"{spec.get('revision') or 'not pinned'}"
+        kind: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, "
+        + (describe_random(spec) if is_random(spec) else f"revision {spec.get('revision') or 'not pinned'}")
         for kind, spec in towers.items()
         if spec
     }
@@ -89,7 +94,8 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     if named:
         described = "; ".join(f"{kind} tower {name}, frozen" for kind, name in named.items())
         seen = "; ".join(
-            f"{kind}: {', '.join(towers[kind].get('pretraining_data') or []) or 'unknown'}" for kind in named
+            f"{kind}: {', '.join(towers[kind].get('pretraining_data') or []) or _unnamed(towers[kind])}"
+            for kind in named
         )
         facts["model"] += f" {described}."
         facts["initialization"] = (

@@ -14,7 +14,8 @@ STORED = "what is embedded and kept"
 POOLINGS = ("pooler", "cls", "mean", "cls+mean")
 MERGES, DTYPES = ("concat", "mean"), ("float16", "float32", "int8")
 # What an option needs beside it to have an effect.
-_OF = {"layers_merge": "layers", "layers_norm": "layers", "view_recipe": "views", "view_seed": "views"}
+_OF = {"layers_merge": "layers", "layers_norm": "layers", "text_layers_merge": "text_layers",
+       "text_layers_norm": "text_layers", "view_recipe": "views", "view_seed": "views"}  # fmt: skip
 
 
 @dataclass(kw_only=True)
@@ -29,7 +30,7 @@ class StoredArguments:
         None, "The same of a text's tokens.", group=STORED, advanced=True, choices=list(POOLINGS)
     )
     layers: list[int] = option(
-        [], "Join the output of these layers of the vision tower, counted from 1, before pooling.", group=STORED,
+        [], "Join the output of these layers of the vision tower, of a CNN its stages, counted from 1.", group=STORED,
         advanced=True, metavar="N",
     )  # fmt: skip
     layers_merge: str = option(
@@ -39,6 +40,23 @@ class StoredArguments:
         None, "Whether the tower's final norm goes over each of --layers. Default: yes, where it has one.",
         group=STORED, advanced=True, choices=["yes", "no"],
     )  # fmt: skip
+    truncate_vision_layers: int | None = option(
+        None, "Cut the vision tower after so many layers, or stages of a ResNet.", group=STORED, advanced=True,
+        metavar="N",
+    )  # fmt: skip
+    text_layers: list[int] = option(
+        [], "As --layers, of the text tower.", group=STORED, advanced=True, metavar="N"
+    )  # fmt: skip
+    text_layers_merge: str = option(
+        "concat", "How the tokens of several --text_layers become one.", group=STORED, advanced=True,
+        choices=list(MERGES),
+    )  # fmt: skip
+    text_layers_norm: str | None = option(
+        None, "As --layers_norm, of the text tower.", group=STORED, advanced=True, choices=["yes", "no"]
+    )
+    truncate_text_layers: int | None = option(
+        None, "Cut the text tower after so many layers, such as 6 of a BERT.", group=STORED, advanced=True, metavar="N"
+    )
     image_tokens: str | None = option(
         None, "Also keep spatial tokens, class token first: all, or G for a grid of G x G means.", group=STORED,
         advanced=True, privacy=OPEN, metavar="all|G",
@@ -81,6 +99,7 @@ class StoredArguments:
         kept_of_images(self)
         kept_of_texts(self)
         vision_pooling(self)
+        text_pooling(self)
 
 
 def kept_of_images(arguments: StoredArguments) -> dict[str, Any]:
@@ -115,16 +134,25 @@ def vision_pooling(arguments: StoredArguments) -> dict[str, Any]:
     Raises:
         ValueError: a layer that cannot be.
     """
-    found: dict[str, Any] = {} if arguments.vision_pooling is None else {"pooling": arguments.vision_pooling}
-    if layers := depths("--layers", arguments.layers):
-        found |= {"layers": list(layers), "layers_merge": arguments.layers_merge}
-        found["layers_norm"] = {"yes": True, "no": False, None: None}[arguments.layers_norm]
-    return found
+    return _pooling(arguments, "vision_pooling", "layers", "truncate_vision_layers")
 
 
 def text_pooling(arguments: StoredArguments) -> dict[str, Any]:
     """The same of `load_text_tower`."""
-    return {} if arguments.text_pooling is None else {"pooling": arguments.text_pooling}
+    return _pooling(arguments, "text_pooling", "text_layers", "truncate_text_layers")
+
+
+def _pooling(arguments: StoredArguments, pooling: str, layers: str, truncated: str) -> dict[str, Any]:
+    found = {} if getattr(arguments, pooling) is None else {"pooling": getattr(arguments, pooling)}
+    if numbers := depths(f"--{layers}", getattr(arguments, layers)):
+        found |= {"layers": list(numbers), "layers_merge": getattr(arguments, f"{layers}_merge")}
+        found["layers_norm"] = {"yes": True, "no": False, None: None}[getattr(arguments, f"{layers}_norm")]
+    count = getattr(arguments, truncated)
+    if count is not None:
+        if whole_number(f"--{truncated}", count) < 1:
+            raise ValueError(f"--{truncated} {count}: expected 1 or more.")
+        found["truncate_layers"] = count
+    return found
 
 
 def refuse_without_tower(arguments: StoredArguments, *, vision: bool, text: bool) -> None:
@@ -134,7 +162,8 @@ def refuse_without_tower(arguments: StoredArguments, *, vision: bool, text: bool
     Raises:
         ValueError: naming them.
     """
-    of_texts = {"text_pooling", "text_tokens", "text_attention", "words", "sentences"}
+    of_texts = {"text_pooling", "text_tokens", "text_attention", "words", "sentences", "truncate_text_layers",
+                "text_layers", "text_layers_merge", "text_layers_norm"}  # fmt: skip
     names = [item.name for item in own_options(StoredArguments) if item.name != "embedding_dtype"]
     for kind, runs, own in (
         ("vision", vision, [name for name in names if name not in of_texts]),

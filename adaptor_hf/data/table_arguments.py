@@ -119,12 +119,20 @@ class TowerArguments:
     """The towers, by preset, place or name."""
 
     vision_tower: str | None = option(
-        None, "Preset (dinov2-b, lite0...), hub id, folder, timm:NAME or xrv:NAME.",
+        None, "Preset (dinov2-b, lite0...), hub id, folder, timm:NAME, xrv:NAME, or random:NAME.",
         group=EMBEDDINGS, privacy=NAME_OR_PATH, advanced=True, metavar="TOWER",
     )  # fmt: skip
     text_tower: str | None = option(
-        None, "Preset (biobert, minilm...), hub id or folder.", group=EMBEDDINGS,
+        None, "Preset (biobert, minilm...), hub id, folder, or random:NAME.", group=EMBEDDINGS,
         privacy=NAME_OR_PATH, advanced=True, metavar="TOWER",
+    )  # fmt: skip
+    text_tokenizer: str | None = option(
+        None, "Folder or hub id of the tokenizer of a random: text tower.", group=EMBEDDINGS,
+        privacy=NAME_OR_PATH, advanced=True, metavar="FOLDER",
+    )  # fmt: skip
+    init_seed: int | None = option(
+        None, "Of the weights of random: towers. Default: the run's --seed; of a cache alone 0.", group=EMBEDDINGS,
+        advanced=True,
     )  # fmt: skip
     towers_dir: str | None = option(
         None, "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`.", group=EMBEDDINGS,

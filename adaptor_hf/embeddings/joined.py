@@ -23,7 +23,7 @@ from .vectors import ColumnFile, Shards, Vectors
 _IDS = ("image_id", "patient_id", "study_id")
 _COLUMNS = (*_IDS, "view", "split", "source_row")
 # Of what determines pooled vectors, those whose values say something to a reader.
-_SHOWN = ("dtype", "max_text_length", "pooling", "layers", "layers_merge", "layers_norm")
+_SHOWN = ("dtype", "max_text_length", "pooling", "layers", "layers_merge", "layers_norm", "truncate_layers")
 
 
 def join_caches(

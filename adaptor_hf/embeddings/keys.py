@@ -57,8 +57,8 @@ def _origin(spec: dict) -> str:
 
 
 def _layers(spec: dict) -> dict:
-    """Of a spec or identity what it says of joined layers: nothing for the last one alone."""
-    return {name: value for name, value in spec.items() if name.startswith("layers")}
+    """Of a spec or identity what it says of joined layers and of a cut: nothing for the last one alone."""
+    return {name: value for name, value in spec.items() if name.startswith("layers") or name == "truncate_layers"}
 
 
 def modality_key(identity: dict, dtype: str, max_text_length: int | None) -> str:
@@ -103,6 +103,7 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
 
     Towers of a bundle, local folders, hub ids in the local hub cache, and packages that carry weights are known.
     """
+    from ..random_specs_adaptor import PREFIX
     from ..tower_bundles_adaptor import find_bundled
     from ..tower_folders_adaptor import folder_of_spec
     from ..tower_sources_adaptor import package_folder
@@ -114,6 +115,8 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
     else:
         spec = name_or_spec
     name = str(spec.get("name_or_path") or "")
+    if name.startswith(PREFIX):
+        return None
     bundled = find_bundled(spec)
     if bundled is None and (spec.get("library") == "torchxrayvision" or name.startswith("xrv:")):
         files = files_of_classifier(name) if is_classifier(name) else []

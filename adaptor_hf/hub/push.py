@@ -48,7 +48,13 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
     config = read_json(folder / "config.json")
     if not config.get("towers_in_checkpoint"):
         for kind in ("vision_tower", "text_tower"):
-            name = (config.get(kind) or {}).get("name_or_path", "")
+            spec = config.get(kind) or {}
+            name, words = spec.get("name_or_path", ""), spec.get("tokenizer") or ""
+            if ABSOLUTE_PATH.match(words) or (words and Path(words).is_dir()):
+                raise ValueError(
+                    "The model names the tokenizer of its text tower by a folder of this machine, which nobody else "
+                    "has. Push the tokenizer first and name it by its hub id, or save with towers_in_checkpoint=True."
+                )
             if ABSOLUTE_PATH.match(name) or (name and Path(name).is_dir()):
                 raise ValueError(
                     f"The model names its {kind.replace('_', ' ')} by a folder of this machine, which nobody else has. "

@@ -83,8 +83,12 @@ def path_values(*groups: Any) -> list[str]:
             given = [str(one) for one in (value if isinstance(value, list) else [value]) if one]
             if privacy == NAMED_PATH:
                 given = [one.partition("=")[2] for one in given]
-            if privacy in (PATH, NAMED_PATH) or (privacy == NAME_OR_PATH and given and Path(given[0]).exists()):
+            if privacy in (PATH, NAMED_PATH):
                 found += given
+            elif privacy == NAME_OR_PATH:
+                # Of towers, also a folder after random: or timm:.
+                given += [one.partition(":")[2] for one in given if ":" in one]
+                found += [one for one in given if one and Path(one).exists()]
     return found
 
 

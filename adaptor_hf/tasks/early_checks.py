@@ -8,7 +8,7 @@ from ..data.catalog import dataset_names
 from ..data.places import check_folder, check_table, check_table_options, close_by
 from ..tower_bundles_adaptor import use_towers_dir
 from ..towers.check import check_tower
-from .arguments import DownstreamArguments, pairs_of
+from .arguments import DownstreamArguments, named_tower, pairs_of
 
 
 def check_before_start(arguments: DownstreamArguments) -> None:
@@ -30,8 +30,12 @@ def check_before_start(arguments: DownstreamArguments) -> None:
         _check_model(place, f"The control model {key} is to be in {place}, which is")
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
-    for kind, tower in (("vision", arguments.vision_tower), ("text", arguments.text_tower)):
-        if tower is not None:
+    if arguments.supervised_control is not None:
+        from .supervised import check_supervised
+
+        check_tower("vision", check_supervised(arguments.supervised_control)["preset"])
+    for kind in ("vision", "text"):
+        if (tower := named_tower(arguments, kind)) is not None:
             check_tower(kind, tower)
 
 

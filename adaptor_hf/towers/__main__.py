@@ -7,6 +7,7 @@ from pathlib import Path
 from ..moved import warn_of
 from ..privacy.gate import guarded, harmless, knows
 from ..privacy.mode import error_text
+from ..random_specs_adaptor import PREFIX
 from .convert import FORMATS, convert_tower
 from .listing import format_towers, list_towers
 from .presets import KINDS, TOWER_PRESETS
@@ -77,7 +78,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"unknown presets {unknown}; known are {', '.join(TOWER_PRESETS)}")
     from .verify import verify_towers
 
-    return 0 if verify_towers(options.names or list(TOWER_PRESETS), options.output) else 1
+    drawn = [name for name, facts in TOWER_PRESETS.items() if facts["name_or_path"].startswith(PREFIX)]
+    if asked := sorted(set(options.names) & set(drawn)):
+        parser.error(f"{', '.join(asked)}: there are no weights to verify, they are drawn where a tower is loaded")
+    names = options.names or [name for name in TOWER_PRESETS if name not in drawn]
+    return 0 if verify_towers(names, options.output) else 1
 
 
 if __name__ == "__main__":

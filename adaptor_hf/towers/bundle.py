@@ -9,6 +9,7 @@ from typing import Any
 
 from ..conversion import load_checkpoint
 from ..files import check_regular, file_sha256, folder_written_aside, read_json, write_aside
+from ..random_specs_adaptor import PREFIX as RANDOM
 from ..tower_bundles_adaptor import (
     FORMAT,
     MANIFEST,
@@ -76,6 +77,11 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
 
 def known_facts(name: str) -> dict[str, Any]:
     """The part of a manifest's entry that is known before the download."""
+    if name.startswith(RANDOM) or TOWER_PRESETS.get(name, {}).get("name_or_path", "").startswith(RANDOM):
+        raise ValueError(
+            f"{name!r} has no weights to bundle: they are drawn where it is loaded. Copy the tokenizer of a text tower "
+            "as a folder."
+        )
     plain, _, revision = name.partition("@")
     prefix, _, rest = plain.partition(":")
     library = {"timm": "timm", "xrv": "torchxrayvision"}.get(prefix)

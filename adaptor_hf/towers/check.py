@@ -5,32 +5,39 @@ from __future__ import annotations
 import difflib
 import os
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, is_offline_mode, try_to_load_from_cache
 from transformers.utils import cached_file
 
+from ..random_specs_adaptor import is_random
+from ..random_towers_adaptor import fit_words
 from ..tower_bundles_adaptor import find_bundled
 from ..tower_sources_adaptor import missing_tower
-from ..tower_specs_adaptor import TOWER_PRESETS, location_of, partial_spec, resolve_library
+from ..tower_specs_adaptor import TOWER_PRESETS, load_text_processor, location_of, partial_spec, resolve_library
 from ..xrv_towers_adaptor import PREFIX, check_xrv_files, check_xrv_name, files_of_classifier, is_classifier
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def check_tower(kind: str, name: str) -> None:
+def check_tower(kind: str, name: str | dict[str, Any]) -> None:
     """
     Fail now where [`load_vision_tower`] or [`load_text_tower`] would fail for the tower's name. No weights are read;
     timm loads for a tower of timm.
 
     Args:
         kind (`str`): `"vision"` or `"text"`.
-        name (`str`): A preset, hub id, folder, `timm:NAME` or `xrv:NAME`.
+        name (`str` or `dict`): A preset, hub id, folder, `timm:NAME`, `xrv:NAME` or `random:NAME`, or a tower spec.
 
     Raises:
         OSError, ValueError: there is no such tower, with names that are close; or, offline, it is not on this machine.
     """
     try:
         spec = partial_spec(kind, name, None, None)
+        if is_random(spec):
+            if kind == "text":
+                fit_words(spec, load_text_processor(spec))
+            return
         ours = spec["library"] == "torchxrayvision" or is_classifier(spec["name_or_path"])
         if ours and find_bundled(spec) is None:
             check_xrv_name(spec["name_or_path"].removeprefix(PREFIX))
@@ -44,21 +51,23 @@ def check_tower(kind: str, name: str) -> None:
         if is_offline_mode() and not any(_has(location, file, spec["revision"]) for file in _WEIGHTS):
             raise missing_tower(location, spec["revision"], OSError("there are no weights"))
     except OSError as error:
-        if close := close_towers(kind, name):
+        if close := close_towers(kind, name if isinstance(name, str) else name["name_or_path"]):
             raise type(error)(f"{error}\nDid you mean {' or '.join(close)}?") from error
         raise
 
 
-def is_on_this_machine(kind: str, name: str) -> bool:
+def is_on_this_machine(kind: str, name: str | dict[str, Any]) -> bool:
     """
     Whether a tower's weights are here: packaged, in a folder or a bundle, or in the cache of the Hub's client. Nothing
     is read or asked for; False where a library of its own keeps them.
 
     Args:
         kind (`str`): `"vision"` or `"text"`.
-        name (`str`): As for [`check_tower`].
+        name (`str` or `dict`): As for [`check_tower`].
     """
     spec = partial_spec(kind, name, None, None)
+    if is_random(spec):
+        return True
     if find_bundled(spec) is not None or spec["name_or_path"].startswith("package:"):
         return True
     if is_classifier(spec["name_or_path"]):

@@ -74,7 +74,7 @@ _BERT_BASE = {"model_type": "bert", "vocab_size": 30522}
 _CASED = {"model_type": "bert", "vocab_size": 28996}
 
 
-_NO_WEIGHTS: dict[str, Any] = {
+NO_WEIGHTS: dict[str, Any] = {
     "pretraining_data": [],
     "data_terms": "none: nothing was pretrained",
     "commercial": "yes",
@@ -107,7 +107,7 @@ def _slip_vit(size: str, width: int, **changes: int) -> TowerPreset:
         domain="general",
         note="SLIP's ViT, from scratch" + (f"; {changes['num_heads']} heads" if changes else ""),
         architecture=architecture | ({"model_args": changes} if changes else {}),
-        **_NO_WEIGHTS,
+        **NO_WEIGHTS,
     )
 
 
@@ -395,11 +395,11 @@ PRESETS = (
             "max_position_embeddings": 77,
             "hidden_act": "quick_gelu",
         },
-        **_NO_WEIGHTS,
+        **NO_WEIGHTS,
     ),
     *(TowerPreset(**facts) for facts in classifier_presets()),
 )
 
 TOWER_PRESETS.update({preset.name: preset.facts() for preset in PRESETS})
 
-__all__ = ["KINDS", "PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]
+__all__ = ["KINDS", "NO_WEIGHTS", "PRESETS", "TERM_KEYS", "TOWER_PRESETS", "TowerPreset"]

@@ -18,7 +18,7 @@ from ..options.command import started_as
 from ..privacy.mode import is_private
 from ..tower_bundles_adaptor import use_towers_dir
 from ..towers.check import check_tower
-from ..towers.references import tower_reference
+from ..towers.references import tower_reference, weights_asked_for
 from .pairs import TrainingPairs
 
 
@@ -37,18 +37,18 @@ def check_sources(data: DataArguments, towers: TowerArguments) -> None:
         check_folder("cache", folder)
     if towers.towers_dir:
         use_towers_dir(towers.towers_dir)
-    for kind, tower in (("vision", towers.vision_tower), ("text", towers.text_tower)):
+    for name, tower in tower_references(data, towers).items():
         if tower is not None:
-            check_tower(kind, tower)
-    tower_references(data, towers)
+            check_tower(name.partition("_")[0], tower)
 
 
 def tower_references(data: DataArguments, towers: TowerArguments) -> dict[str, Any]:
     """`vision_tower` and `text_tower` as `build_cache` takes them: names, or specs where the pooling was asked for."""
     asked = {"vision": vision_pooling(data), "text": text_pooling(data)}
     named = {"vision": towers.vision_tower, "text": towers.text_tower}
+    weights = weights_asked_for(*named.values(), towers.init_seed, towers.text_tokenizer)
     return {
-        f"{kind}_tower": None if name is None else tower_reference(kind, name, **asked[kind])
+        f"{kind}_tower": None if name is None else tower_reference(kind, name, **asked[kind], **weights[kind])
         for kind, name in named.items()
     }
 

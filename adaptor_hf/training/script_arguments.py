@@ -20,6 +20,7 @@ from ..options.fields import OPEN, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private, private_words
+from ..random_specs_adaptor import PREFIX
 from ..tower_training_adaptor import parse_trainable
 from .arguments import AdaptorTrainingArguments
 from .checkpoints import checkpoint_steps
@@ -229,6 +230,8 @@ def parse_arguments(arguments: list[str] | None = None) -> Arguments:
     data, model, run, training = option_parser().parse(words, read_words(path) if path else None)
     if str(training.resume_from_checkpoint).lower() == "true":
         training.resume_from_checkpoint = True
+    if model.init_seed is None and any(str(one).startswith(PREFIX) for one in (model.vision_tower, model.text_tower)):
+        model.init_seed = training.seed
     return data, model, run, training
 
 

@@ -1,0 +1,22 @@
+"""What a tower's spec says of random weights: `random:NAME`, a seed, and the configuration that is built.
+
+This file is flat on purpose: it is copied beside a checkpoint as remote code.
+"""
+
+from typing import Any
+
+PREFIX = "random:"
+RANDOM_KEYS = ("init_seed", "init_check", "init_config", "tokenizer")
+
+
+def is_random(spec: dict[str, Any] | None) -> bool:
+    """Whether a tower's weights are drawn from a seed. One that was trained since is no such tower any more."""
+    return (spec or {}).get("init_seed") is not None
+
+
+def describe_random(spec: dict[str, Any]) -> str:
+    """What cards and tables say of such a tower."""
+    return f"random weights, seed {spec['init_seed']}: nothing was pretrained"
+
+
+__all__ = ["PREFIX", "RANDOM_KEYS", "describe_random", "is_random"]
