@@ -22,6 +22,9 @@ ALIGNERS = {"adaptor": 2, "linear": 0, "residual": 2, "gated": 0, "mlp": 1}
 SHARED_LAYERS = ("adaptor", "residual")
 NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
+# How a checkpoint names itself, where its towers are folders of it.
+OWN = "."
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
 
 
 @strict
@@ -229,9 +232,20 @@ class AdaptorConfig(PreTrainedConfig):
         portable = copy.copy(self)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if spec is not None and spec.get("trained") is not None:
-                setattr(portable, side, spec | {"name_or_path": ".", "revision": None, "subfolder": side})
+            if is_trained(spec):
+                setattr(
+                    portable, side, portable_spec(spec) | {"name_or_path": OWN, "revision": None, "subfolder": side}
+                )
+                # Its folder says it.
+                setattr(portable, side.replace("tower", "config"), None)
         return super(AdaptorConfig, portable).to_json_string(use_diff)
+
+    def place_own_towers_in(self, subfolder: str | None) -> None:
+        """The Auto classes do not tell a configuration in which subfolder of a place the checkpoint is."""
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if subfolder and is_trained(spec) and spec.get("subfolder") == side:
+                setattr(self, side, spec | {"subfolder": f"{subfolder.rstrip('/')}/{side}"})
 
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
@@ -263,7 +277,8 @@ class AdaptorConfig(PreTrainedConfig):
 
     def place_own_towers(self, place: str, subfolder: str = "") -> None:
         """
-        Name towers that are folders of the checkpoint (".") by where it is.
+        Name towers that are folders of the checkpoint by where it is: those of a loaded configuration (".") are, and
+        those that trained are once the model is saved.
 
         Args:
             place: Its folder, a file in it, or its hub id; a folder gets its absolute path.
@@ -274,9 +289,9 @@ class AdaptorConfig(PreTrainedConfig):
         is_folder = os.path.isdir(place)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if spec is None or spec.get("name_or_path") != ".":
+            if spec is None or not (is_trained(spec) or spec.get("name_or_path") == OWN):
                 continue
-            inside = spec.get("subfolder") or side
+            inside = side if spec.get("name_or_path") != OWN else spec.get("subfolder") or side
             where = {
                 "name_or_path": os.path.abspath(place) if is_folder else place,
                 "revision": None if is_folder else getattr(self, "_commit_hash", None),
@@ -410,6 +425,16 @@ class AdaptorConfig(PreTrainedConfig):
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
 
 
+def is_trained(spec: dict[str, Any] | None) -> bool:
+    """Whether a tower's spec is of one that was trained: a folder of its checkpoint."""
+    return (spec or {}).get("trained") is not None
+
+
+def portable_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A trained tower's spec as its folder states it: without places of this machine, and without how it started."""
+    return {key: copy.deepcopy(value) for key, value in spec.items() if key not in _PLACES}
+
+
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
     """As saved before there was `trained_on`, where it says nothing."""
     return {name: value for name, value in saved.items() if name != "trained_on" or value is not None}
@@ -441,4 +466,4 @@ def fields_of_dual_encoder(arguments: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-__all__ = ["ALIGNERS", "AdaptorConfig", "fields_of_dual_encoder"]
+__all__ = ["ALIGNERS", "OWN", "AdaptorConfig", "fields_of_dual_encoder", "is_trained", "portable_spec"]

@@ -43,7 +43,7 @@ _CHECKED = 8
 
 def is_random(spec: dict[str, Any] | None) -> bool:
     """Whether a tower's weights are drawn from a seed. One that was trained since is no such tower any more."""
-    return (spec or {}).get("init_seed") is not None
+    return (spec or {}).get("init_seed") is not None and spec.get("trained") is None
 
 
 def describe_random(spec: dict[str, Any]) -> str:

@@ -15,8 +15,8 @@ from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
 from .frozen_towers_adaptor import TextTower, VisionFeatures, VisionTower, sizes_in_spec
 from .image_processing_adaptor import AdaptorImageProcessor, image_processor_fields, translate_image_processor
-from .tower_bundles_adaptor import find_bundled
 from .random_towers_adaptor import fit_words, is_random, random_network
+from .tower_bundles_adaptor import find_bundled
 from .tower_folders_adaptor import network_of_spec, set_lora
 from .tower_layers_adaptor import LAYER_KEYS, complete_layers, layer_fields, truncate
 from .tower_sources_adaptor import (
