@@ -322,7 +322,7 @@ def test_a_private_run_names_no_place_id_or_word_of_a_report(tiny_dinov2, tiny_b
     table = plant_table(tmp_path)
     towers = {}
     for kind, folder in (("vision_tower", tiny_dinov2), ("text_tower", tiny_bert)):
-        towers[kind] = shutil.copytree(folder, tmp_path / f"{CANARY} {kind}")
+        towers[kind] = shutil.copytree(folder, tmp_path / f"towers of {CANARY}" / kind)
     given = {"train_file": table, "key_file": tmp_path / "key", "output_dir": tmp_path / "outputs" / CANARY / "run"}
     given |= towers | SMALL | PRIVATE | {"global_batch_size": 4, "use_cpu": True}
     train_pretrain.main(["--private", "True", *words(given)])
