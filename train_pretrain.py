@@ -21,7 +21,7 @@ from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.curves import draw_curves
 from adaptor_hf.training.dry_run import dry_run
 from adaptor_hf.training.interruption import deferred_signals, run_script
-from adaptor_hf.training.live_source import live_parts, make_model
+from adaptor_hf.training.live_source import live_arguments, live_parts, make_model, names_of_data
 from adaptor_hf.training.needs import with_needs
 from adaptor_hf.training.pair_cache import options_beside_cache
 from adaptor_hf.training.pairs import load_training_pairs
@@ -76,13 +76,14 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
     known = {"data_terms": terms, "split_rule": None if data.cache else pairs.rule.to_dict()}
     # Towers that were loaded have drawn numbers: a run that finds its embeddings starts from the same weights.
     set_seed(training.seed)
-    model, objective = make_model(model_arguments, cache, training.device, **known), model_arguments.make_objective()
+    model = make_model(model_arguments, cache, training.device, names=names_of_data(data), **known)
+    objective = model_arguments.make_objective()
 
     # Objective: what is minimised, over the pairs of all processes; from the cache, or live where a tower trains.
     read = live_parts(parts, pairs, model, objective, data, model_arguments, training)
     trainer = AdaptorTrainer(
         model=model,
-        args=training,
+        args=live_arguments(model_arguments, training),
         objective=objective,
         train_dataset=read["train"],
         eval_dataset=read.get("validation"),
@@ -101,7 +102,7 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
     # Report: once on the test split if there is one, beside the controls if asked. All ranks train the controls.
     minimised = model_arguments.objective_record()
     with record.phase("evaluate"):
-        towers = embed_held_out(parts, cache, pairs, data, model_arguments, training, **known)
+        towers = embed_held_out(parts, cache, pairs, plan.trained, data, model_arguments, training, **known)
         report_run(
             model,
             training,

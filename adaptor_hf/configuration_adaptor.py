@@ -22,6 +22,9 @@ ALIGNERS = {"adaptor": 2, "linear": 0, "residual": 2, "gated": 0, "mlp": 1}
 SHARED_LAYERS = ("adaptor", "residual")
 NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
+# How a checkpoint names itself, where its towers are folders of it.
+OWN = "."
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
 
 
 @strict
@@ -229,9 +232,20 @@ class AdaptorConfig(PreTrainedConfig):
         portable = copy.copy(self)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if spec is not None and spec.get("trained") is not None:
-                setattr(portable, side, spec | {"name_or_path": ".", "revision": None, "subfolder": side})
+            if is_trained(spec):
+                setattr(
+                    portable, side, portable_spec(spec) | {"name_or_path": OWN, "revision": None, "subfolder": side}
+                )
+                # Its folder says it.
+                setattr(portable, side.replace("tower", "config"), None)
         return super(AdaptorConfig, portable).to_json_string(use_diff)
+
+    def place_own_towers_in(self, subfolder: str | None) -> None:
+        """The Auto classes do not tell a configuration in which subfolder of a place the checkpoint is."""
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if subfolder and is_trained(spec) and spec.get("subfolder") == side:
+                setattr(self, side, spec | {"subfolder": f"{subfolder.rstrip('/')}/{side}"})
 
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
@@ -243,20 +257,47 @@ class AdaptorConfig(PreTrainedConfig):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
         """As the base class; towers that are folders of the checkpoint are named by their place."""
-        kwargs["name_or_path"] = os.fspath(pretrained_model_name_or_path)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
+        config.place_own_towers(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        return loaded
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
         """As the base class; a value that is none of its option is a `ValueError`."""
         place = kwargs.get("name_or_path")
-        if place:
-            commit = config_dict.get("_commit_hash") or kwargs.get("_commit_hash")
-            config_dict = config_dict | _own_towers_at(config_dict, place, commit)
         try:
-            return super().from_dict(config_dict, **kwargs)
+            loaded = super().from_dict(config_dict, **kwargs)
         except StrictDataclassError as error:
             raise ValueError(f"the configuration is refused: {error.__cause__ or error}") from error
+        if place:
+            # The Auto classes come here without `from_pretrained`.
+            (loaded[0] if isinstance(loaded, tuple) else loaded).place_own_towers(os.fspath(place))
+        return loaded
+
+    def place_own_towers(self, place: str, subfolder: str = "") -> None:
+        """
+        Name towers that are folders of the checkpoint by where it is: those of a loaded configuration (".") are, and
+        those that trained are once the model is saved.
+
+        Args:
+            place: Its folder, a file in it, or its hub id; a folder gets its absolute path.
+            subfolder: Of the checkpoint in that place.
+        """
+        if os.path.isfile(place):
+            place = os.path.dirname(place) or os.curdir
+        is_folder = os.path.isdir(place)
+        for side in ("vision_tower", "text_tower"):
+            spec = getattr(self, side)
+            if spec is None or not (is_trained(spec) or spec.get("name_or_path") == OWN):
+                continue
+            inside = side if spec.get("name_or_path") != OWN else spec.get("subfolder") or side
+            where = {
+                "name_or_path": os.path.abspath(place) if is_folder else place,
+                "revision": None if is_folder else getattr(self, "_commit_hash", None),
+                "subfolder": f"{subfolder.rstrip('/')}/{inside}" if subfolder else inside,
+            }
+            setattr(self, side, spec | where)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
@@ -384,18 +425,14 @@ class AdaptorConfig(PreTrainedConfig):
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
 
 
-def _own_towers_at(saved: dict[str, Any], place: str, commit: str | None) -> dict[str, Any]:
-    """Specs of towers that are folders of the checkpoint at `place` (a folder or hub id), named by it."""
-    if os.path.isfile(place):
-        place = os.path.dirname(place)
-    if os.path.isdir(place or "."):
-        place, commit = os.path.abspath(place), None
-    found = {}
-    for side in ("vision_tower", "text_tower"):
-        spec = saved.get(side)
-        if isinstance(spec, dict) and spec.get("name_or_path") == ".":
-            found[side] = spec | {"name_or_path": place, "revision": commit}
-    return found
+def is_trained(spec: dict[str, Any] | None) -> bool:
+    """Whether a tower's spec is of one that was trained: a folder of its checkpoint."""
+    return (spec or {}).get("trained") is not None
+
+
+def portable_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    """A trained tower's spec as its folder states it: without places of this machine, and without how it started."""
+    return {key: copy.deepcopy(value) for key, value in spec.items() if key not in _PLACES}
 
 
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
@@ -429,4 +466,4 @@ def fields_of_dual_encoder(arguments: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-__all__ = ["ALIGNERS", "AdaptorConfig", "fields_of_dual_encoder"]
+__all__ = ["ALIGNERS", "OWN", "AdaptorConfig", "fields_of_dual_encoder", "is_trained", "portable_spec"]

@@ -1,5 +1,6 @@
 """What all Adaptor models share: how weights start, and how towers are attached, loaded and kept out of checkpoints."""
 
+import contextlib
 import math
 import os
 import shutil
@@ -13,14 +14,15 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ADAPTER_CONFIG_NAME, is_peft_available, logging
 
-from .configuration_adaptor import AdaptorConfig
+from .configuration_adaptor import AdaptorConfig, is_trained
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
 from .random_specs_adaptor import RANDOM_KEYS
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
-from .tower_folders_adaptor import copy_tower, folder_of_spec, save_tower
+from .tower_folders_adaptor import copy_tower, folder_of_spec, is_tower_folder, network_of, save_tower
+from .tower_training_adaptor import FROZEN, FULL
 from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
@@ -109,6 +111,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
         def complete(model: "AdaptorPreTrainedModel") -> None:
             align_weights(model)
+            model.config.place_own_towers_in(kwargs.get("subfolder"))
             model.attach_towers(vision_model, text_model)
             if load_towers:
                 download = {
@@ -235,21 +238,23 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             _refuse_to_push_embeddings(save_directory)
             kwargs.setdefault("private", True)
         if not pushed:
-            self._carry_training_rows(save_directory)
+            _carry_training_rows(self.base_model.loaded_from, save_directory)
         state_dict = self.state_dict() if state_dict is None else state_dict
         left_out: set[str] = set()
         if self._hf_peft_config_loaded:
             # transformers then writes the adapter alone, whatever it is on.
             self._refuse_to_lose_changed_towers(state_dict, has_adapter=True)
-        elif self.config.towers_in_checkpoint:
-            self._put_tower_configs()
         else:
-            self._refuse_to_lose_trained_towers()
-            self._refuse_to_lose_changed_towers(state_dict)
-            self._note_trained_towers()
+            names: list[str] | tuple[str, ...] = TOWER_NAMES
+            if self.config.towers_in_checkpoint:
+                self._put_tower_configs()
+                names = [name for name in TOWER_NAMES if is_trained(self._spec_of(name))]
+            else:
+                self._refuse_to_lose_trained_towers()
+                self._refuse_to_lose_changed_towers(state_dict)
             self._save_trained_towers(save_directory, state_dict)
-            towers = tuple(f"{self._base_prefix}{name}." for name in TOWER_NAMES)
-            left_out = {name for name in state_dict if name.startswith(towers)}
+            towers = tuple(f"{self._base_prefix}{name}." for name in names)
+            left_out = {name for name in state_dict if towers and name.startswith(towers)}
         if self._auto_class is not None:
             # A class registers one Auto class; the zero-shot pipeline looks for a second one. The class of the folder
             # that the config came from is left out: its code does not come along.
@@ -264,30 +269,66 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         give_weights_the_mode_of_config(save_directory)
         return saved
 
+    def _spec_of(self, name: str) -> dict | None:
+        """What is known of a tower: that which is attached says itself whether it trained."""
+        tower, spec = getattr(self.base_model, name), getattr(self.config, name.replace("_model", "_tower"))
+        return spec if tower is None or not is_trained(tower.spec) else tower.spec
+
     def _note_trained_towers(self) -> None:
         """Of a tower that trains, or trained, the config says so: it is a folder of the checkpoint from now on."""
         keys = ("preset", "tested", "trained", "base_tower", "pretraining_data", "license", "data_terms")
         for name in TOWER_NAMES:
-            tower, side = getattr(self.base_model, name), name.replace("_model", "_tower")
-            if tower is not None and tower.spec.get("trained") is not None:
-                known = getattr(self.config, side) or tower.spec
+            spec, side = self._spec_of(name), name.replace("_model", "_tower")
+            if is_trained(spec):
+                known = getattr(self.config, side) or spec
                 known = {key: value for key, value in known.items() if key not in RANDOM_KEYS}
-                setattr(self.config, side, known | {key: tower.spec[key] for key in keys if key in tower.spec})
+                setattr(self.config, side, known | {key: spec[key] for key in keys if key in spec})
 
     def _save_trained_towers(self, save_directory: str | os.PathLike, state_dict: dict) -> None:
-        """Each as a folder of the checkpoint; one that is not attached is copied from where the model was loaded."""
+        """Each as a folder of the checkpoint; what is as it was loaded is copied from there, with its card."""
+        self._note_trained_towers()
         for name in TOWER_NAMES:
-            side = name.replace("_model", "_tower")
-            spec, tower = getattr(self.config, side), getattr(self.base_model, name)
-            if spec is None or spec.get("trained") is None:
+            side, tower = name.replace("_model", "_tower"), getattr(self.base_model, name)
+            spec = getattr(self.config, side)
+            if not is_trained(spec):
                 continue
             folder = os.path.join(save_directory, side)
-            if tower is None:
-                copy_tower(folder_of_spec(spec) if spec.get("subfolder") else spec["name_or_path"], folder)
-                continue
             prefix = f"{self._base_prefix}{name}."
             state = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-            save_tower(tower, folder, state_dict=state or None)
+            source = os.path.join(spec["name_or_path"], spec.get("subfolder") or "")
+            if tower is None:
+                source = folder_of_spec(spec) if spec.get("subfolder") else source
+            elif not _is_as_saved(tower, source, state):
+                source = None
+            if source is None:
+                save_tower(tower, folder, state_dict=state or None)
+                continue
+            copy_tower(source, folder)
+            if not self.base_model.is_pushed:
+                _carry_training_rows(source, folder)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        """As in transformers, on the Adaptor's layers and on those of towers that train; timm's networks have their own
+        way. Where batch statistics are trained it stays off: recomputing would count each batch twice."""
+        found = False
+        for name in TOWER_NAMES:
+            tower = getattr(self.base_model, name)
+            network = None if tower is None or tower.trainable == FROZEN else network_of(tower)
+            if not hasattr(getattr(network, "timm_model", None), "set_grad_checkpointing"):
+                continue
+            counts = any(getattr(part, "running_mean", None) is not None for part in network.modules())
+            if enable and counts and tower.trainable == FULL:
+                logger.warning_once(f"{name} has batch statistics that train: it gets no gradient checkpointing.")
+                continue
+            with contextlib.suppress(NotImplementedError, AssertionError):
+                network.timm_model.set_grad_checkpointing(enable)
+                found = True
+        try:
+            super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        except ValueError:
+            if not found:
+                raise
+        self.train(self.training)
 
     @property
     def _base_prefix(self) -> str:
@@ -314,22 +355,6 @@ class AdaptorPreTrainedModel(PreTrainedModel):
         finally:
             self.base_model.is_pushed = False
 
-    def _carry_training_rows(self, folder: str | os.PathLike) -> None:
-        """
-        Copy the digests of the training rows, and their key, from where the model was loaded: else a test on these rows
-        could not be told any more. Never into a push, and not those of private mode.
-        """
-        source, target = self.base_model.loaded_from, os.fspath(folder)
-        rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
-        if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
-            return
-        with safe_open(check_regular(rows[0]), framework="pt") as file:
-            if parse_json(file.metadata()["training_rows"])["private_key"] is not None:
-                return
-        os.makedirs(target, exist_ok=True)
-        for path in filter(os.path.isfile, rows):
-            shutil.copy2(check_regular(path), target)
-
     def _refuse_to_push_restricted(self, accepted: bool) -> None:
         if self.config.data_terms and not accepted:
             listed = "; ".join(f"{name}: {text}" for name, text in self.config.data_terms.items())
@@ -340,6 +365,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
     def _refuse_to_push_local_towers(self) -> None:
         for kind in ("vision", "text"):
+            if is_trained(self._spec_of(f"{kind}_model")):
+                continue
             spec = getattr(self.config, f"{kind}_tower") or {}
             # Of random weights, where the tokenizer is.
             names = [spec.get("name_or_path") or "", spec.get("tokenizer") or ""]
@@ -353,7 +380,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     def _put_tower_configs(self) -> None:
         for kind in ("vision", "text"):
             tower = getattr(self.base_model, f"{kind}_model")
-            if tower is None:
+            if tower is None or is_trained(tower.spec):
                 continue
             if tower.config is None:
                 raise ValueError(
@@ -365,7 +392,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     def _refuse_to_lose_trained_towers(self) -> None:
         for name in TOWER_NAMES:
             tower = getattr(self.base_model, name)
-            if tower is None or tower.spec.get("trained") is not None:
+            if tower is None or is_trained(tower.spec):
                 continue
             if any(parameter.requires_grad for parameter in tower.parameters()):
                 raise ValueError(
@@ -376,7 +403,8 @@ class AdaptorPreTrainedModel(PreTrainedModel):
     def _refuse_to_lose_changed_towers(self, state_dict: dict, has_adapter: bool = False) -> None:
         for name in TOWER_NAMES:
             tower = getattr(self.base_model, name)
-            if tower is None or tower.spec.get("trained") is not None:
+            # An adapter of peft alone is written, and of a trained tower too it must be on what was loaded.
+            if tower is None or (is_trained(tower.spec) and not has_adapter):
                 continue
             if tower.loaded_weights is None:
                 logger.warning_once(
@@ -386,18 +414,44 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 continue
             prefix = f"{self._base_prefix}{name}."
             state = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-            state = state or tower.state_dict()
+            state, marks = state or tower.state_dict(), tower.loaded_weights
             if has_adapter:
                 state = {key.replace(".base_layer.", "."): value for key, value in state.items()}
-            changed = changed_weights(tower.loaded_weights, state)
+                marks = {key.replace(".base_layer.", "."): mark for key, mark in marks.items()}
+            changed = changed_weights(marks, state)
             if has_adapter:
-                changed = [key for key in changed if key in tower.loaded_weights]
+                changed = [key for key in changed if key in marks]
             if changed:
                 raise ValueError(
                     f"{len(changed)} weights of {name} are not those that were loaded ({changed[0]} is one), {LOST}; "
                     f"or save the tower with model.{name}.model.save_pretrained in a folder of its own beside its "
                     "processor or tokenizer, load it from there and attach it with model.attach_towers."
                 )
+
+
+def _is_as_saved(tower: nn.Module, folder: str, state: dict) -> bool:
+    """Whether a tower came from this folder and has not changed since."""
+    place = os.path.join(tower.spec["name_or_path"], tower.spec.get("subfolder") or "")
+    if tower.loaded_weights is None or not is_tower_folder(folder) or place != folder:
+        return False
+    return not changed_weights(tower.loaded_weights, state or tower.state_dict())
+
+
+def _carry_training_rows(source: str | os.PathLike | None, folder: str | os.PathLike) -> None:
+    """
+    Copy the digests of the training rows, and their key, from where a model or tower was loaded: else a test on these
+    rows could not be told any more. Never into a push, and not those of private mode.
+    """
+    target = os.fspath(folder)
+    rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
+    if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
+        return
+    with safe_open(check_regular(rows[0]), framework="pt") as file:
+        if parse_json(file.metadata()["training_rows"])["private_key"] is not None:
+            return
+    os.makedirs(target, exist_ok=True)
+    for path in filter(os.path.isfile, rows):
+        shutil.copy2(check_regular(path), target)
 
 
 def _refuse_to_push_embeddings(folder: str | os.PathLike) -> None:

@@ -8,10 +8,10 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
 import contextlib
-import copy
 import json
 import os
 import shutil
+from dataclasses import replace
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -19,7 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BitImageProcessor, PreTrainedModel
+from transformers.utils import logging
 
+from .configuration_adaptor import OWN, is_trained, portable_spec
 from .image_processing_adaptor import AdaptorImageProcessor
 from .regular_files_adaptor import check_regular, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
@@ -31,10 +33,6 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 WEIGHTS = "model.safetensors"
 # What peft puts before the names of a network's parts.
 _PEFT = "base_model.model."
-# A checkpoint that names itself.
-OWN = "."
-# Of a place of this machine, and not of the tower.
-_PLACES = ("name_or_path", "revision", "subfolder")
 
 
 def save_tower(
@@ -53,7 +51,7 @@ def save_tower(
         ValueError: the tower has not been trained: its spec names where it came from.
         OSError: the folder cannot be written.
     """
-    if tower.spec.get("trained") is None:
+    if not is_trained(tower.spec):
         raise ValueError(
             f"tower {tower_name(tower.spec)!r} has not been trained here, and is named by where it came from. Call "
             "set_trainable before it trains."
@@ -87,13 +85,23 @@ def load_tower_weights(tower: nn.Module, folder: str | os.PathLike) -> None:
         set_lora(network, folder)
         return
     state = read_weights(os.path.join(folder, WEIGHTS))
+    network = getattr(network, "timm_model", network)
     # What a library calls a weight in a file may not be what the module calls it: as the library loads it.
     if isinstance(network, PreTrainedModel) and set(state) != set(network.state_dict()):
-        state = type(network).from_pretrained(folder, dtype=network.dtype).state_dict()
+        state = _as_loaded(network, state)
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         raise ValueError(f"the weights in {os.path.basename(folder)} are not of this tower: {error}") from error
+
+
+def _as_loaded(network: PreTrainedModel, state: dict) -> dict:
+    with quiet():
+        loaded, report = type(network).from_pretrained(
+            None, config=network.config, state_dict=state, dtype=network.dtype, output_loading_info=True
+        )
+    kept, missing = set(network.state_dict()), set(report["missing_keys"])
+    return {name: value for name, value in loaded.state_dict().items() if name in kept and name not in missing}
 
 
 def set_lora(network: nn.Module, folder: str | os.PathLike) -> None:
@@ -156,11 +164,6 @@ def read_tower_file(folder: str | os.PathLike) -> dict[str, Any]:
     return spec | {"name_or_path": os.path.abspath(folder)}
 
 
-def portable_spec(spec: dict[str, Any]) -> dict[str, Any]:
-    """A trained tower's spec as its folder states it: without places of this machine."""
-    return {key: copy.deepcopy(value) for key, value in spec.items() if key not in _PLACES}
-
-
 def folder_of_spec(spec: dict[str, Any], hub: dict[str, Any] | None = None) -> str:
     """
     The folder on this machine that a spec with `subfolder` means; a hub's is downloaded.
@@ -209,7 +212,7 @@ def network_of_spec(spec: dict[str, Any], hub: dict[str, Any] | None = None) -> 
     Raises:
         OSError, ValueError: as `folder_of_spec` and `read_tower_file`.
     """
-    if spec.get("trained") is None:
+    if not is_trained(spec):
         return spec, None
     folder = folder_of_spec(spec, hub) if spec.get("subfolder") else spec["name_or_path"]
     read_tower_file(folder)
@@ -236,12 +239,12 @@ def copy_tower(source: str | os.PathLike, folder: str | os.PathLike) -> None:
 def _save_network(tower: nn.Module, folder: str, state: dict, merge: bool) -> None:
     network = network_of(tower)
     if not has_lora(tower):
-        _save_plain(network, folder, state)
+        _save_plain(tower, network, folder, state)
         return
     if merge:
-        _save_plain(network, folder, merged_state(network, state))
+        _save_plain(tower, network, folder, merged_state(network, state))
         return
-    config = copy.copy(network.peft_config["default"])
+    config = replace(network.peft_config["default"])
     base, name = tower.spec["base_tower"], tower.named_base
     config.base_model_name_or_path, config.revision = (name, base.get("revision")) if name else (None, None)
     config.inference_mode = True
@@ -253,15 +256,45 @@ def _save_network(tower: nn.Module, folder: str, state: dict, merge: bool) -> No
     }
     save_file(lora, os.path.join(folder, ADAPTER_WEIGHTS), metadata={"format": "pt"})
     if not name:
-        _save_plain(network, folder, without_lora(state))
+        _save_plain(tower, network, folder, without_lora(state))
 
 
-def _save_plain(network: nn.Module, folder: str, state: dict) -> None:
-    if isinstance(network, PreTrainedModel):
-        network.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
-    else:
-        state = {name: value.contiguous().cpu() for name, value in state.items()}
-        save_file(state, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
+def _save_plain(tower: nn.Module, network: nn.Module, folder: str, state: dict) -> None:
+    is_timm = hasattr(network, "timm_model")
+    if isinstance(network, PreTrainedModel) and not is_timm:
+        with quiet():
+            network.save_pretrained(folder, state_dict=state, max_shard_size="1000GB")
+        return
+    if is_timm:
+        with open(os.path.join(folder, "config.json"), "w", encoding="utf-8") as file:
+            json.dump(_timm_config(tower, network), file, indent=2, sort_keys=True)
+    state = {name.removeprefix("timm_model."): value.contiguous().cpu() for name, value in state.items()}
+    save_file(state, os.path.join(folder, WEIGHTS), metadata={"format": "pt"})
+
+
+def _timm_config(tower: nn.Module, network: nn.Module) -> dict[str, Any]:
+    """config.json as timm writes it, which transformers reads too, with the images as the tower takes them."""
+    fields, arguments = tower.spec["image_processor"], network.config.model_args
+    size, mode = fields["size"], "center" if "shortest_edge" in fields["size"] else "squash"
+    crop = fields["crop_size"] if fields["do_center_crop"] or mode == "center" else size
+    interpolations = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    known = {key: network.timm_model.pretrained_cfg.get(key) for key in ("first_conv", "classifier", "pool_size")}
+    known |= {
+        "input_size": [1 if fields["do_grayscale"] else 3, crop["height"], crop["width"]],
+        "num_classes": 0,
+        "mean": fields["image_mean"],
+        "std": fields["image_std"],
+        "interpolation": interpolations.get(fields["resample"], "bicubic"),
+        "crop_pct": crop["height"] / (size.get("shortest_edge") or size["height"]),
+        "crop_mode": mode,
+    }
+    config = {
+        "architecture": network.config.architecture,
+        "num_classes": 0,
+        "num_features": network.timm_model.num_features,
+        "pretrained_cfg": {key: value for key, value in known.items() if value is not None},
+    }
+    return config | ({"model_args": arguments} if arguments else {})
 
 
 def read_weights(file: str) -> dict:
@@ -305,12 +338,26 @@ def _written_aside(folder: str):
     shutil.rmtree(older, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def quiet():
+    """Silences the library's load report: unused weights are expected here, and missing ones raise."""
+    verbosity = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
 def _plain_names(state: dict) -> dict:
     return {name.replace("_orig_mod.", ""): value for name, value in state.items()}
 
 
 __all__ = [
-    "OWN",
     "WEIGHTS",
     "copy_tower",
     "folder_of_spec",
@@ -319,7 +366,7 @@ __all__ = [
     "load_tower_weights",
     "network_of",
     "network_of_spec",
-    "portable_spec",
+    "quiet",
     "read_tower_file",
     "read_weights",
     "save_tower",

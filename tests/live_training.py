@@ -85,31 +85,28 @@ def different(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -
 
 
 class Gradients(TrainerCallback):
-    """Keeps the gradients of each optimizer step."""
+    """Keeps the gradients of each optimizer step; zeros where there is none."""
 
     def __init__(self):
         self.steps = []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        named = model.named_parameters()
-        self.steps.append({name: value.grad.clone() for name, value in named if value.requires_grad})
-
-
-def ranks_towers(dinov2: Path, bert: Path) -> tuple[VisionTower, TextTower]:
-    from adaptor_hf.towers import load_text_tower, load_vision_tower
-
-    return load_vision_tower(str(dinov2)), load_text_tower(str(bert))
+        named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        zeros = {name: torch.zeros_like(value) for name, value in named.items() if value.grad is None}
+        self.steps.append({name: value.grad.clone() for name, value in named.items() if name not in zeros} | zeros)
 
 
 def main() -> None:
     """A run of one rank: gradients of all steps and the model that is saved go to a folder."""
+    from adaptor_hf.towers import load_text_tower, load_vision_tower
     from adaptor_hf.training.interruption import leave_process_group
 
     torch.set_num_threads(1)
     dinov2, bert, output, changes = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), json.loads(sys.argv[4])
-    vision, text = ranks_towers(dinov2, bert)
+    vision, text = load_vision_tower(str(dinov2)), load_text_tower(str(bert))
     kept = Gradients()
-    model = live_model(vision, text, changes.pop("trains"), dropout=0.0)
+    # In float64, so that only what is wrong differs.
+    model = live_model(vision, text, changes.pop("trains"), dropout=0.0).double()
     trainer = live_trainer(output, model, callbacks=[kept], optim="sgd", **changes)
     trainer.train()
     if trainer.is_world_process_zero():

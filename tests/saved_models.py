@@ -15,8 +15,12 @@ def save_head(kind: str, checkpoint: Path, folder: Path, **config) -> Path:
     model = cls.from_pretrained(checkpoint, **config).eval()
     with torch.no_grad():
         # Of an untrained head all scores are nearly the same.
-        for parameter in (model.classifier if kind == "classification" else model.decoder).parameters():
-            parameter.mul_(8)
+        if kind == "classification":
+            model.classifier[-1].weight.mul_(8)
+        else:
+            model.decoder.output.weight.mul_(2)
+            logits = model(pixel_values=torch.randn(4, 3, 28, 28)).logits
+            model.decoder.output.bias -= logits.transpose(0, 1).flatten(1).median(dim=1).values
     model.save_pretrained(folder)
     processor_of_tower(model.config.vision_tower | {"image_mode": "L"}).save_pretrained(folder)
     return folder
@@ -40,8 +44,11 @@ def save_yolos(folder: Path) -> Path:
     torch.manual_seed(1)
     config = YolosConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=[64, 64],
-        patch_size=16, num_detection_tokens=5, id2label={0: "nodule", 1: "effusion"}, initializer_range=0.5,
+        patch_size=16, num_detection_tokens=5, id2label={0: "nodule", 1: "effusion"}, initializer_range=0.3,
     )  # fmt: skip
-    YolosForObjectDetection(config).save_pretrained(folder)
+    model = YolosForObjectDetection(config)
+    with torch.no_grad():
+        model.vit.embeddings.detection_tokens.normal_()
+    model.save_pretrained(folder)
     YolosImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
     return folder

@@ -17,8 +17,8 @@ from live_training import (
     live_trainer,
     state_of,
 )
-from safetensors.torch import load_file
 from torch import nn
+from transformers import AutoModel
 
 from adaptor_hf import AdaptorModel
 from adaptor_hf.objectives import AdaptorObjective, Objective
@@ -130,9 +130,9 @@ class TestRates:
     def test_rates_of_towers_are_refused_beside_an_optimizer_that_was_given(self, tmp_path, vision_tower, text_tower):
         model = live_model(vision_tower, text_tower)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-        args = AdaptorTrainingArguments(str(tmp_path), use_cpu=True, layer_decay=0.5)
-        with pytest.raises(ValueError, match="optimizers"):
-            AdaptorTrainer(model, args, optimizers=(optimizer, None))
+        args = live_trainer(tmp_path, model, layer_decay=0.5).args
+        with pytest.raises(ValueError, match=r"layer_decay.*optimizers= gives"):
+            AdaptorTrainer(model, args, train_dataset=live_pairs(), optimizers=(optimizer, None))
 
 
 @pytest.mark.parametrize("trains", [("full", "lora"), (1, "frozen"), ("frozen", 2), ("lora", "full")])
@@ -155,12 +155,11 @@ def test_what_trains_moves_and_all_else_stays_to_the_bit(tmp_path, vision_tower,
             assert not any(".layer.0." in name or ".embeddings." in name for name in of_tower)
 
 
-
-
 @pytest.mark.parametrize("what", ["full", 1])
 def test_batch_statistics_move_in_full_alone(tmp_path, text_tower, what):
     from test_towers import save_timm
 
+    (tmp_path / "timm").mkdir()
     save_timm(tmp_path / "timm", "resnet10t", (3, 64, 64))
     tower = load_vision_tower(f"timm:{tmp_path / 'timm'}")
     model = live_model(tower, text_tower, (what, "frozen"))
@@ -202,7 +201,9 @@ def test_resuming_inside_an_epoch_gives_the_same_weights_to_the_bit(tmp_path, vi
 
 def test_a_checkpoint_of_other_training_towers_or_rates_is_refused(tmp_path, vision_tower, text_tower):
     def trainer(trains=(1, "frozen"), **options):
-        return live_trainer(tmp_path, live_model(vision_tower, text_tower, trains), options.pop("callbacks", None), **options)
+        return live_trainer(
+            tmp_path, live_model(vision_tower, text_tower, trains), options.pop("callbacks", None), **options
+        )
 
     trainer(layer_decay=0.5, callbacks=[Stop(2)]).train()
     for trains, options, message in (
@@ -217,19 +218,19 @@ def test_a_checkpoint_of_other_training_towers_or_rates_is_refused(tmp_path, vis
 
 def test_damage_to_a_tower_in_a_checkpoint_is_found(tmp_path, vision_tower, text_tower):
     def trainer(*callbacks):
-        return live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "frozen")), callbacks)
+        return live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "frozen")), list(callbacks))
 
     trainer(Stop(2)).train()
     weights = tmp_path / "checkpoint-2" / "vision_tower" / "model.safetensors"
     listed = json.loads((tmp_path / "checkpoint-2" / "checkpoint.json").read_text())["files"]
-    assert "vision_tower/model.safetensors" in listed and "vision_tower/tower.json" in listed
+    assert {"vision_tower/model.safetensors", "vision_tower/tower.json"} <= listed.keys()
     content = weights.read_bytes()
     for damaged, message in ((content[:-8] + bytes(8), "SHA-256"), (content[:-100], "truncated")):
         weights.write_bytes(damaged)
         with pytest.raises(ValueError, match=f"vision_tower/model.safetensors .*{message}"):
             trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     weights.unlink()
-    with pytest.raises(ValueError, match="vision_tower/model.safetensors is missing"):
+    with pytest.raises(ValueError, match=r"vision_tower/model\.safetensors is missing"):
         trainer().train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
 
 
@@ -273,7 +274,12 @@ def test_a_run_ends_with_the_towers_of_its_best_checkpoint(tmp_path, vision_towe
             kept[state.global_step] = state_of(model)
 
     options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
-    options |= {"metric_for_best_model": "eval_loss", "num_train_epochs": 3, "learning_rate": 0.1, "save_total_limit": 1}
+    options |= {
+        "metric_for_best_model": "eval_loss",
+        "num_train_epochs": 3,
+        "learning_rate": 0.1,
+        "save_total_limit": 1,
+    }
     trainer = live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [Watch(-1)], **options)
     trainer.train()
     losses = {e["step"]: e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e}
@@ -308,10 +314,9 @@ class TestSavedModel:
                 value.add_(1)
         trainer.save_model()
         names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
-        assert not [name for name in names if "unfinished" in name or "half" in name or "older" in name]
-        weights = load_file(tmp_path / "vision_tower" / "model.safetensors")
-        own = trainer.model.vision_model.model.state_dict()
-        assert all(torch.equal(value, own[name]) for name, value in weights.items())
+        assert not [name for name in names if re.search(r"unfinished|half|of_an_older", name)]
+        found = AutoModel.from_pretrained(tmp_path / "vision_tower").state_dict()
+        assert different(trainer.model.vision_model.model.state_dict(), found) == []
 
     def test_a_tower_of_an_older_save_goes_where_the_new_model_has_none(self, tmp_path, vision_tower, text_tower):
         self.trainer(tmp_path, vision_tower, text_tower, ("full", "full")).save_model()
@@ -407,7 +412,9 @@ def test_bf16_computes_in_bf16_over_float32_weights(tmp_path, vision_tower, text
     moved = different(before, state_of(model))
     assert any(name.startswith("vision_model") for name in moved)
     assert any(name.startswith("text_model") for name in moved)
-    wide = live_trainer(tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [full := Gradients()], max_steps=1)
+    wide = live_trainer(
+        tmp_path, live_model(vision_tower, text_tower, ("full", "lora")), [full := Gradients()], max_steps=1
+    )
     wide.train()
     assert_near(kept.steps[0], full.steps[0], 0.1)
 
@@ -464,7 +471,11 @@ class TestTokens:
         with pytest.raises(ValueError, match=r"tokens of images.* or pixel_values for a tower"):
             check_needs(Tokens(), [{"image_embeds": torch.zeros(4), "input_ids": torch.ones(3).long()}])
         trainer = live_trainer(
-            tmp_path, live_model(vision_tower, text_tower), objective=Tokens(), num_train_epochs=1, eval_strategy="epoch"
+            tmp_path,
+            live_model(vision_tower, text_tower),
+            objective=Tokens(),
+            num_train_epochs=1,
+            eval_strategy="epoch",
         )
         trainer.train()
         assert trainer.model.config.trained_on == ["image_tokens", "text_tokens"]
@@ -499,5 +510,6 @@ def test_two_ranks_equal_one_process_in_gradients_and_weights(tmp_path, tiny_din
     both = [run_ranks(tmp_path, tiny_dinov2, tiny_bert, ranks, {"trains": trains} | changes) for ranks in (1, 2)]
     assert len(both[0]["gradients"]) == len(both[1]["gradients"]) > 2
     for one, two in zip(both[0]["gradients"], both[1]["gradients"], strict=True):
-        assert_near(two, one)
-    assert_near(both[1]["weights"], both[0]["weights"])
+        assert {value.dtype for value in one.values()} == {torch.float64}
+        assert_near(two, one, 1e-12)
+    assert_near(both[1]["weights"], both[0]["weights"], 1e-12)

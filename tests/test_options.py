@@ -231,6 +231,8 @@ class TestChoices:
         shape = {**asdict(model.aligner), **asdict(model.objective)}
         del shape["positives"]  # recorded with the training arguments
         towers = {"vision_tower": "lite0", "text_tower": None, "towers_dir": None}
+        towers |= {"train_vision_tower": "frozen", "train_text_tower": "frozen", "lora_rank": 8, "merge_lora": False}
+        towers["image_recipe"] = None
         assert model.to_dict() == towers | {"aligner": "adaptor", **shape}
         assert shape["hidden_size"] == 48
 

@@ -12,7 +12,7 @@ from adaptor_hf.objectives import AdaptorObjective, Objective
 from adaptor_hf.towers.check import is_on_this_machine
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pairs import contrastive_splits
-from adaptor_hf.training.plan import Part, describe_kept, describe_plan, parts_of_cache, parts_of_table
+from adaptor_hf.training.plan import Part, Plan, describe_kept, describe_plan, parts_of_cache, parts_of_table
 from adaptor_hf.training.recipe_choice import Recipe
 from adaptor_hf.training.script_arguments import parse_arguments
 from adaptor_hf.training.summary import describe_run
@@ -49,7 +49,7 @@ def plan(*words: str) -> str:
              *words]  # fmt: skip
     data, model, _, training = parse_arguments(given)
     parts = {"train": Part(1000, 612), "validation": Part(100, 0)}
-    return describe_plan(parts, Recipe("small", chosen=True, steps=50), data, model, training)
+    return describe_plan(Plan(Recipe("small", chosen=True, steps=50), parts), data, model, training)
 
 
 def test_the_plan_names_all_that_is_to_come():

@@ -3,6 +3,7 @@
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from adaptor_hf.data.views import (
 )
 from adaptor_hf.image_processing_adaptor import AdaptorImageProcessor
 
-DISTINCT = ("crop", "mgca", "convirt", "slip")  # the others are these by another name
+DISTINCT = ("crop", "mgca", "convirt", "slip", "byol", "pixelpro", "medclip")  # the others are these by another name
 SIZES = [(401, 300), (300, 401), (260, 260)]
 
 
@@ -71,16 +72,33 @@ def test_geometry_is_where_torchvision_takes_the_coordinates(name, size):
     for seed in range(8):
         _, geometry = make_view(picture(size), recipe, seed, side)
         torch.manual_seed(seed)
-        crop = transforms.RandomResizedCrop.get_params(coordinates, recipe.scale, recipe.ratio)
-        expected = v2.functional.resized_crop(coordinates, *crop, (side, side), antialias=False)
+        drawn_on = torch.empty(3, max(size), max(size)) if recipe.stretch_to_square else coordinates
+        crop = transforms.RandomResizedCrop.get_params(drawn_on, recipe.scale, recipe.ratio)
+        if recipe.stretch_to_square:
+            # Of the stretched image, in whole pixels of the image itself.
+            (top, left, down, across), (x_share, y_share) = crop, np.divide(size, max(size))
+            ends = round((left + across) * x_share), round((top + down) * y_share)
+            left, top = round(left * x_share), round(top * y_share)
+            crop = (top, left, ends[1] - top, ends[0] - left)
+        if recipe.turn_first:
+            # The whole becomes as large as the crop's side says.
+            full, (top, left, down, across) = coordinates.shape[-1], crop
+            large = round(full * side / across)
+            expected = v2.functional.resize(coordinates, [large, large], antialias=False)
+        else:
+            large = side
+            expected = v2.functional.resized_crop(coordinates, *crop, (side, side), antialias=False)
         if torch.rand(()) < recipe.flip:
             expected = v2.functional.horizontal_flip(expected)
         if recipe.turns:
             moved = transforms.RandomAffine.get_params(
-                (-recipe.degrees, recipe.degrees), (recipe.translate,) * 2, recipe.zoom, None, [side, side]
+                (-recipe.degrees, recipe.degrees), (recipe.translate,) * 2, recipe.zoom, None, [large, large]
             )
             bilinear = v2.InterpolationMode.BILINEAR
             expected = v2.functional.affine(expected, *moved, interpolation=bilinear)
+        if recipe.turn_first:
+            corner = [min(round(place * large / full), large - side) for place in (top, left)]
+            expected = v2.functional.crop(expected, *corner, side, side)
         found = seen(geometry, side, side)
         inside = within(expected[2].numpy() > 1 - 1e-6)
         np.testing.assert_allclose(found[:, inside], expected[:2].numpy()[:, inside], atol=2e-5)
@@ -301,12 +319,87 @@ def test_recipes_of_one_kind_have_one_key_and_others_have_others():
     assert replace(RECIPES["crop"], scale=(0.4, 1.0)).key != RECIPES["crop"].key
 
 
+# Of OBJECTIVES of the reference code, [C]: 2.1 MGCA, 3.4 and 3.5 LoVT and its baselines, 4 SLIP, 5 MedCLIP, 6 GLoRIA.
+# Where it states no number: ConVIRT's are those that LoVT names as ConVIRT's; the crop of RandomResizedCrop without
+# arguments; sigmas, the stretched squares, and zoom and move of MedCLIP from LoVT's `prepare_transform` and MedCLIP's
+# script. Crops are shares of a side where the code crops a fixed square, of the area elsewhere.
+PUBLISHED = """
+recipe   square  crop       ratio   flip turn move  zoom     whole bright contrast satur. hue jit grey blur sigma
+crop     -       .5-1       3/4-4/3 0    0    0     1-1      no    1-1    1-1      1-1    0   0   0    0    -
+mgca     pad     side:.875  1-1     0    0    0     1-1      no    1-1    1-1      1-1    0   0   0    0    -
+gloria   pad     side:.875  1-1     0    0    0     1-1      no    1-1    1-1      1-1    0   0   0    0    -
+convirt  -       .6-1       3/4-4/3 .5   20   .1    .95-1.05 no    .6-1.4 .6-1.4   1-1    0   1   0    1    .1-3
+lovt     -       .6-1       3/4-4/3 .5   20   .1    .95-1.05 no    .6-1.4 .6-1.4   1-1    0   1   0    1    .1-3
+slip     -       .08-1      3/4-4/3 .5   0    0     1-1      no    .6-1.4 .6-1.4   .6-1.4 .1  .8  .2   .5   .1-2
+simclr   -       .08-1      3/4-4/3 .5   0    0     1-1      no    .6-1.4 .6-1.4   .6-1.4 .1  .8  .2   .5   .1-2
+byol     stretch .08-1      3/4-4/3 .5   0    0     1-1      no    .2-1.8 .2-1.8   1-1    0   .8  0    .5   .1-2
+pixelpro stretch side:.6-.8 1-1     .25  0    0     1-1      no    .2-1.8 .2-1.8   1-1    0   .8  0    .5   .1-2
+medclip  pad     side:.875  1-1     .5   10   .0625 .8-1.1   yes   .8-1.2 .8-1.2   1-1    0   1   0    0    -
+"""
+
+
+@pytest.mark.parametrize("line", PUBLISHED.splitlines()[2:], ids=lambda line: line.split()[0])
+def test_recipes_have_the_published_values(line):
+    def numbers(cell: str) -> list[float]:
+        values = [float(Fraction(value)) for value in cell.removeprefix("side:").split("-")]
+        return [value**2 for value in values] if cell.startswith("side:") else values
+
+    name, square, crop, ratio, *cells, sigma = line.split()
+    recipe = RECIPES[name]
+    assert (recipe.pad_to_square, recipe.stretch_to_square) == (square == "pad", square == "stretch")
+    assert recipe.scale == pytest.approx(numbers(crop) if "-" in crop else numbers(crop) * 2)
+    assert recipe.ratio == pytest.approx(numbers(ratio))
+    turned = ["degrees", "translate", "zoom", "turn_first"]
+    fields = ["flip", *turned, "brightness", "contrast", "saturation", "hue", "jitter", "grey", "blur"]
+    for field, cell in zip(fields, cells, strict=True):
+        value = getattr(recipe, field)
+        if isinstance(value, bool):
+            assert value == (cell == "yes")
+        else:
+            assert value == pytest.approx(numbers(cell) if "-" in cell else float(cell)), field
+    assert (recipe.blur == 0) == (sigma == "-")
+    assert sigma == "-" or recipe.blur_sigma == pytest.approx(numbers(sigma))
+
+
+def test_every_recipe_is_in_the_published_table():
+    assert [line.split()[0] for line in PUBLISHED.splitlines()[2:]] == list(RECIPES)
+
+
+def test_crops_of_a_stretched_square_have_its_ratio():
+    # 0.6 to 0.8 of the width and the same share of the height, whatever the shape of the image.
+    for seed in range(20):
+        _, _, height, width, _ = make_view(picture((400, 200)), "pixelpro", seed)[1].box
+        assert 0.595 <= width <= 0.805
+        assert height == pytest.approx(width, abs=0.006)
+
+
+def test_what_is_turned_first_has_black_only_from_outside_of_the_image():
+    # Of a square image 22 % of such views reach beyond it; turned after the crop, all would have black corners.
+    image, black = Image.new("L", (256, 256), 255), 0
+    upright = replace(RECIPES["medclip"], zoom=(1.0, 1.0), translate=0.0, jitter=0.0)
+    for seed in range(25):
+        view, geometry = make_view(image, upright, seed, 112)
+        reached = seen(geometry, 112, 112)
+        inside = ((reached > 0) & (reached < 1)).all(axis=0)
+        known = np.asarray(view) > 0
+        assert (known == inside).mean() > 0.99
+        black += not inside.all()
+    after = replace(upright, turn_first=False)
+    turned = sum((np.asarray(make_view(image, after, seed, 112)[0]) == 0).any() for seed in range(25))
+    assert turned >= 24
+    assert black < turned
+
+
 def test_what_is_no_recipe_is_refused():
     with pytest.raises(ValueError, match="view_recipe must be one of crop, mgca"):
         view_recipe("crops")
     for name, value in {"flip": 1.5, "scale": (0.0, 1.0), "zoom": (2.0, 1.0), "hue": 0.6, "degrees": -1}.items():
         with pytest.raises(ValueError, match=name):
             Recipe(**{name: value})
+    with pytest.raises(ValueError, match="turn_first of a view recipe needs degrees"):
+        Recipe(turn_first=True)
+    with pytest.raises(ValueError, match="not both"):
+        Recipe(pad_to_square=True, stretch_to_square=True)
     with pytest.raises(ValueError, match='mode "L" or "RGB", got \'F\''):
         make_view(picture().convert("F"), "crop", 1)
 

@@ -105,7 +105,7 @@ class RunRecord:
                 # Trained with the model, and no part of what is saved as its weights.
                 "objective_parameters": own_parameters(trainer.objective),
             },
-            "towers": None if towers is None else record_towers(trainer.model, towers, arguments.output_dir),
+            "towers": None if towers is None else record_towers(towers, arguments.output_dir),
             "metrics": last_evaluation(history),
             "terms": last_terms(history),
             "seconds": self.seconds,

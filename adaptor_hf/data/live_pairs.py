@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -16,6 +16,9 @@ from .archives import parse_member, read_bytes
 from .content_keys import image_reference
 from .features import stated_reading
 from .reading import Reading
+from .report_sentences import split_sentences
+from .sentence_recipes import augmented_text, check_sentence_recipe
+from .token_spans import SPANS, spans_of_text
 from .view_recipes import Recipe, view_recipe
 from .views import decoded_size, view_pixels
 
@@ -39,17 +42,21 @@ class LivePairs(Dataset):
             `columns`.
         tokenizer: Tokenizer of the text tower. None: no ids.
         recipe: How the image of a pair is augmented, by name or a `Recipe`. None: the processor's own steps alone.
+        sentence_recipe: How the text is augmented, one of `SENTENCE_RECIPES`, from the column `sentences` where the row
+            has some, else from the sentences of `text`. None: the text as it is.
         view_recipe: The same of the views; None is "crop".
         views: Augmented views of each image, K.
         seed: Of everything that is random.
         max_length: Tokens that a text is cut to, special tokens included and kept; at most, and by default, what the
             tower takes.
+        spans: "words", "sentences" or both: which tokens these are, see `adaptor_hf.data.token_spans`.
         columns: What else a row has: names, and arrays (or what else is indexed by rows of `dataset`) as long as it,
             such as `text_row`, `study`, `targets`, or `text_embeds` of a frozen side.
 
     A row is a dictionary: `pixel_values` float32 (C, H, W); `input_ids`, `attention_mask` and what else the tokenizer
     gives, int64 (L,), not padded; `view_pixel_values` float32 (K, C, H, W) and `view_boxes` float32 (K, 5), and of
-    recipes that turn images `view_maps` float32 (K, 2, 3), see `ViewGeometry`; the columns; and its number, `row`.
+    recipes that turn images `view_maps` float32 (K, 2, 3), see `ViewGeometry`; `words` and `sentences`, int64
+    (spans, 2); the columns; and its number, `row`.
 
     Raises:
         ValueError: Neither processor nor tokenizer; views without a processor; a column of another length or of a name
@@ -65,10 +72,12 @@ class LivePairs(Dataset):
         tokenizer: Any = None,
         *,
         recipe: Recipe | str | None = None,
+        sentence_recipe: str | None = None,
         view_recipe: Recipe | str | None = None,
         views: int = 0,
         seed: int = 0,
         max_length: int | None = None,
+        spans: Sequence[str] = (),
         columns: Mapping[str, Any] | None = None,
     ) -> None:
         if image_processor is None and tokenizer is None:
@@ -77,7 +86,9 @@ class LivePairs(Dataset):
             )
         if views < 0 or ((views or recipe is not None) and image_processor is None):
             raise ValueError(f"views={views} and recipe={recipe!r} need an image_processor, and 0 views or more.")
+        _check_texts(tokenizer, sentence_recipe, spans)
         self.seed, self.views = seed, views
+        self.sentence_recipe, self.spans = sentence_recipe, tuple(spans)
         self.recipe = None if recipe is None else _recipe(recipe)
         self.view_recipe = _recipe(view_recipe)
         self.columns = dict(columns or {})
@@ -97,9 +108,14 @@ class LivePairs(Dataset):
         if tokenizer is not None:
             self._texts = dataset.select_columns(["text"]).with_format("arrow")
             self._tokenizer = tokenizer
+            self._sentences = None
+            if sentence_recipe is not None and "sentences" in dataset.column_names:
+                self._sentences = dataset.select_columns(["sentences"]).with_format("arrow")
             self.max_length = min(max_length or _LONGEST, tokenizer.model_max_length)
             if self.max_length >= _LONGEST:
                 raise ValueError("The tokenizer states no limit of tokens (model_max_length): give max_length.")
+            if self.spans and self.max_length > np.iinfo(np.int16).max:
+                raise ValueError(f"spans are int16, and texts may have {self.max_length:,} tokens: give max_length.")
         self._check_columns()
         # Shared memory: workers that live on see the next epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
@@ -157,8 +173,16 @@ class LivePairs(Dataset):
         text = self._texts[row].column("text")[0].as_py()
         if text is None:
             raise ValueError(f"{self._named(row)} has no text. Leave it out of the pairs.")
+        if self.sentence_recipe is not None:
+            given = self._sentences[row].column("sentences")[0].as_py() if self._sentences is not None else None
+            if sentences := [one for one in given or split_sentences(text) if one]:
+                draws = torch.Generator().manual_seed(self._draw(row, "text"))
+                text = augmented_text(sentences, self.sentence_recipe, draws)
         encoded = self._tokenizer(text, truncation=True, max_length=self.max_length, padding=False)
-        return {name: torch.tensor(values, dtype=torch.int64) for name, values in encoded.items()}
+        found = {name: torch.tensor(values, dtype=torch.int64) for name, values in encoded.items()}
+        for name in self.spans:
+            found[name] = torch.from_numpy(spans_of_text(encoded.encodings[0], text, name)).long()
+        return found
 
     def _draw(self, row: int, what: str) -> int:
         return draw_seed(self.seed, self.epoch, row, what)
@@ -171,6 +195,7 @@ class LivePairs(Dataset):
     def _check_columns(self) -> None:
         own = {"pixel_values": self._images, "view_pixel_values": self._images, "view_boxes": self._images}
         own |= {"view_maps": self._images, "input_ids": self._texts, "attention_mask": self._texts}
+        own |= dict.fromkeys(self.spans, self._texts)
         for name, values in self.columns.items():
             if own.get(name) is not None:
                 raise ValueError(f"LivePairs makes {name} itself: leave it out of columns.")
@@ -181,6 +206,16 @@ class LivePairs(Dataset):
 def draw_seed(seed: int, epoch: int, row: int, what: str) -> int:
     """What the random numbers for one thing start from, 63 bits: for "image", "view 0" or "text", say, of a row."""
     return int.from_bytes(blake2b(f"{seed} {epoch} {row} {what}".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _check_texts(tokenizer: Any, sentence_recipe: str | None, spans: Sequence[str]) -> None:
+    check_sentence_recipe(sentence_recipe)
+    if isinstance(spans, str) or not set(spans) <= set(SPANS):
+        raise ValueError(f"spans are some of {', '.join(SPANS)} in a list or tuple, got {spans!r}.")
+    if tokenizer is None and (sentence_recipe is not None or spans):
+        raise ValueError("sentence_recipe and spans need a tokenizer: without one no text is read.")
+    if spans and not tokenizer.is_fast:
+        raise ValueError(f"spans need a fast tokenizer, and {type(tokenizer).__name__} is none.")
 
 
 def _recipe(recipe: Recipe | str | None) -> Recipe:

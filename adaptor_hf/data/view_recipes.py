@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 VIEWS_VERSION = 1
@@ -18,12 +18,16 @@ class Recipe:
 
     Args:
         pad_to_square: Black is added to the shorter side first, the image in the middle, so that nothing is distorted.
+        stretch_to_square: `ratio` is that of crops of the image made square by stretching, as where all images are
+            resized to a square first.
         scale: Share of the area that a crop has, from and to. The crop becomes the tower's input by resizing.
         ratio: Width by height of a crop, from and to, in pixels of the image.
         flip: How often left and right change places, in [0, 1].
         degrees: The view is turned by up to this angle either way; black comes in at its corners.
         translate: It is moved by up to this share of its width and of its height either way.
         zoom: It is made larger or smaller by this factor, from and to.
+        turn_first: The whole image is turned, moved and zoomed, and then cropped, so that what is black at its corners
+            is mostly cropped away; the shares are of the whole image.
         brightness, contrast, saturation: Factors, from and to. The last changes colour images only.
         hue: Largest shift of the hue, in [0, 0.5]. Colour images only.
         jitter: How often these four are applied, in random order.
@@ -36,12 +40,14 @@ class Recipe:
     """
 
     pad_to_square: bool = False
+    stretch_to_square: bool = False
     scale: tuple[float, float] = (0.5, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.0
     degrees: float = 0.0
     translate: float = 0.0
     zoom: tuple[float, float] = (1.0, 1.0)
+    turn_first: bool = False
     brightness: tuple[float, float] = (1.0, 1.0)
     contrast: tuple[float, float] = (1.0, 1.0)
     saturation: tuple[float, float] = (1.0, 1.0)
@@ -61,6 +67,10 @@ class Recipe:
                 raise ValueError(f"{name} of a view recipe goes from a number over 0 to one, got {low} to {high}.")
         if not (0 <= self.hue <= 0.5 and 0 <= self.degrees <= 180):
             raise ValueError(f"hue is in [0, 0.5] and degrees in [0, 180], got {self.hue} and {self.degrees}.")
+        if self.turn_first and not self.turns:
+            raise ValueError("turn_first of a view recipe needs degrees, translate or zoom, and got none of them.")
+        if self.pad_to_square and self.stretch_to_square:
+            raise ValueError("A view recipe has pad_to_square or stretch_to_square, not both.")
 
     @property
     def turns(self) -> bool:
@@ -109,6 +119,27 @@ _SIMCLR = Recipe(
     grey=0.2,
     blur=0.5,
 )
+# Its whole image is resized to a square first, and its ColorJitter(0.8, 0.8) is factors of 0.2 to 1.8.
+_LOVT_BASELINE = Recipe(
+    stretch_to_square=True,
+    scale=(0.08, 1.0),
+    flip=0.5,
+    brightness=(0.2, 1.8),
+    contrast=(0.2, 1.8),
+    jitter=0.8,
+    blur=0.5,
+)
+_MEDCLIP = replace(
+    _CROP_224_OF_256,
+    flip=0.5,
+    degrees=10,
+    translate=0.0625,
+    zoom=(0.8, 1.1),
+    turn_first=True,
+    brightness=(0.8, 1.2),
+    contrast=(0.8, 1.2),
+    jitter=1.0,
+)
 
 RECIPES: dict[str, Recipe] = {
     "crop": Recipe(),
@@ -118,6 +149,10 @@ RECIPES: dict[str, Recipe] = {
     "lovt": _CONVIRT,
     "slip": _SIMCLR,
     "simclr": _SIMCLR,
+    "byol": _LOVT_BASELINE,
+    # A share of 0.6 to 0.8 of either side.
+    "pixelpro": replace(_LOVT_BASELINE, scale=(0.6**2, 0.8**2), ratio=(1.0, 1.0), flip=0.25),
+    "medclip": _MEDCLIP,
 }
 """Recipes by name.
 
@@ -130,6 +165,13 @@ RECIPES: dict[str, Recipe] = {
   contrast, always a blur. LoVT's code turns images with the nearest pixel; here it is bilinear.
 - `slip` (arXiv 2112.12750, code at c6faf5d0) and `simclr`, which is the same there: crops from 0.08 of the area,
   flips, jitter of colours, grey, blur. MedSLIP is said to train with it.
+- `byol` (arXiv 2006.07733) and `pixelpro` (arXiv 2011.10043) as LoVT's code trains these baselines: images stretched to
+  the square, brightness and contrast by 0.2 to 1.8 in 0.8 of the cases, a blur in half of them. `byol` crops from 0.08
+  of the area and flips half of the views; `pixelpro` crops 0.6 to 0.8 of both sides and flips a quarter, as the
+  package that it takes (pixel-level-contrastive-learning). There one draw is for a whole batch, jitter comes before
+  the crop, and the side of a crop is uniform; here each view is drawn anew, jitter comes last, and its area is uniform.
+- `medclip` (arXiv 2210.10163, code at 9c3396f2): padded to the square; flipped in half of the cases; the whole turned
+  by 10 degrees, moved by 0.0625, zoomed by 0.8 to 1.1; a crop of 224 of 256; brightness and contrast by 0.8 to 1.2.
 """
 
 

@@ -82,21 +82,24 @@ def make_view(
         raise ValueError(f'A view is made of an image of mode "L" or "RGB", got {image.mode!r}: use read_image.')
     recipe = recipe if isinstance(recipe, Recipe) else view_recipe(recipe)
     height, width = (size, size) if isinstance(size, int) else size
-    left, top, right, bottom = _padded_to_square(image.size) if recipe.pad_to_square else (0, 0, *image.size)
+    whole = _padded_to_square(image.size) if recipe.pad_to_square else (0, 0, *image.size)
     draws = torch.Generator().manual_seed(seed)
-    crop = crop_box(recipe, right - left, bottom - top, draws)
-    box = (crop[0] + left, crop[1] + top, crop[2] + left, crop[3] + top)
+    box = _cropped(whole, recipe, draws)
     flipped = uniform(draws) < recipe.flip
-    view = image.crop(box).resize((width, height), resample)
+    source, resized, corner = box, (width, height), (0, 0)
+    if recipe.turn_first:
+        source = whole
+        resized, corner = _around_the_crop(whole, box, (width, height))
+    view = image.crop(source).resize(resized, resample)
     if flipped:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     undone = np.eye(3)
     if recipe.turns:
-        undone = _undo(*turn(recipe, width, height, draws), view.size)
-        view = view.transform(view.size, Image.Transform.AFFINE, undone[:2].ravel(), Image.Resampling.BILINEAR)
+        undone = _undo(*turn(recipe, *resized, draws), resized) @ _moved(*corner)
+        view = view.transform((width, height), Image.Transform.AFFINE, undone[:2].ravel(), Image.Resampling.BILINEAR)
     view = recolour(view, recipe, draws)
-    shares = np.diag([width, height, 1.0])
-    return view, ViewGeometry(_crop_matrix(box, flipped, image.size) @ np.linalg.inv(shares) @ undone @ shares)
+    to_pixels, to_shares = np.diag([width, height, 1.0]), np.linalg.inv(np.diag([*resized, 1.0]))
+    return view, ViewGeometry(_crop_matrix(source, flipped, image.size) @ to_shares @ undone @ to_pixels)
 
 
 def view_pixels(
@@ -170,6 +173,32 @@ def _padded_to_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
     side = max(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return left, top, left + side, top + side
+
+
+def _cropped(whole: tuple[int, int, int, int], recipe: Recipe, draws: torch.Generator) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a random crop of a box."""
+    left, top, right, bottom = whole
+    width, height = right - left, bottom - top
+    if not recipe.stretch_to_square:
+        crop = crop_box(recipe, width, height, draws)
+    else:
+        side = max(width, height)
+        drawn = crop_box(recipe, side, side, draws)
+        crop = tuple(round(edge * (width, height)[place % 2] / side) for place, edge in enumerate(drawn))
+    return crop[0] + left, crop[1] + top, max(crop[2], crop[0] + 1) + left, max(crop[3], crop[1] + 1) + top
+
+
+def _around_the_crop(
+    whole: tuple[int, int, int, int], box: tuple[int, int, int, int], size: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Width and height that a whole is resized to so that a crop of it has a size, and the crop's corner there."""
+    resized, corner = [], []
+    for axis in range(2):
+        full = whole[axis + 2] - whole[axis]
+        resized.append(max(size[axis], round(full * size[axis] / (box[axis + 2] - box[axis]))))
+        place = round((box[axis] - whole[axis]) * resized[axis] / full)
+        corner.append(min(place, resized[axis] - size[axis]))
+    return tuple(resized), tuple(corner)
 
 
 def _crop_matrix(box: tuple[int, int, int, int], flipped: bool, size: tuple[int, int]) -> np.ndarray:

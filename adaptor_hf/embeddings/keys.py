@@ -46,10 +46,14 @@ def tower_identity(tower) -> dict:
         "library": spec["library"],
         "pooling": spec.get("pooling"),
         "hidden_size": int(tower.hidden_size),
-        "architecture": json_key(_clean(config.to_dict())) if config is not None else spec["name_or_path"],
+        "architecture": json_key(_clean(config.to_dict())) if config is not None else _origin(spec),
         "weights": tower_digest(tower),
         "processor": json_key(spec.get("image_processor") or _processor_state(tower.processor)),
     } | _layers(spec)
+
+
+def _origin(spec: dict) -> str:
+    return (spec.get("base_tower") or spec)["name_or_path"]
 
 
 def _layers(spec: dict) -> dict:
@@ -101,6 +105,7 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
     """
     from ..random_specs_adaptor import PREFIX
     from ..tower_bundles_adaptor import find_bundled
+    from ..tower_folders_adaptor import folder_of_spec
     from ..tower_sources_adaptor import package_folder
     from ..towers_adaptor import TOWER_PRESETS
     from ..xrv_towers_adaptor import files_of_classifier, is_classifier
@@ -118,6 +123,8 @@ def tower_files(name_or_spec: Any) -> list[list] | None:
         return _states(files) or None
     if bundled is not None:
         folder = bundled.folder
+    elif spec.get("subfolder"):
+        folder = Path(folder_of_spec(spec, {"local_files_only": True}))
     elif name.startswith("package:"):
         folder = package_folder(name.removeprefix("package:"))
     elif os.path.isdir(name):

@@ -58,8 +58,9 @@ class Ranks:
             raise answer[1]
         return answer[0]
 
-    def together(self, function: Callable[[], None]) -> None:
-        """Run on every rank, then wait for all; when one rank fails, all raise instead of waiting for ever."""
+    def together(self, function: Callable[[], None], what: str = "the cache of embeddings") -> None:
+        """Run on every rank, then wait for all; when one rank fails, all raise instead of waiting for ever, and say at
+        what."""
         if self.world == 1:
             function()
             return
@@ -76,7 +77,7 @@ class Ranks:
             raise error
         for rank, reason in enumerate(reasons):
             if reason is not None:
-                raise RuntimeError(f"rank {rank} failed at the cache of embeddings: {reason}")
+                raise RuntimeError(f"rank {rank} failed at {what}: {reason}")
 
     def once_a_node(self, function: Callable[[], None]) -> bool:
         """Run on the first rank of each node while the others wait, with errors as `together`; whether it ran here."""

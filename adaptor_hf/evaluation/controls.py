@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-MADE = ("checkpoint", "built", "pretrained", "frozen", "fine-tuned")
+MADE = ("checkpoint", "built", "pretrained", "frozen", "fine-tuned", "published")
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Control:
         made (`str`): `checkpoint` is the Adaptor that is asked about; `built` needs no training of its own;
             `pretrained` is trained on the same pairs as the Adaptor, at the end of its pre-training; `frozen` too, of a
             run whose towers train: on the towers as they were before; `fine-tuned` is the Adaptor with a tower that
-            trains on the task.
+            trains on the task; `published` is another one's whole model, used as it is.
         simplicity (`int`, *optional*): Of what the test rows cannot tell apart, the one with the lowest is recommended;
             None: it is never recommended, it only shows what the others learned.
         aligner (`str`, *optional*): Of one that is pre-trained, instead of the Adaptor's, with the same width.
@@ -57,8 +57,10 @@ CONTROLS = {
         Control("projections", "two linear projections", "pretrained", simplicity=1, aligner="linear"),
         Control("shuffled", "Adaptor, shuffled pairs", "pretrained", shuffled=True),
         Control("frozen_towers", "Adaptor, frozen towers", "frozen", simplicity=3),
-        Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=5, learning_rate=2e-5),
+        Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=6, learning_rate=2e-5),
         Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4, learning_rate=2e-4, low_rank=True),
+        Control("blocks", "Adaptor, last blocks trained", "fine-tuned", simplicity=5, learning_rate=2e-5),
+        Control("supervised", "supervised classifier", "published"),
     )
 }
 """By key."""
@@ -71,8 +73,8 @@ def controls_made(made: str) -> tuple[str, ...]:
 
 def saw_pairs(key: str | None) -> bool:
     """Whether image-report pairs have shaped it, so that overlap of test rows with pre-training matters: all but what
-    is built. What a tower saw is `tower_saw_dataset`."""
-    return key not in controls_made("built")
+    is built, and what others published. What a tower saw is `tower_saw_dataset`."""
+    return key not in (*controls_made("built"), *controls_made("published"))
 
 
 def may_be_recommended(key: str) -> bool:

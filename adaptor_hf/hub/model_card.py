@@ -66,15 +66,42 @@ def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
     """One line of the card's table of towers."""
     if tower is None:
         return table_row([kind, "ready-made embeddings", "", "", ""])
-    name = tower.get("name_or_path") or "unknown"
+    origin, how = origin_of(tower), tower.get("trained")
+    name = origin.get("name_or_path") or "unknown"
     # A folder's place on this machine is nobody's business.
     name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
-    label = f"{tower['preset']} ({name})" if tower.get("preset") else name
+    label = f"{origin['preset']} ({name})" if origin.get("preset") else name
+    label += "" if how is None else f", {describe_training(how)}"
     if is_random(tower):
         return table_row([kind, label, f"seed {tower['init_seed']}", "none", describe_random(tower)])
     data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
-    cells = [kind, label, tower.get("revision") or "not pinned", tower.get("license") or "unknown", data]
+    cells = [kind, label, origin.get("revision") or "not pinned", tower.get("license") or "unknown", data]
     return table_row(cells)
+
+
+def origin_of(tower: dict[str, Any]) -> dict[str, Any]:
+    """Of a tower that was trained the one that it started from, else itself."""
+    return tower.get("base_tower") or tower if tower.get("trained") is not None else tower
+
+
+def describe_training(trained: str | int) -> str:
+    """How a tower was trained, in words."""
+    if isinstance(trained, int):
+        return f"last {trained} blocks trained" if trained > 1 else "last block trained"
+    return {"full": "trained in full", "lora": "trained by LoRA"}.get(trained, str(trained))
+
+
+def describe_towers(towers: dict[str, dict[str, Any] | None]) -> tuple[str, str]:
+    """Which towers the embeddings are of, for the first sentence of a card, and a sentence on where they are."""
+    trained = [kind for kind, tower in towers.items() if (tower or {}).get("trained") is not None]
+    named = " and ".join(f"a {'trained' if kind in trained else 'frozen'} {kind} tower" for kind in towers)
+    if not trained:
+        return named, "They are frozen and not part of this checkpoint unless its config says so."
+    folders = " and ".join(f"`{kind}_tower`" for kind in trained)
+    kept = f"What was trained on these pairs is part of this checkpoint: {folders}."
+    if frozen := [kind for kind in towers if kind not in trained]:
+        kept += f" The {frozen[0]} tower is frozen and not part of it."
+    return named, kept
 
 
 def describe_reading(tower: dict[str, Any] | None) -> str:
@@ -145,6 +172,7 @@ def write_model_card(
     """
     towers = [config.get("vision_tower"), config.get("text_tower")]
     known = [tower for tower in towers if tower is not None]
+    named, kept = describe_towers(dict(zip(("vision", "text"), towers, strict=True)))
     license_name = strictest_license(known)
     # Metadata and text alike: what a folder or a data set is called may hold line ends.
     model_name, dataset = one_line(model_name), one_line(dataset_name or "unnamed image-report pairs")
@@ -153,7 +181,7 @@ def write_model_card(
         library_name="transformers",
         pipeline_tag="zero-shot-image-classification",
         license=license_name,
-        base_model=[tower["name_or_path"] for tower in known if is_hub_id(tower)] or None,
+        base_model=[tower["name_or_path"] for tower in map(origin_of, known) if is_hub_id(tower)] or None,
         tags=["adaptor", "medical-imaging", "image-text-retrieval", "custom_code"],
         model_name=model_name,
         eval_results=[
@@ -177,6 +205,8 @@ def write_model_card(
         model_name=plain(model_name),
         aligner=describe_aligner(config),
         trained_on=describe_trained_on(config),
+        towers_named=named,
+        towers_kept=kept,
         num_parameters=f"{num_parameters:,}",
         towers="\n".join(describe_tower(kind, tower) for kind, tower in zip(("vision", "text"), towers, strict=True)),
         terms="\n".join(

@@ -9,16 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, blocks
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.table_arguments import TableArguments, table_options
-from ..data.table_files import Source, is_saved, read_unlabelled
+from ..data.table_files import Source, blank_rows, is_saved, read_unlabelled
 from ..data.tables import load_pairs
 from ..embeddings.table import image_key, image_name
 from ..privacy.mode import PrivacyArguments, private_key
 from .arguments import PredictionArguments
+
+_FILLED = "row that is not blank"
 
 
 @dataclass
@@ -48,11 +52,12 @@ class Images:
     def named(self, start: int, stop: int) -> list[dict[str, Any]]:
         """`image_id`, `source_row` and `file` of some rows; the file's place in its folder where that is its id."""
         table = self.rows[start:stop]
+        # Of the images their paths alone: they may be stored as bytes.
+        columns = [table["image_id"], table["source_row"], pc.struct_field(table["image"], "path")]
         found = []
-        for name, row, value in zip(*(table[key].to_pylist() for key in ("image_id", "source_row", "image")),
-                                    strict=True):  # fmt: skip
-            path = (value or {}).get("path") or ""
-            file = name if path.replace(os.sep, "/").endswith(f"/{name}") else image_name(value)
+        for name, row, path in zip(*(column.to_pylist() for column in columns), strict=True):
+            named_so = path and path.replace(os.sep, "/").endswith(f"/{name}")
+            file = name if named_so else image_name(path) if path else ""
             found.append({"image_id": name, "source_row": row, "file": file})
         return found
 
@@ -106,8 +111,8 @@ def _without_other_columns(source: Source, table: TableArguments) -> Source:
         # `load_pairs` says which columns there are.
         return source
     kept = source.table.select([name for name in source.table.column_names if name.strip() in wanted])
-    if not kept.num_columns:
-        kept = pa.table({"": pa.nulls(len(source.table))})  # Arrow counts no rows of no columns
+    # Which rows are blank is told by all columns.
+    kept = kept.append_column(_FILLED, pa.array(np.where(blank_rows(source), "", "x"), pa.string()))
     images = source.images
     if images is not None:
         images = images.select_columns([name for name in images.column_names if name.strip() in wanted])

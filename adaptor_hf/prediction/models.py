@@ -153,7 +153,8 @@ def _kind(arguments: PredictionArguments, config: PretrainedConfig) -> str:
 
 def _processor(place: str, config: PretrainedConfig) -> Any:
     folder, tower = Path(place), getattr(config, "vision_tower", None)
-    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file() and tower is not None:
+    written = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
+    if folder.is_dir() and not written and tower is not None:
         return processor_of_tower(tower)
     return AutoImageProcessor.from_pretrained(place)
 

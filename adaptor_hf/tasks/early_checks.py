@@ -30,6 +30,10 @@ def check_before_start(arguments: DownstreamArguments) -> None:
         _check_model(place, f"The control model {key} is to be in {place}, which is")
     if arguments.towers_dir:
         use_towers_dir(arguments.towers_dir)
+    if arguments.supervised_control is not None:
+        from .supervised import check_supervised
+
+        check_tower("vision", check_supervised(arguments.supervised_control)["preset"])
     for kind in ("vision", "text"):
         if (tower := named_tower(arguments, kind)) is not None:
             check_tower(kind, tower)

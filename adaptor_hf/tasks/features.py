@@ -27,6 +27,7 @@ def tower_features(
     device: Any = None,
     max_fault_fraction: float = 0.05,
     check: str = "touched",
+    dtype: str = "float16",
 ) -> tuple[torch.Tensor, np.ndarray, dict]:
     """
     Embeddings of a data set's images, from the cache as far as they are there. Data sets that share a `cache_dir`
@@ -35,7 +36,7 @@ def tower_features(
     Args:
         dataset (`Dataset`): With a column `image`.
         tower: As in `build_cache`.
-        cache_dir, batch_size, device, max_fault_fraction, check: As in `build_cache`.
+        cache_dir, batch_size, device, max_fault_fraction, check, dtype: As in `build_cache`.
 
     Returns:
         `tuple[torch.Tensor, np.ndarray, dict]`: `(m, D)` float32 features of the rows whose image could be read, the
@@ -52,7 +53,7 @@ def tower_features(
     plain = plain.add_column("split", np.full(len(rows), "test"))
     cache = build_cache(
         plain, vision_tower=tower, cache_dir=cache_dir, batch_size=batch_size, device=device,
-        max_fault_fraction=max_fault_fraction, check=check, latest=False,
+        max_fault_fraction=max_fault_fraction, check=check, dtype=dtype, latest=False,
     )  # fmt: skip
     kept = np.asarray(cache.pairs["source_row"][:], dtype=np.int64)
     if len(kept) < len(rows):

@@ -34,6 +34,12 @@ class RunList:
     skipped: int = 0
     failed: list[str] = field(default_factory=list)
 
+    def add(self, other: RunList) -> None:
+        """Also what another series did."""
+        self.lines += other.lines
+        self.skipped += other.skipped
+        self.failed += other.failed
+
 
 def subgroup_columns(rows: pd.DataFrame) -> dict[str, list]:
     """Columns of a part's rows that predictions keep for subgroups: those with a value anywhere, but ids."""

@@ -24,6 +24,7 @@ from .prompts import PromptSet, load_prompts
 from .provenance import input_size, tower_name, tower_saw
 from .runs import RunList, finish_run, subgroup_columns
 from .summary import summarize
+from .supervised import supervised_runs
 from .targets import labels_hash
 
 logger = logging.getLogger(__name__)
@@ -165,6 +166,7 @@ def run(arguments: DownstreamArguments, device: str) -> str:
         seeds=arguments.seeds,
         num_resamples=arguments.num_resamples,
     )
+    runs.add(supervised_runs(arguments, embedded, device))
     return summarize(runs)
 
 

@@ -150,6 +150,9 @@ def train_control(
                     arguments,
                     output_dir=folder,
                     learning_rate=learning_rate,
+                    # Of towers, which are frozen here.
+                    tower_learning_rate=None,
+                    layer_decay=1.0,
                     save_strategy="no",
                     load_best_model_at_end=False,
                     eval_strategy="epoch",

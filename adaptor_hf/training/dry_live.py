@@ -52,10 +52,12 @@ class LiveCost:
 
     def describe(self) -> str:
         """A line on what was measured, and what was not."""
-        beside = f"in {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else "before it, without a worker"
+        beside = (
+            f"in {self.workers} worker{'s' * (self.workers > 1)}" if self.workers else "before it, without a worker"
+        )
         return (
-            f"live: a pair takes {1000 * self.computing:.0f} ms to train on and {1000 * self.reading:.0f} ms to read "
-            f"{beside}, measured on {self.pairs} pairs; validation after each epoch, views and --grad_cache_batch_size "
+            f"live: a pair takes {1000 * self.computing:.0f} ms to train on and {1000 * self.reading:.0f} ms to read, "
+            f"{beside}; measured on {self.pairs} pairs; validation after each epoch, views and --grad_cache_batch_size "
             "come on top"
         )
 

@@ -105,7 +105,7 @@ def estimate_run(
         f"  training: {steps * step / 3600:.2f} h ({steps:,} steps of {batch:,} pairs a process, {step * 1000:.0f} ms "
         f"each), {gigabytes(read)} of RAM at most for the cache (memory-mapped), "
         f"{gigabytes(parameter_bytes + activations)} of {'GPU ' if device.type == 'cuda' else ''}memory for weights, "
-        + ("optimizer and activations" if live is None or live.bytes else "optimizer; activations were not measured"),
+        + ("optimizer and activations" if live is None or live.bytes else "and optimizer; activations not measured"),
         *([] if live is None else [f"  {live.describe()}"]),
         f"What could be kept of {stored.images.rows:,} images and {stored.texts.rows:,} texts:",
         stored.table(),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..data.catalog import get_dataset
 from ..data.live_pairs import LivePairs
+from ..data.places import several
 from ..embeddings.build import worker_count
 from ..embeddings.table_rows import rows_of_table
 from ..modeling_adaptor import AdaptorModel
@@ -25,8 +27,6 @@ from .script_arguments import DataArguments, ModelArguments
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
-
-logger = logging.getLogger(__name__)
 
 LIVE_EVAL_ROWS = 64
 """Rows that towers embed at once in evaluation, where no number is given: images, where a cache has vectors."""
@@ -105,7 +105,12 @@ class LiveSource(Dataset):
 
 
 def make_model(
-    model_arguments: ModelArguments, cache: EmbeddingCache, device: torch.device, **kwargs: Any
+    model_arguments: ModelArguments,
+    cache: EmbeddingCache,
+    device: torch.device,
+    *,
+    names: Sequence[str] = (),
+    **kwargs: Any,
 ) -> AdaptorModel:
     """
     The run's Adaptor, with the towers that train attached to it; frozen ones stay away, their embeddings are cached.
@@ -114,6 +119,7 @@ def make_model(
         model_arguments (`ModelArguments`): Shape of the Adaptor, and which towers train.
         cache (`EmbeddingCache`): By whose towers.
         device (`torch.device`): Where the towers are put.
+        names (`Sequence[str]`): Of the training data, for what trained towers say that they have seen.
         kwargs: As of `AdaptorConfig`: `data_terms`, `split_rule`.
     """
     model = AdaptorModel(model_arguments.config_on(cache, **kwargs))
@@ -125,6 +131,12 @@ def make_model(
         model.attach_towers(vision_model=load_vision_tower(cache.vision_spec, device=device))
     if "text" in trainable:
         model.attach_towers(text_model=load_text_tower(cache.text_spec, device=device))
+    for kind in trainable:
+        spec, seen = getattr(model, f"{kind}_model").spec, getattr(cache, f"{kind}_spec")["pretraining_data"]
+        # Of a tower of which nobody knows what it saw, that stays so.
+        spec["pretraining_data"] = seen and [*seen, *(name for name in names if name not in seen)]
+        if terms := kwargs.get("data_terms"):
+            spec["data_terms"] = terms
     named = {f"{kind}_model": value for kind, value in trainable.items()}
     model.set_trainable_towers(**named, lora_rank=model_arguments.lora_rank)
     return model
@@ -149,7 +161,6 @@ def live_parts(
     trainable = model_arguments.trainable
     if not trainable:
         return parts
-    fit_to_files(training)
     trained = {"image" if kind == "vision" else kind for kind in trainable}
     needed = cache_columns(objective.needs | needs_of_aligner(model.config))
     columns = [name for name in needed if name in _OF_THE_CACHE or side_of_column(name) not in trained]
@@ -174,15 +185,28 @@ def live_parts(
     return found
 
 
-def fit_to_files(training: AdaptorTrainingArguments) -> None:
-    """Fit what is meant for embeddings to files, where it was left as it is: workers read, fewer rows are evaluated."""
-    if training.dataloader_num_workers == 0:
-        training.dataloader_num_workers = worker_count(training.device.type == "cuda")
-    default = type(training).__dataclass_fields__["per_device_eval_batch_size"].default
-    if training.per_device_eval_batch_size == default:
-        training.per_device_eval_batch_size = LIVE_EVAL_ROWS
+def names_of_data(data: DataArguments) -> list[str]:
+    """What towers that are trained on the data call it: public sets as towers do, others as the user does."""
+    public = [get_dataset(name).pretraining_name or name for name in several(data.dataset)]
+    return public or [data.dataset_name or "unnamed image-report pairs"]
+
+
+def live_arguments(model_arguments: ModelArguments, training: AdaptorTrainingArguments) -> AdaptorTrainingArguments:
+    """
+    Training arguments, where a tower trains fitted to files what was left as it is for embeddings: workers read them,
+    and fewer rows are evaluated at once. Those that are given stay as they are, for controls on embeddings.
+    """
+    if not model_arguments.trainable:
+        return training
     # Of workers; the tokenizer warns of each fork otherwise.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    default = type(training).__dataclass_fields__["per_device_eval_batch_size"].default
+    rows = training.per_device_eval_batch_size
+    return replace(
+        training,
+        dataloader_num_workers=training.dataloader_num_workers or worker_count(training.device.type == "cuda"),
+        per_device_eval_batch_size=LIVE_EVAL_ROWS if rows == default else rows,
+    )
 
 
-__all__ = ["LIVE_EVAL_ROWS", "LiveSource", "fit_to_files", "live_parts", "make_model"]
+__all__ = ["LIVE_EVAL_ROWS", "LiveSource", "live_arguments", "live_parts", "make_model", "names_of_data"]

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import IterableDataset
 
+from ..data.token_spans import SPANS
 from ..objectives.base import MODEL_INPUTS, Objective, model_inputs
 from .terms import smaller_steps
 
@@ -28,8 +30,9 @@ class PairCollator:
     Collator of any data set of pairs: a batch that is finished stays as it is, single examples are stacked.
 
     Of examples with `pixel_values` or `image_embeds`, and `input_ids` or `text_embeds`, it stacks every column of
-    numbers: tensors, arrays and lists alike, decimals of lists as float32. What is none, such as words or pictures, is
-    left out. All that are no inputs of the model reach the objective under their own names.
+    numbers: tensors, arrays and lists alike, decimals of lists as float32; `words` and `sentences`, spans `(n, 2)` of
+    tokens, are filled up with -1. What is none, such as pictures, is left out. All that are no inputs of the model
+    reach the objective under their own names.
 
     Args:
         pad (`Callable`, *optional*): `pad` of a tokenizer, for `input_ids` of different lengths.
@@ -117,6 +120,8 @@ def _stacked(batch: Sequence[Mapping[str, Any]], name: str) -> torch.Tensor | No
             f"{name} is missing in {len(batch) - len(values)} of the {len(batch)} examples of a batch. Fill it, with "
             f"NaN or -1, say, or leave it out of the data set{_leave_out(name)}."
         )
+    if name in SPANS and all(value.ndim == 2 and value.shape[1] == 2 for value in values):
+        return pad_sequence(values, batch_first=True, padding_value=-1)
     if len(shapes := {tuple(value.shape) for value in values}) > 1:
         one, other = sorted(shapes)[:2]
         raise ValueError(

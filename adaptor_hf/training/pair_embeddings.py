@@ -80,6 +80,9 @@ def embed_pairs(
     length = length_of(dataset)
     batch_rows = batch_size if length is None else min(batch_size, length)
     modules = [module for evaluator in evaluators for module in evaluator.modules()]
+    encoder = Objective()
+    # As of a cache that is opened with them: of live towers, too, tokens go in where the objective was trained so.
+    encoder.needs = frozenset().union(*(one.needs for one in modules if isinstance(one, Objective)))
 
     def embed() -> dict[str, torch.Tensor]:
         nonlocal batch_rows
@@ -90,7 +93,7 @@ def embed_pairs(
             batch = Columns(
                 {name: value.to(model.device) for name, value in batch.items() if isinstance(value, torch.Tensor)}
             )
-            encoded = Objective().encode(model, batch)
+            encoded = encoder.encode(model, batch)
             of_rows.append(_pairs(encoded, split_inputs(batch)[0], columns))
             if count is None:
                 count = len(next(iter(batch.values())))

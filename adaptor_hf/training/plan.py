@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from .pairs import TrainingPairs
 from .recipe_choice import Recipe, choose_recipe
 from .script_arguments import DataArguments, ModelArguments
 from .summary import describe_steps, fitted_batch
+from .trained_towers import count_parameters
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -58,10 +59,12 @@ class Plan:
     Args:
         recipe (`Recipe`): By which it trains.
         parts (`dict[str, Part]`): Pairs of each split, as far as they are known before files are read.
+        trained (`dict`): Parameters of the towers that train, as of `trained_towers.count_parameters`.
     """
 
     recipe: Recipe
     parts: dict[str, Part]
+    trained: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> dict[str, int]:
@@ -91,8 +94,9 @@ def plan_run(
     """
     parts = parts_of_table(pairs.dataset) if isinstance(pairs, TrainingPairs) else parts_of_cache(pairs)
     recipe, model = choose_recipe(words, pairs_of(parts), model, training)
-    logger.info(describe_plan(parts, recipe, data, model, training))
-    return Plan(recipe, parts), model
+    plan = Plan(recipe, parts, count_parameters(data, model))
+    logger.info(describe_plan(plan, data, model, training))
+    return plan, model
 
 
 def parts_of_table(pairs: Dataset) -> dict[str, Part]:
@@ -129,8 +133,7 @@ def pairs_of(parts: dict[str, Part], name: str = "train") -> int:
 
 
 def describe_plan(
-    parts: dict[str, Part],
-    recipe: Recipe,
+    plan: Plan,
     data: DataArguments,
     model: ModelArguments,
     training: AdaptorTrainingArguments,
@@ -139,7 +142,7 @@ def describe_plan(
     The lines before the first tower runs: pairs and patients of each split, towers, place of the embeddings, recipe,
     steps, batch, learning rate, output folder. In private mode without places.
     """
-    pairs = pairs_of(parts)
+    parts, recipe, pairs = plan.parts, plan.recipe, pairs_of(plan.parts)
     lines = [
         "Plan, before anything is embedded:" if data.cache is None else "Plan, on embeddings that are there:",
         "  pairs: " + (", ".join(f"{name} {part}" for name, part in parts.items()) or "none with a text"),
@@ -147,7 +150,7 @@ def describe_plan(
         f"  embeddings: {_place(data, training)}",
         f"  {recipe.describe()[0].lower()}{recipe.describe()[1:]}",
         f"  steps: {describe_steps(training, pairs)}",
-        *describe_live(model, training, pairs),
+        *describe_live(plan, model, training),
         *([] if is_private() else [f"  output: {training.output_dir}"]),
     ]
     if importlib.util.find_spec("matplotlib") is None:
@@ -181,23 +184,25 @@ def describe_training(trainable: str | int | None) -> str:
     return {"full": "all of it trains", "lora": "LoRA in it trains"}.get(trainable, "frozen")
 
 
-def describe_live(model: ModelArguments, training: AdaptorTrainingArguments, pairs: int) -> list[str]:
+def describe_live(plan: Plan, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str]:
     """Lines of the plan on towers that train; none where both are frozen."""
-    if not model.trainable:
+    if not plan.trained:
         return []
-    what = " and ".join("images" if kind == "vision" else "reports" for kind in model.trainable)
-    kinds = " and ".join(model.trainable)
-    together = fitted_batch(training, pairs)
-    if (parts := training.grad_cache_batch_size) is not None:
-        together = min(parts, together)
-    rate = training.learning_rate if training.tower_learning_rate is None else training.tower_learning_rate
+    read = " and ".join("images" if kind == "vision" else "reports" for kind in plan.trained)
     recipe = f", images by the recipe {model.image_recipe}" if model.image_recipe else ""
+    together = fitted_batch(training, pairs_of(plan.parts))
+    together = min(together, training.grad_cache_batch_size or together)
+    rate = training.learning_rate if training.tower_learning_rate is None else training.tower_learning_rate
+    decay = "" if training.layer_decay == 1 else f", times {training.layer_decay:g} a block towards the input"
+    counts = [
+        f"{count['trainable_parameters']:,} of {count['parameters']:,} parameters of the {kind} tower"
+        for kind, count in plan.trained.items()
+    ]
     return [
-        f"  live: {what} go through the {kinds} tower at every epoch{recipe}; activations of {together:,} pairs at once "
-        "(--grad_cache_batch_size takes fewer, --gradient_checkpointing True keeps fewer of each)",
-        f"  rate of the {kinds} tower: {rate:g}"
-        + (f", times {training.layer_decay:g} for each block before the last" if training.layer_decay != 1 else ""),
-        "  embeddings by the towers as they are come first: they find files that cannot be read, and are the control",
+        f"  live: {read} are read at every epoch{recipe}; activations of {together:,} pairs at once "
+        "(--grad_cache_batch_size takes fewer)",
+        f"  trained in towers: {', '.join(counts)}, peak learning rate {rate:g}{decay}",
+        "  the towers as they are embed all pairs first: for faulty files, and for the control on frozen towers",
     ]
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import Enum
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..evaluation.controls import CONTROLS
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
+from ..hub.model_card import describe_training
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
@@ -41,7 +42,7 @@ from .controls import (
 from .curves import CURVES_FILE
 from .needs import with_needs
 from .pair_cache import next_run
-from .trained_towers import TrainedTowers, describe_trainable, trained_tower_lines
+from .trained_towers import TrainedTowers, trained_tower_lines
 
 if TYPE_CHECKING:
     from ..embeddings import EmbeddingCache
@@ -104,6 +105,8 @@ def report_run(
         folder = Path(arguments.output_dir) / ("" if towers is None else FROZEN)
         save_controls(systems, folder / CONTROLS_FOLDER)
         if towers is not None:
+            # A checkpoint of its own, on the same rows: it carries their digests on.
+            systems[0].model.loaded_from = arguments.output_dir
             systems[0].model.save_pretrained(folder)
     result = table = None
     of_sources: dict[str, RetrievalResult] = {}
@@ -114,6 +117,8 @@ def report_run(
             own = with_needs(make_objective(), towers.held_out, model.config)
             name = f"{name} ({towers.describe()})"
         result = evaluate_retrieval(model, own, name)
+        if towers is not None and systems:
+            result = replace(result, learning_rate=arguments.learning_rate)
         results = [result, *(compare_retrieval(systems, views[evaluated_on]) if systems else [])]
         table = format_table(results)
         if evaluated_on == "validation":
@@ -165,7 +170,7 @@ def note_on_frozen_towers(controls: bool) -> str:
 
 def card_of_training(towers: TrainedTowers, arguments: AdaptorTrainingArguments) -> dict[str, str]:
     """Rows of a card on how towers trained."""
-    rows = {f"{kind} tower": describe_trainable(how) for kind, how in towers.trainable.items()}
+    rows = {f"{kind} tower": describe_training(how) for kind, how in towers.trainable.items()}
     rate = arguments.tower_learning_rate
     rows["tower_learning_rate"] = str(arguments.learning_rate if rate is None else rate)
     return rows | {"layer_decay": str(arguments.layer_decay)} | towers.options

@@ -14,6 +14,7 @@ from ..data.reading import Reading
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Objective
 from ..objectives.positives import POSITIVE_COLUMN
+from ..pretrained_adaptor import TOWER_NAMES
 from .arguments import AdaptorTrainingArguments
 
 if TYPE_CHECKING:
@@ -36,7 +37,10 @@ def parameter_counts(model: AdaptorModel, tokens: int = 1) -> dict[str, int]:
         `dict[str, int]`: `trainable`, those of them `receiving_gradient`, and `head` (none here: heads are added for
         downstream tasks).
     """
-    trainable = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad}
+    of_towers = tuple(f"{name}." for name in TOWER_NAMES)
+    trainable = {
+        name: p.numel() for name, p in model.named_parameters() if p.requires_grad and not name.startswith(of_towers)
+    }
     pools = model.config.attention_pooling_heads is not None
     unused = sum(
         count
@@ -140,6 +144,11 @@ def _describe_parameters(trainer: "AdaptorTrainer") -> str:
             f", {counts['receiving_gradient']:,} of them receive a gradient (with one token a side, queries and keys "
             "do not)"
         )
+    for kind in ("vision", "text"):
+        tower = getattr(trainer.model, f"{kind}_model")
+        if tower is not None:
+            own = sum(value.numel() for value in tower.parameters() if value.requires_grad)
+            described += f"; + {own:,} of the {kind} tower"
     own = own_parameters(trainer.objective)
     return described + (f"; + {own:,} of the objective" if own else "")
 

@@ -80,7 +80,7 @@ def load_trained_towers(model: AdaptorModel, checkpoint: Path) -> None:
 
 
 def remove_stale_towers(folder: Path) -> None:
-    """Delete the towers that an earlier save left in a folder, where the model that was saved there now names others."""
+    """Delete the towers of an earlier save in a folder, where the model that was saved there now names others."""
     config = read_json(folder / "config.json")
     for name in ("vision_tower", "text_tower"):
         if not (folder / name / TOWER_FILE).is_file():

@@ -43,6 +43,15 @@ def check_tower_rates(args: AdaptorTrainingArguments, model: AdaptorModel) -> No
             parameter_depths(tower)
 
 
+def refuse_own_optimizer(args: AdaptorTrainingArguments, optimizer: torch.optim.Optimizer | None) -> None:
+    """Raise ValueError where rates of towers are asked for and the optimizer comes with its own."""
+    if optimizer is not None and (args.layer_decay != 1.0 or args.tower_learning_rate is not None):
+        raise ValueError(
+            "layer_decay and tower_learning_rate make groups of the trainer's own optimizer, and optimizers= gives "
+            "another one. Leave out the one or the other."
+        )
+
+
 def rate_scales(tower: nn.Module, layer_decay: float) -> dict[str, float]:
     """
     Layer-wise decay of learning rates, as of BEiT (arXiv 2106.08254) and SLIP's fine-tuning.
@@ -105,4 +114,11 @@ def give_towers_their_rates(
         optimizer.add_param_group(like | {"params": values, "lr": peak * scale})
 
 
-__all__ = ["check_tower_rates", "give_towers_their_rates", "no_decay_in_towers", "rate_scales", "training_towers"]
+__all__ = [
+    "check_tower_rates",
+    "give_towers_their_rates",
+    "no_decay_in_towers",
+    "rate_scales",
+    "refuse_own_optimizer",
+    "training_towers",
+]

@@ -13,9 +13,11 @@ from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.table_rows import rows_of_table
 from ..files import file_sha256
+from ..hub.model_card import describe_training
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..tower_training_adaptor import merge_lora
+from ..towers_adaptor import load_text_tower, load_vision_tower
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import embedding_options, tower_references
 from .pairs import TrainingPairs
@@ -39,26 +41,53 @@ class TrainedTowers:
     Args:
         trainable (`dict`): How each tower that trained did, as of `ModelArguments.trainable`.
         frozen_config (`AdaptorConfig`): Of an Adaptor on the towers as they started.
+        parameters (`dict`): Of each of them `parameters` and `trainable_parameters`.
         options (`dict[str, str]`): Further options of the training of towers that a card lists.
         held_out (`EmbeddingCache`, *optional*): Embeddings by the trained towers of the split that is scored.
     """
 
     trainable: dict[str, str | int]
     frozen_config: AdaptorConfig
+    parameters: dict[str, dict[str, int]]
     options: dict[str, str]
     held_out: EmbeddingCache | None = None
 
     def describe(self) -> str:
         """Which towers trained, and how, in words."""
-        return ", ".join(f"{kind} tower {describe_trainable(how)}" for kind, how in self.trainable.items())
+        return ", ".join(f"{kind} tower {describe_training(how)}" for kind, how in self.trainable.items())
+
+
+def count_parameters(data: DataArguments, model_arguments: ModelArguments) -> dict[str, dict[str, int]]:
+    """
+    Load the towers that are to train and set them to, so that one that cannot is refused before anything is embedded.
+
+    Returns:
+        `dict`: Of each of them `parameters`, and `trainable_parameters`: those that get a gradient.
+
+    Raises:
+        OSError, ValueError: a tower is not to be had, or cannot train so; the message names the option.
+    """
+    counts = {}
+    references = tower_references(data, model_arguments)
+    for kind, trainable in model_arguments.trainable.items():
+        load = load_vision_tower if kind == "vision" else load_text_tower
+        tower = load(references[f"{kind}_tower"])
+        try:
+            tower.set_trainable(trainable, lora_rank=model_arguments.lora_rank)
+        except ValueError as error:
+            raise ValueError(f"--train_{kind}_tower {trainable}: {error}") from error
+        numbers = [(value.numel(), value.requires_grad) for value in tower.parameters()]
+        counts[kind] = {
+            "parameters": sum(count for count, _ in numbers),
+            "trainable_parameters": sum(count for count, trains in numbers if trains),
+        }
+    return counts
 
 
 def finish_towers(model: AdaptorModel, model_arguments: ModelArguments) -> None:
     """Before the last save: LoRA's matrices are merged into the weights, where that was asked for."""
-    if not model_arguments.merge_lora:
-        return
     for kind, trainable in model_arguments.trainable.items():
-        if trainable == "lora":
+        if trainable == "lora" and model_arguments.merge_lora:
             merge_lora(getattr(model, f"{kind}_model"))
 
 
@@ -66,6 +95,7 @@ def embed_held_out(
     parts: dict[str, EmbeddingCache],
     cache: EmbeddingCache,
     pairs: TrainingPairs | EmbeddingCache,
+    parameters: dict[str, dict[str, int]],
     data: DataArguments,
     model_arguments: ModelArguments,
     training: AdaptorTrainingArguments,
@@ -79,6 +109,7 @@ def embed_held_out(
         parts (`dict[str, EmbeddingCache]`): The splits by the towers as they started.
         cache (`EmbeddingCache`): All of them.
         pairs (`TrainingPairs`): The table.
+        parameters (`dict`): From [`count_parameters`].
         data, model_arguments, training: The run's arguments.
         config: As of `AdaptorConfig`: `data_terms`, `split_rule`.
 
@@ -88,10 +119,10 @@ def embed_held_out(
     trainable = model_arguments.trainable
     if not trainable:
         return None
-    frozen = model_arguments.config_on(cache, **config)
+    known = (trainable, model_arguments.config_on(cache, **config), parameters, model_arguments.training_options())
     name = next((name for name in HELD_OUT if name in parts), None)
     if name is None:
-        return TrainedTowers(trainable, frozen, model_arguments.training_options())
+        return TrainedTowers(*known)
     towers = tower_references(data, model_arguments)
     towers |= {f"{kind}_tower": str(tower_folder(training.output_dir, kind)) for kind in trainable}
     rows = rows_of_table(parts[name], pairs.dataset)
@@ -111,7 +142,7 @@ def embed_held_out(
             f"The trained towers embed {len(held_out):,} of the {len(rows):,} pairs of the {name} split: the vectors "
             "of the others are NaN, infinite or zero. Train anew with a lower --tower_learning_rate."
         )
-    return TrainedTowers(trainable, frozen, model_arguments.training_options(), held_out)
+    return TrainedTowers(*known, held_out)
 
 
 def tower_folder(output_dir: str | Path, kind: str) -> Path:
@@ -119,29 +150,17 @@ def tower_folder(output_dir: str | Path, kind: str) -> Path:
     return Path(output_dir) / f"{kind}_tower"
 
 
-def describe_trainable(trainable: str | int) -> str:
-    """How a tower trains, in words."""
-    if isinstance(trainable, int):
-        return f"last {trainable} block{'s' * (trainable > 1)} trained" if trainable > 1 else "last block trained"
-    return {"full": "trained in full", "lora": "trained by LoRA"}.get(trainable, "frozen")
-
-
-def record_towers(model: AdaptorModel, towers: TrainedTowers, output_dir: str | Path) -> dict[str, Any]:
+def record_towers(towers: TrainedTowers, output_dir: str | Path) -> dict[str, Any]:
     """
     For `run.json`: of each tower that trained how, its parameters, the folder in the output folder and the SHA-256 of
     its weights; and the key of the held-out pairs that it embedded.
     """
     found: dict[str, Any] = {}
     for kind, how in towers.trainable.items():
-        tower, folder = getattr(model, f"{kind}_model"), tower_folder(output_dir, kind)
+        folder = tower_folder(output_dir, kind)
         files = [path for path in sorted(folder.glob("*.safetensors")) if path.name in WEIGHTS]
-        found[kind] = {
-            "trained": how,
-            "parameters": sum(value.numel() for value in tower.parameters()),
-            "trainable_parameters": sum(value.numel() for value in tower.parameters() if value.requires_grad),
-            "folder": folder.name,
-            "sha256": {path.name: file_sha256(path) for path in files},
-        }
+        digests = {path.name: file_sha256(path) for path in files}
+        found[kind] = {"trained": how} | towers.parameters[kind] | {"folder": folder.name, "sha256": digests}
     return found | {"held_out": None if towers.held_out is None else towers.held_out.fingerprint}
 
 
@@ -158,7 +177,7 @@ def trained_tower_lines(trainable: dict[str, str | int], output_dir: str | Path)
 __all__ = [
     "HELD_OUT",
     "TrainedTowers",
-    "describe_trainable",
+    "count_parameters",
     "embed_held_out",
     "finish_towers",
     "record_towers",

@@ -52,7 +52,7 @@ from .run_folder import run_folder
 from .source_batches import source_sampler
 from .terms import RunningTerms, check_finite, smaller_steps, why_zero
 from .tower_checkpoints import check_same_towers, load_trained_towers, save_what_trains
-from .tower_rates import check_tower_rates, give_towers_their_rates, no_decay_in_towers
+from .tower_rates import check_tower_rates, give_towers_their_rates, no_decay_in_towers, refuse_own_optimizer
 from .trained_together import TrainedTogether, depending_on_all
 
 logger = logging.getLogger(__name__)
@@ -95,6 +95,7 @@ class AdaptorTrainer(BaseTrainer):
         kwargs.setdefault("evaluators", (Retrieval(),))
         self.sampler: Sampler | None = None
         super().__init__(model=model, args=args, **kwargs)
+        refuse_own_optimizer(args, self.optimizer)
         self.can_return_loss = True
         self.label_names = []
         # A column of this name is one of many, and no reason to weigh losses by tokens.
@@ -164,13 +165,10 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """
-        All parameters decay, as in the reference, but for `logit_bias`, which says how rare pairs are, and for those of
-        towers of fewer than 2 dimensions.
-        """
+        """All decay, as in the reference, but for `logit_bias`, which says how rare pairs are, and biases of towers."""
         no_decay = no_decay_in_towers(model)
-        names = (name for name, _ in model.named_parameters())
-        return [name for name in names if name.rpartition(".")[2] != "logit_bias" and name not in no_decay]
+        names = (name for name, _ in model.named_parameters() if name not in no_decay)
+        return [name for name in names if name.rpartition(".")[2] != "logit_bias"]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         given = self.optimizer is not None
