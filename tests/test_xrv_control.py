@@ -257,3 +257,16 @@ def test_absent_weights_are_said_before_anything_is_read(table, checkpoint, tmp_
     with pytest.raises(OSError, match=rf"towers bundle xrv:{DENSE} --to towers"):
         train_downstream.main(options(table, checkpoint, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_in_private_mode_class_names_are_counted(classifier, monkeypatch):
+    from adaptor_hf.tasks import supervised
+
+    data = data_of(["Ms Miller's finding", "Nodule/Mass", "Edema"])
+    reduced, matched = known_classes(data, classifier)
+    monkeypatch.setattr(supervised, "is_private", lambda: True)
+    said = " ".join(supervised._left_out(classifier, data, reduced, matched))
+    assert "left out (1)" in said
+    assert "its own (1)" in said
+    assert "Miller" not in said
+    assert "Nodule" not in said
