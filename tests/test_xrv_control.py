@@ -37,7 +37,7 @@ def home(tmp_path_factory, labelled_table):
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     network = with_statistics(DenseNet())
-    images = [Image.open(path) for path in sorted((labelled_table(80).parent / "images").glob("1?.png"))]
+    images = [Image.open(path) for path in sorted((labelled_table(80).parent / "images").glob("1[0-5].png"))]
     with torch.no_grad():
         features = network.features2(PROCESSOR(images, return_tensors="pt").pixel_values)
         features = (features - features.mean(0)).flatten(1)
@@ -135,6 +135,7 @@ def test_what_is_left_out_is_said(finished, home, table, checkpoint, capsys, mon
     assert "| supervised classifier | supervised |" in said
 
 
+@pytest.mark.slow
 def test_zero_shot_has_the_row_too_and_a_class_can_be_named(home, table, checkpoint, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HOME", str(home))
     prompts = {"effusion": {"positive": ["effusion"], "negative": ["no effusion"]},

@@ -67,7 +67,7 @@ def put(content, folder: Path, name: str = DENSE, **options) -> Path:
     return file
 
 
-def images(side: int, count: int = 2) -> torch.Tensor:
+def images(side: int, count: int = 1) -> torch.Tensor:
     return (torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 1024
 
 
@@ -88,7 +88,7 @@ def test_every_layout_of_torch_gives_the_weights(densenet, tmp_path, layout, wha
 def test_a_densenet_gives_torchxrayvisions_features(densenet, tmp_path):
     put(densenet, tmp_path, **LAYOUTS["legacy"])
     tower = load_vision_tower(f"xrv:{DENSE}", cache_dir=tmp_path)
-    pixels = images(224)
+    pixels = images(224, 2)
     output = tower(pixels)
     with torch.no_grad():
         expected, tokens = densenet.features2(pixels), densenet.features(pixels).relu()
@@ -107,7 +107,7 @@ def test_a_densenet_gives_torchxrayvisions_features(densenet, tmp_path):
 def test_a_resnet_gives_torchxrayvisions_features(resnet):
     network, folder = resnet
     tower = load_vision_tower(RES, cache_dir=folder)
-    pixels = images(512, 1)
+    pixels = images(512)
     output = tower(pixels)
     with torch.no_grad():
         expected = network.features(pixels)
@@ -123,6 +123,7 @@ def test_a_resnet_gives_torchxrayvisions_features(resnet):
     assert torch.allclose(third.last_hidden_state, expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchxrayvisions_own_resnet_object_is_read_too(resnet, tmp_path):
     """Its weights stand under `model.`, beside its thresholds."""
     network, folder = resnet
@@ -410,6 +411,7 @@ def test_a_name_is_checked_before_anything_long(tmp_path, monkeypatch, densenet)
     assert load_vision_tower(DENSE).hidden_size == 1024
 
 
+@pytest.mark.slow
 def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monkeypatch):
     import timm
 
@@ -418,7 +420,7 @@ def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monk
     monkeypatch.setattr(xrv_towers_adaptor, "_cache_folder", lambda _: tmp_path)
     bundle_towers([f"xrv:{DENSE}"], tmp_path / "bundle")
     monkeypatch.undo()
-    pixels = images(224)
+    pixels = images(64, 2)
     with torch.no_grad():
         expected = densenet.features2(pixels)
     folder = tmp_path / "bundle" / DENSE
@@ -442,7 +444,7 @@ def trained_step(tower) -> None:
     """One step of gradient descent, far enough to show in every weight that trains."""
     tower.train()
     optimizer = torch.optim.SGD([value for value in tower.parameters() if value.requires_grad], lr=1e-2)
-    output = tower(images(64))
+    output = tower(images(64, 2))
     (output.pooler_output / output.pooler_output.detach().std()).square().mean().backward()
     optimizer.step()
     tower.eval()
@@ -463,7 +465,7 @@ def test_a_classifier_trains_and_is_saved_as_every_tower(densenet, tmp_path):
     assert {"model.timm_model.features.conv0.weight", "model.timm_model.features.norm5.weight"} <= moved
     save_tower(tower, tmp_path / "saved")
     again = load_vision_tower(str(tmp_path / "saved"))
-    pixels = images(224)
+    pixels = images(64, 2)
     assert torch.equal(again(pixels).pooler_output, tower(pixels).pooler_output)
     assert again.spec["pretraining_data"][: len(TRAINED_ON[DENSE])] == TRAINED_ON[DENSE]
     assert again.spec["image_processor"] == tower.spec["image_processor"]
@@ -473,6 +475,7 @@ def test_a_classifier_trains_and_is_saved_as_every_tower(densenet, tmp_path):
     assert AutoImageProcessor.from_pretrained(tmp_path / "saved") is not None
 
 
+@pytest.mark.slow
 def test_the_last_block_trains_alone(densenet, tmp_path):
     put(densenet, tmp_path)
     tower = load_vision_tower(DENSE, cache_dir=tmp_path)
