@@ -125,6 +125,35 @@ class TestClassification:
         difference = np.abs(scores_of(half, names) - scores_of(first, names)).max()
         assert 0 < difference < 0.05
 
+    @pytest.mark.parametrize("trained", ["full", "lora", "in checkpoint"])
+    def test_a_model_with_a_tower_of_its_own(self, trained, checkpoint, pictures, tmp_path):
+        from adaptor_hf import AdaptorForImageClassification, AdaptorModel
+        from adaptor_hf.image_processing_adaptor import processor_of_tower
+
+        torch.manual_seed(2)
+        adaptor = AdaptorModel.from_pretrained(checkpoint)
+        if trained == "in checkpoint":
+            adaptor.config.towers_in_checkpoint = True
+        else:
+            adaptor.set_trainable_towers(vision_model=trained)
+        with torch.no_grad():
+            for name, parameter in adaptor.vision_model.named_parameters():
+                if parameter.ndim > 1 and (trained != "lora" or "lora" in name):
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        names = ["normal", "effusion", "edema"]
+        model = AdaptorForImageClassification.from_adaptor(adaptor, id2label=dict(enumerate(names))).eval()
+        with torch.no_grad():
+            model.classifier[-1].weight.normal_(std=2)
+        model.save_pretrained(tmp_path / "model")
+        processor = processor_of_tower(adaptor.config.vision_tower | {"image_mode": "L"})
+        processor.save_pretrained(tmp_path / "model")
+        rows = run(tmp_path / "model", tmp_path / "out", image_folder=pictures)
+        paths = [str(pictures / row["image_id"]) for row in rows]
+        with torch.no_grad():
+            expected = model(**processor(paths, return_tensors="pt")).logits.softmax(-1).numpy()
+        np.testing.assert_allclose(scores_of(rows, names), expected, atol=TOLERANCE, rtol=0)
+        assert np.ptp(expected, axis=0).max() > 1e-3
+
     def test_threshold_columns_only_where_they_are_asked_for(self, classifier, pictures, tmp_path):
         rows = run(classifier, tmp_path / "out", image_folder=pictures, threshold=0.5)
         assert [name for name in rows[0] if ">" in name] == ["normal > 0.5", "effusion > 0.5", "edema > 0.5"]
