@@ -20,6 +20,7 @@ from transformers import (
     pipeline,
 )
 
+from adaptor_hf import AdaptorConfig
 from adaptor_hf.data.masks import MaskValues
 from adaptor_hf.data.table_arguments import TableArguments
 from adaptor_hf.pipelines import (
@@ -178,7 +179,15 @@ class TestZeroShot:
     def model(self, checkpoint, tmp_path_factory) -> Path:
         return save_zero_shot(checkpoint, tmp_path_factory.mktemp("zero-shot") / "model")
 
-    def test_classes_give_what_the_pipeline_gives(self, model, pictures, tmp_path):
+    @pytest.mark.parametrize("changes", [{}, {"attention_pooling_heads": 2}, {"logit_bias_init_value": -1.0}])
+    def test_classes_give_what_the_pipeline_gives(self, changes, model, checkpoint, pictures, tmp_path):
+        from adaptor_hf import AdaptorModel
+
+        if changes:
+            config = AdaptorConfig(**AdaptorConfig.from_pretrained(checkpoint).to_dict() | changes)
+            torch.manual_seed(4)
+            AdaptorModel(config).save_pretrained(tmp_path / "other")
+            model = save_zero_shot(tmp_path / "other", tmp_path / "model")
         names, template = ["effusion", "normal", "edema"], "a radiograph with {}"
         rows = run(model, tmp_path / "out", image_folder=pictures, classes=names, template=template)
         call = pipeline("zero-shot-image-classification", model=str(model),
@@ -188,6 +197,8 @@ class TestZeroShot:
             theirs = {one["label"]: one["score"] for one in found}
             for name in names:
                 assert float(row[name]) == pytest.approx(theirs[name], abs=TOLERANCE)
+            total = sum(float(row[name]) for name in names)
+            assert (abs(total - 1) < 1e-5) == ("logit_bias_init_value" not in changes)
 
     def test_prompts_give_what_the_zero_shot_task_gives(self, model, pictures, tmp_path):
         from adaptor_hf import AdaptorModel
@@ -345,3 +356,16 @@ class TestSources:
         options = {"table": table.parent / "ids.csv", "form": TableArguments(id_column="study")}
         rows = run(classifier, tmp_path / "a", **options)
         assert [row["image_id"] for row in rows] == [f"007{n}" for n in range(12)]
+
+
+def test_real_radiographs_score_as_in_the_pipeline(realbench, classifier, tmp_path):
+    frame = pd.read_csv(realbench / "metadata.csv")[["image"]]
+    frame = frame.sample(24, random_state=0)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    rows = run(classifier, tmp_path / "out", table=tmp_path / "t.csv", form=TableArguments(image_root=str(realbench)))
+    assert [row["image_id"] for row in rows] == frame["image"].tolist()
+    call = pipeline("image-classification", model=str(classifier), pipeline_class=AdaptorImageClassificationPipeline)
+    names = ["normal", "effusion", "edema"]
+    for row, mine in zip(rows, scores_of(rows, names), strict=True):
+        theirs = {one["label"]: one["score"] for one in call(str(realbench / row["image_id"]), top_k=None)}
+        np.testing.assert_allclose(mine, [theirs[name] for name in names], atol=TOLERANCE, rtol=0)
