@@ -49,7 +49,7 @@ from adaptor_hf.evaluation.tables import aggregate
 from adaptor_hf.evaluation.tasks import TASKS, Task, declare_task
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.hub.results_card import card_results
-from adaptor_hf.tasks.arguments import DownstreamArguments, option_parser, parse_arguments
+from adaptor_hf.tasks.arguments import METHOD_OF_BLOCKS, DownstreamArguments, option_parser, parse_arguments
 from adaptor_hf.tasks.compare import write_comparison
 from adaptor_hf.tasks.controls import load_systems, matched_hidden_size, saved_controls
 from adaptor_hf.tasks.finetune import LEARNING_RATES
@@ -480,7 +480,7 @@ class TestControls:
         assert controls_made("checkpoint") == ("adaptor",)
         assert controls_made("built") == ("tower", "untrained", "mlp")
         assert controls_made("pretrained") == ("projections", "shuffled")
-        assert controls_made("fine-tuned") == ("finetune", "lora")
+        assert controls_made("fine-tuned") == ("finetune", "lora", "blocks")
         assert controls_made("published") == ("supervised",)
         assert [key for key in CONTROLS if not saw_pairs(key)] == ["tower", "untrained", "mlp", "supervised"]
         assert saw_pairs(None)
@@ -488,7 +488,7 @@ class TestControls:
 
     def test_the_simplest_comes_first_and_what_only_shows_something_is_never_recommended(self):
         ranked = sorted((key for key in CONTROLS if may_be_recommended(key)), key=simplicity_of)
-        assert ranked == ["tower", "projections", "mlp", "adaptor", "lora", "finetune"]
+        assert ranked == ["tower", "projections", "mlp", "adaptor", "lora", "blocks", "finetune"]
         assert max(map(simplicity_of, CONTROLS)) == simplicity_of("somebody's")
         assert may_be_recommended("somebody's")
 
@@ -515,9 +515,9 @@ class TestControls:
         for key in controls_made("pretrained"):
             assert f"{key}=PATH" in text
         for key in controls_made("fine-tuned"):
-            assert f"{key} ({CONTROLS[key].name})" in text
+            assert f"{'N' if key == METHOD_OF_BLOCKS else key} ({CONTROLS[key].name})" in text
         assert f"zero_shot: {', '.join(list_prompt_sets())}, a JSON file" in text
-        assert LEARNING_RATES == {"finetune": 2e-5, "lora": 2e-4}
+        assert LEARNING_RATES == {"finetune": 2e-5, "lora": 2e-4, "blocks": 2e-5}
 
     def test_what_a_control_is_made_of_is_declared_and_no_key(self, monkeypatch):
         monkeypatch.setitem(CONTROLS, "fresh", Control("fresh", "another Adaptor", "built", new_weights=True))
@@ -537,7 +537,7 @@ class TestControls:
         [
             (["--controls", "projections"], "tower, untrained, mlp"),
             (["--control_model", "mlp=x"], "projections, shuffled"),
-            (["--train_tower", "adaptor"], "finetune, lora"),
+            (["--train_tower", "adaptor"], "finetune, lora, N"),
         ],
     )
     def test_another_one_is_refused_before_anything_is_loaded(self, change, known):

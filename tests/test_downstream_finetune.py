@@ -101,5 +101,5 @@ def test_the_script_adds_lora_to_the_frozen_runs(table, model, tmp_path):
 
 
 def test_unknown_method_is_refused(model, tower, data):
-    with pytest.raises(ValueError, match="finetune or lora"):
+    with pytest.raises(ValueError, match="finetune or lora, or a number"):
         trainable_model(model, tower, "qlora", data, None, 0)

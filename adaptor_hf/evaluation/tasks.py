@@ -94,7 +94,7 @@ for _task in (
         hub_type="image-classification",
         run="adaptor_hf.tasks.classification:run",
         kind="classification",
-        readouts=("linear", "mlp2", "finetune", "lora", "supervised"),
+        readouts=("linear", "mlp2", "finetune", "lora", "blocks", "supervised"),
         trains=True,
         has_fractions=True,
         own_options=("do_predict", "train_tower", "save_model", "external", "supervised_control", "supervised_label"),

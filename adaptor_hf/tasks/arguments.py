@@ -33,11 +33,16 @@ from ..towers.references import tower_reference, weights_asked_for
 from .prompts import list_prompt_sets
 from .protocols import PROTOCOLS, get_protocol, get_segmentation_protocol
 
+METHOD_OF_BLOCKS = "blocks"
+"""Of the controls, the one whose option is a number."""
 LABELS, EVALUATION, RUN = "labels", "evaluation", "run"
 
 
-def _named(made: str) -> str:
-    return ", ".join(f"{key} ({CONTROLS[key].name})" for key in controls_made(made))
+def _methods() -> str:
+    """What `--train_tower` takes, with names; of the last blocks a number is given."""
+    return ", ".join(
+        f"{'N' if key == METHOD_OF_BLOCKS else key} ({CONTROLS[key].name})" for key in controls_made("fine-tuned")
+    )
 
 
 @dataclass
@@ -138,8 +143,16 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         privacy=OPEN, metavar="CONTROL",
     )  # fmt: skip
     train_tower: list[str] = option(
-        [], f"classification: also {_named('fine-tuned')}.", group=EVALUATION, privacy=OPEN, advanced=True,
+        [], f"classification: also {_methods()}.", group=EVALUATION, privacy=OPEN, advanced=True,
         metavar="METHOD",
+    )  # fmt: skip
+    layer_decay: float = option(
+        1.0, "--train_tower: factor on the learning rate from one block of the tower to the one before it.",
+        group=EVALUATION, advanced=True,
+    )  # fmt: skip
+    gradient_checkpointing: bool = option(
+        False, "--train_tower: compute activations of the tower's blocks twice instead of keeping them.",
+        group=EVALUATION, advanced=True,
     )  # fmt: skip
     control_model: list[str] = option(
         [], f"{' or '.join(f'{key}=PATH' for key in controls_made('pretrained'))}, trained on the same pairs; default: "
@@ -167,7 +180,9 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
         privacy=HIDDEN, advanced=True,
     )  # fmt: skip
     save_model: bool = option(
-        False, "classification, segmentation: save the first seed's head with the Adaptor, in `model`.", group=RUN
+        False,
+        "classification, segmentation: save the first seed's head with the Adaptor in `model`; of --train_tower too.",
+        group=RUN,
     )
 
     def __post_init__(self):
@@ -199,10 +214,19 @@ class DownstreamArguments(TableArguments, TowerArguments, PrivacyArguments):
                 raise ValueError(f"--{name} reads {reads}, got {wrong[0]!r}.")
         if self.supervised_label and self.supervised_control is None:
             raise ValueError("--supervised_label names classes of --supervised_control: give both.")
-        given = {"built": self.controls, "pretrained": pairs_of(self.control_model), "fine-tuned": self.train_tower}
+        methods = [METHOD_OF_BLOCKS if re.fullmatch(r"[1-9]\d{0,3}", one) else one for one in self.train_tower]
+        given = {"built": self.controls, "pretrained": pairs_of(self.control_model), "fine-tuned": methods}
         for made, keys in given.items():
             if unknown := [key for key in keys if key not in controls_made(made)]:
-                raise ValueError(f"Unknown control {unknown[0]!r}. Choose of {', '.join(controls_made(made))}.")
+                known = ("N" if key == METHOD_OF_BLOCKS else key for key in controls_made(made))
+                raise ValueError(f"Unknown control {unknown[0]!r}. Choose of {', '.join(known)}.")
+        if METHOD_OF_BLOCKS in self.train_tower:
+            raise ValueError("--train_tower takes the number of last blocks that train, such as 2.")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer_decay must be above 0 and at most 1 (no decay), got {self.layer_decay}.")
+        for name in ("layer_decay", "gradient_checkpointing"):
+            if getattr(self, name) != getattr(type(self), name) and not self.train_tower:
+                raise ValueError(f"--{name} is for a tower that trains: it goes with --train_tower.")
         wrong = [value for value in self.fraction if not 0 < value <= 1]
         if wrong or not self.fraction:
             raise ValueError(f"--fraction takes shares in (0, 1], got {self.fraction}. For 10 % pass 0.1.")

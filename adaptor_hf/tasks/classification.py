@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.table_files import read_unlabelled
 from .arguments import DownstreamArguments, table_options
@@ -11,7 +14,7 @@ from .embedded import embed_labelled, load_embedded
 from .final_heads import save_and_predict
 from .finetune import run_finetune
 from .frozen_heads import run_classification
-from .loading import cache_dir_of, load_adaptor, load_external, load_tower, vision_tower_of
+from .loading import cache_dir_of, load_adaptor, load_external, load_tower, record_rows, vision_tower_of
 from .protocols import get_protocol
 from .provenance import tower_name
 from .summary import summarize
@@ -52,12 +55,19 @@ def run(arguments: DownstreamArguments, device: str) -> str:
             fractions=arguments.fraction,
             seeds=arguments.seeds,
             epochs=arguments.epochs or 10,
+            layer_decay=arguments.layer_decay,
+            gradient_checkpointing=arguments.gradient_checkpointing,
             text_tower=tower_name(model.config.text_tower),
             num_resamples=arguments.num_resamples,
             device=device,
+            save_to=Path(arguments.output_dir) / f"model-{method}" if arguments.save_model else None,
+            record_rows=functools.partial(record_rows, arguments, embedded.data),
         )
         runs.add(more)
     said = summarize(runs)
+    if arguments.save_model:
+        saved = [Path(arguments.output_dir) / f"model-{method}" for method in arguments.train_tower]
+        said += "".join(f"\n\nClassifier with its tower: {folder}" for folder in saved if folder.is_dir())
     if arguments.do_predict or arguments.save_model:
         unlabelled = None
         if arguments.do_predict:

@@ -23,6 +23,7 @@ from .features import tower_features
 from .frozen_heads import distinct_seeds
 from .probe import Probe, fit_probe, fold_standardization
 from .protocols import ProbeProtocol
+from .saved_classifiers import finish_saved
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -105,6 +106,7 @@ def save_classifier(
         classifier.config.vision_tower = reading.in_spec(classifier.config.vision_tower)
     processor_of_tower(reading.in_spec(embedded.vision_spec)).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
+    finish_saved(folder)
     return classifier
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..configuration_adaptor import AdaptorConfig
 from ..data.private_rows import private_rows, refuse_identifying_columns
 from ..data.reading import Reading
 from ..data.split_rule import SplitRule
 from ..data.table_arguments import public_options
+from ..data.training_rows import id_namespaces, write_training_rows
 from ..evaluation.naming import weights_digest
 from ..evaluation.tasks import TASKS
 from ..file_records import check_model
@@ -23,7 +26,7 @@ from .arguments import DownstreamArguments, named_tower, pairs_of, table_options
 from .controls import saved_controls
 from .data import LabelledData, labelled_data, load_public, load_table, split_table
 from .overlap import TOWER_SYSTEMS, seen_rows
-from .provenance import is_trained, named_by_weights, tower_folder, tower_name
+from .provenance import is_trained, tower_folder, tower_name
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -206,6 +209,23 @@ def load_external(arguments: DownstreamArguments) -> list[LabelledData]:
     return found
 
 
+def record_rows(arguments: DownstreamArguments, data: LabelledData, folder: str | Path) -> None:
+    """
+    Write the rows that a classifier with its tower was trained and chosen on into its folder, with those of the
+    checkpoint and of the trained tower that it started from.
+    """
+    from ..embeddings.contents import content_digests
+
+    parts = [data.parts[part] for part in ("train", "validation")]
+    images = [content_digests(rows, cache_dir_of(arguments), check=arguments.check) for rows in parts]
+    patients = [patient for rows in parts if "patient_id" in rows.column_names for patient in rows["patient_id"][:]]
+    write_training_rows(
+        folder, np.concatenate(images), None if is_private() else patients,
+        id_namespaces(arguments.id_namespace or arguments.name, arguments.table),
+        earlier=[arguments.model, *trained_towers(arguments).values()],
+    )  # fmt: skip
+
+
 def used_models(arguments: DownstreamArguments) -> list[str]:
     """Checkpoints that the arguments name, and the folders of trained towers that are no part of one."""
     models = [arguments.model, *arguments.more_models]
@@ -261,14 +281,10 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     for name in asked:
         if asked[name] is not None:
             setattr(model, name, None)
-        elif (tower := getattr(model, name)) is not None:
-            tower.spec = named_by_weights(tower)
     reference = arguments.vision_tower or model.config.vision_tower
     if model.vision_model is None and (arguments.vision_tower is not None or is_trained(reference)):
         # A head that is saved then names this tower, not the one of the checkpoint.
         model.attach_towers(load_vision_tower(reference))
-        if is_trained(reference):
-            model.vision_model.spec = named_by_weights(model.vision_model)
     return model.eval()
 
 
@@ -307,10 +323,7 @@ def load_checkpoint_text_tower(arguments: DownstreamArguments, model: AdaptorMod
         raise ValueError(
             f"The config of {arguments.model} names no text tower: say with --text_tower which one it was."
         )
-    tower = load_text_tower(reference, device=device)
-    if is_trained(tower.spec):
-        tower.spec = named_by_weights(tower)
-    return tower
+    return load_text_tower(reference, device=device)
 
 
 def cost_of(arguments: DownstreamArguments, seconds: float) -> dict[str, dict[str, Any]]:
@@ -340,6 +353,7 @@ __all__ = [
     "load_parts",
     "load_tower",
     "model_folders",
+    "record_rows",
     "split_rule_of",
     "trained_towers",
     "used_models",

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE
 from ..random_specs_adaptor import is_random
+from ..towers.terms import UNKNOWN
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
+
+_digests: WeakKeyDictionary = WeakKeyDictionary()
 
 
 def is_trained(tower: Any) -> bool:
@@ -29,35 +33,36 @@ def tower_folder(tower: Any) -> Path | None:
     return Path(tower).expanduser()
 
 
-def named_by_weights(tower: VisionTower | TextTower) -> dict[str, Any]:
+def named_spec(tower: VisionTower | TextTower) -> dict[str, Any]:
     """
-    The spec of a tower whose weights are not those of its name, with `weights`, 8 hex digits of their digest: by its
-    name alone two of them would be one run.
+    A loaded tower's spec, as results name it: where its weights are not those of its name (it was trained, or came in a
+    checkpoint) with `weights`, 8 hex digits of their digest. By the name alone two of them would be one run.
     """
-    return tower.spec | {"weights": tower_digest(tower)[:8]}
+    if not is_trained(tower.spec) and tower.loaded_weights is not None:
+        return tower.spec
+    if tower not in _digests:
+        _digests[tower] = tower_digest(tower)[:8]
+    return tower.spec | {"weights": _digests[tower]}
 
 
 def spec_of_cache(spec: Mapping[str, Any], tower: Any) -> dict[str, Any]:
     """The spec that a cache has of a tower, named as the one that reads it: equal weights may have had another name."""
-    own = getattr(tower, "spec", {})
-    kept = {name: value for name, value in spec.items() if name != "weights"}
-    return kept | {name: own[name] for name in ("weights", "trained", "base_tower") if own.get(name) is not None}
+    own = named_spec(tower) if isinstance(tower, VisionTower | TextTower) else {}
+    return dict(spec) | {name: own[name] for name in ("weights", "trained", "base_tower") if own.get(name) is not None}
 
 
 def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
     """
-    `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw, and random
-    weights saw nothing.
+    `yes`, `no` or `unknown`: whether a tower was pre-trained on images of a data set. A phantom nobody saw but a tower
+    that was trained on it here, and random weights saw nothing.
     """
-    seen = (spec or {}).get("pretraining_data")
-    if dataset in (seen or ()):
-        return "yes"  # it was trained on what was called so
+    seen = set((spec or {}).get("pretraining_data") or ())
+    names = _pretraining_names(dataset)
+    if seen & {dataset, *with_same_images(dataset), *names}:
+        return "yes"
     if dataset.startswith("phantom") or is_random(spec):
         return "no"
-    names = _pretraining_names(dataset)
-    if not seen or not names:
-        return "unknown"
-    return "yes" if names & set(seen) else "no"
+    return "unknown" if not seen or not names or UNKNOWN in seen else "no"
 
 
 def disjoint_sets(first: str, second: str) -> bool:
@@ -113,8 +118,9 @@ __all__ = [
     "disjoint_sets",
     "input_size",
     "is_trained",
-    "named_by_weights",
+    "named_spec",
     "spec_of_cache",
+    "tower_folder",
     "tower_name",
     "tower_saw",
 ]

@@ -35,8 +35,9 @@ from .loading import LoadedParts, cache_dir_of, load_adaptor, load_external_part
 from .masks import MeanMasks, ToleratedMasks, summarize_masks
 from .overlap import check_copies, overlap_fields
 from .protocols import SegmentationProtocol, get_segmentation_protocol
-from .provenance import input_size, tower_name, tower_saw
+from .provenance import input_size, named_spec, tower_name, tower_saw
 from .runs import RunList, runs_to_make, subgroup_columns
+from .saved_classifiers import finish_saved
 from .summary import summarize
 from .targets import masks_hash
 
@@ -216,7 +217,7 @@ def run_segmentation(
             for seed in seeds:
                 kept = fraction_mask(rows, strata, fraction, protocol.fraction_rule, seed)
                 fields = system.fields() | {
-                    "vision_tower": tower_name(tower.spec),
+                    "vision_tower": tower_name(named_spec(tower)),
                     "text_tower": text_tower if system.model is not None else None,
                     "task": "segmentation",
                     "dataset": dataset,
@@ -308,6 +309,7 @@ def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator
     fields = image_processor_fields(trained) | collator.geometry | {name: getattr(trained, name) for name in READING}
     type(trained)(**fields).save_pretrained(folder)
     model.eval().save_pretrained(folder)
+    finish_saved(folder)
 
 
 def run(arguments: DownstreamArguments, device: str) -> str:

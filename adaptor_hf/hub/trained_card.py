@@ -1,0 +1,214 @@
+"""Cards of towers that were trained here, and of classifiers with one: licence, origin, data, terms, and how."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..evaluation.aligners import describe_aligner
+from ..files import written_aside
+from ..markdown import one_line, plain, sentence, table_row
+from ..tower_folders_adaptor import has_adapter, read_tower_file
+from ..towers.terms import UNKNOWN, terms_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+RESEARCH = "**For research only. Not a medical device: not for diagnosis, triage or any decision about a patient.**"
+TOWER = """\
+# {title}
+
+A {kind} encoder that was trained with `adaptor_hf`: {how}. It started as `{base}` (revision {revision}).
+
+{research}
+
+## Use
+
+```python
+from adaptor_hf.towers import load_{kind}_tower
+
+tower = load_{kind}_tower("path/to/this/folder")
+```
+
+{library}
+
+## Licence and terms
+
+Licence of what it started from: {license}. {terms}
+
+{data_terms}
+
+## Data
+
+Trained or pre-trained on: {data}. A test on any of these data sets is no test: which of their rows this training saw
+is in `training_rows.safetensors` of the run, as digests.
+{arguments}
+"""
+CLASSIFIER = """\
+# {title}
+
+{aligner} with a head for {count} {classes}, and the vision tower that trained with them on {dataset}: {how}. The tower
+is the folder `vision_tower`, with a card of its own; it started as `{base}`.
+
+{research}
+
+## Use
+
+```python
+from transformers import pipeline
+
+classify = pipeline("image-classification", model="path/to/this/folder", trust_remote_code=True)
+```
+
+With the `adaptor_hf` package installed, `import adaptor_hf` before this replaces `trust_remote_code=True`.
+
+## Licence and terms
+
+Licence of what the tower started from: {license}. {terms}
+
+{data_terms}
+
+## Evaluation
+
+{evaluation}
+"""
+
+
+def write_tower_card(folder: str | os.PathLike, arguments: Mapping[str, Any] | None = None) -> Path:
+    """
+    Write `README.md` of a trained tower's folder, from its `tower.json`.
+
+    Args:
+        folder (`str` or `PathLike`): Such as `RUN/vision_tower`.
+        arguments (`Mapping`, *optional*): How it was trained: objective, epochs, learning rate; no path and no id.
+
+    Raises:
+        OSError, ValueError: as of `read_tower_file`.
+    """
+    folder = Path(folder)
+    spec = read_tower_file(folder)
+    base, adapter = spec["base_tower"], has_adapter(folder)
+    library = "peft" if adapter else spec["library"]
+    tags = ["adaptor", "medical-imaging", f"{spec['kind']}-encoder"]
+    tags += [spec["library"]] if adapter else []
+    rows = [table_row(item) for item in (arguments or {}).items()]
+    text = TOWER.format(
+        title=plain(f"{base['name_or_path']}, {describe_training(spec['trained'])}"),
+        kind=spec["kind"],
+        how=describe_training(spec["trained"]),
+        base=one_line(base["name_or_path"]),
+        revision=base.get("revision") or "not pinned",
+        research=RESEARCH,
+        library=_use(spec, adapter),
+        **_terms(spec),
+        data=", ".join(map(plain, spec.get("pretraining_data") or [UNKNOWN])),
+        arguments="\n".join(["", "## Training", "", "| argument | value |", "|---|---|", *rows]) if rows else "",
+    )
+    return _write(folder, _metadata(spec, library_name=library, tags=tags), text)
+
+
+def write_classifier_card(
+    folder: str | os.PathLike, config: Mapping[str, Any], lines: Iterable[Mapping[str, Any]], *, dataset: str
+) -> Path:
+    """
+    Write `README.md` of a classifier with a tower of its own.
+
+    Args:
+        folder (`str` or `PathLike`): Of the model.
+        config (`Mapping`): Its config as a dictionary.
+        lines (`Iterable[Mapping]`): Result lines of it, for the metadata and a table.
+        dataset (`str`): What it was trained on, as results call it.
+    """
+    from ..evaluation.tables import aggregate
+    from .results_card import card_results
+
+    spec, results = config["vision_tower"], card_results(aggregate(lines))
+    rows = [[result.dataset_name, result.metric_type, *_value(result)] for result in results]
+    head = ["test set", "metric", "value", "95 % interval", "trivial baseline", "n"]
+    table = [table_row(head), "|" + "---|" * len(head), *map(table_row, rows)]
+    names = list((config.get("id2label") or {}).values())
+    text = CLASSIFIER.format(
+        title=plain(f"Classifier on {dataset}, {describe_training(spec['trained'])}"),
+        aligner=describe_aligner(config),
+        count=len(names),
+        classes="class" if len(names) == 1 else "classes",
+        dataset=plain(one_line(dataset)),
+        how=describe_training(spec["trained"]),
+        base=one_line(spec["base_tower"]["name_or_path"]),
+        research=RESEARCH,
+        **_terms({**spec, "data_terms": config.get("data_terms") or spec.get("data_terms")}),
+        evaluation="\n".join(table) if rows else "Not evaluated.",
+    )
+    data = _metadata(
+        spec, library_name="transformers", tags=["adaptor", "medical-imaging", "custom_code"],
+        pipeline_tag="image-classification", model_name=one_line(Path(folder).absolute().name), eval_results=results,
+    )  # fmt: skip
+    return _write(Path(folder), data, text)
+
+
+def describe_training(trained: str | int | None) -> str:
+    """How a tower was trained, in words; "frozen" of one that was not."""
+    if isinstance(trained, int):
+        return f"its last {trained} block{'' if trained == 1 else 's'} trained"
+    return {"lora": "trained by low-rank weights (LoRA)", "full": "all of it trained", None: "frozen"}[trained]
+
+
+def _use(spec: Mapping[str, Any], adapter: bool) -> str:
+    if adapter:
+        return (
+            "The folder holds low-rank weights as peft writes them, which go onto the encoder that it started from. "
+            "`adaptor_hf.tower_folders_adaptor.save_tower(tower, folder, merge=True)` writes one plain network."
+        )
+    if spec["library"] == "transformers":
+        return 'Or, without that package, `transformers.AutoModel.from_pretrained("path/to/this/folder")`.'
+    if spec["library"] == "timm":
+        return 'Or, without that package, `timm.create_model("local-dir:path/to/this/folder")`.'
+    return "No other library reads it."
+
+
+def _terms(spec: Mapping[str, Any]) -> dict[str, str]:
+    terms = terms_of(dict(spec))
+    said, source = terms["data_terms"], terms["commercial_source"] or "nothing is recorded"
+    return {
+        "license": plain(spec.get("license") or "unknown"),
+        "terms": f"Commercial use: {terms['commercial']} ({plain(source)}).",
+        "data_terms": (
+            f"**Terms of the data.** {sentence(plain(said))}" if said else
+            "Terms of the data: none are recorded here that restrict sharing. Check your own."
+        ),
+    }  # fmt: skip
+
+
+def _metadata(spec: Mapping[str, Any], **fields: Any) -> ModelCardData:
+    from huggingface_hub import ModelCardData
+
+    base = spec["base_tower"]["name_or_path"]
+    is_id = spec["base_tower"].get("library") in ("transformers", "timm") and base.count("/") == 1
+    related = {"base_model": [base], "base_model_relation": "adapter" if spec["trained"] == "lora" else "finetune"}
+    known = [one_line(name) for name in spec.get("pretraining_data") or () if name != UNKNOWN]
+    return ModelCardData(
+        license=(spec.get("license") or "").lower() or None,
+        datasets=known or None,
+        **(related if is_id else {}),
+        **fields,
+    )
+
+
+def _value(result: Any) -> list[Any]:
+    details = result.metric_args or {}
+    interval = details.get("interval_95")
+    shown = "n/a" if interval is None else "[{:.3f}, {:.3f}]".format(*interval)
+    trivial = details.get("trivial_baseline")
+    return [f"{result.metric_value:.3f}", shown, "" if trivial is None else f"{trivial:.3f}", details.get("n", "")]
+
+
+def _write(folder: Path, data: ModelCardData, text: str) -> Path:
+    path = folder / "README.md"
+    with written_aside(path) as aside:
+        aside.write_text(f"---\n{data.to_yaml()}\n---\n\n{text.rstrip()}\n", encoding="utf-8")
+    return path
+
+
+__all__ = ["describe_training", "write_classifier_card", "write_tower_card"]
