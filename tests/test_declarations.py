@@ -488,7 +488,7 @@ class TestControls:
 
     def test_the_simplest_comes_first_and_what_only_shows_something_is_never_recommended(self):
         ranked = sorted((key for key in CONTROLS if may_be_recommended(key)), key=simplicity_of)
-        assert ranked == ["tower", "projections", "mlp", "adaptor", "lora", "blocks", "finetune"]
+        assert ranked == ["tower", "projections", "mlp", "adaptor", "frozen_towers", "lora", "blocks", "finetune"]
         assert max(map(simplicity_of, CONTROLS)) == simplicity_of("somebody's")
         assert may_be_recommended("somebody's")
 
@@ -504,7 +504,7 @@ class TestControls:
         assert {system.key: system.fields()["system"] for system in loaded} == {
             key: control.name + (f", {next(s.hidden_size for s in loaded if s.key == 'mlp')} hidden" * (key == "mlp"))
             for key, control in CONTROLS.items()
-            if control.made not in ("fine-tuned", "published")
+            if control.made not in ("fine-tuned", "frozen", "published")
         }
         assert all(system.fields()["module"] == system.key for system in loaded)
 
