@@ -288,7 +288,8 @@ def fit_words(spec: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
             f"tower {name!r} pools at the token that ends a text, which of this tokenizer is number 2: transformers' "
             "CLIP takes that as a sign of old weights, and would pool at the largest number. Give it another one."
         )
-    architecture["eos_token_id"] = end
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    architecture |= {"eos_token_id": end, "bos_token_id": first, "pad_token_id": tokenizer.pad_token_id}
 
 
 __all__ = ["fit_words", "random_fields", "random_network"]

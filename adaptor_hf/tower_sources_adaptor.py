@@ -191,8 +191,15 @@ def load_hub_image_processor(name: str, revision: str | None, hub: dict[str, Any
 
 def load_tokenizer(name: str, revision: str | None, hub: dict[str, Any], trust_remote_code: bool = False):
     """The checkpoint's tokenizer."""
-    # A folder of low-rank weights has no config.json, and its tokenizer is complete.
-    if not is_tower_folder(name) and read_config(name, revision, hub).get("model_type") == "cxr-bert":
+    # A folder of low-rank weights, or of a tokenizer alone, has no config.json, and its tokenizer is complete.
+    words_alone = os.path.isfile(os.path.join(name, "tokenizer_config.json")) and not os.path.isfile(
+        os.path.join(name, "config.json")
+    )
+    if (
+        not words_alone
+        and not is_tower_folder(name)
+        and read_config(name, revision, hub).get("model_type") == "cxr-bert"
+    ):
         with hub_errors(name, revision):
             return BertTokenizerFast.from_pretrained(name, revision=revision, **hub)
     with hub_errors(name, revision):

@@ -77,7 +77,7 @@ def partial_spec(
         spec |= {key: copy.deepcopy(value) for key, value in name_or_spec.items() if key in kept}
         if not spec["name_or_path"]:
             raise ValueError(f"a tower spec needs name_or_path, got {name_or_spec}.")
-        if spec["name_or_path"].startswith(PREFIX) and not spec.get("init_config"):
+        if spec["name_or_path"].startswith(PREFIX) and "init_config" not in spec:
             named = random_fields(kind, spec["name_or_path"], TOWER_PRESETS)
             spec |= {key: value for key, value in named.items() if spec.get(key) is None}
     elif name_or_spec in TOWER_PRESETS:

@@ -39,7 +39,7 @@ def entry_modules(package: Path = PACKAGE, project: Path = ROOT / "pyproject.tom
         if starts or path.name == "__main__.py":
             found.append(".".join(path.relative_to(package.parent).with_suffix("").parts))
     scripts = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["scripts"].values()
-    return found + sorted({script.partition(":")[0] for script in scripts})
+    return found + sorted({script.partition(":")[0] for script in scripts} - set(found))
 
 
 def parser_of(module: str) -> argparse.ArgumentParser:

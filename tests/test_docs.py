@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from private_commands import parser_of
 
 from adaptor_hf.configs import list_accelerate_configs
 
@@ -178,6 +179,8 @@ def check_command(command: list[str]) -> None:
             command = ["python", f"{script}.py", *command[3:]]
         elif command[0] == script.replace("train_", "adaptor-"):
             command = ["python", f"{script}.py", *command[1:]]
+    if command[0] == "adaptor-predict":
+        command = ["python", "-m", "adaptor_hf.prediction", *command[1:]]
     if command[0] == "make":
         makefile = (ROOT / "Makefile").read_text()
         for word in command[1:]:
@@ -203,6 +206,11 @@ def check_command(command: list[str]) -> None:
     elif command[:2] == ["python", "-m"] and command[2] in ("adaptor_hf.data", "adaptor_hf.audit") and command[3:]:
         known = command_parser(command[2], command[3])._option_string_actions
         assert all(word in known for word in command if word.startswith("--")), command
+    elif command[:3] == ["python", "-m", "adaptor_hf.prediction"]:
+        parser = parser_of("adaptor_hf.prediction.__main__")
+        assert all(word in parser._option_string_actions for word in command if word.startswith("--")), command
+        if "--output_dir" in command:
+            parser.parse_args(command[3:])
     elif command[:2] == ["python", "-m"]:
         source = ROOT / command[2].replace(".", "/")
         text = (

@@ -28,9 +28,11 @@ ALLOWED = {
     ("privacy/keys.py", "os.link"): "the first of two writers wins",
     ("tasks/frozen_heads.py", "os.replace"): "a result file of an earlier probe gets another name",
     ("tasks/runs.py", "os.replace"): "a damaged result file gets another name",
-    ("training/checkpoints.py", "os.replace"): "a checkpoint's folder, after its manifest is on the disk",
+    (
+        "training/checkpoints.py",
+        "os.replace",
+    ): "a checkpoint's folder after its manifest, a model's files when all are whole",
     ("xrv_towers_adaptor.py", "os.replace"): "safetensors beside a download; flat files travel alone",
-    ("training/trainer.py", "os.replace"): "all files of a model, when the last one is whole",
 }
 
 

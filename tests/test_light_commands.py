@@ -59,6 +59,9 @@ def test_modules_are_seen_at_all():
         ("embeddings build a.csv --vision_tower lite0 --words", 1, "--words would have no effect without --text_tower"),
         ("embeddings build a.csv --vision_tower lite0 --regions 3", 1, "--regions '3': expected rows and columns"),
         ("configs --help", 0, "print the path"),
+        ("prediction --help", 0, "--image_folder FOLDER"),
+        ("prediction --model m --output_dir o", 1, "Give one source of images: --table, --image_folder or"),
+        ("prediction --model m --output_dir o --image_folder i --template x", 1, "--template is for --classes"),
     ],
 )
 def test_help_and_wrong_arguments_come_before_heavy_packages(words, status, message):

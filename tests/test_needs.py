@@ -228,10 +228,14 @@ class TestWhatIsMissing:
         if need != "targets":
             assert need in StoredArguments.__annotations__
 
-    def test_pixels_give_no_tokens(self):
-        example = {"pixel_values": np.ones((1, 2, 2)), "text_embeds": [1.0]}
-        with pytest.raises(ValueError, match="needs tokens of images"):
-            check_needs(needing("image_tokens"), [example])
+    def test_pixels_and_token_ids_give_the_tokens_of_their_side(self):
+        of_image = {"pixel_values": np.ones((1, 2, 2)), "text_embeds": [1.0]}
+        of_text = {"image_embeds": [1.0], "input_ids": [1, 2]}
+        check_needs(needing("image_tokens"), [of_image])
+        check_needs(needing("text_tokens"), [of_text])
+        for need, other, said in (("text_tokens", of_image, "texts"), ("image_tokens", of_text, "images")):
+            with pytest.raises(ValueError, match=f"needs tokens of {said}"):
+                check_needs(needing(need), [other])
 
     def test_looking_at_an_example_draws_nothing_from_the_run(self):
         class Drawing(list):

@@ -35,6 +35,7 @@ ALLOWED = {
     ("data/public_cache.py", "pa.OSFile(str(aside / _DONE), 'wb')"): NEW,
     ("data/pacs/state.py", "os.open(path, os.O_WRONLY"): "looked at before, and only added to",
     ("embeddings/files.py", "open(aside, 'wb')"): NEW,
+    ("prediction/writing.py", "open(aside, 'w'"): NEW,
     ("phantom/layout_pacs.py", "zipfile.ZipFile(root / 'export' / 'older studies.zip', 'w')"): NEW,
     ("privacy/keys.py", "os.open(aside, os.O_WRONLY"): NEW,
     ("training/checkpoints.py", "os.open(folder, os.O_RDONLY)"): "a folder that this run has made, for fsync",

@@ -78,6 +78,10 @@ def base_words(command: Command, planted) -> list[str]:
             str(planted["bare"]), "--vision_tower", "lite0", "--text_tower", "minilm", "--cache_dir", "cache",
             "--key_file", str(planted["key"]),
         ],
+        "prediction": [
+            "--model", "none", "--table", str(planted["bare"]), "--output_dir", "out", "--key_file",
+            str(planted["key"]),
+        ],
         "train_downstream": [
             "--task", "classification", "--model", "none", "--table", str(planted["bare"]), "--label_column",
             "effusion", "--output_dir", "out", "--key_file", str(planted["key"]),
@@ -205,13 +209,13 @@ def test_results_of_a_run_that_is_not_private_are_refused(private, tmp_path):
             no_canary(said)
 
 
-@pytest.mark.parametrize("title", ["data check", "data index_dicom", "audit table1", "train_pretrain"])
+@pytest.mark.parametrize("title", ["data check", "data index_dicom", "audit table1", "train_pretrain", "prediction"])
 def test_a_table_without_header_is_not_said(title, private, planted, tmp_path):
     command = BY_TITLE[title]
     words = [*base_words(command, planted)]
     words = [str(planted["bare"]) if word == str(planted["table"]) else word for word in words]
     words = [str(planted["headless"]) if word == str(planted["reports"]) else word for word in words]
-    said = private(command, *words, *([] if title == "train_pretrain" else ["--text_column", "report"]))
+    said = private(command, *words, *([] if title in ("train_pretrain", "prediction") else ["--text_column", "report"]))
     assert "no column <hidden>" in said
     no_canary(said, tmp_path)
 
@@ -430,6 +434,7 @@ class TestLibraries:
             ("train_pretrain", "datasets.Dataset.unique"),
             ("train_pretrain", "pyarrow.csv.read_csv"),
             ("train_downstream", "transformers.AutoConfig.from_pretrained"),
+            ("prediction", "pyarrow.csv.read_csv"),
         ],
     )
     def test_an_error_of_a_library_is_not_quoted(self, title, target, error, private, planted, tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def installed(built, tmp_path_factory):
 WHERE = """
 import runpy, sys
 from pathlib import Path
-for name in ("adaptor-pretrain", "adaptor-downstream"):
+for name in ("adaptor-pretrain", "adaptor-downstream", "adaptor-predict"):
     for words in (["--help"], ["--recipe", "unknown.yaml"]):
         command = Path(sys.executable).parent / name
         sys.argv = [str(command), *words]
@@ -120,7 +120,8 @@ def test_the_commands_are_those_of_the_wheel_and_say_their_names(installed):
     for command, kind in (("adaptor-pretrain", "pretrain"), ("adaptor-downstream", "downstream")):
         assert f"usage: {command} [" in said
         assert f"\nstopped error: There is no file unknown.yaml for the {kind} recipe." in said
-    assert said.count("\nstopped 0\n") == 2
+    assert "usage: adaptor-predict --model" in said
+    assert said.count("\nstopped 0\n") == 3
     assert "train_pretrain.py" not in said.partition("\nimported ")[0]
     assert "\n  small " in said
     assert f"\n{installed.environment}/" in said

@@ -13,7 +13,7 @@ from test_xrv_towers import with_statistics
 import train_downstream
 from adaptor_hf import AdaptorImageProcessor
 from adaptor_hf.data.labels import CHEXPERT_LABELS
-from adaptor_hf.data.public.nih_chestxray14 import FINDINGS
+from adaptor_hf.data.public.nih_chestxray14 import LABELS
 from adaptor_hf.evaluation import load_predictions, read_results
 from adaptor_hf.evaluation.verify import verify_tree
 from adaptor_hf.tasks.arguments import parse_arguments
@@ -24,11 +24,12 @@ from adaptor_hf.towers.xrv_labels import match_labels
 from adaptor_hf.xrv_towers_adaptor import XRV_CLASSIFIERS, xrv_image_processor
 
 DENSE, RES = "densenet121-res224-all", "resnet50-res512-all"
+PROCESSOR = AdaptorImageProcessor(**xrv_image_processor(224))
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    """A home folder with a published file of random weights, whose scores spread over (0, 1)."""
+def home(tmp_path_factory, labelled_table):
+    """A home folder with a published file of random weights, whose scores of the images spread over (0, 1)."""
     from torchxrayvision.models import DenseNet
 
     home = tmp_path_factory.mktemp("home")
@@ -36,10 +37,12 @@ def home(tmp_path_factory):
     folder.mkdir(parents=True)
     torch.manual_seed(0)
     network = with_statistics(DenseNet())
+    images = [Image.open(path) for path in sorted((labelled_table(80).parent / "images").glob("1?.png"))]
     with torch.no_grad():
-        spread = network.classifier(network.features2(torch.randn(8, 1, 224, 224) * 500)).std()
-        network.classifier.weight /= spread
-        network.classifier.bias.normal_()
+        features = network.features2(PROCESSOR(images, return_tensors="pt").pixel_values)
+        features = (features - features.mean(0)).flatten(1)
+        network.classifier.weight /= (features @ network.classifier.weight.T).std(0)[:, None]
+        network.classifier.bias -= network(PROCESSOR(images, return_tensors="pt").pixel_values).mean(0)
     torch.save(network, folder / XRV_CLASSIFIERS[DENSE].file, _use_new_zipfile_serialization=False)
     return home
 
@@ -57,10 +60,9 @@ def table(labelled_table, tmp_path_factory):
     """The labelled images with a column of a finding that the classifier does not know."""
     original = labelled_table(80)
     with open(original, encoding="utf-8") as file:
-        rows = [
-            row | {"image": str(original.parent / row["image"]), "rib_notch": row["edema"]}
-            for row in csv.DictReader(file)
-        ]
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row |= {"image": str(original.parent / row["image"]), "rib_notch": row["edema"]}
     path = tmp_path_factory.mktemp("table") / "rows.csv"
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, rows[0])
@@ -83,11 +85,10 @@ def own_scores(home, table) -> dict[str, np.ndarray]:
     from torchxrayvision.models import DenseNet
 
     model = DenseNet(weights=DENSE, cache_dir=str(home / ".torchxrayvision" / "models_data"))
-    processor = AdaptorImageProcessor(**xrv_image_processor(224))
     with open(table, encoding="utf-8") as file:
         images = {row["image"]: Image.open(row["image"]) for row in csv.DictReader(file) if row["split"] == "test"}
     with torch.no_grad():
-        scores = model(processor(list(images.values()), return_tensors="pt").pixel_values).numpy()
+        scores = model(PROCESSOR(list(images.values()), return_tensors="pt").pixel_values).numpy()
     return {name: dict(zip(model.pathologies, row, strict=True)) for name, row in zip(images, scores, strict=True)}
 
 
@@ -100,7 +101,7 @@ def test_scores_are_those_of_torchxrayvisions_model(finished, home, table):
     for image, score in zip(predictions.columns["image_id"], predictions.columns["score"], strict=True):
         np.testing.assert_allclose(score, [expected[image]["Effusion"], expected[image]["Edema"]], atol=1e-4)
     scores = np.stack(predictions.columns["score"])
-    assert scores.std(0).min() > 0.01, "all images score alike: this would show nothing"
+    assert scores.std(0).min() > 0.05, "all images score alike: this would show nothing"
 
 
 def test_it_is_one_row_with_intervals_beside_the_others(finished):
@@ -110,9 +111,8 @@ def test_it_is_one_row_with_intervals_beside_the_others(finished):
     by_metric = {line["metric"]: line for line in ours}
     line = by_metric["auroc"]
     assert line["ci_lo"] < line["value"] < line["ci_hi"]
-    assert line["value"] == pytest.approx(
-        np.mean([by_metric[f"auroc/{name}"]["value"] for name in ("effusion", "edema")])
-    )
+    of_classes = [by_metric[f"auroc/{name}"]["value"] for name in ("effusion", "edema")]
+    assert line["value"] == pytest.approx(np.mean(of_classes))
     assert (line["system"], line["vision_tower"], line["protocol"]) == ("supervised classifier", DENSE, "supervised")
     assert line["recipe"] == "published operating points, 2 of 3 classes"
     assert (line["trainable_params"], line["n_train"], line["fraction"], line["selected_on"]) == (0, 0, None, None)
@@ -140,7 +140,7 @@ def test_zero_shot_has_the_row_too_and_a_class_can_be_named(home, table, checkpo
     prompts = {"effusion": {"positive": ["effusion"], "negative": ["no effusion"]},
                "edema": {"positive": ["edema"], "negative": ["no edema"]},
                "rib_notch": {"positive": ["notch"], "negative": ["no notch"]}}  # fmt: skip
-    (tmp_path / "prompts.json").write_text(json.dumps(prompts))
+    (tmp_path / "prompts.json").write_text(json.dumps({"classes": prompts}))
     more = ["--label_column", "effusion", "edema", "rib_notch", "--prompts", str(tmp_path / "prompts.json")]
     more += ["--supervised_label", "rib_notch=Fracture"]
     train_downstream.main(options(table, checkpoint, tmp_path / "out", *more, task="zero_shot"))
@@ -168,8 +168,8 @@ def test_labels_of_public_data_sets_are_matched_as_torchxrayvision_maps_them():
         if name not in ("No Finding", "Pleural Other", "Support Devices")
     }
     assert chexpert.unknown == ["No Finding", "Pleural Other", "Support Devices"]
-    nih = match_labels([*FINDINGS, "No Finding"], default_pathologies)
-    assert nih.known == {name: name for name in FINDINGS}
+    nih = match_labels([*LABELS, "No Finding"], default_pathologies)
+    assert nih.known == {name: name for name in LABELS}
     # Every class of CheXpert's own weights has a label of CheXpert's.
     assert set(chexpert.known.values()) == {name for name in model_urls["densenet121-res224-chex"]["labels"] if name}
 
@@ -180,7 +180,7 @@ def test_names_that_join_two_classes_are_refused_until_one_is_said():
     assert found == ({"pleural_effusion": "Effusion"}, ["Erguss"], ["Nodule/Mass"])
     found = match_labels(["Nodule/Mass", "Erguss"], theirs, {"Nodule/Mass": "Mass", "Erguss": "Effusion"})
     assert found == ({"Nodule/Mass": "Mass", "Erguss": "Effusion"}, [], [])
-    with pytest.raises(ValueError, match="the classifier has no class 'Ergus'. It has Nodule, Mass, Effusion"):
+    with pytest.raises(ValueError, match=r"the classifier has no class 'Ergus'\. It has Nodule, Mass, Effusion"):
         match_labels(["Erguss"], theirs, {"Erguss": "Ergus"})
     with pytest.raises(ValueError, match="the data set has no class 'Ergus'"):
         match_labels(["Erguss"], theirs, {"Ergus": "Effusion"})
@@ -223,7 +223,7 @@ def test_exclusive_classes_are_all_known_or_not_scored(classifier):
 
 
 def test_what_it_was_trained_on_is_told(classifier):
-    for dataset in ("nih-chestxray14", "chexpert", "mimic-cxr", "rsna-pneumonia", "openi"):
+    for dataset in ("nih_chestxray14", "chexpert", "mimic_cxr", "rsna", "openi", "chexpert_5x200"):
         assert tower_saw(classifier.spec, dataset) == "yes", dataset
     assert tower_saw(classifier.spec, "shenzhen") == "no"
 

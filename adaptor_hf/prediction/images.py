@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..data.content_keys import IMAGE_BLOCK_ROWS, blocks
 from ..data.private_rows import private_rows, refuse_identifying_columns
@@ -51,11 +52,12 @@ class Images:
     def named(self, start: int, stop: int) -> list[dict[str, Any]]:
         """`image_id`, `source_row` and `file` of some rows; the file's place in its folder where that is its id."""
         table = self.rows[start:stop]
+        # Of the images their paths alone: they may be stored as bytes.
+        columns = [table["image_id"], table["source_row"], pc.struct_field(table["image"], "path")]
         found = []
-        for name, row, value in zip(*(table[key].to_pylist() for key in ("image_id", "source_row", "image")),
-                                    strict=True):  # fmt: skip
-            path = (value or {}).get("path") or ""
-            file = name if path.replace(os.sep, "/").endswith(f"/{name}") else image_name(value)
+        for name, row, path in zip(*(column.to_pylist() for column in columns), strict=True):
+            named_so = path and path.replace(os.sep, "/").endswith(f"/{name}")
+            file = name if named_so else image_name(path) if path else ""
             found.append({"image_id": name, "source_row": row, "file": file})
         return found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from ..files import open_regular, write_aside
+from ..files import open_regular, parse_json, write_aside
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Parts:
                     f"Part {number} of {len(self.rows)} was damaged after it was written. Check the disk, and run the "
                     "same command again: this part is computed again, all others are kept."
                 )
-            yield rows, [json.loads(line) for line in lines]
+            yield rows, [parse_json(line) for line in lines]
 
     def remove(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -76,7 +76,7 @@ class Parts:
         with open_regular(path) as file:
             first, _, text = file.read().decode("utf-8", "replace").partition("\n")
         try:
-            header = json.loads(first)
+            header = parse_json(first)
             whole = header["digest"] == _digest(text) and (header["part"], header["rows"]) == (
                 number, len(self.rows[number])
             )  # fmt: skip

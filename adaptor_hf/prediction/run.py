@@ -22,7 +22,7 @@ from ..progress import progress
 from ..training.report import package_versions
 from .arguments import PRIVACY_OPTIONS, TABLE_OPTIONS, PredictionArguments
 from .images import Images, load_images
-from .models import SEGMENTATION, Loaded, load_model
+from .models import DETECTION, SEGMENTATION, Loaded, load_model
 from .parts import FOLDER, Parts
 from .reading import Pictures, read_batches
 from .scoring import Picture, score
@@ -115,7 +115,7 @@ def _predict(
             "plan": plan,
             "kind": loaded.kind,
             "classes": loaded.written_names,
-            "scores": loaded.scale if loaded.kind not in (SEGMENTATION, "detection") else None,
+            "scores": loaded.scale if loaded.kind not in (SEGMENTATION, DETECTION) else None,
             "reading": loaded.reading,
             "model_check": state,
             "images": {"all": len(images), "predicted": counts["predicted"], "faults": faults_in_words(counts)},

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..data.folder_walk import stem
 from ..embeddings.faults import fault_counts
 from ..files import file_sha256, write_csv, written_aside
 from ..privacy.mode import is_private, private_reason
@@ -29,8 +30,8 @@ def mask_name(row: int, image_id: str) -> str:
     File name of a mask: the number of its row, and what the image's id leaves of a file name. Of a private run the id
     is a keyed hash already.
     """
-    stem = image_id if is_private() else re.sub(r"[^\w.-]+", "_", Path(image_id).with_suffix("").as_posix()).strip("._")
-    return f"{row:06d}-{stem[-_MOST_NAME_CHARACTERS:]}.png" if stem else f"{row:06d}.png"
+    kept = image_id if is_private() else re.sub(r"[^A-Za-z0-9._-]+", "_", stem(image_id)).strip("._")
+    return f"{row:06d}-{kept[-_MOST_NAME_CHARACTERS:]}.png" if kept else f"{row:06d}.png"
 
 
 def mask_png(classes: np.ndarray, num_classes: int) -> bytes:

@@ -165,13 +165,10 @@ class AdaptorTrainer(BaseTrainer):
         """Nothing is made on the Hub before there is something to push."""
 
     def get_decay_parameter_names(self, model: torch.nn.Module) -> list[str]:
-        """
-        All parameters decay, as in the reference, but for `logit_bias`, which says how rare pairs are, and for those of
-        towers of fewer than 2 dimensions.
-        """
+        """All decay, as in the reference, but for `logit_bias`, which says how rare pairs are, and biases of towers."""
         no_decay = no_decay_in_towers(model)
-        names = (name for name, _ in model.named_parameters())
-        return [name for name in names if name.rpartition(".")[2] != "logit_bias" and name not in no_decay]
+        names = (name for name, _ in model.named_parameters() if name not in no_decay)
+        return [name for name in names if name.rpartition(".")[2] != "logit_bias"]
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         given = self.optimizer is not None
