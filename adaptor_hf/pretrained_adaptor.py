@@ -374,8 +374,13 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             self.base_model.is_pushed = False
 
     def _refuse_to_push_restricted(self, accepted: bool) -> None:
-        if self.config.data_terms and not accepted:
-            listed = "; ".join(f"{name}: {text}" for name, text in self.config.data_terms.items())
+        terms = dict(self.config.data_terms or {})
+        for name in TOWER_NAMES:
+            # A tower may have been trained on more than the Adaptor on it.
+            spec = self._spec_of(name) or {}
+            terms |= (spec.get("data_terms") or {}) if is_trained(spec) else {}
+        if terms and not accepted:
+            listed = "; ".join(f"{name}: {text}" for name, text in terms.items())
             raise PermissionError(
                 f"The terms of the training data restrict what may be shared ({listed}), and nothing was pushed. If "
                 "they allow this push, pass accept_data_terms=True."
