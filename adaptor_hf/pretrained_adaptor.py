@@ -31,7 +31,7 @@ TOWER_NAMES = ("vision_model", "text_model")
 TRAINING_ROWS = ("training_rows.safetensors", "training_rows.key")
 LOST = (
     "which a checkpoint without towers would lose. Call model.set_trainable_towers before towers train, which makes "
-    "them folders of the checkpoint; or set model.config.towers_in_checkpoint = True to save the towers with the Adaptor"
+    "them folders of the checkpoint; or set model.config.towers_in_checkpoint = True to save them with the Adaptor"
 )
 
 _COMPLETE: ContextVar[Callable | None] = ContextVar("complete", default=None)
