@@ -30,8 +30,8 @@ TOWER_NAMES = ("vision_model", "text_model")
 # See `adaptor_hf.data.training_rows`, which travels to no hub.
 TRAINING_ROWS = ("training_rows.safetensors", "training_rows.key")
 LOST = (
-    "which a checkpoint without towers would lose. Set model.config.towers_in_checkpoint = True to save the towers "
-    "with the Adaptor"
+    "which a checkpoint without towers would lose. Call model.set_trainable_towers before towers train, which makes "
+    "them folders of the checkpoint; or set model.config.towers_in_checkpoint = True to save them with the Adaptor"
 )
 
 _COMPLETE: ContextVar[Callable | None] = ContextVar("complete", default=None)
