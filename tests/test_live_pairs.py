@@ -1,8 +1,11 @@
 """`LivePairs`: the numbers of the cache, augmentation that depends on seed, epoch and row alone, and what fails."""
 
 import hashlib
+import json
 import pickle
 import random
+import subprocess
+import sys
 import traceback
 import zipfile
 from collections import Counter
@@ -472,3 +475,17 @@ def test_64_phantom_pairs_are_learned_by_heart(tiny_dinov2, tiny_bert, tmp_path,
         # Chance is 1 of 64.
         assert before[name] < 0.1
         assert after[name] > 0.9
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_rows_of_one(files, tiny_dinov2, tiny_bert, tmp_path):
+    worker = [str(Path(__file__).parent / "live_rows_worker.py"), str(tiny_dinov2), str(tiny_bert), str(tmp_path)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start in ([], two):
+        subprocess.run([sys.executable, *start, *worker, *files, files[0], files[1]], check=True, timeout=250)
+    (alone,) = [json.loads(path.read_text()) for path in tmp_path.glob("*-of-1.json")]
+    ranks = [json.loads(path.read_text()) for path in tmp_path.glob("*-of-2.json")]
+    assert len(ranks) == 2
+    assert sorted(alone) == sorted(ranks[0] + ranks[1])
+    # Two epochs of 8 rows, each drawn anew.
+    assert len({digest for _, _, digest in alone}) == len(alone) == 16
