@@ -1,8 +1,11 @@
 """`LivePairs`: the numbers of the cache, augmentation that depends on seed, epoch and row alone, and what fails."""
 
 import hashlib
+import json
 import pickle
 import random
+import subprocess
+import sys
 import traceback
 import zipfile
 from collections import Counter
@@ -23,8 +26,11 @@ from adaptor_hf.data.features import RadiographImage
 from adaptor_hf.data.images import read_image
 from adaptor_hf.data.live_pairs import LivePairs, draw_seed
 from adaptor_hf.data.sentence_recipes import SENTENCE_RECIPES, augmented_text
+from adaptor_hf.data.tables import load_pairs
 from adaptor_hf.data.views import RECIPES, make_view, view_size
 from adaptor_hf.embeddings import build_cache, open_cache
+from adaptor_hf.phantom import write_phantoms
+from adaptor_hf.towers import load_text_tower, load_vision_tower
 from adaptor_hf.training import AdaptorTrainer, AdaptorTrainingArguments
 from adaptor_hf.training.pair_batches import PairCollator
 
@@ -424,3 +430,62 @@ def test_every_recipe_gives_images_and_views(files, vision_tower):
         assert example["pixel_values"].shape == (3, 28, 28)
         assert torch.isfinite(example["view_pixel_values"]).all()
         assert not torch.equal(*example["view_pixel_values"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("trainable", "rate"), [("full", 2e-3), ("lora", 3e-3)])
+def test_64_phantom_pairs_are_learned_by_heart(tiny_dinov2, tiny_bert, tmp_path, trainable, rate):
+    pairs = load_pairs(write_phantoms(tmp_path / "phantoms", 64, image_size=64))
+    vision, text = load_vision_tower(str(tiny_dinov2)), load_text_tower(str(tiny_bert))
+    with torch.no_grad():
+        for parameter in (*vision.parameters(), *text.parameters()):
+            if parameter.ndim > 1:
+                # With their first weights all images are nearly one vector, and so are all texts.
+                parameter.mul_(10)
+    torch.manual_seed(0)
+    small = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
+    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    model = AdaptorModel.from_towers(vision, text, **small, **dropout)
+    model.set_trainable_towers(vision_model=trainable, text_model=trainable)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    live = LivePairs(pairs, vision.processor, text.processor, max_length=64)
+    trainer = AdaptorTrainer(
+        model,
+        AdaptorTrainingArguments(
+            str(tmp_path / "run"),
+            use_cpu=True,
+            disable_tqdm=True,
+            global_batch_size=64,
+            num_train_epochs=70,
+            learning_rate=rate,
+            lr_scheduler_type="constant",
+            weight_decay=0.0,
+            save_strategy="no",
+            eval_strategy="no",
+            load_best_model_at_end=False,
+        ),
+        train_dataset=live,
+        eval_dataset=live,
+        processing_class=text.processor,
+    )
+    before, after = trainer.evaluate(), trainer.train() and trainer.evaluate()
+    for name in ("eval_image_to_text_recall@1", "eval_text_to_image_recall@1"):
+        # Chance is 1 of 64.
+        assert before[name] < 0.1
+        assert after[name] > 0.9
+
+
+@pytest.mark.slow
+def test_two_processes_read_the_rows_of_one(files, tiny_dinov2, tiny_bert, tmp_path):
+    worker = [str(Path(__file__).parent / "live_rows_worker.py"), str(tiny_dinov2), str(tiny_bert), str(tmp_path)]
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start in ([], two):
+        subprocess.run([sys.executable, *start, *worker, *files, files[0], files[1]], check=True, timeout=250)
+    (alone,) = [json.loads(path.read_text()) for path in tmp_path.glob("*-of-1.json")]
+    ranks = [json.loads(path.read_text()) for path in tmp_path.glob("*-of-2.json")]
+    assert len(ranks) == 2
+    assert sorted(alone) == sorted(ranks[0] + ranks[1])
+    # Two epochs of 8 rows, each drawn anew.
+    assert len({digest for _, _, digest in alone}) == len(alone) == 16
