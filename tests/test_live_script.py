@@ -351,11 +351,14 @@ def test_two_processes_train_a_tower_on_two_sources_as_one_does(rows, tiny_dinov
         assert rank.wait(LIMIT) == 0, (tmp_path / "log2.0").read_text() + (tmp_path / "log2.1").read_text()
     one, two = ([entry["loss"] for entry in history(output) if "loss" in entry] for output in outputs)
     assert two == pytest.approx(one, rel=1e-4)
-    towers = [load_file(output / "vision_tower" / "model.safetensors") for output in outputs]
-    before = load_vision_tower(str(tiny_dinov2)).model.state_dict()
+    towers = [load_vision_tower(str(output / "vision_tower")).state_dict() for output in outputs]
+    before = load_vision_tower(str(tiny_dinov2)).state_dict()
     for name, value in towers[0].items():
         torch.testing.assert_close(towers[1][name], value, atol=2e-4, rtol=0)
-        assert torch.equal(value, before[name]) is not (".1." in name or name.startswith("layernorm")), name
+        # Of the frozen block and what is before it no bit.
+        trains = ".layer.1." in name or "layernorm" in name.replace("layer.0", "")
+        assert trains or torch.equal(value, before[name]), name
+    assert any(not torch.equal(value, before[name]) for name, value in towers[0].items())
     scores = [record(output, "retrieval.json") for output in outputs]
     assert list(scores[0]["sources"]) == list(scores[1]["sources"]) == ["one", "two"]
     assert scores[1]["metrics"]["mean_recall"] == pytest.approx(scores[0]["metrics"]["mean_recall"], abs=0.1)
