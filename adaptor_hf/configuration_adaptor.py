@@ -24,7 +24,7 @@ NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
 # How a checkpoint names itself, where its towers are folders of it.
 OWN = "."
-_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "init_config", "tokenizer")
 
 
 @strict

@@ -134,7 +134,7 @@ def make_model(
     for kind in trainable:
         spec, seen = getattr(model, f"{kind}_model").spec, getattr(cache, f"{kind}_spec")["pretraining_data"]
         # Of a tower of which nobody knows what it saw, that stays so.
-        spec["pretraining_data"] = seen and [*seen, *(name for name in names if name not in seen)]
+        spec["pretraining_data"] = None if seen is None else [*seen, *(name for name in names if name not in seen)]
         if terms := kwargs.get("data_terms"):
             spec["data_terms"] = terms
     named = {f"{kind}_model": value for kind, value in trainable.items()}
