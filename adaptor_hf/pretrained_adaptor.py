@@ -18,7 +18,7 @@ from .configuration_adaptor import AdaptorConfig, is_trained
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
-from .random_specs_adaptor import RANDOM_KEYS
+from .random_specs_adaptor import DRAWN_KEYS
 from .regular_files_adaptor import check_regular, parse_json, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_folders_adaptor import copy_tower, folder_of_spec, is_tower_folder, network_of, save_tower
@@ -284,7 +284,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             spec, side = self._spec_of(name), name.replace("_model", "_tower")
             if is_trained(spec):
                 known = getattr(self.config, side) or spec
-                known = {key: value for key, value in known.items() if key not in RANDOM_KEYS or key == "tokenizer"}
+                known = {key: value for key, value in known.items() if key not in DRAWN_KEYS}
                 setattr(self.config, side, known | {key: spec[key] for key in keys if key in spec})
 
     def _is_elsewhere(self, name: str) -> bool:

@@ -6,7 +6,9 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 from typing import Any
 
 PREFIX = "random:"
-RANDOM_KEYS = ("init_seed", "init_check", "init_config", "tokenizer")
+DRAWN_KEYS = ("init_seed", "init_check", "init_config")
+# One that trains keeps its tokenizer's place until it is saved, with the tokenizer.
+RANDOM_KEYS = (*DRAWN_KEYS, "tokenizer")
 
 
 def is_random(spec: dict[str, Any] | None) -> bool:
@@ -19,4 +21,4 @@ def describe_random(spec: dict[str, Any]) -> str:
     return f"random weights, seed {spec['init_seed']}: nothing was pretrained"
 
 
-__all__ = ["PREFIX", "RANDOM_KEYS", "describe_random", "is_random"]
+__all__ = ["DRAWN_KEYS", "PREFIX", "RANDOM_KEYS", "describe_random", "is_random"]

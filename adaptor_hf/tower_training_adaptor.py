@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .random_specs_adaptor import RANDOM_KEYS, is_random
+from .random_specs_adaptor import DRAWN_KEYS, is_random
 from .tower_layers_adaptor import tower_name
 
 FROZEN, LORA, FULL = "frozen", "lora", "full"
@@ -277,10 +277,9 @@ def _note_trained(tower: nn.Module, trainable: str | int) -> None:
         name = spec["name_or_path"]
         is_public = not (os.path.isabs(name) or os.path.isdir(name) or ":" in name or spec.get("subfolder"))
         tower.named_base = name if is_public and spec["library"] != "torchxrayvision" else None
-    # Its weights are drawn from no seed any more. Where its tokenizer is stays known until it has a folder.
-    for key in RANDOM_KEYS:
-        if key != "tokenizer":
-            spec.pop(key, None)
+    # Its weights are drawn from no seed any more.
+    for key in DRAWN_KEYS:
+        spec.pop(key, None)
     spec |= {"trained": trainable, "preset": None, "tested": None}
 
 
