@@ -433,6 +433,12 @@ def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monk
     network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.allclose(network(pixels), densenet(pixels), rtol=1e-4, atol=1e-2)
+    from adaptor_hf.tasks.supervised import load_supervised
+
+    with torch.no_grad():
+        scores = load_supervised(DENSE, tmp_path / "bundle").scores(densenet.features2(pixels))
+        probabilities = torch.sigmoid(densenet(pixels)).numpy()
+    assert ((scores > 0.5) == (probabilities > load_supervised(DENSE, tmp_path / "bundle").thresholds.numpy())).all()
     entry = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["towers"][DENSE]
     assert entry["data_terms"].startswith("NIH ChestX-ray14")
 
