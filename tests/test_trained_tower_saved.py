@@ -167,7 +167,7 @@ def test_cards_state_origin_data_and_how_it_trained(finished, method):
     from huggingface_hub import ModelCard
 
     tower = ModelCard.load(finished / f"model-{method}/vision_tower/README.md")
-    said = {"finetune": "all of it trained", "lora": "LoRA", "1": "its last 1 block trained"}[method]
+    said = {"finetune": "trained in full", "lora": "trained by LoRA", "1": "last block trained"}[method]
     assert said in tower.text
     assert "phantom-boxes" in tower.text
     assert tower.data.datasets == ["phantom-boxes"]

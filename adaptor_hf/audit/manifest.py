@@ -61,7 +61,9 @@ NOT_COVERED = {
 }
 """Files beside a run's own that the manifest leaves out, and why."""
 _OF_TOWERS = tuple(f"{name}/*" for name in TOWER_FOLDERS)
-_OF_PRETRAINING = ("*", "controls/*/*", *_OF_TOWERS, *(f"controls/*/{pattern}" for pattern in _OF_TOWERS))
+_OF_CHECKPOINT = ("*", "controls/*/*", *_OF_TOWERS, *(f"controls/*/{pattern}" for pattern in _OF_TOWERS))
+# Of a run whose towers trained, beside it the Adaptor on the towers as they started.
+_OF_PRETRAINING = (*_OF_CHECKPOINT, *(f"frozen_towers/{pattern}" for pattern in _OF_CHECKPOINT))
 # Beside `model` those of fine-tuned towers, such as `model-lora`.
 _OF_DOWNSTREAM = ("*", "runs/*/*", "model*/*", *(f"model*/{pattern}" for pattern in _OF_TOWERS))
 _SETTINGS = (

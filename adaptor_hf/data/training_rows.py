@@ -13,7 +13,7 @@ import hmac
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -245,6 +245,13 @@ def _patients_here(rows: TrainingRows, key: bytes | None, ids: str) -> np.ndarra
     return rows.patients if rows.key is not None and rows.key == key and rows.ids == ids else None
 
 
+def place_of_tower(spec: Mapping[str, Any] | None) -> str | None:
+    """Folder or hub place of a trained tower, by its spec; None of one that was not trained."""
+    if (spec or {}).get("trained") is None:
+        return None
+    return os.path.join(spec["name_or_path"], spec.get("subfolder") or "")
+
+
 def copy_training_rows(source: str | os.PathLike, folder: str | os.PathLike) -> None:
     """Copy the training rows of a model, and their key, into the folder of a tower that was trained with it."""
     for name in (TRAINING_ROWS_FILE, KEY_FILE):
@@ -330,6 +337,7 @@ __all__ = [
     "copy_training_rows",
     "find_training_rows",
     "id_namespaces",
+    "place_of_tower",
     "read_training_rows",
     "write_training_rows",
 ]

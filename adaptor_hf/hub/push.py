@@ -3,13 +3,16 @@
 import json
 import re
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..data.terms import check_consent
-from ..data.training_rows import TRAINING_ROWS_FILE
+from ..data.training_rows import TOWER_FILE, TRAINING_ROWS_FILE
+from ..file_records import TOWER_FOLDERS
 from ..files import parse_json, read_json, read_regular
 from ..privacy.nearly_data import nearly_data
+from ..tower_folders_adaptor import OWN
 from .saved_code import CODE_FILES, check_code
 
 PUSHED_FILES = (
@@ -26,43 +29,72 @@ PUSHED_FILES = (
     "vocab.json",
     "merges.txt",
 )
+TOWER_FILES = (
+    *(name for name in PUSHED_FILES if name not in CODE_FILES),
+    TOWER_FILE,
+    "adapter_config.json",
+    "adapter_model.safetensors",
+)
+"""Of the folder of a trained tower, in a model's or alone."""
 # Not a lone "/" or "~", which a tokenizer may have as a token.
 ABSOLUTE_PATH = re.compile(r"^(~[^\\/]*[\\/]|[\\/]+|[A-Za-z]:[\\/]|file:[\\/]*)[^\\/]")
 
 
 def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, bytes]:
     """
-    What `push_folder` sends: the files of the fixed list that exist, with local paths cut to their last part;
-    with `training_rows` also the digests of the training images and patients, without their key.
+    What `push_folder` sends: the files of the fixed list that exist, with local paths cut to their last part, those of
+    trained towers in folders of their own among them; of a tower's folder alone the files of the tower. With
+    `training_rows` also the digests of the training images and patients, without their key.
 
     Raises:
-        FileNotFoundError: if there is no model in the folder, or not the code that others need to load it.
+        FileNotFoundError: if there is no model in the folder, or not the code or the tower that others need to load it.
         ValueError: if the model names a tower by a folder of this machine and does not contain it: nobody else could
             load it; or if an embedding cache in the folder holds what nearly is an image or a text.
     """
     folder = Path(folder)
     check_no_near_data(folder)
+    rows = (TRAINING_ROWS_FILE,) if training_rows else ()
+    if (folder / TOWER_FILE).is_file():
+        return _contents(folder, (*TOWER_FILES, *rows))
     for needed in ("config.json", "model.safetensors"):
         if not (folder / needed).is_file():
             raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
     config = read_json(folder / "config.json")
-    if not config.get("towers_in_checkpoint"):
-        for kind in ("vision_tower", "text_tower"):
-            spec = config.get(kind) or {}
-            name, words = spec.get("name_or_path", ""), spec.get("tokenizer") or ""
-            if ABSOLUTE_PATH.match(words) or (words and Path(words).is_dir()):
-                raise ValueError(
-                    "The model names the tokenizer of its text tower by a folder of this machine, which nobody else "
-                    "has. Push the tokenizer first and name it by its hub id, or save with towers_in_checkpoint=True."
-                )
-            if ABSOLUTE_PATH.match(name) or (name and Path(name).is_dir()):
-                raise ValueError(
-                    f"The model names its {kind.replace('_', ' ')} by a folder of this machine, which nobody else has. "
-                    "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
-                )
-    check_code(folder, _named_classes(folder))
     files = {}
-    for name in (*PUSHED_FILES, TRAINING_ROWS_FILE) if training_rows else PUSHED_FILES:
+    for kind in TOWER_FOLDERS if not config.get("towers_in_checkpoint") else ():
+        spec = config.get(kind) or {}
+        if spec.get("name_or_path") == OWN:
+            if not (folder / kind / TOWER_FILE).is_file():
+                raise FileNotFoundError(
+                    f"{folder} has no {kind}/{TOWER_FILE}, and its config names that folder as its own tower: nobody "
+                    "could load the model. Copy the whole folder of the run."
+                )
+            inside = _contents(folder / kind, (*TOWER_FILES, *rows))
+            files |= {f"{kind}/{name}": content for name, content in inside.items()}
+        else:
+            _check_place(kind.replace("_", " "), spec)
+    check_code(folder, _named_classes(folder))
+    return _contents(folder, (*PUSHED_FILES, *rows)) | files
+
+
+def _check_place(tower: str, spec: dict[str, Any]) -> None:
+    """Raise ValueError where a spec names a place of this machine."""
+    name, words = spec.get("name_or_path", ""), spec.get("tokenizer") or ""
+    if ABSOLUTE_PATH.match(words) or (words and Path(words).is_dir()):
+        raise ValueError(
+            "The model names the tokenizer of its text tower by a folder of this machine, which nobody else "
+            "has. Push the tokenizer first and name it by its hub id, or save with towers_in_checkpoint=True."
+        )
+    if ABSOLUTE_PATH.match(name) or (name and Path(name).is_dir()):
+        raise ValueError(
+            f"The model names its {tower} by a folder of this machine, which nobody else has. "
+            "Push the tower first and name it by its hub id, or save with towers_in_checkpoint=True."
+        )
+
+
+def _contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    files = {}
+    for name in names:
         path = folder / name
         if path.is_file():
             files[name] = read_regular(path, 1 << 40)
@@ -70,6 +102,15 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                 cleaned = without_local_paths(parse_json(files[name]))
                 files[name] = (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
     return files
+
+
+def data_terms(files: dict[str, bytes]) -> dict[str, str]:
+    """Terms of the training data that files of `files_to_push` state: of the model, and of its towers."""
+    found = {}
+    for name, content in files.items():
+        stated = parse_json(content) if name.rpartition("/")[2] in ("config.json", TOWER_FILE) else {}
+        found |= (stated["spec"] if name.endswith(TOWER_FILE) else stated).get("data_terms") or {}
+    return found
 
 
 def check_no_near_data(folder: str | Path) -> None:
@@ -131,7 +172,8 @@ def push_folder(
     Push a saved model to the Hub: the files of `files_to_push`, to a private repository unless asked otherwise.
 
     Args:
-        accept_data_terms: The terms of the training data, which the model's config names, allow this push.
+        accept_data_terms: The terms of the training data, which the model's config and its towers name, allow this
+            push.
         training_rows: Send the digests of the training rows too, see `files_to_push`.
 
     Returns:
@@ -144,7 +186,7 @@ def push_folder(
     from huggingface_hub import HfApi
 
     files = files_to_push(folder, training_rows)
-    check_consent(parse_json(files["config.json"]).get("data_terms"), accept_data_terms)
+    check_consent(data_terms(files), accept_data_terms)
     api = HfApi(token=token)
     repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
     # Of a repository that exists already, create_repo leaves the visibility as it is.
@@ -155,8 +197,9 @@ def push_folder(
         )
     with tempfile.TemporaryDirectory() as staging:
         for name, content in files.items():
+            (Path(staging) / name).parent.mkdir(exist_ok=True)
             (Path(staging) / name).write_bytes(content)
         return str(api.upload_folder(repo_id=repo_id, folder_path=staging, commit_message=commit_message))
 
 
-__all__ = ["PUSHED_FILES", "check_no_near_data", "files_to_push", "push_folder"]
+__all__ = ["PUSHED_FILES", "TOWER_FILES", "check_no_near_data", "files_to_push", "push_folder"]

@@ -7,11 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.training_rows import TOWER_FILE, TRAINING_ROWS_FILE, copy_training_rows
 from ..evaluation.aligners import describe_aligner
+from ..file_records import TOWER_FOLDERS
 from ..files import written_aside
 from ..markdown import one_line, plain, sentence, table_row
 from ..tower_folders_adaptor import has_adapter, read_tower_file
 from ..towers.terms import UNKNOWN, terms_of
+from .model_card import describe_training
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -148,11 +151,20 @@ def write_classifier_card(
     return _write(Path(folder), data, text)
 
 
-def describe_training(trained: str | int | None) -> str:
-    """How a tower was trained, in words; "frozen" of one that was not."""
-    if isinstance(trained, int):
-        return f"its last {trained} block{'' if trained == 1 else 's'} trained"
-    return {"lora": "trained by low-rank weights (LoRA)", "full": "all of it trained", None: "frozen"}[trained]
+def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Any] | None = None) -> None:
+    """
+    Write into the folders of trained towers in a saved model's folder what they need to stand alone: the digests of the
+    training rows, and a card.
+
+    Args:
+        folder (`str` or `PathLike`): Of the model.
+        arguments (`Mapping`, *optional*): As of `write_tower_card`.
+    """
+    folder = Path(folder)
+    for tower in (folder / name for name in TOWER_FOLDERS if (folder / name / TOWER_FILE).is_file()):
+        if (folder / TRAINING_ROWS_FILE).is_file():
+            copy_training_rows(folder, tower)
+        write_tower_card(tower, arguments)
 
 
 def _use(spec: Mapping[str, Any], adapter: bool) -> str:
@@ -211,4 +223,4 @@ def _write(folder: Path, data: ModelCardData, text: str) -> Path:
     return path
 
 
-__all__ = ["describe_training", "write_classifier_card", "write_tower_card"]
+__all__ = ["complete_towers", "write_classifier_card", "write_tower_card"]

@@ -14,6 +14,7 @@ from ..data.reading import Reading
 from ..files import write_csv, written_aside
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForImageClassification
+from ..hub.trained_card import complete_towers
 from ..image_processing_adaptor import processor_of_tower
 from ..modeling_adaptor import AdaptorModel
 from ..training.systems import System
@@ -23,7 +24,6 @@ from .features import tower_features
 from .frozen_heads import distinct_seeds
 from .probe import Probe, fit_probe, fold_standardization
 from .protocols import ProbeProtocol
-from .saved_classifiers import finish_saved
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -106,7 +106,7 @@ def save_classifier(
         classifier.config.vision_tower = reading.in_spec(classifier.config.vision_tower)
     processor_of_tower(reading.in_spec(embedded.vision_spec)).save_pretrained(folder)
     classifier.eval().save_pretrained(folder)
-    finish_saved(folder)
+    complete_towers(folder)
     return classifier
 
 

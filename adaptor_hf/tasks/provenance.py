@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
-from ..data.training_rows import TOWER_FILE
+from ..data.training_rows import TOWER_FILE, place_of_tower
 from ..random_specs_adaptor import is_random
 from ..towers.terms import UNKNOWN
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
@@ -28,9 +28,7 @@ def tower_folder(tower: Any) -> Path | None:
     """The folder of a trained tower, by its name or spec; None of one that was not trained, or holds no folder here."""
     if not is_trained(tower):
         return None
-    if isinstance(tower, Mapping):
-        tower = Path(tower["name_or_path"], tower.get("subfolder") or "")
-    return Path(tower).expanduser()
+    return Path(place_of_tower(tower) if isinstance(tower, Mapping) else tower).expanduser()
 
 
 def named_spec(tower: VisionTower | TextTower) -> dict[str, Any]:

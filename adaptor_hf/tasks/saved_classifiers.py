@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.terms import restricted_terms
-from ..data.training_rows import TRAINING_ROWS_FILE, copy_training_rows
-from ..file_records import TOWER_FOLDERS
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForImageClassification
-from ..hub.trained_card import write_classifier_card, write_tower_card
+from ..hub.trained_card import complete_towers, write_classifier_card
 from ..image_processing_adaptor import processor_of_tower
 from ..towers.terms import note_training_data
 from .data import LabelledData
@@ -53,18 +51,9 @@ def save_finetuned(
         saved.eval().save_pretrained(folder)
         if record_rows is not None:
             record_rows(folder)
-        finish_saved(folder)
+        complete_towers(folder)
         write_classifier_card(folder, saved.config.to_dict(), lines, dataset=data.name)
     return saved
 
 
-def finish_saved(folder: str | os.PathLike) -> None:
-    """What the towers in a saved model's folder need to stand alone: their training rows and a card."""
-    folder = Path(folder)
-    for tower in (folder / name for name in TOWER_FOLDERS if (folder / name).is_dir()):
-        if (folder / TRAINING_ROWS_FILE).is_file():
-            copy_training_rows(folder, tower)
-        write_tower_card(tower)
-
-
-__all__ = ["finish_saved", "save_finetuned"]
+__all__ = ["save_finetuned"]

@@ -19,6 +19,7 @@ from ..data.reading import Reading
 from ..embeddings.sequences import grid_of
 from ..folder_lock import only_writer
 from ..heads_adaptor import AdaptorForSemanticSegmentation
+from ..hub.trained_card import complete_towers
 from ..image_processing_adaptor import READING, image_processor_fields
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import check_private_columns, error_text
@@ -37,7 +38,6 @@ from .overlap import check_copies, overlap_fields
 from .protocols import SegmentationProtocol, get_segmentation_protocol
 from .provenance import input_size, named_spec, tower_name, tower_saw
 from .runs import RunList, runs_to_make, subgroup_columns
-from .saved_classifiers import finish_saved
 from .summary import summarize
 from .targets import masks_hash
 
@@ -309,7 +309,7 @@ def save_segmenter(model: AdaptorForSemanticSegmentation, collator: MaskCollator
     fields = image_processor_fields(trained) | collator.geometry | {name: getattr(trained, name) for name in READING}
     type(trained)(**fields).save_pretrained(folder)
     model.eval().save_pretrained(folder)
-    finish_saved(folder)
+    complete_towers(folder)
 
 
 def run(arguments: DownstreamArguments, device: str) -> str:

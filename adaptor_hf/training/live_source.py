@@ -18,6 +18,7 @@ from ..embeddings.build import worker_count
 from ..embeddings.table_rows import rows_of_table
 from ..modeling_adaptor import AdaptorModel
 from ..objectives import Objective
+from ..towers.terms import note_training_data
 from ..towers_adaptor import load_text_tower, load_vision_tower
 from .arguments import AdaptorTrainingArguments
 from .needs import cache_columns, needs_of_aligner
@@ -132,11 +133,7 @@ def make_model(
     if "text" in trainable:
         model.attach_towers(text_model=load_text_tower(cache.text_spec, device=device))
     for kind in trainable:
-        spec, seen = getattr(model, f"{kind}_model").spec, getattr(cache, f"{kind}_spec")["pretraining_data"]
-        # Of a tower of which nobody knows what it saw, that stays so.
-        spec["pretraining_data"] = seen and [*seen, *(name for name in names if name not in seen)]
-        if terms := kwargs.get("data_terms"):
-            spec["data_terms"] = terms
+        note_training_data(getattr(model, f"{kind}_model").spec, names, kwargs.get("data_terms"))
     named = {f"{kind}_model": value for kind, value in trainable.items()}
     model.set_trainable_towers(**named, lora_rank=model_arguments.lora_rank)
     return model
@@ -176,6 +173,7 @@ def live_parts(
             None if vision is None else vision.processor,
             None if text is None else text.processor,
             recipe=model_arguments.image_recipe if name == "train" else None,
+            sentence_recipe=model_arguments.sentence_recipe if name == "train" else None,
             view_recipe=data.view_recipe if views else None,
             views=views,
             seed=training.seed,

@@ -171,20 +171,23 @@ def record_training_rows(
         pairs: What the cache was built from; None for a ready cache, whose own ids are taken where they are no hashes.
         namespace: Of these ids. Of a cache of several sources without one, those of a public data set are of its name.
     """
-    from ..data.training_rows import write_training_rows
+    from ..data.training_rows import place_of_tower, write_training_rows
 
+    # A tower that an earlier run trained brings the rows of that run.
+    specs = next(iter(cache_views.values()))
+    earlier = [place for spec in (specs.vision_spec, specs.text_spec) if (place := place_of_tower(spec))]
     shaping = [cache_views[name] for name in ("train", "validation") if name in cache_views]
     digests = [view.image_digests() for view in shaping]
     images = None if any(part is None for part in digests) else np.concatenate(digests)
     if pairs is not None:
         known = {"ids": pairs.rule.ids, "more": pairs.more}
-        write_training_rows(folder, images, pairs.patient_ids, pairs.namespaces, **known)
+        write_training_rows(folder, images, pairs.patient_ids, pairs.namespaces, earlier=earlier, **known)
         return
     known = _known_patients(shaping, namespace)
     if is_private():
-        write_training_rows(folder, images, None, [name for _, names in known for name in names])
+        write_training_rows(folder, images, None, [name for _, names in known for name in names], earlier=earlier)
     else:
-        write_training_rows(folder, images, *known[0], more=known[1:])
+        write_training_rows(folder, images, *known[0], more=known[1:], earlier=earlier)
 
 
 def _known_patients(

@@ -20,6 +20,7 @@ from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
 from ..hub.model_card import describe_training
+from ..hub.trained_card import complete_towers
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
 from ..modeling_adaptor import AdaptorModel
@@ -40,7 +41,6 @@ from .controls import (
     train_controls,
 )
 from .curves import CURVES_FILE
-from .needs import with_needs
 from .pair_cache import next_run
 from .trained_towers import TrainedTowers, trained_tower_lines
 
@@ -114,7 +114,7 @@ def report_run(
         name = f"{system_name('adaptor', model.config.aligner)}, this run"
         own = views[evaluated_on]
         if towers is not None:
-            own = with_needs(make_objective(), towers.held_out, model.config)
+            own = towers.held_out.with_columns(*own.columns, sequences=own.sequences)
             name = f"{name} ({towers.describe()})"
         result = evaluate_retrieval(model, own, name)
         if towers is not None and systems:
@@ -132,6 +132,8 @@ def report_run(
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
         if of_sources:
             print(f"Each source among its own images and texts:\n\n{format_sources(of_sources)}\n")
+    shown = ({} if towers is None else card_of_training(towers, arguments)) | card_arguments(arguments, objective)
+    complete_towers(arguments.output_dir, shown)
     return write_model_card(
         arguments.output_dir,
         # A folder may be named after anything.
@@ -140,10 +142,7 @@ def report_run(
         num_parameters=model.num_parameters(only_trainable=True),
         pairs={name: len(view) for name, view in views.items()},
         split_hash=split_hash(cache.pairs),
-        arguments=({"recipe": recipe} if recipe else {})
-        | {"aligner": model.config.aligner}
-        | ({} if towers is None else card_of_training(towers, arguments))
-        | card_arguments(arguments, objective),
+        arguments=({"recipe": recipe} if recipe else {}) | {"aligner": model.config.aligner} | shown,
         result=result,
         evaluated_on=evaluated_on,
         dataset_name=dataset_name,
