@@ -106,7 +106,9 @@ def main() -> None:
 def _measured(kind: str, folder: Path, images: Path) -> dict[str, float]:
     call = [sys.executable, __file__, "--step", kind, "--folder", str(folder), "--images", str(images)]
     result = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(result.stdout.splitlines()[-1])
+    found = json.loads(result.stdout.splitlines()[-1])
+    print(f"{kind}, {images.name} images: {found}", file=sys.stderr)
+    return found
 
 
 if __name__ == "__main__":
