@@ -7,6 +7,7 @@ import os
 from dataclasses import fields
 from typing import Any
 
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.dataclasses import strict
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, PreTrainedConfig
@@ -24,7 +25,7 @@ NORMS = ("batch", "layer", "none")
 TOKENS = ("image_tokens", "text_tokens")
 # How a checkpoint names itself, where its towers are folders of it.
 OWN = "."
-_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "architecture", "tokenizer")
+_PLACES = ("name_or_path", "revision", "subfolder", "init_seed", "init_check", "init_config", "tokenizer")
 
 
 @strict
@@ -232,20 +233,13 @@ class AdaptorConfig(PreTrainedConfig):
         portable = copy.copy(self)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if is_trained(spec):
+            if is_trained(spec) and side not in self.__dict__.get("_towers_elsewhere", ()):
                 setattr(
                     portable, side, portable_spec(spec) | {"name_or_path": OWN, "revision": None, "subfolder": side}
                 )
                 # Its folder says it.
                 setattr(portable, side.replace("tower", "config"), None)
         return super(AdaptorConfig, portable).to_json_string(use_diff)
-
-    def place_own_towers_in(self, subfolder: str | None) -> None:
-        """The Auto classes do not tell a configuration in which subfolder of a place the checkpoint is."""
-        for side in ("vision_tower", "text_tower"):
-            spec = getattr(self, side)
-            if subfolder and is_trained(spec) and spec.get("subfolder") == side:
-                setattr(self, side, spec | {"subfolder": f"{subfolder.rstrip('/')}/{side}"})
 
     def _as_saved(self) -> "AdaptorConfig":
         if self.towers_in_checkpoint or (self.vision_config is None and self.text_config is None):
@@ -259,7 +253,8 @@ class AdaptorConfig(PreTrainedConfig):
         """As the base class; towers that are folders of the checkpoint are named by their place."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         config = loaded[0] if isinstance(loaded, tuple) else loaded
-        config.place_own_towers(os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder") or "")
+        place, inside = os.fspath(pretrained_model_name_or_path), kwargs.get("subfolder")
+        config.place_own_towers(place, inside, _commit_of(place, inside, kwargs))
         return loaded
 
     @classmethod
@@ -275,27 +270,28 @@ class AdaptorConfig(PreTrainedConfig):
             (loaded[0] if isinstance(loaded, tuple) else loaded).place_own_towers(os.fspath(place))
         return loaded
 
-    def place_own_towers(self, place: str, subfolder: str = "") -> None:
+    def place_own_towers(self, place: str, subfolder: str | None = None, revision: str | None = None) -> None:
         """
-        Name towers that are folders of the checkpoint by where it is: those of a loaded configuration (".") are, and
-        those that trained are once the model is saved.
+        Name towers that are folders of the checkpoint (".") by where it is.
 
         Args:
             place: Its folder, a file in it, or its hub id; a folder gets its absolute path.
             subfolder: Of the checkpoint in that place.
+            revision: Commit of a hub id. `None`, as from the Auto classes, which tell a configuration none: that of the
+                default branch.
         """
         if os.path.isfile(place):
             place = os.path.dirname(place) or os.curdir
         is_folder = os.path.isdir(place)
         for side in ("vision_tower", "text_tower"):
             spec = getattr(self, side)
-            if spec is None or not (is_trained(spec) or spec.get("name_or_path") == OWN):
+            where = os.path.abspath(place) if is_folder else place
+            if spec is None or spec.get("name_or_path") not in (OWN, where) or not is_trained(spec):
                 continue
-            inside = side if spec.get("name_or_path") != OWN else spec.get("subfolder") or side
             where = {
-                "name_or_path": os.path.abspath(place) if is_folder else place,
-                "revision": None if is_folder else getattr(self, "_commit_hash", None),
-                "subfolder": f"{subfolder.rstrip('/')}/{inside}" if subfolder else inside,
+                "name_or_path": where,
+                "revision": None if is_folder else revision,
+                "subfolder": f"{subfolder.strip('/')}/{side}" if subfolder else side,
             }
             setattr(self, side, spec | where)
 
@@ -425,6 +421,16 @@ class AdaptorConfig(PreTrainedConfig):
         return pooling + self.num_shared_layers * layer + sum(sides) * self.hidden_size
 
 
+def _commit_of(name: str, subfolder: str | None, kwargs: dict[str, Any]) -> str | None:
+    """The commit of a hub id whose config.json was just read, from its place in the cache."""
+    if os.path.exists(name):
+        return None
+    file = f"{subfolder.strip('/')}/config.json" if subfolder else "config.json"
+    found = try_to_load_from_cache(name, file, cache_dir=kwargs.get("cache_dir"), revision=kwargs.get("revision"))
+    folder = found[: -len(file)].rstrip("/\\") if isinstance(found, str) else ""
+    return os.path.basename(folder) or kwargs.get("revision")
+
+
 def is_trained(spec: dict[str, Any] | None) -> bool:
     """Whether a tower's spec is of one that was trained: a folder of its checkpoint."""
     return (spec or {}).get("trained") is not None
@@ -437,6 +443,7 @@ def portable_spec(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _without_unset(saved: dict[str, Any]) -> dict[str, Any]:
     """As saved before there was `trained_on`, where it says nothing."""
+    saved = {name: value for name, value in saved.items() if name != "_towers_elsewhere"}
     return {name: value for name, value in saved.items() if name != "trained_on" or value is not None}
 
 

@@ -23,7 +23,7 @@ HEADLINES = {task.name: task.headline for task in TASKS.values() if task.headlin
 METRIC = {task.name: task.decides_by for task in TASKS.values() if task.decides_by}
 TASK_FUNCTIONS = {task.name: task.function() for task in TASKS.values()}
 BUILT_IN = UNTRAINED = controls_made("built")
-SYSTEMS = {key: control.name for key, control in CONTROLS.items() if control.made not in ("fine-tuned", "published")}
+SYSTEMS = {key: one.name for key, one in CONTROLS.items() if one.made in ("checkpoint", "built", "pretrained")}
 
 
 def Variant(  # noqa: N802  (it was a class)

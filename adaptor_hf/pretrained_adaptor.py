@@ -111,7 +111,10 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
         def complete(model: "AdaptorPreTrainedModel") -> None:
             align_weights(model)
-            model.config.place_own_towers_in(kwargs.get("subfolder"))
+            # The Auto classes make the configuration without revision and subfolder.
+            own = [spec for spec in (model.config.vision_tower, model.config.text_tower) if is_trained(spec)]
+            revision = next((spec["revision"] for spec in own if spec["revision"]), kwargs.get("revision"))
+            model.config.place_own_towers(os.fspath(base), kwargs.get("subfolder"), revision)
             model.attach_towers(vision_model, text_model)
             if load_towers:
                 download = {
@@ -281,16 +284,31 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             spec, side = self._spec_of(name), name.replace("_model", "_tower")
             if is_trained(spec):
                 known = getattr(self.config, side) or spec
-                known = {key: value for key, value in known.items() if key not in RANDOM_KEYS}
+                known = {key: value for key, value in known.items() if key not in RANDOM_KEYS or key == "tokenizer"}
                 setattr(self.config, side, known | {key: spec[key] for key in keys if key in spec})
+
+    def _is_elsewhere(self, name: str) -> bool:
+        """Whether a trained tower is neither attached nor in the folder of this machine that the config names: an
+        Adaptor on embeddings that it made at another place."""
+        spec = self._spec_of(name)
+        if not is_trained(spec) or getattr(self.base_model, name) is not None or spec.get("subfolder"):
+            return False
+        return not is_tower_folder(spec["name_or_path"])
 
     def _save_trained_towers(self, save_directory: str | os.PathLike, state_dict: dict) -> None:
         """Each as a folder of the checkpoint; what is as it was loaded is copied from there, with its card."""
         self._note_trained_towers()
+        elsewhere = [name.replace("_model", "_tower") for name in TOWER_NAMES if self._is_elsewhere(name)]
+        self.config._towers_elsewhere = elsewhere
+        if elsewhere:
+            logger.warning_once(
+                f"{' and '.join(elsewhere)} trained, and the folder is not where the configuration says: what is saved "
+                "names that place. Put the folder back, or load the tower and attach it, and save again."
+            )
         for name in TOWER_NAMES:
             side, tower = name.replace("_model", "_tower"), getattr(self.base_model, name)
             spec = getattr(self.config, side)
-            if not is_trained(spec):
+            if not is_trained(spec) or side in elsewhere:
                 continue
             folder = os.path.join(save_directory, side)
             prefix = f"{self._base_prefix}{name}."
@@ -370,7 +388,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
 
     def _refuse_to_push_local_towers(self) -> None:
         for kind in ("vision", "text"):
-            if is_trained(self._spec_of(f"{kind}_model")):
+            if is_trained(self._spec_of(f"{kind}_model")) and not self._is_elsewhere(f"{kind}_model"):
                 continue
             spec = getattr(self.config, f"{kind}_tower") or {}
             # Of random weights, where the tokenizer is.

@@ -8,10 +8,10 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 """
 
 import contextlib
+import copy
 import json
 import os
 import shutil
-from dataclasses import replace
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -244,7 +244,7 @@ def _save_network(tower: nn.Module, folder: str, state: dict, merge: bool) -> No
     if merge:
         _save_plain(tower, network, folder, merged_state(network, state))
         return
-    config = replace(network.peft_config["default"])
+    config = copy.copy(network.peft_config["default"])
     base, name = tower.spec["base_tower"], tower.named_base
     config.base_model_name_or_path, config.revision = (name, base.get("revision")) if name else (None, None)
     config.inference_mode = True

@@ -214,7 +214,8 @@ def location_of(
     checkpoint for a spec with `subfolder`. Of random weights that of the tokenizer."""
     if spec.get("subfolder"):
         return folder_of_spec(spec, hub)
-    if is_random(spec) or spec["name_or_path"].startswith(PREFIX):
+    # One that trained since has the same tokenizer, until it is a folder of its own.
+    if is_random(spec) or (spec["name_or_path"].startswith(PREFIX) and spec.get("tokenizer")):
         place = spec["tokenizer"]
         if os.path.isdir(place):
             return place

@@ -277,9 +277,10 @@ def _note_trained(tower: nn.Module, trainable: str | int) -> None:
         name = spec["name_or_path"]
         is_public = not (os.path.isabs(name) or os.path.isdir(name) or ":" in name or spec.get("subfolder"))
         tower.named_base = name if is_public and spec["library"] != "torchxrayvision" else None
-    # Its weights are drawn from no seed any more, and its folder has the tokenizer.
+    # Its weights are drawn from no seed any more. Where its tokenizer is stays known until it has a folder.
     for key in RANDOM_KEYS:
-        spec.pop(key, None)
+        if key != "tokenizer":
+            spec.pop(key, None)
     spec |= {"trained": trainable, "preset": None, "tested": None}
 
 

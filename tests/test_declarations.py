@@ -488,7 +488,7 @@ class TestControls:
 
     def test_the_simplest_comes_first_and_what_only_shows_something_is_never_recommended(self):
         ranked = sorted((key for key in CONTROLS if may_be_recommended(key)), key=simplicity_of)
-        assert ranked == ["tower", "projections", "mlp", "adaptor", "frozen_towers", "lora", "blocks", "finetune"]
+        assert ranked == ["tower", "projections", "mlp", "adaptor", "lora", "blocks", "finetune"]
         assert max(map(simplicity_of, CONTROLS)) == simplicity_of("somebody's")
         assert may_be_recommended("somebody's")
 

@@ -178,11 +178,21 @@ def test_predictions_of_a_table_without_labels_are_those_of_the_scored_heads(tab
     from PIL import Image
     from transformers import pipeline
 
+    from adaptor_hf.prediction.arguments import PredictionArguments
+    from adaptor_hf.prediction.run import predict
+
     model = AdaptorForImageClassification.from_pretrained(tmp_path / "out/model").eval()
     assert model.config.id2label == {0: "effusion", 1: "edema"}
     pixels = model.adaptor.vision_model.processor([Image.open(row["image"]) for row in rows], return_tensors="pt")
     with torch.no_grad():
         np.testing.assert_allclose(model(**pixels).logits.sigmoid(), scored, atol=2e-3)
+    arguments = PredictionArguments(
+        model=str(tmp_path / "out/model"), table=str(tmp_path / "new.csv"), output_dir=str(tmp_path / "later")
+    )
+    predict(arguments)
+    with open(tmp_path / "later/predictions.csv", encoding="utf-8") as file:
+        later = [[float(row["effusion"]), float(row["edema"])] for row in csv.DictReader(file)]
+    np.testing.assert_allclose(later, scored, atol=2e-3)
     found = pipeline("image-classification", model=str(tmp_path / "out/model"))(rows[0]["image"])
     assert {one["label"]: one["score"] for one in found} == pytest.approx(
         dict(zip(("effusion", "edema"), scored[0], strict=True)), abs=2e-3

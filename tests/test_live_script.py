@@ -5,16 +5,20 @@ import logging
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from pretrain_runs import main, make_options, make_rows, words
+from pretrain_runs import SMALL, main, make_options, make_rows, words, write_table
+from private_commands import CANARY, no_canary, plant_table
 from safetensors.torch import load_file
-from script_runs import differences, history, states, steps, train_loss
+from script_runs import LIMIT, differences, history, run_to_the_end, start_ranks, states, steps, train_loss
 from transformers import AutoModel
 
 import train_pretrain
@@ -22,12 +26,16 @@ from adaptor_hf import AdaptorModel
 from adaptor_hf.data.images import read_image
 from adaptor_hf.embeddings import open_cache
 from adaptor_hf.evaluation import retrieval_metrics
+from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 from adaptor_hf.training import AdaptorTrainer
 from adaptor_hf.training.script_arguments import check_together, parse_arguments
 
 FORK = multiprocessing.get_context("fork")
-LIVE = {"train_vision_tower": "full", "train_text_tower": "lora", "image_recipe": "gloria", "layer_decay": 0.75}
+LIVE = {
+    "train_vision_tower": "full", "train_text_tower": "lora", "image_recipe": "gloria", "sentence_recipe": "lovt",
+    "layer_decay": 0.75,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +61,6 @@ def live(options, tmp_path_factory) -> tuple[Path, str]:
 
 def said_by(options: dict, output: Path, **changes) -> str:
     """A run in this process; what it logged and printed."""
-    from contextlib import redirect_stdout
-    from io import StringIO
-
     told = StringIO()
     handler = logging.StreamHandler(told)
     logging.root.addHandler(handler)
@@ -76,9 +81,7 @@ class TestLiveRun:
         _, said = live
         plan = said[: said.index("To embed:")]
         assert re.search(r"  towers: \S+ \(vision; all of it trains; .*\(text; LoRA in it trains; ", plan)
-        assert (
-            "  live: images and reports are read at every epoch, images by the recipe gloria; activations of 8" in plan
-        )
+        assert "  live: images and reports are read at every epoch, images by the recipe gloria, reports by " in plan
         vision = sum(value.numel() for value in load_vision_tower(str(_origin(live, "vision"))).parameters())
         assert f"{vision:,} of {vision:,} parameters of the vision tower" in plan
         assert "a block towards the input" in plan
@@ -91,8 +94,10 @@ class TestLiveRun:
         ]  # fmt: skip
         assert "| Adaptor, this run (vision tower trained in full, text tower trained by LoRA) |" in said
         assert "what training the towers adds is the difference to it" in said
-        # The control is what a run with frozen towers gives, to the bit.
-        main(tmp_path / "frozen", options)
+        # The control is what a run with frozen towers gives, to the bit; and that says nothing of towers that train.
+        plain = said_by(options, tmp_path / "frozen")
+        assert not re.search(r"live|trains|frozen towers|Trained", plain)
+        assert record(tmp_path / "frozen")["towers"] is None
         frozen = load_file(tmp_path / "frozen" / "model.safetensors")
         assert differences(load_file(output / "frozen_towers" / "model.safetensors"), frozen) == []
         assert differences(load_file(output / "model.safetensors"), frozen)
@@ -196,30 +201,27 @@ def test_without_controls_it_says_that_the_gain_is_not_shown_and_lora_is_merged_
         ({"lora_rank": 4}, "--lora_rank would have no effect"),
         ({"lora_rank": 0, "train_vision_tower": "lora"}, "--lora_rank is at least 1"),
         ({"image_recipe": "gloria", "train_text_tower": "full"}, "--image_recipe would have no effect"),
+        ({"sentence_recipe": "lovt", "train_vision_tower": "full"}, "--sentence_recipe would have no effect"),
         ({"layer_decay": 0.5}, "--layer_decay would have no effect: both towers are frozen"),
         ({"tower_learning_rate": 1e-5}, "--tower_learning_rate would have no effect: both towers are frozen"),
-        ({"cache": "here", "train_file": None, "train_vision_tower": "full"}, "a cache has embeddings alone"),
         ({"resident_data": True, "train_vision_tower": "full"}, "--resident_data is of embeddings"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options, changes, message, tmp_path):
-    changes = (
-        {"vision_tower": None, "text_tower": None, "cache_dir": None, **changes} if "cache" in changes else changes
-    )
     with pytest.raises(ValueError, match=re.escape(message)):
         check_together(*parse_arguments(words({**options, "output_dir": tmp_path, **changes})))
+
+
+def test_a_cache_alone_trains_no_tower(tmp_path):
+    given = ["--cache", str(tmp_path), "--output_dir", str(tmp_path / "run"), "--train_text_tower", "lora"]
+    with pytest.raises(ValueError, match=r"--train_text_tower with --cache: .* Give the table that it was built from"):
+        check_together(*parse_arguments(given))
 
 
 def test_a_tower_that_cannot_train_so_is_refused_before_anything_is_embedded(options, tmp_path):
     with pytest.raises(ValueError, match=r"--train_text_tower 3: tower .* has 2 blocks"):
         main(tmp_path / "run", options, train_text_tower="3", cache_dir=tmp_path / "embeddings")
     assert not list((tmp_path / "embeddings").glob("*"))
-
-
-def test_a_run_with_frozen_towers_says_nothing_of_towers_that_train(options, tmp_path):
-    said = said_by(options, tmp_path / "run", num_train_epochs=1)
-    assert not re.search(r"live|trains|frozen towers|Trained", said)
-    assert record(tmp_path / "run")["towers"] is None
 
 
 def test_a_dry_run_measures_live_steps_and_writes_nothing(options, tmp_path, capsys):
@@ -298,6 +300,7 @@ def assert_same(output: Path, whole: Path) -> None:
     assert {name for name in names[1] if not re.match("frozen_towers(/|$)", name)} == names[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_and_killed_ends_like_one_that_was_not(live, options, tmp_path):
     output, changes = tmp_path / "run", LIVE | {"dataset_name": "toy pairs", "cache_dir": tmp_path / "embeddings"}
     with pytest.raises(KeyboardInterrupt):
@@ -309,3 +312,51 @@ def test_a_run_that_is_stopped_and_killed_ends_like_one_that_was_not(live, optio
     # Once more: nothing is trained again.
     fork_of(no_step, output, options, **changes, resume_from_checkpoint=True)
     assert_same(output, live[0])
+
+
+PRIVATE = {"train_vision_tower": 1, "train_text_tower": "lora", "merge_lora": True, "num_train_epochs": 1}
+
+
+def test_a_private_run_names_no_place_id_or_word_of_a_report(tiny_dinov2, tiny_bert, tmp_path, capfd, monkeypatch):
+    monkeypatch.setenv("ADAPTOR_PRIVATE", "1")
+    monkeypatch.setattr(private_mode, "_key", None)
+    monkeypatch.chdir(tmp_path)
+    table = plant_table(tmp_path)
+    towers = {}
+    for kind, folder in (("vision_tower", tiny_dinov2), ("text_tower", tiny_bert)):
+        towers[kind] = shutil.copytree(folder, tmp_path / f"towers of {CANARY}" / kind)
+    given = {"train_file": table, "key_file": tmp_path / "key", "output_dir": tmp_path / "outputs" / CANARY / "run"}
+    given |= towers | SMALL | PRIVATE | {"global_batch_size": 4, "use_cpu": True}
+    train_pretrain.main(["--private", "True", *words(given)])
+    captured = capfd.readouterr()
+    no_canary(captured.out + captured.err, given["output_dir"])
+    assert "Trained vision tower: in the output folder, as vision_tower" in captured.out
+    model = AdaptorModel.from_pretrained(given["output_dir"])
+    assert model.config.text_tower["trained"] == "lora"
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_tower_on_two_sources_as_one_does(rows, tiny_dinov2, tiny_bert, tmp_path):
+    kept = [{name: row[name] for name in ("path", "report", "subject")} for row in rows if row is not rows[3]]
+    options = make_options(rows, tiny_dinov2, tiny_bert, tmp_path)
+    tables = [write_table(tmp_path, part, name) for part, name in ((kept[:20], "one.csv"), (kept[20:], "two.csv"))]
+    options |= {"train_file": tables, "source_batches": "by_source", "train_vision_tower": 1, "image_recipe": "simclr"}
+    # Without dropout two processes train what one does.
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    options["aligner"] = json.dumps(json.loads(options["aligner"]) | still)
+    outputs = [tmp_path / "run1", tmp_path / "run2"]
+    commands = [[sys.executable, "train_pretrain.py", *words(options | {"output_dir": one})] for one in outputs]
+    run_to_the_end(commands[0], tmp_path / "log1")
+    for rank in start_ranks(commands[1], tmp_path / "log2"):
+        assert rank.wait(LIMIT) == 0, (tmp_path / "log2.0").read_text() + (tmp_path / "log2.1").read_text()
+    one, two = ([entry["loss"] for entry in history(output) if "loss" in entry] for output in outputs)
+    assert two == pytest.approx(one, rel=1e-4)
+    towers = [load_file(output / "vision_tower" / "model.safetensors") for output in outputs]
+    before = load_vision_tower(str(tiny_dinov2)).model.state_dict()
+    for name, value in towers[0].items():
+        torch.testing.assert_close(towers[1][name], value, atol=2e-4, rtol=0)
+        assert torch.equal(value, before[name]) is not (".1." in name or name.startswith("layernorm")), name
+    scores = [record(output, "retrieval.json") for output in outputs]
+    assert list(scores[0]["sources"]) == list(scores[1]["sources"]) == ["one", "two"]
+    assert scores[1]["metrics"]["mean_recall"] == pytest.approx(scores[0]["metrics"]["mean_recall"], abs=0.1)
+    assert record(outputs[1])["machine"]["processes"] == 2

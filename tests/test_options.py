@@ -232,7 +232,7 @@ class TestChoices:
         del shape["positives"]  # recorded with the training arguments
         towers = {"vision_tower": "lite0", "text_tower": None, "towers_dir": None}
         towers |= {"train_vision_tower": "frozen", "train_text_tower": "frozen", "lora_rank": 8, "merge_lora": False}
-        towers["image_recipe"] = None
+        towers |= {"image_recipe": None, "sentence_recipe": None, "init_seed": None, "text_tokenizer": None}
         assert model.to_dict() == towers | {"aligner": "adaptor", **shape}
         assert shape["hidden_size"] == 48
 

@@ -20,6 +20,7 @@ from transformers import (
     pipeline,
 )
 
+from adaptor_hf import AdaptorConfig
 from adaptor_hf.data.masks import MaskValues
 from adaptor_hf.data.table_arguments import TableArguments
 from adaptor_hf.pipelines import (
@@ -125,6 +126,35 @@ class TestClassification:
         difference = np.abs(scores_of(half, names) - scores_of(first, names)).max()
         assert 0 < difference < 0.05
 
+    @pytest.mark.parametrize("trained", ["full", "lora", "in checkpoint"])
+    def test_a_model_with_a_tower_of_its_own(self, trained, checkpoint, pictures, tmp_path):
+        from adaptor_hf import AdaptorForImageClassification, AdaptorModel
+        from adaptor_hf.image_processing_adaptor import processor_of_tower
+
+        torch.manual_seed(2)
+        adaptor = AdaptorModel.from_pretrained(checkpoint)
+        if trained == "in checkpoint":
+            adaptor.config.towers_in_checkpoint = True
+        else:
+            adaptor.set_trainable_towers(vision_model=trained)
+        with torch.no_grad():
+            for name, parameter in adaptor.vision_model.named_parameters():
+                if parameter.ndim > 1 and (trained != "lora" or "lora" in name):
+                    parameter.add_(0.3 * torch.randn_like(parameter))
+        names = ["normal", "effusion", "edema"]
+        model = AdaptorForImageClassification.from_adaptor(adaptor, id2label=dict(enumerate(names))).eval()
+        with torch.no_grad():
+            model.classifier[-1].weight.normal_(std=2)
+        model.save_pretrained(tmp_path / "model")
+        processor = processor_of_tower(adaptor.config.vision_tower | {"image_mode": "L"})
+        processor.save_pretrained(tmp_path / "model")
+        rows = run(tmp_path / "model", tmp_path / "out", image_folder=pictures)
+        paths = [str(pictures / row["image_id"]) for row in rows]
+        with torch.no_grad():
+            expected = model(**processor(paths, return_tensors="pt")).logits.softmax(-1).numpy()
+        np.testing.assert_allclose(scores_of(rows, names), expected, atol=TOLERANCE, rtol=0)
+        assert np.ptp(expected, axis=0).max() > 1e-3
+
     def test_threshold_columns_only_where_they_are_asked_for(self, classifier, pictures, tmp_path):
         rows = run(classifier, tmp_path / "out", image_folder=pictures, threshold=0.5)
         assert [name for name in rows[0] if ">" in name] == ["normal > 0.5", "effusion > 0.5", "edema > 0.5"]
@@ -149,7 +179,15 @@ class TestZeroShot:
     def model(self, checkpoint, tmp_path_factory) -> Path:
         return save_zero_shot(checkpoint, tmp_path_factory.mktemp("zero-shot") / "model")
 
-    def test_classes_give_what_the_pipeline_gives(self, model, pictures, tmp_path):
+    @pytest.mark.parametrize("changes", [{}, {"attention_pooling_heads": 2}, {"logit_bias_init_value": -1.0}])
+    def test_classes_give_what_the_pipeline_gives(self, changes, model, checkpoint, pictures, tmp_path):
+        from adaptor_hf import AdaptorModel
+
+        if changes:
+            config = AdaptorConfig(**AdaptorConfig.from_pretrained(checkpoint).to_dict() | changes)
+            torch.manual_seed(4)
+            AdaptorModel(config).save_pretrained(tmp_path / "other")
+            model = save_zero_shot(tmp_path / "other", tmp_path / "model")
         names, template = ["effusion", "normal", "edema"], "a radiograph with {}"
         rows = run(model, tmp_path / "out", image_folder=pictures, classes=names, template=template)
         call = pipeline("zero-shot-image-classification", model=str(model),
@@ -159,6 +197,8 @@ class TestZeroShot:
             theirs = {one["label"]: one["score"] for one in found}
             for name in names:
                 assert float(row[name]) == pytest.approx(theirs[name], abs=TOLERANCE)
+            total = sum(float(row[name]) for name in names)
+            assert (abs(total - 1) < 1e-5) == ("logit_bias_init_value" not in changes)
 
     def test_prompts_give_what_the_zero_shot_task_gives(self, model, pictures, tmp_path):
         from adaptor_hf import AdaptorModel
@@ -316,3 +356,16 @@ class TestSources:
         options = {"table": table.parent / "ids.csv", "form": TableArguments(id_column="study")}
         rows = run(classifier, tmp_path / "a", **options)
         assert [row["image_id"] for row in rows] == [f"007{n}" for n in range(12)]
+
+
+def test_real_radiographs_score_as_in_the_pipeline(realbench, classifier, tmp_path):
+    frame = pd.read_csv(realbench / "metadata.csv")[["image"]]
+    frame = frame.sample(24, random_state=0)
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    rows = run(classifier, tmp_path / "out", table=tmp_path / "t.csv", form=TableArguments(image_root=str(realbench)))
+    assert [row["image_id"] for row in rows] == frame["image"].tolist()
+    call = pipeline("image-classification", model=str(classifier), pipeline_class=AdaptorImageClassificationPipeline)
+    names = ["normal", "effusion", "edema"]
+    for row, mine in zip(rows, scores_of(rows, names), strict=True):
+        theirs = {one["label"]: one["score"] for one in call(str(realbench / row["image_id"]), top_k=None)}
+        np.testing.assert_allclose(mine, [theirs[name] for name in names], atol=TOLERANCE, rtol=0)

@@ -215,6 +215,17 @@ class TestFaults:
         assert "none of the images can be read" in capsys.readouterr().err
         assert len(rows_of(tmp_path / "out/faults.csv")) == 1
 
+    def test_too_little_memory_says_what_to_do(self, models, folder, tmp_path, monkeypatch, capsys):
+        def full(*words):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+        words = command(models["classification"], tmp_path / "out", image_folder=folder)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "score", full)
+            assert main(words) == 1
+        assert "pass a smaller --batch_size" in capsys.readouterr().err
+        assert main([*words, "--batch_size", "1"]) == 0
+
     def test_numbers_that_are_none_are_no_scores(self, models, folder, tmp_path, capsys):
         from safetensors.torch import load_file, save_file
 

@@ -146,7 +146,7 @@ class TestOtherLibraries:
             theirs = network.forward_features(inputs_of(tower)["pixel_values"])
             assert torch.equal(theirs, tower.model(**inputs_of(tower)).last_hidden_state)
         data = timm.data.resolve_model_data_config(network)
-        assert (data["mean"], data["std"], data["input_size"]) == ((0.5,) * 3, (0.25,) * 3, (3, 32, 32))
+        assert [list(data[name]) for name in ("mean", "std", "input_size")] == [[0.5] * 3, [0.25] * 3, [3, 32, 32]]
         assert (data["crop_pct"], data["interpolation"]) == (0.8, "bilinear")
 
     @pytest.mark.parametrize("kind", ["dinov2", "bert", "vit"])
@@ -286,6 +286,28 @@ class TestCheckpoint:
         adapted.save_pretrained(tmp_path / "adapter")
         again = AdaptorModel.from_pretrained(tmp_path / "adapter").eval()
         assert torch.equal(outputs(again), outputs(adapted))
+
+    def test_an_adaptor_on_embeddings_takes_the_tower_along_or_names_its_place(self, names, tmp_path):
+        save_tower(trained(names, "dinov2"), tmp_path / "tower")
+        spec = load_vision_tower(str(tmp_path / "tower")).spec
+        model = AdaptorModel(AdaptorConfig(vision_hidden_size=32, vision_tower=spec, **SMALL))
+        model.save_pretrained(tmp_path / "with")
+        assert (tmp_path / "with" / "vision_tower" / TOWER_FILE).is_file()
+        tower = AdaptorModel.from_pretrained(tmp_path / "with").vision_model
+        assert torch.equal(vectors(tower), vectors(load_vision_tower(str(tmp_path / "tower"))))
+        shutil.move(tmp_path / "tower", tmp_path / "gone")
+        model.save_pretrained(tmp_path / "without")
+        saved = json.loads((tmp_path / "without" / "config.json").read_text())
+        assert saved["vision_tower"]["name_or_path"] == str(tmp_path / "tower")
+        assert not [key for key in saved if key.startswith("_")]
+        with pytest.raises(ValueError, match="folder of this machine"):
+            model.push_to_hub("owner/name")
+        again = AdaptorModel.from_pretrained(tmp_path / "without", load_towers=False)
+        with pytest.raises(FileNotFoundError, match="no folder of a trained tower"):
+            again.load_towers()
+        shutil.move(tmp_path / "gone", tmp_path / "tower")
+        again.save_pretrained(tmp_path / "back")
+        assert json.loads((tmp_path / "back" / "config.json").read_text())["vision_tower"]["name_or_path"] == "."
 
 
 class TestHub:
@@ -465,6 +487,7 @@ class TestKinds:
         save_tower(tower, tmp_path / "tower")
         assert torch.equal(vectors(load_vision_tower(str(tmp_path / "tower"))), vectors(tower))
 
+    @pytest.mark.slow
     def test_a_compiled_tower(self, names, tmp_path):
         tower = trained(names, "dinov2", "lora")
         expected = vectors(tower)

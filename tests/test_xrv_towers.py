@@ -67,7 +67,7 @@ def put(content, folder: Path, name: str = DENSE, **options) -> Path:
     return file
 
 
-def images(side: int, count: int = 2) -> torch.Tensor:
+def images(side: int, count: int = 1) -> torch.Tensor:
     return (torch.rand(count, 1, side, side, generator=torch.Generator().manual_seed(2)) * 2 - 1) * 1024
 
 
@@ -88,7 +88,7 @@ def test_every_layout_of_torch_gives_the_weights(densenet, tmp_path, layout, wha
 def test_a_densenet_gives_torchxrayvisions_features(densenet, tmp_path):
     put(densenet, tmp_path, **LAYOUTS["legacy"])
     tower = load_vision_tower(f"xrv:{DENSE}", cache_dir=tmp_path)
-    pixels = images(224)
+    pixels = images(224, 2)
     output = tower(pixels)
     with torch.no_grad():
         expected, tokens = densenet.features2(pixels), densenet.features(pixels).relu()
@@ -107,7 +107,7 @@ def test_a_densenet_gives_torchxrayvisions_features(densenet, tmp_path):
 def test_a_resnet_gives_torchxrayvisions_features(resnet):
     network, folder = resnet
     tower = load_vision_tower(RES, cache_dir=folder)
-    pixels = images(512, 1)
+    pixels = images(512)
     output = tower(pixels)
     with torch.no_grad():
         expected = network.features(pixels)
@@ -116,8 +116,14 @@ def test_a_resnet_gives_torchxrayvisions_features(resnet):
     assert tower.spec["preset"] == RES
     assert tower.spec["grid_shape"] == [16, 16]
     assert tower.processor.crop_size.height == 512
+    third = load_vision_tower(RES, cache_dir=folder, layers=[3])(images(64))
+    with torch.no_grad():
+        stem = network.model.maxpool(network.model.bn1(network.model.conv1(images(64))).relu())
+        expected = network.model.layer3(network.model.layer2(network.model.layer1(stem)))
+    assert torch.allclose(third.last_hidden_state, expected.flatten(2).transpose(1, 2), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_torchxrayvisions_own_resnet_object_is_read_too(resnet, tmp_path):
     """Its weights stand under `model.`, beside its thresholds."""
     network, folder = resnet
@@ -405,6 +411,7 @@ def test_a_name_is_checked_before_anything_long(tmp_path, monkeypatch, densenet)
     assert load_vision_tower(DENSE).hidden_size == 1024
 
 
+@pytest.mark.slow
 def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monkeypatch):
     import timm
 
@@ -413,7 +420,7 @@ def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monk
     monkeypatch.setattr(xrv_towers_adaptor, "_cache_folder", lambda _: tmp_path)
     bundle_towers([f"xrv:{DENSE}"], tmp_path / "bundle")
     monkeypatch.undo()
-    pixels = images(224)
+    pixels = images(64, 2)
     with torch.no_grad():
         expected = densenet.features2(pixels)
     folder = tmp_path / "bundle" / DENSE
@@ -428,3 +435,56 @@ def test_a_bundle_has_the_classifier_and_its_last_layer(densenet, tmp_path, monk
         assert torch.allclose(network(pixels), densenet(pixels), rtol=1e-4, atol=1e-2)
     entry = json.loads((tmp_path / "bundle" / "manifest.json").read_text())["towers"][DENSE]
     assert entry["data_terms"].startswith("NIH ChestX-ray14")
+
+
+# Training
+
+
+def trained_step(tower) -> None:
+    """One step of gradient descent, far enough to show in every weight that trains."""
+    tower.train()
+    optimizer = torch.optim.SGD([value for value in tower.parameters() if value.requires_grad], lr=1e-2)
+    output = tower(images(64, 2))
+    (output.pooler_output / output.pooler_output.detach().std()).square().mean().backward()
+    optimizer.step()
+    tower.eval()
+
+
+def test_a_classifier_trains_and_is_saved_as_every_tower(densenet, tmp_path):
+    from transformers import AutoImageProcessor, AutoModel
+
+    from adaptor_hf.tower_folders_adaptor import save_tower
+
+    put(densenet, tmp_path)
+    tower = load_vision_tower(DENSE, cache_dir=tmp_path)
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    tower.set_trainable("full")
+    trained_step(tower)
+    moved = {name for name, value in tower.state_dict().items() if not torch.equal(value, before[name])}
+    assert any(name.endswith("running_mean") for name in moved), "batch statistics train with full"
+    assert {"model.timm_model.features.conv0.weight", "model.timm_model.features.norm5.weight"} <= moved
+    save_tower(tower, tmp_path / "saved")
+    again = load_vision_tower(str(tmp_path / "saved"))
+    pixels = images(64, 2)
+    assert torch.equal(again(pixels).pooler_output, tower(pixels).pooler_output)
+    assert again.spec["pretraining_data"][: len(TRAINED_ON[DENSE])] == TRAINED_ON[DENSE]
+    assert again.spec["image_processor"] == tower.spec["image_processor"]
+    plain = AutoModel.from_pretrained(tmp_path / "saved").eval()
+    with torch.no_grad():
+        assert torch.allclose(plain(pixels).last_hidden_state.mean((2, 3)), tower(pixels).pooler_output, atol=1e-3)
+    assert AutoImageProcessor.from_pretrained(tmp_path / "saved") is not None
+
+
+@pytest.mark.slow
+def test_the_last_block_trains_alone(densenet, tmp_path):
+    put(densenet, tmp_path)
+    tower = load_vision_tower(DENSE, cache_dir=tmp_path)
+    before = {name: value.clone() for name, value in tower.state_dict().items()}
+    tower.set_trainable(1)
+    trained_step(tower)
+    moved = {name for name, value in tower.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(re.search(r"features\.(denseblock4|norm5)\.", name) for name in moved)
+    assert not any("running" in name or "num_batches" in name for name in moved)
+    with pytest.raises(ValueError, match="full"):
+        load_vision_tower(DENSE, cache_dir=tmp_path).set_trainable("lora")

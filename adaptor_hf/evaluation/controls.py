@@ -56,7 +56,7 @@ CONTROLS = {
         Control("mlp", "parameter-matched MLP", "built", simplicity=2, matched_head=True),
         Control("projections", "two linear projections", "pretrained", simplicity=1, aligner="linear"),
         Control("shuffled", "Adaptor, shuffled pairs", "pretrained", shuffled=True),
-        Control("frozen_towers", "Adaptor, frozen towers", "frozen", simplicity=3),
+        Control("frozen_towers", "Adaptor, frozen towers", "frozen"),
         Control("finetune", "Adaptor, fine-tuned end to end", "fine-tuned", simplicity=6, learning_rate=2e-5),
         Control("lora", "Adaptor, LoRA in the tower", "fine-tuned", simplicity=4, learning_rate=2e-4, low_rank=True),
         Control("blocks", "Adaptor, last blocks trained", "fine-tuned", simplicity=5, learning_rate=2e-5),

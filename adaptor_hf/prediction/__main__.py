@@ -63,7 +63,7 @@ def _run(given: argparse.Namespace) -> int:
     from .. import auto_classes  # noqa: F401  (the names of models and towers)
     from ..embeddings.ranks import Ranks
     from ..tower_bundles_adaptor import use_towers_dir
-    from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals
+    from ..training.interruption import EXIT_REQUEUE, Interrupted, catch_signals, out_of_memory
     from .run import predict
 
     if towers.towers_dir:
@@ -74,6 +74,13 @@ def _run(given: argparse.Namespace) -> int:
     except Interrupted:
         print("Stopped by a signal. The same command goes on: finished parts are kept.", file=sys.stderr)
         return EXIT_REQUEUE
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise ValueError(
+            "The memory is not enough: pass a smaller --batch_size (default: 64 on a GPU, 4 on the CPU), or --dtype "
+            "bfloat16. The same command then goes on, but for another --dtype."
+        ) from error
     ranks = Ranks()
     status = _say(record, Path(arguments.output_dir)) if ranks.is_main else 0
     ranks.close()

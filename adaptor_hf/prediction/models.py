@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from transformers.models.auto.modeling_auto import (
 from ..auto_classes import AdaptorForSemanticSegmentation, AdaptorModel
 from ..data.reading import Reading
 from ..data.table_arguments import TableArguments
-from ..evaluation.zero_shot import class_embedding, embed_texts, prompt_features
+from ..evaluation.zero_shot import BATCH_TEXTS
 from ..image_processing_adaptor import READING, AdaptorImageProcessor, processor_of_tower
 from ..privacy.class_names import names_written
 from ..tasks.prompts import load_prompts
@@ -192,7 +193,7 @@ def _add_classes(loaded: Loaded, arguments: PredictionArguments, model: AdaptorM
     if arguments.prompts is None:
         template = arguments.template or "{}"
         loaded.texts = tuple(template.format(name) for name in arguments.classes)
-        loaded.class_embeds = embed_texts(model, model.text_model, loaded.texts).T.contiguous()
+        loaded.class_embeds = _text_features(model, loaded.texts).T.contiguous()
         loaded.names = dict(enumerate(arguments.classes))
         loaded.scale = "softmax" if model.config.logit_bias_init_value is None else "sigmoid"
         return
@@ -202,12 +203,23 @@ def _add_classes(loaded: Loaded, arguments: PredictionArguments, model: AdaptorM
     loaded.texts = tuple((texts, prompts.negative.get(name)) for name, texts in prompts.positive.items())
     columns = []
     for named, denied in loaded.texts:
-        column = class_embedding(model, prompt_features(model.text_model, named))
+        column = torch.nn.functional.normalize(_text_features(model, named).mean(0), dim=0)
         if denied is not None:
-            column = column - class_embedding(model, prompt_features(model.text_model, denied))
+            column = column - torch.nn.functional.normalize(_text_features(model, denied).mean(0), dim=0)
         columns.append(column)
     loaded.names, loaded.scale = dict(enumerate(prompts.positive)), "cosine"
     loaded.class_embeds = torch.stack(columns, dim=1)
+
+
+@torch.inference_mode()
+def _text_features(model: AdaptorModel, texts: Sequence[str]) -> torch.Tensor:
+    """`(n, hidden_size)`, L2-normalised, by the whole model: one that pools tokens itself needs them."""
+    parts = []
+    for start in range(0, len(texts), BATCH_TEXTS):
+        chosen = list(texts[start : start + BATCH_TEXTS])
+        inputs = model.text_model.processor(chosen, return_tensors="pt", padding=True, truncation=True)
+        parts.append(model.get_text_features(**inputs.to(model.device)).pooler_output)
+    return torch.cat(parts)
 
 
 def _digest(loaded: Loaded) -> str:

@@ -88,6 +88,7 @@ def measure_live(
         None if vision is None else vision.processor,
         None if text is None else text.processor,
         recipe=model_arguments.image_recipe,
+        sentence_recipe=model_arguments.sentence_recipe,
         max_length=data.max_text_length,
     )
     examples, reading = _read_some(live)

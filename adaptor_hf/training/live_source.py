@@ -173,6 +173,7 @@ def live_parts(
             None if vision is None else vision.processor,
             None if text is None else text.processor,
             recipe=model_arguments.image_recipe if name == "train" else None,
+            sentence_recipe=model_arguments.sentence_recipe if name == "train" else None,
             view_recipe=data.view_recipe if views else None,
             views=views,
             seed=training.seed,

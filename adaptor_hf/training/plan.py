@@ -190,6 +190,7 @@ def describe_live(plan: Plan, model: ModelArguments, training: AdaptorTrainingAr
         return []
     read = " and ".join("images" if kind == "vision" else "reports" for kind in plan.trained)
     recipe = f", images by the recipe {model.image_recipe}" if model.image_recipe else ""
+    recipe += f", reports by the recipe {model.sentence_recipe}" if model.sentence_recipe else ""
     together = fitted_batch(training, pairs_of(plan.parts))
     together = min(together, training.grad_cache_batch_size or together)
     rate = training.learning_rate if training.tower_learning_rate is None else training.tower_learning_rate

@@ -41,7 +41,6 @@ from .controls import (
     train_controls,
 )
 from .curves import CURVES_FILE
-from .needs import with_needs
 from .pair_cache import next_run
 from .trained_towers import TrainedTowers, trained_tower_lines
 
@@ -115,7 +114,7 @@ def report_run(
         name = f"{system_name('adaptor', model.config.aligner)}, this run"
         own = views[evaluated_on]
         if towers is not None:
-            own = with_needs(make_objective(), towers.held_out, model.config)
+            own = towers.held_out.with_columns(*own.columns, sequences=own.sequences)
             name = f"{name} ({towers.describe()})"
         result = evaluate_retrieval(model, own, name)
         if towers is not None and systems:

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configs import read_recipe, read_words
 from ..configuration_adaptor import AdaptorConfig
 from ..data.pair_arguments import DEFAULTS, DataArguments
+from ..data.sentence_recipes import SENTENCE_RECIPES
 from ..data.table_arguments import EMBEDDINGS, PUBLIC, SPLIT, TABLE, TowerArguments
 from ..data.view_recipes import RECIPES
 from ..folder_lock import only_writer
@@ -63,6 +64,11 @@ class ModelArguments(TowerArguments):
         advanced=True, choices=list(RECIPES),
     )  # fmt: skip
 
+    sentence_recipe: str | None = option(
+        None, "The same of the reports: by sentences, as convirt, gloria, lovt or medclip do.", group=MODEL,
+        advanced=True, choices=list(SENTENCE_RECIPES),
+    )  # fmt: skip
+
     @property
     def trainable(self) -> dict[str, str | int]:
         """Of the towers that train, `vision` or `text`, how: `lora`, `full` or a number of blocks."""
@@ -70,9 +76,9 @@ class ModelArguments(TowerArguments):
         return {kind: value for kind, word in asked.items() if (value := parse_trainable(word)) != "frozen"}
 
     def __post_init__(self):
-        self._check_training()
         self.aligner = ALIGNERS.build(self.aligner)
         self.objective = OBJECTIVES.build(self.objective)
+        self._check_training()
         for name, value in self.objective.config().items():
             own = {item.name: item.default for item in fields(self.aligner)}
             if name in own and (given := getattr(self.aligner, name)) not in (own[name], value):
@@ -83,7 +89,8 @@ class ModelArguments(TowerArguments):
 
     def training_options(self) -> dict[str, str]:
         """Of towers that train, what a card lists beside how each does."""
-        found = {} if self.image_recipe is None else {"image_recipe": self.image_recipe}
+        recipes = {"image_recipe": self.image_recipe, "sentence_recipe": self.sentence_recipe}
+        found = {name: recipe for name, recipe in recipes.items() if recipe is not None}
         if "lora" in self.trainable.values():
             found |= {"lora_rank": str(self.lora_rank), "merge_lora": str(self.merge_lora)}
         return found
@@ -103,6 +110,16 @@ class ModelArguments(TowerArguments):
                 raise ValueError(f"{' and '.join(names)} would have no effect without a tower that trains by lora.")
         if self.image_recipe and "vision" not in self.trainable:
             raise ValueError("--image_recipe would have no effect: images are read once without --train_vision_tower.")
+        if self.sentence_recipe and "text" not in self.trainable:
+            raise ValueError(
+                "--sentence_recipe would have no effect: reports are read once without --train_text_tower."
+            )
+        needs = self.objective.made.needs
+        if self.sentence_recipe and (spans := [name for name in ("words", "sentences") if name in needs]):
+            raise ValueError(
+                f"--sentence_recipe gives other {' and '.join(spans)} than those that the cache knows, which the "
+                "objective compares. Leave it out."
+            )
 
     def config(self, **kwargs: Any) -> AdaptorConfig:
         """
