@@ -122,7 +122,8 @@ def pretrain(record: RunRecord, words: list[str] | None, groups: Arguments, term
         options, history = (data, model_arguments, run), trainer.state.log_history
         record.write(trainer, options, cache, objective=minimised, recipe=plan.recipe.to_dict(), towers=towers)
         draw_curves(training.output_dir, history, training.global_batch_size, validation, name)
-        write_pretraining_manifest(training.output_dir, cache, data.train_file)
+        held_out = None if towers is None else towers.held_out
+        write_pretraining_manifest(training.output_dir, cache, data.train_file, held_out)
         kept, more = kept_epoch(trainer, validation), plan.recipe.options() | options_beside_cache(data)
         print(
             last_words(

@@ -160,7 +160,10 @@ def _manifest_fault(manifest: Mapping[str, Any]) -> str | None:
         return "its joined caches have no name each"
     if not all(isinstance(one.get("folder"), str | None) for one in joined):
         return "the folder of the cache is no text"
-    for one in joined:
+    held_out = inputs.get("held_out", {"folder": None, "files": {}})
+    if not isinstance(held_out, dict) or not isinstance(held_out.get("folder"), str | None):
+        return "what it says of the held-out rows is no object with a folder"
+    for one in (*joined, held_out):
         if fault := _files_fault({"files of the cache": one.get("files")}):
             return fault
     tables = {"files": manifest.get("files")}

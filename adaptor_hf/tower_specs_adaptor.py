@@ -185,9 +185,9 @@ def _spec_of_name(kind: str, name: str) -> dict[str, Any]:
 def _spec_of_folder(folder: str) -> dict[str, Any]:
     """A trained tower's folder says all itself; one of a bundle what is known of its tower; another one what its origin
     and its card tell."""
+    entry = entry_of_folder(folder)
     if is_tower_folder(folder):
         return read_tower_file(folder)
-    entry = entry_of_folder(folder)
     if entry is None:
         return card_facts(folder) | _facts_of_download(folder) | {"name_or_path": folder}
     known = copy.deepcopy(TOWER_PRESETS.get(entry["preset"], {}))

@@ -214,7 +214,25 @@ def _verify_pretraining(
         if splits.get(name) != manifest["splits"].get(name):
             what = "of all rows" if name == "all" else name
             found.differences.append(f"Split {what}: its rows are not those of the run (hash {splits.get(name)}).")
-    found.differences += _verify_retrieval(run, opened, device)
+    held_out = None
+    if recorded := manifest["inputs"].get("held_out"):
+        # Towers trained: the splits are by the towers as they started, and the retrieval by those that the run saved.
+        place = _cache_place(run, cache, recorded)
+        if place is None:
+            found.differences.append(_NO_CACHE)
+            return
+        # --cache may name the pairs of the run; these lie beside them.
+        place = place.parent if place.name.startswith("pairs-") else place
+        try:
+            held_out = _open(place, recorded)
+        except READ_ERRORS as error:
+            found.differences.append(f"The held-out rows by the trained towers cannot be read: {error}")
+            return
+        found.differences += [
+            f"Held-out rows: {what}" for what in changed_files(held_out.path.parent, recorded["files"])
+        ]
+        _verify_settings(held_out.path.parent, recorded, cache_settings, found)
+    found.differences += _verify_retrieval(run, opened, device, held_out)
 
 
 def _recipe(run: Path) -> str | None:
@@ -272,7 +290,9 @@ def _without_dropped_copies(run: Path, cache: EmbeddingCache) -> EmbeddingCache:
     return without_copies(cache, "drop") if dropped else cache
 
 
-def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str]:
+def _verify_retrieval(
+    run: Path, cache: EmbeddingCache, device: str, held_out: EmbeddingCache | None = None
+) -> list[str]:
     from .evaluation.results import RETRIEVAL_FILE
     from .file_records import read_json_object
     from .modeling_adaptor import AdaptorModel
@@ -286,7 +306,7 @@ def _verify_retrieval(run: Path, cache: EmbeddingCache, device: str) -> list[str
         recorded = read_json_object(path)
         views = contrastive_splits(cache)
         model = AdaptorModel.from_pretrained(run, load_towers=False).to(device).eval()
-        part = views[recorded["split"]]
+        part = views[recorded["split"]] if held_out is None else held_out.paired()
         if tokens := model.config.trained_on:
             # What the run measured: what the model has read in training.
             part = part.with_columns(*part.columns, *tokens, sequences=True)

@@ -4,8 +4,12 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pretrain_runs import main as pretrain
+from pretrain_runs import make_options, make_rows, write_table
 from synthetic import synthetic_config
 
 import train_downstream
@@ -14,6 +18,7 @@ from adaptor_hf.data.training_rows import (
     TRAINING_ROWS_FILE,
     Seen,
     copy_training_rows,
+    find_training_rows,
     id_namespaces,
     write_training_rows,
 )
@@ -27,9 +32,11 @@ from adaptor_hf.tasks.data import load_table
 from adaptor_hf.tasks.loading import trained_towers
 from adaptor_hf.tasks.overlap import overlap_fields
 from adaptor_hf.tasks.provenance import tower_name, tower_saw
-from adaptor_hf.tower_folders_adaptor import read_tower_file
+from adaptor_hf.tower_folders_adaptor import read_tower_file, save_tower
+from adaptor_hf.towers.bundle import _origins, bundle_towers
 from adaptor_hf.towers.terms import note_training_data, terms_of
 from adaptor_hf.towers_adaptor import load_vision_tower
+from adaptor_hf.verify import verification
 
 NAME = "phantom-boxes"
 
@@ -164,6 +171,33 @@ def test_a_checkpoint_without_its_towers_folder_is_not_pushed(trained, tmp_path)
         files_to_push(tmp_path / "run")
 
 
+class TestBundles:
+    def test_a_trained_tower_goes_along_with_its_terms_and_without_its_rows(self, trained, tmp_path):
+        entries = bundle_towers([str(trained / "vision_tower")], tmp_path / "bundle")
+        assert list(entries) == ["run--vision_tower"]
+        assert "mimic_cxr: credentialed" in entries["run--vision_tower"]["data_terms"]
+        place = tmp_path / "bundle/run--vision_tower"
+        assert not any(path.name.startswith("training_rows") for path in place.iterdir())
+        own = load_vision_tower(str(trained / "vision_tower")).state_dict()
+        carried = load_vision_tower(str(place))
+        assert all(torch.equal(value, carried.state_dict()[name]) for name, value in own.items())
+        assert carried.spec["trained"] == "full"
+        (place / "tower.json").write_text((place / "tower.json").read_text().replace("credentialed", "free"))
+        with pytest.raises(OSError, match=r"tower\.json"):
+            load_vision_tower(str(place))
+
+    def test_low_rank_weights_bring_what_they_are_on(self, tmp_path):
+        """Of a tower with a name that others know, which then does not stand beside them."""
+        tower = load_vision_tower("lite0")
+        tower.set_trainable("full")
+        save_tower(tower, tmp_path / "full")
+        assert list(bundle_towers([str(tmp_path / "full")], tmp_path / "bundle")) == [f"{tmp_path.name}--full"]
+        (tmp_path / "full/config.json").unlink()
+        (tmp_path / "full/adapter_config.json").write_text("{}")
+        assert _origins([str(tmp_path / "full")]) == ["lite0"]
+        assert _origins([str(tmp_path / "full"), "lite0"]) == []
+
+
 class TestTerms:
     def test_the_strictest_of_origin_and_data_holds(self):
         free = {"base_tower": {"preset": "dinov2-s", "name_or_path": "facebook/dinov2-small"}, "trained": "full"}
@@ -195,3 +229,65 @@ class TestTerms:
         assert NAME in spec["pretraining_data"]
         assert "credentialed" in (trained / "vision_tower/README.md").read_text()
         assert tower_name(spec) == f"{spec['base_tower']['name_or_path']}, trained"
+
+
+@pytest.mark.slow
+class TestScripts:
+    """From a table to a tower that trained, and what stands on it."""
+
+    @pytest.fixture(scope="class")
+    def live(self, tmp_path_factory, tiny_dinov2, tiny_bert):
+        folder = tmp_path_factory.mktemp("live")
+        options = make_options(make_rows(folder), tiny_dinov2, tiny_bert, folder)
+        options |= {"dataset_name": "toy pairs", "train_vision_tower": "full", "num_train_epochs": 1}
+        pretrain(folder / "run", options)
+        return folder, options
+
+    def test_the_run_has_the_tower_its_rows_and_its_card_and_verifies(self, live):
+        folder, _ = live
+        tower = folder / "run/vision_tower"
+        names = {path.name for path in tower.iterdir()}
+        assert names >= {"README.md", "tower.json", TRAINING_ROWS_FILE, "training_rows.key", "model.safetensors"}
+        assert read_tower_file(tower)["pretraining_data"] == ["unknown", "toy pairs"]
+        card = (tower / "README.md").read_text()
+        assert "toy pairs" in card
+        assert str(folder) not in card
+        assert verification(folder / "run").differences == []
+        content = (tower / "tower.json").read_bytes()
+        (tower / "tower.json").write_bytes(content.replace(b"full", b"lora"))
+        assert any("vision_tower/tower.json" in what for what in verification(folder / "run").differences)
+        (tower / "tower.json").write_bytes(content)
+
+    def test_a_second_run_on_its_tower_has_seen_its_rows_too(self, live):
+        """The tower alone, moved; another table with other patients; then a test on rows of the first run."""
+        folder, options = live
+        shutil.copytree(folder / "run/vision_tower", folder / "elsewhere")
+        second = make_rows_of_other_patients(folder)
+        changes = {"vision_tower": folder / "elsewhere", "train_vision_tower": None, "dataset_name": "second"}
+        pretrain(folder / "second", options | changes | {"train_file": second})
+        first = find_training_rows(folder / "run")
+        for place in (folder / "second", folder / "second/vision_tower"):
+            rows = find_training_rows(place)
+            assert set(first.images.tolist()) < set(rows.images.tolist())
+            assert rows.complete
+        assert verification(folder / "second").differences == []
+        with pytest.raises(
+            ValueError, match=r"in pre-training \(adaptor: \d+ of 17 patients, \d+ of 34 images; vision"
+        ):
+            train_downstream.main(
+                ["--task", "retrieval", "--model", str(folder / "second"), "--table", str(options["train_file"]),
+                 "--image_column", "path", "--text_column", "report", "--patient_column", "subject", "--dataset_name",
+                 "toy pairs", "--output_dir", str(folder / "out"), "--device", "cpu", "--num_resamples", "20",
+                 "--test_fraction", "0.9", "--validation_fraction", "0.05"]
+            )  # fmt: skip
+
+
+def make_rows_of_other_patients(folder):
+    (folder / "more").mkdir()
+    rows = [row | {"subject": f"other-{row['subject']}"} for row in make_rows(folder / "more")]
+    generator = np.random.default_rng(9)
+    for row in rows:
+        Image.fromarray(generator.integers(0, 255, (40, 36)).astype(np.uint8)).save(row["path"])
+    return write_table(
+        folder, [{name: row[name] for name in ("path", "report", "subject")} for row in rows], "more.csv"
+    )

@@ -198,3 +198,28 @@ def test_no_place_of_this_machine_is_in_a_saved_folder(finished):
                 assert str(finished.parent).encode() not in path.read_bytes(), path
     config = json.loads((finished / "model-lora/config.json").read_text())
     assert (config["vision_tower"]["name_or_path"], config["vision_tower"]["subfolder"]) == (".", "vision_tower")
+
+
+@pytest.mark.slow
+def test_a_private_run_leaves_no_place_and_no_id_in_what_it_saves(table, checkpoint, tmp_path):
+    out = tmp_path / "out"
+    train_downstream.main(
+        ["--task", "classification", "--model", str(checkpoint), "--table", str(table), "--label_column", "effusion",
+         "--seeds", "0", "--output_dir", str(out), "--controls", "none", "--train_tower", "finetune", "--epochs", "1",
+         "--device", "cpu", "--num_resamples", "20", "--save_model", "--private", "--key_file", str(tmp_path / "key")]
+    )  # fmt: skip
+    folder = out / "model-finetune"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.name for path in files} >= {"tower.json", "README.md", "training_rows.safetensors", "config.json"}
+    assert not any(path.name == "training_rows.key" for path in files)
+    with open(table, encoding="utf-8") as file:
+        ids = {row["patient_id"] for row in csv.DictReader(file)}
+    for path in files:
+        content = path.read_bytes()
+        # The text tower alone, which is frozen and named by a folder, has a place: no model is loaded without it.
+        content = (
+            json.dumps(json.loads(content) | {"text_tower": None}).encode() if path.name == "config.json" else content
+        )
+        assert str(tmp_path.parent).encode() not in content, path.name
+        assert str(table.parent).encode() not in content, path.name
+        assert not any(f'"{one}"'.encode() in content for one in ids), path.name

@@ -124,6 +124,7 @@ def test_two_checkpoints_that_differ_in_their_tower_alone_are_two_runs(run, tabl
     assert len({line["vision_tower"] for line in lines}) == 2
 
 
+@pytest.mark.slow
 def test_a_decoder_of_masks_is_saved_with_the_tower_that_it_was_trained_on(run, changed):
     out = run("segmentation", changed, "--mask_column", "mask", "--image_size", "28", "--epochs", "1", "--controls",
               "none", "--save_model")  # fmt: skip
@@ -132,6 +133,7 @@ def test_a_decoder_of_masks_is_saved_with_the_tower_that_it_was_trained_on(run, 
     assert all(torch.equal(saved[name], value) for name, value in own.items())
 
 
+@pytest.mark.slow
 def test_a_classifier_is_saved_with_the_tower_that_was_asked_for(run, table, changed, checkpoint, tmp_path):
     """Whatever the checkpoint names or holds: its head was trained on this one."""
     other = AdaptorModel.from_pretrained(changed).vision_model

@@ -68,7 +68,11 @@ def card_differences(
             options = (record.get("objective") or {}).get("options") or {}
             known |= {f"objective.{name}": str(value) for name, value in options.items()}
             known = {name: value for name, value in known.items() if value is not None}
-            found += _arguments(rows, (record.get("training_arguments") or {}) | known)
+            arguments = dict(record.get("training_arguments") or {})
+            if arguments.get("tower_learning_rate", 0) is None:
+                # Then it is that of all, which the card says.
+                arguments["tower_learning_rate"] = arguments.get("learning_rate")
+            found += _arguments(rows, arguments | known)
     parameters = (record.get("weights") or {}).get("parameters")
     stated = re.search(r"\(([\d,]+) trainable parameters\)", text)
     if parameters is not None and stated and stated[1] != f"{parameters:,}":

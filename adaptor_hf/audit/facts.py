@@ -11,6 +11,7 @@ from typing import Any
 from ..evaluation.aligners import describe_aligner
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
+from ..hub.model_card import describe_training, origin_of
 from ..privacy.nearly_data import nearly_data
 from ..random_specs_adaptor import describe_random, is_random
 
@@ -42,8 +43,10 @@ def pretraining_facts(run: Path) -> dict[str, str]:
     options, arguments, inputs = (record.get(name) or {} for name in ("options", "training_arguments", "inputs"))
     objective = record.get("objective") or {}
     kind = "a contrastive" if _is_papers(objective) else "an"
+    trained = any((config.get(f"{side}_tower") or {}).get("trained") is not None for side in ("vision", "text"))
+    on = "with a tower that trained too" if trained else "on embeddings of frozen towers"
     facts = {
-        "category": f"Deep learning: {kind} image-text model, trained on embeddings of frozen towers.",
+        "category": f"Deep learning: {kind} image-text model, trained {on}.",
         "ensemble": "None: one model.",
         "limits": "Retrieval alone was measured, and says little about a clinical task.",
     }
@@ -83,16 +86,20 @@ def _unnamed(spec: Mapping[str, Any]) -> str:
 def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     towers = {kind: config.get(f"{kind}_tower") or {} for kind in ("vision", "text")}
     named = {
-        kind: f"{spec.get('preset') or Path(str(spec.get('name_or_path'))).name}, "
-        + (describe_random(spec) if is_random(spec) else f"revision {spec.get('revision') or 'not pinned'}")
+        kind: f"{origin.get('preset') or Path(str(origin.get('name_or_path'))).name}, "
+        + (describe_random(spec) if is_random(spec) else f"revision {origin.get('revision') or 'not pinned'}")
         for kind, spec in towers.items()
-        if spec
+        if (origin := origin_of(spec))
     }
     parameters = (record.get("weights") or {}).get("parameters")
     facts = {"model": describe_aligner(config) + (f", {parameters:,} trainable parameters" if parameters else "") + "."}
-    facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of frozen towers."
+    facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of their towers."
     if named:
-        described = "; ".join(f"{kind} tower {name}, frozen" for kind, name in named.items())
+        how = {kind: towers[kind].get("trained") for kind in named}
+        described = "; ".join(
+            f"{kind} tower {name}, {'frozen' if how[kind] is None else describe_training(how[kind])}"
+            for kind, name in named.items()
+        )
         seen = "; ".join(
             f"{kind}: {', '.join(towers[kind].get('pretraining_data') or []) or _unnamed(towers[kind])}"
             for kind in named

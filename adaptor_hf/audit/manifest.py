@@ -73,7 +73,10 @@ _SETTINGS = (
 
 
 def write_pretraining_manifest(
-    folder: str | os.PathLike, cache: EmbeddingCache, table: str | Sequence[str] | None = None
+    folder: str | os.PathLike,
+    cache: EmbeddingCache,
+    table: str | Sequence[str] | None = None,
+    held_out: EmbeddingCache | None = None,
 ) -> Path:
     """
     Manifest of a pre-training run, when all its files are written.
@@ -82,6 +85,7 @@ def write_pretraining_manifest(
         folder (`str` or `PathLike`): Of the run.
         cache (`EmbeddingCache`): All rows; its files, ids and splits are named by digests.
         table (`str` or `Sequence[str]`, *optional*): What the pairs were read from; of several sources each.
+        held_out (`EmbeddingCache`, *optional*): Of a run whose towers trained, what its retrieval was measured on.
     """
     folder = Path(folder)
     tables = [table] if table is None or isinstance(table, str) else list(table)
@@ -93,6 +97,8 @@ def write_pretraining_manifest(
     if len(caches) > 1:
         how = {name: cache.manifest[name] for name in ("names", "one_namespace")}
         inputs["cache"] = {"fingerprint": cache.fingerprint, "joined": caches} | how
+    if held_out is not None:
+        inputs["held_out"] = _cache(folder, held_out)
     files = {name: file_sha256(folder / name) for name in covered_files(folder, _OF_PRETRAINING)}
     return _write(folder, "train_pretrain", inputs, split_digests(cache), files)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +31,8 @@ from .tower_training import probabilities, train_classifier
 
 LEARNING_RATES = {key: CONTROLS[key].learning_rate for key in controls_made("fine-tuned")}
 RANK = 8
+
+logger = logging.getLogger(__name__)
 
 
 class ImageCollator:
@@ -160,6 +163,8 @@ def run_finetune(
         for part, dataset in data.parts.items()
     }
     key, trainable = method_of(method)
+    if gradient_checkpointing and trainable == "full":
+        logger.warning("--gradient_checkpointing saves nothing in finetune: there the tower is in evaluation mode.")
     rate, checkpoint = learning_rate or LEARNING_RATES[key], named(model.name_or_path)
     recipe = [f"last {trainable} blocks"] if isinstance(trainable, int) else []
     recipe += [f"{epochs} epochs", f"lr {rate:g}"] + ([f"layer decay {layer_decay:g}"] if layer_decay != 1.0 else [])

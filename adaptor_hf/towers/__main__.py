@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--commercial", action="store_true", help="only those whose recorded terms allow commercial use"
     )
     bundle = commands.add_parser("bundle", help="download towers into a folder for machines without network")
-    bundle.add_argument("names", nargs="+", help="presets, OWNER/NAME[@REVISION], timm:NAME, xrv:NAME")
+    bundle.add_argument("names", nargs="+", help="presets, OWNER/NAME[@REVISION], timm:NAME, xrv:NAME, folders")
     bundle.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder of the bundle")
     convert = commands.add_parser("convert", help="make a tower folder from other people's weights")
     convert.add_argument("file", type=Path, help="a .ckpt, .pt, .pth, .bin or .safetensors file")

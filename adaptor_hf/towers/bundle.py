@@ -17,6 +17,7 @@ from ..tower_bundles_adaptor import (
     give_weights_the_mode_of_config,
     read_manifest,
 )
+from ..tower_folders_adaptor import copy_tower, has_adapter, is_tower_folder, read_tower_file
 from ..tower_sources_adaptor import is_timm_config, package_folder, timm_hub_id
 from ..towers_adaptor import SPEC_KEYS, load_text_tower, load_vision_tower
 from ..xrv_towers_adaptor import NUM_CLASSES, PREFIX, XRV_CLASSIFIERS, classifier_weights, is_classifier, pretrained_cfg
@@ -41,7 +42,9 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
     bundle has already is left; a tower appears in it when it is whole.
 
     Args:
-        names: presets, `OWNER/NAME` or `OWNER/NAME@REVISION` of the Hub, `timm:NAME`, `xrv:NAME`.
+        names: presets, `OWNER/NAME` or `OWNER/NAME@REVISION` of the Hub, `timm:NAME`, `xrv:NAME`, or the folder of a
+            tower that a run trained, such as `RUN/vision_tower`; of low-rank weights (LoRA) the tower that they are on
+            comes along. Digests of training rows do not.
         folder: of the bundle; made if it does not exist.
         token: of the Hub, for gated repositories.
 
@@ -55,16 +58,22 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(folder) if (folder / MANIFEST).is_file() else {}
-    for name in names:
-        entry = known_facts(name)
-        if _is_there(folder, entries, entry):
+    for name in [*names, *_origins(names)]:
+        trained = is_tower_folder(name)
+        entry = _facts_of_trained(name) if trained else known_facts(name)
+        # One that was trained again has the name that it had.
+        if not trained and _is_there(folder, entries, entry):
             logger.info(f"{name}: is in the bundle already.")
             continue
         # The folder's name is a path's part; hub ids have a slash.
         entry["folder"] = entry["preset"] or entry["name_or_path"].replace("/", "--")
         with folder_written_aside(folder / entry["folder"]) as tower:
-            _fetch(entry, tower, token)
-            _prove(entry, tower)
+            if trained:
+                copy_tower(name, tower)
+                (load_vision_tower if entry["kind"] == "vision" else load_text_tower)(str(tower), local_files_only=True)
+            else:
+                _fetch(entry, tower, token)
+                _prove(entry, tower)
             give_weights_the_mode_of_config(tower)
             entry["files"] = list_files(tower)
             shutil.rmtree(folder / entry["folder"], ignore_errors=True)
@@ -73,6 +82,25 @@ def bundle_towers(names: list[str], folder: str | os.PathLike, token: str | bool
         size = sum(file["size"] for file in entry["files"].values())
         logger.info(f"{name}: revision {entry['revision']}, {len(entry['files'])} files, {size / 1e6:.0f} MB.")
     return entries
+
+
+def _origins(names: list[str]) -> list[str]:
+    """What low-rank weights among the towers are on, where it does not stand beside them."""
+    found = []
+    for name in filter(is_tower_folder, names):
+        base = read_tower_file(name)["base_tower"]
+        if has_adapter(name) and not (Path(name) / "config.json").is_file():
+            revision = f"@{base['revision']}" if base.get("revision") and not base.get("preset") else ""
+            found.append(base.get("preset") or f"{base['name_or_path']}{revision}")
+    return [name for name in dict.fromkeys(found) if name not in names]
+
+
+def _facts_of_trained(place: str) -> dict[str, Any]:
+    """An entry for the folder of a trained tower: called by its run and its own name, with its terms."""
+    spec, folder = read_tower_file(place), Path(place).expanduser().absolute()
+    entry = {key: spec.get(key) for key in ("kind", "library", "license", "pretraining_data")}
+    entry |= {"name_or_path": f"{folder.parent.name}--{folder.name}", "revision": None, "preset": None}
+    return entry | {key: value for key, value in terms_of(spec).items() if key in TERM_KEYS}
 
 
 def known_facts(name: str) -> dict[str, Any]:
