@@ -313,6 +313,7 @@ class TestSavedModel:
         left = tmp_path / "unfinished-model" / "text_tower"
         left.mkdir(parents=True)
         (left / "half").touch()
+        (left.parent / "half").touch()
         trainer = self.trainer(tmp_path, vision_tower, text_tower, ("full", "full"))
         with torch.no_grad():
             for value in trainer.model.vision_model.parameters():
