@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES, MODEL_MAPPING
-from transformers.utils import cached_file
+from transformers.utils import cached_file, extract_commit_hash
 
 from .regular_files_adaptor import check_regular, read_json
 from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, quiet, read_tower_file, read_weights
@@ -80,8 +80,12 @@ def read_config(name: str, revision: str | None, hub: dict[str, Any]) -> dict[st
     """config.json of a hub id or folder, with `_commit_hash` where it came from the hub."""
     with hub_errors(name, revision):
         config, _ = PreTrainedConfig.get_config_dict(name, revision=revision, **hub)
-    if not config:
-        raise missing_tower(name, revision, OSError("there is no config.json"))
+        if not config:
+            raise missing_tower(name, revision, OSError("there is no config.json"))
+        if not os.path.isdir(name):
+            # By where the file lies: transformers 5.24 does not say it in the configuration any more.
+            commit = extract_commit_hash(cached_file(name, "config.json", revision=revision, **hub), None)
+            config |= {"_commit_hash": commit} if commit else {}
     return config
 
 

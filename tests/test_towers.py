@@ -675,3 +675,13 @@ def test_verification_stores_digests_and_notices_other_weights(tmp_path, capsys)
     assert "DIFFERS: weights_sha256" in capsys.readouterr().out
     assert not verify_towers(["dinov2-s"], output)
     assert os.listdir(tmp_path) == ["verified.json"]
+
+
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_a_tower_of_the_hub_is_pinned_to_the_commit_that_was_loaded(tiny_bert, tmp_path, revision):
+    place, commit = tmp_path / "models--owner--tiny", "a" * 40
+    shutil.copytree(tiny_bert, place / "snapshots" / commit)
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text(commit)
+    tower = load_text_tower("owner/tiny", revision=revision, cache_dir=tmp_path, local_files_only=True)
+    assert tower.spec["revision"] == commit
