@@ -191,16 +191,20 @@ def set_mode(tower: nn.Module, mode: bool) -> None:
                 # Layers of transformers keep their activations unless they are in training mode; their parts are not.
                 module.training = True
         return
-    depths = parameter_depths(tower)
-    first = max(_blocks_of(tower).values()) - tower.trainable + 1
-    depth_of = {id(parameter): depths[name] for name, parameter in tower.named_parameters()}
-    for module in tower.modules():
-        inside = [depth_of[id(parameter)] for parameter in module.parameters()]
-        if module is not tower and inside and min(inside) >= first:
-            module.train(True)
+    _train_whole_parts(tower.model)
     for module in tower.modules():
         if getattr(module, "running_mean", None) is not None:
             module.train(False)
+
+
+def _train_whole_parts(module: nn.Module) -> None:
+    """Training mode for the parts all of whose parameters train. At every step: what is frozen is not looked into."""
+    flags = {parameter.requires_grad for parameter in module.parameters()}
+    if flags == {True}:
+        module.train(True)
+    elif True in flags:
+        for child in module.children():
+            _train_whole_parts(child)
 
 
 def _is_quantised(tower: nn.Module) -> bool:
