@@ -252,9 +252,7 @@ class TestOptions:
         assert text_pooling(given) == {
             "layers": [3, 4, 5, 6], "layers_merge": "mean", "layers_norm": False, "truncate_layers": 6
         }  # fmt: skip
-        with pytest.raises(
-            ValueError, match="--layers, --truncate_vision_layers would have no effect without"
-        ):
+        with pytest.raises(ValueError, match="--layers, --truncate_vision_layers would have no effect without"):
             refuse_without_tower(given, vision=False, text=True)
         with pytest.raises(ValueError, match=r"--text_layers, .*--truncate_text_layers would have no effect without"):
             refuse_without_tower(given, vision=True, text=False)
