@@ -191,11 +191,12 @@ def test_a_protocols_batch_is_not_multiplied_by_the_gpus_of_the_machine(monkeypa
 
 
 def test_nothing_else_trains_by_gradient():
-    """`AdaptorTrainer` stands on it; dry_run.py measures steps at rate 0; grad_cache.py is a part of a step."""
+    """`AdaptorTrainer` stands on it; dry_*.py measure steps at rate 0; grad_cache.py is a part of a step."""
     package = Path(adaptor_hf.__file__).parent
     sources = {path.relative_to(package).as_posix(): path.read_text(encoding="utf-8") for path in package.rglob("*.py")}
     assert [name for name, text in sources.items() if "(Trainer)" in text] == ["training/base_trainer.py"]
     assert {name for name, text in sources.items() if re.search(r"\.backward\(|optimizer\.step\(", text)} == {
+        "training/dry_live.py",
         "training/dry_run.py",
         "training/grad_cache.py",
         "training/trainer.py",

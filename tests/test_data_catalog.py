@@ -160,7 +160,7 @@ class TestDeclarations:
                 if any(plain(name).startswith(other) for other in spelled):
                     assert name in declared, f"{tower['name']}: {name}"
                     matched.add(name)
-        assert matched == {"CheXpert", "MIMIC-CXR", "NIH ChestX-ray14", "RSNA Pneumonia"}
+        assert matched == {"CheXpert", "MIMIC-CXR", "NIH ChestX-ray14", "OpenI", "RSNA Pneumonia", "SIIM"}
 
 
 def test_loaders_are_imported_when_data_sets_are_asked_for_and_are_light():

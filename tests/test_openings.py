@@ -57,6 +57,8 @@ ALLOWED = {
     ("configs/written.py", "json.loads(text"): "text of recipe_text; RecursionError is caught by who calls",
     ("configs/written.py", "yaml.load(text, Loader)"): "text of recipe_text, with a safe loader",
     ("data/dicom.py", "pydicom.dcmread(_checked(stream"): "an open file",
+    ("tower_folders_adaptor.py", "open(os.path.join(aside, TOWER_FILE), 'w'"): "written into a folder that was just made",
+    ("tower_folders_adaptor.py", "open(os.path.join(folder, 'config.json'), 'w'"): "written into a folder that was just made",
     ("data/saved_datasets.py", "datasets.load_from_disk(str(folder))"): "looked at in the lines before",
     ("embeddings/manifest.py", "json.loads(json.dumps("): "text in memory",
     ("data/public_datasets.py", "json.loads(part.info.description)"): "text in memory, which this package wrote",

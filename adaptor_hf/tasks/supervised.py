@@ -14,6 +14,7 @@ import torch
 
 from ..evaluation.controls import CONTROLS
 from ..privacy.mode import error_text, is_private
+from ..regular_files_adaptor import check_regular
 from ..tower_bundles_adaptor import find_bundled
 from ..tower_specs_adaptor import partial_spec
 from ..towers.xrv_labels import MatchedLabels, match_labels
@@ -92,7 +93,7 @@ def load_supervised(name: str, towers_dir: str | os.PathLike | None = None) -> S
     else:
         from safetensors.torch import load_file
 
-        weights = load_file(bundled.folder / "model.safetensors")
+        weights = load_file(check_regular(bundled.folder / "model.safetensors"))
     known = spec["name_or_path"].removeprefix(PREFIX)
     layer, facts = last_layer(XRV_CLASSIFIERS[known].architecture), model_urls[known]
     thresholds = torch.tensor(facts["op_threshs"], dtype=torch.float32)

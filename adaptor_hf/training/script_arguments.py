@@ -101,7 +101,7 @@ class ModelArguments(TowerArguments):
             try:
                 parse_trainable(word)
             except ValueError as error:
-                raise ValueError(f"--train_{kind}_tower {word}: {error}") from error
+                raise ValueError(f"--train_{kind}_tower: {error}") from error
         if self.lora_rank < 1:
             raise ValueError(f"--lora_rank is at least 1, got {self.lora_rank}.")
         if "lora" not in self.trainable.values():
