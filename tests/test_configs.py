@@ -161,7 +161,10 @@ if ready:
 """
 
 
-@pytest.mark.parametrize(("launch", "variables"), [("cpu", {}), ("two_cpu", {"ACCELERATE_USE_CPU": "true"})])
+@pytest.mark.parametrize(
+    ("launch", "variables"),
+    [pytest.param("cpu", {}, marks=pytest.mark.slow), ("two_cpu", {"ACCELERATE_USE_CPU": "true"})],
+)
 def test_launching_gives_the_ranks_it_says(launch, variables, tmp_path):
     script = tmp_path / "probe.py"
     script.write_text(PROBE, encoding="utf-8")

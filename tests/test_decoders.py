@@ -428,7 +428,7 @@ torch.save({"logits": logits, "masks": masks}, out + "/result.pt")
 )
 
 
-@pytest.mark.parametrize("decoder", ["tokens", "unet"])
+@pytest.mark.parametrize("decoder", ["tokens", pytest.param("unet", marks=pytest.mark.slow)])
 def test_remote_code_without_the_package_gives_bit_equal_logits(decoder, vision_tower, radiographs, tmp_path):
     tower = vision_tower if decoder == "tokens" else load_vision_tower("lite0")
     model = small(tower).eval()

@@ -39,6 +39,7 @@ def work(process: int, folder: str, results) -> None:
     results.put((process, first, metric.compute()))
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_all_rows_on_the_first(tmp_path):
     context = multiprocessing.get_context("spawn")
     results = context.Queue()

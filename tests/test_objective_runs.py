@@ -79,6 +79,7 @@ def test_two_ranks_equal_one_process(whole, two_ranks, kind):
     assert_close(two_ranks / kind / whole[kind].name, whole[kind])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_grad_cache_equals_the_whole_batch_also_on_two_ranks(whole, two_ranks, cache_folder, files, tmp_path, kind):
     assert_close(trained(kind, cache_folder, tmp_path, files, grad_cache_batch_size=5), whole[kind])

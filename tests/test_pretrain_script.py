@@ -378,6 +378,7 @@ def test_an_error_is_one_line_and_exit_status_1():
     assert re.fullmatch(r"error: Give --train_file .* or --cache .*\n", process.stderr)
 
 
+@pytest.mark.slow
 def test_two_processes_train_together_with_controls(options, finished, tmp_path):
     """As the launch config two_cpu says: gloo, one batch over both ranks, one writer."""
     output = tmp_path / "model"
