@@ -164,6 +164,23 @@ def test_a_push_takes_the_tower_and_asks_for_its_terms(trained, tmp_path):
     assert all(torch.equal(value, sent[name]) for name, value in own.items())
 
 
+def test_a_checkpoint_with_towers_in_it_pushes_the_trained_one_too(trained, text_tower, tmp_path):
+    model = AdaptorModel(synthetic_config(vision_hidden_size=32, text_hidden_size=text_tower.hidden_size))
+    model.attach_towers(load_vision_tower(str(trained / "vision_tower")), copy.deepcopy(text_tower))
+    model.config.towers_in_checkpoint = True
+    model.save_pretrained(tmp_path / "run")
+    with pytest.raises(PermissionError, match="mimic_cxr: credentialed"):
+        push_folder(tmp_path / "run", "me/model")
+    for name, content in files_to_push(tmp_path / "run").items():
+        (tmp_path / "sent" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sent" / name).write_bytes(content)
+    sent, own = AdaptorModel.from_pretrained(tmp_path / "sent").state_dict(), model.state_dict()
+    assert all(torch.equal(value, sent[name]) for name, value in own.items())
+    shutil.rmtree(tmp_path / "run/vision_tower")
+    with pytest.raises(FileNotFoundError, match=r"vision_tower/tower\.json"):
+        files_to_push(tmp_path / "run")
+
+
 def test_a_checkpoint_without_its_towers_folder_is_not_pushed(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/vision_tower")

@@ -1,0 +1,25 @@
+"""What a tower's spec says of its network, in words for plans, results, tables and cards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def describe_layers(spec: Mapping[str, Any] | None) -> str:
+    """
+    Where a network was cut, and of which layers its tokens are: `"cut after 3 layers"`, `"layers 2+4 (concat, norm)"`.
+    "" of a whole one that gives its last layer.
+    """
+    spec, parts = spec or {}, []
+    if (count := spec.get("truncate_layers")) is not None:
+        parts.append(f"cut after {count} layer{'' if count == 1 else 's'}")
+    if layers := spec.get("layers"):
+        joined = [spec.get("layers_merge") or "concat"] if len(layers) > 1 else []
+        joined += ["norm"] if spec.get("layers_norm") else []
+        shown = f"layer{'' if len(layers) == 1 else 's'} {'+'.join(map(str, layers))}"
+        parts.append(f"{shown} ({', '.join(joined)})" if joined else shown)
+    return ", ".join(parts)
+
+
+__all__ = ["describe_layers"]
