@@ -26,7 +26,7 @@ from .configuration_adaptor import OWN, is_trained, portable_spec
 from .image_processing_adaptor import AdaptorImageProcessor
 from .regular_files_adaptor import check_regular, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
-from .tower_layers_adaptor import tower_name
+from .tower_layers_adaptor import CUT, tower_name
 from .tower_training_adaptor import has_lora, inject_lora, merged_state, without_lora
 
 FORMAT = "adaptor_hf tower 1"
@@ -275,7 +275,9 @@ def _save_plain(tower: nn.Module, network: nn.Module, folder: str, state: dict) 
 
 def _timm_config(tower: nn.Module, network: nn.Module) -> dict[str, Any]:
     """config.json as timm writes it, which transformers reads too, with the images as the tower takes them."""
-    fields, arguments = tower.spec["image_processor"], network.config.model_args
+    fields, arguments = tower.spec["image_processor"], dict(network.config.model_args or {})
+    if any(isinstance(getattr(network.timm_model, f"layer{number}", None), nn.Identity) for number in range(1, 5)):
+        arguments[CUT] = tower.spec["truncate_layers"]
     size, mode = fields["size"], "center" if "shortest_edge" in fields["size"] else "squash"
     crop = fields["crop_size"] if fields["do_center_crop"] or mode == "center" else size
     interpolations = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,16 +11,19 @@ from typing import TYPE_CHECKING, Any
 from ..data.training_rows import TOWER_FILE, TRAINING_ROWS_FILE, copy_training_rows
 from ..evaluation.aligners import describe_aligner
 from ..file_records import TOWER_FOLDERS
-from ..files import written_aside
+from ..files import read_json, written_aside
 from ..markdown import one_line, plain, sentence, table_row
 from ..tower_folders_adaptor import has_adapter, read_tower_file
+from ..tower_layers_adaptor import CUT
 from ..towers.terms import UNKNOWN, terms_of
+from ..towers.words import describe_layers
 from .model_card import describe_training
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 RESEARCH = "**For research only. Not a medical device: not for diagnosis, triage or any decision about a patient.**"
+PLACE = "path/to/this/folder"
 TOWER = """\
 # {title}
 
@@ -104,7 +108,7 @@ def write_tower_card(folder: str | os.PathLike, arguments: Mapping[str, Any] | N
         base=one_line(base["name_or_path"]),
         revision=base.get("revision") or "not pinned",
         research=RESEARCH,
-        library=_use(spec, adapter),
+        library=_use(spec, folder),
         **_terms(spec),
         data=", ".join(map(plain, spec.get("pretraining_data") or [UNKNOWN])),
         arguments="\n".join(["", "## Training", "", "| argument | value |", "|---|---|", *rows]) if rows else "",
@@ -167,17 +171,39 @@ def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Any] | No
         write_tower_card(tower, arguments)
 
 
-def _use(spec: Mapping[str, Any], adapter: bool) -> str:
+def _use(spec: Mapping[str, Any], folder: Path) -> str:
+    """How other libraries read the folder, as lines that run, or that none does."""
+    adapter, base, cut = has_adapter(folder), spec["base_tower"], spec.get("truncate_layers") is not None
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    said, lines = "Or, without that package:", []
     if adapter:
+        said = (
+            "Or, without that package, by transformers and peft; the folder holds low-rank weights as peft writes them"
+        )
+        said += f", {'which go onto the encoder that it started from' if config is None else 'and what they go onto'}:"
+    if config is None and cut:
         return (
-            "The folder holds low-rank weights as peft writes them, which go onto the encoder that it started from. "
+            "No other library reads it: its low-rank weights go onto a part of the encoder that it started from. "
             "`adaptor_hf.tower_folders_adaptor.save_tower(tower, folder, merge=True)` writes one plain network."
         )
-    if spec["library"] == "transformers":
-        return 'Or, without that package, `transformers.AutoModel.from_pretrained("path/to/this/folder")`.'
-    if spec["library"] == "timm":
-        return 'Or, without that package, `timm.create_model("local-dir:path/to/this/folder")`.'
-    return "No other library reads it."
+    if config is None:
+        revision = f", revision={json.dumps(base['revision'])}" if base.get("revision") else ""
+        lines = [
+            "from peft import PeftModel",
+            "from transformers import AutoModel",
+            "",
+            f"base = AutoModel.from_pretrained({json.dumps(one_line(base['name_or_path']))}{revision})",
+            f'network = PeftModel.from_pretrained(base, "{PLACE}")',
+        ]
+    elif CUT in (config.get("model_args") or {}):
+        return f"No other library reads it: it is a ResNet, {describe_layers(spec)}. timm and transformers refuse it."
+    elif adapter or spec["library"] == "transformers":
+        lines = ["from transformers import AutoModel", "", f'network = AutoModel.from_pretrained("{PLACE}")']
+    elif spec["library"] == "timm":
+        lines = ["import timm", "", f'network = timm.create_model("local-dir:{PLACE}", pretrained=True)']
+    else:
+        return "No other library reads it."
+    return "\n".join([said, "", "```python", *lines, "```"])
 
 
 def _terms(spec: Mapping[str, Any]) -> dict[str, str]:
