@@ -16,6 +16,7 @@ from adaptor_hf.audit.facts import _model_facts
 from adaptor_hf.data.images import read_image
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.hub.model_card import describe_tower, is_hub_id, strictest_license
+from adaptor_hf.hub.trained_card import write_tower_card
 from adaptor_hf.options.fields import path_values
 from adaptor_hf.tasks.arguments import named_tower
 from adaptor_hf.tasks.arguments import parse_arguments as parse_downstream
@@ -441,6 +442,13 @@ class TestModels:
         with torch.no_grad():
             assert torch.equal(again(**inputs).logits_per_image, model(**inputs).logits_per_image)
         spec = getattr(again.config, f"{kind}_tower")
+        row = f"| seed 4 | none: random weights | {'nothing' if spec['pretraining_data'] == [] else 'unknown'} |"
+        assert describe_tower(kind, spec).endswith(row)
+        card = write_tower_card(tmp_path / f"model/{kind}_tower").read_text()
+        assert "(revision seed 4)" in card
+        assert "Licence of what it started from: none: random weights." in card
+        assert "Trained or pre-trained on: nothing." in card
+        assert strictest_license([spec, {"license": "mit"}]) == "mit"
         assert spec["base_tower"]["name_or_path"] == f"random:small-{'vit' if kind == 'vision' else 'clip'}"
         assert spec["base_tower"]["init_seed"] == 4
         assert not {"init_seed", "init_config", "tokenizer"} & set(spec)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import local_hub
+from huggingface_hub import ModelCard
 from PIL import Image
 from test_heads import run_remote
 from trained_tower import RESNET, SMALL, TEXT, VIT, inputs_of, moved, state_of, timm_folder, train_steps, vectors
@@ -17,11 +18,18 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from without_package import WITHOUT_PACKAGE
 
 from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
+from adaptor_hf.audit.facts import _model_facts
 from adaptor_hf.embeddings.keys import tower_identity
-from adaptor_hf.hub.trained_card import write_tower_card
+from adaptor_hf.hub.model_card import describe_tower
+from adaptor_hf.hub.trained_card import complete_towers, write_tower_card
+from adaptor_hf.tasks.provenance import tower_name
 from adaptor_hf.tower_folders_adaptor import TOWER_FILE, load_tower_weights, save_tower
+from adaptor_hf.tower_specs_adaptor import partial_spec
 from adaptor_hf.tower_training_adaptor import merge_lora
 from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower, tower_digest
+from adaptor_hf.training import AdaptorTrainingArguments
+from adaptor_hf.training.report import card_of_training
+from adaptor_hf.training.trained_towers import TrainedTowers
 
 PIXELS = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 HOWS = ["full", 1, "lora", "merged"]
@@ -217,6 +225,47 @@ class TestCard:
         with torch.no_grad():
             theirs = found[0].eval()(**inputs_of(tower))[0]
             assert (theirs - tower.model(**inputs_of(tower))[0]).abs().max() < 1e-5
+
+    def test_metadata_name_public_data_alone(self, names, tmp_path):
+        tower = trained(names, "dinov2", truncate_layers=1)
+        words = [
+            "unknown",
+            "MIMIC-CXR",
+            "metadata",
+            "1 billion sentence pairs of the web",
+            "unnamed image-report pairs",
+        ]
+        tower.spec["pretraining_data"] = words
+        save_tower(tower, tmp_path)
+        card = ModelCard.load(write_tower_card(tmp_path))
+        assert card.data.datasets == ["MIMIC-CXR"]
+        assert all(name in card.text for name in words)
+        assert "cut after 1 layer, trained in full" in card.text
+
+    def test_of_two_towers_each_card_has_its_own_options_and_one_that_stayed_keeps_its_card(self, names, tmp_path):
+        train_model(names, "lora", "full").save_pretrained(tmp_path)
+        options = {"image_recipe": "slip", "sentence_recipe": "random", "lora_rank": "8", "merge_lora": "False"}
+        towers = TrainedTowers({"vision": "lora", "text": "full"}, None, {}, options)
+        arguments = AdaptorTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+        rows = {kind: card_of_training(towers, arguments, kind) for kind in towers.trainable}
+        same = {"tower_learning_rate", "layer_decay"}
+        assert set(rows["vision"]) == same | {"vision tower", "image_recipe", "lora_rank", "merge_lora"}
+        assert set(rows["text"]) == same | {"text tower", "sentence_recipe"}
+        assert set(card_of_training(towers, arguments, "vision", "text")) == set(rows["vision"]) | set(rows["text"])
+        (tmp_path / "text_tower/README.md").write_text("of its training")
+        complete_towers(tmp_path, {"vision": rows["vision"]})
+        assert "| image_recipe | slip |" in (tmp_path / "vision_tower/README.md").read_text()
+        assert (tmp_path / "text_tower/README.md").read_text() == "of its training"
+
+    def test_a_cut_tower_says_so_everywhere_and_is_no_tested_preset(self, names):
+        spec = load_vision_tower(names["dinov2"], truncate_layers=1, layers=[1]).spec
+        said = "cut after 1 layer, layer 1 (norm)"
+        assert tower_name(spec).endswith(said)
+        assert f", {said} |" in describe_tower("vision", spec)
+        facts = _model_facts({"vision_tower": spec, "aligner": "linear"}, {})
+        assert f"{said}, revision" in facts["model"]
+        assert partial_spec("vision", "dinov2-s", None, None)["tested"] is not None
+        assert partial_spec("vision", "dinov2-s", None, None, truncate_layers=3)["tested"] is None
 
     def test_a_resnet_that_was_cut_is_refused_by_others(self, names, tmp_path):
         import timm

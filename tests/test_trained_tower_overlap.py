@@ -96,7 +96,7 @@ def test_rows_of_a_tower_are_refused_under_an_adaptor_that_never_saw_them(run, t
         assert (lines[key]["pretraining_overlap"], lines[key]["seen_images"]) == ("found", 8)
         assert lines[key]["tower_saw_dataset"] == "yes"
         assert "tiny-dinov2" in lines[key]["vision_tower"]
-        assert "trained, weights" in lines[key]["vision_tower"]
+        assert "trained in full, weights" in lines[key]["vision_tower"]
 
 
 def test_the_tower_of_a_checkpoint_counts_for_every_system_on_it(trained, checkpoint, table, tmp_path):

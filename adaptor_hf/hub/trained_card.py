@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.catalog import dataset_names, get_dataset
 from ..data.training_rows import TOWER_FILE, TRAINING_ROWS_FILE, copy_training_rows
 from ..evaluation.aligners import describe_aligner
 from ..file_records import TOWER_FOLDERS
@@ -15,9 +16,10 @@ from ..files import read_json, written_aside
 from ..markdown import one_line, plain, sentence, table_row
 from ..tower_folders_adaptor import has_adapter, read_tower_file
 from ..tower_layers_adaptor import CUT
-from ..towers.terms import UNKNOWN, terms_of
-from ..towers.words import describe_layers
-from .model_card import describe_training
+from ..towers import TOWER_PRESETS
+from ..towers.terms import terms_of
+from ..towers.words import describe_layers, describe_training
+from .model_card import describe_pretraining, is_hub_id, license_of, revision_of
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -102,15 +104,15 @@ def write_tower_card(folder: str | os.PathLike, arguments: Mapping[str, Any] | N
     tags += [spec["library"]] if adapter else []
     rows = [table_row(item) for item in (arguments or {}).items()]
     text = TOWER.format(
-        title=plain(f"{base['name_or_path']}, {describe_training(spec['trained'])}"),
+        title=plain(f"{base['name_or_path']}, {_how(spec)}"),
         kind=spec["kind"],
-        how=describe_training(spec["trained"]),
+        how=_how(spec),
         base=one_line(base["name_or_path"]),
-        revision=base.get("revision") or "not pinned",
+        revision=revision_of(spec),
         research=RESEARCH,
         library=_use(spec, folder),
         **_terms(spec),
-        data=", ".join(map(plain, spec.get("pretraining_data") or [UNKNOWN])),
+        data=plain(describe_pretraining(spec)),
         arguments="\n".join(["", "## Training", "", "| argument | value |", "|---|---|", *rows]) if rows else "",
     )
     return _write(folder, _metadata(spec, library_name=library, tags=tags), text)
@@ -137,12 +139,12 @@ def write_classifier_card(
     table = [table_row(head), "|" + "---|" * len(head), *map(table_row, rows)]
     names = list((config.get("id2label") or {}).values())
     text = CLASSIFIER.format(
-        title=plain(f"Classifier on {dataset}, {describe_training(spec['trained'])}"),
+        title=plain(f"Classifier on {dataset}, {_how(spec)}"),
         aligner=describe_aligner(config),
         count=len(names),
         classes="class" if len(names) == 1 else "classes",
         dataset=plain(one_line(dataset)),
-        how=describe_training(spec["trained"]),
+        how=_how(spec),
         base=one_line(spec["base_tower"]["name_or_path"]),
         research=RESEARCH,
         **_terms({**spec, "data_terms": config.get("data_terms") or spec.get("data_terms")}),
@@ -155,20 +157,23 @@ def write_classifier_card(
     return _write(Path(folder), data, text)
 
 
-def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Any] | None = None) -> None:
+def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """
     Write into the folders of trained towers in a saved model's folder what they need to stand alone: the digests of the
     training rows, and a card.
 
     Args:
         folder (`str` or `PathLike`): Of the model.
-        arguments (`Mapping`, *optional*): As of `write_tower_card`.
+        arguments (`Mapping`, *optional*): By kind, `"vision"` or `"text"`, as of `write_tower_card`.
     """
     folder = Path(folder)
     for tower in (folder / name for name in TOWER_FOLDERS if (folder / name / TOWER_FILE).is_file()):
         if (folder / TRAINING_ROWS_FILE).is_file():
             copy_training_rows(folder, tower)
-        write_tower_card(tower, arguments)
+        own = (arguments or {}).get(tower.name.removesuffix("_tower"))
+        # One that came with a card, and did not train since, has that of its own training.
+        if own is not None or not (tower / "README.md").is_file():
+            write_tower_card(tower, own)
 
 
 def _use(spec: Mapping[str, Any], folder: Path) -> str:
@@ -210,7 +215,7 @@ def _terms(spec: Mapping[str, Any]) -> dict[str, str]:
     terms = terms_of(dict(spec))
     said, source = terms["data_terms"], terms["commercial_source"] or "nothing is recorded"
     return {
-        "license": plain(spec.get("license") or "unknown"),
+        "license": plain(license_of(dict(spec))),
         "terms": f"Commercial use: {terms['commercial']} ({plain(source)}).",
         "data_terms": (
             f"**Terms of the data.** {sentence(plain(said))}" if said else
@@ -223,15 +228,27 @@ def _metadata(spec: Mapping[str, Any], **fields: Any) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     base = spec["base_tower"]["name_or_path"]
-    is_id = spec["base_tower"].get("library") in ("transformers", "timm") and base.count("/") == 1
     related = {"base_model": [base], "base_model_relation": "adapter" if spec["trained"] == "lora" else "finetune"}
-    known = [one_line(name) for name in spec.get("pretraining_data") or () if name != UNKNOWN]
+    known = [name for name in spec.get("pretraining_data") or () if name in _public_names()]
     return ModelCardData(
         license=(spec.get("license") or "").lower() or None,
         datasets=known or None,
-        **(related if is_id else {}),
+        **(related if is_hub_id(spec["base_tower"]) else {}),
         **fields,
     )
+
+
+def _public_names() -> set[str]:
+    """Names of public data sets, as metadata list them: of the catalogue, and of what presets were trained on."""
+    declared = [get_dataset(name) for name in dataset_names()]
+    names = {one.pretraining_name for one in declared} | set(dataset_names())
+    known = {name for facts in TOWER_PRESETS.values() for name in facts["pretraining_data"] or ()}
+    # "1 billion sentence pairs of the web" describes, and names none.
+    return names | {name for name in known if not name[0].isdigit()}
+
+
+def _how(spec: Mapping[str, Any]) -> str:
+    return ", ".join(part for part in (describe_layers(spec), describe_training(spec["trained"])) if part)
 
 
 def _value(result: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from ..data.training_rows import TOWER_FILE, place_of_tower
 from ..random_specs_adaptor import PREFIX, config_digest, is_random
 from ..towers import TOWER_PRESETS
 from ..towers.terms import UNKNOWN
-from ..towers.words import describe_layers
+from ..towers.words import describe_layers, describe_training
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
 
 _digests: WeakKeyDictionary = WeakKeyDictionary()
@@ -95,7 +95,7 @@ def tower_name(spec: dict[str, Any] | None) -> str | None:
         f"init_seed={base['init_seed']}" if base.get("init_seed") is not None else "",
         _config_digest(spec),
         describe_layers(spec),
-        describe_training(spec.get("trained")),
+        "" if spec.get("trained") is None else describe_training(spec["trained"]),
         weights and f"weights {weights}",
         Reading.of_spec(spec).label,
     )
@@ -108,13 +108,6 @@ def _config_digest(spec: Mapping[str, Any]) -> str:
     if not is_random(dict(spec)) or name in TOWER_PRESETS or name.startswith("timm:"):
         return ""
     return f"config {config_digest(dict(spec))[:8]}"
-
-
-def describe_training(trained: str | int | None) -> str:
-    """How a tower was trained here, for its name; "" of a frozen one."""
-    if trained is None:
-        return ""
-    return "LoRA" if trained == "lora" else "trained" if trained == "full" else f"last {trained} blocks trained"
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:

@@ -22,4 +22,19 @@ def describe_layers(spec: Mapping[str, Any] | None) -> str:
     return ", ".join(parts)
 
 
-__all__ = ["describe_layers"]
+def describe_training(trained: str | int | None, *, before: bool = False) -> str:
+    """
+    What of a tower was trained, by `trained` of its spec: `"trained in full"`. "frozen" of one that was not.
+
+    Args:
+        trained (`str` or `int`, *optional*): `"full"`, `"lora"`, or a number of last blocks.
+        before (`bool`): Of a run that is planned: `"all of it trains"`.
+    """
+    if isinstance(trained, int):
+        blocks = f"last {trained} blocks" if trained > 1 else "last block"
+        return f"its {blocks} train{'' if trained > 1 else 's'}" if before else f"{blocks} trained"
+    said = {"full": ("all of it trains", "trained in full"), "lora": ("LoRA in it trains", "trained by LoRA")}
+    return said[trained][not before] if trained in said else "frozen"
+
+
+__all__ = ["describe_layers", "describe_training"]
