@@ -30,6 +30,7 @@ from adaptor_hf.towers.bundle import known_facts
 from adaptor_hf.towers.check import check_tower, is_on_this_machine
 from adaptor_hf.towers.convert import convert_tower
 from adaptor_hf.towers.terms import terms_of
+from adaptor_hf.training.plan import _towers
 from adaptor_hf.training.script_arguments import parse_arguments
 
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -386,6 +387,12 @@ class TestNames:
         given = ["--train_file", "pairs.csv", "--output_dir", "run", "--text_tower", "minilm"]
         _, model, run, _ = parse_arguments([*given, "--vision_tower", f"random:{vit}", "--seed", "7"])
         assert model.init_seed == 7
+        cut = ["--truncate_vision_layers", "1", "--vision_tower"]
+        data, model, _, _ = parse_arguments([*given, *cut, f"random:{vit}", "--train_vision_tower", "full"])
+        assert "random:small-vit (vision; cut after 1 layer; all of it trains; random weights" in _towers(data, model)
+        data, model, _, _ = parse_arguments([*given, *cut, "lite0"])
+        assert "lite0 (vision; cut after 1 layer; on this machine)" in _towers(data, model)
+        _, model, run, _ = parse_arguments([*given, "--vision_tower", f"random:{vit}", "--seed", "7"])
         assert str(vit) in path_values(model, run), "private mode hides it"
         _, model, _, _ = parse_arguments([*given, "--vision_tower", "lite0", "--seed", "7"])
         assert model.init_seed is None

@@ -245,7 +245,7 @@ class TestTerms:
         assert spec["data_terms"] == {"mimic_cxr": "credentialed"}
         assert NAME in spec["pretraining_data"]
         assert "credentialed" in (trained / "vision_tower/README.md").read_text()
-        assert tower_name(spec) == f"{spec['base_tower']['name_or_path']}, trained"
+        assert tower_name(spec) == f"{spec['base_tower']['name_or_path']}, trained in full"
 
 
 @pytest.mark.slow
