@@ -3,23 +3,23 @@
 import contextlib
 import math
 import os
-import shutil
 from collections.abc import Callable
 from contextvars import ContextVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ADAPTER_CONFIG_NAME, is_peft_available, logging
 
+from .carried_rows_adaptor import carry_training_rows
 from .configuration_adaptor import AdaptorConfig, is_trained
 from .image_processing_adaptor import READING
 from .layers_adaptor import PackedLinear, ZeroBiasLinear, align_weights
 from .projections_adaptor import ResidualScale, XavierLinear
 from .random_specs_adaptor import DRAWN_KEYS
-from .regular_files_adaptor import check_regular, parse_json, read_json
+from .regular_files_adaptor import read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
 from .tower_folders_adaptor import copy_tower, folder_of_spec, is_tower_folder, network_of, save_tower
 from .tower_training_adaptor import FROZEN, FULL
@@ -27,8 +27,6 @@ from .tower_weights_adaptor import changed_weights
 from .towers_adaptor import TextTower, VisionTower, load_text_tower, load_vision_tower
 
 TOWER_NAMES = ("vision_model", "text_model")
-# See `adaptor_hf.data.training_rows`, which travels to no hub.
-TRAINING_ROWS = ("training_rows.safetensors", "training_rows.key")
 LOST = (
     "which a checkpoint without towers would lose. Call model.set_trainable_towers before towers train, which makes "
     "them folders of the checkpoint; or set model.config.towers_in_checkpoint = True to save them with the Adaptor"
@@ -241,7 +239,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
             _refuse_to_push_embeddings(save_directory)
             kwargs.setdefault("private", True)
         if not pushed:
-            _carry_training_rows(self.base_model.loaded_from, save_directory)
+            carry_training_rows(self.base_model.loaded_from, save_directory)
         state_dict = self.state_dict() if state_dict is None else state_dict
         left_out: set[str] = set()
         if self._hf_peft_config_loaded:
@@ -323,7 +321,7 @@ class AdaptorPreTrainedModel(PreTrainedModel):
                 continue
             copy_tower(source, folder)
             if not self.base_model.is_pushed:
-                _carry_training_rows(source, folder)
+                carry_training_rows(source, folder)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         """As in transformers, on the Adaptor's layers and on those of towers that train; timm's networks have their own
@@ -458,23 +456,6 @@ def _is_as_saved(tower: nn.Module, folder: str, state: dict) -> bool:
     if tower.loaded_weights is None or not is_tower_folder(folder) or place != folder:
         return False
     return not changed_weights(tower.loaded_weights, state or tower.state_dict())
-
-
-def _carry_training_rows(source: str | os.PathLike | None, folder: str | os.PathLike) -> None:
-    """
-    Copy the digests of the training rows, and their key, from where a model or tower was loaded: else a test on these
-    rows could not be told any more. Never into a push, and not those of private mode.
-    """
-    target = os.fspath(folder)
-    rows = [os.path.join(source or "", name) for name in TRAINING_ROWS]
-    if source is None or not os.path.isfile(rows[0]) or os.path.realpath(source) == os.path.realpath(target):
-        return
-    with safe_open(check_regular(rows[0]), framework="pt") as file:
-        if parse_json(file.metadata()["training_rows"])["private_key"] is not None:
-            return
-    os.makedirs(target, exist_ok=True)
-    for path in filter(os.path.isfile, rows):
-        shutil.copy2(check_regular(path), target)
 
 
 def _refuse_to_push_embeddings(folder: str | os.PathLike) -> None:

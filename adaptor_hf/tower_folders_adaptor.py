@@ -21,14 +21,15 @@ from torch import nn
 from transformers import BitImageProcessor, PreTrainedModel
 from transformers.utils import logging
 
+from .carried_rows_adaptor import TOWER_FILE
 from .configuration_adaptor import OWN, is_trained, portable_spec
 from .image_processing_adaptor import AdaptorImageProcessor
 from .regular_files_adaptor import check_regular, read_json
 from .tower_bundles_adaptor import give_weights_the_mode_of_config
-from .tower_layers_adaptor import tower_name
+from .tower_layers_adaptor import CUT, tower_name
 from .tower_training_adaptor import has_lora, inject_lora, merged_state, without_lora
 
-TOWER_FILE, FORMAT = "tower.json", "adaptor_hf tower 1"
+FORMAT = "adaptor_hf tower 1"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WEIGHTS = "model.safetensors"
 # What peft puts before the names of a network's parts.
@@ -231,7 +232,7 @@ def copy_tower(source: str | os.PathLike, folder: str | os.PathLike) -> None:
         return
     with _written_aside(os.path.abspath(folder)) as aside:
         for name in os.listdir(source):
-            # See `TRAINING_ROWS`, which have rules of their own.
+            # See `carry_training_rows`, which has rules of their own.
             if not name.startswith("training_rows."):
                 shutil.copy2(check_regular(os.path.join(source, name)), aside)
 
@@ -274,7 +275,9 @@ def _save_plain(tower: nn.Module, network: nn.Module, folder: str, state: dict) 
 
 def _timm_config(tower: nn.Module, network: nn.Module) -> dict[str, Any]:
     """config.json as timm writes it, which transformers reads too, with the images as the tower takes them."""
-    fields, arguments = tower.spec["image_processor"], network.config.model_args
+    fields, arguments = tower.spec["image_processor"], dict(network.config.model_args or {})
+    if any(isinstance(getattr(network.timm_model, f"layer{number}", None), nn.Identity) for number in range(1, 5)):
+        arguments[CUT] = tower.spec["truncate_layers"]
     size, mode = fields["size"], "center" if "shortest_edge" in fields["size"] else "squash"
     crop = fields["crop_size"] if fields["do_center_crop"] or mode == "center" else size
     interpolations = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -358,6 +361,7 @@ def _plain_names(state: dict) -> dict:
 
 
 __all__ = [
+    "TOWER_FILE",
     "WEIGHTS",
     "copy_tower",
     "folder_of_spec",

@@ -13,6 +13,9 @@ import torch
 from torch import nn
 
 LAYER_KEYS = ("layers", "layers_merge", "layers_norm")
+# In config.json of a saved ResNet that was cut, for which timm has no word: timm and transformers refuse an argument
+# that they do not know. Without it transformers would draw the missing stages at random.
+CUT = "cut_by_adaptor_hf_after"
 MERGES = ("concat", "mean")
 # Of transformers' models, and of timm's under `timm_model`.
 _FINAL_NORMS = ("layernorm", "norm", "final_norm", "post_layernorm", "final_layer_norm")
@@ -277,6 +280,7 @@ def merged_layers(
 
 
 __all__ = [
+    "CUT",
     "LAYER_KEYS",
     "MERGES",
     "blocks_of",

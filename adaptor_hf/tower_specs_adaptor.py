@@ -104,8 +104,8 @@ def partial_spec(
     asked = (layers, layers_merge, layers_norm)
     if truncate_layers is not None:
         spec["truncate_layers"] = truncate_layers
-        # Of the whole network; a pooler was trained on its last layer.
-        spec |= {"hidden_size": None, "grid_shape": None}
+        # Of the whole network, as what was tested is; a pooler was trained on its last layer.
+        spec |= {"hidden_size": None, "grid_shape": None, "tested": None}
         if pooling is None and spec["pooling"] == "pooler":
             spec["pooling"] = None
     if pooling is not None or any(value is not None for value in asked):

@@ -1,5 +1,6 @@
 """Towers with random weights: drawn from a seed alone, the same wherever they are loaded, and named as such."""
 
+import hashlib
 import json
 
 import datasets
@@ -15,15 +16,21 @@ from adaptor_hf.audit.facts import _model_facts
 from adaptor_hf.data.images import read_image
 from adaptor_hf.embeddings import build_cache
 from adaptor_hf.hub.model_card import describe_tower, is_hub_id, strictest_license
+from adaptor_hf.hub.trained_card import write_tower_card
 from adaptor_hf.options.fields import path_values
+from adaptor_hf.tasks.arguments import named_tower
+from adaptor_hf.tasks.arguments import parse_arguments as parse_downstream
+from adaptor_hf.tasks.loading import load_adaptor, load_checkpoint_text_tower
 from adaptor_hf.tasks.provenance import tower_name, tower_saw
 from adaptor_hf.tower_folders_adaptor import save_tower
+from adaptor_hf.tower_specs_adaptor import partial_spec
 from adaptor_hf.towers import load_text_tower, load_vision_tower, tower_digest
 from adaptor_hf.towers.__main__ import main as towers_command
 from adaptor_hf.towers.bundle import known_facts
 from adaptor_hf.towers.check import check_tower, is_on_this_machine
 from adaptor_hf.towers.convert import convert_tower
 from adaptor_hf.towers.terms import terms_of
+from adaptor_hf.training.plan import _towers
 from adaptor_hf.training.script_arguments import parse_arguments
 
 VIT = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -322,7 +329,12 @@ class TestNames:
         spec = load_vision_tower(f"random:{vit}", init_seed=3).spec
         assert tower_saw(spec, "chexpert") == "no"
         assert tower_saw(spec | {"init_seed": None}, "chexpert") == "unknown"
-        assert tower_name(spec) == "random:small-vit, init_seed=3"
+        digest = hashlib.sha256(json.dumps(VIT, sort_keys=True).encode()).hexdigest()[:8]
+        assert tower_name(spec) == f"random:small-vit, init_seed=3, config {digest}"
+        assert tower_name(partial_spec("vision", "random:dinov2-s", None, None)) == "random:dinov2-s, init_seed=0"
+        assert tower_name(partial_spec("vision", "random:timm:test_vit", None, None)) == (
+            "random:timm:test_vit, init_seed=0"
+        )
         assert "random weights, seed 3: nothing was pretrained" in describe_tower("vision", spec)
         assert not is_hub_id(spec | {"name_or_path": "random:owner/name"})
         assert strictest_license([spec, {"license": "mit"}]) == "mit"
@@ -343,10 +355,44 @@ class TestNames:
             towers_command(["verify", "slip-vit-s"])
         assert "no weights to verify" in capsys.readouterr().err
 
+    def test_another_network_has_another_name_in_results(self, vit, tmp_path):
+        """Two runs of one name are one finished run, and the second one is never computed."""
+        other = write_config(tmp_path / "small-vit", VIT | {"num_hidden_layers": 3})
+        options = [{}, {"truncate_layers": 1}, {"layers": [1]}, {"layers": [1], "layers_norm": False}]
+        options += [{"layers": [1, 2]}, {"layers": [1, 2], "layers_merge": "mean"}]
+        towers = [load_vision_tower(f"random:{vit}", **one) for one in options] + [load_vision_tower(f"random:{other}")]
+        assert len({tower_digest(towers[0]), tower_digest(towers[1]), tower_digest(towers[-1])}) == 3
+        names = [tower_name(tower.spec) for tower in towers]
+        assert len(set(names)) == len(names)
+        assert names[1].endswith(", cut after 1 layer")
+        assert names[4].endswith(", layers 1+2 (concat, norm)")
+
+    def test_a_tower_that_is_named_downstream_is_drawn_from_what_is_said(self, vit, clip, tmp_path):
+        model = AdaptorModel.from_towers(
+            load_vision_tower(f"random:{vit}", init_seed=4), load_text_tower(f"random:{clip}", init_seed=6), **SMALL
+        )
+        model.save_pretrained(tmp_path / "model")
+        other = write_config(tmp_path / "small-vit", VIT | {"intermediate_size": 48})
+        start = ["--task", "classification", "--table", "x.csv", "--label_column", "x", "--output_dir", "out",
+                 "--model", str(tmp_path / "model")]  # fmt: skip
+        for name, said, seed in ((vit, ["--init_seed", "5"], 5), (vit, [], 4), (other, [], 0)):
+            arguments = parse_downstream([*start, "--vision_tower", f"random:{name}", *said])
+            found = load_adaptor(arguments).vision_model
+            assert tower_digest(found) == tower_digest(load_vision_tower(f"random:{name}", init_seed=seed)), said
+            assert tower_digest(found) == tower_digest(load_vision_tower(named_tower(arguments, "vision")))
+        arguments = parse_downstream([*start, "--text_tower", f"random:{clip}"])
+        assert load_checkpoint_text_tower(arguments, load_adaptor(arguments), "cpu").spec["init_seed"] == 6
+
     def test_the_script_draws_by_its_seed(self, vit, clip):
         given = ["--train_file", "pairs.csv", "--output_dir", "run", "--text_tower", "minilm"]
         _, model, run, _ = parse_arguments([*given, "--vision_tower", f"random:{vit}", "--seed", "7"])
         assert model.init_seed == 7
+        cut = ["--truncate_vision_layers", "1", "--vision_tower"]
+        data, model, _, _ = parse_arguments([*given, *cut, f"random:{vit}", "--train_vision_tower", "full"])
+        assert "random:small-vit (vision; cut after 1 layer; all of it trains; random weights" in _towers(data, model)
+        data, model, _, _ = parse_arguments([*given, *cut, "lite0"])
+        assert "lite0 (vision; cut after 1 layer; on this machine)" in _towers(data, model)
+        _, model, run, _ = parse_arguments([*given, "--vision_tower", f"random:{vit}", "--seed", "7"])
         assert str(vit) in path_values(model, run), "private mode hides it"
         _, model, _, _ = parse_arguments([*given, "--vision_tower", "lite0", "--seed", "7"])
         assert model.init_seed is None
@@ -403,6 +449,13 @@ class TestModels:
         with torch.no_grad():
             assert torch.equal(again(**inputs).logits_per_image, model(**inputs).logits_per_image)
         spec = getattr(again.config, f"{kind}_tower")
+        row = f"| seed 4 | none: random weights | {'nothing' if spec['pretraining_data'] == [] else 'unknown'} |"
+        assert describe_tower(kind, spec).endswith(row)
+        card = write_tower_card(tmp_path / f"model/{kind}_tower").read_text()
+        assert "(revision seed 4)" in card
+        assert "Licence of what it started from: none: random weights." in card
+        assert "Trained or pre-trained on: nothing." in card
+        assert strictest_license([spec, {"license": "mit"}]) == "mit"
         assert spec["base_tower"]["name_or_path"] == f"random:small-{'vit' if kind == 'vision' else 'clip'}"
         assert spec["base_tower"]["init_seed"] == 4
         assert not {"init_seed", "init_config", "tokenizer"} & set(spec)

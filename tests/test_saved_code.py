@@ -44,7 +44,7 @@ MODEL = {
     *("projections_adaptor.py", "batch_norm_adaptor.py", "attention_pooling_adaptor.py", "token_sequences_adaptor.py"),
     *("dual_encoder_adaptor.py", "tower_training_adaptor.py", "tower_folders_adaptor.py"),
     *("xrv_towers_adaptor.py", "pickled_modules_adaptor.py", "random_towers_adaptor.py"),
-    "random_specs_adaptor.py",
+    *("random_specs_adaptor.py", "carried_rows_adaptor.py"),
 }
 IMAGES = {
     *("image_processing_adaptor.py", "image_geometry_adaptor.py", "image_values_adaptor.py"),

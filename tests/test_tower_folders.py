@@ -3,12 +3,14 @@
 import copy
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from hub_server import local_hub
+from huggingface_hub import ModelCard
 from PIL import Image
 from test_heads import run_remote
 from trained_tower import RESNET, SMALL, TEXT, VIT, inputs_of, moved, state_of, timm_folder, train_steps, vectors
@@ -16,10 +18,18 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenize
 from without_package import WITHOUT_PACKAGE
 
 from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
+from adaptor_hf.audit.facts import _model_facts
 from adaptor_hf.embeddings.keys import tower_identity
+from adaptor_hf.hub.model_card import describe_tower
+from adaptor_hf.hub.trained_card import complete_towers, write_tower_card
+from adaptor_hf.tasks.provenance import tower_name
 from adaptor_hf.tower_folders_adaptor import TOWER_FILE, load_tower_weights, save_tower
+from adaptor_hf.tower_specs_adaptor import partial_spec
 from adaptor_hf.tower_training_adaptor import merge_lora
 from adaptor_hf.towers_adaptor import load_text_tower, load_vision_tower, tower_digest
+from adaptor_hf.training import AdaptorTrainingArguments
+from adaptor_hf.training.report import card_of_training
+from adaptor_hf.training.trained_towers import TrainedTowers
 
 PIXELS = torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(1))
 HOWS = ["full", 1, "lora", "merged"]
@@ -161,6 +171,119 @@ class TestOtherLibraries:
         assert torch.equal(vectors(base), vectors(tower))
         with adapted.disable_adapter():
             assert torch.equal(vectors(base), before)
+
+
+class TestCard:
+    """The lines that a card prints are run as they stand."""
+
+    def run(self, tower, folder):
+        save_tower(tower, folder)
+        text = write_tower_card(folder).read_text()
+        found = []
+        for lines in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+            names: dict = {}
+            exec(lines.replace("path/to/this/folder", str(folder)), names)
+            found.append(names.get("network") or names["tower"])
+        assert torch.equal(vectors(found[0]), vectors(tower))
+        return found[1:], text
+
+    @pytest.mark.parametrize(
+        ("kind", "how", "options"),
+        [("dinov2", "full", {}), ("dinov2", "lora", {}), ("bert", 1, {}), ("vit", "full", {}), ("vit", "lora", {}),
+         ("resnet", "full", {}), ("vit", "full", {"truncate_layers": 2})],
+    )  # fmt: skip
+    def test_its_lines_give_what_was_trained(self, names, kind, how, options, tmp_path):
+        tower = trained(names, kind, how, **options)
+        (network,), _ = self.run(tower, tmp_path / "tower")
+        is_timm = not hasattr(network, "config")
+        inputs = inputs_of(tower)
+        with torch.no_grad():
+            network.eval()
+            theirs = network.forward_features(**{"x": inputs["pixel_values"]}) if is_timm else network(**inputs)[0]
+            assert (theirs - tower.model(**inputs)[0]).abs().max() < 1e-5
+
+    @pytest.mark.parametrize("kind", ["bert", "vit"])
+    @pytest.mark.parametrize("options", [{}, {"truncate_layers": 1, "pooling": "mean"}])
+    def test_low_rank_weights_on_a_public_encoder(self, names, kind, options, tmp_path, monkeypatch):
+        """In the cache of the Hub's client, as a download leaves it."""
+        place = tmp_path / "hub" / "models--owner--name"
+        shutil.copytree(names[kind].removeprefix("timm:"), place / "snapshots" / ("a" * 40))
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text("a" * 40)
+        for module in ("huggingface_hub.constants.HF_HUB_CACHE", "huggingface_hub.file_download.HF_HUB_CACHE"):
+            monkeypatch.setattr(module, str(tmp_path / "hub"), raising=False)
+        monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+        tower = load(kind, "owner/name", **options)
+        tower.set_trainable("lora")
+        train_steps(tower)
+        found, text = self.run(tower, tmp_path / "tower")
+        assert not (tmp_path / "tower" / "config.json").exists()
+        if options:
+            assert found == []
+            assert "No other library reads it" in text
+            return
+        with torch.no_grad():
+            theirs = found[0].eval()(**inputs_of(tower))[0]
+            assert (theirs - tower.model(**inputs_of(tower))[0]).abs().max() < 1e-5
+
+    def test_metadata_name_public_data_alone(self, names, tmp_path):
+        tower = trained(names, "dinov2", truncate_layers=1)
+        words = [
+            "unknown",
+            "MIMIC-CXR",
+            "metadata",
+            "1 billion sentence pairs of the web",
+            "unnamed image-report pairs",
+        ]
+        tower.spec["pretraining_data"] = words
+        save_tower(tower, tmp_path)
+        card = ModelCard.load(write_tower_card(tmp_path))
+        assert card.data.datasets == ["MIMIC-CXR"]
+        assert all(name in card.text for name in words)
+        assert "cut after 1 layer, trained in full" in card.text
+
+    def test_of_two_towers_each_card_has_its_own_options_and_one_that_stayed_keeps_its_card(self, names, tmp_path):
+        train_model(names, "lora", "full").save_pretrained(tmp_path)
+        options = {"image_recipe": "slip", "sentence_recipe": "random", "lora_rank": "8", "merge_lora": "False"}
+        towers = TrainedTowers({"vision": "lora", "text": "full"}, None, {}, options)
+        arguments = AdaptorTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+        rows = {kind: card_of_training(towers, arguments, kind) for kind in towers.trainable}
+        same = {"tower_learning_rate", "layer_decay"}
+        assert set(rows["vision"]) == same | {"vision tower", "image_recipe", "lora_rank", "merge_lora"}
+        assert set(rows["text"]) == same | {"text tower", "sentence_recipe"}
+        assert set(card_of_training(towers, arguments, "vision", "text")) == set(rows["vision"]) | set(rows["text"])
+        (tmp_path / "text_tower/README.md").write_text("of its training")
+        complete_towers(tmp_path, {"vision": rows["vision"]})
+        assert "| image_recipe | slip |" in (tmp_path / "vision_tower/README.md").read_text()
+        assert (tmp_path / "text_tower/README.md").read_text() == "of its training"
+
+    def test_a_cut_tower_says_so_everywhere_and_is_no_tested_preset(self, names):
+        spec = load_vision_tower(names["dinov2"], truncate_layers=1, layers=[1]).spec
+        said = "cut after 1 layer, layer 1 (norm)"
+        assert tower_name(spec).endswith(said)
+        assert f", {said} |" in describe_tower("vision", spec)
+        facts = _model_facts({"vision_tower": spec, "aligner": "linear"}, {})
+        assert f"{said}, revision" in facts["model"]
+        assert partial_spec("vision", "dinov2-s", None, None)["tested"] is not None
+        assert partial_spec("vision", "dinov2-s", None, None, truncate_layers=3)["tested"] is None
+
+    def test_a_resnet_that_was_cut_is_refused_by_others(self, names, tmp_path):
+        import timm
+
+        tower = trained(names, "resnet", "full", truncate_layers=2)
+        found, text = self.run(tower, tmp_path / "tower")
+        assert found == []
+        assert "cut after 2 layers" in text
+        for pretrained in (True, False):
+            with pytest.raises(TypeError, match="cut_by_adaptor_hf_after"):
+                timm.create_model(f"local-dir:{tmp_path / 'tower'}", pretrained=pretrained)
+        with pytest.raises(TypeError, match="cut_by_adaptor_hf_after"):
+            AutoModel.from_pretrained(tmp_path / "tower")
+        # One that trains on is saved as it was.
+        again = load_vision_tower(str(tmp_path / "tower"))
+        again.set_trainable(1)
+        save_tower(again, tmp_path / "second")
+        assert torch.equal(vectors(load_vision_tower(str(tmp_path / "second"))), vectors(tower))
 
 
 class TestCheckpoint:

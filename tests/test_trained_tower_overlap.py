@@ -96,7 +96,7 @@ def test_rows_of_a_tower_are_refused_under_an_adaptor_that_never_saw_them(run, t
         assert (lines[key]["pretraining_overlap"], lines[key]["seen_images"]) == ("found", 8)
         assert lines[key]["tower_saw_dataset"] == "yes"
         assert "tiny-dinov2" in lines[key]["vision_tower"]
-        assert "trained, weights" in lines[key]["vision_tower"]
+        assert "trained in full, weights" in lines[key]["vision_tower"]
 
 
 def test_the_tower_of_a_checkpoint_counts_for_every_system_on_it(trained, checkpoint, table, tmp_path):
@@ -164,6 +164,23 @@ def test_a_push_takes_the_tower_and_asks_for_its_terms(trained, tmp_path):
     assert all(torch.equal(value, sent[name]) for name, value in own.items())
 
 
+def test_a_checkpoint_with_towers_in_it_pushes_the_trained_one_too(trained, text_tower, tmp_path):
+    model = AdaptorModel(synthetic_config(vision_hidden_size=32, text_hidden_size=text_tower.hidden_size))
+    model.attach_towers(load_vision_tower(str(trained / "vision_tower")), copy.deepcopy(text_tower))
+    model.config.towers_in_checkpoint = True
+    model.save_pretrained(tmp_path / "run")
+    with pytest.raises(PermissionError, match="mimic_cxr: credentialed"):
+        push_folder(tmp_path / "run", "me/model")
+    for name, content in files_to_push(tmp_path / "run").items():
+        (tmp_path / "sent" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sent" / name).write_bytes(content)
+    sent, own = AdaptorModel.from_pretrained(tmp_path / "sent").state_dict(), model.state_dict()
+    assert all(torch.equal(value, sent[name]) for name, value in own.items())
+    shutil.rmtree(tmp_path / "run/vision_tower")
+    with pytest.raises(FileNotFoundError, match=r"vision_tower/tower\.json"):
+        files_to_push(tmp_path / "run")
+
+
 def test_a_checkpoint_without_its_towers_folder_is_not_pushed(trained, tmp_path):
     shutil.copytree(trained, tmp_path / "run")
     shutil.rmtree(tmp_path / "run/vision_tower")
@@ -228,7 +245,7 @@ class TestTerms:
         assert spec["data_terms"] == {"mimic_cxr": "credentialed"}
         assert NAME in spec["pretraining_data"]
         assert "credentialed" in (trained / "vision_tower/README.md").read_text()
-        assert tower_name(spec) == f"{spec['base_tower']['name_or_path']}, trained"
+        assert tower_name(spec) == f"{spec['base_tower']['name_or_path']}, trained in full"
 
 
 @pytest.mark.slow

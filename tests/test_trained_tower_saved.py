@@ -170,7 +170,7 @@ def test_cards_state_origin_data_and_how_it_trained(finished, method):
     said = {"finetune": "trained in full", "lora": "trained by LoRA", "1": "last block trained"}[method]
     assert said in tower.text
     assert "phantom-boxes" in tower.text
-    assert tower.data.datasets == ["phantom-boxes"]
+    assert tower.data.datasets is None, "a name of the user's is no public data set"
     card = ModelCard.load(finished / f"model-{method}/README.md")
     assert said in card.text
     assert {result.metric_type for result in card.data.eval_results} >= {"auroc", "accuracy"}

@@ -140,6 +140,17 @@ class TestCopiesOfTheModel:
         AdaptorModel.from_pretrained(run).save_pretrained(target / "private")
         assert find_training_rows(target / "private") is None
 
+    @pytest.mark.parametrize("place", ["checkpoint-3", "controls/shuffled"])
+    def test_the_rows_of_the_run_go_along_from_its_parts_too(self, run, place, tmp_path_factory):
+        target = tmp_path_factory.mktemp("copies")
+        AdaptorModel(synthetic_config()).save_pretrained(run / place)
+        model = AdaptorModel.from_pretrained(run / place)
+        model.save_pretrained(target)
+        assert find_training_rows(run / place) is not None
+        assert find_training_rows(target).compare(["12"], digests("a"), ["my-hospital"]).patients == 1
+        model.save_pretrained(run)
+        assert find_training_rows(run).compare(["12"], digests("a"), ["my-hospital"]).patients == 1
+
     def test_a_push_sends_them_only_when_asked_and_never_the_key(self, run):
         from adaptor_hf.hub.push import files_to_push
 

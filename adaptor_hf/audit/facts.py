@@ -11,9 +11,10 @@ from typing import Any
 from ..evaluation.aligners import describe_aligner
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import read_json
-from ..hub.model_card import describe_training, origin_of
+from ..hub.model_card import describe_pretraining, origin_of, revision_of
 from ..privacy.nearly_data import nearly_data
 from ..random_specs_adaptor import describe_random, is_random
+from ..towers.words import describe_layers, describe_training
 
 
 def run_facts(run: str | os.PathLike) -> dict[str, str]:
@@ -79,15 +80,12 @@ def pretraining_facts(run: Path) -> dict[str, str]:
     return facts | _cache_facts(run, inputs)
 
 
-def _unnamed(spec: Mapping[str, Any]) -> str:
-    return "nothing" if is_random(dict(spec)) else "unknown"
-
-
 def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
     towers = {kind: config.get(f"{kind}_tower") or {} for kind in ("vision", "text")}
     named = {
         kind: f"{origin.get('preset') or Path(str(origin.get('name_or_path'))).name}, "
-        + (describe_random(spec) if is_random(spec) else f"revision {origin.get('revision') or 'not pinned'}")
+        + (f"{layers}, " if (layers := describe_layers(spec)) else "")
+        + (describe_random(spec) if is_random(spec) else f"revision {revision_of(spec)}")
         for kind, spec in towers.items()
         if (origin := origin_of(spec))
     }
@@ -96,14 +94,8 @@ def _model_facts(config: Mapping[str, Any], record: Mapping[str, Any]) -> dict[s
     facts["inputs"] = "Images, and for training and retrieval reports, as embeddings of their towers."
     if named:
         how = {kind: towers[kind].get("trained") for kind in named}
-        described = "; ".join(
-            f"{kind} tower {name}, {'frozen' if how[kind] is None else describe_training(how[kind])}"
-            for kind, name in named.items()
-        )
-        seen = "; ".join(
-            f"{kind}: {', '.join(towers[kind].get('pretraining_data') or []) or _unnamed(towers[kind])}"
-            for kind in named
-        )
+        described = "; ".join(f"{kind} tower {name}, {describe_training(how[kind])}" for kind, name in named.items())
+        seen = "; ".join(f"{kind}: {describe_pretraining(towers[kind])}" for kind in named)
         facts["model"] += f" {described}."
         facts["initialization"] = (
             f"The Adaptor at random; the towers as published ({described}). They were trained on: {seen}."

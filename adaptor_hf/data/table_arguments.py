@@ -131,8 +131,8 @@ class TowerArguments:
         privacy=NAME_OR_PATH, advanced=True, metavar="FOLDER",
     )  # fmt: skip
     init_seed: int | None = option(
-        None, "Of the weights of random: towers. Default: the run's --seed; of a cache alone 0.", group=EMBEDDINGS,
-        advanced=True,
+        None, "Of random: towers. Default: in pre-training --seed, later that of the checkpoint's own tower, else 0.",
+        group=EMBEDDINGS, advanced=True,
     )  # fmt: skip
     towers_dir: str | None = option(
         None, "Look for towers first in this folder, made by `python -m adaptor_hf.towers bundle`.", group=EMBEDDINGS,

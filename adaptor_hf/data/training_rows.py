@@ -20,16 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from ..carried_rows_adaptor import KEY_FILE, TOWER_FILE, TRAINING_ROWS_FILE, place_of_rows
 from ..files import check_regular, file_sha256, parse_json, write_aside, written_aside
 from ..privacy.keys import load_key
 from ..privacy.mode import key_name, keyed_digests, private_key
 from .catalog import dataset_names, get_dataset
 from .ids import canonical_id, canonical_ids
 
-TRAINING_ROWS_FILE = "training_rows.safetensors"
-KEY_FILE = "training_rows.key"
-TOWER_FILE = "tower.json"
-"""In the folder of a trained tower."""
 DIGEST = np.dtype("S16")
 # One entry: safetensors writes several in no fixed order.
 _METADATA = "training_rows"
@@ -268,16 +265,7 @@ def find_training_rows(model: str | os.PathLike) -> TrainingRows | None:
     Raises:
         ValueError: the file is damaged or of another version.
     """
-    folder = Path(model).absolute()
-    places = [folder]
-    if (folder / TOWER_FILE).is_file():
-        folder = folder.parent
-        places.append(folder)
-    if folder.name.startswith("checkpoint-"):
-        places.append(folder.parent)
-    elif folder.parent.name == "controls":
-        places.append(folder.parent.parent)
-    found = next((place for place in places if (place / TRAINING_ROWS_FILE).is_file()), None)
+    found = place_of_rows(model)
     return None if found is None else read_training_rows(found)
 
 

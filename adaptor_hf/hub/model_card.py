@@ -13,6 +13,7 @@ from ..markdown import one_line, plain, sentence, table_row, table_rule
 from ..objectives.loading import describe_objective
 from ..random_specs_adaptor import describe_random, is_random
 from ..towers.terms import terms_of
+from ..towers.words import describe_layers, describe_training
 
 if TYPE_CHECKING:
     from ..training.controls import RetrievalResult
@@ -56,7 +57,7 @@ def strictest_license(towers: list[dict[str, Any]]) -> str | None:
         towers (`list[dict]`): Tower references; `license` is an identifier of the Hub, in any case, or `None`.
     """
     # Random weights are nobody's.
-    names = [(tower.get("license") or "").lower() for tower in towers if not is_random(tower)]
+    names = [(tower.get("license") or "").lower() for tower in towers if not is_random(origin_of(tower))]
     if not names or any(name not in LICENSES for name in names):
         return None
     return max(names, key=LICENSES.index)
@@ -71,24 +72,33 @@ def describe_tower(kind: str, tower: dict[str, Any] | None) -> str:
     # A folder's place on this machine is nobody's business.
     name = Path(name).name if Path(name).is_absolute() or Path(name).exists() else name
     label = f"{origin['preset']} ({name})" if origin.get("preset") else name
-    label += "" if how is None else f", {describe_training(how)}"
-    if is_random(tower):
-        return table_row([kind, label, f"seed {tower['init_seed']}", "none", describe_random(tower)])
-    data = ", ".join(tower.get("pretraining_data") or []) or "unknown"
-    cells = [kind, label, origin.get("revision") or "not pinned", tower.get("license") or "unknown", data]
-    return table_row(cells)
+    label = ", ".join(
+        part for part in (label, describe_layers(tower), how is not None and describe_training(how)) if part
+    )
+    data = describe_random(tower) if is_random(tower) else describe_pretraining(tower)
+    return table_row([kind, label, revision_of(tower), license_of(tower), data])
+
+
+def revision_of(tower: dict[str, Any]) -> str:
+    """What pins the weights that a tower has, or started from: a commit, or the seed of random ones."""
+    origin = origin_of(tower)
+    return f"seed {origin['init_seed']}" if is_random(origin) else origin.get("revision") or "not pinned"
+
+
+def license_of(tower: dict[str, Any]) -> str:
+    """Licence of the weights that a tower has, or started from; of random ones there is none."""
+    return "none: random weights" if is_random(origin_of(tower)) else tower.get("license") or "unknown"
+
+
+def describe_pretraining(tower: dict[str, Any]) -> str:
+    """The data that a tower saw; that it saw none is known where the list is empty, and unknown where there is none."""
+    data = tower.get("pretraining_data")
+    return "unknown" if data is None else ", ".join(data) or "nothing"
 
 
 def origin_of(tower: dict[str, Any]) -> dict[str, Any]:
     """Of a tower that was trained the one that it started from, else itself."""
     return tower.get("base_tower") or tower if tower.get("trained") is not None else tower
-
-
-def describe_training(trained: str | int) -> str:
-    """How a tower was trained, in words."""
-    if isinstance(trained, int):
-        return f"last {trained} blocks trained" if trained > 1 else "last block trained"
-    return {"full": "trained in full", "lora": "trained by LoRA"}.get(trained, str(trained))
 
 
 def describe_towers(towers: dict[str, dict[str, Any] | None]) -> tuple[str, str]:

@@ -61,7 +61,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
             raise FileNotFoundError(f"{folder} has no {needed}: save the model there first.")
     config = read_json(folder / "config.json")
     files = {}
-    for kind in TOWER_FOLDERS if not config.get("towers_in_checkpoint") else ():
+    for kind in TOWER_FOLDERS:
         spec = config.get(kind) or {}
         if spec.get("name_or_path") == OWN:
             if not (folder / kind / TOWER_FILE).is_file():
@@ -71,7 +71,7 @@ def files_to_push(folder: str | Path, training_rows: bool = False) -> dict[str, 
                 )
             inside = _contents(folder / kind, (*TOWER_FILES, *rows))
             files |= {f"{kind}/{name}": content for name, content in inside.items()}
-        else:
+        elif not config.get("towers_in_checkpoint"):
             _check_place(kind.replace("_", " "), spec)
     check_code(folder, _named_classes(folder))
     return _contents(folder, (*PUSHED_FILES, *rows)) | files

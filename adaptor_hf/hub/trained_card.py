@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.catalog import dataset_names, get_dataset
 from ..data.training_rows import TOWER_FILE, TRAINING_ROWS_FILE, copy_training_rows
 from ..evaluation.aligners import describe_aligner
 from ..file_records import TOWER_FOLDERS
-from ..files import written_aside
+from ..files import read_json, written_aside
 from ..markdown import one_line, plain, sentence, table_row
 from ..tower_folders_adaptor import has_adapter, read_tower_file
-from ..towers.terms import UNKNOWN, terms_of
-from .model_card import describe_training
+from ..tower_layers_adaptor import CUT
+from ..towers import TOWER_PRESETS
+from ..towers.terms import terms_of
+from ..towers.words import describe_layers, describe_training
+from .model_card import describe_pretraining, is_hub_id, license_of, revision_of
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
 RESEARCH = "**For research only. Not a medical device: not for diagnosis, triage or any decision about a patient.**"
+PLACE = "path/to/this/folder"
 TOWER = """\
 # {title}
 
@@ -98,15 +104,15 @@ def write_tower_card(folder: str | os.PathLike, arguments: Mapping[str, Any] | N
     tags += [spec["library"]] if adapter else []
     rows = [table_row(item) for item in (arguments or {}).items()]
     text = TOWER.format(
-        title=plain(f"{base['name_or_path']}, {describe_training(spec['trained'])}"),
+        title=plain(f"{base['name_or_path']}, {_how(spec)}"),
         kind=spec["kind"],
-        how=describe_training(spec["trained"]),
+        how=_how(spec),
         base=one_line(base["name_or_path"]),
-        revision=base.get("revision") or "not pinned",
+        revision=revision_of(spec),
         research=RESEARCH,
-        library=_use(spec, adapter),
+        library=_use(spec, folder),
         **_terms(spec),
-        data=", ".join(map(plain, spec.get("pretraining_data") or [UNKNOWN])),
+        data=plain(describe_pretraining(spec)),
         arguments="\n".join(["", "## Training", "", "| argument | value |", "|---|---|", *rows]) if rows else "",
     )
     return _write(folder, _metadata(spec, library_name=library, tags=tags), text)
@@ -133,12 +139,12 @@ def write_classifier_card(
     table = [table_row(head), "|" + "---|" * len(head), *map(table_row, rows)]
     names = list((config.get("id2label") or {}).values())
     text = CLASSIFIER.format(
-        title=plain(f"Classifier on {dataset}, {describe_training(spec['trained'])}"),
+        title=plain(f"Classifier on {dataset}, {_how(spec)}"),
         aligner=describe_aligner(config),
         count=len(names),
         classes="class" if len(names) == 1 else "classes",
         dataset=plain(one_line(dataset)),
-        how=describe_training(spec["trained"]),
+        how=_how(spec),
         base=one_line(spec["base_tower"]["name_or_path"]),
         research=RESEARCH,
         **_terms({**spec, "data_terms": config.get("data_terms") or spec.get("data_terms")}),
@@ -151,40 +157,65 @@ def write_classifier_card(
     return _write(Path(folder), data, text)
 
 
-def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Any] | None = None) -> None:
+def complete_towers(folder: str | os.PathLike, arguments: Mapping[str, Mapping[str, Any]] | None = None) -> None:
     """
     Write into the folders of trained towers in a saved model's folder what they need to stand alone: the digests of the
     training rows, and a card.
 
     Args:
         folder (`str` or `PathLike`): Of the model.
-        arguments (`Mapping`, *optional*): As of `write_tower_card`.
+        arguments (`Mapping`, *optional*): By kind, `"vision"` or `"text"`, as of `write_tower_card`.
     """
     folder = Path(folder)
     for tower in (folder / name for name in TOWER_FOLDERS if (folder / name / TOWER_FILE).is_file()):
         if (folder / TRAINING_ROWS_FILE).is_file():
             copy_training_rows(folder, tower)
-        write_tower_card(tower, arguments)
+        own = (arguments or {}).get(tower.name.removesuffix("_tower"))
+        # One that came with a card, and did not train since, has that of its own training.
+        if own is not None or not (tower / "README.md").is_file():
+            write_tower_card(tower, own)
 
 
-def _use(spec: Mapping[str, Any], adapter: bool) -> str:
+def _use(spec: Mapping[str, Any], folder: Path) -> str:
+    """How other libraries read the folder, as lines that run, or that none does."""
+    adapter, base, cut = has_adapter(folder), spec["base_tower"], spec.get("truncate_layers") is not None
+    config = read_json(folder / "config.json") if (folder / "config.json").is_file() else None
+    said, lines = "Or, without that package:", []
     if adapter:
+        said = (
+            "Or, without that package, by transformers and peft; the folder holds low-rank weights as peft writes them"
+        )
+        said += f", {'which go onto the encoder that it started from' if config is None else 'and what they go onto'}:"
+    if config is None and cut:
         return (
-            "The folder holds low-rank weights as peft writes them, which go onto the encoder that it started from. "
+            "No other library reads it: its low-rank weights go onto a part of the encoder that it started from. "
             "`adaptor_hf.tower_folders_adaptor.save_tower(tower, folder, merge=True)` writes one plain network."
         )
-    if spec["library"] == "transformers":
-        return 'Or, without that package, `transformers.AutoModel.from_pretrained("path/to/this/folder")`.'
-    if spec["library"] == "timm":
-        return 'Or, without that package, `timm.create_model("local-dir:path/to/this/folder")`.'
-    return "No other library reads it."
+    if config is None:
+        revision = f", revision={json.dumps(base['revision'])}" if base.get("revision") else ""
+        lines = [
+            "from peft import PeftModel",
+            "from transformers import AutoModel",
+            "",
+            f"base = AutoModel.from_pretrained({json.dumps(one_line(base['name_or_path']))}{revision})",
+            f'network = PeftModel.from_pretrained(base, "{PLACE}")',
+        ]
+    elif CUT in (config.get("model_args") or {}):
+        return f"No other library reads it: it is a ResNet, {describe_layers(spec)}. timm and transformers refuse it."
+    elif adapter or spec["library"] == "transformers":
+        lines = ["from transformers import AutoModel", "", f'network = AutoModel.from_pretrained("{PLACE}")']
+    elif spec["library"] == "timm":
+        lines = ["import timm", "", f'network = timm.create_model("local-dir:{PLACE}", pretrained=True)']
+    else:
+        return "No other library reads it."
+    return "\n".join([said, "", "```python", *lines, "```"])
 
 
 def _terms(spec: Mapping[str, Any]) -> dict[str, str]:
     terms = terms_of(dict(spec))
     said, source = terms["data_terms"], terms["commercial_source"] or "nothing is recorded"
     return {
-        "license": plain(spec.get("license") or "unknown"),
+        "license": plain(license_of(dict(spec))),
         "terms": f"Commercial use: {terms['commercial']} ({plain(source)}).",
         "data_terms": (
             f"**Terms of the data.** {sentence(plain(said))}" if said else
@@ -197,15 +228,27 @@ def _metadata(spec: Mapping[str, Any], **fields: Any) -> ModelCardData:
     from huggingface_hub import ModelCardData
 
     base = spec["base_tower"]["name_or_path"]
-    is_id = spec["base_tower"].get("library") in ("transformers", "timm") and base.count("/") == 1
     related = {"base_model": [base], "base_model_relation": "adapter" if spec["trained"] == "lora" else "finetune"}
-    known = [one_line(name) for name in spec.get("pretraining_data") or () if name != UNKNOWN]
+    known = [name for name in spec.get("pretraining_data") or () if name in _public_names()]
     return ModelCardData(
         license=(spec.get("license") or "").lower() or None,
         datasets=known or None,
-        **(related if is_id else {}),
+        **(related if is_hub_id(spec["base_tower"]) else {}),
         **fields,
     )
+
+
+def _public_names() -> set[str]:
+    """Names of public data sets, as metadata list them: of the catalogue, and of what presets were trained on."""
+    declared = [get_dataset(name) for name in dataset_names()]
+    names = {one.pretraining_name for one in declared} | set(dataset_names())
+    known = {name for facts in TOWER_PRESETS.values() for name in facts["pretraining_data"] or ()}
+    # "1 billion sentence pairs of the web" describes, and names none.
+    return names | {name for name in known if not name[0].isdigit()}
+
+
+def _how(spec: Mapping[str, Any]) -> str:
+    return ", ".join(part for part in (describe_layers(spec), describe_training(spec["trained"])) if part)
 
 
 def _value(result: Any) -> list[Any]:

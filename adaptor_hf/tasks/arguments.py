@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..configs import read_words
+from ..configuration_adaptor import AdaptorConfig
 from ..data.labels import LABEL_POLICIES
 from ..data.reading import Reading
 from ..data.table_arguments import (
@@ -29,6 +30,8 @@ from ..options.fields import HIDDEN, NAMED_PATH, OPEN, PATH, option, path_values
 from ..options.parser import OptionParser
 from ..options.recipe import split_recipe
 from ..privacy.mode import PRIVACY, PrivacyArguments, is_private
+from ..random_specs_adaptor import PREFIX, is_random, is_same_network
+from ..tower_specs_adaptor import partial_spec
 from ..towers.references import tower_reference, weights_asked_for
 from .prompts import list_prompt_sets
 from .protocols import PROTOCOLS, get_protocol, get_segmentation_protocol
@@ -320,7 +323,8 @@ def pairs_of(items: list[str]) -> dict[str, str]:
 
 def named_tower(arguments: DownstreamArguments, kind: str) -> Any:
     """
-    The vision or text tower of the options, as `build_cache` takes it; None for that of the checkpoint.
+    The vision or text tower of the options, as `build_cache` takes it; None for that of the checkpoint. Random weights
+    are drawn from `--init_seed`, else as the checkpoint's own tower was where that is the same network.
 
     Raises:
         OSError, ValueError: there is no such tower, or its options do not go with it.
@@ -328,7 +332,13 @@ def named_tower(arguments: DownstreamArguments, kind: str) -> Any:
     names = (arguments.vision_tower, arguments.text_tower)
     weights = weights_asked_for(*names, arguments.init_seed, arguments.text_tokenizer)[kind]
     name = names[kind == "text"]
-    return None if name is None else tower_reference(kind, name, **weights)
+    if name is None:
+        return None
+    if name.startswith(PREFIX) and arguments.init_seed is None:
+        own = getattr(AdaptorConfig.from_pretrained(arguments.model), f"{kind}_tower")
+        if is_random(own) and is_same_network(partial_spec(kind, name, None, None, **weights), own):
+            weights = weights | {"init_seed": own["init_seed"]}
+    return tower_reference(kind, name, **weights)
 
 
 def path_arguments(arguments: DownstreamArguments) -> list[str]:

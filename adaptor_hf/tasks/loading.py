@@ -281,7 +281,7 @@ def load_adaptor(arguments: DownstreamArguments) -> AdaptorModel:
     for name in asked:
         if asked[name] is not None:
             setattr(model, name, None)
-    reference = arguments.vision_tower or model.config.vision_tower
+    reference = named_tower(arguments, "vision") or model.config.vision_tower
     if model.vision_model is None and (arguments.vision_tower is not None or is_trained(reference)):
         # A head that is saved then names this tower, not the one of the checkpoint.
         model.attach_towers(load_vision_tower(reference))

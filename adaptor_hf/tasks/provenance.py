@@ -10,8 +10,10 @@ from weakref import WeakKeyDictionary
 from ..data.catalog import share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE, place_of_tower
-from ..random_specs_adaptor import is_random
+from ..random_specs_adaptor import PREFIX, config_digest, is_random
+from ..towers import TOWER_PRESETS
 from ..towers.terms import UNKNOWN
+from ..towers.words import describe_layers, describe_training
 from ..towers_adaptor import TextTower, VisionTower, tower_digest
 
 _digests: WeakKeyDictionary = WeakKeyDictionary()
@@ -77,9 +79,10 @@ def _pretraining_names(dataset: str) -> set[str]:
 def tower_name(spec: dict[str, Any] | None) -> str | None:
     """
     What results call a tower: its preset or hub id; of a local folder its last part alone; of random weights
-    with their seed. With ", RGB" or
-    ", voi_lut" or the like where images were read so (`Reading`): other pixels are another run. A trained tower has the
-    name of the one that it started as, how it was trained, and 8 hex digits of its weights.
+    with their seed, and where their configuration is no preset's or timm's with 8 hex digits of its digest. Of one that
+    was cut, or whose tokens are of other layers than the last, it says which. With ", RGB" or ", voi_lut" or the like
+    where images were read so (`Reading`): other pixels are another run. A trained tower has the name of the one that it
+    started as, how it was trained, and 8 hex digits of its weights.
     """
     if spec is None:
         return None
@@ -90,18 +93,21 @@ def tower_name(spec: dict[str, Any] | None) -> str | None:
     parts = (
         name,
         f"init_seed={base['init_seed']}" if base.get("init_seed") is not None else "",
-        describe_training(spec.get("trained")),
+        _config_digest(spec),
+        describe_layers(spec),
+        "" if spec.get("trained") is None else describe_training(spec["trained"]),
         weights and f"weights {weights}",
         Reading.of_spec(spec).label,
     )
     return ", ".join(part for part in parts if part)
 
 
-def describe_training(trained: str | int | None) -> str:
-    """How a tower was trained here, for its name; "" of a frozen one."""
-    if trained is None:
+def _config_digest(spec: Mapping[str, Any]) -> str:
+    """Of random weights of a configuration of the user's, 8 hex digits of it: a folder's name may be another's."""
+    name = str(spec.get("name_or_path")).removeprefix(PREFIX)
+    if not is_random(dict(spec)) or name in TOWER_PRESETS or name.startswith("timm:"):
         return ""
-    return "LoRA" if trained == "lora" else "trained" if trained == "full" else f"last {trained} blocks trained"
+    return f"config {config_digest(dict(spec))[:8]}"
 
 
 def input_size(spec: dict[str, Any] | None) -> int | None:

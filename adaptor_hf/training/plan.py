@@ -18,6 +18,7 @@ from ..evaluation.retrieval import chance_retrieval
 from ..privacy.mode import is_private
 from ..random_specs_adaptor import describe_random, is_random
 from ..towers.check import is_on_this_machine
+from ..towers.words import describe_layers, describe_training
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import tower_references
 from .pairs import TrainingPairs
@@ -166,22 +167,16 @@ def _towers(data: DataArguments, model: ModelArguments) -> str:
     for kind, reference in tower_references(data, model).items():
         kind = kind.partition("_")[0]
         name = named[kind]
+        cut = f"; {layers}" if isinstance(reference, dict) and (layers := describe_layers(reference)) else ""
+        trains = f"{cut}; {describe_training(model.trainable.get(kind), before=True)}" if model.trainable else cut
         if isinstance(reference, dict) and is_random(reference):
-            said.append(f"{reference['name_or_path']} ({kind}; {describe_random(reference)})")
+            said.append(f"{reference['name_or_path']} ({kind}{trains}; {describe_random(reference)})")
             continue
         shown = Path(name).name if is_private() or Path(name).is_dir() else name
         here = is_on_this_machine(kind, name)
-        trains = f"; {describe_training(model.trainable.get(kind))}" if model.trainable else ""
         place = "on this machine" if here else "not on this machine yet: it is downloaded"
         said.append(f"{shown} ({kind}{trains}; {place})")
     return ", ".join(said)
-
-
-def describe_training(trainable: str | int | None) -> str:
-    """Of one tower what of it trains."""
-    if isinstance(trainable, int):
-        return f"its last {trainable} blocks train" if trainable > 1 else "its last block trains"
-    return {"full": "all of it trains", "lora": "LoRA in it trains"}.get(trainable, "frozen")
 
 
 def describe_live(plan: Plan, model: ModelArguments, training: AdaptorTrainingArguments) -> list[str]:

@@ -19,7 +19,6 @@ from ..evaluation.controls import CONTROLS
 from ..evaluation.results import RETRIEVAL_FILE
 from ..files import write_aside
 from ..hub import write_model_card
-from ..hub.model_card import describe_training
 from ..hub.trained_card import complete_towers
 from ..image_processing_adaptor import processor_of_tower
 from ..markdown import table_row, table_rule
@@ -27,6 +26,7 @@ from ..modeling_adaptor import AdaptorModel
 from ..objectives import AdaptorObjective, Objective
 from ..privacy.mode import is_private
 from ..processing_adaptor import AdaptorProcessor
+from ..towers.words import describe_training
 from ..towers_adaptor import load_text_processor
 from .arguments import AdaptorTrainingArguments
 from .controls import (
@@ -132,8 +132,10 @@ def report_run(
         print(f"\nRetrieval on the {evaluated_on} split ({len(views[evaluated_on]):,} pairs):\n\n{table}\n")
         if of_sources:
             print(f"Each source among its own images and texts:\n\n{format_sources(of_sources)}\n")
-    shown = ({} if towers is None else card_of_training(towers, arguments)) | card_arguments(arguments, objective)
-    complete_towers(arguments.output_dir, shown)
+    kinds = () if towers is None else tuple(towers.trainable)
+    told = card_arguments(arguments, objective)
+    shown = (card_of_training(towers, arguments, *kinds) if kinds else {}) | told
+    complete_towers(arguments.output_dir, {kind: card_of_training(towers, arguments, kind) | told for kind in kinds})
     return write_model_card(
         arguments.output_dir,
         # A folder may be named after anything.
@@ -167,12 +169,16 @@ def note_on_frozen_towers(controls: bool) -> str:
     )
 
 
-def card_of_training(towers: TrainedTowers, arguments: AdaptorTrainingArguments) -> dict[str, str]:
-    """Rows of a card on how towers trained."""
-    rows = {f"{kind} tower": describe_training(how) for kind, how in towers.trainable.items()}
+def card_of_training(towers: TrainedTowers, arguments: AdaptorTrainingArguments, *kinds: str) -> dict[str, str]:
+    """Rows of a card on how towers of these kinds trained."""
+    trainable = {kind: towers.trainable[kind] for kind in kinds}
+    rows = {f"{kind} tower": describe_training(how) for kind, how in trainable.items()}
+    others = {"image_recipe": "vision" not in kinds, "sentence_recipe": "text" not in kinds}
+    others |= dict.fromkeys(("lora_rank", "merge_lora"), "lora" not in trainable.values())
+    options = {name: value for name, value in towers.options.items() if not others.get(name)}
     rate = arguments.tower_learning_rate
     rows["tower_learning_rate"] = str(arguments.learning_rate if rate is None else rate)
-    return rows | {"layer_decay": str(arguments.layer_decay)} | towers.options
+    return rows | {"layer_decay": str(arguments.layer_decay)} | options
 
 
 def retrieval_of_sources(model: AdaptorModel, view: "EmbeddingCache") -> dict[str, RetrievalResult]:

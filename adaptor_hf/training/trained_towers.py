@@ -13,10 +13,10 @@ from ..embeddings.place import place_of_cache
 from ..embeddings.ranks import Ranks
 from ..embeddings.table_rows import rows_of_table
 from ..files import file_sha256
-from ..hub.model_card import describe_training
 from ..modeling_adaptor import AdaptorModel
 from ..privacy.mode import is_private
 from ..tower_training_adaptor import merge_lora
+from ..towers.words import describe_training
 from ..towers_adaptor import load_text_tower, load_vision_tower
 from .arguments import AdaptorTrainingArguments
 from .pair_cache import embedding_options, tower_references
