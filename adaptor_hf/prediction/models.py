@@ -93,7 +93,7 @@ def load_model(arguments: PredictionArguments, table: TableArguments, device: st
             f"{missing[0]}. They would be random numbers. Save the model again with save_pretrained."
         )
     processor = _processor(arguments.model, config)
-    names = {int(number): str(name) for number, name in config.id2label.items()}
+    names = _class_names(arguments.model, config, kind)
     found = Loaded(kind, model, processor, _reading(processor, table), names)
     if kind == CLASSIFICATION:
         found.scale = _scale_of(config)
@@ -152,6 +152,18 @@ def _kind(arguments: PredictionArguments, config: PretrainedConfig) -> str:
     return known[name]
 
 
+def _class_names(place: str, config: PretrainedConfig, kind: str) -> dict[int, str]:
+    """By number and in its order, which is that of the scores: a file may list them in another, as "10" before "2"."""
+    names = {int(number): str(name) for number, name in config.id2label.items()}
+    # Detectors skip numbers.
+    if kind in (CLASSIFICATION, SEGMENTATION) and set(names) != set(range(len(names))):
+        raise ValueError(
+            f"--model {place}: id2label of its config.json numbers {len(names)} classes, and not from 0 to "
+            f"{len(names) - 1}: which score is whose is not known. Number them anew."
+        )
+    return dict(sorted(names.items()))
+
+
 def _processor(place: str, config: PretrainedConfig) -> Any:
     folder, tower = Path(place), getattr(config, "vision_tower", None)
     written = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
@@ -180,7 +192,14 @@ def _reading(processor: Any, table: TableArguments) -> dict[str, Any]:
 
 
 def _scale_of(config: PretrainedConfig) -> str:
-    """As transformers' pipeline chooses."""
+    """
+    As transformers' pipeline chooses.
+
+    Raises:
+        ValueError: a model that predicts numbers and no classes.
+    """
+    if config.problem_type == "regression":
+        raise ValueError('--model predicts numbers (problem_type "regression"), and no classes. Use its pipeline.')
     if config.problem_type == "multi_label_classification" or config.num_labels == 1:
         return "sigmoid"
     return "softmax"
@@ -223,8 +242,9 @@ def _text_features(model: AdaptorModel, texts: Sequence[str]) -> torch.Tensor:
 
 
 def _digest(loaded: Loaded) -> str:
-    """Over weights, towers among them, image processing, and names and texts of the classes."""
+    """Over weights and configurations, towers among them, processing, and names and texts of the classes."""
     found = xxhash.xxh3_128()
+    found.update(json.dumps(_configuration(loaded), sort_keys=True, default=str).encode())
     for name, value in sorted(loaded.model.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -232,6 +252,30 @@ def _digest(loaded: Loaded) -> str:
     rest = [processing, loaded.reading, sorted(loaded.names.items()), loaded.scale, loaded.texts]
     found.update(json.dumps(rest, sort_keys=True, default=str).encode())
     return found.hexdigest()
+
+
+def _configuration(loaded: Loaded) -> list[Any]:
+    """What is no weight and decides what they compute, without places, which a model may change."""
+    model, found = loaded.model.base_model, [_without_places(loaded.model.config.to_dict())]
+    for tower in filter(None, (getattr(model, "vision_model", None), getattr(model, "text_model", None))):
+        spec = getattr(tower, "spec", None)
+        if spec is None:
+            continue
+        found += [_without_places(spec), _without_places(tower.config.to_dict()) if tower.config is not None else None]
+        if loaded.kind == ZERO_SHOT and spec["kind"] == "text":
+            backend = getattr(tower.processor, "backend_tokenizer", None)
+            found.append(tower.processor.get_vocab() if backend is None else backend.to_str())
+    return found
+
+
+def _without_places(fields: dict[str, Any]) -> dict[str, Any]:
+    kept = {str(name): value for name, value in fields.items()}
+    kept = {name: value for name, value in kept.items() if name not in _NOT_COMPUTED and not name.startswith("_")}
+    return {name: _without_places(value) if isinstance(value, dict) else value for name, value in kept.items()}
+
+
+_NOT_COMPUTED = ("name_or_path", "revision", "subfolder", "tokenizer", "transformers_version", "auto_map", "dtype",
+                 "torch_dtype", "tested", "preset", "split_rule", "data_terms", "license")  # fmt: skip
 
 
 __all__ = ["CLASSIFICATION", "DETECTION", "SEGMENTATION", "ZERO_SHOT", "Loaded", "load_model"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,19 @@ class Parts:
         starts = range(0, rows, PART_ROWS)
         self.rows = [range(start, min(start + PART_ROWS, rows)) for start in starts]
 
-    def missing(self) -> list[int]:
-        """Numbers of the parts that are not there, or damaged, which is said."""
-        return [number for number in range(len(self.rows)) if self._lines(number) is None]
+    def missing(self, is_whole: Callable[[range, list[dict[str, Any]]], bool] = lambda rows, lines: True) -> list[int]:
+        """
+        Numbers of the parts that are not there, or damaged, which is said.
+
+        Args:
+            is_whole (`Callable`): Of a part's rows and lines, whether what was written beside it is there.
+        """
+        found = []
+        for number, rows in enumerate(self.rows):
+            lines = self._lines(number)
+            if lines is None or not is_whole(rows, [parse_json(line) for line in lines]):
+                found.append(number)
+        return found
 
     def write(self, number: int, lines: Sequence[dict[str, Any]]) -> None:
         """

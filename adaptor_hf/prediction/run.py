@@ -31,9 +31,12 @@ from .writing import (
     FAULTS,
     MASKS,
     PREDICTIONS,
+    content_digest,
     faults_in_words,
     mask_name,
     mask_png,
+    masks_are_there,
+    masks_digest,
     write_results,
     written_digests,
 )
@@ -97,11 +100,14 @@ def _predict(
         "version": VERSION, "model": loaded.digest, "images": images.digest(), "threshold": arguments.threshold,
         "dtype": arguments.dtype, "private_key": key_name(),
     })  # fmt: skip
+    # Each process has listed the images and loaded the model itself.
+    own = plan | {"model": loaded.digest, "images": images.digest()}
+    ranks.together(lambda: _check_same(plan, own), "the prediction")
     earlier = ranks.on_main(lambda: _prepare(output_dir, plan, arguments.overwrite))
     if earlier is not None:
         return earlier | {"computed": 0}
     parts = Parts(output_dir, content_sha256(plan), len(images))
-    missing = ranks.on_main(parts.missing)
+    missing = ranks.on_main(lambda: parts.missing(lambda rows, lines: masks_are_there(output_dir, images, rows, lines)))
     ranks.together(lambda: _compute(arguments, loaded, images, parts, missing, ranks), "the prediction")
 
     def finish() -> dict[str, Any]:
@@ -110,6 +116,12 @@ def _predict(
                 "Files of images were changed while they were read: what was predicted is not of what is there now. "
                 "Run the same command with --overwrite when they stay as they are."
             )
+        for rows, lines in parts.read():
+            if not masks_are_there(output_dir, images, rows, lines):
+                raise ValueError(
+                    f"A mask of the rows {rows.start} to {rows.stop - 1} was changed after it was written. Run the "
+                    "same command again: these rows are computed again, all others are kept."
+                )
         counts = write_results(output_dir, images, loaded, parts, arguments.threshold)
         record = {
             "plan": plan,
@@ -125,6 +137,7 @@ def _predict(
             "machine": {"device": str(device), "processes": ranks.world, "threads": torch.get_num_threads()},
             "seconds": round(time.time() - started, 1),
             "files": written_digests(output_dir),
+            "masks": masks_digest(output_dir),
         }
         write_aside(output_dir / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         parts.remove()
@@ -167,6 +180,15 @@ def _check_folder(output_dir: Path) -> None:
         )
 
 
+def _check_same(plan: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raise ValueError where this process has found other images or another model than the first one."""
+    if different := [_DIFFERENT[name] for name in plan if plan[name] != own[name]]:
+        raise ValueError(
+            f"The processes have found different things: {', '.join(different)}. Files changed, or arrived, while they "
+            "started: run the command again when they stay as they are."
+        )
+
+
 def _prepare(output_dir: Path, plan: dict[str, Any], overwrite: bool) -> dict[str, Any] | None:
     """
     Write the plan, or see that it is the one that is there.
@@ -184,7 +206,10 @@ def _prepare(output_dir: Path, plan: dict[str, Any], overwrite: bool) -> dict[st
                 f"else: {whats}. Choose another --output_dir, or pass --overwrite, which deletes what is there."
             )
         if begun is None:
-            if changed := differences(output_dir, record["files"], RECORD):
+            changed = differences(output_dir, record["files"], RECORD)
+            if not changed and record.get("masks") != masks_digest(output_dir):
+                changed = [f"{MASKS}: a mask is missing, new or changed."]
+            if changed:
                 raise ValueError(
                     f"--output_dir {output_dir} holds this prediction, finished, and its files were changed since: "
                     f"{changed[0]} Pass --overwrite to make them anew."
@@ -207,10 +232,12 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _remove(output_dir: Path) -> None:
-    for name in (PREDICTIONS, FAULTS, BOXES, RECORD):
+    # What says whose they are goes last: a kill in between leaves a prediction, and no folder of somebody else.
+    for name in (PREDICTIONS, FAULTS, BOXES):
         (output_dir / name).unlink(missing_ok=True)
-    for name in (MASKS, FOLDER):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
+    shutil.rmtree(output_dir / MASKS, ignore_errors=True)
+    (output_dir / RECORD).unlink(missing_ok=True)
+    shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
 
 
 def _compute(
@@ -253,7 +280,8 @@ def _lines(
         for row, named in zip(rows, images.named(rows.start, rows.stop), strict=True):
             if row in scored:
                 content = mask_png(scored[row].mask, len(loaded.names))
-                write_aside(masks / mask_name(named["source_row"], named["image_id"]), content)
+                write_aside(masks / mask_name(named["source_row"], named["image_id"]), content, sync=True)
+                scored[row].values["mask"] = content_digest(content)
     return [scored[row].values if row in scored else {"fault": faults[row]} for row in rows]
 
 

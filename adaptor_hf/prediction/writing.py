@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 from PIL import Image
 
 from ..data.folder_walk import stem
@@ -112,6 +113,33 @@ def written_digests(output_dir: Path) -> dict[str, str]:
             if (output_dir / name).is_file()}  # fmt: skip
 
 
+def content_digest(content: bytes) -> str:
+    """32 hex digits of a mask's file."""
+    return xxhash.xxh3_128_hexdigest(content)
+
+
+def masks_are_there(output_dir: Path, images: Images, rows: range, lines: list[dict[str, Any]]) -> bool:
+    """Whether each mask of a part is the file that was written with it; True where there are none."""
+    for named, line in zip(images.named(rows.start, rows.stop), lines, strict=True):
+        if "mask" not in line:
+            continue
+        path = output_dir / MASKS / mask_name(named["source_row"], named["image_id"])
+        if not path.is_file() or content_digest(path.read_bytes()) != line["mask"]:
+            return False
+    return True
+
+
+def masks_digest(output_dir: Path) -> str | None:
+    """32 hex digits over names and content of all masks; None without a folder of them."""
+    folder = output_dir / MASKS
+    if not folder.is_dir():
+        return None
+    found = xxhash.xxh3_128()
+    for path in sorted(folder.iterdir()):
+        found.update(f"{path.name} {content_digest(path.read_bytes())}\n".encode())
+    return found.hexdigest()
+
+
 def _named_lines(images: Images, parts: Parts) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     for rows, lines in parts.read():
         yield from zip(images.named(rows.start, rows.stop), lines, strict=True)
@@ -171,9 +199,12 @@ __all__ = [
     "FAULTS",
     "MASKS",
     "PREDICTIONS",
+    "content_digest",
     "faults_in_words",
     "mask_name",
     "mask_png",
+    "masks_are_there",
+    "masks_digest",
     "write_results",
     "written_digests",
 ]
