@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForImageClassification,
     AutoModelForObjectDetection,
     AutoModelForSemanticSegmentation,
+    PretrainedConfig,
     pipeline,
 )
 
@@ -29,6 +30,7 @@ from adaptor_hf.pipelines import (
     AdaptorZeroShotImageClassificationPipeline,
 )
 from adaptor_hf.prediction.arguments import PredictionArguments
+from adaptor_hf.prediction.models import _scale_of
 from adaptor_hf.prediction.run import predict
 
 TOLERANCE = 1e-6
@@ -114,6 +116,28 @@ class TestClassification:
         several = config.get("problem_type") or len(names) == 1
         expected = logits.sigmoid() if several else logits.softmax(-1)
         np.testing.assert_allclose(found, expected.numpy(), atol=TOLERANCE, rtol=0)
+
+    def test_scores_stand_under_their_classes_in_whatever_order_a_file_lists_them(self, checkpoint, pictures, tmp_path):
+        names = [f"c{number:02}" for number in range(12)]
+        model = save_head("classification", checkpoint, tmp_path / "model", id2label=dict(enumerate(names)))
+        config = json.loads((model / "config.json").read_text())
+        # As many a config.json of the Hub: "10" and "11" stand before "2".
+        config["id2label"] = {number: config["id2label"][number] for number in sorted(config["id2label"])}
+        (model / "config.json").write_text(json.dumps(config))
+        rows = run(model, tmp_path / "out", image_folder=pictures)
+        call = pipeline("image-classification", model=str(model), pipeline_class=AdaptorImageClassificationPipeline)
+        for row, mine in zip(rows, scores_of(rows, names), strict=True):
+            theirs = {one["label"]: one["score"] for one in call(str(pictures / row["image_id"]), top_k=12)}
+            np.testing.assert_allclose(mine, [theirs[name] for name in names], atol=TOLERANCE, rtol=0)
+
+    def test_what_predicts_no_classes_or_numbers_them_otherwise_is_refused(self, checkpoint, pictures, tmp_path):
+        model = save_head("classification", checkpoint, tmp_path / "model", id2label={0: "a", 1: "b"})
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"id2label": {"1": "a", "2": "b"}}))
+        with pytest.raises(ValueError, match="not from 0 to 1"):
+            run(model, tmp_path / "out", image_folder=pictures)
+        with pytest.raises(ValueError, match="predicts numbers"):
+            _scale_of(PretrainedConfig(problem_type="regression"))
 
     def test_the_size_of_a_batch_and_workers_change_nothing_and_half_precision_little(
         self, classifier, pictures, tmp_path

@@ -188,6 +188,59 @@ class TestChanged:
         save_file(weights, tower / "model.safetensors", {"format": "pt"})
         assert load_model(arguments, TableArguments(), "cpu").digest != first
 
+    def test_the_same_weights_under_another_configuration_are_another_model(self, models, folder, tmp_path, capsys):
+        model = Path(shutil.copytree(models["classification"], tmp_path / "model"))
+        words = command(model, tmp_path / "out", image_folder=folder)
+        assert main(words) == 0
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.1}))
+        assert main(words) == 1
+        assert "something else: the model" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("finished", [True, False])
+    def test_a_mask_that_is_gone_or_changed_is_seen(
+        self, finished, models, folder, tmp_path, capsys, monkeypatch, small_parts
+    ):
+        words = command(models["segmentation"], tmp_path / "out", image_folder=folder)
+        if not finished:
+            monkeypatch.setattr(run_module, "write_results", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                main(words)
+            monkeypatch.undo()
+            monkeypatch.setattr(parts_module, "PART_ROWS", 2)
+        else:
+            assert main(words) == 0
+        whole = {path.name: path.read_bytes() for path in (tmp_path / "out" / "masks").iterdir()}
+        first, second, *_ = sorted((tmp_path / "out" / "masks").iterdir())
+        first.unlink()
+        second.write_bytes(b"nothing")
+        assert main(words) == (1 if finished else 0)
+        if finished:
+            assert "a mask is missing, new or changed" in capsys.readouterr().err
+        else:
+            assert {path.name: path.read_bytes() for path in (tmp_path / "out" / "masks").iterdir()} == whole
+
+    def test_processes_that_list_other_images_or_load_another_model_are_refused(self):
+        plan = {"model": "a", "images": "b", "threshold": None}
+        run_module._check_same(plan, dict(plan))
+        with pytest.raises(ValueError, match="found different things: the images"):
+            run_module._check_same(plan, plan | {"images": "c"})
+
+    def test_a_kill_while_an_older_one_is_deleted_leaves_one_that_can_be_deleted(
+        self, models, folder, tmp_path, monkeypatch
+    ):
+        words = command(models["segmentation"], tmp_path / "out", image_folder=folder)
+        assert main(words) == 0
+        monkeypatch.setattr(shutil, "rmtree", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            main([*words, "--overwrite"])
+        monkeypatch.undo()
+        assert main([*words, "--overwrite"]) == 0
+
+
+def stopped(*arguments, **options) -> None:
+    raise KeyboardInterrupt
+
 
 class TestFaults:
     def test_unreadable_images_are_listed_and_the_others_predicted(self, models, folder, tmp_path, caplog):
