@@ -69,7 +69,10 @@ class _Tensor(NamedTuple):
     stride: tuple[int, ...]
 
 
-def _rebuild_tensor(storage, offset, size, stride, *_) -> _Tensor:
+def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> _Tensor:
+    if metadata:
+        # Such as the bit that says that all signs are turned.
+        raise ValueError("a tensor has metadata, which change its numbers")
     return _Tensor(storage, offset, size, stride)
 
 
@@ -141,7 +144,7 @@ def read_pickled_weights(path: str | os.PathLike) -> dict[str, torch.Tensor]:
             "you trust it as it is, save its state_dict() with torch.save where it can be loaded, and take that."
         ) from None
     except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, struct.error,
-            zipfile.BadZipFile, RuntimeError, RecursionError, OverflowError) as error:  # fmt: skip
+            zipfile.BadZipFile, RuntimeError, RecursionError, OverflowError, MemoryError) as error:  # fmt: skip
         raise ValueError(
             f"{name} is no whole file of torch.save ({type(error).__name__}). Download the file again."
         ) from error

@@ -185,8 +185,8 @@ def _timm(spec: dict[str, Any], seed: int) -> nn.Module:
     _check_sizes(spec["name_or_path"], arguments)
     with _seeded(seed):
         network = timm.create_model(name, pretrained=False, num_classes=0, **arguments)
-    # transformers' wrapper draws weights by a rule of its own; timm's are put over them.
-    model = TimmWrapperModel(TimmWrapperConfig(architecture=name, model_args=arguments or None))
+        # transformers' wrapper draws weights by a rule of its own; timm's are put over them.
+        model = TimmWrapperModel(TimmWrapperConfig(architecture=name, model_args=arguments or None))
     model.timm_model.load_state_dict(network.state_dict())
     return model
 

@@ -122,6 +122,12 @@ def set_lora(network: nn.Module, folder: str | os.PathLike) -> None:
             f"{ADAPTER_WEIGHTS} in {os.path.basename(folder)} holds {len(state)} low-rank weights, and the tower has "
             f"{len(own)}, of which {len(own & set(state))} are the same. It is of another tower."
         )
+    shapes = {name.replace(".default.", "."): value.shape for name, value in network.state_dict().items()}
+    if other := [name for name, value in state.items() if value.shape != shapes[name]]:
+        raise ValueError(
+            f"{ADAPTER_WEIGHTS} in {os.path.basename(folder)} holds low-rank weights of another rank or width: "
+            f"{other[0]} is {tuple(state[other[0]].shape)}, the tower's {tuple(shapes[other[0]])}."
+        )
     set_peft_model_state_dict(network, state)
 
 
@@ -327,6 +333,9 @@ def plain_image_processor(fields: dict[str, Any]):
 def _written_aside(folder: str):
     """A new folder beside `folder`, which takes its place when the block ends without an error."""
     aside, older = f"{folder}.partial", f"{folder}.older"
+    if os.path.isdir(older) and not os.path.isdir(folder):
+        # A kill came between the two renames.
+        os.rename(older, folder)
     for leftover in (aside, older):
         shutil.rmtree(leftover, ignore_errors=True)
     os.makedirs(aside)
@@ -337,6 +346,8 @@ def _written_aside(folder: str):
         os.rename(aside, folder)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
+        if os.path.isdir(older) and not os.path.isdir(folder):
+            os.rename(older, folder)
         raise
     shutil.rmtree(older, ignore_errors=True)
 

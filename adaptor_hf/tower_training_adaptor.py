@@ -163,6 +163,11 @@ def set_trainable(tower: nn.Module, trainable: str | int, lora_rank: int = 8) ->
         )
     if trainable == LORA and not has_lora(tower):
         inject_lora(tower.model, _lora_config(tower, lora_rank))
+    elif trainable == LORA and (rank := lora_rank_of(tower)) != lora_rank:
+        raise ValueError(
+            f"tower {name!r} has low-rank weights of rank {rank} already, and {lora_rank} was asked for. Give "
+            f"lora_rank={rank}, or merge them first (merge_lora)."
+        )
     if trainable != FROZEN:
         _note_trained(tower, trainable)
     for name, parameter in tower.named_parameters():
@@ -216,6 +221,11 @@ def _is_quantised(tower: nn.Module) -> bool:
 def has_lora(tower: nn.Module) -> bool:
     """Whether there are low-rank weights in a tower that are not merged."""
     return any(".lora_" in name for name, _ in tower.named_parameters())
+
+
+def lora_rank_of(tower: nn.Module) -> int | None:
+    """Rank of a tower's low-rank weights; None without any."""
+    return next((value.shape[0] for name, value in tower.named_parameters() if ".lora_A." in name), None)
 
 
 def _lora_config(tower: nn.Module, rank: int):
@@ -304,6 +314,7 @@ __all__ = [
     "base_of",
     "has_lora",
     "inject_lora",
+    "lora_rank_of",
     "merge_lora",
     "merged_state",
     "number_of_blocks",

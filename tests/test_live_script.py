@@ -29,7 +29,7 @@ from adaptor_hf.evaluation import retrieval_metrics
 from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.towers import load_text_tower, load_vision_tower
 from adaptor_hf.training import AdaptorTrainer
-from adaptor_hf.training.script_arguments import check_together, parse_arguments
+from adaptor_hf.training.script_arguments import check_together, check_trained_towers, parse_arguments
 
 FORK = multiprocessing.get_context("fork")
 LIVE = {
@@ -195,8 +195,8 @@ def test_without_controls_it_says_that_the_gain_is_not_shown_and_lora_is_merged_
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train_vision_tower": "all"}, "--train_vision_tower all: what trains of a tower is frozen, lora, full or"),
-        ({"train_text_tower": "0"}, "--train_text_tower 0: "),
+        ({"train_vision_tower": "all"}, "--train_vision_tower: what trains of a tower is frozen, lora, full or"),
+        ({"train_text_tower": "0"}, "--train_text_tower: what trains"),
         ({"merge_lora": True, "train_vision_tower": "full"}, "--merge_lora would have no effect"),
         ({"lora_rank": 4}, "--lora_rank would have no effect"),
         ({"lora_rank": 0, "train_vision_tower": "lora"}, "--lora_rank is at least 1"),
@@ -363,3 +363,13 @@ def test_two_processes_train_a_tower_on_two_sources_as_one_does(rows, tiny_dinov
     assert list(scores[0]["sources"]) == list(scores[1]["sources"]) == ["one", "two"]
     assert scores[1]["metrics"]["mean_recall"] == pytest.approx(scores[0]["metrics"]["mean_recall"], abs=0.1)
     assert record(outputs[1])["machine"]["processes"] == 2
+
+
+@pytest.mark.parametrize(
+    "words", [["--image_tokens", "2"], ["--image_store", "store"], ["--views", "2", "--view_seed", "3"]]
+)
+def test_what_a_cache_would_keep_otherwise_than_the_tower_reads_is_refused(words):
+    given = ["--train_file", "a.csv", "--vision_tower", "lite0", "--text_tower", "minilm", "--output_dir", "o"]
+    groups = parse_arguments([*given, "--train_vision_tower", "2", *words])
+    with pytest.raises(ValueError, match=f"{words[-2]}.* with --train_vision_tower"):
+        check_trained_towers(groups[0], groups[1], groups[3])

@@ -479,3 +479,9 @@ class TestModels:
             assert cache.vision_spec["init_seed"] == seed
         assert keys[0] == keys[1]
         assert not set(keys[0]) & set(keys[2])
+
+
+def test_the_global_generator_stays_where_it_was():
+    before = torch.get_rng_state()
+    load_vision_tower("random:timm:resnet10t")
+    assert torch.equal(torch.get_rng_state(), before)

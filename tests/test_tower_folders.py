@@ -17,7 +17,7 @@ from trained_tower import RESNET, SMALL, TEXT, VIT, inputs_of, moved, state_of, 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
 from without_package import WITHOUT_PACKAGE
 
-from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel
+from adaptor_hf import AdaptorConfig, AdaptorForImageClassification, AdaptorModel, tower_folders_adaptor
 from adaptor_hf.audit.facts import _model_facts
 from adaptor_hf.embeddings.keys import tower_identity
 from adaptor_hf.hub.model_card import describe_tower
@@ -665,3 +665,26 @@ def test_a_checkpoint_loads_without_the_package(names, how, tmp_path):
     torch.save({"pixels": PIXELS, "text": TEXT}, tmp_path / "inputs.pt")
     result = run_remote(REMOTE, tmp_path, tmp_path / "run")
     assert torch.equal(torch.cat([result["image"], result["text"]]), outputs(copy.deepcopy(model)))
+
+
+def test_a_rename_that_fails_leaves_the_tower_that_was_there(names, tmp_path, monkeypatch):
+    tower = trained(names, "dinov2")
+    save_tower(tower, tmp_path / "tower")
+    before, rename = load_vision_tower(str(tmp_path / "tower")), os.rename
+
+    def fail(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError("no room")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(OSError, match="no room"):
+        save_tower(tower, tmp_path / "tower")
+    assert torch.equal(vectors(load_vision_tower(str(tmp_path / "tower"))), vectors(before))
+    monkeypatch.undo()
+    # As a kill between the two renames leaves it: the older one is kept until the new one is whole.
+    os.rename(tmp_path / "tower", tmp_path / "tower.older")
+    monkeypatch.setattr(tower_folders_adaptor, "_save_network", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        save_tower(tower, tmp_path / "tower")
+    assert torch.equal(vectors(load_vision_tower(str(tmp_path / "tower"))), vectors(before))

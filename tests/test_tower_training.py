@@ -370,3 +370,11 @@ class TestGradientCheckpointing:
         model = AdaptorModel.from_towers(tower, None, **SMALL)
         model.gradient_checkpointing_enable()
         assert not tower.model.timm_model.grad_checkpointing
+
+
+def test_another_rank_than_that_of_low_rank_weights_that_are_there_is_refused(tiny_bert):
+    tower = load_text_tower(str(tiny_bert))
+    tower.set_trainable("lora", lora_rank=4)
+    tower.set_trainable("lora", lora_rank=4)
+    with pytest.raises(ValueError, match="of rank 4 already, and 8 was asked for"):
+        tower.set_trainable("lora", lora_rank=8)

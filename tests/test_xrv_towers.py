@@ -18,7 +18,8 @@ from torch import nn
 
 from adaptor_hf import xrv_towers_adaptor
 from adaptor_hf.pickled_modules_adaptor import read_pickled_weights
-from adaptor_hf.towers import list_towers, load_vision_tower
+from adaptor_hf.tasks.provenance import tower_saw
+from adaptor_hf.towers import TOWER_PRESETS, list_towers, load_vision_tower
 from adaptor_hf.towers.bundle import bundle_towers
 from adaptor_hf.towers.check import check_tower, is_on_this_machine
 from adaptor_hf.towers.xrv_presets import TRAINED_ON
@@ -494,3 +495,18 @@ def test_the_last_block_trains_alone(densenet, tmp_path):
     assert not any("running" in name or "num_batches" in name for name in moved)
     with pytest.raises(ValueError, match="full"):
         load_vision_tower(DENSE, cache_dir=tmp_path).set_trainable("lora")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_tensor_whose_signs_are_turned_by_a_bit_is_refused(zipped, tmp_path):
+    torch.save({"w": torch.ones(3)._neg_view()}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match="metadata"):
+        read_pickled_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("tower", "dataset", "saw"),
+    [("rsna", "nih_chestxray14", "yes"), ("nih", "rsna", "yes"), ("rsna", "siim", "unknown"), ("chex", "rsna", "no")],
+)
+def test_a_tower_has_seen_images_that_another_set_shares(tower, dataset, saw):
+    assert tower_saw(TOWER_PRESETS[f"densenet121-res224-{tower}"], dataset) == saw

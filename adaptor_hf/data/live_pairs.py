@@ -19,7 +19,7 @@ from .reading import Reading
 from .report_sentences import split_sentences
 from .sentence_recipes import augmented_text, check_sentence_recipe
 from .token_spans import SPANS, spans_of_text
-from .view_recipes import Recipe, view_recipe
+from .view_recipes import Recipe, recipe_name, view_recipe
 from .views import decoded_size, view_pixels
 
 # A tokenizer without a limit says 1e30.
@@ -124,6 +124,16 @@ class LivePairs(Dataset):
     def epoch(self) -> int:
         """The epoch that is read, from 0."""
         return int(self._epoch)
+
+    @property
+    def augmentation(self) -> dict[str, Any]:
+        """What makes its draws others: recipes, views and seed, by their names."""
+        recipes = {"image_recipe": self.recipe, "view_recipe": self.view_recipe if self.views else None}
+        keys = {
+            name: None if recipe is None else recipe_name(recipe.key) or str(recipe.key)
+            for name, recipe in recipes.items()
+        }
+        return keys | {"sentence_recipe": self.sentence_recipe, "views": self.views}
 
     def set_epoch(self, epoch: int) -> None:
         """Before the rows of an epoch are asked for: what is random is drawn anew. Workers that run already see it."""

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..data.folder_walk import stem
 from ..embeddings.faults import fault_counts
-from ..files import file_sha256, write_csv, written_aside
+from ..files import file_sha256, read_regular, write_csv, written_aside
 from ..privacy.mode import is_private, private_reason
 from .images import Images
 from .models import DETECTION, SEGMENTATION, Loaded
@@ -124,7 +124,7 @@ def masks_are_there(output_dir: Path, images: Images, rows: range, lines: list[d
         if "mask" not in line:
             continue
         path = output_dir / MASKS / mask_name(named["source_row"], named["image_id"])
-        if not path.is_file() or content_digest(path.read_bytes()) != line["mask"]:
+        if not path.is_file() or content_digest(read_regular(path)) != line["mask"]:
             return False
     return True
 
@@ -136,7 +136,7 @@ def masks_digest(output_dir: Path) -> str | None:
         return None
     found = xxhash.xxh3_128()
     for path in sorted(folder.iterdir()):
-        found.update(f"{path.name} {content_digest(path.read_bytes())}\n".encode())
+        found.update(f"{path.name} {content_digest(read_regular(path))}\n".encode())
     return found.hexdigest()
 
 

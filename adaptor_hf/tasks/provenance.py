@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..data.catalog import share_images, with_same_images
+from ..data.catalog import dataset_names, get_dataset, share_images, with_same_images
 from ..data.reading import Reading
 from ..data.training_rows import TOWER_FILE, place_of_tower
 from ..random_specs_adaptor import PREFIX, config_digest, is_random
@@ -60,6 +60,14 @@ def tower_saw(spec: dict[str, Any] | None, dataset: str) -> str:
     names = _pretraining_names(dataset)
     if seen & {dataset, *with_same_images(dataset), *names}:
         return "yes"
+    shared = [
+        name
+        for name in dataset_names()
+        if {name, get_dataset(name).pretraining_name} & seen and share_images(name, dataset)
+    ]
+    if shared:
+        # Of images of a third set in both, which ones is not declared.
+        return "yes" if any(dataset in with_same_images(name) for name in shared) else "unknown"
     if dataset.startswith("phantom") or is_random(spec):
         return "no"
     return "unknown" if not seen or not names or UNKNOWN in seen else "no"

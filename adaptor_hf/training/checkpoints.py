@@ -105,6 +105,9 @@ def replacing(folder: Path, main: bool = True) -> Iterator[Path]:
         remove_stale_towers(folder)
     finally:
         if main:
+            for path in replaced.iterdir() if replaced.is_dir() else ():
+                if not (folder / path.name).exists():
+                    os.replace(path, folder / path.name)
             shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -320,6 +320,17 @@ def check_trained_towers(data: DataArguments, model: ModelArguments, training: A
             "Give the table that it was built from, --train_file or --dataset, with --vision_tower and --text_tower; "
             "embeddings that are in --cache_dir are found again."
         )
+    if "vision" in model.trainable:
+        of_a_cache = {
+            "--image_store": data.image_store is not None,
+            f"--image_tokens {data.image_tokens}": data.image_tokens not in (None, "all"),
+            "--view_seed": data.view_seed != 0,
+        }
+        if names := [name for name, there in of_a_cache.items() if there]:
+            raise ValueError(
+                f"{' and '.join(names)} with --train_vision_tower: a cache would keep other images, tokens or views "
+                "than the tower trains on, which reads files. Leave it out (of tokens, all are taken)."
+            )
     if training.resident_data:
         raise ValueError(
             f"--resident_data is of embeddings: with {' and '.join(trained)} files are read. Leave it out."

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..files import read_json, write_aside
 from ..modeling_adaptor import AdaptorModel
 from ..tower_folders_adaptor import TOWER_FILE, load_tower_weights
+from ..tower_training_adaptor import lora_rank_of
 from .tower_rates import training_towers
 
 if TYPE_CHECKING:
@@ -25,38 +26,49 @@ def tower_folder(name: str) -> str:
     return name.replace("_model", "_tower")
 
 
-def what_trains(model: AdaptorModel, args: AdaptorTrainingArguments) -> dict[str, Any]:
-    """What of each tower trains, and the options that its optimizer's groups are made by; empty where none trains."""
+def what_trains(model: AdaptorModel, args: AdaptorTrainingArguments, dataset: Any = None) -> dict[str, Any]:
+    """
+    What of each tower trains, the options that its optimizer's groups are made by, and how the data set augments; empty
+    where none trains.
+    """
     towers = {tower_folder(name): tower.trainable for name, tower in training_towers(model).items()}
     if not towers:
         return {}
-    return towers | {"layer_decay": args.layer_decay, "tower_learning_rate": args.tower_learning_rate}
+    ranks = {f"lora_rank ({tower_folder(name)})": lora_rank_of(tower) for name, tower in training_towers(model).items()}
+    return (
+        towers
+        | {"layer_decay": args.layer_decay, "tower_learning_rate": args.tower_learning_rate}
+        | {name: rank for name, rank in ranks.items() if rank is not None}
+        | getattr(getattr(dataset, "live", dataset), "augmentation", {})
+    )
 
 
-def save_what_trains(model: AdaptorModel, args: AdaptorTrainingArguments, folder: Path) -> None:
+def save_what_trains(model: AdaptorModel, args: AdaptorTrainingArguments, folder: Path, dataset: Any = None) -> None:
     """Write `training_towers.json` where a tower trains."""
-    if found := what_trains(model, args):
+    if found := what_trains(model, args, dataset):
         write_aside(folder / TRAINING_TOWERS, json.dumps(found, indent=1))
 
 
-def check_same_towers(model: AdaptorModel, args: AdaptorTrainingArguments, checkpoint: Path) -> None:
+def check_same_towers(
+    model: AdaptorModel, args: AdaptorTrainingArguments, checkpoint: Path, dataset: Any = None
+) -> None:
     """
-    Check that a run resumes from a checkpoint of the same training towers.
+    Check that a run resumes from a checkpoint of the same training towers and the same augmentation.
 
     Raises:
         ValueError: naming what differs, and both values.
     """
     path = checkpoint / TRAINING_TOWERS
-    found, wanted = read_json(path) if path.is_file() else {}, what_trains(model, args)
+    found, wanted = read_json(path) if path.is_file() else {}, what_trains(model, args, dataset)
     if not isinstance(found, dict):
         raise ValueError(f"{TRAINING_TOWERS} of {checkpoint.name} is damaged: it holds no mapping. Copy it back.")
-    for name in sorted(found.keys() | wanted.keys()):
+    for name in sorted(found.keys() | wanted.keys(), key=lambda name: (name.startswith("lora_rank"), name)):
         absent = "frozen" if name.endswith("_tower") else "not given"
         of_checkpoint, of_run = (absent if one.get(name) is None else one[name] for one in (found, wanted))
         if of_checkpoint != of_run:
             raise ValueError(
                 f"{checkpoint.name} was written by a run with {name} {of_checkpoint}, this run has {of_run}. Resume "
-                "with the towers and rates of the checkpoint, or start another run in another --output_dir."
+                "with the towers, rates and recipes of the checkpoint, or start another run in another --output_dir."
             )
 
 

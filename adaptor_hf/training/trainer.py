@@ -311,7 +311,7 @@ class AdaptorTrainer(BaseTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         load_objective_state(self.objective, Path(resume_from_checkpoint))
-        check_same_towers(self.model, self.args, Path(resume_from_checkpoint))
+        check_same_towers(self.model, self.args, Path(resume_from_checkpoint), self.train_dataset)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_trained_towers(self.model, Path(resume_from_checkpoint))
 
@@ -410,7 +410,7 @@ class AdaptorTrainer(BaseTrainer):
             if self.args.should_save:
                 remove_code(folder)
                 save_objective(self.objective, unfinished(checkpoint))
-                save_what_trains(self.model, self.args, unfinished(checkpoint))
+                save_what_trains(self.model, self.args, unfinished(checkpoint), self.train_dataset)
             if not self.args.save_only_model:
                 self._save_optimizer_and_scheduler(folder)
                 self._save_scaler(folder)
