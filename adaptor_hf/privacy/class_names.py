@@ -15,21 +15,21 @@ logger = logging.getLogger(__name__)
 # Findings, devices, places, grades and words of yes and no, in English, German, Spanish and French; without accents.
 _FIELD = """
 a abnormal abnormalities abnormality absent acr acute aggressive air airspace and angle any aortic ap apical artifact
-asbestosis aspiration asthma atelectasia atelectasis atypical auffallig azygos bacteria bacterial basal base baseline
-bedside benign benigne benigno bi bilateral birads blastic bone borderline bronchiectasis bronchitis bullous c
-calcification calcified calcinosis cancer carcinoma cardiac cardiomediastinal cardiomediastinum cardiomegaly catheter
-cavitation cavity central chest chronic class clear clips collapse component congestion consolidacion consolidation
-copd covid covid19 cut cyst d definite degeneration density derrame deterioration device devices diaphragm diffuse
-disease distension drain duct e edema effusion elevated elevation emphysema empyema endotracheal enlarged enlargement
-epanchement erect erguss ergusse erkrankung eventration f false female few fibrosis finding findings fluid focal
-follow followup foreign fracture fractures frontal fungal gesund gesunde gold grad grade granuloma group hardware
-healthy heart hemithorax hemorrhage hernia hiatal hiatus high hilar hydropneumothorax hyperinflation i icd ii iii ild
-implant improved in inconclusive indeterminate infarct infected infection infiltrate infiltrates infiltration
-inflammation injury intermediate interstitial interval iv ja kein keine keiner kellgren kl klasse krank l laminar
-large lateral lawrence left lesion lesions leve level ligero likely line linear links lobar lobe loss low lower
-luftgefullt lung lungs lymph lymphadenopathy m male malign malignant maligne maligno mass masses mediastinal
-mediastinum medical medium metastases metastasis mid middle mild minimal mittel moderado moderate multiple n
-nasogastric neg negatif negativ negative negativo nein neoplasm neumonia neumotorax new no nodular nodule nodules
+asbestosis aspiration asthma atelectasia atelectasis atypical auffallig azygos background bacteria bacterial basal
+base baseline bedside benign benigne benigno bi bilateral birads blastic bone borderline bronchiectasis bronchitis
+bullous c calcification calcified calcinosis cancer carcinoma cardiac cardiomediastinal cardiomediastinum cardiomegaly
+catheter cavitation cavity central chest chronic class clear clips collapse component congestion consolidacion
+consolidation copd covid covid19 cut cyst d definite degeneration density derrame deterioration device devices
+diaphragm diffuse disease distension drain duct e edema effusion elevated elevation emphysema empyema endotracheal
+enlarged enlargement epanchement erect erguss ergusse erkrankung eventration f false female few fibrosis finding
+findings fluid focal follow followup foreign fracture fractures frontal fungal gesund gesunde gold grad grade
+granuloma group hardware healthy heart hemithorax hemorrhage hernia hiatal hiatus high hilar hydropneumothorax
+hyperinflation i icd ii iii ild implant improved in inconclusive indeterminate infarct infected infection infiltrate
+infiltrates infiltration inflammation injury intermediate interstitial interval iv ja kein keine keiner kellgren kl
+klasse krank l laminar large lateral lawrence left lesion lesions leve level ligero likely line linear links lobar
+lobe loss low lower luftgefullt lung lungs lymph lymphadenopathy m male malign malignant maligne maligno mass masses
+mediastinal mediastinum medical medium metastases metastasis mid middle mild minimal mittel moderado moderate multiple
+n nasogastric neg negatif negativ negative negativo nein neoplasm neumonia neumotorax new no nodular nodule nodules
 nodulo non none nonspecific normal normale normales not nothing o odema oedema of old on opacification opacities
 opacity or osseous osteoarthritis osteophyte other others otro otros oui p pa pacemaker parenchymal patchy
 pathological pathologique pathologisch pericardial perihilar peripheral picc plate pleuraerguss pleural pleurale
