@@ -17,6 +17,7 @@ from adaptor_hf import AdaptorForImageClassification, AdaptorModel
 from adaptor_hf.data.training_rows import find_training_rows
 from adaptor_hf.evaluation import read_results
 from adaptor_hf.evaluation.predictions import load_predictions
+from adaptor_hf.privacy import mode as private_mode
 from adaptor_hf.tasks.data import labelled_data, load_table, split_table
 from adaptor_hf.tasks.finetune import trainable_model
 from adaptor_hf.tasks.tower_training import decayed_optimizer
@@ -201,7 +202,8 @@ def test_no_place_of_this_machine_is_in_a_saved_folder(finished):
 
 
 @pytest.mark.slow
-def test_a_private_run_leaves_no_place_and_no_id_in_what_it_saves(table, checkpoint, tmp_path):
+def test_a_private_run_leaves_no_place_and_no_id_in_what_it_saves(table, checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(private_mode, "_key", None)
     out = tmp_path / "out"
     train_downstream.main(
         ["--task", "classification", "--model", str(checkpoint), "--table", str(table), "--label_column", "effusion",
