@@ -10,6 +10,7 @@ This file is flat on purpose: it is copied beside a checkpoint as remote code.
 import math
 import os
 import pickle
+import pickletools
 import re
 import struct
 import sys
@@ -23,6 +24,8 @@ from .regular_files_adaptor import open_regular, printable
 # Of torch.save before 1.6, which `_use_new_zipfile_serialization=False` still writes.
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_MODULES, MAX_DEPTH = 100_000, 100
+# Objects that a pickle may number; a number far above reserves memory for all below it.
+MAX_NUMBERED = 10_000_000
 STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -36,7 +39,14 @@ _DROPPED = re.compile(
 )
 
 
-class _Inert:
+class _Sealed(type):
+    """Of classes that a pickle is handed: it may not write on them."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise ValueError("it writes on what reads it")
+
+
+class _Inert(metaclass=_Sealed):
     """In the place of an object: keeps the state that it was pickled with, and does nothing."""
 
     def __new__(cls, *_):
@@ -49,7 +59,7 @@ class _Inert:
         self.state = state
 
 
-class _Dict(dict):
+class _Dict(dict, metaclass=_Sealed):
     """An OrderedDict without attributes of its own."""
 
     def __setstate__(self, state: Any) -> None:
@@ -67,6 +77,24 @@ class _Tensor(NamedTuple):
     offset: int
     size: tuple[int, ...]
     stride: tuple[int, ...]
+
+
+class _Function:
+    """A function that a pickle may call, and not write on."""
+
+    __slots__ = ("_called",)
+
+    def __init__(self, called: Any):
+        object.__setattr__(self, "_called", called)
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self._called(*arguments)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise ValueError("it writes on what reads it")
+
+    def __setstate__(self, state: Any) -> None:
+        raise ValueError("it writes on what reads it")
 
 
 def _rebuild_tensor(storage, offset, size, stride, requires_grad=False, hooks=None, metadata=None) -> _Tensor:
@@ -88,14 +116,33 @@ _KNOWN = {
     "collections.OrderedDict": _Dict,
     "builtins.set": set, "__builtin__.set": set,
     "builtins.object": _Inert, "__builtin__.object": _Inert,
-    "copyreg._reconstructor": _reconstructor, "copy_reg._reconstructor": _reconstructor,
-    "torch._utils._rebuild_tensor": _rebuild_tensor, "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
-    "torch._utils._rebuild_parameter": _rebuild_parameter,
+    "copyreg._reconstructor": _Function(_reconstructor), "copy_reg._reconstructor": _Function(_reconstructor),
+    "torch._utils._rebuild_tensor": _Function(_rebuild_tensor),
+    "torch._utils._rebuild_tensor_v2": _Function(_rebuild_tensor),
+    "torch._utils._rebuild_parameter": _Function(_rebuild_parameter),
 }  # fmt: skip
+
+
+_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
 
 
 class _Unpickler(pickle.Unpickler):
     """Knows containers, tensors and classes of networks, each as something inert; refuses every other name."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file)
+        self._file = file
+
+    def load(self) -> Any:
+        start = self._file.tell()
+        try:
+            highest = max((arg for op, arg, _ in pickletools.genops(self._file) if op.name in _NUMBERING), default=0)
+        except ValueError as error:
+            raise pickle.UnpicklingError(str(error)) from error
+        if highest > MAX_NUMBERED:
+            raise ValueError(f"it numbers an object {highest:,}")
+        self._file.seek(start)
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"

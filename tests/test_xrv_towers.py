@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from torch import nn
 
-from adaptor_hf import xrv_towers_adaptor
+from adaptor_hf import pickled_modules_adaptor, xrv_towers_adaptor
 from adaptor_hf.pickled_modules_adaptor import read_pickled_weights
 from adaptor_hf.tasks.provenance import tower_saw
 from adaptor_hf.towers import TOWER_PRESETS, list_towers, load_vision_tower
@@ -510,3 +510,18 @@ def test_a_tensor_whose_signs_are_turned_by_a_bit_is_refused(zipped, tmp_path):
 )
 def test_a_tower_has_seen_images_that_another_set_shares(tower, dataset, saw):
     assert tower_saw(TOWER_PRESETS[f"densenet121-res224-{tower}"], dataset) == saw
+
+
+def test_a_pickle_cannot_write_on_what_reads_it(tmp_path):
+    writes = {
+        "function": b"ctorch._utils\n_rebuild_parameter\n(N}(S'__doc__'\nS'evil'\nutb.",
+        "class": b"cbuiltins\nobject\n(N}(S'evil'\nI1\nutb.",
+        "state": b"ctorch._utils\n_rebuild_parameter\n}(S'__doc__'\nS'evil'\nub.",
+        "number": b"N" + pickle.LONG_BINPUT + (2**31 - 1).to_bytes(4, "little") + b".",
+    }
+    for name, content in writes.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.pt", "w") as archive:
+            archive.writestr("archive/data.pkl", b"\x80\x02" + content)
+        with pytest.raises(ValueError, match=r"writes on what reads it|numbers an object|no whole file"):
+            read_pickled_weights(tmp_path / f"{name}.pt")
+    assert not hasattr(pickled_modules_adaptor._Inert, "evil")
