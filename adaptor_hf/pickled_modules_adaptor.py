@@ -26,6 +26,8 @@ LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 MAX_MODULES, MAX_DEPTH = 100_000, 100
 # Objects that a pickle may number; a number far above reserves memory for all below it.
 MAX_NUMBERED = 10_000_000
+# Containers in containers; Python itself ends where it hashes a tuple that is nested far deeper.
+MAX_NESTED = 2_000
 STORAGES = {
     "FloatStorage": torch.float32, "DoubleStorage": torch.float64, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
@@ -123,7 +125,43 @@ _KNOWN = {
 }  # fmt: skip
 
 
-_NUMBERING = ("PUT", "BINPUT", "LONG_BINPUT")
+_NUMBERING, _NUMBERED = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "LONG_BINGET")
+_FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS")
+
+
+def _check_steps(steps: list[tuple[pickletools.OpcodeInfo, Any]]) -> None:
+    """
+    Follow how deeply a pickle nests its objects, without making one.
+
+    Raises:
+        ValueError: too deeply, or an object has a number that reserves memory for all below it.
+        IndexError: the steps are of no whole pickle.
+    """
+    depths: list[int | None] = []
+    numbered: dict[int, int | None] = {}
+    for step, argument in steps:
+        if step.name in _NUMBERING:
+            number = len(numbered) if argument is None else argument
+            if number > MAX_NUMBERED:
+                raise ValueError(f"it numbers an object {number:,}")
+            numbered[number] = depths[-1]
+        elif step.name in _NUMBERED:
+            depths.append(numbered[argument])
+        elif step.name == "MARK":
+            depths.append(None)
+        else:
+            taken, count = [], len(step.stack_before)
+            if pickletools.markobject in step.stack_before:
+                while (depth := depths.pop()) is not None:
+                    taken.append(depth)
+                count = step.stack_before.index(pickletools.markobject)
+            taken += [depths.pop() or 0 for _ in range(count)]
+            # What is filled was taken last, and is as deep as what comes into it makes it.
+            inside, own = (taken[:-1], taken[-1]) if step.name in _FILLING else (taken, 0)
+            deepest = max(own, *(depth + 1 for depth in inside), 0)
+            if deepest > MAX_NESTED:
+                raise ValueError(f"it nests over {MAX_NESTED:,} objects in each other")
+            depths += [deepest] * len(step.stack_after)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -136,11 +174,10 @@ class _Unpickler(pickle.Unpickler):
     def load(self) -> Any:
         start = self._file.tell()
         try:
-            highest = max((arg for op, arg, _ in pickletools.genops(self._file) if op.name in _NUMBERING), default=0)
+            steps = [(step, argument) for step, argument, _ in pickletools.genops(self._file)]
         except ValueError as error:
             raise pickle.UnpicklingError(str(error)) from error
-        if highest > MAX_NUMBERED:
-            raise ValueError(f"it numbers an object {highest:,}")
+        _check_steps(steps)
         self._file.seek(start)
         return super().load()
 
