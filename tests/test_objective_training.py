@@ -299,6 +299,7 @@ leave_process_group()
 """
 
 
+@pytest.mark.slow
 def test_on_two_ranks_terms_are_means_of_both_and_copies_stay_equal(cache_folder, views, tmp_path):
     (tmp_path / "train.py").write_text(TRAIN)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

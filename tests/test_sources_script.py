@@ -78,6 +78,7 @@ class TestTwoProcesses:
             assert torch.allclose(value, two[name], atol=1e-5), name
         assert verification(tmp_path / "run").differences == []
 
+    @pytest.mark.slow
     def test_a_run_that_is_resumed_within_an_epoch_ends_as_one_that_was_not(self, caches, of_two, tmp_path):
         output, _ = of_two
         last = steps(output)[-1]
